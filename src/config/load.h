@@ -1,0 +1,25 @@
+// JSON -> config::Run. Each failure is an InputError of one line: file, JSON path, what was found, what was
+// expected, and for a key that is not known the nearest one that is.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+
+namespace switchyard::config {
+
+// Reads a run's configuration and applies overrides of the form "a.b=value" (value: JSON, or else a string).
+Run load_run(const std::string& path, const std::vector<std::string>& overrides);
+// The same from a text; `origin` names it in messages.
+Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides);
+
+// A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it.
+Model parse_model(const std::string& text, const std::string& origin);
+// And back: the config.json for `transformers`, in the family's own keys.
+std::string model_to_hf_json(const Model& model);
+
+// What `inspect` needs to tell files apart: true when the JSON has a `model` section.
+bool looks_like_run(const std::string& text);
+
+}  // namespace switchyard::config

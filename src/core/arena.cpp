@@ -1,0 +1,64 @@
+#include "core/arena.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace switchyard {
+
+namespace {
+
+// All bits set is a NaN as f32, f64 and bf16, and -1 as an integer.
+constexpr int kPoisonByte = 0xff;
+
+std::int64_t round_up(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+void AlignedFree::operator()(std::byte* p) const { std::free(p); }
+
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what) {
+  void* p = std::aligned_alloc(static_cast<std::size_t>(kAlignment),
+                               static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1))));
+  if (!p)
+    throw_run("out of memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len", what,
+              static_cast<double>(bytes) / (1 << 20));
+  return AlignedBuffer(static_cast<std::byte*>(p));
+}
+
+Arena::Arena(std::int64_t bytes, const char* what) : buffer_(allocate_aligned(bytes, what)), capacity_(bytes) {}
+
+Tensor Arena::take(Shape shape, DType dtype) {
+  const std::int64_t offset = used_;
+  used_ += round_up(shape.numel() * size_of(dtype));
+  if (capacity_ < 0) return Tensor(nullptr, shape, dtype);
+  SY_CHECK(used_ <= capacity_, "an arena of {} bytes was planned, {} are asked for", capacity_, used_);
+  return Tensor(buffer_.get() + offset, shape, dtype);
+}
+
+void Arena::poison() {
+  if (capacity_ > 0) std::memset(buffer_.get(), kPoisonByte, static_cast<std::size_t>(capacity_));
+}
+
+Tensor Scratch::take(Shape shape, DType dtype) {
+  const std::int64_t bytes = round_up(shape.numel() * size_of(dtype));
+  while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].bytes) {
+    ++chunk_;
+    used_ = 0;
+  }
+  if (chunk_ == chunks_.size()) {
+    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space"), bytes});
+    used_ = 0;
+  }
+  std::byte* p = chunks_[chunk_].buffer.get() + used_;
+  used_ += bytes;
+  if (poison_) std::memset(p, kPoisonByte, static_cast<std::size_t>(bytes));
+  return Tensor(p, shape, dtype);
+}
+
+ScratchScope::~ScratchScope() {
+  scratch_.chunk_ = chunk_;
+  scratch_.used_ = used_;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,76 @@
+// Memory owners. An Arena is planned once (measure, allocate, hand out views) and lives as long as the run; a
+// Scratch is a stack for what one operator needs while it runs. After the first step neither allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace switchyard {
+
+constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
+
+struct AlignedFree {
+  void operator()(std::byte* p) const;
+};
+using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
+// Bytes that are not initialised. Throws RunError, naming the size, where the system has no memory.
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what);
+
+// A bump allocator. Plan twice with the same code: into a measuring arena, whose tensors have no memory, then
+// into one of that size.
+class Arena {
+ public:
+  static Arena measuring() { return Arena(); }
+  Arena(std::int64_t bytes, const char* what);
+
+  // A tensor that is not initialised, aligned to kAlignment. Throws std::logic_error past the planned size.
+  Tensor take(Shape shape, DType dtype);
+  std::int64_t used() const { return used_; }
+  // Fills all of it with NaN (every float and double in it reads as NaN), to prove that nothing stale is read.
+  void poison();
+
+ private:
+  Arena() = default;
+  AlignedBuffer buffer_;
+  std::int64_t capacity_ = -1;  // -1: measuring
+  std::int64_t used_ = 0;
+};
+
+// A stack of short-lived tensors. It grows while it is first used and then stays.
+class Scratch {
+ public:
+  Tensor take(Shape shape, DType dtype);
+  // When set, every tensor handed out is filled with NaN first.
+  void set_poison(bool on) { poison_ = on; }
+
+ private:
+  friend class ScratchScope;
+  struct Chunk {
+    AlignedBuffer buffer;
+    std::int64_t bytes;
+  };
+  std::vector<Chunk> chunks_;
+  std::size_t chunk_ = 0;     // the one in use
+  std::int64_t used_ = 0;     // bytes used in it
+  bool poison_ = false;
+};
+
+// Gives back, at the end of a block, all that was taken from a Scratch within it.
+class ScratchScope {
+ public:
+  explicit ScratchScope(Scratch& scratch) : scratch_(scratch), chunk_(scratch.chunk_), used_(scratch.used_) {}
+  ~ScratchScope();
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+
+ private:
+  Scratch& scratch_;
+  std::size_t chunk_;
+  std::int64_t used_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,152 @@
+#include "core/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+
+namespace switchyard {
+
+namespace {
+
+const char* advice_for(int error) {
+  switch (error) {
+    case ENOSPC:
+    case EDQUOT: return "free some space or choose another directory";
+    case EFBIG: return "raise the file size limit (ulimit -f) or choose another directory";
+    case EACCES:
+    case EPERM:
+    case EROFS: return "choose a directory that you may write to";
+    default: return "check the path";
+  }
+}
+
+}  // namespace
+
+MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw_input("{}: cannot be opened: {}; check the path", path_.string(), std::strerror(errno));
+  struct stat info {};
+  if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    ::close(fd);
+    throw_input("{}: not a regular file; give a file", path_.string());
+  }
+  size_ = static_cast<std::size_t>(info.st_size);
+  if (size_ > 0) {
+    void* p = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+      const int error = errno;
+      ::close(fd);
+      throw_input("{}: cannot be mapped: {}", path_.string(), std::strerror(error));
+    }
+    data_ = static_cast<const std::byte*>(p);
+  }
+  ::close(fd);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+OutputFile::OutputFile(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
+  const int disposition = mode == Mode::append ? O_APPEND : O_TRUNC;
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | disposition, 0644);
+  if (fd_ < 0) throw_input("{}: cannot be written: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+  // The checksum is taken piece by piece just before each piece is written, while it is in the cache.
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min(bytes.size(), kPiece));
+    const ssize_t n = ::write(fd_, piece.data(), piece.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0)
+      throw_input("{}: write failed after {} bytes: {}; {}", path_.string(), written_, std::strerror(errno),
+                  advice_for(errno));
+    const auto done = static_cast<std::size_t>(n);
+    crc_ = static_cast<std::uint32_t>(
+        ::crc32_z(crc_, reinterpret_cast<const Bytef*>(piece.data()), done));
+    written_ += done;
+    bytes = bytes.subspan(done);
+  }
+}
+
+void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+
+void OutputFile::close() {
+  if (fd_ < 0) return;
+  const bool synced = ::fsync(fd_) == 0 || errno == EINVAL || errno == EROFS;  // a pipe cannot be synced
+  const int sync_error = errno;
+  const bool closed = ::close(fd_) == 0;
+  fd_ = -1;
+  if (!synced || !closed) {
+    const int error = synced ? errno : sync_error;
+    throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(error), advice_for(error));
+  }
+}
+
+std::string read_text_file(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+void write_text_file(const std::filesystem::path& path, std::string_view text) {
+  OutputFile file(path);
+  file.write(text);
+  file.close();
+}
+
+void sync_directory(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;  // some file systems do not open directories; the rename itself is still atomic
+  ::fsync(fd);
+  ::close(fd);
+}
+
+std::uint32_t crc32(std::span<const std::byte> bytes) {
+  constexpr std::size_t kPiece = std::size_t{4} << 20;
+  const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
+  std::vector<uLong> crcs(static_cast<std::size_t>(pieces));
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const auto piece = bytes.subspan(static_cast<std::size_t>(i) * kPiece);
+    crcs[static_cast<std::size_t>(i)] = ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()),
+                                                  std::min(piece.size(), kPiece));
+  }
+  uLong crc = 0;
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::size_t left = bytes.size() - static_cast<std::size_t>(i) * kPiece;
+    crc = ::crc32_combine(crc, crcs[static_cast<std::size_t>(i)],
+                          static_cast<z_off_t>(std::min(left, kPiece)));
+  }
+  return static_cast<std::uint32_t>(crc);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,57 @@
+// Files: mapped reading, checked writing, checksums. A failed write says which file, why and how much was missing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace switchyard {
+
+// A whole file, read only, mapped. Throws InputError (path and the system's reason) where it cannot be opened.
+class MappedFile {
+ public:
+  explicit MappedFile(std::filesystem::path path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// A file written front to back. Each call checks; a full disk, a quota, a place without write permission throw
+// InputError with the path and the system's reason. close() syncs to the disk; a destructor without close() leaves
+// whatever was written, so callers write below a temporary name and rename.
+class OutputFile {
+ public:
+  enum class Mode { create, append };
+  explicit OutputFile(std::filesystem::path path, Mode mode = Mode::create);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  void close();  // fsync and close
+  std::uint64_t bytes_written() const { return written_; }
+  std::uint32_t crc() const { return crc_; }  // CRC-32 (zlib's) of all that was written through this object
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+  std::uint64_t written_ = 0;
+  std::uint32_t crc_ = 0;
+};
+
+std::string read_text_file(const std::filesystem::path& path);            // throws InputError
+void write_text_file(const std::filesystem::path& path, std::string_view text);  // create, write, sync, close
+void sync_directory(const std::filesystem::path& path);                   // makes renames in it durable
+std::uint32_t crc32(std::span<const std::byte> bytes);                    // multi-threaded over large inputs
+
+}  // namespace switchyard

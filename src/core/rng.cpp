@@ -1,0 +1,74 @@
+#include "core/rng.h"
+
+#include <cmath>
+#include <numbers>
+#include <utility>
+
+#include "core/error.h"
+
+namespace switchyard {
+
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+  constexpr std::uint32_t kMul0 = 0xD2511F53, kMul1 = 0xCD9E8D57;
+  constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{kMul0} * counter[0];
+    const std::uint64_t p1 = std::uint64_t{kMul1} * counter[2];
+    counter = {static_cast<std::uint32_t>(p1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(p1),
+               static_cast<std::uint32_t>(p0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(p0)};
+    key[0] += kWeyl0;
+    key[1] += kWeyl1;
+  }
+  return counter;
+}
+
+Rng::Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream) : stream_(stream) {
+  // The purpose goes into the key by way of one Philox block, so that nearby seeds and purposes share nothing.
+  const auto block = philox4x32({static_cast<std::uint32_t>(purpose), 0, 0, 0},
+                                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+  key_ = {block[0], block[1]};
+}
+
+std::uint64_t Rng::bits(std::uint64_t index) const {
+  const auto block = philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                                 static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                                key_);
+  return (std::uint64_t{block[1]} << 32) | block[0];
+}
+
+double Rng::uniform(std::uint64_t index) const {
+  return (static_cast<double>(bits(index) >> 11) + 0.5) * 0x1.0p-53;
+}
+
+double Rng::normal(std::uint64_t index) const {
+  const auto block = philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                                 static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                                key_);
+  const double u = (static_cast<double>(block[0]) + 0.5) * 0x1.0p-32;
+  const double v = (static_cast<double>(block[1]) + 0.5) * 0x1.0p-32;
+  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
+}
+
+std::uint64_t shuffled_index(std::uint64_t index, std::uint64_t n, const Rng& rng) {
+  SY_CHECK(index < n, "index {} of {}", index, n);
+  int half_bits = 1;
+  while ((std::uint64_t{1} << (2 * half_bits)) < n) ++half_bits;
+  const std::uint64_t mask = (std::uint64_t{1} << half_bits) - 1;
+  do {
+    std::uint64_t left = index >> half_bits, right = index & mask;
+    for (std::uint64_t round = 0; round < 4; ++round) {
+      const std::uint64_t mixed = rng.bits((round << 32) | right) & mask;
+      left = std::exchange(right, left ^ mixed);
+    }
+    index = (left << half_bits) | right;
+  } while (index >= n);
+  return index;
+}
+
+std::uint64_t hash_name(std::string_view name) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash;
+}
+
+}  // namespace switchyard

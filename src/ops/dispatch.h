@@ -1,0 +1,25 @@
+// From a checked operator call to a backend: the scalar type becomes a template argument. Only ops/*.cpp include this.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace switchyard::ops {
+
+// Calls f.operator()<float>() or <double>(), as the dtype says.
+template <class F>
+void with_scalar(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32: return f.template operator()<float>();
+    case DType::f64: return f.template operator()<double>();
+    case DType::bf16:
+    case DType::i32: break;
+  }
+  SY_CHECK(false, "operators compute in f32 or f64, not in {}", name_of(dtype));
+}
+
+inline void check_shape(const Tensor& tensor, const Shape& expected, const char* name) {
+  SY_CHECK(tensor.shape() == expected, "{} is {}, expected {}", name, tensor.shape().to_string(),
+           expected.to_string());
+}
+
+}  // namespace switchyard::ops

@@ -1,0 +1,25 @@
+// Matrix products with a weight: dense, and grouped by expert.
+//   T rows, K inputs, N outputs, E experts, R routed rows
+#pragma once
+
+#include "core/context.h"
+
+namespace switchyard::ops {
+
+enum class Write { set, add };
+
+// out_TN = in_TK weight_NK^T.   Rows of in and out may be strided.
+void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx);
+// din_TK = dout_TN weight_NK
+void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
+// dweight_NK += dout_TN^T in_TK
+void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx);
+
+// The same with one weight an expert: rows [offset_E1[e], offset_E1[e+1]) belong to expert e, offset_E1 i32 [E+1].
+// An expert without rows reads and writes nothing; rows from offset_E1[E] on are not touched.
+void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+                                    Context& ctx);  // added
+
+}  // namespace switchyard::ops
