@@ -36,9 +36,12 @@ struct Model {
   bool tie_word_embeddings = false;
   double rms_norm_eps = 1e-6;
   double rope_theta = 1e6;
-  std::int64_t sliding_window = 0;  // 0: none; otherwise a token sees itself and the sliding_window - 1 before it
+  std::int64_t sliding_window =
+      0;  // 0: none; otherwise a token sees itself and the sliding_window - 1 before it
   std::int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
+
+  bool operator==(const Model&) const = default;
 };
 
 struct Router {
@@ -46,19 +49,27 @@ struct Router {
   double balance_coef = 0.001;  // ROUTERS "balance"; 0 turns the term off
   BalanceScope balance_scope = BalanceScope::global_batch;
   double z_loss_coef = 0.0;
+
+  bool operator==(const Router&) const = default;
 };
 
 struct DataEntry {
   std::string path;    // a file or a glob
   std::string domain;  // defaults to "default"; entries of one domain are one stream
-  std::optional<double> weight;  // share of the training samples; all domains have one or none has
+  // Of training entries: the domain's share of the samples, relative to the sum over domains. All domains have
+  // one or none has; the entries of one domain all hold the same. Without: in proportion to the tokens.
+  std::optional<double> weight;
+
+  bool operator==(const DataEntry&) const = default;
 };
 
 struct Data {
   std::vector<DataEntry> train;
-  std::vector<DataEntry> validation;  // may be empty: then nothing is evaluated while training
-  bool document_mask = false;         // attention stops at document borders; needs eot_token
+  std::vector<DataEntry> validation;      // may be empty: then nothing is evaluated while training
+  bool document_mask = false;             // attention stops at document borders; needs eot_token
   std::optional<std::int64_t> eot_token;  // defaults to what meta.json beside the shards says
+
+  bool operator==(const Data&) const = default;
 };
 
 struct Train {
@@ -77,22 +88,30 @@ struct Train {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
-  double clip_norm = 1.0;         // 0: no clipping
-  std::int64_t eval_every = 0;    // steps; 0: only after the last step
-  std::int64_t eval_tokens = 0;   // at most so many a domain; 0: all
+  double clip_norm = 1.0;        // 0: no clipping
+  std::int64_t eval_every = 0;   // steps; 0: only after the last step
+  std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
+
+  bool operator==(const Train&) const = default;
 };
 
 struct Parallel {
   std::int64_t threads = 0;  // 0: one a core
+
+  bool operator==(const Parallel&) const = default;
 };
 
 struct Checkpoint {
   std::int64_t every = 0;  // steps; 0: only after the last step
   std::int64_t keep = 2;   // the newest so many stay; 0: all
+
+  bool operator==(const Checkpoint&) const = default;
 };
 
 struct Log {
-  std::int64_t every = 1;      // steps from one console line to the next; metrics.jsonl has every step
+  std::int64_t every = 1;  // steps from one console line to the next; metrics.jsonl has every step
+
+  bool operator==(const Log&) const = default;
 };
 
 struct Run {
@@ -106,6 +125,8 @@ struct Run {
   // The whole configuration as JSON, every default filled in and `model` in Hugging Face's keys: what the run
   // directory's config.json and the checkpoint's run.json hold. Reading it again gives the same Run.
   std::string resolved_json;
+
+  bool operator==(const Run&) const = default;
 };
 
 }  // namespace switchyard::config

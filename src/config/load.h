@@ -9,17 +9,21 @@
 
 namespace switchyard::config {
 
-// Reads a run's configuration and applies overrides of the form "a.b=value" (value: JSON, or else a string).
+// Reads a run's configuration and applies overrides of the form "a.b=value" (value: JSON, or else a string; an
+// array's element by its index, data.train.0.path=x; of two for the same key the later one holds). A message
+// about a value that an override gave begins with --set and the override instead of the file.
 Run load_run(const std::string& path, const std::vector<std::string>& overrides);
 // The same from a text; `origin` names it in messages.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides);
 
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it.
 Model parse_model(const std::string& text, const std::string& origin);
-// And back: the config.json for `transformers`, in the family's own keys.
+// And back: the config.json for `transformers`, in the family's own keys. parse_model of it gives an equal
+// Model.
 std::string model_to_hf_json(const Model& model);
 
-// What `inspect` needs to tell files apart: true when the JSON has a `model` section.
+// What `inspect` needs to tell files apart: true when the text is a JSON object with a `model` section; false
+// for any other text, JSON or not.
 bool looks_like_run(const std::string& text);
 
 }  // namespace switchyard::config

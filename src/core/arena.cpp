@@ -31,6 +31,7 @@ Arena::Arena(std::int64_t bytes, const char* what) : buffer_(allocate_aligned(by
 Tensor Arena::take(Shape shape, DType dtype) {
   const std::int64_t offset = used_;
   used_ += round_up(shape.numel() * size_of(dtype));
+  peak_ = std::max(peak_, used_);
   if (capacity_ < 0) return Tensor(nullptr, shape, dtype);
   SY_CHECK(used_ <= capacity_, "an arena of {} bytes was planned, {} are asked for", capacity_, used_);
   return Tensor(buffer_.get() + offset, shape, dtype);

@@ -30,6 +30,9 @@ class Arena {
   // A tensor that is not initialised, aligned to kAlignment. Throws std::logic_error past the planned size.
   Tensor take(Shape shape, DType dtype);
   std::int64_t used() const { return used_; }
+  std::int64_t peak() const { return peak_; }  // the most that was in use: what to allocate after measuring
+  // Gives back all that was taken since used() was `mark`: tensors of two phases may share memory.
+  void rewind(std::int64_t mark) { used_ = mark; }
   // Fills all of it with NaN (every float and double in it reads as NaN), to prove that nothing stale is read.
   void poison();
 
@@ -38,6 +41,7 @@ class Arena {
   AlignedBuffer buffer_;
   std::int64_t capacity_ = -1;  // -1: measuring
   std::int64_t used_ = 0;
+  std::int64_t peak_ = 0;
 };
 
 // A stack of short-lived tensors. It grows while it is first used and then stays.

@@ -1,5 +1,5 @@
-// Elementary functions that loops can be vectorised over: no branches, no library calls, float32 to about 2 ulp.
-// In double they are the library's.
+// Elementary functions that loops can be vectorised over: no branches, no library calls, float32 to one unit in
+// the last place. In double they are the library's.
 #pragma once
 
 #include <bit>
@@ -8,11 +8,14 @@
 
 namespace switchyard::cpu {
 
-// exp(x). Cody-Waite reduction by ln 2 and a degree-6 polynomial; 0 below -87.3, saturating above 88.3; NaN stays NaN.
+// exp(x): Cody-Waite reduction by ln 2, then the degree-6 polynomial of Cephes' expf. 0 where the result would
+// be subnormal (below -87.34), infinity above 88.73; NaN stays NaN.
 inline float exp_of(float x) {
   constexpr float kLog2e = 1.44269504088896341f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+  constexpr float kSmallest = -87.3365447504f, kPastLargest = 89.0f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float clamped = x > 88.3762626647949f ? 88.3762626647949f : (x < -87.3365447504f ? -87.3365447504f : x);
+  // A NaN becomes kPastLargest: it must not be converted to an integer.
+  const float clamped = x < kPastLargest ? (x > kSmallest ? x : kSmallest) : kPastLargest;
   const float n = (clamped * kLog2e + kRound) - kRound;
   const float r = (clamped - n * kLn2Hi) - n * kLn2Lo;
   float p = 1.9875691500e-4f;
@@ -22,8 +25,11 @@ inline float exp_of(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const float e = p * r * r + r + 1.0f;
-  const float scaled = e * std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
-  return x < -87.3365447504f ? 0.0f : (x == x ? scaled : x);
+  // 2^n as two factors: n = 128, just below the overflow, has no float of its own.
+  const std::int32_t exponent = static_cast<std::int32_t>(n), half = exponent >> 1;
+  const float scaled =
+      e * std::bit_cast<float>((half + 127) << 23) * std::bit_cast<float>((exponent - half + 127) << 23);
+  return x < kSmallest ? 0.0f : (x == x ? scaled : x);
 }
 inline double exp_of(double x) { return std::exp(x); }
 

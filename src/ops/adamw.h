@@ -1,19 +1,12 @@
 // AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 #pragma once
 
+#include "core/adamw_step.h"
 #include "core/context.h"
 
 namespace switchyard::ops {
 
-struct AdamWStep {
-  double lr;
-  double beta1;
-  double beta2;
-  double eps;
-  double weight_decay;
-  double grad_scale;  // multiplies the gradient first: the clip factor
-  std::int64_t step;  // 1 for the first update: bias correction
-};
+using switchyard::AdamWStep;
 
 // g = grad_scale * grad_P;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
 // param -= lr * ( (m / (1-beta1^step)) / (sqrt(v / (1-beta2^step)) + eps) + weight_decay * param ).

@@ -3,18 +3,10 @@
 //   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G), N width of a head
 #pragma once
 
+#include "core/attention_shape.h"
 #include "core/context.h"
 
 namespace switchyard::ops {
-
-struct AttentionShape {
-  std::int64_t n_seq;
-  std::int64_t seq_len;
-  std::int64_t n_heads;
-  std::int64_t n_kv_heads;
-  std::int64_t head_dim;
-  double scale;  // of the scores, usually 1/sqrt(head_dim)
-};
 
 // Token t of a sequence sees the keys kv_begin_T[t] .. t of the same sequence (positions within the sequence,
 // kv_begin_T[t] <= t): causal, sliding-window and document masks are all of this form.

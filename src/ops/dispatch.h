@@ -1,4 +1,5 @@
-// From a checked operator call to a backend: the scalar type becomes a template argument. Only ops/*.cpp include this.
+// From a checked operator call to a backend: the scalar type becomes a template argument. Only ops/*.cpp
+// include this.
 #pragma once
 
 #include "core/tensor.h"
@@ -9,10 +10,13 @@ namespace switchyard::ops {
 template <class F>
 void with_scalar(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f32: return f.template operator()<float>();
-    case DType::f64: return f.template operator()<double>();
+    case DType::f32:
+      return f.template operator()<float>();
+    case DType::f64:
+      return f.template operator()<double>();
     case DType::bf16:
-    case DType::i32: break;
+    case DType::i32:
+      break;
   }
   SY_CHECK(false, "operators compute in f32 or f64, not in {}", name_of(dtype));
 }
@@ -20,6 +24,17 @@ void with_scalar(DType dtype, F&& f) {
 inline void check_shape(const Tensor& tensor, const Shape& expected, const char* name) {
   SY_CHECK(tensor.shape() == expected, "{} is {}, expected {}", name, tensor.shape().to_string(),
            expected.to_string());
+}
+
+inline void check_dtype(const Tensor& tensor, DType expected, const char* name) {
+  SY_CHECK(tensor.dtype() == expected, "{} is {}, expected {}", name, name_of(tensor.dtype()),
+           name_of(expected));
+}
+
+// For operators that walk a tensor as one run of elements.
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  SY_CHECK(tensor.contiguous(), "{} {} has a row stride of {}", name, tensor.shape().to_string(),
+           tensor.row_stride());
 }
 
 }  // namespace switchyard::ops

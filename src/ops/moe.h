@@ -9,10 +9,10 @@ namespace switchyard::ops {
 
 // Counting sort of the slots by expert, stable in (token, slot) order. All i32:
 //   count_E[e] = slots of expert e;  offset_E1 = exclusive prefix sums, offset_E1[E] = R;
-//   slot_row_TK[t,k] = the row of that slot, -1 where free;  row_slot_R[r] = t*K + k. All set; row_slot_R has room for
-//   T*K and is not written past R.
-void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor row_slot_R, Tensor expert_TK,
-                     Context& ctx);
+//   slot_row_TK[t,k] = the row of that slot, -1 where free. All set.
+void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
+
+// Below, row_RD has room for T*K rows; those from R on are neither read nor written.
 
 // row_RD[r] = x_TD[token of row r], set for r < R.
 void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx);

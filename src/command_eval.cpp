@@ -1,0 +1,100 @@
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/threads.h"
+#include "model/transformer.h"
+#include "train/checkpoint.h"
+#include "train/evaluator.h"
+
+namespace switchyard {
+
+namespace {
+
+nlohmann::ordered_json figures_json(const router::BalanceFigures& figures) {
+  return {{"gini", figures.gini},       {"min_max", figures.min_max},         {"cv", figures.cv},
+          {"max_vio", figures.max_vio}, {"utilisation", figures.utilisation}, {"entropy", figures.entropy}};
+}
+
+nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Transformer& model) {
+  const auto figures = result.load.figures();
+  nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
+  balance["layers"] = nlohmann::ordered_json::array();
+  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+    nlohmann::ordered_json layer = {{"layer", model.layer_of_router(l)}};
+    layer.update(figures_json(figures[static_cast<std::size_t>(l)]));
+    const auto load_E = result.load.layer(l);
+    layer["counts"] = std::vector<std::int64_t>(load_E.begin(), load_E.end());
+    balance["layers"].push_back(std::move(layer));
+  }
+  return {{"loss", result.loss},
+          {"perplexity", std::exp(result.loss)},
+          {"tokens", result.tokens},
+          {"tokens_per_second", static_cast<double>(result.tokens) / result.seconds},
+          {"balance", std::move(balance)}};
+}
+
+void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {
+  fmt::print(to, "loss {:.4f}   perplexity {:.3f}   tokens {}   {:.0f} tokens/s\n", result.loss, std::exp(result.loss),
+             result.tokens, static_cast<double>(result.tokens) / result.seconds);
+  if (model.n_routers() == 0) return;
+  const auto row = [&](const std::string& name, const router::BalanceFigures& f) {
+    fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max, f.cv,
+               f.max_vio, f.utilisation, f.entropy);
+  };
+  fmt::print(to, "{:>6}  {:>7}  {:>8}  {:>7}  {:>8}  {:>11}  {:>8}\n", "layer", "Gini", "min/max", "CV", "MaxVio",
+             "utilisation", "entropy");
+  const auto figures = result.load.figures();
+  for (std::int64_t l = 0; l < model.n_routers(); ++l)
+    row(std::to_string(model.layer_of_router(l)), figures[static_cast<std::size_t>(l)]);
+  row("mean", router::mean_of(figures));
+}
+
+}  // namespace
+
+int run_eval(const EvalOptions& options) {
+  set_threads(static_cast<int>(options.threads));
+  const train::Checkpoint checkpoint(options.checkpoint);
+  const config::Run run =
+      config::parse_run(checkpoint.run_config_json(), (checkpoint.path() / "run.json").string(), {});
+  const config::Model& config = run.model;
+  train::EvalSettings settings{.seq_len = options.seq_len, .batch = options.batch, .max_tokens = options.max_tokens,
+                               .eot_token = std::nullopt};
+  if (settings.seq_len == 0) settings.seq_len = run.train.seq_len;
+  if (settings.seq_len > config.max_position_embeddings)
+    throw_input("--seq-len {}: the model has max_position_embeddings {}", settings.seq_len,
+                config.max_position_embeddings);
+
+  std::vector<config::DataEntry> entries;
+  for (const std::string& path : options.data) entries.push_back({path, "data", std::nullopt});
+  if (run.data.document_mask) {
+    const config::Data data{
+        .train = entries, .validation = {}, .document_mask = true, .eot_token = run.data.eot_token};
+    settings.eot_token = train::find_eot_token(data, config.vocab_size);
+  }
+  const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
+
+  Context ctx;
+  model::Transformer model(config, run.router, DType::f32, false);
+  model.allocate();
+  checkpoint.load_weights(model.parameters());
+  model.plan(settings.batch, settings.seq_len, ctx);
+  const train::EvalResult result = train::evaluate(model, domains, settings, ctx);
+  const bool json_to_stdout = options.json == "-";
+  print_table(result, model, json_to_stdout ? stderr : stdout);
+  const std::string text = to_json(result, model).dump(2) + "\n";
+  if (json_to_stdout) {
+    fmt::print("{}", text);
+  } else if (!options.json.empty()) {
+    write_text_file(options.json, text);
+  }
+  return 0;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,124 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "data/dataset.h"
+#include "data/shard.h"
+#include "model/parameter_count.h"
+#include "train/checkpoint.h"
+
+namespace switchyard {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+Json parameter_json(const config::Model& model, const config::Router& router) {
+  const model::ParameterCount count = model::count_parameters(model, router);
+  return {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+}
+
+Json model_json(const config::Model& model) { return Json::parse(config::model_to_hf_json(model)); }
+
+Json inspect_shard(const fs::path& path) {
+  const data::Shard shard(path);
+  std::vector<std::int32_t> buffer(1 << 16);
+  std::int32_t largest = 0;
+  for (std::int64_t first = 0; first < shard.size(); first += static_cast<std::int64_t>(buffer.size())) {
+    const auto count = std::min<std::int64_t>(shard.size() - first, static_cast<std::int64_t>(buffer.size()));
+    const auto part = std::span(buffer).first(static_cast<std::size_t>(count));
+    shard.read(first, part);
+    largest = std::max(largest, *std::max_element(part.begin(), part.end()));
+  }
+  Json info = {{"kind", "shard"},
+               {"path", path.string()},
+               {"tokens", shard.size()},
+               {"token_bytes", shard.token_bytes()},
+               {"largest_token", largest}};
+  if (const auto eot = data::eot_token_beside({path})) info["eot_token"] = *eot;
+  return info;
+}
+
+Json inspect_config(const fs::path& path) {
+  const std::string text = read_text_file(path);
+  if (!config::looks_like_run(text)) {
+    const config::Model model = config::parse_model(text, path.string());
+    return {{"kind", "model"},
+            {"path", path.string()},
+            {"parameters", parameter_json(model, config::Router{})},
+            {"model", model_json(model)}};
+  }
+  const config::Run run = config::parse_run(text, path.string(), {});
+  const std::int64_t tokens_a_step = run.train.global_batch_size * run.train.seq_len;
+  return {{"kind", "run"},
+          {"path", path.string()},
+          {"parameters", parameter_json(run.model, run.router)},
+          {"tokens_per_step", tokens_a_step},
+          {"tokens", tokens_a_step * run.train.steps},
+          {"config", Json::parse(run.resolved_json)}};
+}
+
+Json inspect_checkpoint(const fs::path& path) {
+  const train::CheckpointInfo info = train::describe_checkpoint(path);
+  const config::Run run = config::parse_run(info.run_config_json, (info.path / "run.json").string(), {});
+  Json tensors = Json::array();
+  for (const train::TensorInfo& tensor : info.tensors)
+    tensors.push_back(
+        {{"file", tensor.file}, {"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
+  return {{"kind", "checkpoint"},
+          {"path", info.path.string()},
+          {"step", info.state.step},
+          {"tokens", info.state.tokens},
+          {"bytes", info.total_bytes},
+          {"parameters", parameter_json(run.model, run.router)},
+          {"model", model_json(run.model)},
+          {"config", Json::parse(info.run_config_json)},
+          {"tensors", std::move(tensors)}};
+}
+
+// One line a member; nested objects indented, long lists by their length.
+void print_text(const Json& value, int indent) {
+  for (const auto& [key, member] : value.items()) {
+    if (member.is_object()) {
+      fmt::print("{:{}}{}:\n", "", indent, key);
+      print_text(member, indent + 2);
+    } else if (key == "tensors") {
+      fmt::print("{:{}}tensors: {}\n", "", indent, member.size());
+      for (const auto& tensor : member)
+        fmt::print("{:{}}{:<4} {:<60} {}\n", "", indent + 2, tensor["dtype"].get<std::string>(),
+                   tensor["name"].get<std::string>(), tensor["shape"].dump());
+    } else {
+      fmt::print("{:{}}{}: {}\n", "", indent, key, member.is_string() ? member.get<std::string>() : member.dump());
+    }
+  }
+}
+
+}  // namespace
+
+int run_inspect(const InspectOptions& options) {
+  const fs::path path(options.path);
+  if (!fs::exists(path)) throw_input("{}: no such file or directory; give a shard, a checkpoint or a config", options.path);
+  Json info;
+  if (fs::is_directory(path)) {
+    info = inspect_checkpoint(path);
+  } else if (path.extension() == ".json") {
+    info = inspect_config(path);
+  } else {
+    info = inspect_shard(path);
+  }
+  if (options.json) {
+    fmt::print("{}\n", info.dump(2));
+  } else {
+    print_text(info, 0);
+  }
+  return 0;
+}
+
+}  // namespace switchyard

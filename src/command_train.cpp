@@ -1,0 +1,60 @@
+#include <csignal>
+#include <filesystem>
+
+#include "commands.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/threads.h"
+#include "parallel/communicator.h"
+#include "train/trainer.h"
+
+namespace switchyard {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+// The first signal asks the loop to save and stop; a second one of the same kind ends the process as usual.
+void request_stop(int signal) {
+  stop_signal = signal;
+  std::signal(signal, SIG_DFL);
+}
+
+// Where --resume points, and the run directory that goes with it.
+train::Resume find_resume(const TrainOptions& options, fs::path& out) {
+  train::Resume resume{.wanted = !options.resume.empty(), .checkpoint = std::nullopt};
+  if (!resume.wanted) return resume;
+  if (options.resume == "auto") {
+    resume.checkpoint = train::find_latest(out);
+    if (!resume.checkpoint) log_info(out.string() + " has no checkpoint yet: starting from the beginning");
+    return resume;
+  }
+  resume.checkpoint = fs::canonical(train::resolve_checkpoint(options.resume));
+  if (options.out.empty()) out = resume.checkpoint->parent_path().parent_path();
+  return resume;
+}
+
+}  // namespace
+
+int run_train(const TrainOptions& options) {
+  const config::Run run = config::load_run(options.config, options.overrides);
+  set_threads(static_cast<int>(run.parallel.threads));
+  fs::path out = options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
+  const train::Resume resume = find_resume(options, out);
+  const auto communicator = parallel::make_single_process();
+  train::Trainer trainer(run, out, resume, *communicator);
+
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  if (trainer.run(stop_signal) == train::RunEnd::finished) {
+    log_info("done: " + out.string());
+    return 0;
+  }
+  log_warning("stopped by a signal after saving; go on with --resume auto");
+  return 128 + stop_signal;
+}
+
+}  // namespace switchyard

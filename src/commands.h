@@ -1,0 +1,37 @@
+// One function a command; main.cpp reads the command line into these options. Each returns the exit code and throws
+// InputError or RunError.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace switchyard {
+
+struct TrainOptions {
+  std::string config;
+  std::vector<std::string> overrides;  // "a.b=c"
+  std::string out;                     // empty: runs/<name of the config file>
+  std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
+};
+
+struct EvalOptions {
+  std::string checkpoint;
+  std::vector<std::string> data;
+  std::int64_t seq_len = 0;  // 0: what the checkpoint was trained with
+  std::int64_t batch = 8;
+  std::int64_t max_tokens = 0;  // 0: all
+  std::int64_t threads = 0;     // 0: one a core
+  std::string json;             // empty: none; "-": standard output
+};
+
+struct InspectOptions {
+  std::string path;
+  bool json = false;
+};
+
+int run_train(const TrainOptions& options);
+int run_eval(const EvalOptions& options);
+int run_inspect(const InspectOptions& options);
+
+}  // namespace switchyard

@@ -1,0 +1,21 @@
+// `model`: a Hugging Face config.json of one of the known families <-> config::Model.
+#pragma once
+
+#include <optional>
+
+#include "config/section.h"
+
+namespace switchyard::config {
+
+struct ModelSection {
+  Model model;
+  std::optional<double> router_aux_loss_coef;  // what transformers calls router.balance_coef
+};
+
+// Reads the object `json` (null: absent) at `path` ("model", or empty for a config.json on its own). Throws
+// InputError.
+ModelSection read_model(const Json* json, const std::string& path, const Source& source);
+// The keys that transformers needs to open a checkpoint.
+Json write_model(const Model& model);
+
+}  // namespace switchyard::config

@@ -1,0 +1,137 @@
+#include "config/keys.h"
+
+#include "core/error.h"
+
+namespace switchyard::config {
+namespace {
+
+using Key = std::string_view;
+
+constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "log"};
+
+constexpr Key kMixtral[] = {"model_type",
+                            "vocab_size",
+                            "hidden_size",
+                            "num_hidden_layers",
+                            "num_attention_heads",
+                            "num_key_value_heads",
+                            "head_dim",
+                            "intermediate_size",
+                            "num_local_experts",
+                            "num_experts_per_tok",
+                            "tie_word_embeddings",
+                            "rms_norm_eps",
+                            "rope_theta",
+                            "rope_parameters",
+                            "rope_scaling",
+                            "sliding_window",
+                            "max_position_embeddings",
+                            "initializer_range",
+                            "router_aux_loss_coef",
+                            "hidden_act",
+                            "attention_dropout",
+                            "router_jitter_noise"};
+
+constexpr Key kQwen3Moe[] = {"model_type",
+                             "vocab_size",
+                             "hidden_size",
+                             "num_hidden_layers",
+                             "num_attention_heads",
+                             "num_key_value_heads",
+                             "head_dim",
+                             "intermediate_size",
+                             "moe_intermediate_size",
+                             "num_experts",
+                             "num_local_experts",
+                             "num_experts_per_tok",
+                             "norm_topk_prob",
+                             "mlp_only_layers",
+                             "decoder_sparse_step",
+                             "tie_word_embeddings",
+                             "rms_norm_eps",
+                             "rope_theta",
+                             "rope_parameters",
+                             "rope_scaling",
+                             "use_sliding_window",
+                             "sliding_window",
+                             "max_window_layers",
+                             "max_position_embeddings",
+                             "initializer_range",
+                             "router_aux_loss_coef",
+                             "hidden_act",
+                             "attention_dropout",
+                             "attention_bias"};
+
+constexpr Key kRope[] = {"rope_type", "type", "rope_theta"};
+
+constexpr Key kIgnoredModel[] = {"architectures",
+                                 "transformers_version",
+                                 "torch_dtype",
+                                 "dtype",
+                                 "use_cache",
+                                 "bos_token_id",
+                                 "eos_token_id",
+                                 "pad_token_id",
+                                 "sep_token_id",
+                                 "output_router_logits",
+                                 "output_attentions",
+                                 "output_hidden_states",
+                                 "return_dict",
+                                 "_name_or_path",
+                                 "name_or_path",
+                                 "attn_implementation",
+                                 "_attn_implementation",
+                                 "_attn_implementation_autoset",
+                                 "auto_map",
+                                 "is_decoder",
+                                 "is_encoder_decoder",
+                                 "add_cross_attention",
+                                 "cross_attention_hidden_size",
+                                 "chunk_size_feed_forward",
+                                 "id2label",
+                                 "label2id",
+                                 "problem_type",
+                                 "tokenizer_class",
+                                 "torchscript"};
+
+constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef"};
+constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token"};
+constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
+constexpr Key kValidationEntry[] = {"path", "domain"};
+constexpr Key kTrain[] = {
+    "seed",  "steps",        "seq_len",  "micro_batch_size", "global_batch_size", "dtype",
+    "lr",    "min_lr_ratio", "schedule", "warmup_ratio",     "decay_ratio",       "weight_decay",
+    "beta1", "beta2",        "eps",      "clip_norm",        "eval_every",        "eval_tokens"};
+constexpr Key kParallel[] = {"threads"};
+constexpr Key kCheckpoint[] = {"every", "keep"};
+constexpr Key kLog[] = {"every"};
+
+constexpr SectionKeys kSections[] = {{"", "", kTop},
+                                     {"model", "mixtral", kMixtral},
+                                     {"model", "qwen3_moe", kQwen3Moe},
+                                     {"model.rope_parameters", "", kRope},
+                                     {"model.rope_scaling", "", kRope},
+                                     {"router", "", kRouter},
+                                     {"data", "", kData},
+                                     {"data.train.N", "", kTrainEntry},
+                                     {"data.validation.N", "", kValidationEntry},
+                                     {"train", "", kTrain},
+                                     {"parallel", "", kParallel},
+                                     {"checkpoint", "", kCheckpoint},
+                                     {"log", "", kLog}};
+
+}  // namespace
+
+std::span<const SectionKeys> all_sections() { return kSections; }
+
+const SectionKeys& section_keys(std::string_view name, std::string_view family) {
+  for (const SectionKeys& section : kSections) {
+    if (section.name == name && section.family == family) return section;
+  }
+  SY_CHECK(false, "no section {} {}", name, family);
+  return kSections[0];
+}
+
+std::span<const std::string_view> ignored_model_keys() { return kIgnoredModel; }
+
+}  // namespace switchyard::config

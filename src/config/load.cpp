@@ -1,0 +1,252 @@
+#include "config/load.h"
+
+#include <algorithm>
+#include <map>
+
+#include "config/hugging_face.h"
+#include "config/overrides.h"
+#include "config/resolve.h"
+#include "config/section.h"
+#include "core/error.h"
+#include "core/file.h"
+
+namespace switchyard::config {
+namespace {
+
+constexpr std::int64_t kMaxThreads = 4096;
+// Activations of one micro-batch must be addressable: elements of its widest tensor.
+constexpr double kMaxElements = 281474976710656.0;  // 2^48
+
+Router read_router(Section section, std::optional<double> aux_loss_coef) {
+  Router router;
+  router.type = section.choice<RouterType>("type", kRouterTypes, router.type);
+  router.balance_coef =
+      section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
+  if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
+    section.fail("balance_coef",
+                 fmt::format("is {}, but model.router_aux_loss_coef, the same quantity, is {}; remove one",
+                             router.balance_coef, *aux_loss_coef),
+                 "model.router_aux_loss_coef");
+  }
+  router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
+  router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
+  section.finish();
+  return router;
+}
+
+// Entries of one domain share its weight; all domains have one or none has.
+void settle_weights(std::vector<DataEntry>& entries, const std::string& path, const Source& source) {
+  const auto weight_path = [&](std::size_t i) { return fmt::format("{}.{}.weight", path, i); };
+  std::map<std::string, std::size_t> weighted;  // domain -> the first entry that gives its weight
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (!entries[i].weight) continue;
+    const auto [it, first] = weighted.emplace(entries[i].domain, i);
+    if (!first && *entries[it->second].weight != *entries[i].weight) {
+      source.fail(
+          weight_path(i),
+          fmt::format("is {}, but domain {} has weight {} in {}; a domain has one weight", *entries[i].weight,
+                      describe(Json(entries[i].domain)), *entries[it->second].weight, weight_path(it->second)),
+          weight_path(it->second));
+    }
+  }
+  if (weighted.empty()) return;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto it = weighted.find(entries[i].domain);
+    if (it == weighted.end()) {
+      const auto& [domain, giver] = *weighted.begin();
+      source.fail(weight_path(i),
+                  fmt::format("missing for domain {}: all domains have a weight or none has, and {} has one",
+                              describe(Json(entries[i].domain)), describe(Json(domain))),
+                  weight_path(giver));
+    }
+    entries[i].weight = entries[it->second].weight;
+  }
+}
+
+std::vector<DataEntry> read_entries(Section& data, const std::string& key, bool weights) {
+  const Json* json = data.find(key);
+  if (json == nullptr) return {};
+  const auto* list = json->get<Json::Array>();
+  if (list == nullptr) {
+    data.fail(key, fmt::format("is {}, expected an array of paths or of {{\"path\", \"domain\"{}}}",
+                               describe(*json), weights ? ", \"weight\"" : ""));
+  }
+  const std::string path = data.path_of(key);
+  const SectionKeys& keys = section_keys(path + ".N");
+  std::vector<DataEntry> entries;
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    // A string is short for an object with a path alone.
+    Json element = (*list)[i];
+    if (element.get<std::string>()) element = Json(Json::Object{{"path", element}});
+    if (!element.get<Json::Object>()) {
+      data.fail(fmt::format("{}.{}", key, i),
+                fmt::format("is {}, expected a path or an object", describe(element)));
+    }
+    Section section(&element, fmt::format("{}.{}", path, i), data.source(), keys);
+    DataEntry entry;
+    entry.path = section.text("path");
+    entry.domain = section.text("domain", "default");
+    if (weights) {
+      if (section.has("weight")) {
+        entry.weight = section.number("weight", {0, 1e9, true});
+      } else {
+        section.find("weight");
+      }
+    }
+    section.finish();
+    entries.push_back(std::move(entry));
+  }
+  if (weights) settle_weights(entries, path, data.source());
+  return entries;
+}
+
+Data read_data(Section section, const Model& model) {
+  Data data;
+  data.train = read_entries(section, "train", true);
+  if (data.train.empty()) {
+    section.fail("train", section.has("train") ? "is an empty array; name at least one file or glob"
+                                               : "missing, and it has no default; add it");
+  }
+  data.validation = read_entries(section, "validation", false);
+  data.document_mask = section.boolean("document_mask", data.document_mask);
+  data.eot_token = section.nullable_integer("eot_token", 0, kMaxSize);
+  if (data.eot_token && *data.eot_token >= model.vocab_size) {
+    section.fail("eot_token",
+                 fmt::format("is {}, not below model.vocab_size ({})", *data.eot_token, model.vocab_size),
+                 "model.vocab_size");
+  }
+  section.finish();
+  return data;
+}
+
+void check_train(const Section& section, const Train& train, const Run& run) {
+  if (train.global_batch_size % train.micro_batch_size != 0) {
+    section.fail("global_batch_size",
+                 fmt::format("is {}, not a multiple of train.micro_batch_size ({})", train.global_batch_size,
+                             train.micro_batch_size),
+                 section.path_of("micro_batch_size"));
+  }
+  const Model& model = run.model;
+  if (train.seq_len > model.max_position_embeddings) {
+    section.fail("seq_len",
+                 fmt::format("is {}, more than model.max_position_embeddings ({})", train.seq_len,
+                             model.max_position_embeddings),
+                 "model.max_position_embeddings");
+  }
+  if (train.schedule == Schedule::wsd && train.warmup_ratio + train.decay_ratio > 1) {
+    section.fail("decay_ratio",
+                 fmt::format("is {}, and train.warmup_ratio is {}: together more than the whole run (1)",
+                             train.decay_ratio, train.warmup_ratio),
+                 section.path_of("warmup_ratio"));
+  }
+  if (train.eval_every > 0 && run.data.validation.empty()) {
+    section.fail("eval_every",
+                 fmt::format("is {}, but data.validation is empty; add data, or set it to 0", train.eval_every),
+                 "data.validation");
+  }
+
+  // In floating point: the products may be larger than any integer type.
+  const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
+  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, model.num_experts_per_tok));
+  if (tokens * top_k > static_cast<double>(kMaxSize)) {
+    section.fail(
+        "micro_batch_size",
+        fmt::format("{} sequences of {} tokens, each on {:.0f} experts, are {:.2g} slots; at most {} can be "
+                    "numbered. Use more micro-batches",
+                    train.micro_batch_size, train.seq_len, top_k, tokens * top_k, kMaxSize),
+        section.path_of("seq_len"));
+  }
+  const double widest = std::max(
+      {static_cast<double>(model.hidden_size), static_cast<double>(model.intermediate_size),
+       static_cast<double>(model.num_attention_heads) * static_cast<double>(model.head_dim),
+       static_cast<double>(model.num_experts), top_k * static_cast<double>(model.moe_intermediate_size)});
+  if (tokens * widest > kMaxElements) {
+    section.fail(
+        "micro_batch_size",
+        fmt::format("{} sequences of {} tokens make a tensor of {:.2g} elements; at most {:.2g} can be "
+                    "addressed. Use more micro-batches",
+                    train.micro_batch_size, train.seq_len, tokens * widest, kMaxElements),
+        section.path_of("seq_len"));
+  }
+  const double all_tokens = static_cast<double>(train.steps) * static_cast<double>(train.global_batch_size) *
+                            static_cast<double>(train.seq_len);
+  if (all_tokens > 4611686018427387904.0) {  // 2^62: tokens are counted in int64
+    section.fail("steps",
+                 fmt::format("is {}, which makes {:.2g} tokens in the run; at most 4.6e+18 can be counted",
+                             train.steps, all_tokens));
+  }
+}
+
+Train read_train(Section section, const Run& run) {
+  Train train;
+  train.seed = section.seed("seed", train.seed);
+  train.steps = section.integer("steps", 1, kMaxSize);
+  train.seq_len = section.integer("seq_len", 1, kMaxSize);
+  train.micro_batch_size = section.integer("micro_batch_size", 1, kMaxSize);
+  train.global_batch_size = section.integer("global_batch_size", 1, kMaxSize, train.micro_batch_size);
+  train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype);
+  train.lr = section.number("lr", {0, 1000, true}, train.lr);
+  train.min_lr_ratio = section.number("min_lr_ratio", kShare, train.min_lr_ratio);
+  train.schedule = section.choice<Schedule>("schedule", kSchedules, train.schedule);
+  train.warmup_ratio = section.number("warmup_ratio", kShare, train.warmup_ratio);
+  train.decay_ratio = section.number("decay_ratio", kShare, train.decay_ratio);
+  train.weight_decay = section.number("weight_decay", {0, 1000}, train.weight_decay);
+  train.beta1 = section.number("beta1", {0, 1, false, true}, train.beta1);
+  train.beta2 = section.number("beta2", {0, 1, false, true}, train.beta2);
+  // As float32 neither zero nor too small to divide by.
+  train.eps = section.number("eps", {1e-30, 1}, train.eps);
+  train.clip_norm = section.number("clip_norm", {0, 1e9}, train.clip_norm);
+  train.eval_every = section.integer("eval_every", 0, kMaxSize, train.eval_every);
+  train.eval_tokens = section.integer("eval_tokens", 0, INT64_MAX / 16, train.eval_tokens);
+  section.finish();
+  check_train(section, train, run);
+  return train;
+}
+
+}  // namespace
+
+Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides) {
+  Json root = parse_json(text, origin);
+  Source source(origin);
+  if (root.get<Json::Object>() == nullptr)
+    source.fail("", fmt::format("is {}, expected an object", describe(root)));
+  for (const std::string& text_of_override : overrides) apply_override(root, text_of_override, source);
+
+  Section top(&root, "", source, section_keys(""));
+  const auto open = [&](const char* key) { return Section(top.find(key), key, source, section_keys(key)); };
+  Run run;
+  const ModelSection model = read_model(top.find("model"), "model", source);
+  run.model = model.model;
+  run.router = read_router(open("router"), model.router_aux_loss_coef);
+  run.data = read_data(open("data"), run.model);
+  run.train = read_train(open("train"), run);
+  Section parallel = open("parallel");
+  run.parallel.threads = parallel.integer("threads", 0, kMaxThreads, run.parallel.threads);
+  parallel.finish();
+  Section checkpoint = open("checkpoint");
+  run.checkpoint.every = checkpoint.integer("every", 0, kMaxSize, run.checkpoint.every);
+  run.checkpoint.keep = checkpoint.integer("keep", 0, kMaxSize, run.checkpoint.keep);
+  checkpoint.finish();
+  Section log = open("log");
+  run.log.every = log.integer("every", 1, kMaxSize, run.log.every);
+  log.finish();
+  top.finish();
+  run.resolved_json = to_resolved_json(run);
+  return run;
+}
+
+Run load_run(const std::string& path, const std::vector<std::string>& overrides) {
+  return parse_run(read_text_file(path), path, overrides);
+}
+
+bool looks_like_run(const std::string& text) {
+  try {
+    const Json json = parse_json(text, "");
+    const auto* object = json.get<Json::Object>();
+    return object != nullptr && find_member(*object, "model") != nullptr;
+  } catch (const InputError&) {
+    return false;
+  }
+}
+
+}  // namespace switchyard::config

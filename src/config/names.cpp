@@ -1,0 +1,70 @@
+#include "config/names.h"
+
+#include "core/error.h"
+
+namespace switchyard::config {
+
+// Switches without a default: the compiler finds the forgotten case.
+
+std::string_view name_of(Family family) {
+  switch (family) {
+    case Family::mixtral:
+      return "mixtral";
+    case Family::qwen3_moe:
+      return "qwen3_moe";
+  }
+  SY_CHECK(false, "no such family");
+  return "";
+}
+
+std::string_view name_of(RouterType type) {
+  switch (type) {
+    case RouterType::softmax_topk:
+      return "softmax_topk";
+  }
+  SY_CHECK(false, "no such router");
+  return "";
+}
+
+std::string_view name_of(BalanceScope scope) {
+  switch (scope) {
+    case BalanceScope::layer:
+      return "layer";
+    case BalanceScope::sequence:
+      return "sequence";
+    case BalanceScope::global_batch:
+      return "global_batch";
+    case BalanceScope::model:
+      return "model";
+  }
+  SY_CHECK(false, "no such scope");
+  return "";
+}
+
+std::string_view name_of(Schedule schedule) {
+  switch (schedule) {
+    case Schedule::constant:
+      return "constant";
+    case Schedule::linear:
+      return "linear";
+    case Schedule::cosine:
+      return "cosine";
+    case Schedule::wsd:
+      return "wsd";
+  }
+  SY_CHECK(false, "no such schedule");
+  return "";
+}
+
+std::string_view name_of(ComputeType type) {
+  switch (type) {
+    case ComputeType::float32:
+      return "float32";
+    case ComputeType::bfloat16:
+      return "bfloat16";
+  }
+  SY_CHECK(false, "no such type");
+  return "";
+}
+
+}  // namespace switchyard::config

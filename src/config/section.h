@@ -1,0 +1,114 @@
+// Reading one object of a configuration: each value is checked for type and range where it is read, and every
+// message begins with where the text came from and the path of the key.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/json.h"
+#include "config/keys.h"
+#include "config/names.h"
+
+namespace switchyard::config {
+
+constexpr std::int64_t kMaxSize = 2147483647;  // of any one dimension or count: indices are int32 in places
+
+// Where a configuration came from: a text, and overrides on top of it.
+class Source {
+ public:
+  explicit Source(std::string origin) : origin_(std::move(origin)) {}
+  const std::string& origin() const { return origin_; }
+  // The override `text` gave the value at `path`, and made the objects on the way from `made` (a part of
+  // `path`, or all of it) on.
+  void add_override(std::string path, std::string made, std::string text);
+
+  // Throws InputError "<origin>: <path>: <problem>"; where an override gave the value at `path`, or at `other`
+  // (a second key that the problem names), the override takes the origin's place.
+  [[noreturn]] void fail(const std::string& path, const std::string& problem,
+                         const std::string& other = "") const;
+
+ private:
+  struct Override {
+    std::string path;
+    std::string made;
+    std::string text;
+  };
+  const Override* find_override(const std::string& path) const;
+
+  std::string origin_;
+  std::vector<Override> overrides_;
+};
+
+struct Interval {
+  double low;
+  double high;
+  bool low_open = false;
+  bool high_open = false;
+};
+
+constexpr Interval kCoefficient{0, 1e6};  // of a loss term
+constexpr Interval kShare{0, 1};
+
+class Section {
+ public:
+  // `json`: the object, or null where the text does not have it (then every key has its default). `path`: its
+  // own path, empty for the top level. Throws InputError: not an object; a key that is neither in `keys` nor in
+  // `ignored`.
+  Section(const Json* json, std::string path, const Source& source, const SectionKeys& keys,
+          std::span<const std::string_view> ignored = {});
+
+  bool has(std::string_view key) const;  // null counts as given
+  const Json* find(std::string_view key);
+  std::string path_of(std::string_view key) const;
+  const Source& source() const { return source_; }
+  [[noreturn]] void fail(std::string_view key, const std::string& problem, const std::string& other = "") const;
+
+  // Each returns the key's value, or the fallback where the key is absent; without a fallback the key is
+  // required.
+  std::int64_t integer(std::string_view key, std::int64_t low, std::int64_t high,
+                       std::optional<std::int64_t> fallback = std::nullopt);
+  std::optional<std::int64_t> nullable_integer(std::string_view key, std::int64_t low, std::int64_t high);
+  std::uint64_t seed(std::string_view key, std::uint64_t fallback);
+  double number(std::string_view key, const Interval& range, std::optional<double> fallback = std::nullopt);
+  bool boolean(std::string_view key, bool fallback);
+  std::string text(std::string_view key,
+                   std::optional<std::string> fallback = std::nullopt);  // UTF-8, not empty
+  template <class Enum>
+  Enum choice(std::string_view key, std::span<const Enum> all, std::optional<Enum> fallback = std::nullopt) {
+    if (fallback && !has(key)) return (find(key), *fallback);
+    const std::string found = text(key);
+    std::vector<std::string_view> names;
+    for (const Enum value : all) {
+      if (name_of(value) == found) return value;
+      names.push_back(name_of(value));
+    }
+    fail_choice(key, found, names);
+  }
+
+  // Checks, at the end, that the code asked for every key of the table.
+  void finish() const;
+
+ private:
+  const Json& required(std::string_view key);
+  std::int64_t to_integer(std::string_view key, const Json& json, std::int64_t low, std::int64_t high) const;
+  [[noreturn]] void fail_choice(std::string_view key, const std::string& found,
+                                const std::vector<std::string_view>& names) const;
+  [[noreturn]] void fail_unknown(const std::string& key) const;
+
+  const Json::Object* object_ = nullptr;
+  std::string path_;
+  const Source& source_;
+  const SectionKeys& keys_;
+  std::set<std::string_view> read_;
+};
+
+// Of `words` the one that the fewest insertions, deletions, replacements and swaps of neighbours turn into
+// `word`; empty where even that one shares little with it.
+std::string_view nearest(std::string_view word, std::span<const std::string_view> words);
+
+}  // namespace switchyard::config

@@ -1,0 +1,17 @@
+// The sizes of one attention call, shared by the operator's contract and its backends.
+#pragma once
+
+#include <cstdint>
+
+namespace switchyard {
+
+struct AttentionShape {
+  std::int64_t n_seq;
+  std::int64_t seq_len;
+  std::int64_t n_heads;
+  std::int64_t n_kv_heads;
+  std::int64_t head_dim;
+  double scale;  // of the scores, usually 1/sqrt(head_dim)
+};
+
+}  // namespace switchyard

@@ -1,0 +1,12 @@
+// The CPU version of ops/adamw.h, which holds the contracts. T: float or double.
+#pragma once
+
+#include "core/adamw_step.h"
+#include "core/context.h"
+
+namespace switchyard::cpu {
+
+template <class T>
+void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const AdamWStep& step);
+
+}  // namespace switchyard::cpu

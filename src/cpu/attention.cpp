@@ -1,0 +1,201 @@
+#include "cpu/attention.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/gemm.h"
+#include "cpu/vector_math.h"
+
+// Legend: T tokens, H query heads, G key-value heads, N head width; B rows of a query tile, C rows of a key tile.
+
+namespace switchyard::cpu {
+
+namespace {
+
+constexpr std::int64_t kQueryTile = 64;
+constexpr std::int64_t kKeyTile = 128;
+
+// The keys, within one tile of them, that the query at position i sees: [begin, end) relative to the tile's first.
+struct Visible {
+  std::int64_t begin, end;
+};
+
+Visible visible_keys(std::int64_t kv_begin, std::int64_t i, std::int64_t key0, std::int64_t n_keys) {
+  const std::int64_t begin = std::clamp<std::int64_t>(kv_begin - key0, 0, n_keys);
+  return {begin, std::clamp<std::int64_t>(i + 1 - key0, begin, n_keys)};
+}
+
+// One softmax row of a tile, online: scores -> exp(scale*score - new max), zero where not visible; the running
+// maximum and sum move on. Returns the factor by which what was accumulated before must shrink.
+template <class T>
+T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum) {
+  T max = *running_max;
+  for (std::int64_t j = see.begin; j < see.end; ++j) {
+    score[j] *= scale;
+    max = std::max(max, score[j]);
+  }
+  std::fill(score, score + see.begin, T(0));
+  std::fill(score + see.end, score + n, T(0));
+  if (see.begin == see.end) return T(1);
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = see.begin; j < see.end; ++j) {
+    score[j] = exp_of(score[j] - max);
+    sum += score[j];
+  }
+  const T shrink = exp_of(*running_max - max);  // 0 on a row's first tile: its maximum was minus infinity
+  *running_sum = *running_sum * shrink + sum;
+  *running_max = max;
+  return shrink;
+}
+
+std::int64_t smallest(const std::int32_t* values, std::int64_t n) { return *std::min_element(values, values + n); }
+
+}  // namespace
+
+template <class T>
+void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
+                       const AttentionShape& shape, Context& ctx) {
+  const auto [n_seq, S, H, G, N, scale] = shape;
+  const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
+  ScratchScope scope(ctx.scratch);
+  const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
+
+#pragma omp parallel for collapse(3) schedule(dynamic, 1)
+  for (std::int64_t seq = 0; seq < n_seq; ++seq) {
+    for (std::int64_t h = 0; h < H; ++h) {
+      for (std::int64_t reversed = 0; reversed < tiles; ++reversed) {
+        const std::int64_t i0 = (tiles - 1 - reversed) * kQueryTile;  // the tiles with most keys first
+        const std::int64_t n_queries = std::min(kQueryTile, S - i0);
+        const std::int64_t token0 = seq * S;
+        const std::int64_t kv_column = h / (H / G) * N;
+        const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
+        T* score_BC = score_XBC.row<T>(omp_get_thread_num());
+        const T* q = q_THN.row<T>(token0 + i0) + h * N;
+        T* out = out_THN.row<T>(token0 + i0) + h * N;
+        T running_max[kQueryTile], running_sum[kQueryTile];
+        std::fill_n(running_max, n_queries, -std::numeric_limits<T>::infinity());
+        std::fill_n(running_sum, n_queries, T(0));
+        for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THN.row_stride(), N, T(0));
+
+        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
+          const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
+          const T* k = k_TGN.row<T>(token0 + key0) + kv_column;
+          const T* v = v_TGN.row<T>(token0 + key0) + kv_column;
+          gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k, k_TGN.row_stride(), T(0),
+                  score_BC, kKeyTile);
+          for (std::int64_t i = 0; i < n_queries; ++i) {
+            const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
+            const T shrink = softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale),
+                                              &running_max[i], &running_sum[i]);
+            T* out_N = out + i * out_THN.row_stride();
+#pragma omp simd
+            for (std::int64_t c = 0; c < N; ++c) out_N[c] *= shrink;
+          }
+          gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), score_BC, kKeyTile, v, v_TGN.row_stride(), T(1),
+                  out, out_THN.row_stride());
+        }
+        for (std::int64_t i = 0; i < n_queries; ++i) {
+          T* out_N = out + i * out_THN.row_stride();
+          const T inverse = T(1) / running_sum[i];
+#pragma omp simd
+          for (std::int64_t c = 0; c < N; ++c) out_N[c] *= inverse;
+          lse_TH.row<T>(token0 + i0 + i)[h] = running_max[i] + std::log(running_sum[i]);
+        }
+      }
+    }
+  }
+}
+
+// One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are each
+// written by one thread, in a fixed order.
+template <class T>
+void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN, Tensor lse_TH,
+                        Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T, const AttentionShape& shape,
+                        Context& ctx) {
+  const auto [n_seq, S, H, G, N, scale_double] = shape;
+  const T scale = static_cast<T>(scale_double);
+  ScratchScope scope(ctx.scratch);
+  const std::int64_t threads = omp_get_max_threads();
+  const Tensor prob_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
+  const Tensor dscore_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
+
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t seq = 0; seq < n_seq; ++seq) {
+    for (std::int64_t g = 0; g < G; ++g) {
+      const std::int64_t token0 = seq * S;
+      T* prob_BC = prob_XBC.row<T>(omp_get_thread_num());
+      T* dscore_BC = dscore_XBC.row<T>(omp_get_thread_num());
+      for (std::int64_t t = token0; t < token0 + S; ++t) {
+        std::fill_n(dk_TGN.row<T>(t) + g * N, N, T(0));
+        std::fill_n(dv_TGN.row<T>(t) + g * N, N, T(0));
+      }
+      for (std::int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
+        for (std::int64_t i0 = 0; i0 < S; i0 += kQueryTile) {
+          const std::int64_t n_queries = std::min(kQueryTile, S - i0);
+          const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
+          const T* q = q_THN.row<T>(token0 + i0) + h * N;
+          const T* dout = dout_THN.row<T>(token0 + i0) + h * N;
+          T* dq = dq_THN.row<T>(token0 + i0) + h * N;
+          T delta[kQueryTile], lse[kQueryTile];
+          for (std::int64_t i = 0; i < n_queries; ++i) {
+            const T* out_N = out_THN.row<T>(token0 + i0 + i) + h * N;
+            const T* dout_N = dout + i * dout_THN.row_stride();
+            T sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (std::int64_t c = 0; c < N; ++c) sum += dout_N[c] * out_N[c];
+            delta[i] = sum;
+            lse[i] = lse_TH.row<T>(token0 + i0 + i)[h];
+            std::fill_n(dq + i * dq_THN.row_stride(), N, T(0));
+          }
+          for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
+            const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
+            const T* k = k_TGN.row<T>(token0 + key0) + g * N;
+            const T* v = v_TGN.row<T>(token0 + key0) + g * N;
+            T* dk = dk_TGN.row<T>(token0 + key0) + g * N;
+            T* dv = dv_TGN.row<T>(token0 + key0) + g * N;
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k, k_TGN.row_stride(),
+                    T(0), prob_BC, kKeyTile);
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), dout, dout_THN.row_stride(), v,
+                    v_TGN.row_stride(), T(0), dscore_BC, kKeyTile);
+            for (std::int64_t i = 0; i < n_queries; ++i) {
+              const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
+              T* prob = prob_BC + i * kKeyTile;
+              T* dscore = dscore_BC + i * kKeyTile;
+              std::fill(prob, prob + see.begin, T(0));
+              std::fill(prob + see.end, prob + n_keys, T(0));
+              std::fill(dscore, dscore + see.begin, T(0));
+              std::fill(dscore + see.end, dscore + n_keys, T(0));
+              const T row_lse = lse[i], row_delta = delta[i];
+#pragma omp simd
+              for (std::int64_t j = see.begin; j < see.end; ++j) {
+                prob[j] = exp_of(scale * prob[j] - row_lse);
+                dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
+              }
+            }
+            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), prob_BC, kKeyTile, dout, dout_THN.row_stride(),
+                    T(1), dv, dv_TGN.row_stride());
+            gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k, k_TGN.row_stride(), T(1),
+                    dq, dq_THN.row_stride());
+            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q, q_THN.row_stride(),
+                    T(1), dk, dk_TGN.row_stride());
+          }
+        }
+      }
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                              \
+  template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, const AttentionShape&,        \
+                                     Context&);                                                                     \
+  template void attention_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,      \
+                                      Tensor, const AttentionShape&, Context&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

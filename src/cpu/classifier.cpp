@@ -1,0 +1,98 @@
+#include "cpu/classifier.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/gemm.h"
+#include "cpu/vector_math.h"
+
+// Legend: T tokens, D width, V vocabulary, C rows of a chunk.
+
+namespace switchyard::cpu {
+
+namespace {
+
+// Rows whose logits exist at one time: about 16 million logits (64 MB in float32), enough rows for the products to
+// run at full speed.
+std::int64_t chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size) {
+  constexpr std::int64_t kLogits = std::int64_t{1} << 24;
+  return std::min(n_tokens, std::max<std::int64_t>(128, kLogits / vocab_size));
+}
+
+// -log softmax(z)[target]. If `gradient`, z becomes dloss * (softmax(z) - onehot(target)).
+template <class T>
+T cross_entropy_row(T* z, std::int64_t V, std::int32_t target, bool gradient, T dloss) {
+  if (target < 0) {
+    if (gradient) std::fill_n(z, V, T(0));
+    return T(0);
+  }
+  T max = z[0];
+#pragma omp simd reduction(max : max)
+  for (std::int64_t v = 0; v < V; ++v) max = std::max(max, z[v]);
+  const T target_logit = z[target];
+  T sum = 0;
+  if (!gradient) {
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t v = 0; v < V; ++v) sum += exp_of(z[v] - max);
+  } else {
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t v = 0; v < V; ++v) {
+      z[v] = exp_of(z[v] - max);
+      sum += z[v];
+    }
+    const T scale = dloss / sum;
+#pragma omp simd
+    for (std::int64_t v = 0; v < V; ++v) z[v] *= scale;
+    z[target] -= dloss;
+  }
+  return std::log(sum) + max - target_logit;
+}
+
+// Calls `use(first row, rows, logits of those rows)` for each chunk, after `loss_T` of the chunk is set.
+template <class T, class Use>
+void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, bool gradient, T dloss, Context& ctx,
+                    Use&& use) {
+  const std::int64_t n_tokens = x_TD.rows(), D = x_TD.dim(1), V = weight_VD.rows();
+  const std::int64_t chunk = chunk_rows(n_tokens, V);
+  ScratchScope scope(ctx.scratch);
+  const Tensor z_CV = ctx.scratch.take(Shape{chunk, V}, x_TD.dtype());
+  const std::int32_t* target = target_T.as<std::int32_t>();
+  for (std::int64_t first = 0; first < n_tokens; first += chunk) {
+    const std::int64_t rows = std::min(chunk, n_tokens - first);
+    gemm<T>(Trans::no, Trans::yes, rows, V, D, T(1), x_TD.row<T>(first), x_TD.row_stride(), weight_VD.as<T>(), D, T(0),
+            z_CV.as<T>(), V);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < rows; ++i)
+      loss_T.as<T>()[first + i] = cross_entropy_row(z_CV.row<T>(i), V, target[first + i], gradient, dloss);
+    use(first, rows, z_CV.as<T>());
+  }
+}
+
+}  // namespace
+
+template <class T>
+void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
+  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, false, T(0), ctx, [](std::int64_t, std::int64_t, T*) {});
+}
+
+template <class T>
+void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
+                                 Tensor target_T, double dloss, Context& ctx) {
+  const std::int64_t D = x_TD.dim(1), V = weight_VD.rows();
+  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, true, static_cast<T>(dloss), ctx,
+                    [&](std::int64_t first, std::int64_t rows, T* dz_CV) {
+                      gemm<T>(Trans::no, Trans::no, rows, D, V, T(1), dz_CV, V, weight_VD.as<T>(), D, T(0),
+                              dx_TD.row<T>(first), dx_TD.row_stride());
+                      gemm<T>(Trans::yes, Trans::no, V, D, rows, T(1), dz_CV, V, x_TD.row<T>(first), x_TD.row_stride(),
+                              T(1), dweight_VD.as<T>(), D);
+                    });
+}
+
+#define INSTANTIATE(T)                                                                                     \
+  template void classifier_forward<T>(Tensor, Tensor, Tensor, Tensor, Context&);                           \
+  template void classifier_forward_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, double, Context&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

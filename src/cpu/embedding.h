@@ -1,0 +1,13 @@
+// The CPU version of ops/embedding.h, which holds the contracts. T: float or double.
+#pragma once
+
+#include "core/context.h"
+
+namespace switchyard::cpu {
+
+template <class T>
+void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD);
+template <class T>
+void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T);
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,111 @@
+#include "cpu/moe.h"
+
+#include <algorithm>
+
+// Legend: T tokens, K slots a token, R routed rows, E experts, D width.
+
+namespace switchyard::cpu {
+
+// One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by nature.
+void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+  const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
+  const std::int32_t* expert = expert_TK.as<std::int32_t>();
+  std::int32_t* count = count_E.as<std::int32_t>();
+  std::int32_t* offset = offset_E1.as<std::int32_t>();
+  std::fill_n(count, n_experts, 0);
+  for (std::int64_t s = 0; s < n_slots; ++s) {
+    SY_CHECK(expert[s] < n_experts, "slot {} names expert {} of {}", s, expert[s], n_experts);
+    if (expert[s] >= 0) ++count[expert[s]];
+  }
+  offset[0] = 0;
+  for (std::int64_t e = 0; e < n_experts; ++e) offset[e + 1] = offset[e] + count[e];
+
+  ScratchScope scope(ctx.scratch);
+  std::int32_t* next_row = ctx.scratch.take(Shape{n_experts}, DType::i32).as<std::int32_t>();
+  std::copy_n(offset, n_experts, next_row);
+  for (std::int64_t s = 0; s < n_slots; ++s) {
+    slot_row_TK.as<std::int32_t>()[s] = expert[s] >= 0 ? next_row[expert[s]]++ : -1;
+  }
+}
+
+template <class T>
+void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
+  const std::int64_t n_tokens = x_TD.rows(), K = slot_row_TK.dim(1), D = x_TD.dim(1);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    const std::int32_t* slot_row = slot_row_TK.row<std::int32_t>(t);
+    for (std::int64_t k = 0; k < K; ++k)
+      if (slot_row[k] >= 0) std::copy_n(x_TD.row<T>(t), D, row_RD.row<T>(slot_row[k]));
+  }
+}
+
+template <class T>
+void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK) {
+  const std::int64_t n_tokens = dx_TD.rows(), K = slot_row_TK.dim(1), D = dx_TD.dim(1);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    T* dx = dx_TD.row<T>(t);
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
+      if (r < 0) continue;
+      const T* drow = drow_RD.row<T>(r);
+#pragma omp simd
+      for (std::int64_t d = 0; d < D; ++d) dx[d] += drow[d];
+    }
+  }
+}
+
+template <class T>
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK) {
+  const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    T* out = out_TD.row<T>(t);
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
+      if (r < 0) continue;
+      const T* row = row_RD.row<T>(r);
+      const T weight = weight_TK.row<T>(t)[k];
+#pragma omp simd
+      for (std::int64_t d = 0; d < D; ++d) out[d] += weight * row[d];
+    }
+  }
+}
+
+template <class T>
+void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
+                          Tensor slot_row_TK) {
+  const std::int64_t n_tokens = dout_TD.rows(), K = slot_row_TK.dim(1), D = dout_TD.dim(1);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    const T* dout = dout_TD.row<T>(t);
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
+      if (r < 0) {
+        dweight_TK.row<T>(t)[k] = T(0);
+        continue;
+      }
+      const T* row = row_RD.row<T>(r);
+      T* drow = drow_RD.row<T>(r);
+      const T weight = weight_TK.row<T>(t)[k];
+      T dot = 0;
+#pragma omp simd reduction(+ : dot)
+      for (std::int64_t d = 0; d < D; ++d) {
+        dot += dout[d] * row[d];  // read before drow, which may be the same memory, is written
+        drow[d] = weight * dout[d];
+      }
+      dweight_TK.row<T>(t)[k] = dot;
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                            \
+  template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor);                  \
+  template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor);                 \
+  template void moe_combine_forward<T>(Tensor, Tensor, Tensor, Tensor);           \
+  template void moe_combine_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

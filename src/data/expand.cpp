@@ -1,0 +1,104 @@
+// From what a user writes as a data path to the shards behind it, and to what meta.json beside them says.
+#include <glob.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "data/dataset.h"
+
+namespace switchyard::data {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<fs::path> shards_in(const fs::path& directory) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error))
+    if (it->path().extension() == ".bin" && it->is_regular_file()) found.push_back(it->path());
+  if (error) throw_input("{}: cannot be listed: {}; check the path", directory.string(), error.message());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+// prepare_data.py (and llm.c's scripts) put both splits into one directory: to take all of it would be to train
+// on the validation set.
+void refuse_mixed_splits(const std::string& directory, const std::vector<fs::path>& shards) {
+  const auto any = [&](std::string_view part) {
+    return std::any_of(shards.begin(), shards.end(), [&](const fs::path& p) {
+      return p.filename().string().find(part) != std::string::npos;
+    });
+  };
+  if (any("train_") && any("val_"))
+    throw_input("{0}: holds shards of two splits, train_ and val_; say which, as in '{0}/train_*.bin'",
+                directory);
+}
+
+std::vector<fs::path> matches_of(const std::string& pattern) {
+  glob_t matches{};
+  const int status = ::glob(pattern.c_str(), 0, nullptr, &matches);
+  std::vector<fs::path> found;
+  for (std::size_t i = 0; status == 0 && i < matches.gl_pathc; ++i) {
+    fs::path path = matches.gl_pathv[i];
+    std::error_code ignored;
+    if (fs::is_regular_file(path, ignored)) found.push_back(std::move(path));
+  }
+  ::globfree(&matches);
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace
+
+std::vector<fs::path> expand_shards(const std::string& path_or_glob) {
+  std::error_code ignored;  // what cannot be looked at is reported below as not found
+  if (fs::is_regular_file(path_or_glob, ignored)) return {path_or_glob};
+  if (fs::is_directory(path_or_glob, ignored)) {
+    auto found = shards_in(path_or_glob);
+    if (found.empty())
+      throw_input("{}: no token shards (*.bin) in this directory; make them with tools/prepare_data.py",
+                  path_or_glob);
+    refuse_mixed_splits(path_or_glob, found);
+    return found;
+  }
+  auto found = matches_of(path_or_glob);
+  if (found.empty())
+    throw_input(
+        "{}: no such file, and as a pattern it matches none; check the path or make the shards with "
+        "tools/prepare_data.py",
+        path_or_glob);
+  return found;
+}
+
+std::optional<std::int64_t> eot_token_beside(const std::vector<fs::path>& shards) {
+  std::set<fs::path> directories;
+  for (const auto& shard : shards) directories.insert(shard.parent_path());
+
+  std::optional<std::int64_t> eot;
+  fs::path stated_in;
+  for (const auto& directory : directories) {
+    const fs::path path = directory / "meta.json";
+    if (!fs::exists(path)) continue;
+    const auto meta = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+    if (!meta.is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
+    const auto entry = meta.find("eot_token");
+    if (entry == meta.end() || entry->is_null()) continue;
+    if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
+      throw_input("{}: eot_token is {}, expected an integer of 0 or more; make the shards again", path.string(),
+                  entry->dump());
+    const auto found = entry->get<std::int64_t>();
+    if (eot && *eot != found)
+      throw_input("{}: eot_token is {}, but {} in {}; give shards made with one tokenizer", path.string(),
+                  found, *eot, stated_in.string());
+    eot = found;
+    stated_in = path;
+  }
+  return eot;
+}
+
+}  // namespace switchyard::data

@@ -1,0 +1,94 @@
+#include "data/shard.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "core/error.h"
+
+namespace switchyard::data {
+
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "shards are read in place, as little-endian integers");
+
+struct Format {
+  std::int32_t magic;
+  std::int32_t version;
+  std::int64_t token_bytes;
+};
+constexpr std::array<Format, 2> kFormats = {{{20240520, 1, 2}, {20240801, 7, 4}}};
+
+constexpr const char* kPrepareHint = "make shards with tools/prepare_data.py";
+
+bool starts_with(std::span<const std::byte> bytes, std::string_view prefix) {
+  return bytes.size() >= prefix.size() && std::memcmp(bytes.data(), prefix.data(), prefix.size()) == 0;
+}
+
+// What a file that is no shard looks like, as a clause to append to a message; empty where it cannot be told.
+std::string looks_like(std::span<const std::byte> bytes) {
+  if (starts_with(bytes, "\x1f\x8b")) return "; it looks like a gzip file";
+  if (starts_with(bytes, "PAR1")) return "; it looks like a Parquet file";
+  if (starts_with(bytes, "version https://git-lfs")) return "; it is a Git LFS pointer, not the file itself";
+  // safetensors: the length of a JSON header in 8 bytes, then the header
+  if (bytes.size() > 8 && bytes[8] == std::byte{'{'} && bytes[7] == std::byte{0})
+    return "; it looks like a safetensors file";
+  const auto head = bytes.first(std::min<std::size_t>(bytes.size(), 256));
+  const bool text = std::none_of(head.begin(), head.end(), [](std::byte b) {
+    const auto c = static_cast<unsigned char>(b);
+    return (c < ' ' && c != '\n' && c != '\r' && c != '\t') || c == 0x7f;
+  });
+  return text && !head.empty() ? "; it looks like text" : "";
+}
+
+}  // namespace
+
+Shard::Shard(std::filesystem::path path) : file_(std::move(path)) {
+  const auto bytes = file_.bytes();
+  const std::string name = file_.path().string();
+  if (bytes.empty()) throw_input("{}: the file is empty, not a token shard; {}", name, kPrepareHint);
+  if (bytes.size() < static_cast<std::size_t>(kShardHeaderBytes))
+    throw_input("{}: {} bytes, too small for a token shard's header of {}{}; {}", name, bytes.size(),
+                kShardHeaderBytes, looks_like(bytes), kPrepareHint);
+
+  std::array<std::int32_t, 3> header;
+  std::memcpy(header.data(), bytes.data(), sizeof(header));
+  const auto [magic, version, count] = header;
+  const auto* format =
+      std::find_if(kFormats.begin(), kFormats.end(), [&](const Format& f) { return f.magic == magic; });
+  if (format == kFormats.end())
+    throw_input("{}: not a token shard: magic {} at byte 0, known are {} (uint16) and {} (uint32){}; {}", name,
+                magic, kFormats[0].magic, kFormats[1].magic, looks_like(bytes), kPrepareHint);
+  if (version != format->version)
+    throw_input("{}: token shard of version {} at byte 4; magic {} is known in version {}; {}", name, version,
+                magic, format->version, kPrepareHint);
+  if (count <= 0) throw_input("{}: token count {} at byte 8; a shard holds at least one token", name, count);
+
+  n_tokens_ = count;
+  token_bytes_ = format->token_bytes;
+  const std::int64_t expected = kShardHeaderBytes + n_tokens_ * token_bytes_;
+  const auto found = static_cast<std::int64_t>(bytes.size());
+  if (found != expected)
+    throw_input("{}: {}: its header says {} tokens, hence {} bytes, the file has {}; copy or make it again",
+                name, found < expected ? "truncated" : "too long", n_tokens_, expected, found);
+}
+
+void Shard::read(std::int64_t first, std::span<std::int32_t> out) const {
+  const auto count = static_cast<std::int64_t>(out.size());
+  SY_CHECK(first >= 0 && first + count <= n_tokens_, "tokens [{}, {}) of {}", first, first + count, n_tokens_);
+  if (count == 0) return;
+  const std::byte* from = file_.bytes().data() + byte_offset(first);
+  if (token_bytes_ == 4) {
+    std::memcpy(out.data(), from, out.size_bytes());
+  } else {
+    const auto* tokens = reinterpret_cast<const std::uint16_t*>(from);
+    std::copy(tokens, tokens + count, out.begin());
+  }
+}
+
+}  // namespace switchyard::data

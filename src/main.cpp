@@ -1,0 +1,108 @@
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <functional>
+
+#include "commands.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace {
+
+constexpr int kExitRun = 1;    // the run itself failed
+constexpr int kExitInput = 2;  // usage, configuration, data
+
+void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
+  app.add_option("CONFIG", options.config, "The run: a JSON file (configs/ has ready ones, docs/configuration.md the keys)")
+      ->required();
+  app.add_option("--set", options.overrides, "Override one key of the configuration; may be repeated")
+      ->type_name("a.b=value")
+      ->take_all()
+      ->expected(1);
+  app.add_option("--out", options.out, "Run directory for config.json, metrics.jsonl and checkpoints/ "
+                                       "(default: runs/<name of CONFIG>)")
+      ->type_name("DIR");
+  app.add_option("--resume", options.resume,
+                 "'auto': go on from the newest checkpoint in the run directory, or start if there is none; "
+                 "or a checkpoint or run directory to go on from")
+      ->type_name("auto|DIR");
+  app.footer(
+      "Examples:\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json --set train.seed=7 --set train.lr=1e-3 --out runs/seed7\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json --resume auto\n"
+      "Ctrl-C finishes the step, saves a checkpoint and exits with code 130; --resume auto goes on from there.");
+}
+
+void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
+  app.add_option("CHECKPOINT", options.checkpoint, "A checkpoint directory, or a run directory (its newest checkpoint)")
+      ->required();
+  app.add_option("--data", options.data, "Token shards: files, directories or quoted globs")
+      ->type_name("PATH_OR_GLOB")
+      ->required();
+  app.add_option("--seq-len", options.seq_len, "Inputs of one window (default: the length trained with)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--batch", options.batch, "Windows at once")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--max-tokens", options.max_tokens, "Predict at most so many tokens (default: all)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")->check(CLI::PositiveNumber);
+  app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
+      ->type_name("FILE|-");
+  app.footer(
+      "Windows follow one another; every token but the first is predicted exactly once.\n"
+      "Examples:\n"
+      "  switchyard eval runs/quickstart --data 'data/quickstart/*/val_*.bin'\n"
+      "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
+}
+
+void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
+  app.add_option("PATH", options.path, "A token shard (.bin), a checkpoint or run directory, or a configuration (.json)")
+      ->required();
+  app.add_flag("--json", options.json, "Print JSON");
+  app.footer(
+      "Examples:\n"
+      "  switchyard inspect configs/bench_cpu_86m.json\n"
+      "  switchyard inspect data/quickstart/legal/train_000000.bin\n"
+      "  switchyard inspect runs/quickstart --json");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
+               "switchyard");
+  app.set_version_flag("--version", SWITCHYARD_VERSION);
+  app.require_subcommand(1);
+  app.footer("'switchyard COMMAND --help' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that cannot "
+             "be used.");
+
+  switchyard::TrainOptions train;
+  switchyard::EvalOptions eval;
+  switchyard::InspectOptions inspect;
+  std::function<int()> command;
+  CLI::App& train_app = *app.add_subcommand("train", "Train a model as a configuration says");
+  describe_train(train_app, train);
+  train_app.callback([&] { command = [&] { return run_train(train); }; });
+  CLI::App& eval_app = *app.add_subcommand("eval", "Loss, perplexity and expert balance of a checkpoint on token shards");
+  describe_eval(eval_app, eval);
+  eval_app.callback([&] { command = [&] { return run_eval(eval); }; });
+  CLI::App& inspect_app = *app.add_subcommand("inspect", "What a shard, a checkpoint or a configuration holds");
+  describe_inspect(inspect_app, inspect);
+  inspect_app.callback([&] { command = [&] { return run_inspect(inspect); }; });
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    switchyard::log_error(std::string(error.what()) + "; 'switchyard --help' shows the usage");
+    return kExitInput;
+  }
+  try {
+    return command();
+  } catch (const switchyard::InputError& error) {
+    switchyard::log_error(error.what());
+    return kExitInput;
+  } catch (const std::exception& error) {
+    switchyard::log_error(error.what());
+    return kExitRun;
+  }
+}

@@ -1,0 +1,19 @@
+// One micro-batch as the model sees it.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace switchyard::model {
+
+// T = n_seq * seq_len tokens, sequence after sequence. All i32, on the model's device.
+struct Batch {
+  Tensor token_T;     // -1: padding; only at the end of a sequence
+  Tensor target_T;    // the token to predict; -1: none
+  Tensor kv_begin_T;  // first position of the own sequence that the token sees: 0, or where its document begins
+  std::int64_t n_seq = 0;
+  std::int64_t seq_len = 0;
+};
+
+}  // namespace switchyard::model

@@ -1,0 +1,52 @@
+#include "model/dense_layer.h"
+
+#include "model/names.h"
+#include "ops/linear.h"
+#include "ops/swiglu.h"
+
+namespace switchyard::model {
+
+DenseLayer::DenseLayer(const config::Model& model, std::int64_t layer, ParameterStore& store)
+    : hidden_(model.hidden_size), width_(model.intermediate_size), store_(store) {
+  const auto matrix = [&](const char* name, std::int64_t rows, std::int64_t columns) {
+    return store.add({.name = layer_prefix(layer) + "mlp." + name,
+                      .shape = Shape{rows, columns},
+                      .init = Init::normal,
+                      .init_std = model.initializer_range});
+  };
+  store.begin_group();
+  gate_ = matrix("gate_proj.weight", width_, hidden_);
+  matrix("up_proj.weight", width_, hidden_);
+  store.begin_group();
+  down_ = matrix("down_proj.weight", hidden_, width_);
+}
+
+void DenseLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
+  gate_up_T2F_ = arena.take(Shape{n_seq * seq_len, 2 * width_}, dtype);
+  act_TF_ = arena.take(Shape{n_seq * seq_len, width_}, dtype);
+}
+
+void DenseLayer::forward(Tensor out_TD, Tensor x_TD, const Batch&, Context& ctx) {
+  ops::linear_forward(gate_up_T2F_, x_TD, store_.value_block(gate_, gate_up_shape()), ops::Write::set, ctx);
+  ops::swiglu_forward(act_TF_, gate_up_T2F_, ctx);
+  ops::linear_forward(out_TD, act_TF_, store_.value(down_), ops::Write::add, ctx);
+}
+
+void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&, const router::RoutingLossGradient*,
+                          Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Tensor dact_TF = ctx.scratch.take(act_TF_.shape(), act_TF_.dtype());
+  const Tensor dgate_up_T2F = ctx.scratch.take(gate_up_T2F_.shape(), gate_up_T2F_.dtype());
+  ops::linear_backward_weight(store_.grad(down_), dout_TD, act_TF_, ctx);
+  ops::linear_backward_input(dact_TF, dout_TD, store_.value(down_), ops::Write::set, ctx);
+  ops::swiglu_backward(dgate_up_T2F, dact_TF, gate_up_T2F_, ctx);
+  ops::linear_backward_weight(store_.grad_block(gate_, gate_up_shape()), dgate_up_T2F, x_TD, ctx);
+  ops::linear_backward_input(dx_TD, dgate_up_T2F, store_.value_block(gate_, gate_up_shape()), ops::Write::set, ctx);
+}
+
+void DenseLayer::visit_saved(const router::TensorVisitor& visit) const {
+  visit("mlp.gate_up_proj output", gate_up_T2F_);
+  visit("mlp.act_fn output", act_TF_);
+}
+
+}  // namespace switchyard::model

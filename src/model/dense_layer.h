@@ -1,0 +1,32 @@
+// down( silu(gate x) * up x ).   T tokens, D hidden size, F intermediate size
+#pragma once
+
+#include <cstddef>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "model/ffn_layer.h"
+
+namespace switchyard::model {
+
+class DenseLayer final : public FfnLayer {
+ public:
+  // Adds the layer's rows to the store.
+  DenseLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
+  void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
+                const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
+  const router::Router* router() const override { return nullptr; }
+  void visit_saved(const router::TensorVisitor& visit) const override;
+
+ private:
+  Shape gate_up_shape() const { return Shape{2 * width_, hidden_}; }
+
+  std::int64_t hidden_, width_;
+  ParameterStore& store_;
+  std::size_t gate_, down_;  // rows; up follows gate
+  Tensor gate_up_T2F_, act_TF_;
+};
+
+}  // namespace switchyard::model

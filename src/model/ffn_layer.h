@@ -1,0 +1,24 @@
+// The second half of a block: a dense SwiGLU network, or one that is spread over experts.
+//   T tokens, D hidden size
+#pragma once
+
+#include "core/context.h"
+#include "model/batch.h"
+#include "router/router.h"
+
+namespace switchyard::model {
+
+class FfnLayer {
+ public:
+  virtual ~FfnLayer() = default;
+  virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
+  // out_TD += ffn(x_TD)
+  virtual void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
+  // dx_TD set; parameter gradients added. `loss_gradient` is null in a layer without a router.
+  virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
+                        const router::RoutingLossGradient* loss_gradient, Context& ctx) = 0;
+  virtual const router::Router* router() const = 0;  // null in a dense layer
+  virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
+};
+
+}  // namespace switchyard::model

@@ -1,0 +1,101 @@
+#include "model/moe_layer.h"
+
+#include "model/names.h"
+#include "ops/elementwise.h"
+#include "ops/linear.h"
+#include "ops/moe.h"
+#include "ops/swiglu.h"
+
+namespace switchyard::model {
+
+MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_options, std::int64_t layer,
+                   ParameterStore& store)
+    : hidden_(model.hidden_size),
+      width_(model.moe_intermediate_size),
+      n_experts_(model.num_experts),
+      n_slots_(model.num_experts_per_tok),
+      store_(store) {
+  router_ = router::make_router(router_options,
+                                {.hidden_size = hidden_,
+                                 .n_experts = n_experts_,
+                                 .n_slots = n_slots_,
+                                 .normalise_weights = model.norm_topk_prob,
+                                 .init_std = model.initializer_range},
+                                moe_prefix(model.family, layer) + "gate.", store);
+  const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
+    return store.add({.name = name,
+                      .shape = Shape{rows, columns},
+                      .init = Init::normal,
+                      .init_std = model.initializer_range,
+                      .sharding = Sharding::by_expert});
+  };
+  store.begin_group();
+  for (std::int64_t e = 0; e < n_experts_; ++e) {
+    const std::size_t row = matrix(expert_names(model.family, layer, e).gate, width_, hidden_);
+    if (e == 0) gate_up_ = row;
+    matrix(expert_names(model.family, layer, e).up, width_, hidden_);
+  }
+  store.begin_group();
+  for (std::int64_t e = 0; e < n_experts_; ++e) {
+    const std::size_t row = matrix(expert_names(model.family, layer, e).down, hidden_, width_);
+    if (e == 0) down_ = row;
+  }
+}
+
+void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
+  const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
+  router_->plan(arena, n_seq, seq_len, dtype);
+  saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
+  saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
+  saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
+  saved_.row_RD = arena.take(Shape{max_rows, hidden_}, dtype);
+  saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
+  saved_.act_RF = arena.take(Shape{max_rows, width_}, dtype);
+  saved_.out_RD = arena.take(Shape{max_rows, hidden_}, dtype);
+}
+
+void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
+  auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
+  decision = router_->forward(x_TD, batch.token_T, ctx);
+  ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
+  ops::moe_dispatch_forward(row_RD, x_TD, slot_row_TK, ctx);
+  ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1, ctx);
+  ops::swiglu_forward(act_RF, gate_up_R2F, ctx);
+  ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
+  ops::moe_combine_forward(out_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
+}
+
+void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
+                        const router::RoutingLossGradient* loss_gradient, Context& ctx) {
+  const auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
+  SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
+  ScratchScope scope(ctx.scratch);
+  const auto scratch_like = [&](const Tensor& tensor) { return ctx.scratch.take(tensor.shape(), tensor.dtype()); };
+  const Tensor dweight_TK = scratch_like(decision.weight_TK);
+  const Tensor dout_RD = scratch_like(out_RD);
+  const Tensor dact_RF = scratch_like(act_RF);
+  const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
+
+  ops::moe_combine_backward(dout_RD, dweight_TK, dout_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
+  ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
+  ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.value_block(down_, down_shape()), offset_E1, ctx);
+  ops::swiglu_backward(dgate_up_R2F, dact_RF, gate_up_R2F, ctx);
+  ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD, offset_E1,
+                                      ctx);
+  const Tensor drow_RD = dout_RD;  // its last reader is behind us
+  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
+                                     ctx);
+  ops::fill_zero(dx_TD, ctx);
+  ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
+  router_->backward(dx_TD, dweight_TK, x_TD, batch.token_T, *loss_gradient, ctx);
+}
+
+void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
+  const std::int64_t rows = saved_.offset_E1.as<std::int32_t>()[n_experts_];
+  router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
+  visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
+  visit("mlp.experts act_fn output", saved_.act_RF.slice(0, rows));
+  visit("mlp.experts down_proj output", saved_.out_RD.slice(0, rows));
+}
+
+}  // namespace switchyard::model

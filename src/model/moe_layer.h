@@ -1,0 +1,44 @@
+// A mixture of SwiGLU experts: route, bring tokens to their experts, multiply, bring the results back weighted.
+//   T tokens, D hidden size, E experts, K slots a token, R routed rows, F expert width
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "model/ffn_layer.h"
+
+namespace switchyard::model {
+
+class MoeLayer final : public FfnLayer {
+ public:
+  // Adds the router's and the experts' rows to the store.
+  MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer, ParameterStore& store);
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
+  void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
+                const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
+  const router::Router* router() const override { return router_.get(); }
+  void visit_saved(const router::TensorVisitor& visit) const override;
+
+ private:
+  struct Saved {
+    router::RoutingDecision decision;
+    Tensor count_E, offset_E1, slot_row_TK;  // i32
+    Tensor row_RD;        // the experts' inputs, expert after expert
+    Tensor gate_up_R2F;
+    Tensor act_RF;
+    Tensor out_RD;        // the experts' outputs, not weighted
+  };
+  Shape gate_up_shape() const { return Shape{n_experts_, 2 * width_, hidden_}; }
+  Shape down_shape() const { return Shape{n_experts_, hidden_, width_}; }
+
+  std::int64_t hidden_, width_, n_experts_, n_slots_;
+  ParameterStore& store_;
+  std::unique_ptr<router::Router> router_;
+  std::size_t gate_up_ = 0, down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert
+  Saved saved_;
+};
+
+}  // namespace switchyard::model

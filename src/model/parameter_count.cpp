@@ -1,0 +1,28 @@
+#include "model/parameter_count.h"
+
+#include "model/transformer.h"
+
+namespace switchyard::model {
+
+ParameterCount count_parameters(const config::Model& config, const config::Router& router) {
+  const Transformer model(config, router, DType::f32, false);
+  ParameterCount count;
+  std::int64_t expert_values = 0, matrix_values = 0;
+  for (const Parameter& row : model.parameters().rows()) {
+    const std::int64_t values = row.shape.numel();
+    count.total += values;
+    if (row.sharding == Sharding::by_expert)
+      expert_values += values;
+    else if (row.shape.rank() == 2)
+      matrix_values += values;
+  }
+  const std::int64_t active_experts =
+      expert_values == 0 ? 0 : expert_values / config.num_experts * config.num_experts_per_tok;
+  // An embedding that is not also the output layer is looked up, not multiplied.
+  const std::int64_t looked_up = config.tie_word_embeddings ? 0 : config.vocab_size * config.hidden_size;
+  count.active = count.total - expert_values + active_experts;
+  count.active_matmul = matrix_values - looked_up + active_experts;
+  return count;
+}
+
+}  // namespace switchyard::model

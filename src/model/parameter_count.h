@@ -1,0 +1,19 @@
+// How many parameters a model has, and how many work on one token.
+#pragma once
+
+#include <cstdint>
+
+#include "config/config.h"
+
+namespace switchyard::model {
+
+struct ParameterCount {
+  std::int64_t total = 0;
+  std::int64_t active = 0;         // all but the experts that a token is not sent to
+  std::int64_t active_matmul = 0;  // of the active ones, those in matrix products: 6 FLOPs a token in training
+};
+
+// From the configuration alone; nothing is allocated.
+ParameterCount count_parameters(const config::Model& model, const config::Router& router);
+
+}  // namespace switchyard::model

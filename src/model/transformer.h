@@ -1,0 +1,79 @@
+// The whole model: embedding, blocks, final norm, classifier; forward and backward.
+//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/context.h"
+#include "core/parameters.h"
+#include "model/attention_layer.h"
+#include "model/batch.h"
+#include "model/ffn_layer.h"
+
+namespace switchyard::model {
+
+class Transformer {
+ public:
+  // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and moments as
+  // well, and lets plan() keep every layer's activations. f64 is for tests.
+  Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
+
+  void allocate() { parameters_.allocate(dtype_, training_); }
+
+  ParameterStore& parameters() { return parameters_; }
+  const ParameterStore& parameters() const { return parameters_; }
+  const config::Model& config() const { return config_; }
+
+  // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
+  void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
+  std::int64_t activation_bytes() const { return arena_ ? arena_->peak() : 0; }
+  void poison_activations(Context& ctx);  // fills them with NaN; what forward and backward compute must not change
+
+  // Runs the blocks. Afterwards routing_sums() speaks of this batch.
+  void forward(const Batch& batch, Context& ctx);
+  // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no target.
+  void loss(Tensor loss_T, const Batch& batch, Context& ctx);
+  // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The gradient of the
+  // auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
+  void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx);
+
+  std::int64_t n_routers() const { return static_cast<std::int64_t>(routed_blocks_.size()); }
+  // Which layer the l-th router sits in.
+  std::int64_t layer_of_router(std::int64_t l) const { return routed_blocks_[static_cast<std::size_t>(l)]; }
+  std::vector<router::RoutingSums> routing_sums() const;  // one a layer with a router
+  std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
+
+  // All activations of the last forward pass in the order in which they were computed: (layer or -1, name, tensor).
+  using ActivationVisitor = std::function<void(std::int64_t layer, const std::string& name, const Tensor& tensor)>;
+  void visit_activations(const ActivationVisitor& visit) const;
+
+ private:
+  struct Block {
+    std::size_t attention_norm, ffn_norm;  // rows
+    std::unique_ptr<AttentionLayer> attention;
+    std::unique_ptr<FfnLayer> ffn;
+    Tensor in_TD, attention_in_TD, attention_rstd_T1;  // the residual stream; its norm
+    Tensor mid_TD, ffn_in_TD, ffn_rstd_T1;             // the same after attention
+  };
+  void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
+  void check_batch(const Batch& batch) const;
+
+  config::Model config_;
+  DType dtype_;
+  bool training_;
+  ParameterStore parameters_;
+  std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
+  std::vector<Block> blocks_;
+  std::vector<std::int64_t> routed_blocks_;
+
+  std::unique_ptr<Arena> arena_;
+  RopeTable rope_;
+  Tensor out_TD_, final_TD_, final_rstd_T1_;  // the residual stream behind the last block; its norm
+  std::vector<router::RoutingLossGradient> loss_gradient_L_;
+};
+
+}  // namespace switchyard::model

@@ -1,0 +1,43 @@
+#include "ops/rope.h"
+
+#include "cpu/rope.h"
+#include "ops/dispatch.h"
+
+namespace switchyard::ops {
+
+namespace {
+
+void check_table(const Tensor& cos_SP, const Tensor& sin_SP) {
+  check_shape(cos_SP, Shape{cos_SP.rows(), cos_SP.dim(1)}, "cos_SP");
+  SY_CHECK(cos_SP.dim(1) > 0, "a head has no pairs");
+  check_shape(sin_SP, cos_SP.shape(), "sin_SP");
+  check_dtype(sin_SP, cos_SP.dtype(), "sin_SP");
+}
+
+void check_rotation(const Tensor& x_THN, const Tensor& cos_SP, const Tensor& sin_SP, std::int64_t seq_len) {
+  check_table(cos_SP, sin_SP);
+  SY_CHECK(seq_len > 0 && seq_len <= cos_SP.rows(), "sequences of {} positions, a table of {}", seq_len,
+           cos_SP.rows());
+  const std::int64_t head_dim = 2 * cos_SP.dim(1);
+  check_shape(x_THN, Shape{x_THN.rows(), x_THN.dim(1) / head_dim * head_dim}, "x_THN");
+  check_dtype(x_THN, cos_SP.dtype(), "x_THN");
+}
+
+}  // namespace
+
+void rope_table(Tensor cos_SP, Tensor sin_SP, double theta, Context&) {
+  check_table(cos_SP, sin_SP);
+  with_scalar(cos_SP.dtype(), [&]<class T>() { cpu::rope_table<T>(cos_SP, sin_SP, theta); });
+}
+
+void rope_forward(Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, Context&) {
+  check_rotation(x_THN, cos_SP, sin_SP, seq_len);
+  with_scalar(x_THN.dtype(), [&]<class T>() { cpu::rope_forward<T>(x_THN, cos_SP, sin_SP, seq_len); });
+}
+
+void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, Context&) {
+  check_rotation(dx_THN, cos_SP, sin_SP, seq_len);
+  with_scalar(dx_THN.dtype(), [&]<class T>() { cpu::rope_backward<T>(dx_THN, cos_SP, sin_SP, seq_len); });
+}
+
+}  // namespace switchyard::ops

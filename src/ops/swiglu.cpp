@@ -1,0 +1,29 @@
+#include "ops/swiglu.h"
+
+#include "cpu/swiglu.h"
+#include "ops/dispatch.h"
+
+namespace switchyard::ops {
+
+namespace {
+
+void check_halves(const Tensor& row_RF, const Tensor& gate_up_R2F, const char* name) {
+  check_shape(row_RF, Shape{row_RF.rows(), row_RF.dim(1)}, "the [R, F] rows");
+  check_shape(gate_up_R2F, Shape{row_RF.rows(), 2 * row_RF.dim(1)}, name);
+  check_dtype(gate_up_R2F, row_RF.dtype(), name);
+}
+
+}  // namespace
+
+void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context&) {
+  check_halves(out_RF, gate_up_R2F, "gate_up_R2F");
+  with_scalar(out_RF.dtype(), [&]<class T>() { cpu::swiglu_forward<T>(out_RF, gate_up_R2F); });
+}
+
+void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context&) {
+  check_halves(dout_RF, gate_up_R2F, "gate_up_R2F");
+  check_halves(dout_RF, dgate_up_R2F, "dgate_up_R2F");
+  with_scalar(dout_RF.dtype(), [&]<class T>() { cpu::swiglu_backward<T>(dgate_up_R2F, dout_RF, gate_up_R2F); });
+}
+
+}  // namespace switchyard::ops

@@ -1,0 +1,115 @@
+// Checkpoints of a run: RUN/checkpoints/step_NNNNNN/ and the relative symlink RUN/checkpoints/latest.
+//
+//   config.json         the model in Hugging Face's keys, for `transformers` and for eval
+//   model.safetensors   the float32 weights, under Hugging Face's names
+//   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq", and what else a run carries from
+//                       step to step, each under the name that the caller gives it
+//   run.json            step, tokens, samples, seed, the resolved configuration
+//   manifest.json       size and CRC-32 of every other file; written last
+//
+// A checkpoint is written under a temporary name beside its own and renamed when every file is on the disk, so
+// a step_NNNNNN is whole or absent. A reader refuses what the manifest does not vouch for. Weights may also be
+// split over several files, model-*.safetensors, all of them in the manifest.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "train/safetensors.h"
+
+namespace switchyard::train {
+
+// Where a run stands between two optimizer steps.
+struct RunState {
+  std::int64_t step = 0;      // optimizer steps done
+  std::int64_t tokens = 0;    // trained on
+  std::uint64_t samples = 0;  // global index of the next sample
+  std::uint64_t seed = 0;
+};
+
+std::filesystem::path checkpoints_directory(const std::filesystem::path& run_directory);  // RUN/checkpoints
+std::filesystem::path checkpoint_path(const std::filesystem::path& run_directory, std::int64_t step);
+
+// Writes RUN/checkpoints/step_NNNNNN (replacing one of the same step), points `latest` to it and returns its
+// path. `extra_state` are the tensors beside the moments; the store is a training one. Temporaries that a
+// killed process left are removed first. Throws InputError where the place is not writable or too full (checked
+// before the first byte); then the temporary is gone, and `latest` and every earlier checkpoint are as they
+// were.
+std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory, const ParameterStore& store,
+                                      const RunState& state, const config::Run& run,
+                                      std::span<const NamedTensor> extra_state);
+
+// Removes all but the newest `keep` checkpoints (0: removes none), and never the one that `latest` points to.
+void prune_checkpoints(const std::filesystem::path& run_directory, std::int64_t keep);
+
+// The checkpoint that `latest` points to, or else the newest step_NNNNNN with a manifest; none: no value.
+std::optional<std::filesystem::path> find_latest(const std::filesystem::path& run_directory);
+
+// The checkpoint that a user means by a path: a checkpoint, a link to one (checkpoints/latest), a run directory
+// or its checkpoints/. Throws InputError where there is none.
+std::filesystem::path resolve_checkpoint(const std::filesystem::path& path);
+
+// A checkpoint opened for reading, its manifest verified: every file there, none besides, sizes and sums right.
+class Checkpoint {
+ public:
+  // `path` as resolve_checkpoint takes it. Throws InputError naming the file and what is wrong with it.
+  explicit Checkpoint(const std::filesystem::path& path);
+
+  const std::filesystem::path& path() const { return path_; }
+  const RunState& state() const { return state_; }
+  config::Model model() const;                                      // parsed from config.json
+  const std::string& model_json() const { return model_json_; }     // config.json, Hugging Face's keys
+  const std::string& run_config_json() const { return run_json_; }  // the resolved configuration, as text
+  std::uint64_t total_bytes() const { return total_bytes_; }        // of all files, the manifest included
+  const std::vector<SafetensorsFile>& weight_files() const { return weights_; }
+  const SafetensorsFile& state_file() const { return state_tensors_.front(); }
+
+  // Throws InputError, listing every key that differs, where a run of this configuration cannot continue from
+  // here: another model or another seed.
+  void check_resumable(const config::Run& run) const;
+  // Fills the store's values. Each row is present once, with its shape, and nothing else is; else InputError
+  // with all names that are missing or too many.
+  void load_weights(ParameterStore& store) const;
+  // Fills the moments and the extra tensors; the same rules.
+  void load_state(ParameterStore& store, std::span<const NamedTensor> extra_state) const;
+
+ private:
+  std::filesystem::path path_;
+  RunState state_;
+  std::string model_json_;
+  std::string run_json_;
+  std::uint64_t total_bytes_ = 0;
+  std::vector<SafetensorsFile> weights_;
+  std::vector<SafetensorsFile> state_tensors_;  // one file
+};
+
+// All that a resumed run needs: check_resumable, load_weights, load_state. Returns where it stands.
+RunState load_checkpoint(const std::filesystem::path& path, const config::Run& run, ParameterStore& store,
+                         std::span<const NamedTensor> extra_state);
+
+// What `inspect` shows of a checkpoint.
+struct TensorInfo {
+  std::string file;  // "model.safetensors"
+  std::string name;
+  std::string dtype;  // "F32"
+  std::vector<std::int64_t> shape;
+};
+struct CheckpointInfo {
+  std::filesystem::path path;
+  RunState state;
+  config::Model model;
+  std::string model_json;
+  std::string run_config_json;
+  std::vector<TensorInfo> tensors;  // weights first, then the state
+  std::int64_t parameters = 0;      // elements of all weights
+  std::uint64_t total_bytes = 0;
+};
+CheckpointInfo describe_checkpoint(const std::filesystem::path& path);  // throws like Checkpoint
+
+}  // namespace switchyard::train

@@ -1,0 +1,104 @@
+#include "train/console.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+namespace switchyard::train {
+
+namespace {
+
+int terminal_columns() {
+  winsize size{};
+  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+double fraction_done(const StepReport& report) {
+  if (report.steps <= 0) return 1.0;
+  return std::clamp(static_cast<double>(report.step) / static_cast<double>(report.steps), 0.0, 1.0);
+}
+
+}  // namespace
+
+std::string format_duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds >= 1e15) return "?";
+  const auto total = static_cast<std::int64_t>(std::llround(std::max(0.0, seconds)));
+  const std::int64_t minutes = total / 60, hours = total / 3600;
+  if (total < 60) return fmt::format("{}s", total);
+  if (total < 3600) return fmt::format("{}m {:02}s", minutes, total % 60);
+  if (total < 86400) return fmt::format("{}h {:02}m", hours, minutes % 60);
+  return fmt::format("{}d {:02}h", hours / 24, hours % 24);
+}
+
+std::string format_count(double value) {
+  if (!std::isfinite(value) || std::abs(value) >= 1e15) return fmt::format("{:.3g}", value);
+  std::string text = std::to_string(std::llround(value));
+  const std::size_t first = text.front() == '-' ? 1 : 0;
+  for (std::size_t end = text.size(); end > first + 3; end -= 3) text.insert(end - 3, 1, ',');
+  return text;
+}
+
+std::string format_step(const StepReport& report) {
+  const std::string steps = std::to_string(report.steps);
+  std::string line = fmt::format("step {:>{}}/{}  {:5.1f}%  loss {:.4f}", report.step, steps.size(), steps,
+                                 100.0 * fraction_done(report), report.loss);
+  if (report.val_loss) line += fmt::format("  val {:.4f}", *report.val_loss);
+  line += fmt::format("  lr {:.2e}  norm {:.2f}  {} tok/s", report.lr, report.grad_norm,
+                      format_count(report.tokens_per_second));
+  if (report.gini) line += fmt::format("  gini {:.3f}", *report.gini);
+  if (report.seconds_left) line += fmt::format("  left {}", format_duration(*report.seconds_left));
+  return line;
+}
+
+std::string format_bar(const StepReport& report, int columns) {
+  std::string tail =
+      fmt::format(" {:3.0f}%  {}/{}", std::floor(100.0 * fraction_done(report)), report.step, report.steps);
+  if (report.seconds_left) tail += fmt::format("  left {}", format_duration(*report.seconds_left));
+  const auto room = static_cast<std::size_t>(std::max(0, columns));
+  constexpr std::size_t kNarrowest = 5, kWidest = 50;  // characters inside the brackets
+  if (room < tail.size() + 2 + kNarrowest) return tail.substr(0, room);
+  const std::size_t inside = std::min(kWidest, room - tail.size() - 2);
+  const auto done = static_cast<std::size_t>(fraction_done(report) * static_cast<double>(inside));
+  std::string bar(done, '=');
+  if (done < inside) bar += '>';
+  bar.resize(inside, ' ');
+  return "[" + bar + "]" + tail;
+}
+
+Console::Console() : bar_(::isatty(STDOUT_FILENO) == 1) {}
+
+void Console::clear_bar() {
+  if (!drawn_) return;
+  std::fputs("\r\033[K", stdout);  // to the line's start, and erase it
+  std::fflush(stdout);
+  drawn_ = false;
+}
+
+void Console::line(const std::string& text) {
+  clear_bar();
+  std::fputs((text + "\n").c_str(), stdout);
+  if (bar_ && !last_bar_.empty()) {
+    std::fputs(last_bar_.c_str(), stdout);
+    drawn_ = true;
+  }
+  std::fflush(stdout);
+}
+
+void Console::step(const StepReport& report, bool print_line) {
+  if (bar_) {
+    // One column stays free: a full line would wrap, and a wrapped one cannot be erased.
+    last_bar_ = format_bar(report, terminal_columns() - 1);
+    if (!print_line) {
+      std::fputs(("\r\033[K" + last_bar_).c_str(), stdout);
+      std::fflush(stdout);
+      drawn_ = true;
+    }
+  }
+  if (print_line) line(format_step(report));
+}
+
+}  // namespace switchyard::train

@@ -1,0 +1,54 @@
+#include "train/evaluator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace switchyard::train {
+
+EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
+                    Context& ctx) {
+  const auto start = std::chrono::steady_clock::now();
+  EvalResult result{.domains = {},
+                    .load = LoadCounts(model.n_routers(), std::max<std::int64_t>(1, model.config().num_experts),
+                                       static_cast<std::int64_t>(domains.size()))};
+  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token);
+  std::vector<float> loss_values(static_cast<std::size_t>(settings.batch * settings.seq_len));
+  const Tensor loss_T(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32);
+  std::vector<std::int32_t> window(static_cast<std::size_t>(settings.seq_len) + 1);
+  double loss_sum = 0;
+
+  for (std::size_t d = 0; d < domains.size(); ++d) {
+    const data::TokenStream& stream = domains[d].stream;
+    std::int64_t to_predict = stream.size() - 1;
+    if (to_predict < 1)
+      throw_input("{}: one token alone predicts nothing; give more data", stream.shards().front().path().string());
+    if (settings.max_tokens > 0) to_predict = std::min(to_predict, settings.max_tokens);
+    const std::vector<std::size_t> domain_B(static_cast<std::size_t>(settings.batch), d);
+    double domain_sum = 0;
+    for (std::int64_t next = 0; next < to_predict;) {
+      for (std::int64_t b = 0; b < settings.batch; ++b) {
+        const std::int64_t inputs = std::min(settings.seq_len, to_predict - next);
+        const auto tokens = std::span(window).first(inputs > 0 ? static_cast<std::size_t>(inputs) + 1 : 0);
+        if (!tokens.empty()) stream.read(next, tokens);
+        buffers.set_sequence(b, tokens);
+        next += std::max<std::int64_t>(inputs, 0);
+      }
+      model.forward(buffers.batch(), ctx);
+      model.loss(loss_T, buffers.batch(), ctx);
+      result.load.add(model.routing_sums(), domain_B);
+      for (const float loss : loss_values) domain_sum += loss;
+    }
+    if (!std::isfinite(domain_sum))
+      throw_run("the loss over {} is not finite; the weights of this model have diverged",
+                stream.shards().front().path().string());
+    result.domains.push_back({domains[d].name, domain_sum / static_cast<double>(to_predict), to_predict});
+    result.tokens += to_predict;
+    loss_sum += domain_sum;
+  }
+  result.loss = loss_sum / static_cast<double>(result.tokens);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace switchyard::train

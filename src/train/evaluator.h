@@ -1,0 +1,41 @@
+// Loss and expert load of a model over token streams. Windows of seq_len inputs follow one another; every token
+// of a stream but its first is predicted exactly once, and the last window may be short.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/context.h"
+#include "model/transformer.h"
+#include "train/expert_load.h"
+#include "train/token_data.h"
+
+namespace switchyard::train {
+
+struct EvalSettings {
+  std::int64_t seq_len;
+  std::int64_t batch;                     // windows at once
+  std::int64_t max_tokens = 0;            // predicted tokens of each domain at most; 0: all
+  std::optional<std::int64_t> eot_token;  // set: attention stops at document borders
+};
+
+struct DomainLoss {
+  std::string name;
+  double loss = 0;  // nats a token
+  std::int64_t tokens = 0;
+};
+
+struct EvalResult {
+  double loss = 0;          // nats a token, over all domains
+  std::int64_t tokens = 0;  // predicted
+  double seconds = 0;
+  std::vector<DomainLoss> domains;
+  LoadCounts load;
+};
+
+// The model is planned for settings.batch x settings.seq_len. Throws RunError where the loss is not finite.
+EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
+                    Context& ctx);
+
+}  // namespace switchyard::train

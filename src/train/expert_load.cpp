@@ -1,0 +1,83 @@
+#include "train/expert_load.h"
+
+#include <algorithm>
+
+namespace switchyard::train {
+
+LoadCounts::LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64_t n_domains)
+    : n_layers_(n_layers),
+      n_experts_(n_experts),
+      n_domains_(n_domains),
+      count_LNE_(static_cast<std::size_t>(n_layers * n_domains * n_experts)) {}
+
+void LoadCounts::clear() { std::fill(count_LNE_.begin(), count_LNE_.end(), 0.0); }
+
+double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
+  return count_LNE_[static_cast<std::size_t>((l * n_domains_ + static_cast<std::int64_t>(domain)) * n_experts_ +
+                                             e)];
+}
+
+void LoadCounts::add(std::span<const router::RoutingSums> sums_L, std::span<const std::size_t> domain_B) {
+  for (std::int64_t l = 0; l < n_layers_; ++l) {
+    const Tensor& count_BE = sums_L[static_cast<std::size_t>(l)].count_BE;
+    for (std::size_t b = 0; b < domain_B.size(); ++b)
+      for (std::int64_t e = 0; e < n_experts_; ++e)
+        at(l, domain_B[b], e) += count_BE.row<std::int32_t>(static_cast<std::int64_t>(b))[e];
+  }
+}
+
+std::vector<std::vector<double>> LoadCounts::by_domain(std::int64_t l) const {
+  std::vector<std::vector<double>> table;
+  for (std::int64_t n = 0; n < n_domains_; ++n) {
+    const auto first = count_LNE_.begin() + (l * n_domains_ + n) * n_experts_;
+    table.emplace_back(first, first + n_experts_);
+  }
+  return table;
+}
+
+std::vector<double> LoadCounts::layer(std::int64_t l) const {
+  std::vector<double> load_E(static_cast<std::size_t>(n_experts_));
+  for (const auto& domain_E : by_domain(l))
+    std::transform(load_E.begin(), load_E.end(), domain_E.begin(), load_E.begin(), std::plus<>());
+  return load_E;
+}
+
+std::vector<double> LoadCounts::all_layers() const {
+  std::vector<double> load_LE;
+  for (std::int64_t l = 0; l < n_layers_; ++l) {
+    const auto load_E = layer(l);
+    load_LE.insert(load_LE.end(), load_E.begin(), load_E.end());
+  }
+  return load_LE;
+}
+
+std::vector<router::BalanceFigures> LoadCounts::figures() const {
+  std::vector<router::BalanceFigures> figures;
+  for (std::int64_t l = 0; l < n_layers_; ++l) figures.push_back(router::balance_figures(layer(l)));
+  return figures;
+}
+
+double LoadCounts::specialisation(std::int64_t l) const { return router::specialisation_bits(by_domain(l)); }
+
+LoadAverage::LoadAverage(std::int64_t n_layers, std::int64_t n_experts)
+    : n_layers_(n_layers), n_experts_(n_experts), average_LE_(static_cast<std::size_t>(n_layers * n_experts)) {}
+
+// The average starts at zero and is not corrected for it: every figure is a ratio, in which the factor cancels.
+void LoadAverage::update(const LoadCounts& step) {
+  const auto count_LE = step.all_layers();
+  for (std::size_t i = 0; i < average_LE_.size(); ++i)
+    average_LE_[i] = kDecay * average_LE_[i] + (1 - kDecay) * count_LE[i];
+}
+
+std::vector<router::BalanceFigures> LoadAverage::figures() const {
+  std::vector<router::BalanceFigures> figures;
+  for (std::int64_t l = 0; l < n_layers_; ++l)
+    figures.push_back(router::balance_figures(
+        std::span(average_LE_)
+            .subspan(static_cast<std::size_t>(l * n_experts_), static_cast<std::size_t>(n_experts_))));
+  return figures;
+}
+
+Tensor LoadAverage::state() { return Tensor(average_LE_.data(), Shape{n_layers_, n_experts_}, DType::f64); }
+
+}  // namespace switchyard::train

@@ -1,0 +1,52 @@
+// Expert load over time and by domain: what the balance figures are made of.
+//   L layers with a router, B sequences, E experts
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/tensor.h"
+#include "router/balance_figures.h"
+#include "router/router.h"
+
+namespace switchyard::train {
+
+// Counts of slots, added up over batches; a token is counted where its forward pass is added, once.
+class LoadCounts {
+ public:
+  LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64_t n_domains);
+
+  void clear();
+  // One micro-batch; domain_B: the domain of each sequence.
+  void add(std::span<const router::RoutingSums> sums_L, std::span<const std::size_t> domain_B);
+
+  std::vector<double> layer(std::int64_t l) const;                   // [E], over all domains
+  std::vector<double> all_layers() const;                            // [L*E]
+  std::vector<router::BalanceFigures> figures() const;               // one a layer
+  double specialisation(std::int64_t l) const;                       // bits; 0 with one domain
+  std::vector<std::vector<double>> by_domain(std::int64_t l) const;  // [domain][E]
+  std::int64_t n_layers() const { return n_layers_; }
+
+ private:
+  double& at(std::int64_t l, std::size_t domain, std::int64_t e);
+  std::int64_t n_layers_, n_experts_, n_domains_;
+  std::vector<double> count_LNE_;  // layer, domain, expert
+};
+
+// The load during training: an exponential moving average of each step's counts.
+class LoadAverage {
+ public:
+  static constexpr double kDecay = 0.99;  // a step
+
+  LoadAverage(std::int64_t n_layers, std::int64_t n_experts);
+  void update(const LoadCounts& step);
+  std::vector<router::BalanceFigures> figures() const;
+  Tensor state();  // [L, E] f64: what a checkpoint keeps
+
+ private:
+  std::int64_t n_layers_, n_experts_;
+  std::vector<double> average_LE_;
+};
+
+}  // namespace switchyard::train

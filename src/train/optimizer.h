@@ -1,0 +1,33 @@
+// AdamW over a parameter store: clip by global norm, then update.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "config/config.h"
+#include "core/context.h"
+#include "core/parameters.h"
+
+namespace switchyard::train {
+
+class AdamW {
+ public:
+  AdamW(const config::Train& options, const ParameterStore& store);
+
+  // Length of the whole gradient.
+  double grad_norm(const ParameterStore& store, Context& ctx) const;
+  // One update with learning rate `lr`; `step` counts from 1. Where clip_norm > 0 the gradient is scaled by
+  // min(1, clip_norm / (grad_norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
+  void update(ParameterStore& store, double lr, double grad_norm, std::int64_t step, Context& ctx) const;
+
+ private:
+  // Neighbouring rows with one decay setting are one range of the flat arrays.
+  struct Range {
+    std::int64_t first, count;
+    bool decay;
+  };
+  config::Train options_;
+  std::vector<Range> ranges_;
+};
+
+}  // namespace switchyard::train

@@ -1,0 +1,72 @@
+// The safetensors file format, written and read: 8 bytes of header length (little-endian), a JSON header that
+// gives each tensor's dtype, shape and byte range, then the bytes of the tensors.
+//
+// The reader trusts nothing: an entry is only handed out once every range of the file was found to lie inside
+// it, side by side, without gap or overlap, and of the size that dtype and shape ask for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/file.h"
+#include "core/tensor.h"
+
+namespace switchyard::train {
+
+struct NamedTensor {
+  std::string name;
+  Tensor tensor;  // contiguous, on the CPU
+};
+
+// What was written: the figures that a manifest keeps of a file.
+struct FileDigest {
+  std::uint64_t bytes = 0;
+  std::uint32_t crc = 0;
+};
+
+// Bytes that write_safetensors would write.
+std::uint64_t safetensors_bytes(std::span<const NamedTensor> tensors);
+// Writes the tensors in the order given, straight from their memory, and syncs the file. dtypes f32, f64, bf16,
+// i32; names are unique. Throws InputError where the file cannot be written.
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors);
+
+enum class StoredType : std::uint8_t { f64, f32, f16, bf16, i64, i32 };
+const char* name_of(StoredType type);   // "F64", as in the file
+std::int64_t size_of(StoredType type);  // bytes of one element
+
+struct StoredTensor {
+  std::string name;
+  StoredType type = StoredType::f32;
+  std::vector<std::int64_t> shape;   // empty: a scalar
+  std::span<const std::byte> bytes;  // inside the mapped file
+  std::string shape_string() const;  // "[4, 256]"
+};
+
+class SafetensorsFile {
+ public:
+  // Maps the file and checks all of its header. Throws InputError naming the file, the tensor and what is
+  // wrong.
+  explicit SafetensorsFile(std::filesystem::path path);
+
+  const std::filesystem::path& path() const { return file_.path(); }
+  const std::vector<StoredTensor>& tensors() const { return tensors_; }  // in the order of their bytes
+  const StoredTensor* find(std::string_view name) const;                 // null where there is none
+
+  // Copies a tensor of the file to `out`, which has its shape (else InputError). The dtypes are equal, or the
+  // step from one to the other loses nothing: f16, bf16 -> f32, f64 and f32 -> f64. Any other pair is an
+  // InputError.
+  void read(const StoredTensor& stored, Tensor out) const;
+
+ private:
+  MappedFile file_;
+  std::vector<StoredTensor> tensors_;
+  std::unordered_map<std::string, std::size_t> index_;
+};
+
+}  // namespace switchyard::train

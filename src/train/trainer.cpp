@@ -1,0 +1,304 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "core/log.h"
+#include "core/threads.h"
+#include "ops/elementwise.h"
+#include "train/console.h"
+#include "train/evaluator.h"
+#include "train/schedule.h"
+
+namespace switchyard::train {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& domains) {
+  std::vector<data::Sampler::Domain> list;
+  for (const Domain& domain : domains) list.push_back({domain.name, domain.stream.size(), domain.weight});
+  return list;
+}
+
+// The keys in which two configurations differ, as "train.lr, data.train.0.path".
+std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
+  std::vector<std::string> keys;
+  for (const auto& change : nlohmann::json::diff(a, b)) {
+    std::string key = change.at("path").get<std::string>().substr(1);
+    std::replace(key.begin(), key.end(), '/', '.');
+    keys.push_back(std::move(key));
+  }
+  return fmt::format("{}", fmt::join(keys, ", "));
+}
+
+void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
+  record.add("gini", figures.gini)
+      .add("min_max", figures.min_max)
+      .add("cv", figures.cv)
+      .add("max_vio", figures.max_vio)
+      .add("utilisation", figures.utilisation)
+      .add("entropy", figures.entropy);
+}
+
+}  // namespace
+
+Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
+                 parallel::Communicator& communicator)
+    : run_(run),
+      communicator_(communicator),
+      micro_batches_(run.train.global_batch_size / run.train.micro_batch_size),
+      eot_token_(run.data.document_mask ? std::optional(find_eot_token(run.data, run.model.vocab_size))
+                                        : std::nullopt),
+      train_domains_(open_domains(run.data.train, run.model.vocab_size)),
+      val_domains_(open_domains(run.data.validation, run.model.vocab_size)),
+      sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
+      model_(run.model, run.router, DType::f32, true),
+      optimizer_(run.train, model_.parameters()),
+      auxiliary_losses_(run.router, run.model.num_experts, run.model.num_experts_per_tok),
+      step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
+                 static_cast<std::int64_t>(train_domains_.size())),
+      load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
+      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_),
+      domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
+      window_(static_cast<std::size_t>(run.train.seq_len) + 1),
+      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)) {
+  model_.allocate();
+  ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_);
+  state_.seed = run.train.seed;
+  if (resume.checkpoint) {
+    const Checkpoint checkpoint(*resume.checkpoint);
+    checkpoint.check_resumable(run_);
+    warn_of_changes(checkpoint);
+    checkpoint.load_weights(model_.parameters());
+    checkpoint.load_state(model_.parameters(), std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
+    state_ = checkpoint.state();
+  } else {
+    model_.parameters().initialise(run.train.seed);
+  }
+
+  directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);
+  MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
+  metrics_.emplace(directory_->metrics_path());
+
+  const ParameterStore& parameters = model_.parameters();
+  const double mib = 1.0 / (1 << 20);
+  log_info(fmt::format("{:.1f}M parameters; memory: weights {:.0f} MiB, gradients {:.0f}, moments {:.0f}, activations "
+                       "{:.0f}; {} threads",
+                       static_cast<double>(parameters.count()) * 1e-6,
+                       static_cast<double>(parameters.values().nbytes()) * mib,
+                       static_cast<double>(parameters.grads().nbytes()) * mib,
+                       static_cast<double>(2 * parameters.moments1().nbytes()) * mib,
+                       static_cast<double>(model_.activation_bytes()) * mib, thread_count()));
+  for (const Domain& domain : train_domains_)
+    log_info(fmt::format("data: domain {}: {} tokens in {} shard{}", domain.name, domain.stream.size(),
+                         domain.stream.shards().size(), domain.stream.shards().size() == 1 ? "" : "s"));
+  if (resume.checkpoint)
+    log_info(fmt::format("resumed from {} after step {}", resume.checkpoint->string(), state_.step));
+}
+
+// Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
+void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
+  const auto before = nlohmann::json::parse(checkpoint.run_config_json());
+  const auto now = nlohmann::json::parse(run_.resolved_json);
+  if (before == now) return;
+  log_warning("the configuration has changed since the checkpoint was written; from here on the new one holds: " +
+              differing_keys(before, now));
+}
+
+void Trainer::load_micro_batch(std::int64_t micro) {
+  const std::int64_t first_sample = static_cast<std::int64_t>(state_.samples) + micro * run_.train.micro_batch_size;
+  for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
+    const data::Sampler::Sample sample = sampler_.at(first_sample + b);
+    train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
+    buffers_.set_sequence(b, window_);
+    domain_B_[static_cast<std::size_t>(b)] = sample.domain;
+  }
+}
+
+// The counts of the whole global batch before the first backward pass needs them. With one micro-batch its own
+// forward pass gives them; with several, all are run forward once more: exact, for a third more work.
+void Trainer::count_global_batch() {
+  step_load_.clear();
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    load_micro_batch(micro);
+    model_.forward(buffers_.batch(), ctx_);
+    step_load_.add(model_.routing_sums(), domain_B_);
+  }
+  global_count_LE_ = step_load_.all_layers();
+  communicator_.all_reduce_sum(
+      Tensor(global_count_LE_.data(), Shape{static_cast<std::int64_t>(global_count_LE_.size())}, DType::f64));
+}
+
+Trainer::StepResult Trainer::step() {
+  ParameterStore& parameters = model_.parameters();
+  const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
+  const Tensor loss_T(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32);
+  const bool count_first = auxiliary_losses_.needs_global_counts() && micro_batches_ > 1;
+  StepResult result;
+  result.lr = learning_rate(run_.train, state_.step + 1);
+  if (count_first) count_global_batch();
+  step_load_.clear();
+  ops::fill_zero(parameters.grads(), ctx_);
+
+  double loss_sum = 0;
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    load_micro_batch(micro);
+    model_.forward(buffers_.batch(), ctx_);
+    const auto sums_L = model_.routing_sums();
+    step_load_.add(sums_L, domain_B_);
+    if (!count_first) global_count_LE_ = step_load_.all_layers();
+    const auto auxiliary = auxiliary_losses_.compute(
+        sums_L, buffers_.tokens_B(),
+        {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
+        model_.loss_gradients());
+    result.auxiliary.balance += auxiliary.balance;
+    result.auxiliary.z += auxiliary.z;
+    model_.loss_and_backward(loss_T, buffers_.batch(), 1.0 / static_cast<double>(batch_tokens), ctx_);
+    loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
+    if (!std::isfinite(loss_sum)) stop_for_loss(loss_sum);
+  }
+  communicator_.all_reduce_sum(parameters.grads());
+  result.loss = loss_sum / static_cast<double>(batch_tokens);
+  result.grad_norm = optimizer_.grad_norm(parameters, ctx_);
+  if (!std::isfinite(result.grad_norm)) stop_for_gradient();
+  optimizer_.update(parameters, result.lr, result.grad_norm, state_.step + 1, ctx_);
+  load_average_.update(step_load_);
+
+  state_.step += 1;
+  state_.tokens += batch_tokens;
+  state_.samples += static_cast<std::uint64_t>(run_.train.global_batch_size);
+  return result;
+}
+
+std::string Trainer::last_checkpoint_note() const {
+  const auto latest = find_latest(directory_->path());
+  return latest ? "the last checkpoint is " + latest->string() : "no checkpoint had been written yet";
+}
+
+void Trainer::stop_for_loss(double loss) const {
+  std::string where = "the logits of lm_head";
+  bool found = false;
+  Context ctx;
+  for (std::size_t i = 0; i < model_.parameters().rows().size() && !found; ++i) {
+    if (std::isfinite(ops::sum_of_squares(model_.parameters().value(i), ctx))) continue;
+    where = "the weights of " + model_.parameters().rows()[i].name;
+    found = true;
+  }
+  model_.visit_activations([&](std::int64_t layer, const std::string& name, const Tensor& tensor) {
+    if (found || std::isfinite(ops::sum_of_squares(tensor, ctx))) return;
+    where = layer < 0 ? name : fmt::format("layer {}, {}", layer, name);
+    found = true;
+  });
+  throw_run("step {}: the loss is {}; the first tensor that is not finite: {}; {}; lower train.lr or raise "
+            "train.warmup_ratio",
+            state_.step + 1, loss, where, last_checkpoint_note());
+}
+
+void Trainer::stop_for_gradient() const {
+  Context ctx;
+  std::string where = "none alone, only the sum of all overflows";
+  for (std::size_t i = model_.parameters().rows().size(); i-- > 0;) {  // the order of the backward pass
+    if (std::isfinite(ops::sum_of_squares(model_.parameters().grad(i), ctx))) continue;
+    where = model_.parameters().rows()[i].name;
+    break;
+  }
+  throw_run("step {}: the gradient is not finite; the first such tensor: {}; {}; lower train.lr or raise "
+            "train.warmup_ratio",
+            state_.step + 1, where, last_checkpoint_note());
+}
+
+void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
+  MetricsRecord record;
+  record.add("step", state_.step)
+      .add("tokens", state_.tokens)
+      .add("loss", result.loss)
+      .add("lr", result.lr)
+      .add("grad_norm", result.grad_norm)
+      .add("tokens_per_second", tokens_per_second);
+  const auto layers = load_average_.figures();
+  add_figures(record, router::mean_of(layers));
+  record.add("balance_loss", result.auxiliary.balance).add("z_loss", result.auxiliary.z);
+  std::vector<MetricsRecord> layer_records;
+  for (std::int64_t l = 0; l < model_.n_routers(); ++l) {
+    MetricsRecord layer;
+    layer.add("layer", model_.layer_of_router(l));
+    add_figures(layer, layers[static_cast<std::size_t>(l)]);
+    const auto load_E = step_load_.layer(l);
+    layer.add("counts", std::vector<std::int64_t>(load_E.begin(), load_E.end()));
+    layer_records.push_back(std::move(layer));
+  }
+  record.add("layers", layer_records);
+  if (validation) {
+    record.add("val_loss", validation->loss).add("val_tokens", validation->tokens);
+    MetricsRecord balance, domain_losses;
+    add_figures(balance, router::mean_of(validation->load.figures()));
+    for (const DomainLoss& domain : validation->domains) domain_losses.add(domain.name, domain.loss);
+    record.add("val_balance", balance).add("val_loss_by_domain", domain_losses);
+  }
+  metrics_->append(record);
+}
+
+void Trainer::save() {
+  save_checkpoint(directory_->path(), model_.parameters(), state_, run_,
+                  std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
+  prune_checkpoints(directory_->path(), run_.checkpoint.keep);
+}
+
+RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
+  Console console;
+  const std::int64_t steps = run_.train.steps;
+  const std::int64_t tokens_a_step = run_.train.global_batch_size * run_.train.seq_len;
+  const EvalSettings eval_settings{.seq_len = run_.train.seq_len,
+                                   .batch = run_.train.micro_batch_size,
+                                   .max_tokens = run_.train.eval_tokens,
+                                   .eot_token = eot_token_};
+  if (state_.step >= steps) console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  const auto due = [&](std::int64_t every) {
+    return state_.step == steps || (every > 0 && state_.step % every == 0);
+  };
+  const Clock::time_point start = Clock::now();
+  const std::int64_t first_step = state_.step;
+  bool stopped = false;
+  while (state_.step < steps && !stopped) {
+    const Clock::time_point step_start = Clock::now();
+    const StepResult result = step();
+    const double tokens_per_second = static_cast<double>(tokens_a_step) / seconds_since(step_start);
+    stopped = stop_requested != 0;
+
+    std::optional<EvalResult> validation;
+    if (!val_domains_.empty() && due(run_.train.eval_every))
+      validation = evaluate(model_, val_domains_, eval_settings, ctx_);
+    write_metrics(result, tokens_per_second, validation ? &*validation : nullptr);
+    if (due(run_.checkpoint.every) || stopped) {
+      console.clear_bar();
+      save();
+    }
+
+    StepReport report{.step = state_.step,
+                      .steps = steps,
+                      .loss = result.loss,
+                      .val_loss = validation ? std::optional(validation->loss) : std::nullopt,
+                      .lr = result.lr,
+                      .grad_norm = result.grad_norm,
+                      .tokens_per_second = tokens_per_second,
+                      .gini = std::nullopt,
+                      .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
+                                      static_cast<double>(steps - state_.step)};
+    if (model_.n_routers() > 0) report.gini = router::mean_of(load_average_.figures()).gini;
+    console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
+  }
+  metrics_->close();
+  return stopped && state_.step < steps ? RunEnd::interrupted : RunEnd::finished;
+}
+
+}  // namespace switchyard::train

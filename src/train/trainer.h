@@ -1,0 +1,84 @@
+// The training loop of one run: data in, parameters updated, metrics and checkpoints out.
+#pragma once
+
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "config/config.h"
+#include "core/context.h"
+#include "data/dataset.h"
+#include "model/transformer.h"
+#include "parallel/communicator.h"
+#include "router/auxiliary_losses.h"
+#include "train/checkpoint.h"
+#include "train/evaluator.h"
+#include "train/expert_load.h"
+#include "train/metrics_log.h"
+#include "train/optimizer.h"
+#include "train/run_directory.h"
+#include "train/token_data.h"
+
+namespace switchyard::train {
+
+struct Resume {
+  bool wanted = false;                              // --resume was given
+  std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
+};
+
+enum class RunEnd { finished, interrupted };
+
+class Trainer {
+ public:
+  // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws InputError
+  // before anything is written where one of these cannot be.
+  Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
+          parallel::Communicator& communicator);
+
+  // Trains up to train.steps, or until `stop_requested` reads true after a step; then saves and returns. Throws
+  // RunError where a loss or gradient is not finite.
+  RunEnd run(const volatile std::sig_atomic_t& stop_requested);
+
+ private:
+  struct StepResult {
+    double loss = 0;       // nats a token, mean over the global batch
+    double grad_norm = 0;  // before clipping
+    double lr = 0;
+    router::AuxiliaryLossValues auxiliary;
+  };
+  StepResult step();
+  void load_micro_batch(std::int64_t micro);
+  void count_global_batch();
+  void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
+  void save();
+  void warn_of_changes(const Checkpoint& checkpoint) const;
+  [[noreturn]] void stop_for_loss(double loss) const;
+  [[noreturn]] void stop_for_gradient() const;
+  std::string last_checkpoint_note() const;
+
+  config::Run run_;
+  parallel::Communicator& communicator_;
+  std::int64_t micro_batches_;
+  std::optional<std::int64_t> eot_token_;
+  std::vector<Domain> train_domains_, val_domains_;
+  data::Sampler sampler_;
+  Context ctx_;
+  model::Transformer model_;
+  AdamW optimizer_;
+  router::AuxiliaryLosses auxiliary_losses_;
+  LoadCounts step_load_;
+  LoadAverage load_average_;
+  RunState state_;
+  BatchBuffers buffers_;
+  std::vector<std::size_t> domain_B_;
+  std::vector<std::int32_t> window_;
+  std::vector<float> loss_values_;
+  std::vector<double> global_count_LE_;
+  std::optional<RunDirectory> directory_;
+  std::optional<MetricsLog> metrics_;
+};
+
+}  // namespace switchyard::train
