@@ -1,0 +1,162 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "core/error.h"
+#include "data/dataset.h"
+#include "shards.h"
+
+namespace switchyard::data {
+namespace {
+
+using test::message_of;
+using test::TempDir;
+using test::write_shard;
+using Paths = std::vector<std::filesystem::path>;
+
+std::vector<std::uint32_t> counting(std::uint32_t first, std::size_t n) {
+  std::vector<std::uint32_t> tokens(n);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+TEST(ExpandShards, FileDirectoryAndPattern) {
+  const TempDir dir;
+  for (const char* name : {"b_1.bin", "a_2.bin", "a_1.bin", "meta.json"}) test::write_bytes(dir / name, "x");
+  std::filesystem::create_directory(dir / "c.bin");  // not a shard, whatever its name
+  EXPECT_EQ(expand_shards(dir / "meta.json"), (Paths{dir / "meta.json"}));
+  EXPECT_EQ(expand_shards(dir.path()), (Paths{dir / "a_1.bin", dir / "a_2.bin", dir / "b_1.bin"}));
+  EXPECT_EQ(expand_shards(dir / "a_*.bin"), (Paths{dir / "a_1.bin", dir / "a_2.bin"}));
+  EXPECT_EQ(expand_shards(dir / "*.bin"), (Paths{dir / "a_1.bin", dir / "a_2.bin", dir / "b_1.bin"}));
+  EXPECT_EQ(expand_shards(dir / "?_[1].bin"), (Paths{dir / "a_1.bin", dir / "b_1.bin"}));
+}
+
+TEST(ExpandShards, AFileWhoseNameIsAPatternIsThatFile) {
+  const TempDir dir;
+  test::write_bytes(dir / "a[1].bin", "x");
+  EXPECT_EQ(expand_shards(dir / "a[1].bin"), (Paths{dir / "a[1].bin"}));
+}
+
+TEST(ExpandShards, NothingFoundNamesWhatWasLookedFor) {
+  const TempDir dir;
+  for (const auto& path : {dir / "none.bin", dir / "train_*.bin", dir.path()})
+    EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(path); }), path.string());
+}
+
+TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
+  const TempDir dir;
+  test::write_bytes(dir / "train_000000.bin", "x");
+  EXPECT_EQ(expand_shards(dir.path()).size(), 1u);
+  test::write_bytes(dir / "val_000000.bin", "x");
+  EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(dir.path()); }), "train_*.bin");
+  EXPECT_EQ(expand_shards(dir / "val_*.bin").size(), 1u);
+}
+
+TEST(EotToken, IsWhatMetaJsonStates) {
+  const TempDir dir;
+  const Paths shards = {dir / "train_000000.bin", dir / "train_000001.bin"};
+  EXPECT_EQ(eot_token_beside(shards), std::nullopt);
+  EXPECT_EQ(eot_token_beside({}), std::nullopt);
+  test::write_bytes(dir / "meta.json", R"({"vocab_size": 257, "eot_token": 256})");
+  EXPECT_EQ(eot_token_beside(shards), 256);
+  test::write_bytes(dir / "meta.json", R"({"vocab_size": 257})");
+  EXPECT_EQ(eot_token_beside(shards), std::nullopt);
+}
+
+TEST(EotToken, MalformedOrContradictingMetaJsonIsAnError) {
+  const TempDir dir;
+  for (const char* text :
+       {"{", "[1]", R"({"eot_token": "x"})", R"({"eot_token": -1})", R"({"eot_token": 1.5})"}) {
+    test::write_bytes(dir / "meta.json", text);
+    EXPECT_CONTAINS(message_of<InputError>([&] { eot_token_beside({dir / "a.bin"}); }),
+                    (dir / "meta.json").string())
+        << text;
+  }
+  for (const char* name : {"one", "two"}) std::filesystem::create_directory(dir / name);
+  test::write_bytes(dir / "one/meta.json", R"({"eot_token": 256})");
+  test::write_bytes(dir / "two/meta.json", R"({"eot_token": 0})");
+  const std::string message = message_of<InputError>([&] {
+    eot_token_beside({dir / "one/a.bin", dir / "two/a.bin"});
+  });
+  EXPECT_CONTAINS(message, "256");
+  EXPECT_CONTAINS(message, "two");
+}
+
+TEST(TokenStream, ReadsAcrossShards) {
+  const TempDir dir;
+  const TokenStream stream(
+      {write_shard(dir / "a.bin", counting(0, 5)), write_shard(dir / "b.bin", counting(5, 1)),
+       write_shard(dir / "c.bin", counting(6, 4), 4)},
+      10);
+  ASSERT_EQ(stream.size(), 10);
+  EXPECT_EQ(stream.shards().size(), 3u);
+  for (std::int64_t first = 0; first <= 10; ++first)
+    for (std::int64_t count = 0; first + count <= 10; ++count) {
+      std::vector<std::int32_t> read(static_cast<std::size_t>(count), -1), expected(read);
+      std::iota(expected.begin(), expected.end(), static_cast<std::int32_t>(first));
+      stream.read(first, read);
+      EXPECT_EQ(read, expected) << first << " + " << count;
+    }
+  std::vector<std::int32_t> beyond(3);
+  EXPECT_THROW(stream.read(8, beyond), std::logic_error);
+  stream.verify();
+}
+
+TEST(TokenStream, ATokenBeyondTheVocabularyIsNamedWithFileOffsetAndValue) {
+  const TempDir dir;
+  auto bad = counting(0, 6);
+  bad[4] = 777;
+  const Paths paths = {write_shard(dir / "a.bin", counting(0, 5)), write_shard(dir / "b.bin", bad)};
+  const TokenStream stream(paths, 100);
+  std::vector<std::int32_t> before(9), over(3);
+  stream.read(0, before);  // up to the token before it
+  const std::string from_read = message_of<InputError>([&] { stream.read(8, over); });
+  const std::string from_verify = message_of<InputError>([&] { stream.verify(); });
+  EXPECT_EQ(from_read, from_verify);
+  for (const char* part : {"b.bin", "token 777", "byte 1032", "vocabulary of 100"})
+    EXPECT_CONTAINS(from_read, part);
+}
+
+TEST(TokenStream, TheLastTokenOfTheVocabularyIsInIt) {
+  const TempDir dir;
+  const Paths paths = {write_shard(dir / "a.bin", {0, 256})};
+  TokenStream(paths, 257).verify();
+  EXPECT_CONTAINS(message_of<InputError>([&] { TokenStream(paths, 256).verify(); }), "token 256 at byte 1026");
+}
+
+TEST(TokenStream, AWideTokenAboveInt32IsNoNegativeToken) {
+  const TempDir dir;
+  const TokenStream stream({write_shard(dir / "a.bin", {5, 0xffffffff}, 4)}, 100000);
+  EXPECT_CONTAINS(message_of<InputError>([&] { stream.verify(); }), "token 4294967295 at byte 1028");
+}
+
+// Long enough that several threads have pieces of it; two bad tokens, in different pieces, and the first is
+// named.
+TEST(TokenStream, VerifyNamesTheFirstOfSeveral) {
+  const TempDir dir;
+  for (const int width : {2, 4}) {
+    std::vector<std::uint32_t> tokens(100001, 7);
+    tokens[100000] = 300;
+    tokens[45000] = 258;
+    tokens[54321] = 299;
+    tokens[99999] = 299;
+    const TokenStream stream({write_shard(dir / "good.bin", std::vector<std::uint32_t>(50000, 1), width),
+                              write_shard(dir / "bad.bin", tokens, width)},
+                             257);
+    const std::string message = message_of<InputError>([&] { stream.verify(); });
+    EXPECT_CONTAINS(message, "bad.bin: token 258 at byte " + std::to_string(1024 + 45000 * width));
+  }
+}
+
+TEST(TokenStream, ABrokenShardIsRefusedWhenOpened) {
+  const TempDir dir;
+  const auto good = write_shard(dir / "a.bin", {1, 2, 3});
+  test::write_bytes(dir / "b.bin", test::shard_bytes({1, 2, 3}).substr(0, 1028));
+  EXPECT_CONTAINS(message_of<InputError>([&] {
+                    TokenStream stream({good, dir / "b.bin"}, 10);
+                  }),
+                  "b.bin: truncated");
+}
+
+}  // namespace
+}  // namespace switchyard::data
