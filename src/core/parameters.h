@@ -1,8 +1,71 @@
+// All parameters of a model, by their Hugging Face names, in four flat arrays: value, gradient and AdamW's two
+// moments. A parameter is one row of this table; optimizer, checkpoint and parallel code walk the rows and know no
+// model. Rows of one group lie side by side, so that the experts of a layer, or q, k and v, are also one matrix.
 #pragma once
-#include "model/parameters.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/tensor.h"
+
 namespace switchyard {
-using model::Init;
-using model::Parameter;
-using model::ParameterStore;
-using model::Sharding;
+
+enum class Init { zeros, ones, normal };
+enum class Sharding { replicated, by_expert };  // which parameters an expert-parallel rank may hold a part of
+
+struct Parameter {
+  std::string name;         // "model.layers.0.mlp.experts.3.gate_proj.weight"
+  Shape shape;
+  Init init = Init::normal;  // normal: standard deviation init_std
+  double init_std = 0.0;
+  bool weight_decay = true;
+  Sharding sharding = Sharding::replicated;
+  std::int64_t offset = 0;  // elements from the start of the flat arrays; set by the store
+};
+
+class ParameterStore {
+ public:
+  // Starts a group: the next row is aligned to a cache line, the ones after it follow without gaps.
+  void begin_group();
+  // Adds a row and returns its index. Names are unique. Only before allocate().
+  std::size_t add(Parameter parameter);
+
+  // Allocates the flat arrays: values and, if training, gradients and moments (zeroed).
+  void allocate(DType dtype, bool training);
+  // Fills every value as its row says: a function of (seed, name, index).
+  void initialise(std::uint64_t seed);
+
+  const std::vector<Parameter>& rows() const { return rows_; }
+  std::int64_t count() const;  // elements of all rows, without alignment gaps
+  bool training() const { return training_; }
+
+  Tensor value(std::size_t row) const { return view(value_P_, row); }
+  Tensor grad(std::size_t row) const { return view(grad_P_, row); }
+  Tensor moment1(std::size_t row) const { return view(moment1_P_, row); }
+  Tensor moment2(std::size_t row) const { return view(moment2_P_, row); }
+
+  // Rows [first, ...) of one group as one tensor of the given shape: fused weights.
+  Tensor value_block(std::size_t first, Shape shape) const { return block(value_P_, first, shape); }
+  Tensor grad_block(std::size_t first, Shape shape) const { return block(grad_P_, first, shape); }
+
+  Tensor values() const { return value_P_; }  // flat, alignment gaps included (they stay zero)
+  Tensor grads() const { return grad_P_; }
+  Tensor moments1() const { return moment1_P_; }
+  Tensor moments2() const { return moment2_P_; }
+
+ private:
+  Tensor view(const Tensor& flat_P, std::size_t row) const;
+  Tensor block(const Tensor& flat_P, std::size_t first, Shape shape) const;
+
+  std::vector<Parameter> rows_;
+  std::vector<bool> starts_group_;
+  bool group_pending_ = true;
+  std::int64_t size_ = 0;
+  bool training_ = false;
+  AlignedBuffer memory_;
+  Tensor value_P_, grad_P_, moment1_P_, moment2_P_;
+};
+
 }  // namespace switchyard

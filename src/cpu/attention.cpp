@@ -33,6 +33,7 @@ Visible visible_keys(std::int64_t kv_begin, std::int64_t i, std::int64_t key0, s
 template <class T>
 T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum) {
   T max = *running_max;
+#pragma omp simd reduction(max : max)
   for (std::int64_t j = see.begin; j < see.end; ++j) {
     score[j] *= scale;
     max = std::max(max, score[j]);

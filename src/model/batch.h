@@ -11,7 +11,8 @@ namespace switchyard::model {
 struct Batch {
   Tensor token_T;     // -1: padding; only at the end of a sequence
   Tensor target_T;    // the token to predict; -1: none
-  Tensor kv_begin_T;  // first position of the own sequence that the token sees: 0, or where its document begins
+  // First position of its own sequence that the token sees: 0, or where its document or its sliding window begins.
+  Tensor kv_begin_T;
   std::int64_t n_seq = 0;
   std::int64_t seq_len = 0;
 };

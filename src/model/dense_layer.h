@@ -13,6 +13,7 @@ class DenseLayer final : public FfnLayer {
  public:
   // Adds the layer's rows to the store.
   DenseLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
+  void plan_sums(Arena&, std::int64_t) override {}
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,

@@ -62,6 +62,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   out_TD_ = rows(D);
   final_TD_ = rows(D);
   final_rstd_T1_ = rows(1);
+  for (Block& block : blocks_) block.ffn->plan_sums(arena, n_seq);
 
   const std::int64_t mark = arena.used();
   Tensor in_TD;

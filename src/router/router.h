@@ -48,6 +48,9 @@ class Router {
  public:
   virtual ~Router() = default;
 
+  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan() reserves, and
+  // every layer's sums are read after the last layer has run.
+  virtual void plan_sums(Arena& arena, std::int64_t n_seq) = 0;
   // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
 

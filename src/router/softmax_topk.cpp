@@ -19,14 +19,17 @@ class SoftmaxTopK final : public Router {
                          .init_std = shape.init_std});
   }
 
+  void plan_sums(Arena& arena, std::int64_t n_seq) override {
+    sums_ = {arena.take(Shape{n_seq, shape_.n_experts}, DType::i32),
+             arena.take(Shape{n_seq, shape_.n_experts}, DType::f64), arena.take(Shape{n_seq}, DType::f64)};
+  }
+
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts, K = shape_.n_slots;
     prob_TE_ = arena.take(Shape{n_tokens, E}, dtype);
     lse_T_ = arena.take(Shape{n_tokens}, dtype);
     chosen_TK_ = arena.take(Shape{n_tokens, K}, dtype);
     decision_ = {arena.take(Shape{n_tokens, K}, DType::i32), arena.take(Shape{n_tokens, K}, dtype)};
-    sums_ = {arena.take(Shape{n_seq, E}, DType::i32), arena.take(Shape{n_seq, E}, DType::f64),
-             arena.take(Shape{n_seq}, DType::f64)};
   }
 
   RoutingDecision forward(Tensor x_TD, Tensor token_T, Context& ctx) override {

@@ -12,7 +12,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
   EvalResult result{.domains = {},
                     .load = LoadCounts(model.n_routers(), std::max<std::int64_t>(1, model.config().num_experts),
                                        static_cast<std::int64_t>(domains.size()))};
-  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token);
+  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token, model.config().sliding_window);
   std::vector<float> loss_values(static_cast<std::size_t>(settings.batch * settings.seq_len));
   const Tensor loss_T(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32);
   std::vector<std::int32_t> window(static_cast<std::size_t>(settings.seq_len) + 1);

@@ -58,12 +58,14 @@ std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size) {
   return *eot;
 }
 
-BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token)
+BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
+                           std::int64_t sliding_window)
     : token_T_(static_cast<std::size_t>(n_seq * seq_len), -1),
       target_T_(token_T_.size(), -1),
       kv_begin_T_(token_T_.size(), 0),
       tokens_B_(static_cast<std::size_t>(n_seq), 0),
-      eot_token_(eot_token) {
+      eot_token_(eot_token),
+      sliding_window_(sliding_window) {
   const auto view = [&](std::vector<std::int32_t>& values) {
     return Tensor(values.data(), Shape{n_seq * seq_len}, DType::i32);
   };
@@ -76,13 +78,15 @@ void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> wi
   const std::size_t inputs = window.empty() ? 0 : window.size() - 1;
   SY_CHECK(inputs <= seq_len && b < batch_.n_seq, "a window of {} tokens for sequences of {}", window.size(),
            seq_len);
-  std::int32_t document = 0;
+  std::int64_t document = 0;
   for (std::size_t i = 0; i < seq_len; ++i) {
+    const auto position = static_cast<std::int64_t>(i);
     const bool real = i < inputs;
-    if (real && eot_token_ && window[i] == *eot_token_) document = static_cast<std::int32_t>(i);
+    if (real && eot_token_ && window[i] == *eot_token_) document = position;
     token_T_[first + i] = real ? window[i] : -1;
     target_T_[first + i] = real ? window[i + 1] : -1;
-    kv_begin_T_[first + i] = document;
+    const std::int64_t window_begin = sliding_window_ > 0 ? position - sliding_window_ + 1 : 0;
+    kv_begin_T_[first + i] = static_cast<std::int32_t>(std::max(document, window_begin));
   }
   tokens_B_[static_cast<std::size_t>(b)] = static_cast<std::int64_t>(inputs);
 }

@@ -31,8 +31,10 @@ std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size);
 // Host memory of one micro-batch.
 class BatchBuffers {
  public:
-  // With `eot_token`, attention does not cross it: each occurrence begins a document.
-  BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token);
+  // With `eot_token`, attention does not cross it: each occurrence begins a document. `sliding_window` as in
+  // config::Model: a token sees itself and the sliding_window - 1 before it; 0: all.
+  BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
+               std::int64_t sliding_window);
 
   // Sequence b := inputs window[0 .. n-1), each predicting the next, n = window.size() <= seq_len + 1; the rest
   // of it is padding. An empty window makes all of it padding.
@@ -45,6 +47,7 @@ class BatchBuffers {
   std::vector<std::int32_t> token_T_, target_T_, kv_begin_T_;
   std::vector<std::int64_t> tokens_B_;
   std::optional<std::int64_t> eot_token_;
+  std::int64_t sliding_window_;
   model::Batch batch_;
 };
 

@@ -67,7 +67,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
-      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_),
+      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window),
       domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
       loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)) {

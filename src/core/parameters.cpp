@@ -1,4 +1,4 @@
-#include "model/parameters.h"
+#include "core/parameters.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,7 @@
 
 #include "core/rng.h"
 
-namespace switchyard::model {
+namespace switchyard {
 
 namespace {
 
@@ -132,4 +132,4 @@ Tensor ParameterStore::block(const Tensor& flat_P, std::size_t first, Shape shap
   return flat_P.slice(rows_[first].offset, covered).reshape(shape);
 }
 
-}  // namespace switchyard::model
+}  // namespace switchyard

@@ -1,0 +1,128 @@
+#include "ops/elementwise.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tensors.h"
+#include "threads.h"
+
+namespace switchyard::test {
+namespace {
+
+// Around the sizes at which work is cut into pieces and given to threads, and odd ones.
+const std::int64_t kCounts[] = {1, 3, 17, 129, 8191, 8192, 8193, 16385, 20001};
+
+TEST(Elementwise, FillZeroSetsAllAndNothingElse) {
+  Context ctx;
+  for (DType dtype : {DType::f32, DType::f64, DType::i32}) {
+    for (std::int64_t count : kCounts) {
+      const OwnedTensor flat({count}, dtype), strided = OwnedTensor::strided(3, count, dtype);
+      ops::fill_zero(flat, ctx);
+      ops::fill_zero(strided, ctx);
+      for (std::int64_t i = 0; i < flat.numel(); ++i) ASSERT_EQ(flat[i], 0.0);
+      for (std::int64_t i = 0; i < strided.numel(); ++i) ASSERT_EQ(strided[i], 0.0);
+      EXPECT_TRUE(strided.margins_untouched());
+    }
+  }
+  ops::fill_zero(OwnedTensor({0, 4}, DType::f32), ctx);  // nothing to do
+}
+
+TEST(Elementwise, CopyMovesBitsBetweenStrides) {
+  Context ctx;
+  for (DType dtype : {DType::f32, DType::f64, DType::i32}) {
+    for (std::int64_t count : kCounts) {
+      const OwnedTensor in = normal_strided(3, count, dtype, "in", 1000.0);
+      const OwnedTensor flat({3, count}, dtype), strided = OwnedTensor::strided(3, count, dtype, 2);
+      ops::copy(flat, in, ctx);
+      ops::copy(strided, flat, ctx);
+      EXPECT_TRUE(same_bits(flat, in)) << count;
+      EXPECT_TRUE(same_bits(strided, in)) << count;
+      EXPECT_TRUE(strided.margins_untouched());
+    }
+  }
+}
+
+TEST(Elementwise, AddAlsoIntoAnInput) {
+  Context ctx;
+  for (DType dtype : {DType::f32, DType::f64}) {
+    for (std::int64_t count : kCounts) {
+      const OwnedTensor a = normal_strided(2, count, dtype, "a"), b = normal({2, count}, dtype, "b");
+      const OwnedTensor out = OwnedTensor::strided(2, count, dtype, 1);
+      std::vector<double> expected;
+      for (std::int64_t i = 0; i < a.numel(); ++i) expected.push_back(a[i] + b[i]);
+      // One rounding of the sum.
+      const double relative = dtype == DType::f32 ? 6e-8 : 0;
+      ops::add(out, a, b, ctx);
+      EXPECT_TRUE(all_near(values(out), expected, relative, 0)) << count;
+      EXPECT_TRUE(out.margins_untouched());
+      ops::add(a, a, b, ctx);
+      EXPECT_TRUE(same_bits(a, out)) << count;
+    }
+  }
+}
+
+TEST(Elementwise, SumOfSquaresByHand) {
+  Context ctx;
+  OwnedTensor in({2, 2}, DType::f32);
+  fill(in, {1, -2, 3, 0.5});
+  EXPECT_EQ(ops::sum_of_squares(in, ctx), 14.25);
+  EXPECT_EQ(ops::sum_of_squares(OwnedTensor({0}, DType::f32), ctx), 0.0);
+}
+
+// Small integers: every partial sum is exact, so each element must be in it exactly once.
+TEST(Elementwise, SumOfSquaresCountsEveryElementOnce) {
+  Context ctx;
+  ctx.scratch.set_poison(true);
+  for (DType dtype : {DType::f32, DType::f64}) {
+    for (std::int64_t count : kCounts) {
+      const OwnedTensor in({count}, dtype);
+      fill_int(in, "in", -9, 10);
+      EXPECT_EQ(ops::sum_of_squares(in, ctx), dot(in, in)) << count;
+    }
+  }
+}
+
+TEST(Elementwise, SumOfSquaresIsMadeInDouble) {
+  Context ctx;
+  OwnedTensor in({4}, DType::f32);
+  fill(in, {1e25, 1, 1, 1});                                    // its square is no float
+  EXPECT_NEAR(ops::sum_of_squares(in, ctx) / 1e50, 1.0, 1e-6);  // 1e25 itself is rounded to a float
+}
+
+TEST(Elementwise, SumOfSquaresOfNonFiniteIsNonFinite) {
+  Context ctx;
+  const OwnedTensor in = normal({129}, DType::f32, "in");
+  set(in, 77, std::numeric_limits<double>::quiet_NaN());
+  EXPECT_TRUE(std::isnan(ops::sum_of_squares(in, ctx)));
+}
+
+TEST(Elementwise, SameBitsOnAnyThreadCount) {
+  Context ctx;
+  const OwnedTensor a = normal({50001}, DType::f32, "a"), b = normal({50001}, DType::f32, "b");
+  expect_same_bits_on_any_thread_count([&] {
+    OwnedTensor sum({1}, DType::f64);
+    set(sum, 0, ops::sum_of_squares(a, ctx));
+    return sum;
+  });
+  expect_same_bits_on_any_thread_count([&] {
+    OwnedTensor out({50001}, DType::f32);
+    ops::add(out, a, b, ctx);
+    return out;
+  });
+}
+
+TEST(Elementwise, RefusesOtherShapesAndDtypes) {
+  Context ctx;
+  const OwnedTensor a({2, 3}, DType::f32), b({3, 2}, DType::f32), c({2, 3}, DType::f64);
+  const OwnedTensor integers({2, 3}, DType::i32);
+  EXPECT_THROW(ops::copy(a, b, ctx), std::logic_error);
+  EXPECT_THROW(ops::copy(a, c, ctx), std::logic_error);
+  EXPECT_THROW(ops::add(a, a, b, ctx), std::logic_error);
+  EXPECT_THROW(ops::add(a, a, c, ctx), std::logic_error);
+  EXPECT_THROW(ops::add(integers, integers, integers, ctx), std::logic_error);
+  EXPECT_THROW(ops::sum_of_squares(OwnedTensor::strided(2, 3, DType::f32), ctx), std::logic_error);
+}
+
+}  // namespace
+}  // namespace switchyard::test
