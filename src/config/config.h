@@ -26,8 +26,8 @@ struct Model {
   std::int64_t num_attention_heads = 0;
   std::int64_t num_key_value_heads = 0;
   std::int64_t head_dim = 0;
-  std::int64_t intermediate_size = 0;      // of dense layers (0 where a Mixtral has none)
-  std::int64_t moe_intermediate_size = 0;  // of one expert
+  std::int64_t intermediate_size = 0;      // of dense layers; 0 where no layer is dense
+  std::int64_t moe_intermediate_size = 0;  // of one expert; this and the next two are 0 where no layer is MoE
   std::int64_t num_experts = 0;
   std::int64_t num_experts_per_tok = 0;
   bool norm_topk_prob = true;

@@ -251,6 +251,10 @@ void read_qwen3_moe(Section& section, Model& model) {
       section.integer("moe_intermediate_size", any_moe ? 1 : 0, kMaxSize, any_moe ? none : zero);
   model.intermediate_size =
       section.integer("intermediate_size", any_dense ? 1 : 0, kMaxSize, any_dense ? none : zero);
+  // What no layer has is 0 whatever the text says (transformers writes its defaults), so that equal models
+  // compare equal.
+  if (!any_moe) model.num_experts = model.num_experts_per_tok = model.moe_intermediate_size = 0;
+  if (!any_dense) model.intermediate_size = 0;
   model.norm_topk_prob = section.boolean("norm_topk_prob", false);
   model.qk_norm = true;
   read_qwen_window(section, model);
@@ -335,7 +339,7 @@ Json write_model(const Model& model) {
     put("sliding_window", model.sliding_window == 0 ? Json() : Json(model.sliding_window));
     put("router_jitter_noise", 0.0);
   } else {
-    // A size that no layer uses may be unknown (0); transformers then has its own default.
+    // What no layer has is 0 here; transformers then takes its own default and does not use it.
     if (model.intermediate_size > 0) put("intermediate_size", model.intermediate_size);
     if (model.moe_intermediate_size > 0) put("moe_intermediate_size", model.moe_intermediate_size);
     put("num_experts", model.num_experts);

@@ -22,7 +22,7 @@ struct Json {
   // Integers are int64_t; uint64_t holds only those above its range.
   std::variant<std::monostate, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object> value;
 
-  Json() = default;  // null
+  Json() = default;                // null
   template <std::same_as<bool> T>  // a template, so that no pointer becomes a bool
   Json(T v) : value(v) {}
   Json(double v) : value(v) {}

@@ -1,12 +1,13 @@
 #include "config/overrides.h"
 
-#include <algorithm>
 #include <charconv>
 
 #include "core/error.h"
 
 namespace switchyard::config {
 namespace {
+
+constexpr std::size_t kMaxParts = 16;  // more than any key has
 
 [[noreturn]] void fail(const std::string& text, const std::string& problem) {
   throw_input("--set {}: {}", printable(text), problem);
@@ -18,6 +19,7 @@ std::vector<std::string> split_path(const std::string& text, std::string_view pa
     const std::size_t dot = path.find('.');
     parts.emplace_back(path.substr(0, dot));
     if (parts.back().empty()) fail(text, "a part of the key is empty; expected section.key=value");
+    if (parts.size() > kMaxParts) fail(text, fmt::format("the key has more than {} parts", kMaxParts));
     if (!is_utf8(parts.back())) fail(text, "the key is not valid UTF-8");
     if (dot == std::string_view::npos) return parts;
     path.remove_prefix(dot + 1);

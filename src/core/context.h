@@ -15,4 +15,17 @@ struct Context {
   Scratch scratch;
 };
 
+// Matrix products of a block in float32, whatever the run has chosen: a router's logits are float32 everywhere.
+class Float32Products {
+ public:
+  explicit Float32Products(Context& ctx) : ctx_(ctx), before_(ctx.matmul) { ctx.matmul = MatmulType::f32; }
+  ~Float32Products() { ctx_.matmul = before_; }
+  Float32Products(const Float32Products&) = delete;
+  Float32Products& operator=(const Float32Products&) = delete;
+
+ private:
+  Context& ctx_;
+  MatmulType before_;
+};
+
 }  // namespace switchyard

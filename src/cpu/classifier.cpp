@@ -59,8 +59,8 @@ void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_
   const std::int32_t* target = target_T.as<std::int32_t>();
   for (std::int64_t first = 0; first < n_tokens; first += chunk) {
     const std::int64_t rows = std::min(chunk, n_tokens - first);
-    gemm<T>(Trans::no, Trans::yes, rows, V, D, T(1), x_TD.row<T>(first), x_TD.row_stride(), weight_VD.as<T>(), D, T(0),
-            z_CV.as<T>(), V);
+    multiply<T>(ctx.matmul, Trans::no, Trans::yes, rows, V, D, x_TD.row<T>(first), x_TD.row_stride(),
+                weight_VD.as<T>(), weight_VD.row_stride(), false, z_CV.as<T>(), V);
 #pragma omp parallel for schedule(static)
     for (std::int64_t i = 0; i < rows; ++i)
       loss_T.as<T>()[first + i] = cross_entropy_row(z_CV.row<T>(i), V, target[first + i], gradient, dloss);
@@ -81,10 +81,10 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
   const std::int64_t D = x_TD.dim(1), V = weight_VD.rows();
   for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, true, static_cast<T>(dloss), ctx,
                     [&](std::int64_t first, std::int64_t rows, T* dz_CV) {
-                      gemm<T>(Trans::no, Trans::no, rows, D, V, T(1), dz_CV, V, weight_VD.as<T>(), D, T(0),
-                              dx_TD.row<T>(first), dx_TD.row_stride());
-                      gemm<T>(Trans::yes, Trans::no, V, D, rows, T(1), dz_CV, V, x_TD.row<T>(first), x_TD.row_stride(),
-                              T(1), dweight_VD.as<T>(), D);
+                      multiply<T>(ctx.matmul, Trans::no, Trans::no, rows, D, V, dz_CV, V, weight_VD.as<T>(),
+                                  weight_VD.row_stride(), false, dx_TD.row<T>(first), dx_TD.row_stride());
+                      multiply<T>(ctx.matmul, Trans::yes, Trans::no, V, D, rows, dz_CV, V, x_TD.row<T>(first),
+                                  x_TD.row_stride(), true, dweight_VD.as<T>(), dweight_VD.row_stride());
                     });
 }
 

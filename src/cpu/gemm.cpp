@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "cpu/gemm_bf16.h"
 
 namespace switchyard::cpu {
 
@@ -45,6 +46,22 @@ void gemm<double>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, 
       c[i * ldc + j] = alpha * sum + (beta == 0 ? 0.0 : beta * c[i * ldc + j]);
     }
   }
+}
+
+template <>
+void multiply<float>(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                     const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                     std::int64_t ldc) {
+  if (type == MatmulType::bf16 && m > 0 && n > 0 && k > 0)
+    return gemm_bf16(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+  gemm<float>(trans_a, trans_b, m, n, k, 1.0f, a, lda, b, ldb, add ? 1.0f : 0.0f, c, ldc);
+}
+
+template <>
+void multiply<double>(MatmulType, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      const double* a, std::int64_t lda, const double* b, std::int64_t ldb, bool add, double* c,
+                      std::int64_t ldc) {
+  gemm<double>(trans_a, trans_b, m, n, k, 1.0, a, lda, b, ldb, add ? 1.0 : 0.0, c, ldc);
 }
 
 }  // namespace switchyard::cpu

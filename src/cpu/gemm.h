@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/context.h"
+
 namespace switchyard::cpu {
 
 enum class Trans { no, yes };
@@ -14,5 +16,14 @@ enum class Trans { no, yes };
 template <class T>
 void gemm(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha, const T* a,
           std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
+
+// The same with alpha 1, beta 0 or (`add`) 1, in the precision that the run has chosen. bf16: A and B are rounded to
+// bfloat16 (to nearest, ties to even), products are summed in float32. In double the type is without effect.
+template <class T>
+void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const T* a,
+              std::int64_t lda, const T* b, std::int64_t ldb, bool add, T* c, std::int64_t ldc);
+
+// Throws InputError where this processor has no bfloat16 products.
+void require_bf16();
 
 }  // namespace switchyard::cpu

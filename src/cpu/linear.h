@@ -6,11 +6,11 @@
 namespace switchyard::cpu {
 
 template <class T>
-void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, bool add);
+void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, bool add, MatmulType type);
 template <class T>
-void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, bool add);
+void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, bool add, MatmulType type);
 template <class T>
-void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK);
+void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, MatmulType type);
 
 template <class T>
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);

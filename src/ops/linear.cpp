@@ -1,30 +1,38 @@
 #include "ops/linear.h"
 
+#include "cpu/gemm.h"
 #include "cpu/linear.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
 
-void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context&) {
+void require_matmul(MatmulType type, Device device) {
+  switch (device) {
+    case Device::cpu:
+      if (type == MatmulType::bf16) cpu::require_bf16();
+  }
+}
+
+void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
   check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
   with_scalar(out_TN.dtype(), [&]<class T>() {
-    cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add);
+    cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
   });
 }
 
-void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context&) {
+void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(din_TK, Shape{dout_TN.rows(), weight_NK.dim(1)}, "din_TK");
   check_shape(weight_NK, Shape{dout_TN.dim(1), din_TK.dim(1)}, "weight_NK");
   with_scalar(din_TK.dtype(), [&]<class T>() {
-    cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add);
+    cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add, ctx.matmul);
   });
 }
 
-void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context&) {
+void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
   check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
   check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
-  with_scalar(dweight_NK.dtype(), [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK); });
+  with_scalar(dweight_NK.dtype(), [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
 }
 
 namespace {

@@ -6,6 +6,9 @@
 
 namespace switchyard::ops {
 
+// All products below are in ctx.matmul's precision. Throws InputError where the device does not have it.
+void require_matmul(MatmulType type, Device device);
+
 enum class Write { set, add };
 
 // out_TN = in_TK weight_NK^T.   Rows of in and out may be strided.

@@ -33,6 +33,7 @@ class SoftmaxTopK final : public Router {
   }
 
   RoutingDecision forward(Tensor x_TD, Tensor token_T, Context& ctx) override {
+    const Float32Products products(ctx);
     ops::linear_forward(prob_TE_, x_TD, store_.value(weight_), ops::Write::set, ctx);
     ops::softmax_forward(prob_TE_, lse_T_, prob_TE_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, token_T, ctx);
@@ -46,6 +47,7 @@ class SoftmaxTopK final : public Router {
 
   void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T, const RoutingLossGradient& loss_gradient,
                 Context& ctx) override {
+    const Float32Products products(ctx);
     ScratchScope scope(ctx.scratch);
     const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
     ops::slot_weights_backward(dlogit_TE, dweight_TK, decision_.weight_TK, chosen_TK_, decision_.expert_TK,

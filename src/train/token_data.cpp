@@ -19,7 +19,7 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
         std::find_if(domains.begin(), domains.end(), [&](const auto& d) { return d.name == entry.domain; });
     if (at == domains.end()) at = domains.insert(at, DomainFiles{entry.domain, std::nullopt, {}});
     for (const auto& path : data::expand_shards(entry.path)) at->paths.push_back(path);
-    if (entry.weight) at->weight = at->weight.value_or(0.0) + *entry.weight;
+    at->weight = entry.weight;  // the domain's: the same in all its entries
   }
   return domains;
 }

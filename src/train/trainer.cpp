@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/elementwise.h"
+#include "ops/linear.h"
 #include "train/console.h"
 #include "train/evaluator.h"
 #include "train/schedule.h"
@@ -73,6 +74,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)) {
   model_.allocate();
   ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  ops::require_matmul(ctx_.matmul, ctx_.device);
   model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_);
   state_.seed = run.train.seed;
   if (resume.checkpoint) {

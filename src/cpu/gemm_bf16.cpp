@@ -1,0 +1,164 @@
+#include "cpu/gemm_bf16.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <bit>
+#include <memory>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <tuple>
+#include <unordered_map>
+
+#include "core/arena.h"
+#include "core/error.h"
+
+namespace switchyard::cpu {
+
+namespace {
+
+using dnnl::memory;
+using Bits = std::uint16_t;
+
+// The inner dimension is padded with zeros to a multiple of this. The gradient of an expert's weight sums over however
+// many tokens the expert got; without padding every count would be a product of its own to compile.
+constexpr std::int64_t kInnerStep = 32;
+
+struct ProductShape {
+  bool trans_a, trans_b, add;
+  std::int64_t m, n, k, ldc;
+  bool operator==(const ProductShape&) const = default;
+};
+
+struct ProductShapeHash {
+  std::size_t operator()(const ProductShape& s) const {
+    std::size_t hash = (s.trans_a ? 1 : 0) + (s.trans_b ? 2 : 0) + (s.add ? 4 : 0);
+    for (const std::int64_t value : {s.m, s.n, s.k, s.ldc})
+      hash = hash * 0x9E3779B97F4A7C15u + static_cast<std::size_t>(value);
+    return hash;
+  }
+};
+
+const dnnl::engine& engine() {
+  static const dnnl::engine instance(dnnl::engine::kind::cpu, 0);
+  return instance;
+}
+
+struct Product {
+  dnnl::matmul primitive;
+  memory::desc a, b, c, scratch;
+};
+
+Product compile(const ProductShape& s) {
+  const memory::desc a({s.m, s.k}, memory::data_type::bf16,
+                       s.trans_a ? memory::dims{1, s.m} : memory::dims{s.k, 1});
+  const memory::desc b({s.k, s.n}, memory::data_type::bf16,
+                       s.trans_b ? memory::dims{1, s.k} : memory::dims{s.n, 1});
+  const memory::desc c({s.m, s.n}, memory::data_type::f32, memory::dims{s.ldc, 1});
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (s.add) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0f);
+    attributes.set_post_ops(sum);
+  }
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::matmul::primitive_desc description(engine(), a, b, c, attributes);
+#else
+  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, engine());
+#endif
+  return {dnnl::matmul(description), a, b, c, description.scratchpad_desc()};
+}
+
+// What one thread keeps from product to product. Buffers grow to the largest product met and stay.
+struct Workspace {
+  std::unordered_map<ProductShape, Product, ProductShapeHash> products;
+  dnnl::stream stream{engine()};
+
+  Bits* operand(int which, std::int64_t count) {
+    return reinterpret_cast<Bits*>(grown(which, count * static_cast<std::int64_t>(sizeof(Bits))));
+  }
+  void* scratch(const memory::desc& description) { return grown(2, static_cast<std::int64_t>(description.get_size())); }
+
+ private:
+  std::byte* grown(int which, std::int64_t bytes) {
+    if (sizes[which] < bytes) {
+      buffers[which] = nullptr;
+      buffers[which] = allocate_aligned(bytes, "bfloat16 operands");
+      sizes[which] = bytes;
+    }
+    return buffers[which].get();
+  }
+  AlignedBuffer buffers[3];
+  std::int64_t sizes[3] = {0, 0, 0};
+};
+
+Workspace& workspace() {
+  thread_local Workspace instance;
+  return instance;
+}
+
+// To nearest, ties to even; NaN stays NaN.
+Bits rounded(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t up = 0x7fff + ((bits >> 16) & 1);
+  return static_cast<Bits>(value == value ? (bits + up) >> 16 : (bits >> 16) | 0x40);
+}
+
+// rows x columns of `from` -> `to`, whose rows have `to_columns` >= columns and which has to_rows >= rows; what is
+// added is zero.
+void convert(Bits* to, std::int64_t to_rows, std::int64_t to_columns, const float* from, std::int64_t rows,
+             std::int64_t columns, std::int64_t ld) {
+#pragma omp parallel for schedule(static) if (!omp_in_parallel() && to_rows * to_columns > 1 << 16)
+  for (std::int64_t i = 0; i < to_rows; ++i) {
+    Bits* out = to + i * to_columns;
+    const std::int64_t filled = i < rows ? columns : 0;
+    const float* in = from + i * ld;
+#pragma omp simd
+    for (std::int64_t j = 0; j < filled; ++j) out[j] = rounded(in[j]);
+    std::fill(out + filled, out + to_columns, Bits{0});
+  }
+}
+
+}  // namespace
+
+void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+               std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
+  const std::int64_t inner = (k + kInnerStep - 1) / kInnerStep * kInnerStep;
+  const ProductShape shape{trans_a == Trans::yes, trans_b == Trans::yes, add, m, n, inner, ldc};
+  Workspace& space = workspace();
+  try {
+    auto found = space.products.find(shape);
+    if (found == space.products.end()) found = space.products.emplace(shape, compile(shape)).first;
+    const Product& product = found->second;
+    Bits* a_bits = space.operand(0, m * inner);
+    Bits* b_bits = space.operand(1, n * inner);
+    if (shape.trans_a)
+      convert(a_bits, inner, m, a, k, m, lda);
+    else
+      convert(a_bits, m, inner, a, m, k, lda);
+    if (shape.trans_b)
+      convert(b_bits, n, inner, b, n, k, ldb);
+    else
+      convert(b_bits, inner, n, b, k, n, ldb);
+    product.primitive.execute(space.stream,
+                              {{DNNL_ARG_SRC, memory(product.a, engine(), a_bits)},
+                               {DNNL_ARG_WEIGHTS, memory(product.b, engine(), b_bits)},
+                               {DNNL_ARG_DST, memory(product.c, engine(), c)},
+                               {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), space.scratch(product.scratch))}});
+    space.stream.wait();
+  } catch (const dnnl::error& error) {
+    SY_CHECK(false, "a bfloat16 product of {} x {} x {} failed: {}", m, n, k, error.what());
+  }
+}
+
+void require_bf16() {
+  try {
+    compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
+  } catch (const dnnl::error&) {
+    throw_input(
+        "train.dtype: is \"bfloat16\", but this processor has no bfloat16 matrix products (they need AVX-512); use "
+        "\"float32\"");
+  }
+}
+
+}  // namespace switchyard::cpu

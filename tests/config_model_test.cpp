@@ -1,0 +1,257 @@
+#include <gtest/gtest.h>
+
+#include "config_samples.h"
+
+namespace switchyard::config {
+namespace {
+
+TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
+  const Model m = model_of(minimal_qwen());
+  EXPECT_EQ(m.family, Family::qwen3_moe);
+  EXPECT_EQ(m.num_key_value_heads, 4);
+  EXPECT_EQ(m.head_dim, 8);
+  EXPECT_EQ(m.num_experts, 16);
+  EXPECT_EQ(m.num_experts_per_tok, 4);
+  EXPECT_EQ(m.moe_intermediate_size, 32);
+  EXPECT_FALSE(m.norm_topk_prob);
+  EXPECT_TRUE(m.qk_norm);
+  EXPECT_FALSE(m.tie_word_embeddings);
+  EXPECT_EQ(m.rms_norm_eps, 1e-6);
+  EXPECT_EQ(m.rope_theta, 1e4);
+  EXPECT_EQ(m.sliding_window, 0);
+  EXPECT_EQ(m.max_position_embeddings, 32768);
+  EXPECT_EQ(m.initializer_range, 0.02);
+  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, true));
+}
+
+TEST(ConfigModel, DefaultsOfMixtralAreThoseOfTransformers) {
+  const Model m = model_of(minimal_mixtral());
+  EXPECT_EQ(m.family, Family::mixtral);
+  EXPECT_EQ(m.num_key_value_heads, 8);
+  EXPECT_EQ(m.head_dim, 8);
+  EXPECT_EQ(m.num_experts, 16);
+  EXPECT_EQ(m.moe_intermediate_size, 32);  // intermediate_size
+  EXPECT_EQ(m.intermediate_size, 0);
+  EXPECT_TRUE(m.norm_topk_prob);
+  EXPECT_FALSE(m.qk_norm);
+  EXPECT_EQ(m.rms_norm_eps, 1e-5);
+  EXPECT_EQ(m.rope_theta, 1e6);
+  EXPECT_EQ(m.sliding_window, 0);
+  EXPECT_EQ(m.max_position_embeddings, 131072);
+}
+
+// The keys and values of the published config.json of Mixtral-8x7B.
+TEST(ConfigModel, ReadsAPublishedMixtral) {
+  const Model m = model_of(json::parse(R"({
+    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": false,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0",
+    "use_cache": true, "vocab_size": 32000})"));
+  EXPECT_EQ(m.head_dim, 128);
+  EXPECT_EQ(m.moe_intermediate_size, 14336);
+  EXPECT_EQ(m.max_position_embeddings, 32768);
+}
+
+// The keys and values of the published config.json of Qwen3-30B-A3B.
+TEST(ConfigModel, ReadsAPublishedQwen3Moe) {
+  const Model m = model_of(json::parse(R"({
+    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960,
+    "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+    "norm_topk_prob": true, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": false, "rms_norm_eps": 1e-06,
+    "rope_scaling": null, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": null,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
+    "use_sliding_window": false, "vocab_size": 151936})"));
+  EXPECT_EQ(m.head_dim, 128);         // not hidden_size / num_attention_heads = 64
+  EXPECT_EQ(m.intermediate_size, 0);  // there is no dense layer
+  EXPECT_TRUE(m.norm_topk_prob);
+  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(48, true));
+}
+
+TEST(ConfigModel, NewerTransformersKeys) {
+  json q = minimal_qwen();
+  q["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5000}};
+  q["num_local_experts"] = q["num_experts"];
+  q.erase("num_experts");
+  const Model m = model_of(q);
+  EXPECT_EQ(m.rope_theta, 5000);
+  EXPECT_EQ(m.num_experts, 16);
+  q["num_experts"] = 8;
+  EXPECT_EQ(model_error(q), "config.json: num_local_experts: is 16, but num_experts is 8; remove one");
+  q.erase("num_experts");
+  q["rope_theta"] = 1e4;
+  EXPECT_EQ(model_error(q),
+            "config.json: rope_parameters.rope_theta: is 5000, but rope_theta is 10000; remove one");
+}
+
+TEST(ConfigModel, WhichLayersAreMoe) {
+  json q = minimal_qwen();
+  q["intermediate_size"] = 128;
+  q["decoder_sparse_step"] = 2;
+  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, true}));
+  q["decoder_sparse_step"] = 3;
+  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, false, true, false}));
+  q["decoder_sparse_step"] = 2;
+  q["mlp_only_layers"] = {3};
+  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, false}));
+  q["decoder_sparse_step"] = 1;
+  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{true, true, true, false}));
+  q["num_experts"] = 0;
+  EXPECT_EQ(model_of(q).is_moe_layer, std::vector<bool>(4, false));
+}
+
+TEST(ConfigModel, ADenseModelNeedsNoExperts) {
+  json q = minimal_qwen();
+  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) q.erase(key);
+  EXPECT_EQ(model_error(q), "config.json: num_experts: missing, and it has no default; add it");
+  q["mlp_only_layers"] = {0, 1, 2, 3};
+  EXPECT_EQ(model_error(q), "config.json: intermediate_size: missing, and it has no default; add it");
+  q["intermediate_size"] = 128;
+  const Model m = model_of(q);
+  EXPECT_EQ(m.intermediate_size, 128);
+  EXPECT_EQ(m.num_experts, 0);
+  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, false));
+}
+
+// transformers writes its defaults for the sizes that a model does not use.
+TEST(ConfigModel, SizesThatNoLayerHasDoNotMakeModelsDiffer) {
+  const json moe = minimal_qwen();
+  EXPECT_EQ(model_of(with(moe, "/intermediate_size", "6144")), model_of(moe));
+  json dense = with(with(moe, "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "128");
+  const Model with_experts = model_of(dense);
+  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) dense.erase(key);
+  EXPECT_EQ(with_experts, model_of(dense));
+  EXPECT_EQ(with_experts.num_experts, 0);
+}
+
+TEST(ConfigModel, SlidingWindow) {
+  EXPECT_EQ(model_of(with(minimal_mixtral(), "/sliding_window", "64")).sliding_window, 64);
+  EXPECT_EQ(model_of(with(minimal_mixtral(), "/sliding_window", "0")).sliding_window, 0);
+  const json q = with(minimal_qwen(), "/sliding_window", "64");
+  EXPECT_EQ(model_of(q).sliding_window, 0);  // use_sliding_window is false
+  const json used = with(q, "/use_sliding_window", "true");
+  EXPECT_EQ(model_of(used).sliding_window, 64);
+  EXPECT_EQ(model_of(without(used, "/sliding_window")).sliding_window, 4096);
+  EXPECT_EQ(model_of(with(used, "/sliding_window", "null")).sliding_window, 0);
+  EXPECT_EQ(model_of(with(used, "/max_window_layers", "0")).sliding_window, 64);
+  EXPECT_CONTAINS(model_error(with(used, "/max_window_layers", "2")),
+                  "config.json: max_window_layers: is 2 with");
+}
+
+TEST(ConfigModel, NullKeyValueHeadsAreAsManyAsQueryHeads) {
+  EXPECT_EQ(model_of(with(minimal_qwen(), "/num_key_value_heads", "null")).num_key_value_heads, 8);
+}
+
+TEST(ConfigModel, UnknownFamilies) {
+  EXPECT_EQ(model_error(with(minimal_qwen(), "/model_type", "\"llama\"")),
+            "config.json: model_type: is \"llama\", a family that is not known; known: mixtral, qwen3_moe");
+  EXPECT_EQ(model_error(without(minimal_qwen(), "/model_type")),
+            "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe");
+  EXPECT_EQ(model_error(json::array()), "config.json: is an array, expected an object");
+}
+
+TEST(ConfigModel, AKeyOfTheOtherFamilyIsUnknown) {
+  EXPECT_EQ(
+      model_error(with(minimal_mixtral(), "/mlp_only_layers", "[0]")),
+      "config.json: mlp_only_layers: unknown key for model_type \"mixtral\" (\"qwen3_moe\" has it); remove it");
+}
+
+// Each value would change the computation in a way that does not exist here.
+TEST(ConfigModel, RefusesWhatItCannotCompute) {
+  const json q = minimal_qwen();
+  const json m = minimal_mixtral();
+  EXPECT_EQ(model_error(with(q, "/hidden_act", "\"gelu\"")),
+            "config.json: hidden_act: is \"gelu\"; only \"silu\" is supported");
+  EXPECT_EQ(model_error(with(q, "/attention_dropout", "0.1")),
+            "config.json: attention_dropout: is 0.1; only 0 is supported");
+  EXPECT_EQ(model_error(with(m, "/router_jitter_noise", "0.1")),
+            "config.json: router_jitter_noise: is 0.1; only 0 is supported");
+  EXPECT_EQ(model_error(with(q, "/attention_bias", "true")),
+            "config.json: attention_bias: is true; only false is supported");
+  EXPECT_EQ(model_error(with(q, "/rope_scaling", R"({"type": "yarn"})")),
+            "config.json: rope_scaling.type: is \"yarn\"; only \"default\" is supported");
+  EXPECT_CONTAINS(model_error(with(q, "/rope_scaling", R"({"factor": 4.0})")),
+                  "rope_scaling.factor: unknown key");
+  EXPECT_CONTAINS(model_error(with(q, "/quantization_config", "{}")), "quantization_config: unknown key");
+  for (const char* neutral : {R"({"attention_dropout": 0, "hidden_act": "silu", "rope_scaling": null})",
+                              R"({"attention_dropout": 0.0, "rope_scaling": {"rope_type": "default"}})"}) {
+    json base = q;
+    base.update(json::parse(neutral));
+    EXPECT_EQ(model_of(base), model_of(q)) << neutral;
+  }
+}
+
+TEST(ConfigModel, ImpossibleSizes) {
+  const json q = minimal_qwen();
+  EXPECT_EQ(model_error(with(q, "/num_key_value_heads", "3")),
+            "config.json: num_key_value_heads: is 3, which does not divide num_attention_heads (8)");
+  EXPECT_EQ(model_error(with(q, "/num_attention_heads", "6")),
+            "config.json: num_key_value_heads: is 4 by default, which does not divide num_attention_heads (6)");
+  EXPECT_EQ(model_error(with(q, "/hidden_size", "63")),
+            "config.json: num_attention_heads: is 8, which does not divide hidden_size (63); or give head_dim");
+  EXPECT_NO_THROW(model_of(with(with(q, "/hidden_size", "63"), "/head_dim", "16")));
+  EXPECT_EQ(model_error(with(q, "/head_dim", "7")),
+            "config.json: head_dim: is 7; rotary embedding needs an even number");
+  EXPECT_EQ(
+      model_error(with(q, "/hidden_size", "72")),
+      "config.json: head_dim: is 9 (hidden_size / num_attention_heads); rotary embedding needs an even number");
+  EXPECT_EQ(model_error(with(q, "/num_experts_per_tok", "17")),
+            "config.json: num_experts_per_tok: is 17, more than num_experts (16)");
+  EXPECT_EQ(model_error(with(minimal_mixtral(), "/num_experts_per_tok", "17")),
+            "config.json: num_experts_per_tok: is 17, more than num_local_experts (16)");
+  EXPECT_EQ(model_error(with(q, "/num_experts_per_tok", "0")),
+            "config.json: num_experts_per_tok: is 0, expected an integer in [1, 2147483647]");
+  EXPECT_NO_THROW(model_of(with(q, "/num_experts_per_tok", "16")));
+  EXPECT_EQ(model_error(with(q, "/mlp_only_layers", "[1, 4]")),
+            "config.json: mlp_only_layers.1: is 4, expected a layer in [0, 3]");
+  EXPECT_EQ(model_error(with(q, "/mlp_only_layers", "[1, 1]")),
+            "config.json: mlp_only_layers.1: is 1, which is listed before; remove it");
+  json huge = q;
+  for (const char* key : {"vocab_size", "hidden_size", "num_experts", "moe_intermediate_size"})
+    huge[key] = 2147483632;
+  EXPECT_CONTAINS(model_error(huge), "parameters, more than 2.8e+14 can be addressed");
+}
+
+TEST(ConfigModel, ToHuggingFaceAndBack) {
+  std::vector<json> samples{minimal_qwen(), minimal_mixtral()};
+  samples.push_back(with(minimal_mixtral(), "/sliding_window", "64"));
+  samples.push_back(with(with(minimal_qwen(), "/sliding_window", "64"), "/use_sliding_window", "true"));
+  samples.push_back(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 2]"), "/intermediate_size", "128"));
+  samples.push_back(with(with(minimal_qwen(), "/num_experts", "0"), "/intermediate_size", "128"));
+  samples.push_back(json::parse(R"({
+    "model_type": "qwen3_moe", "vocab_size": 257, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "num_key_value_heads": 3, "head_dim": 32, "intermediate_size": 7, "moe_intermediate_size": 5, "num_experts": 9,
+    "num_experts_per_tok": 2, "norm_topk_prob": true, "tie_word_embeddings": true, "rms_norm_eps": 3.3e-7,
+    "rope_theta": 12345.678, "max_position_embeddings": 77, "initializer_range": 0.013})"));
+  for (const json& sample : samples) {
+    const Model model = model_of(sample);
+    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << sample;
+  }
+}
+
+TEST(ConfigModel, WritesWhatTransformersReads) {
+  const json q = json::parse(model_to_hf_json(model_of(minimal_qwen())));
+  EXPECT_EQ(q["architectures"], json({"Qwen3MoeForCausalLM"}));
+  EXPECT_EQ(q["model_type"], "qwen3_moe");
+  EXPECT_EQ(q["torch_dtype"], "float32");
+  EXPECT_EQ(q["num_experts"], 16);
+  EXPECT_EQ(q["moe_intermediate_size"], 32);
+  EXPECT_EQ(q["mlp_only_layers"], json::array());
+  EXPECT_EQ(q["norm_topk_prob"], false);
+  EXPECT_EQ(q["head_dim"], 8);
+  const json m = json::parse(model_to_hf_json(model_of(minimal_mixtral())));
+  EXPECT_EQ(m["architectures"], json({"MixtralForCausalLM"}));
+  EXPECT_EQ(m["num_local_experts"], 16);
+  EXPECT_EQ(m["intermediate_size"], 32);
+  EXPECT_EQ(m["sliding_window"], nullptr);
+  EXPECT_EQ(m["bos_token_id"], nullptr);
+  EXPECT_FALSE(m.contains("num_experts"));
+}
+
+}  // namespace
+}  // namespace switchyard::config

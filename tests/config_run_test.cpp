@@ -1,0 +1,238 @@
+#include <gtest/gtest.h>
+
+#include "config_samples.h"
+
+namespace switchyard::config {
+namespace {
+
+TEST(ConfigRun, EverySectionIsRead) {
+  json text = minimal_run();
+  text["router"] = json::parse(R"({"type": "softmax_topk", "balance_coef": 0.5, "balance_scope": "sequence",
+                                   "z_loss_coef": 0.25})");
+  text["data"] = json::parse(R"({"train": [{"path": "a.bin", "domain": "x", "weight": 3}, {"path": "b.bin",
+      "domain": "x"}, {"path": "c.bin", "weight": 1.5}], "validation": ["v.bin"], "document_mask": true,
+      "eot_token": 99})");
+  text["train"] =
+      json::parse(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
+      "global_batch_size": 8, "dtype": "bfloat16", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
+      "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
+      "eval_tokens": 64})");
+  text["parallel"]["threads"] = 2;
+  text["checkpoint"] = {{"every", 5}, {"keep", 0}};
+  text["log"]["every"] = 7;
+  const config::Run r = run_of(text);
+  EXPECT_EQ(r.model, model_of(minimal_qwen()));
+  EXPECT_EQ(r.router, (Router{RouterType::softmax_topk, 0.5, BalanceScope::sequence, 0.25}));
+  const std::vector<DataEntry> train{{"a.bin", "x", 3.0}, {"b.bin", "x", 3.0}, {"c.bin", "default", 1.5}};
+  EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99}));
+  const Train expected{.seed = 18446744073709551615u,
+                       .steps = 10,
+                       .seq_len = 32,
+                       .micro_batch_size = 2,
+                       .global_batch_size = 8,
+                       .dtype = ComputeType::bfloat16,
+                       .lr = 1,
+                       .min_lr_ratio = 0,
+                       .schedule = Schedule::wsd,
+                       .warmup_ratio = 0.25,
+                       .decay_ratio = 0.75,
+                       .weight_decay = 0,
+                       .beta1 = 0,
+                       .beta2 = 0.5,
+                       .eps = 1e-6,
+                       .clip_norm = 0,
+                       .eval_every = 3,
+                       .eval_tokens = 64};
+  EXPECT_EQ(r.train, expected);
+  EXPECT_EQ(r.parallel, Parallel{2});
+  EXPECT_EQ(r.checkpoint, (Checkpoint{5, 0}));
+  EXPECT_EQ(r.log, Log{7});
+}
+
+TEST(ConfigRun, DefaultsAreThoseOfTheStructs) {
+  const config::Run r = run_of(minimal_run());
+  Train train;
+  train.steps = 10;
+  train.seq_len = 32;
+  train.micro_batch_size = 2;
+  train.global_batch_size = 2;  // micro_batch_size
+  EXPECT_EQ(r.train, train);
+  EXPECT_EQ(r.router, Router{});
+  EXPECT_EQ(r.parallel, Parallel{});
+  EXPECT_EQ(r.checkpoint, Checkpoint{});
+  EXPECT_EQ(r.log, Log{});
+  EXPECT_EQ(r.data, (Data{{{"a.bin", "default", std::nullopt}}, {}, false, std::nullopt}));
+}
+
+TEST(ConfigRun, UnknownKeysNameTheNearestOne) {
+  const json base = minimal_run();
+  EXPECT_EQ(run_error(with(base, "/train/warmup_ration", "0.1")),
+            "run.json: train.warmup_ration: unknown key; did you mean \"warmup_ratio\"?");
+  EXPECT_EQ(run_error(with(base, "/chekpoint", "{}")),
+            "run.json: chekpoint: unknown key; did you mean \"checkpoint\"?");
+  EXPECT_EQ(run_error(with(base, "/model/num_expert", "4")),
+            "run.json: model.num_expert: unknown key; did you mean \"num_experts\"?");
+  EXPECT_EQ(run_error(with(base, "/data/train/0", R"({"pth": "x"})")),
+            "run.json: data.train.0.pth: unknown key; did you mean \"path\"?");
+  EXPECT_EQ(run_error(with(base, "/train/balance_coef", "1")),
+            "run.json: train.balance_coef: unknown key; did you mean \"router.balance_coef\"?");
+  EXPECT_EQ(run_error(with(base, "/log/bananas", "1")),
+            "run.json: log.bananas: unknown key; known here: every");
+  EXPECT_EQ(run_error(with(base, "/data/validation", R"([{"path": "v.bin", "weight": 1}])")),
+            "run.json: data.validation.0.weight: unknown key; known here: path, domain");
+}
+
+TEST(ConfigRun, WrongTypesAndRanges) {
+  struct Case {
+    const char* pointer;
+    const char* value;
+    const char* message;
+  };
+  const Case cases[] = {
+      {"/train/steps", "4.0", "train.steps: is 4.0, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "0", "train.steps: is 0, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "2147483648", "train.steps: is 2147483648, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "10000000000000000000000",
+       "train.steps: is 1e+22, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "18446744073709551615",
+       "train.steps: is 18446744073709551615, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "\"10\"", "train.steps: is \"10\", expected an integer in [1, 2147483647]"},
+      {"/train/steps", "null", "train.steps: is null, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "true", "train.steps: is true, expected an integer in [1, 2147483647]"},
+      {"/train/seed", "-1", "train.seed: is -1, expected an integer in [0, 18446744073709551615]"},
+      {"/train/lr", "0", "train.lr: is 0, expected a number in (0, 1000]"},
+      {"/train/lr", "true", "train.lr: is true, expected a number in (0, 1000]"},
+      {"/train/eps", "0", "train.eps: is 0, expected a number in [1e-30, 1]"},
+      {"/train/beta1", "1", "train.beta1: is 1, expected a number in [0, 1)"},
+      {"/train/beta2", "-0.1", "train.beta2: is -0.1, expected a number in [0, 1)"},
+      {"/train/warmup_ratio", "1.5", "train.warmup_ratio: is 1.5, expected a number in [0, 1]"},
+      {"/train/schedule", "\"cosin\"",
+       "train.schedule: is \"cosin\", expected one of: constant, linear, cosine, wsd (did you mean "
+       "\"cosine\"?)"},
+      {"/train/dtype", "\"float16\"",
+       "train.dtype: is \"float16\", expected one of: float32, bfloat16 (did you mean \"bfloat16\"?)"},
+      {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
+      {"/train", "[]", "train: is an array, expected an object"},
+      {"/router", "null", "router: is null, expected an object"},
+      {"/router/type", "\"top_p\"", "router.type: is \"top_p\", expected one of: softmax_topk"},
+      {"/router/balance_coef", "-1", "router.balance_coef: is -1, expected a number in [0, 1000000]"},
+      {"/data/train", "\"a.bin\"",
+       "data.train: is \"a.bin\", expected an array of paths or of {\"path\", \"domain\", \"weight\"}"},
+      {"/data/train", "[]", "data.train: is an empty array; name at least one file or glob"},
+      {"/data/train/0", "3", "data.train.0: is 3, expected a path or an object"},
+      {"/data/train/0", "\"\"", "data.train.0.path: is empty, expected a string with something in it"},
+      {"/data/train/0", "\"a\\u0000b\"",
+       "data.train.0.path: is \"a\\u0000b\", expected valid UTF-8 without control characters"},
+      {"/data/train/0", "{\"domain\": \"x\"}", "data.train.0.path: missing, and it has no default; add it"},
+      {"/data/train/0", "{\"path\": \"x\", \"weight\": 0}",
+       "data.train.0.weight: is 0, expected a number in (0, 1000000000]"},
+      {"/data/document_mask", "1", "data.document_mask: is 1, expected true or false"},
+      {"/data/eot_token", "100", "data.eot_token: is 100, not below model.vocab_size (100)"},
+      {"/log/every", "0", "log.every: is 0, expected an integer in [1, 2147483647]"},
+      {"/checkpoint/keep", "-1", "checkpoint.keep: is -1, expected an integer in [0, 2147483647]"},
+      {"/parallel/threads", "5000", "parallel.threads: is 5000, expected an integer in [0, 4096]"},
+      {"/model", "null", "model: is null, expected an object"},
+  };
+  for (const Case& c : cases) {
+    const std::string found = run_error(with(minimal_run(), c.pointer, c.value));
+    EXPECT_EQ(found, std::string("run.json: ") + c.message);
+  }
+}
+
+TEST(ConfigRun, RequiredKeys) {
+  for (const char* pointer :
+       {"/model", "/model/model_type", "/model/vocab_size", "/model/hidden_size", "/model/num_hidden_layers",
+        "/model/num_attention_heads", "/model/num_experts", "/model/num_experts_per_tok",
+        "/model/moe_intermediate_size", "/data", "/data/train", "/train", "/train/steps", "/train/seq_len",
+        "/train/micro_batch_size"}) {
+    EXPECT_CONTAINS(run_error(without(minimal_run(), pointer)), ": missing, and it has no default");
+  }
+  EXPECT_EQ(run_error(without(minimal_run(), "/data")),
+            "run.json: data.train: missing, and it has no default; add it");
+}
+
+TEST(ConfigRun, CrossChecks) {
+  const json base = minimal_run();
+  EXPECT_EQ(run_error(with(base, "/train/global_batch_size", "3")),
+            "run.json: train.global_batch_size: is 3, not a multiple of train.micro_batch_size (2)");
+  EXPECT_EQ(run_error(with(base, "/model/max_position_embeddings", "31")),
+            "run.json: train.seq_len: is 32, more than model.max_position_embeddings (31)");
+  EXPECT_NO_THROW(run_of(with(base, "/model/max_position_embeddings", "32")));
+  json wsd = with(base, "/train/schedule", "\"wsd\"");
+  wsd["train"]["warmup_ratio"] = 0.5;
+  wsd["train"]["decay_ratio"] = 0.75;
+  EXPECT_EQ(run_error(wsd),
+            "run.json: train.decay_ratio: is 0.75, and train.warmup_ratio is 0.5: together more than the whole "
+            "run (1)");
+  EXPECT_NO_THROW(run_of(with(wsd, "/train/schedule", "\"cosine\"")));
+  EXPECT_CONTAINS(run_error(with(base, "/train/eval_every", "5")),
+                  "train.eval_every: is 5, but data.validation is empty");
+  EXPECT_CONTAINS(
+      run_error(with(base, "/train/micro_batch_size", "2147483647")),
+      "run.json: train.micro_batch_size: 2147483647 sequences of 32 tokens, each on 4 experts, are 2.7e+11 "
+      "slots; at most 2147483647 can be numbered");
+  json wide = with(base, "/train/micro_batch_size", "8192");
+  wide["train"]["seq_len"] = 32768;
+  EXPECT_NO_THROW(run_of(wide));
+  wide["model"]["hidden_size"] = 4194304;  // 2^28 tokens of 2^22: more than 2^48 elements
+  wide["model"]["head_dim"] = 8;
+  EXPECT_CONTAINS(run_error(wide),
+                  "run.json: train.micro_batch_size: 8192 sequences of 32768 tokens make a tensor of");
+  json long_run = with(base, "/train/steps", "2147483647");
+  long_run["train"]["global_batch_size"] = 2147483646;
+  EXPECT_CONTAINS(run_error(long_run), "train.steps: ");
+  EXPECT_NO_THROW(
+      run_of(with(base, "/data/document_mask", "true")));  // meta.json may know the end-of-text token
+}
+
+TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
+  const json base = minimal_run();
+  EXPECT_EQ(run_error(with(base, "/data/train", R"([{"path": "a", "domain": "x", "weight": 1}, "b"])")),
+            "run.json: data.train.1.weight: missing for domain \"default\": all domains have a weight or none "
+            "has, and "
+            "\"x\" has one");
+  EXPECT_EQ(run_error(with(base, "/data/train", R"([{"path": "a", "weight": 1}, {"path": "b", "weight": 2}])")),
+            "run.json: data.train.1.weight: is 2, but domain \"default\" has weight 1 in data.train.0.weight; "
+            "a domain "
+            "has one weight");
+}
+
+TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
+  const json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
+  EXPECT_EQ(run_of(aux).router, (Router{RouterType::softmax_topk, 0.02, BalanceScope::global_batch, 0.0}));
+  EXPECT_EQ(run_of(with(aux, "/router/balance_coef", "0.02")).router.balance_coef, 0.02);
+  EXPECT_EQ(
+      run_error(with(aux, "/router/balance_coef", "0.03")),
+      "run.json: router.balance_coef: is 0.03, but model.router_aux_loss_coef, the same quantity, is 0.02; "
+      "remove one");
+}
+
+TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
+  json text = minimal_run();
+  text["model"]["router_aux_loss_coef"] = 0.02;
+  text["data"]["train"] =
+      json::parse(R"([{"path": "a", "domain": "x", "weight": 0.1}, {"path": "b", "domain": "x"}])");
+  text["train"]["seed"] = 18446744073709551615u;
+  text["train"]["lr"] = 0.1 + 0.2;
+  const config::Run run = run_of(text, {"train.beta2=0.99"});
+  EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
+  const json resolved = json::parse(run.resolved_json);
+  EXPECT_EQ(resolved.at("train").at("beta2"), 0.99);
+  EXPECT_EQ(resolved.at("train").at("weight_decay"), 0.1);
+  EXPECT_EQ(resolved.at("model").at("head_dim"), 8);
+  EXPECT_EQ(resolved.at("router").at("balance_coef"), 0.02);
+}
+
+TEST(ConfigRun, TellsARunFromAModel) {
+  EXPECT_TRUE(looks_like_run(minimal_run().dump()));
+  EXPECT_FALSE(looks_like_run(minimal_qwen().dump()));
+  EXPECT_FALSE(looks_like_run("[\"model\"]"));
+  EXPECT_FALSE(looks_like_run("not JSON"));
+}
+
+TEST(ConfigRun, AMissingFileIsNamed) {
+  EXPECT_CONTAINS(test::message_of<InputError>([] { load_run("/no/such/run.json", {}); }), "/no/such/run.json");
+}
+
+}  // namespace
+}  // namespace switchyard::config

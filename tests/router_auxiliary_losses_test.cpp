@@ -1,0 +1,270 @@
+#include "router/auxiliary_losses.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+#include "tensors.h"
+
+namespace switchyard::router {
+namespace {
+
+using config::BalanceScope;
+using test::OwnedTensor;
+
+constexpr BalanceScope kScopes[] = {BalanceScope::layer, BalanceScope::sequence, BalanceScope::global_batch,
+                                    BalanceScope::model};
+// Sums of a few dozen products of order one, in double.
+constexpr double kRounding = 1e-14;
+
+// What the routers of a batch report, sequence by sequence, and memory for what comes back.
+class Routing {
+ public:
+  Routing(std::int64_t n_layers, std::int64_t n_experts, std::vector<std::int64_t> tokens_B)
+      : tokens_B_(std::move(tokens_B)), n_experts_(n_experts) {
+    const auto B = static_cast<std::int64_t>(tokens_B_.size());
+    for (std::int64_t l = 0; l < n_layers; ++l) {
+      count_.emplace_back(Shape{B, n_experts}, DType::i32);
+      prob_.emplace_back(Shape{B, n_experts}, DType::f64);
+      lse2_.emplace_back(Shape{B}, DType::f64);
+      dprob_.emplace_back(Shape{B, n_experts}, DType::f64);
+    }
+  }
+  void set(std::size_t layer, const std::vector<double>& count_BE, const std::vector<double>& prob_BE,
+           const std::vector<double>& lse2_B) {
+    test::fill(count_[layer], count_BE);
+    test::fill(prob_[layer], prob_BE);
+    test::fill(lse2_[layer], lse2_B);
+  }
+  // Sequences [first, first + n) as a micro-batch of their own.
+  Routing part(std::size_t first, std::size_t n) const {
+    Routing result(n_layers(), n_experts_, {tokens_B_.begin() + first, tokens_B_.begin() + first + n});
+    const auto rows = [&](const OwnedTensor& tensor) {
+      return test::values(tensor.view().slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(n)));
+    };
+    for (std::size_t l = 0; l < count_.size(); ++l)
+      result.set(l, rows(count_[l]), rows(prob_[l]), rows(lse2_[l]));
+    return result;
+  }
+  AuxiliaryLossValues compute(const AuxiliaryLosses& losses, const GlobalBatch& batch) {
+    std::vector<RoutingSums> sums_L;
+    gradient_L_.clear();
+    for (std::size_t l = 0; l < count_.size(); ++l) {
+      sums_L.push_back({count_[l], prob_[l], lse2_[l]});
+      test::poison(dprob_[l]);
+      gradient_L_.push_back({dprob_[l], std::numeric_limits<double>::quiet_NaN()});
+    }
+    return losses.compute(sums_L, tokens_B_, batch, gradient_L_);
+  }
+  // The whole of it as one global batch.
+  AuxiliaryLossValues compute_alone(const AuxiliaryLosses& losses) {
+    const std::vector<double> count_LE = counts();
+    return compute(losses, {.n_tokens = std::accumulate(tokens_B_.begin(), tokens_B_.end(), std::int64_t{0}),
+                            .n_sequences = static_cast<std::int64_t>(tokens_B_.size()),
+                            .count_LE = count_LE});
+  }
+  std::vector<double> counts() const {
+    std::vector<double> count_LE;
+    for (const OwnedTensor& count_BE : count_)
+      for (std::int64_t e = 0; e < n_experts_; ++e) {
+        double sum = 0;
+        for (std::int64_t b = 0; b < count_BE.view().rows(); ++b) sum += count_BE[b * n_experts_ + e];
+        count_LE.push_back(sum);
+      }
+    return count_LE;
+  }
+  std::vector<double> dprob(std::size_t layer) const { return test::values(dprob_[layer]); }
+  double dlse2(std::size_t layer) const { return gradient_L_[layer].dlse2; }
+  double prob(std::size_t layer, std::int64_t i) const { return prob_[layer][i]; }
+  double lse2(std::size_t layer, std::int64_t b) const { return lse2_[layer][b]; }
+  std::int64_t n_layers() const { return static_cast<std::int64_t>(count_.size()); }
+  const std::vector<std::int64_t>& tokens() const { return tokens_B_; }
+
+ private:
+  std::vector<std::int64_t> tokens_B_;
+  std::int64_t n_experts_;
+  std::vector<OwnedTensor> count_, prob_, lse2_, dprob_;
+  std::vector<RoutingLossGradient> gradient_L_;
+};
+
+config::Router options(BalanceScope scope, double balance_coef, double z_coef) {
+  return {.balance_coef = balance_coef, .balance_scope = scope, .z_loss_coef = z_coef};
+}
+
+// Two layers, two sequences of 3 and 1 tokens, two experts, one slot a token.
+Routing two_layers() {
+  Routing routing(2, 2, {3, 1});
+  routing.set(0, {2, 1, 1, 0}, {1.8, 1.2, 0.7, 0.3}, {6, 2});
+  routing.set(1, {1, 2, 1, 0}, {0.6, 2.4, 0.5, 0.5}, {3, 1});
+  return routing;
+}
+
+TEST(AuxiliaryLosses, BalancedLoadCostsTheCoefficientOrKTimesIt) {
+  // Four experts, two slots; every expert has its share in every sequence, and so has its probability.
+  Routing routing(3, 4, {2, 6});
+  for (std::size_t l = 0; l < 3; ++l)
+    routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0});
+  for (const BalanceScope scope : kScopes) {
+    const AuxiliaryLosses losses(options(scope, 0.25, 0), 4, 2);
+    EXPECT_NEAR(routing.compute_alone(losses).balance, scope == BalanceScope::model ? 0.5 : 0.25, kRounding);
+  }
+}
+
+TEST(AuxiliaryLosses, LayerScopeByHand) {
+  Routing routing = two_layers();
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 2, 1));
+  // Layer 0: f = 2 (3, 1) / 4, Pbar = (2.5, 1.5) / 4: 1.125.   Layer 1: f = (1, 1): 1.
+  EXPECT_NEAR(values.balance, 0.1 * (1.125 + 1.0) / 2, kRounding);
+  // 0.1 f_i / (2 layers * 4 tokens), for every token alike.
+  EXPECT_TRUE(test::all_near(routing.dprob(0), {0.01875, 0.00625, 0.01875, 0.00625}, kRounding, 0));
+  EXPECT_TRUE(test::all_near(routing.dprob(1), {0.0125, 0.0125, 0.0125, 0.0125}, kRounding, 0));
+}
+
+TEST(AuxiliaryLosses, SequenceScopeByHand) {
+  Routing routing = two_layers();
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 2, 1));
+  // Layer 0: f = (4/3, 2/3), Pbar = (.6, .4): 16/15;  f = (2, 0), Pbar = (.7, .3): 7/5.
+  // Layer 1: f = (2/3, 4/3), Pbar = (.2, .8): 6/5;    f = (2, 0), Pbar = (.5, .5): 1.
+  EXPECT_NEAR(values.balance, 0.1 * (16.0 / 15 + 7.0 / 5 + 6.0 / 5 + 1) / 4, kRounding);
+  // 0.1 f_i / (2 layers * 2 sequences * tokens of the sequence)
+  EXPECT_TRUE(test::all_near(routing.dprob(0), {0.1 / 9, 0.05 / 9, 0.05, 0}, kRounding, 0));
+  EXPECT_TRUE(test::all_near(routing.dprob(1), {0.05 / 9, 0.1 / 9, 0.05, 0}, kRounding, 0));
+}
+
+TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
+  Routing routing = two_layers();
+  // As many tokens again lie in other micro-batches; these are the counts of both.
+  const std::vector<double> count_LE = {5, 3, 2, 6};
+  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 2, 1);
+  const auto values = routing.compute(losses, {.n_tokens = 8, .n_sequences = 4, .count_LE = count_LE});
+  // Layer 0: f = 2 (5, 3) / 8, this part of Pbar = (2.5, 1.5) / 8: .53125.
+  // Layer 1: f = 2 (2, 6) / 8, this part of Pbar = (1.1, 2.9) / 8: .6125.
+  EXPECT_NEAR(values.balance, 0.1 * (0.53125 + 0.6125) / 2, kRounding);
+  // 0.1 f_i / (2 layers * 8 tokens)
+  EXPECT_TRUE(test::all_near(routing.dprob(0), {0.0078125, 0.0046875, 0.0078125, 0.0046875}, kRounding, 0));
+  EXPECT_TRUE(test::all_near(routing.dprob(1), {0.003125, 0.009375, 0.003125, 0.009375}, kRounding, 0));
+}
+
+TEST(AuxiliaryLosses, ModelScopeByHand) {
+  Routing routing = two_layers();
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 2, 1));
+  // The tokens of both layers as one batch of 8: c = (5, 3), Pbar = (3.6, 4.4) / 8.
+  EXPECT_NEAR(values.balance, 0.1 * 2 * (5.0 / 8 * 0.45 + 3.0 / 8 * 0.55), kRounding);
+  for (const std::size_t layer : {0u, 1u})
+    EXPECT_TRUE(test::all_near(routing.dprob(layer), {0.015625, 0.009375, 0.015625, 0.009375}, kRounding, 0));
+}
+
+TEST(AuxiliaryLosses, ZLossByHand) {
+  Routing routing = two_layers();
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 2, 1));
+  EXPECT_NEAR(values.z, 0.01 * (6 + 2 + 3 + 1) / (2 * 4), kRounding);
+  EXPECT_EQ(values.balance, 0.0);
+  for (const std::size_t layer : {0u, 1u}) {
+    EXPECT_NEAR(routing.dlse2(layer), 0.01 / (2 * 4), kRounding);
+    EXPECT_EQ(routing.dprob(layer), (std::vector<double>(4, 0.0)));
+  }
+}
+
+TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
+  for (const BalanceScope scope : kScopes) {
+    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 2, 1).needs_global_counts(),
+              scope == BalanceScope::global_batch);
+    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 2, 1).needs_global_counts());
+  }
+}
+
+// Both losses are linear in what the routers report once the counts are given: the gradient, applied to it,
+// gives the loss.
+TEST(AuxiliaryLosses, GradientTimesSumsIsTheLoss) {
+  for (const BalanceScope scope : kScopes) {
+    Routing routing = two_layers();
+    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 2, 1));
+    double balance = 0, z = 0;
+    for (const std::size_t layer : {0u, 1u}) {
+      for (std::int64_t i = 0; i < 4; ++i)
+        balance += routing.dprob(layer)[static_cast<std::size_t>(i)] * routing.prob(layer, i);
+      for (std::int64_t b = 0; b < 2; ++b) z += routing.dlse2(layer) * routing.lse2(layer, b);
+    }
+    EXPECT_NEAR(values.balance, balance, kRounding);
+    EXPECT_NEAR(values.z, z, kRounding);
+  }
+}
+
+// Four sequences of unequal length, three experts, two slots, two layers.
+Routing four_sequences() {
+  Routing routing(2, 3, {5, 5, 2, 4});
+  routing.set(0, {5, 3, 2, 0, 5, 5, 2, 2, 0, 4, 1, 3}, {2, 2, 1, 0.5, 2, 2.5, 1, 0.75, 0.25, 2, 0.5, 1.5},
+              {3, 4, 1, 7});
+  routing.set(1, {1, 4, 5, 2, 4, 4, 2, 0, 2, 3, 3, 2}, {1, 2, 2, 1.5, 1.5, 2, 0.5, 0.5, 1, 1, 2, 1},
+              {2, 1, 6, 5});
+  return routing;
+}
+
+class Cutting : public ::testing::TestWithParam<std::size_t> {};  // sequences a micro-batch
+
+TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
+  for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
+    Routing whole = four_sequences();
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
+    const auto expected = whole.compute_alone(losses);
+    const std::vector<double> count_LE = whole.counts();
+    AuxiliaryLossValues sum;
+    for (std::size_t first = 0; first < 4; first += GetParam()) {
+      Routing micro = whole.part(first, GetParam());
+      const auto values = micro.compute(losses, {.n_tokens = 16, .n_sequences = 4, .count_LE = count_LE});
+      sum.balance += values.balance;
+      sum.z += values.z;
+      for (const std::size_t layer : {0u, 1u}) {
+        const std::vector<double> all = whole.dprob(layer);
+        EXPECT_TRUE(test::all_near(micro.dprob(layer),
+                                   {all.begin() + 3 * first, all.begin() + 3 * (first + GetParam())}, kRounding,
+                                   0));
+        EXPECT_EQ(micro.dlse2(layer), whole.dlse2(layer));
+      }
+    }
+    EXPECT_NEAR(sum.balance, expected.balance, kRounding);
+    EXPECT_NEAR(sum.z, expected.z, kRounding);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AuxiliaryLosses, Cutting, ::testing::Values(1u, 2u, 4u));
+
+// The counts of the other scopes are the micro-batch's own. What holds for them: a micro-batch weighs as much
+// as it has tokens.
+TEST(AuxiliaryLosses, TwoEqualMicroBatchesAreOneTwiceAsLong) {
+  for (const BalanceScope scope : kScopes) {
+    Routing routing = four_sequences();
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
+    const auto alone = routing.compute_alone(losses);
+    std::vector<double> count_LE = routing.counts();
+    for (double& count : count_LE) count *= 2;
+    const auto half = routing.compute(losses, {.n_tokens = 32, .n_sequences = 8, .count_LE = count_LE});
+    EXPECT_NEAR(2 * half.balance, alone.balance, kRounding);
+    EXPECT_NEAR(2 * half.z, alone.z, kRounding);
+  }
+}
+
+TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
+  for (const BalanceScope scope : kScopes) {
+    Routing bare = two_layers(), padded(2, 2, {3, 0, 1});
+    padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2});
+    padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1});
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2, 1);
+    const std::vector<double> count_LE = bare.counts();
+    const GlobalBatch batch{.n_tokens = 4, .n_sequences = 2, .count_LE = count_LE};
+    const auto expected = bare.compute(losses, batch), actual = padded.compute(losses, batch);
+    EXPECT_EQ(actual.balance, expected.balance);
+    EXPECT_EQ(actual.z, expected.z);
+    for (const std::size_t layer : {0u, 1u}) {
+      const auto without = bare.dprob(layer), with = padded.dprob(layer);
+      EXPECT_EQ((std::vector<double>{with[0], with[1], with[4], with[5]}), without);
+      // No token reads these; they must still be numbers.
+      EXPECT_EQ(with[2], 0.0);
+      EXPECT_EQ(with[3], 0.0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::router
