@@ -41,15 +41,15 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
 }
 
 void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {
-  fmt::print(to, "loss {:.4f}   perplexity {:.3f}   tokens {}   {:.0f} tokens/s\n", result.loss, std::exp(result.loss),
-             result.tokens, static_cast<double>(result.tokens) / result.seconds);
+  fmt::print(to, "loss {:.4f}   perplexity {:.3f}   tokens {}   {:.0f} tokens/s\n", result.loss,
+             std::exp(result.loss), result.tokens, static_cast<double>(result.tokens) / result.seconds);
   if (model.n_routers() == 0) return;
   const auto row = [&](const std::string& name, const router::BalanceFigures& f) {
-    fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max, f.cv,
-               f.max_vio, f.utilisation, f.entropy);
+    fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max,
+               f.cv, f.max_vio, f.utilisation, f.entropy);
   };
-  fmt::print(to, "{:>6}  {:>7}  {:>8}  {:>7}  {:>8}  {:>11}  {:>8}\n", "layer", "Gini", "min/max", "CV", "MaxVio",
-             "utilisation", "entropy");
+  fmt::print(to, "{:>6}  {:>7}  {:>8}  {:>7}  {:>8}  {:>11}  {:>8}\n", "layer", "Gini", "min/max", "CV",
+             "MaxVio", "utilisation", "entropy");
   const auto figures = result.load.figures();
   for (std::int64_t l = 0; l < model.n_routers(); ++l)
     row(std::to_string(model.layer_of_router(l)), figures[static_cast<std::size_t>(l)]);
@@ -64,7 +64,9 @@ int run_eval(const EvalOptions& options) {
   const config::Run run =
       config::parse_run(checkpoint.run_config_json(), (checkpoint.path() / "run.json").string(), {});
   const config::Model& config = run.model;
-  train::EvalSettings settings{.seq_len = options.seq_len, .batch = options.batch, .max_tokens = options.max_tokens,
+  train::EvalSettings settings{.seq_len = options.seq_len,
+                               .batch = options.batch,
+                               .max_tokens = options.max_tokens,
                                .eot_token = std::nullopt};
   if (settings.seq_len == 0) settings.seq_len = run.train.seq_len;
   if (settings.seq_len > config.max_position_embeddings)

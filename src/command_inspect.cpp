@@ -72,14 +72,10 @@ Json inspect_checkpoint(const fs::path& path) {
   for (const train::TensorInfo& tensor : info.tensors)
     tensors.push_back(
         {{"file", tensor.file}, {"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
-  return {{"kind", "checkpoint"},
-          {"path", info.path.string()},
-          {"step", info.state.step},
-          {"tokens", info.state.tokens},
-          {"bytes", info.total_bytes},
-          {"parameters", parameter_json(run.model, run.router)},
-          {"model", model_json(run.model)},
-          {"config", Json::parse(info.run_config_json)},
+  return {{"kind", "checkpoint"},           {"path", info.path.string()},
+          {"step", info.state.step},        {"tokens", info.state.tokens},
+          {"bytes", info.total_bytes},      {"parameters", parameter_json(run.model, run.router)},
+          {"model", model_json(run.model)}, {"config", Json::parse(info.run_config_json)},
           {"tensors", std::move(tensors)}};
 }
 
@@ -95,7 +91,8 @@ void print_text(const Json& value, int indent) {
         fmt::print("{:{}}{:<4} {:<60} {}\n", "", indent + 2, tensor["dtype"].get<std::string>(),
                    tensor["name"].get<std::string>(), tensor["shape"].dump());
     } else {
-      fmt::print("{:{}}{}: {}\n", "", indent, key, member.is_string() ? member.get<std::string>() : member.dump());
+      fmt::print("{:{}}{}: {}\n", "", indent, key,
+                 member.is_string() ? member.get<std::string>() : member.dump());
     }
   }
 }
@@ -104,7 +101,8 @@ void print_text(const Json& value, int indent) {
 
 int run_inspect(const InspectOptions& options) {
   const fs::path path(options.path);
-  if (!fs::exists(path)) throw_input("{}: no such file or directory; give a shard, a checkpoint or a config", options.path);
+  if (!fs::exists(path))
+    throw_input("{}: no such file or directory; give a shard, a checkpoint or a config", options.path);
   Json info;
   if (fs::is_directory(path)) {
     info = inspect_checkpoint(path);

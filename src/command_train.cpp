@@ -42,7 +42,8 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
 int run_train(const TrainOptions& options) {
   const config::Run run = config::load_run(options.config, options.overrides);
   set_threads(static_cast<int>(run.parallel.threads));
-  fs::path out = options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
+  fs::path out =
+      options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
   const train::Resume resume = find_resume(options, out);
   const auto communicator = parallel::make_single_process();
   train::Trainer trainer(run, out, resume, *communicator);

@@ -1,5 +1,5 @@
-// One function a command; main.cpp reads the command line into these options. Each returns the exit code and throws
-// InputError or RunError.
+// One function a command; main.cpp reads the command line into these options. Each returns the exit code and
+// throws InputError or RunError.
 #pragma once
 
 #include <cstdint>

@@ -12,14 +12,16 @@ constexpr int kExitRun = 1;    // the run itself failed
 constexpr int kExitInput = 2;  // usage, configuration, data
 
 void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
-  app.add_option("CONFIG", options.config, "The run: a JSON file (configs/ has ready ones, docs/configuration.md the keys)")
+  app.add_option("CONFIG", options.config,
+                 "The run: a JSON file (configs/ has ready ones, docs/configuration.md the keys)")
       ->required();
   app.add_option("--set", options.overrides, "Override one key of the configuration; may be repeated")
       ->type_name("a.b=value")
       ->take_all()
       ->expected(1);
-  app.add_option("--out", options.out, "Run directory for config.json, metrics.jsonl and checkpoints/ "
-                                       "(default: runs/<name of CONFIG>)")
+  app.add_option("--out", options.out,
+                 "Run directory for config.json, metrics.jsonl and checkpoints/ "
+                 "(default: runs/<name of CONFIG>)")
       ->type_name("DIR");
   app.add_option("--resume", options.resume,
                  "'auto': go on from the newest checkpoint in the run directory, or start if there is none; "
@@ -28,23 +30,29 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
   app.footer(
       "Examples:\n"
       "  switchyard train configs/qwen3_moe_cpu_small.json\n"
-      "  switchyard train configs/qwen3_moe_cpu_small.json --set train.seed=7 --set train.lr=1e-3 --out runs/seed7\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json --set train.seed=7 --set train.lr=1e-3 --out "
+      "runs/seed7\n"
       "  switchyard train configs/qwen3_moe_cpu_small.json --resume auto\n"
-      "Ctrl-C finishes the step, saves a checkpoint and exits with code 130; --resume auto goes on from there.");
+      "Ctrl-C finishes the step, saves a checkpoint and exits with code 130; --resume auto goes on from "
+      "there.");
 }
 
 void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
-  app.add_option("CHECKPOINT", options.checkpoint, "A checkpoint directory, or a run directory (its newest checkpoint)")
+  app.add_option("CHECKPOINT", options.checkpoint,
+                 "A checkpoint directory, or a run directory (its newest checkpoint)")
       ->required();
   app.add_option("--data", options.data, "Token shards: files, directories or quoted globs")
       ->type_name("PATH_OR_GLOB")
       ->required();
   app.add_option("--seq-len", options.seq_len, "Inputs of one window (default: the length trained with)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--batch", options.batch, "Windows at once")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--batch", options.batch, "Windows at once")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--max-tokens", options.max_tokens, "Predict at most so many tokens (default: all)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")->check(CLI::PositiveNumber);
+  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")
+      ->check(CLI::PositiveNumber);
   app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
       ->type_name("FILE|-");
   app.footer(
@@ -55,7 +63,8 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
 }
 
 void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
-  app.add_option("PATH", options.path, "A token shard (.bin), a checkpoint or run directory, or a configuration (.json)")
+  app.add_option("PATH", options.path,
+                 "A token shard (.bin), a checkpoint or run directory, or a configuration (.json)")
       ->required();
   app.add_flag("--json", options.json, "Print JSON");
   app.footer(
@@ -68,12 +77,15 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
-               "switchyard");
+  CLI::App app(
+      "switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
+      "switchyard");
   app.set_version_flag("--version", SWITCHYARD_VERSION);
   app.require_subcommand(1);
-  app.footer("'switchyard COMMAND --help' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that cannot "
-             "be used.");
+  app.footer(
+      "'switchyard COMMAND --help' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that "
+      "cannot "
+      "be used.");
 
   switchyard::TrainOptions train;
   switchyard::EvalOptions eval;
@@ -82,7 +94,8 @@ int main(int argc, char** argv) {
   CLI::App& train_app = *app.add_subcommand("train", "Train a model as a configuration says");
   describe_train(train_app, train);
   train_app.callback([&] { command = [&] { return run_train(train); }; });
-  CLI::App& eval_app = *app.add_subcommand("eval", "Loss, perplexity and expert balance of a checkpoint on token shards");
+  CLI::App& eval_app =
+      *app.add_subcommand("eval", "Loss, perplexity and expert balance of a checkpoint on token shards");
   describe_eval(eval_app, eval);
   eval_app.callback([&] { command = [&] { return run_eval(eval); }; });
   CLI::App& inspect_app = *app.add_subcommand("inspect", "What a shard, a checkpoint or a configuration holds");

@@ -21,8 +21,9 @@ AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what) {
   void* p = std::aligned_alloc(static_cast<std::size_t>(kAlignment),
                                static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1))));
   if (!p)
-    throw_run("out of memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len", what,
-              static_cast<double>(bytes) / (1 << 20));
+    throw_run(
+        "out of memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
+        what, static_cast<double>(bytes) / (1 << 20));
   return AlignedBuffer(static_cast<std::byte*>(p));
 }
 

@@ -58,8 +58,8 @@ class Scratch {
     std::int64_t bytes;
   };
   std::vector<Chunk> chunks_;
-  std::size_t chunk_ = 0;     // the one in use
-  std::int64_t used_ = 0;     // bytes used in it
+  std::size_t chunk_ = 0;  // the one in use
+  std::int64_t used_ = 0;  // bytes used in it
   bool poison_ = false;
 };
 

@@ -35,13 +35,14 @@ template <class... Args>
   throw RunError(fmt::format(format, std::forward<Args>(args)...));
 }
 
-[[noreturn]] void throw_broken_invariant(const char* expression, const char* file, int line, const std::string& why);
+[[noreturn]] void throw_broken_invariant(const char* expression, const char* file, int line,
+                                         const std::string& why);
 
 }  // namespace switchyard
 
 // Checks an invariant; the arguments after the condition are a format string and its values.
-#define SY_CHECK(condition, ...)                                                                            \
-  do {                                                                                                      \
-    if (!(condition))                                                                                       \
+#define SY_CHECK(condition, ...)                                                                         \
+  do {                                                                                                   \
+    if (!(condition))                                                                                    \
       ::switchyard::throw_broken_invariant(#condition, __FILE__, __LINE__, fmt::format("" __VA_ARGS__)); \
   } while (0)

@@ -21,12 +21,16 @@ namespace {
 const char* advice_for(int error) {
   switch (error) {
     case ENOSPC:
-    case EDQUOT: return "free some space or choose another directory";
-    case EFBIG: return "raise the file size limit (ulimit -f) or choose another directory";
+    case EDQUOT:
+      return "free some space or choose another directory";
+    case EFBIG:
+      return "raise the file size limit (ulimit -f) or choose another directory";
     case EACCES:
     case EPERM:
-    case EROFS: return "choose a directory that you may write to";
-    default: return "check the path";
+    case EROFS:
+      return "choose a directory that you may write to";
+    default:
+      return "check the path";
   }
 }
 
@@ -72,7 +76,8 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 OutputFile::OutputFile(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
   const int disposition = mode == Mode::append ? O_APPEND : O_TRUNC;
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | disposition, 0644);
-  if (fd_ < 0) throw_input("{}: cannot be written: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+  if (fd_ < 0)
+    throw_input("{}: cannot be written: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
 }
 
 OutputFile::~OutputFile() {
@@ -90,8 +95,7 @@ void OutputFile::write(std::span<const std::byte> bytes) {
       throw_input("{}: write failed after {} bytes: {}; {}", path_.string(), written_, std::strerror(errno),
                   advice_for(errno));
     const auto done = static_cast<std::size_t>(n);
-    crc_ = static_cast<std::uint32_t>(
-        ::crc32_z(crc_, reinterpret_cast<const Bytef*>(piece.data()), done));
+    crc_ = static_cast<std::uint32_t>(::crc32_z(crc_, reinterpret_cast<const Bytef*>(piece.data()), done));
     written_ += done;
     bytes = bytes.subspan(done);
   }
@@ -137,14 +141,13 @@ std::uint32_t crc32(std::span<const std::byte> bytes) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t i = 0; i < pieces; ++i) {
     const auto piece = bytes.subspan(static_cast<std::size_t>(i) * kPiece);
-    crcs[static_cast<std::size_t>(i)] = ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()),
-                                                  std::min(piece.size(), kPiece));
+    crcs[static_cast<std::size_t>(i)] =
+        ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()), std::min(piece.size(), kPiece));
   }
   uLong crc = 0;
   for (std::int64_t i = 0; i < pieces; ++i) {
     const std::size_t left = bytes.size() - static_cast<std::size_t>(i) * kPiece;
-    crc = ::crc32_combine(crc, crcs[static_cast<std::size_t>(i)],
-                          static_cast<z_off_t>(std::min(left, kPiece)));
+    crc = ::crc32_combine(crc, crcs[static_cast<std::size_t>(i)], static_cast<z_off_t>(std::min(left, kPiece)));
   }
   return static_cast<std::uint32_t>(crc);
 }

@@ -1,4 +1,5 @@
-// Files: mapped reading, checked writing, checksums. A failed write says which file, why and how much was missing.
+// Files: mapped reading, checked writing, checksums. A failed write says which file, why and how much was
+// missing.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +28,8 @@ class MappedFile {
 };
 
 // A file written front to back. Each call checks; a full disk, a quota, a place without write permission throw
-// InputError with the path and the system's reason. close() syncs to the disk; a destructor without close() leaves
-// whatever was written, so callers write below a temporary name and rename.
+// InputError with the path and the system's reason. close() syncs to the disk; a destructor without close()
+// leaves whatever was written, so callers write below a temporary name and rename.
 class OutputFile {
  public:
   enum class Mode { create, append };
@@ -49,9 +50,9 @@ class OutputFile {
   std::uint32_t crc_ = 0;
 };
 
-std::string read_text_file(const std::filesystem::path& path);            // throws InputError
+std::string read_text_file(const std::filesystem::path& path);                   // throws InputError
 void write_text_file(const std::filesystem::path& path, std::string_view text);  // create, write, sync, close
-void sync_directory(const std::filesystem::path& path);                   // makes renames in it durable
-std::uint32_t crc32(std::span<const std::byte> bytes);                    // multi-threaded over large inputs
+void sync_directory(const std::filesystem::path& path);                          // makes renames in it durable
+std::uint32_t crc32(std::span<const std::byte> bytes);  // multi-threaded over large inputs
 
 }  // namespace switchyard

@@ -1,6 +1,7 @@
 // All parameters of a model, by their Hugging Face names, in four flat arrays: value, gradient and AdamW's two
-// moments. A parameter is one row of this table; optimizer, checkpoint and parallel code walk the rows and know no
-// model. Rows of one group lie side by side, so that the experts of a layer, or q, k and v, are also one matrix.
+// moments. A parameter is one row of this table; optimizer, checkpoint and parallel code walk the rows and know
+// no model. Rows of one group lie side by side, so that the experts of a layer, or q, k and v, are also one
+// matrix.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ enum class Init { zeros, ones, normal };
 enum class Sharding { replicated, by_expert };  // which parameters an expert-parallel rank may hold a part of
 
 struct Parameter {
-  std::string name;         // "model.layers.0.mlp.experts.3.gate_proj.weight"
+  std::string name;  // "model.layers.0.mlp.experts.3.gate_proj.weight"
   Shape shape;
   Init init = Init::normal;  // normal: standard deviation init_std
   double init_std = 0.0;

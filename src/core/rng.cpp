@@ -8,7 +8,8 @@
 
 namespace switchyard {
 
-std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                        std::array<std::uint32_t, 2> key) {
   constexpr std::uint32_t kMul0 = 0xD2511F53, kMul1 = 0xCD9E8D57;
   constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
   for (int round = 0; round < 10; ++round) {
@@ -30,9 +31,10 @@ Rng::Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream) : stream_
 }
 
 std::uint64_t Rng::bits(std::uint64_t index) const {
-  const auto block = philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                                 static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
-                                key_);
+  const auto block =
+      philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                  static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                 key_);
   return (std::uint64_t{block[1]} << 32) | block[0];
 }
 
@@ -41,9 +43,10 @@ double Rng::uniform(std::uint64_t index) const {
 }
 
 double Rng::normal(std::uint64_t index) const {
-  const auto block = philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                                 static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
-                                key_);
+  const auto block =
+      philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                  static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                 key_);
   const double u = (static_cast<double>(block[0]) + 0.5) * 0x1.0p-32;
   const double v = (static_cast<double>(block[1]) + 0.5) * 0x1.0p-32;
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);

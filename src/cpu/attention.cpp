@@ -9,7 +9,8 @@
 #include "cpu/gemm.h"
 #include "cpu/vector_math.h"
 
-// Legend: T tokens, H query heads, G key-value heads, N head width; B rows of a query tile, C rows of a key tile.
+// Legend: T tokens, H query heads, G key-value heads, N head width; B rows of a query tile, C rows of a key
+// tile.
 
 namespace switchyard::cpu {
 
@@ -18,7 +19,8 @@ namespace {
 constexpr std::int64_t kQueryTile = 64;
 constexpr std::int64_t kKeyTile = 128;
 
-// The keys, within one tile of them, that the query at position i sees: [begin, end) relative to the tile's first.
+// The keys, within one tile of them, that the query at position i sees: [begin, end) relative to the tile's
+// first.
 struct Visible {
   std::int64_t begin, end;
 };
@@ -53,13 +55,15 @@ T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_ma
   return shrink;
 }
 
-std::int64_t smallest(const std::int32_t* values, std::int64_t n) { return *std::min_element(values, values + n); }
+std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
+  return *std::min_element(values, values + n);
+}
 
 }  // namespace
 
 template <class T>
-void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
-                       const AttentionShape& shape, Context& ctx) {
+void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN,
+                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
   const auto [n_seq, S, H, G, N, scale] = shape;
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
@@ -86,8 +90,8 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
           const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
           const T* k = k_TGN.row<T>(token0 + key0) + kv_column;
           const T* v = v_TGN.row<T>(token0 + key0) + kv_column;
-          gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k, k_TGN.row_stride(), T(0),
-                  score_BC, kKeyTile);
+          gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
+                  k_TGN.row_stride(), T(0), score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
             const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
             const T shrink = softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale),
@@ -96,8 +100,8 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
 #pragma omp simd
             for (std::int64_t c = 0; c < N; ++c) out_N[c] *= shrink;
           }
-          gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), score_BC, kKeyTile, v, v_TGN.row_stride(), T(1),
-                  out, out_THN.row_stride());
+          gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), score_BC, kKeyTile, v, v_TGN.row_stride(),
+                  T(1), out, out_THN.row_stride());
         }
         for (std::int64_t i = 0; i < n_queries; ++i) {
           T* out_N = out + i * out_THN.row_stride();
@@ -111,12 +115,12 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
   }
 }
 
-// One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are each
-// written by one thread, in a fixed order.
+// One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are
+// each written by one thread, in a fixed order.
 template <class T>
-void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN, Tensor lse_TH,
-                        Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T, const AttentionShape& shape,
-                        Context& ctx) {
+void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN,
+                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
+                        const AttentionShape& shape, Context& ctx) {
   const auto [n_seq, S, H, G, N, scale_double] = shape;
   const T scale = static_cast<T>(scale_double);
   ScratchScope scope(ctx.scratch);
@@ -158,8 +162,8 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
             const T* v = v_TGN.row<T>(token0 + key0) + g * N;
             T* dk = dk_TGN.row<T>(token0 + key0) + g * N;
             T* dv = dv_TGN.row<T>(token0 + key0) + g * N;
-            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k, k_TGN.row_stride(),
-                    T(0), prob_BC, kKeyTile);
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
+                    k_TGN.row_stride(), T(0), prob_BC, kKeyTile);
             gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), dout, dout_THN.row_stride(), v,
                     v_TGN.row_stride(), T(0), dscore_BC, kKeyTile);
             for (std::int64_t i = 0; i < n_queries; ++i) {
@@ -177,12 +181,12 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
                 dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
               }
             }
-            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), prob_BC, kKeyTile, dout, dout_THN.row_stride(),
-                    T(1), dv, dv_TGN.row_stride());
-            gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k, k_TGN.row_stride(), T(1),
-                    dq, dq_THN.row_stride());
-            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q, q_THN.row_stride(),
-                    T(1), dk, dk_TGN.row_stride());
+            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), prob_BC, kKeyTile, dout,
+                    dout_THN.row_stride(), T(1), dv, dv_TGN.row_stride());
+            gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k,
+                    k_TGN.row_stride(), T(1), dq, dq_THN.row_stride());
+            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q,
+                    q_THN.row_stride(), T(1), dk, dk_TGN.row_stride());
           }
         }
       }
@@ -190,10 +194,10 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
   }
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, const AttentionShape&,        \
-                                     Context&);                                                                     \
-  template void attention_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,      \
+#define INSTANTIATE(T)                                                                                        \
+  template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, const AttentionShape&,   \
+                                     Context&);                                                               \
+  template void attention_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, \
                                       Tensor, const AttentionShape&, Context&);
 INSTANTIATE(float)
 INSTANTIATE(double)

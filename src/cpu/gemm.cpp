@@ -26,8 +26,8 @@ void gemm<float>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, s
                  std::int64_t ldc) {
   if (m == 0 || n == 0) return;
   if (k == 0) return scale_rows(m, n, beta, c, ldc);
-  const dnnl_status_t status = dnnl_sgemm(trans_a == Trans::yes ? 'T' : 'N', trans_b == Trans::yes ? 'T' : 'N', m, n,
-                                          k, alpha, a, lda, b, ldb, beta, c, ldc);
+  const dnnl_status_t status = dnnl_sgemm(trans_a == Trans::yes ? 'T' : 'N', trans_b == Trans::yes ? 'T' : 'N',
+                                          m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   SY_CHECK(status == dnnl_success, "dnnl_sgemm({} x {} x {}) returned {}", m, n, k, static_cast<int>(status));
 }
 
@@ -49,9 +49,9 @@ void gemm<double>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, 
 }
 
 template <>
-void multiply<float>(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-                     const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
-                     std::int64_t ldc) {
+void multiply<float>(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n,
+                     std::int64_t k, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
+                     bool add, float* c, std::int64_t ldc) {
   if (type == MatmulType::bf16 && m > 0 && n > 0 && k > 0)
     return gemm_bf16(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
   gemm<float>(trans_a, trans_b, m, n, k, 1.0f, a, lda, b, ldb, add ? 1.0f : 0.0f, c, ldc);

@@ -19,8 +19,8 @@ namespace {
 using dnnl::memory;
 using Bits = std::uint16_t;
 
-// The inner dimension is padded with zeros to a multiple of this. The gradient of an expert's weight sums over however
-// many tokens the expert got; without padding every count would be a product of its own to compile.
+// The inner dimension is padded with zeros to a multiple of this. The gradient of an expert's weight sums over
+// however many tokens the expert got; without padding every count would be a product of its own to compile.
 constexpr std::int64_t kInnerStep = 32;
 
 struct ProductShape {
@@ -77,7 +77,9 @@ struct Workspace {
   Bits* operand(int which, std::int64_t count) {
     return reinterpret_cast<Bits*>(grown(which, count * static_cast<std::int64_t>(sizeof(Bits))));
   }
-  void* scratch(const memory::desc& description) { return grown(2, static_cast<std::int64_t>(description.get_size())); }
+  void* scratch(const memory::desc& description) {
+    return grown(2, static_cast<std::int64_t>(description.get_size()));
+  }
 
  private:
   std::byte* grown(int which, std::int64_t bytes) {
@@ -104,8 +106,8 @@ Bits rounded(float value) {
   return static_cast<Bits>(value == value ? (bits + up) >> 16 : (bits >> 16) | 0x40);
 }
 
-// rows x columns of `from` -> `to`, whose rows have `to_columns` >= columns and which has to_rows >= rows; what is
-// added is zero.
+// rows x columns of `from` -> `to`, whose rows have `to_columns` >= columns and which has to_rows >= rows; what
+// is added is zero.
 void convert(Bits* to, std::int64_t to_rows, std::int64_t to_columns, const float* from, std::int64_t rows,
              std::int64_t columns, std::int64_t ld) {
 #pragma omp parallel for schedule(static) if (!omp_in_parallel() && to_rows * to_columns > 1 << 16)
@@ -140,11 +142,12 @@ void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std
       convert(b_bits, n, inner, b, n, k, ldb);
     else
       convert(b_bits, inner, n, b, k, n, ldb);
-    product.primitive.execute(space.stream,
-                              {{DNNL_ARG_SRC, memory(product.a, engine(), a_bits)},
-                               {DNNL_ARG_WEIGHTS, memory(product.b, engine(), b_bits)},
-                               {DNNL_ARG_DST, memory(product.c, engine(), c)},
-                               {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), space.scratch(product.scratch))}});
+    product.primitive.execute(
+        space.stream,
+        {{DNNL_ARG_SRC, memory(product.a, engine(), a_bits)},
+         {DNNL_ARG_WEIGHTS, memory(product.b, engine(), b_bits)},
+         {DNNL_ARG_DST, memory(product.c, engine(), c)},
+         {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), space.scratch(product.scratch))}});
     space.stream.wait();
   } catch (const dnnl::error& error) {
     SY_CHECK(false, "a bfloat16 product of {} x {} x {} failed: {}", m, n, k, error.what());
@@ -156,7 +159,8 @@ void require_bf16() {
     compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
   } catch (const dnnl::error&) {
     throw_input(
-        "train.dtype: is \"bfloat16\", but this processor has no bfloat16 matrix products (they need AVX-512); use "
+        "train.dtype: is \"bfloat16\", but this processor has no bfloat16 matrix products (they need AVX-512); "
+        "use "
         "\"float32\"");
   }
 }

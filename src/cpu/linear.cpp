@@ -31,9 +31,9 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Mat
 
 namespace {
 
-// An expert's product is cut into pieces of this many rows (of the routed tokens, or of the weight's gradient), so
-// that one popular expert does not keep a single thread busy. Pieces write disjoint outputs: the schedule does not
-// show in the result. Every piece rounds its weight anew to bfloat16, so there pieces are longer.
+// An expert's product is cut into pieces of this many rows (of the routed tokens, or of the weight's gradient),
+// so that one popular expert does not keep a single thread busy. Pieces write disjoint outputs: the schedule
+// does not show in the result. Every piece rounds its weight anew to bfloat16, so there pieces are longer.
 std::int64_t piece_rows(MatmulType type) { return type == MatmulType::bf16 ? 512 : 128; }
 
 // The pieces of all experts' row ranges, as (expert, first row, row count) triples.
@@ -57,7 +57,8 @@ Tensor cut_rows(Tensor offset_E1, std::int64_t* n_pieces, Context& ctx) {
 
 // out rows of every piece = in rows op(weight of the piece's expert)
 template <class T>
-void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_E1, Context& ctx) {
+void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_E1,
+                     Context& ctx) {
   ScratchScope scope(ctx.scratch);
   std::int64_t n_pieces = 0;
   const Tensor piece_P3 = cut_rows(offset_E1, &n_pieces, ctx);
@@ -78,12 +79,14 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
 }
 
 template <class T>
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                                   Context& ctx) {
   multiply_pieces<T>(din_RK, dout_RN, weight_ENK, Trans::no, offset_E1, ctx);
 }
 
 template <class T>
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1, Context& ctx) {
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+                                    Context& ctx) {
   const std::int32_t* offset = offset_E1.as<std::int32_t>();
   const std::int64_t n_experts = dweight_ENK.dim(0), n = dweight_ENK.dim(1), k = dweight_ENK.dim(2);
   const std::int64_t most = piece_rows(ctx.matmul), pieces_each = (n + most - 1) / most;
@@ -93,16 +96,16 @@ void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor i
     const std::int64_t rows = offset[e + 1] - offset[e];
     if (rows == 0) continue;
     multiply<T>(ctx.matmul, Trans::yes, Trans::no, std::min(most, n - first), k, rows,
-                dout_RN.row<T>(offset[e]) + first, dout_RN.row_stride(), in_RK.row<T>(offset[e]), in_RK.row_stride(),
-                true, dweight_ENK.row<T>(e) + first * k, k);
+                dout_RN.row<T>(offset[e]) + first, dout_RN.row_stride(), in_RK.row<T>(offset[e]),
+                in_RK.row_stride(), true, dweight_ENK.row<T>(e) + first * k, k);
   }
 }
 
-#define INSTANTIATE(T)                                                                    \
-  template void linear_forward<T>(Tensor, Tensor, Tensor, bool, MatmulType);                          \
-  template void linear_backward_input<T>(Tensor, Tensor, Tensor, bool, MatmulType);                   \
-  template void linear_backward_weight<T>(Tensor, Tensor, Tensor, MatmulType);                        \
-  template void grouped_linear_forward<T>(Tensor, Tensor, Tensor, Tensor, Context&);      \
+#define INSTANTIATE(T)                                                                      \
+  template void linear_forward<T>(Tensor, Tensor, Tensor, bool, MatmulType);                \
+  template void linear_backward_input<T>(Tensor, Tensor, Tensor, bool, MatmulType);         \
+  template void linear_backward_weight<T>(Tensor, Tensor, Tensor, MatmulType);              \
+  template void grouped_linear_forward<T>(Tensor, Tensor, Tensor, Tensor, Context&);        \
   template void grouped_linear_backward_input<T>(Tensor, Tensor, Tensor, Tensor, Context&); \
   template void grouped_linear_backward_weight<T>(Tensor, Tensor, Tensor, Tensor, Context&);
 INSTANTIATE(float)

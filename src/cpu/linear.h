@@ -15,8 +15,10 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Mat
 template <class T>
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
 template <class T>
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                                   Context& ctx);
 template <class T>
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1, Context& ctx);
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+                                    Context& ctx);
 
 }  // namespace switchyard::cpu

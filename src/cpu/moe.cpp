@@ -6,7 +6,8 @@
 
 namespace switchyard::cpu {
 
-// One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by nature.
+// One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by
+// nature.
 void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
   SY_CHECK(expert_TK.contiguous() && slot_row_TK.contiguous(), "slots are walked as one run of elements");
   const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
@@ -100,10 +101,10 @@ void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Ten
   }
 }
 
-#define INSTANTIATE(T)                                                            \
-  template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor);                  \
-  template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor);                 \
-  template void moe_combine_forward<T>(Tensor, Tensor, Tensor, Tensor);           \
+#define INSTANTIATE(T)                                                  \
+  template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor);        \
+  template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor);       \
+  template void moe_combine_forward<T>(Tensor, Tensor, Tensor, Tensor); \
   template void moe_combine_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -22,8 +22,8 @@ void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, 
 }
 
 template <class T>
-void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
-                           bool normalise) {
+void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
+                           Tensor expert_TK, bool normalise) {
   const std::int64_t n_tokens = dscore_TE.rows(), E = dscore_TE.dim(1), K = weight_TK.dim(1);
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
@@ -95,11 +95,11 @@ void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor toke
   }
 }
 
-#define INSTANTIATE(T)                                                                        \
-  template void slot_weights_forward<T>(Tensor, Tensor, Tensor, bool);                        \
-  template void slot_weights_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, bool);       \
-  template void routing_sums<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);      \
-  template void add_sequence_gradient<T>(Tensor, Tensor, Tensor);                             \
+#define INSTANTIATE(T)                                                                   \
+  template void slot_weights_forward<T>(Tensor, Tensor, Tensor, bool);                   \
+  template void slot_weights_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, bool);  \
+  template void routing_sums<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor); \
+  template void add_sequence_gradient<T>(Tensor, Tensor, Tensor);                        \
   template void z_loss_backward<T>(Tensor, Tensor, Tensor, Tensor, double);
 INSTANTIATE(float)
 INSTANTIATE(double)

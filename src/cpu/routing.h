@@ -8,8 +8,8 @@ namespace switchyard::cpu {
 template <class T>
 void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, bool normalise);
 template <class T>
-void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
-                           bool normalise);
+void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
+                           Tensor expert_TK, bool normalise);
 template <class T>
 void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK, Tensor prob_TE,
                   Tensor lse_T, Tensor token_T);

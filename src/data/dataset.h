@@ -1,5 +1,5 @@
-// Token data as the trainer and the evaluator see it: streams of tokens, and which window of which stream is the
-// n-th training sample.
+// Token data as the trainer and the evaluator see it: streams of tokens, and which window of which stream is
+// the n-th training sample.
 #pragma once
 
 #include <cstdint>
@@ -40,10 +40,10 @@ class TokenStream {
 // The end-of-text token that meta.json beside the shards states, if there is such a file.
 std::optional<std::int64_t> eot_token_beside(const std::vector<std::filesystem::path>& shards);
 
-// Order of the training samples: a pure function of (seed, global sample index). Stream d is cut into windows of
-// seq_len inputs; window w has inputs [w*seq_len, (w+1)*seq_len) and targets one token on. Each pass over a stream
-// (epoch) visits every window once, in an order of its own. Domains are interleaved in blocks that hold each domain in
-// its exact share of kMixBlock samples.
+// Order of the training samples: a pure function of (seed, global sample index). Stream d is cut into windows
+// of seq_len inputs; window w has inputs [w*seq_len, (w+1)*seq_len) and targets one token on. Each pass over a
+// stream (epoch) visits every window once, in an order of its own. Domains are interleaved in blocks that hold
+// each domain in its exact share of kMixBlock samples.
 class Sampler {
  public:
   static constexpr std::int64_t kMixBlock = 4096;
@@ -62,7 +62,9 @@ class Sampler {
   // Throws InputError: a domain shorter than seq_len + 1 tokens, or with a share below 1/kMixBlock.
   Sampler(const std::vector<Domain>& domains, std::int64_t seq_len, std::uint64_t seed);
   Sample at(std::int64_t global_index) const;
-  const std::vector<std::int64_t>& samples_per_block() const { return per_block_; }  // one a domain; sum: kMixBlock
+  const std::vector<std::int64_t>& samples_per_block() const {
+    return per_block_;
+  }  // one a domain; sum: kMixBlock
 
  private:
   std::vector<std::int64_t> windows_;

@@ -16,8 +16,8 @@ class Shard {
  public:
   // Maps the file and checks magic, version and that its size is the header's token count. Throws InputError.
   explicit Shard(std::filesystem::path path);
-  std::int64_t size() const { return n_tokens_; }                // tokens
-  std::int64_t token_bytes() const { return token_bytes_; }      // 2 or 4
+  std::int64_t size() const { return n_tokens_; }            // tokens
+  std::int64_t token_bytes() const { return token_bytes_; }  // 2 or 4
   const std::filesystem::path& path() const { return file_.path(); }
   // tokens [first, first + out.size()) -> out; within size(). A uint32 above INT32_MAX reads as negative.
   void read(std::int64_t first, std::span<std::int32_t> out) const;

@@ -35,7 +35,8 @@ AttentionLayer::AttentionLayer(const config::Model& model, std::int64_t layer, P
   if (qk_norm_) {
     const auto norm = [&](const char* name) {
       store.begin_group();
-      return store.add({.name = prefix + name, .shape = Shape{width_}, .init = Init::ones, .weight_decay = false});
+      return store.add(
+          {.name = prefix + name, .shape = Shape{width_}, .init = Init::ones, .weight_decay = false});
     };
     q_norm_ = norm("q_norm.weight");
     k_norm_ = norm("k_norm.weight");
@@ -61,7 +62,8 @@ AttentionShape AttentionLayer::shape_of(const Batch& batch) const {
   return {batch.n_seq, batch.seq_len, heads_, kv_heads_, width_, 1.0 / std::sqrt(static_cast<double>(width_))};
 }
 
-void AttentionLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
+void AttentionLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                             Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ops::linear_forward(qkv_TM, x_TD, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
   if (qk_norm_) {
@@ -70,15 +72,18 @@ void AttentionLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, 
   }
   ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
   ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
-  ops::attention_forward(mix_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
+  ops::attention_forward(mix_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch),
+                         ctx);
   ops::linear_forward(out_TD, mix_THN, store_.value(o_weight_), ops::Write::add, ctx);
 }
 
-void AttentionLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                              Context& ctx) {
+void AttentionLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope,
+                              const Batch& batch, Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ScratchScope scope(ctx.scratch);
-  const auto scratch_like = [&](const Tensor& tensor) { return ctx.scratch.take(tensor.shape(), tensor.dtype()); };
+  const auto scratch_like = [&](const Tensor& tensor) {
+    return ctx.scratch.take(tensor.shape(), tensor.dtype());
+  };
   const Tensor dmix_THN = scratch_like(mix_THN);
   const Tensor dqkv_TM = scratch_like(qkv_TM);
   const Tensor dq_THN = qk_norm_ ? scratch_like(q_THN) : q_columns(dqkv_TM);

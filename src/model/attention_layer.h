@@ -26,17 +26,18 @@ class AttentionLayer {
   // out_TD += attention(x_TD)
   void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // dx_TD set; parameter gradients added.
-  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                Context& ctx);
   void visit_saved(const router::TensorVisitor& visit) const;
 
  private:
   struct Saved {
-    Tensor qkv_TM;    // [T, (H+2G)*N], the projection; without q/k norm, q and k in it are rotated in place
-    Tensor q_THN;     // what attention reads: with q/k norm normed and rotated copies, else columns of qkv_TM
+    Tensor qkv_TM;  // [T, (H+2G)*N], the projection; without q/k norm, q and k in it are rotated in place
+    Tensor q_THN;   // what attention reads: with q/k norm normed and rotated copies, else columns of qkv_TM
     Tensor k_TGN;
     Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only
     Tensor lse_TH;
-    Tensor mix_THN;   // attention's output, before the output projection
+    Tensor mix_THN;  // attention's output, before the output projection
   };
   Tensor q_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(0, heads_ * width_); }
   Tensor k_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(heads_ * width_, kv_heads_ * width_); }

@@ -9,9 +9,10 @@ namespace switchyard::model {
 
 // T = n_seq * seq_len tokens, sequence after sequence. All i32, on the model's device.
 struct Batch {
-  Tensor token_T;     // -1: padding; only at the end of a sequence
-  Tensor target_T;    // the token to predict; -1: none
-  // First position of its own sequence that the token sees: 0, or where its document or its sliding window begins.
+  Tensor token_T;   // -1: padding; only at the end of a sequence
+  Tensor target_T;  // the token to predict; -1: none
+  // First position of its own sequence that the token sees: 0, or where its document or its sliding window
+  // begins.
   Tensor kv_begin_T;
   std::int64_t n_seq = 0;
   std::int64_t seq_len = 0;

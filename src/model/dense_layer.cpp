@@ -32,8 +32,8 @@ void DenseLayer::forward(Tensor out_TD, Tensor x_TD, const Batch&, Context& ctx)
   ops::linear_forward(out_TD, act_TF_, store_.value(down_), ops::Write::add, ctx);
 }
 
-void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&, const router::RoutingLossGradient*,
-                          Context& ctx) {
+void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&,
+                          const router::RoutingLossGradient*, Context& ctx) {
   ScratchScope scope(ctx.scratch);
   const Tensor dact_TF = ctx.scratch.take(act_TF_.shape(), act_TF_.dtype());
   const Tensor dgate_up_T2F = ctx.scratch.take(gate_up_T2F_.shape(), gate_up_T2F_.dtype());
@@ -41,7 +41,8 @@ void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch
   ops::linear_backward_input(dact_TF, dout_TD, store_.value(down_), ops::Write::set, ctx);
   ops::swiglu_backward(dgate_up_T2F, dact_TF, gate_up_T2F_, ctx);
   ops::linear_backward_weight(store_.grad_block(gate_, gate_up_shape()), dgate_up_T2F, x_TD, ctx);
-  ops::linear_backward_input(dx_TD, dgate_up_T2F, store_.value_block(gate_, gate_up_shape()), ops::Write::set, ctx);
+  ops::linear_backward_input(dx_TD, dgate_up_T2F, store_.value_block(gate_, gate_up_shape()), ops::Write::set,
+                             ctx);
 }
 
 void DenseLayer::visit_saved(const router::TensorVisitor& visit) const {

@@ -59,7 +59,8 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
   decision = router_->forward(x_TD, batch.token_T, ctx);
   ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
   ops::moe_dispatch_forward(row_RD, x_TD, slot_row_TK, ctx);
-  ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1, ctx);
+  ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
+                              ctx);
   ops::swiglu_forward(act_RF, gate_up_R2F, ctx);
   ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
   ops::moe_combine_forward(out_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
@@ -70,7 +71,9 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
   SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
   ScratchScope scope(ctx.scratch);
-  const auto scratch_like = [&](const Tensor& tensor) { return ctx.scratch.take(tensor.shape(), tensor.dtype()); };
+  const auto scratch_like = [&](const Tensor& tensor) {
+    return ctx.scratch.take(tensor.shape(), tensor.dtype());
+  };
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
   const Tensor dout_RD = scratch_like(out_RD);
   const Tensor dact_RF = scratch_like(act_RF);
@@ -80,11 +83,11 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
   ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.value_block(down_, down_shape()), offset_E1, ctx);
   ops::swiglu_backward(dgate_up_R2F, dact_RF, gate_up_R2F, ctx);
-  ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD, offset_E1,
-                                      ctx);
+  ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
+                                      offset_E1, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
-  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
-                                     ctx);
+  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.value_block(gate_up_, gate_up_shape()),
+                                     offset_E1, ctx);
   ops::fill_zero(dx_TD, ctx);
   ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
   router_->backward(dx_TD, dweight_TK, x_TD, batch.token_T, *loss_gradient, ctx);

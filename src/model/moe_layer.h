@@ -27,10 +27,10 @@ class MoeLayer final : public FfnLayer {
   struct Saved {
     router::RoutingDecision decision;
     Tensor count_E, offset_E1, slot_row_TK;  // i32
-    Tensor row_RD;        // the experts' inputs, expert after expert
+    Tensor row_RD;                           // the experts' inputs, expert after expert
     Tensor gate_up_R2F;
     Tensor act_RF;
-    Tensor out_RD;        // the experts' outputs, not weighted
+    Tensor out_RD;  // the experts' outputs, not weighted
   };
   Shape gate_up_shape() const { return Shape{n_experts_, 2 * width_, hidden_}; }
   Shape down_shape() const { return Shape{n_experts_, hidden_, width_}; }
@@ -38,7 +38,8 @@ class MoeLayer final : public FfnLayer {
   std::int64_t hidden_, width_, n_experts_, n_slots_;
   ParameterStore& store_;
   std::unique_ptr<router::Router> router_;
-  std::size_t gate_up_ = 0, down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert
+  std::size_t gate_up_ = 0,
+              down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert
   Saved saved_;
 };
 

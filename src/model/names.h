@@ -16,8 +16,10 @@ inline std::string layer_prefix(std::int64_t layer) { return "model.layers." + s
 
 inline std::string moe_prefix(config::Family family, std::int64_t layer) {
   switch (family) {
-    case config::Family::mixtral: return layer_prefix(layer) + "block_sparse_moe.";
-    case config::Family::qwen3_moe: return layer_prefix(layer) + "mlp.";
+    case config::Family::mixtral:
+      return layer_prefix(layer) + "block_sparse_moe.";
+    case config::Family::qwen3_moe:
+      return layer_prefix(layer) + "mlp.";
   }
   return {};
 }
@@ -25,7 +27,8 @@ inline std::string moe_prefix(config::Family family, std::int64_t layer) {
 inline ExpertNames expert_names(config::Family family, std::int64_t layer, std::int64_t expert) {
   const std::string prefix = moe_prefix(family, layer) + "experts." + std::to_string(expert) + ".";
   switch (family) {
-    case config::Family::mixtral: return {prefix + "w1.weight", prefix + "w3.weight", prefix + "w2.weight"};
+    case config::Family::mixtral:
+      return {prefix + "w1.weight", prefix + "w3.weight", prefix + "w2.weight"};
     case config::Family::qwen3_moe:
       return {prefix + "gate_proj.weight", prefix + "up_proj.weight", prefix + "down_proj.weight"};
   }

@@ -67,7 +67,8 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   const std::int64_t mark = arena.used();
   Tensor in_TD;
   for (Block& block : blocks_) {
-    if (!training_) arena.rewind(mark);  // nothing is kept for a backward pass: all blocks share one block's memory
+    if (!training_)
+      arena.rewind(mark);  // nothing is kept for a backward pass: all blocks share one block's memory
     block.in_TD = training_ || !in_TD.defined() ? rows(D) : in_TD;
     if (!training_ && in_TD.defined()) rows(D);  // step over the shared stream
     in_TD = block.in_TD;
@@ -90,8 +91,9 @@ void Transformer::check_batch(const Batch& batch) const {
   SY_CHECK(arena_ && batch.seq_len == rope_.cos_SP.rows() && batch.n_seq * batch.seq_len == out_TD_.rows(),
            "a batch of {} x {} tokens was not planned", batch.n_seq, batch.seq_len);
   const Shape shape{batch.n_seq * batch.seq_len};
-  SY_CHECK(batch.token_T.shape() == shape && batch.target_T.shape() == shape && batch.kv_begin_T.shape() == shape,
-           "token_T, target_T and kv_begin_T are not all {}", shape.to_string());
+  SY_CHECK(
+      batch.token_T.shape() == shape && batch.target_T.shape() == shape && batch.kv_begin_T.shape() == shape,
+      "token_T, target_T and kv_begin_T are not all {}", shape.to_string());
 }
 
 void Transformer::forward(const Batch& batch, Context& ctx) {
@@ -101,8 +103,8 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
   ops::embedding_forward(blocks_.front().in_TD, batch.token_T, value(embedding_), ctx);
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     Block& block = blocks_[l];
-    ops::rmsnorm_forward(block.attention_in_TD, block.attention_rstd_T1, block.in_TD, value(block.attention_norm), eps,
-                         ctx);
+    ops::rmsnorm_forward(block.attention_in_TD, block.attention_rstd_T1, block.in_TD,
+                         value(block.attention_norm), eps, ctx);
     ops::copy(block.mid_TD, block.in_TD, ctx);
     block.attention->forward(block.mid_TD, block.attention_in_TD, rope_, batch, ctx);
 
@@ -127,28 +129,31 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   const Tensor dstream_TD = ctx.scratch.take(out_TD_.shape(), dtype_);  // gradient of the residual stream
   const Tensor dnormed_TD = ctx.scratch.take(out_TD_.shape(), dtype_);
 
-  ops::classifier_forward_backward(loss_T, dnormed_TD, grad(head_), final_TD_, value(head_), batch.target_T, dloss,
-                                   ctx);
+  ops::classifier_forward_backward(loss_T, dnormed_TD, grad(head_), final_TD_, value(head_), batch.target_T,
+                                   dloss, ctx);
   ops::fill_zero(dstream_TD, ctx);
-  ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dnormed_TD, out_TD_, final_rstd_T1_, value(final_norm_), ctx);
+  ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dnormed_TD, out_TD_, final_rstd_T1_, value(final_norm_),
+                        ctx);
   std::size_t router = routed_blocks_.size();
   for (std::size_t l = blocks_.size(); l-- > 0;) {
     Block& block = blocks_[l];
-    const router::RoutingLossGradient* loss_gradient = block.ffn->router() ? &loss_gradient_L_[--router] : nullptr;
+    const router::RoutingLossGradient* loss_gradient =
+        block.ffn->router() ? &loss_gradient_L_[--router] : nullptr;
     block.ffn->backward(dnormed_TD, dstream_TD, block.ffn_in_TD, batch, loss_gradient, ctx);
     ops::rmsnorm_backward(dstream_TD, grad(block.ffn_norm), dnormed_TD, block.mid_TD, block.ffn_rstd_T1,
                           value(block.ffn_norm), ctx);
 
     block.attention->backward(dnormed_TD, dstream_TD, block.attention_in_TD, rope_, batch, ctx);
-    ops::rmsnorm_backward(dstream_TD, grad(block.attention_norm), dnormed_TD, block.in_TD, block.attention_rstd_T1,
-                          value(block.attention_norm), ctx);
+    ops::rmsnorm_backward(dstream_TD, grad(block.attention_norm), dnormed_TD, block.in_TD,
+                          block.attention_rstd_T1, value(block.attention_norm), ctx);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
 }
 
 std::vector<router::RoutingSums> Transformer::routing_sums() const {
   std::vector<router::RoutingSums> sums;
-  for (const std::int64_t l : routed_blocks_) sums.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->sums());
+  for (const std::int64_t l : routed_blocks_)
+    sums.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->sums());
   return sums;
 }
 

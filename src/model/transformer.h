@@ -18,8 +18,8 @@ namespace switchyard::model {
 
 class Transformer {
  public:
-  // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and moments as
-  // well, and lets plan() keep every layer's activations. f64 is for tests.
+  // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
+  // moments as well, and lets plan() keep every layer's activations. f64 is for tests.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
   void allocate() { parameters_.allocate(dtype_, training_); }
@@ -31,14 +31,16 @@ class Transformer {
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
   std::int64_t activation_bytes() const { return arena_ ? arena_->peak() : 0; }
-  void poison_activations(Context& ctx);  // fills them with NaN; what forward and backward compute must not change
+  void poison_activations(
+      Context& ctx);  // fills them with NaN; what forward and backward compute must not change
 
   // Runs the blocks. Afterwards routing_sums() speaks of this batch.
   void forward(const Batch& batch, Context& ctx);
-  // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no target.
+  // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no
+  // target.
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
-  // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The gradient of the
-  // auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
+  // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
+  // gradient of the auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx);
 
   std::int64_t n_routers() const { return static_cast<std::int64_t>(routed_blocks_.size()); }
@@ -47,8 +49,10 @@ class Transformer {
   std::vector<router::RoutingSums> routing_sums() const;  // one a layer with a router
   std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
 
-  // All activations of the last forward pass in the order in which they were computed: (layer or -1, name, tensor).
-  using ActivationVisitor = std::function<void(std::int64_t layer, const std::string& name, const Tensor& tensor)>;
+  // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
+  // tensor).
+  using ActivationVisitor =
+      std::function<void(std::int64_t layer, const std::string& name, const Tensor& tensor)>;
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:

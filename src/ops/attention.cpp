@@ -20,8 +20,8 @@ void check_sizes(const Tensor& q_THN, const Tensor& k_TGN, const Tensor& v_TGN, 
 
 }  // namespace
 
-void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
-                       const AttentionShape& shape, Context& ctx) {
+void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN,
+                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
   check_sizes(q_THN, k_TGN, v_TGN, kv_begin_T, shape);
   check_shape(out_THN, q_THN.shape(), "out_THN");
   check_shape(lse_TH, Shape{q_THN.rows(), shape.n_heads}, "lse_TH");
@@ -30,9 +30,9 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
   });
 }
 
-void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN, Tensor lse_TH,
-                        Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T, const AttentionShape& shape,
-                        Context& ctx) {
+void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN,
+                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
+                        const AttentionShape& shape, Context& ctx) {
   check_sizes(q_THN, k_TGN, v_TGN, kv_begin_T, shape);
   check_shape(dq_THN, q_THN.shape(), "dq_THN");
   check_shape(dk_TGN, k_TGN.shape(), "dk_TGN");
@@ -41,8 +41,8 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
   check_shape(out_THN, q_THN.shape(), "out_THN");
   check_shape(lse_TH, Shape{q_THN.rows(), shape.n_heads}, "lse_TH");
   with_scalar(dq_THN.dtype(), [&]<class T>() {
-    cpu::attention_backward<T>(dq_THN, dk_TGN, dv_TGN, dout_THN, out_THN, lse_TH, q_THN, k_TGN, v_TGN, kv_begin_T,
-                               shape, ctx);
+    cpu::attention_backward<T>(dq_THN, dk_TGN, dv_TGN, dout_THN, out_THN, lse_TH, q_THN, k_TGN, v_TGN,
+                               kv_begin_T, shape, ctx);
   });
 }
 

@@ -32,13 +32,15 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
   check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
   check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
-  with_scalar(dweight_NK.dtype(), [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
+  with_scalar(dweight_NK.dtype(),
+              [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
 }
 
 namespace {
 
 // `rows_N` has the weight's N columns, `rows_K` its K columns.
-void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& weight_ENK, const Tensor& offset_E1) {
+void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& weight_ENK,
+                   const Tensor& offset_E1) {
   SY_CHECK(weight_ENK.shape().rank() == 3 && weight_ENK.contiguous(), "weight_ENK is {}",
            weight_ENK.shape().to_string());
   check_shape(rows_N, Shape{rows_K.rows(), weight_ENK.dim(1)}, "rows of N");
@@ -54,13 +56,16 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
               [&]<class T>() { cpu::grouped_linear_forward<T>(out_RN, in_RK, weight_ENK, offset_E1, ctx); });
 }
 
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                                   Context& ctx) {
   check_grouped(dout_RN, din_RK, weight_ENK, offset_E1);
-  with_scalar(din_RK.dtype(),
-              [&]<class T>() { cpu::grouped_linear_backward_input<T>(din_RK, dout_RN, weight_ENK, offset_E1, ctx); });
+  with_scalar(din_RK.dtype(), [&]<class T>() {
+    cpu::grouped_linear_backward_input<T>(din_RK, dout_RN, weight_ENK, offset_E1, ctx);
+  });
 }
 
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1, Context& ctx) {
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+                                    Context& ctx) {
   check_grouped(dout_RN, in_RK, dweight_ENK, offset_E1);
   with_scalar(dweight_ENK.dtype(), [&]<class T>() {
     cpu::grouped_linear_backward_weight<T>(dweight_ENK, dout_RN, in_RK, offset_E1, ctx);

@@ -18,10 +18,11 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
 // dweight_NK += dout_TN^T in_TK
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx);
 
-// The same with one weight an expert: rows [offset_E1[e], offset_E1[e+1]) belong to expert e, offset_E1 i32 [E+1].
-// An expert without rows reads and writes nothing; rows from offset_E1[E] on are not touched.
+// The same with one weight an expert: rows [offset_E1[e], offset_E1[e+1]) belong to expert e, offset_E1 i32
+// [E+1]. An expert without rows reads and writes nothing; rows from offset_E1[E] on are not touched.
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                                   Context& ctx);
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx);  // added
 

@@ -38,7 +38,8 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Con
 void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context&) {
   check_rows(row_RD, out_TD, slot_row_TK);
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  with_scalar(out_TD.dtype(), [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
+  with_scalar(out_TD.dtype(),
+              [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,

@@ -21,8 +21,8 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Con
 
 // out_TD[t] += sum_k weight_TK[t,k] * row_RD[slot_row_TK[t,k]], k ascending.
 void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx);
-// drow_RD[slot_row_TK[t,k]] = weight_TK[t,k] * dout_TD[t];  dweight_TK[t,k] = dout_TD[t] . row_RD[slot_row_TK[t,k]],
-// 0 for a free slot. Both set. drow_RD may be row_RD.
+// drow_RD[slot_row_TK[t,k]] = weight_TK[t,k] * dout_TD[t];  dweight_TK[t,k] = dout_TD[t] .
+// row_RD[slot_row_TK[t,k]], 0 for a free slot. Both set. drow_RD may be row_RD.
 void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
                           Tensor slot_row_TK, Context& ctx);
 

@@ -1,4 +1,5 @@
-// Root mean square normalisation (Zhang & Sennrich, arXiv 1910.07467), over whole rows or over each head of a row.
+// Root mean square normalisation (Zhang & Sennrich, arXiv 1910.07467), over whole rows or over each head of a
+// row.
 //   T rows, G groups (heads) in a row, N width of a group; rows may be strided
 #pragma once
 
@@ -6,7 +7,8 @@
 
 namespace switchyard::ops {
 
-// rstd_TG[t,g] = 1 / sqrt(mean_n in[t,g,n]^2 + eps);  out[t,g,n] = in[t,g,n] * rstd_TG[t,g] * weight_N[n].   Both set.
+// rstd_TG[t,g] = 1 / sqrt(mean_n in[t,g,n]^2 + eps);  out[t,g,n] = in[t,g,n] * rstd_TG[t,g] * weight_N[n]. Both
+// set.
 //   in_TGN and out_TGN are [T, G*N] matrices, rstd_TG is [T, G]; f32|f64, the sum of squares in double.
 //   out_TGN may be in_TGN.
 void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context& ctx);

@@ -1,5 +1,5 @@
-// Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face's Llama family:
-// element i of a head is paired with element i + N/2.   T tokens, H heads, N head width, S positions
+// Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face's Llama
+// family: element i of a head is paired with element i + N/2.   T tokens, H heads, N head width, S positions
 #pragma once
 
 #include "core/context.h"

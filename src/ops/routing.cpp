@@ -12,8 +12,8 @@ void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, 
               [&]<class T>() { cpu::slot_weights_forward<T>(weight_TK, chosen_TK, expert_TK, normalise); });
 }
 
-void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
-                           bool normalise, Context&) {
+void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
+                           Tensor expert_TK, bool normalise, Context&) {
   check_shape(dweight_TK, expert_TK.shape(), "dweight_TK");
   check_shape(weight_TK, expert_TK.shape(), "weight_TK");
   check_shape(chosen_TK, expert_TK.shape(), "chosen_TK");

@@ -10,9 +10,9 @@ void softmax_forward(Tensor prob_TE, Tensor lse_T, Tensor logit_TE, Context& ctx
 // dlogit = prob * (dprob - sum_e dprob * prob), set. dlogit_TE may be dprob_TE.
 void softmax_backward(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context& ctx);
 
-// The K largest of score_TE in descending order, equal scores by ascending expert. expert_TK i32 and chosen_TK =
-// their scores, set. A score that is NaN is never chosen before a number. Where skip_T[t] is negative (padding) all
-// slots are free: expert -1, score 0. K <= E.
+// The K largest of score_TE in descending order, equal scores by ascending expert. expert_TK i32 and chosen_TK
+// = their scores, set. A score that is NaN is never chosen before a number. Where skip_T[t] is negative
+// (padding) all slots are free: expert -1, score 0. K <= E.
 void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T, Context& ctx);
 
 }  // namespace switchyard::ops

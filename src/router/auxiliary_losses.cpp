@@ -16,15 +16,16 @@ double column_sum(const Tensor& BE, std::int64_t first, std::int64_t rows, std::
 
 }  // namespace
 
-// Every scope has the form  loss = sum_i factor_i * (sum of P_i over tokens), where factor_i carries f_i and all
-// normalisation; f_i has no gradient. So factor_i is also d loss / d P_ti, and one loop serves all four.
+// Every scope has the form  loss = sum_i factor_i * (sum of P_i over tokens), where factor_i carries f_i and
+// all normalisation; f_i has no gradient. So factor_i is also d loss / d P_ti, and one loop serves all four.
 AuxiliaryLossValues AuxiliaryLosses::compute(std::span<const RoutingSums> sums_L,
                                              std::span<const std::int64_t> tokens_B, const GlobalBatch& batch,
                                              std::span<RoutingLossGradient> gradient_L) const {
   const auto L = static_cast<std::int64_t>(sums_L.size());
   const auto B = static_cast<std::int64_t>(tokens_B.size());
   const std::int64_t E = n_experts_;
-  const auto micro_tokens = static_cast<double>(std::accumulate(tokens_B.begin(), tokens_B.end(), std::int64_t{0}));
+  const auto micro_tokens =
+      static_cast<double>(std::accumulate(tokens_B.begin(), tokens_B.end(), std::int64_t{0}));
   const auto all_tokens = static_cast<double>(batch.n_tokens);
   const double per_layer = options_.balance_coef / static_cast<double>(L);
   const double z_factor = options_.z_loss_coef / static_cast<double>(L) / all_tokens;
@@ -52,12 +53,13 @@ AuxiliaryLossValues AuxiliaryLosses::compute(std::span<const RoutingSums> sums_L
                        (slots * sequence_tokens) / (sequence_tokens * static_cast<double>(batch.n_sequences));
               break;
             case config::BalanceScope::global_batch:
-              factor = per_layer * static_cast<double>(E) * batch.count_LE[static_cast<std::size_t>(l * E + e)] /
-                       (slots * all_tokens) / all_tokens;
+              factor = per_layer * static_cast<double>(E) *
+                       batch.count_LE[static_cast<std::size_t>(l * E + e)] / (slots * all_tokens) / all_tokens;
               break;
             case config::BalanceScope::model: {
               double count = 0;
-              for (const RoutingSums& other : sums_L) count += column_sum<std::int32_t>(other.count_BE, 0, B, e);
+              for (const RoutingSums& other : sums_L)
+                count += column_sum<std::int32_t>(other.count_BE, 0, B, e);
               const auto layers = static_cast<double>(L);
               factor = options_.balance_coef * static_cast<double>(E) * count / (layers * micro_tokens) /
                        (layers * all_tokens);

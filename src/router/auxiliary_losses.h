@@ -1,7 +1,8 @@
-// Balance loss and z-loss (ROUTERS.md, section 3).   L layers with experts, B sequences, E experts, K slots a token
+// Balance loss and z-loss (ROUTERS.md, section 3).   L layers with experts, B sequences, E experts, K slots a
+// token
 //
-// Their strength does not depend on how a global batch is cut into micro-batches: every micro-batch contributes in
-// proportion to its tokens, and the contributions of one global batch add up to one loss.
+// Their strength does not depend on how a global batch is cut into micro-batches: every micro-batch contributes
+// in proportion to its tokens, and the contributions of one global batch add up to one loss.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,10 @@
 // The router stage: which experts a token goes to, and with what weight.
 //   T tokens of B sequences, D hidden size, E experts, K slots a token
 //
-// A router is one class in one file of this room and one line of registry.cpp. It adds its parameters to the store when
-// it is made, reserves in plan() what its forward pass keeps for its backward pass, and leaves permutation, experts,
-// losses and balance figures to others: those work from what RoutingDecision and RoutingSums say.
+// A router is one class in one file of this room and one line of registry.cpp. It adds its parameters to the
+// store when it is made, reserves in plan() what its forward pass keeps for its backward pass, and leaves
+// permutation, experts, losses and balance figures to others: those work from what RoutingDecision and
+// RoutingSums say.
 #pragma once
 
 #include <functional>
@@ -48,8 +49,8 @@ class Router {
  public:
   virtual ~Router() = default;
 
-  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan() reserves, and
-  // every layer's sums are read after the last layer has run.
+  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan()
+  // reserves, and every layer's sums are read after the last layer has run.
   virtual void plan_sums(Arena& arena, std::int64_t n_seq) = 0;
   // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
@@ -68,7 +69,7 @@ class Router {
 };
 
 // Makes the configured router; its parameters are called `prefix` + their name ("model.layers.0.mlp.gate.").
-std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape, const std::string& prefix,
-                                    ParameterStore& store);
+std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
+                                    const std::string& prefix, ParameterStore& store);
 
 }  // namespace switchyard::router

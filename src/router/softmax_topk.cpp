@@ -37,16 +37,17 @@ class SoftmaxTopK final : public Router {
     ops::linear_forward(prob_TE_, x_TD, store_.value(weight_), ops::Write::set, ctx);
     ops::softmax_forward(prob_TE_, lse_T_, prob_TE_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, token_T, ctx);
-    ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.normalise_weights, ctx);
-    ops::routing_sums(sums_.count_BE, sums_.prob_sum_BE, sums_.lse2_sum_B, decision_.expert_TK, prob_TE_, lse_T_,
-                      token_T, ctx);
+    ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.normalise_weights,
+                              ctx);
+    ops::routing_sums(sums_.count_BE, sums_.prob_sum_BE, sums_.lse2_sum_B, decision_.expert_TK, prob_TE_,
+                      lse_T_, token_T, ctx);
     return decision_;
   }
 
   const RoutingSums& sums() const override { return sums_; }
 
-  void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T, const RoutingLossGradient& loss_gradient,
-                Context& ctx) override {
+  void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T,
+                const RoutingLossGradient& loss_gradient, Context& ctx) override {
     const Float32Products products(ctx);
     ScratchScope scope(ctx.scratch);
     const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
@@ -75,8 +76,8 @@ class SoftmaxTopK final : public Router {
 
 }  // namespace
 
-std::unique_ptr<Router> make_softmax_topk(const config::Router&, const RouterShape& shape, const std::string& prefix,
-                                          ParameterStore& store) {
+std::unique_ptr<Router> make_softmax_topk(const config::Router&, const RouterShape& shape,
+                                          const std::string& prefix, ParameterStore& store) {
   return std::make_unique<SoftmaxTopK>(shape, prefix, store);
 }
 

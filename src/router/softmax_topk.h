@@ -1,4 +1,5 @@
-// The router of Mixtral and Qwen3-MoE: softmax over all experts, the K largest are chosen (ROUTERS.md, section 1).
+// The router of Mixtral and Qwen3-MoE: softmax over all experts, the K largest are chosen (ROUTERS.md, section
+// 1).
 #pragma once
 
 #include <memory>

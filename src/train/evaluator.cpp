@@ -22,7 +22,8 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
     const data::TokenStream& stream = domains[d].stream;
     std::int64_t to_predict = stream.size() - 1;
     if (to_predict < 1)
-      throw_input("{}: one token alone predicts nothing; give more data", stream.shards().front().path().string());
+      throw_input("{}: one token alone predicts nothing; give more data",
+                  stream.shards().front().path().string());
     if (settings.max_tokens > 0) to_predict = std::min(to_predict, settings.max_tokens);
     const std::vector<std::size_t> domain_B(static_cast<std::size_t>(settings.batch), d);
     double domain_sum = 0;

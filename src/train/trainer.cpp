@@ -22,7 +22,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& domains) {
   std::vector<data::Sampler::Domain> list;
@@ -82,7 +84,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
     checkpoint.check_resumable(run_);
     warn_of_changes(checkpoint);
     checkpoint.load_weights(model_.parameters());
-    checkpoint.load_state(model_.parameters(), std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
+    checkpoint.load_state(model_.parameters(),
+                          std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
     state_ = checkpoint.state();
   } else {
     model_.parameters().initialise(run.train.seed);
@@ -94,13 +97,13 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
 
   const ParameterStore& parameters = model_.parameters();
   const double mib = 1.0 / (1 << 20);
-  log_info(fmt::format("{:.1f}M parameters; memory: weights {:.0f} MiB, gradients {:.0f}, moments {:.0f}, activations "
-                       "{:.0f}; {} threads",
-                       static_cast<double>(parameters.count()) * 1e-6,
-                       static_cast<double>(parameters.values().nbytes()) * mib,
-                       static_cast<double>(parameters.grads().nbytes()) * mib,
-                       static_cast<double>(2 * parameters.moments1().nbytes()) * mib,
-                       static_cast<double>(model_.activation_bytes()) * mib, thread_count()));
+  log_info(fmt::format(
+      "{:.1f}M parameters; memory: weights {:.0f} MiB, gradients {:.0f}, moments {:.0f}, activations "
+      "{:.0f}; {} threads",
+      static_cast<double>(parameters.count()) * 1e-6, static_cast<double>(parameters.values().nbytes()) * mib,
+      static_cast<double>(parameters.grads().nbytes()) * mib,
+      static_cast<double>(2 * parameters.moments1().nbytes()) * mib,
+      static_cast<double>(model_.activation_bytes()) * mib, thread_count()));
   for (const Domain& domain : train_domains_)
     log_info(fmt::format("data: domain {}: {} tokens in {} shard{}", domain.name, domain.stream.size(),
                          domain.stream.shards().size(), domain.stream.shards().size() == 1 ? "" : "s"));
@@ -113,12 +116,14 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
   const auto before = nlohmann::json::parse(checkpoint.run_config_json());
   const auto now = nlohmann::json::parse(run_.resolved_json);
   if (before == now) return;
-  log_warning("the configuration has changed since the checkpoint was written; from here on the new one holds: " +
-              differing_keys(before, now));
+  log_warning(
+      "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
+      differing_keys(before, now));
 }
 
 void Trainer::load_micro_batch(std::int64_t micro) {
-  const std::int64_t first_sample = static_cast<std::int64_t>(state_.samples) + micro * run_.train.micro_batch_size;
+  const std::int64_t first_sample =
+      static_cast<std::int64_t>(state_.samples) + micro * run_.train.micro_batch_size;
   for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
     const data::Sampler::Sample sample = sampler_.at(first_sample + b);
     train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
@@ -201,9 +206,10 @@ void Trainer::stop_for_loss(double loss) const {
     where = layer < 0 ? name : fmt::format("layer {}, {}", layer, name);
     found = true;
   });
-  throw_run("step {}: the loss is {}; the first tensor that is not finite: {}; {}; lower train.lr or raise "
-            "train.warmup_ratio",
-            state_.step + 1, loss, where, last_checkpoint_note());
+  throw_run(
+      "step {}: the loss is {}; the first tensor that is not finite: {}; {}; lower train.lr or raise "
+      "train.warmup_ratio",
+      state_.step + 1, loss, where, last_checkpoint_note());
 }
 
 void Trainer::stop_for_gradient() const {
@@ -214,9 +220,10 @@ void Trainer::stop_for_gradient() const {
     where = model_.parameters().rows()[i].name;
     break;
   }
-  throw_run("step {}: the gradient is not finite; the first such tensor: {}; {}; lower train.lr or raise "
-            "train.warmup_ratio",
-            state_.step + 1, where, last_checkpoint_note());
+  throw_run(
+      "step {}: the gradient is not finite; the first such tensor: {}; {}; lower train.lr or raise "
+      "train.warmup_ratio",
+      state_.step + 1, where, last_checkpoint_note());
 }
 
 void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
@@ -264,7 +271,8 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
                                    .batch = run_.train.micro_batch_size,
                                    .max_tokens = run_.train.eval_tokens,
                                    .eot_token = eot_token_};
-  if (state_.step >= steps) console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  if (state_.step >= steps)
+    console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
   const auto due = [&](std::int64_t every) {
     return state_.step == steps || (every > 0 && state_.step % every == 0);
   };

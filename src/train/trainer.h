@@ -33,8 +33,8 @@ enum class RunEnd { finished, interrupted };
 
 class Trainer {
  public:
-  // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws InputError
-  // before anything is written where one of these cannot be.
+  // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws
+  // InputError before anything is written where one of these cannot be.
   Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
           parallel::Communicator& communicator);
 

@@ -1,0 +1,149 @@
+// Products in bfloat16. The reference multiplies the operands after rounding them to bfloat16 itself, so that
+// the tolerance measures the product and not the rounding.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "cpu/gemm.h"
+#include "ops/linear.h"
+#include "tensors.h"
+#include "threads.h"
+
+namespace switchyard::test {
+namespace {
+
+bool has_bf16() {
+  try {
+    ops::require_matmul(MatmulType::bf16, Device::cpu);
+    return true;
+  } catch (const InputError&) {
+    return false;
+  }
+}
+
+#define SKIP_WITHOUT_BF16() \
+  if (!has_bf16()) GTEST_SKIP() << "this processor has no bfloat16 products"
+
+Context in_bf16() {
+  Context ctx;
+  ctx.matmul = MatmulType::bf16;
+  return ctx;
+}
+
+double to_bf16(double value) {
+  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
+  const std::uint32_t kept = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  return std::bit_cast<float>(kept);
+}
+
+OwnedTensor rounded(const Tensor& tensor) {
+  OwnedTensor result(tensor.shape(), DType::f64);
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) set(result, i, to_bf16(get(tensor, i)));
+  return result;
+}
+
+// Products of two bfloat16 are exact in float32; what is left is the order of the float32 sum: at most k
+// rounding errors of 2^-24 of the sum of absolute terms, which for normal values of variance 1 is about 0.8 k.
+double tolerance(std::int64_t k) { return static_cast<double>(k * k) * 0x1p-24 + 1e-30; }
+
+struct Sizes {
+  std::int64_t rows, in, out;
+};
+const Sizes kSizes[] = {{1, 1, 1}, {3, 5, 7}, {17, 33, 65}, {64, 32, 96}, {129, 70, 31}};
+
+TEST(BFloat16, LinearMatchesTheRoundedProduct) {
+  SKIP_WITHOUT_BF16();
+  for (const Sizes& s : kSizes) {
+    Context bf16 = in_bf16(), exact;
+    const OwnedTensor in = normal_strided(s.rows, s.in, DType::f32, "in");
+    const OwnedTensor weight = normal({s.out, s.in}, DType::f32, "weight");
+    const OwnedTensor out = OwnedTensor::strided(s.rows, s.out, DType::f32);
+    const OwnedTensor expected({s.rows, s.out}, DType::f64);
+    ops::linear_forward(out, in, weight, ops::Write::set, bf16);
+    ops::linear_forward(expected, rounded(in), rounded(weight), ops::Write::set, exact);
+    EXPECT_TRUE(all_near(values(out), values(expected), 0, tolerance(s.in)));
+    EXPECT_TRUE(out.margins_untouched());
+
+    ops::linear_forward(out, in, weight, ops::Write::add, bf16);
+    ops::linear_forward(expected, rounded(in), rounded(weight), ops::Write::add, exact);
+    EXPECT_TRUE(all_near(values(out), values(expected), 0, 3 * tolerance(s.in)));
+  }
+}
+
+TEST(BFloat16, GradientsMatchTheRoundedProducts) {
+  SKIP_WITHOUT_BF16();
+  for (const Sizes& s : kSizes) {
+    Context bf16 = in_bf16(), exact;
+    const OwnedTensor in = normal({s.rows, s.in}, DType::f32, "in");
+    const OwnedTensor weight = normal({s.out, s.in}, DType::f32, "weight");
+    const OwnedTensor dout = normal({s.rows, s.out}, DType::f32, "dout");
+    const OwnedTensor din({s.rows, s.in}, DType::f32), din_expected({s.rows, s.in}, DType::f64);
+    const OwnedTensor dweight = normal({s.out, s.in}, DType::f32, "start"),
+                      dweight_expected = normal({s.out, s.in}, DType::f64, "start");
+    ops::linear_backward_input(din, dout, weight, ops::Write::set, bf16);
+    ops::linear_backward_input(din_expected, rounded(dout), rounded(weight), ops::Write::set, exact);
+    EXPECT_TRUE(all_near(values(din), values(din_expected), 0, tolerance(s.out)));
+    ops::linear_backward_weight(dweight, dout, in, bf16);
+    ops::linear_backward_weight(dweight_expected, rounded(dout), rounded(in), exact);
+    // One more rounding: of the sum, when it is added to what was there.
+    EXPECT_TRUE(all_near(values(dweight), values(dweight_expected), 1e-6, tolerance(s.rows) + 1e-6));
+  }
+}
+
+TEST(BFloat16, GroupedProductsMatchTheRoundedOnes) {
+  SKIP_WITHOUT_BF16();
+  constexpr std::int64_t kExperts = 4, kIn = 24, kOut = 40, kRows = 700;
+  const OwnedTensor offset =
+      ints({0, 3, 3, 620, 690});  // an empty expert, one of several pieces, ten free rows
+  Context bf16 = in_bf16(), exact;
+  const OwnedTensor in = normal({kRows, kIn}, DType::f32, "in"),
+                    dout = normal({kRows, kOut}, DType::f32, "dout");
+  const OwnedTensor weight = normal({kExperts, kOut, kIn}, DType::f32, "weight");
+  const OwnedTensor out({kRows, kOut}, DType::f32), out_expected({kRows, kOut}, DType::f64);
+  ops::grouped_linear_forward(out, in, weight, offset, bf16);
+  ops::grouped_linear_forward(out_expected, rounded(in), rounded(weight), offset, exact);
+  EXPECT_TRUE(
+      all_near(values(out.view().slice(0, 690)), values(out_expected.view().slice(0, 690)), 0, tolerance(kIn)));
+  EXPECT_TRUE(std::isnan(out[690 * kOut]));  // free rows are not written
+
+  const OwnedTensor dweight = normal({kExperts, kOut, kIn}, DType::f32, "start"),
+                    dweight_expected = normal({kExperts, kOut, kIn}, DType::f64, "start");
+  ops::grouped_linear_backward_weight(dweight, dout, in, offset, bf16);
+  ops::grouped_linear_backward_weight(dweight_expected, rounded(dout), rounded(in), offset, exact);
+  EXPECT_TRUE(all_near(values(dweight), values(dweight_expected), 1e-6, tolerance(kRows)));
+}
+
+TEST(BFloat16, ItIsNotFloat32) {
+  SKIP_WITHOUT_BF16();
+  Context bf16 = in_bf16();
+  OwnedTensor in({1, 1}, DType::f32), weight({1, 1}, DType::f32);
+  const OwnedTensor out({1, 1}, DType::f32);
+  fill(in, {1 + 0x1p-12});  // rounds to 1 in bfloat16
+  fill(weight, {3});
+  ops::linear_forward(out, in, weight, ops::Write::set, bf16);
+  EXPECT_EQ(out[0], 3);
+  {
+    const Float32Products products(bf16);
+    ops::linear_forward(out, in, weight, ops::Write::set, bf16);
+    EXPECT_EQ(out[0], 3 + 3 * 0x1p-12);
+  }
+  EXPECT_EQ(bf16.matmul, MatmulType::bf16);
+}
+
+TEST(BFloat16, NanAndInfinityStayVisible) {
+  SKIP_WITHOUT_BF16();
+  Context bf16 = in_bf16();
+  const double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
+  OwnedTensor in({2, 1}, DType::f32), weight({1, 1}, DType::f32);
+  const OwnedTensor out({2, 1}, DType::f32);
+  fill(in, {kNan, kInf});
+  fill(weight, {2});
+  ops::linear_forward(out, in, weight, ops::Write::set, bf16);
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_EQ(out[1], kInf);
+}
+
+}  // namespace
+}  // namespace switchyard::test

@@ -1,0 +1,352 @@
+#include "ops/moe.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gradient_check.h"
+#include "poisoned_context.h"
+#include "rounding_bound.h"
+#include "tensors.h"
+#include "threads.h"
+
+namespace switchyard::test {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+struct Permutation {
+  OwnedTensor count_E, offset_E1, slot_row_TK;
+  std::int64_t n_routed;
+
+  Permutation(const Tensor& expert_TK, std::int64_t n_experts, Context& ctx)
+      : count_E({n_experts}, DType::i32),
+        offset_E1({n_experts + 1}, DType::i32),
+        slot_row_TK(expert_TK.shape(), DType::i32) {
+    ops::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
+    n_routed = static_cast<std::int64_t>(offset_E1[n_experts]);
+  }
+};
+
+OwnedTensor experts(std::int64_t tokens, std::int64_t slots, const std::vector<double>& values) {
+  OwnedTensor expert({tokens, slots}, DType::i32);
+  fill(expert, values);
+  return expert;
+}
+
+TEST(MoePermutation, FourTokensByHand) {
+  PoisonedContext ctx;
+  // Experts 1 and 3 are empty, slots (1, 0) and (3, 1) free.
+  const Permutation p(experts(4, 2, {2, 0, -1, 2, 0, 2, 2, -1}), 4, ctx);
+  EXPECT_EQ(values(p.count_E), (std::vector<double>{2, 0, 4, 0}));
+  EXPECT_EQ(values(p.offset_E1), (std::vector<double>{0, 2, 2, 6, 6}));
+  EXPECT_EQ(values(p.slot_row_TK), (std::vector<double>{2, 0, -1, 3, 1, 4, 5, -1}));
+}
+
+TEST(MoePermutation, AllToOneExpert) {
+  PoisonedContext ctx;
+  const Permutation p(experts(3, 1, {1, 1, 1}), 3, ctx);
+  EXPECT_EQ(values(p.count_E), (std::vector<double>{0, 3, 0}));
+  EXPECT_EQ(values(p.offset_E1), (std::vector<double>{0, 0, 3, 3}));
+  EXPECT_EQ(values(p.slot_row_TK), (std::vector<double>{0, 1, 2}));
+}
+
+TEST(MoePermutation, NoTokenAnywhere) {
+  PoisonedContext ctx;
+  const Permutation free(experts(2, 2, {-1, -1, -1, -1}), 3, ctx);
+  EXPECT_EQ(values(free.count_E), (std::vector<double>{0, 0, 0}));
+  EXPECT_EQ(values(free.offset_E1), (std::vector<double>{0, 0, 0, 0}));
+  EXPECT_EQ(values(free.slot_row_TK), (std::vector<double>{-1, -1, -1, -1}));
+  const Permutation none(experts(0, 2, {}), 2, ctx);
+  EXPECT_EQ(values(none.count_E), (std::vector<double>{0, 0}));
+  EXPECT_EQ(values(none.offset_E1), (std::vector<double>{0, 0, 0}));
+}
+
+struct Sizes {
+  std::int64_t tokens, slots, n_experts, width;
+};
+const Sizes kSizes[] = {{1, 1, 1, 1},   {1, 3, 5, 3},   {3, 2, 4, 17},    {17, 4, 6, 33},
+                        {65, 2, 40, 5}, {129, 3, 8, 2}, {257, 4, 16, 129}};
+
+std::string describe(const Sizes& s) {
+  return std::to_string(s.tokens) + " tokens, " + std::to_string(s.slots);
+}
+
+// About one slot in n_experts + 1 is free; a token may name an expert twice.
+OwnedTensor random_experts(const Sizes& s) {
+  OwnedTensor expert({s.tokens, s.slots}, DType::i32);
+  fill_int(expert, "expert", -1, s.n_experts);
+  return expert;
+}
+
+TEST(MoePermutation, SortsTheSlotsStably) {
+  for (const Sizes& s : kSizes) {
+    PoisonedContext ctx;
+    const OwnedTensor expert = random_experts(s);
+    const Permutation p(expert, s.n_experts, ctx);
+    // Walking the slots in order meets each expert's rows in order, from its offset on: this fixes every row.
+    std::vector<double> next_row = values(p.offset_E1);
+    std::int64_t taken = 0;
+    for (std::int64_t slot = 0; slot < expert.numel(); ++slot) {
+      if (expert[slot] < 0) {
+        ASSERT_EQ(p.slot_row_TK[slot], -1);
+      } else {
+        ASSERT_EQ(p.slot_row_TK[slot], next_row[static_cast<std::size_t>(expert[slot])]++) << "slot " << slot;
+        ++taken;
+      }
+    }
+    double sum = 0;
+    for (std::int64_t e = 0; e < s.n_experts; ++e) {
+      EXPECT_EQ(p.offset_E1[e], sum);
+      sum += p.count_E[e];
+      EXPECT_EQ(next_row[static_cast<std::size_t>(e)], sum);
+    }
+    EXPECT_EQ(sum, static_cast<double>(taken));
+    EXPECT_EQ(p.n_routed, taken);
+  }
+}
+
+TEST(MoePermutation, RefusesAnExpertThatIsNotThere) {
+  PoisonedContext ctx;
+  EXPECT_THROW(Permutation(experts(1, 2, {0, 3}), 3, ctx), std::logic_error);
+  const OwnedTensor expert = experts(1, 2, {0, 1}), count({3}, DType::i32), slot_row({1, 2}, DType::i32);
+  EXPECT_THROW(ops::moe_permutation(count, count, slot_row, expert, ctx), std::logic_error);
+  // A column of a wider matrix: its elements do not follow one another.
+  const OwnedTensor wide = experts(2, 2, {0, 1, 1, 0}), offset({4}, DType::i32), column({2, 1}, DType::i32);
+  EXPECT_THROW(ops::moe_permutation(count, offset, column, wide.view().columns(0, 1), ctx), std::logic_error);
+}
+
+TEST(MoeDispatchCombine, TwoTokensByHand) {
+  PoisonedContext ctx;
+  // Rows: expert 0 has slots (0, 1) and (1, 0), expert 1 has slot (0, 0); slot (1, 1) is free, row 3 spare.
+  const Permutation p(experts(2, 2, {1, 0, 0, -1}), 2, ctx);
+  OwnedTensor x({2, 2}, DType::f64), weight({2, 2}, DType::f64), out({2, 2}, DType::f64);
+  const OwnedTensor row({4, 2}, DType::f64), dweight({2, 2}, DType::f64), drow({4, 2}, DType::f64);
+  fill(x, {1, 2, 3, 4});
+  ops::moe_dispatch_forward(row, x, p.slot_row_TK, ctx);
+  EXPECT_EQ(values(row.view().slice(0, 3)), (std::vector<double>{1, 2, 3, 4, 1, 2}));
+  fill(row.view().slice(0, 3), {1, 2, 10, 20, 5, 6});
+  fill(weight, {2, 3, 4, kNan});
+  fill(out, {100, 0, 0, 100});
+  ops::moe_combine_forward(out, row, weight, p.slot_row_TK, ctx);
+  EXPECT_EQ(values(out), (std::vector<double>{113, 18, 40, 180}));
+
+  OwnedTensor dout({2, 2}, DType::f64), dx({2, 2}, DType::f64);
+  fill(dout, {1, -1, 2, 0});
+  ops::moe_combine_backward(drow, dweight, dout, row, weight, p.slot_row_TK, ctx);
+  EXPECT_EQ(values(drow.view().slice(0, 3)), (std::vector<double>{3, -3, 8, 0, 2, -2}));
+  EXPECT_EQ(values(dweight), (std::vector<double>{-1, -1, 20, 0}));
+  fill(dx, {0, 0, 0, 1000});
+  ops::moe_dispatch_backward(dx, drow, p.slot_row_TK, ctx);
+  EXPECT_EQ(values(dx), (std::vector<double>{5, -5, 8, 1000}));
+  for (std::int64_t spare : {6, 7}) EXPECT_TRUE(std::isnan(row[spare]) && std::isnan(drow[spare]));
+}
+
+TEST(MoeDispatchCombine, EqualWeightsGiveBackTheToken) {
+  for (std::int64_t slots : {1, 2, 3, 8}) {
+    PoisonedContext ctx;
+    OwnedTensor expert({65, slots}, DType::i32);
+    fill_int(expert, "expert", 0, 10);
+    const Permutation p(expert, 10, ctx);
+    const OwnedTensor x = normal_strided(65, 17, DType::f32, "x"), out({65, 17}, DType::f32);
+    const OwnedTensor row({65 * slots, 17}, DType::f32), weight({65, slots}, DType::f32);
+    fill(weight, std::vector<double>(static_cast<std::size_t>(weight.numel()), 1 / static_cast<double>(slots)));
+    fill(out, std::vector<double>(static_cast<std::size_t>(out.numel()), 0.0));
+    ops::moe_dispatch_forward(row, x, p.slot_row_TK, ctx);
+    ops::moe_combine_forward(out, row, weight, p.slot_row_TK, ctx);
+    // One and two halves are exact; otherwise each partial sum and 1/K are rounded.
+    const double relative = slots <= 2 ? 0 : (static_cast<double>(slots) + 1) * kFloatUnit;
+    EXPECT_TRUE(all_near(values(out), values(x), relative, 0)) << slots << " slots";
+  }
+}
+
+// Tensors of one layer whose rows beyond R, and whose weights of free slots, are NaN.
+struct Layer {
+  Sizes s;
+  PoisonedContext ctx;
+  OwnedTensor expert;
+  Permutation p;
+  OwnedTensor x, row, weight, dout;
+
+  Layer(const Sizes& sizes, DType dtype)
+      : s(sizes),
+        expert(random_experts(s)),
+        p(expert, s.n_experts, ctx),
+        x(normal_strided(s.tokens, s.width, dtype, "x")),
+        row(normal_strided(s.tokens * s.slots, s.width, dtype, "row", 1.0, 2)),
+        weight(normal({s.tokens, s.slots}, dtype, "weight")),
+        dout(normal_strided(s.tokens, s.width, dtype, "dout", 1.0, 3)) {
+    poison(spare(row));
+    for (std::int64_t slot = 0; slot < expert.numel(); ++slot)
+      if (expert[slot] < 0) set(weight, slot, kNan);
+  }
+  std::int64_t n_rows() const { return s.tokens * s.slots; }
+  Tensor routed(const Tensor& rows) const { return rows.slice(0, p.n_routed); }
+  Tensor spare(const Tensor& rows) const { return rows.slice(p.n_routed, n_rows() - p.n_routed); }
+  bool spare_is_nan(const Tensor& rows) const {
+    return std::ranges::all_of(values(spare(rows)), [](double value) { return std::isnan(value); });
+  }
+};
+
+TEST(MoeDispatchCombine, GradientsMatchFiniteDifferences) {
+  for (const Sizes& s : kSizes) {
+    Layer layer(s, DType::f64);
+    const GradientTolerance tolerance{.max_elements = 50};
+
+    // Dispatch: the loss weighs the routed rows.
+    const OwnedTensor drow = normal_strided(layer.n_rows(), s.width, DType::f64, "drow");
+    poison(layer.spare(drow));  // never read
+    const OwnedTensor rows = OwnedTensor::strided(layer.n_rows(), s.width, DType::f64, 1);
+    const auto dispatch_loss = [&] {
+      ops::moe_dispatch_forward(rows, layer.x, layer.p.slot_row_TK, layer.ctx);
+      return dot(layer.routed(drow), layer.routed(rows));
+    };
+    const OwnedTensor dx = normal_strided(s.tokens, s.width, DType::f64, "dx");
+    const std::vector<double> dx_before = values(dx);
+    ops::moe_dispatch_backward(dx, drow, layer.p.slot_row_TK, layer.ctx);
+    EXPECT_TRUE(gradient_matches(layer.x, difference(values(dx), dx_before), dispatch_loss, tolerance))
+        << describe(s);
+    EXPECT_TRUE(layer.spare_is_nan(rows) && rows.margins_untouched() && dx.margins_untouched()) << describe(s);
+
+    // Combine.
+    const OwnedTensor out = normal_strided(s.tokens, s.width, DType::f64, "out");
+    const auto combine_loss = [&] {
+      fill_normal(out, "out");
+      ops::moe_combine_forward(out, layer.row, layer.weight, layer.p.slot_row_TK, layer.ctx);
+      return dot(layer.dout, out);
+    };
+    const OwnedTensor drow_set = OwnedTensor::strided(layer.n_rows(), s.width, DType::f64, 1);
+    const OwnedTensor dweight({s.tokens, s.slots}, DType::f64);
+    ops::moe_combine_backward(drow_set, dweight, layer.dout, layer.row, layer.weight, layer.p.slot_row_TK,
+                              layer.ctx);
+    if (layer.p.n_routed > 0) {
+      EXPECT_TRUE(gradient_matches(layer.routed(layer.row), layer.routed(drow_set), combine_loss, tolerance));
+    }
+    EXPECT_TRUE(layer.spare_is_nan(drow_set) && drow_set.margins_untouched() && out.margins_untouched());
+    for (std::int64_t slot = 0; slot < dweight.numel(); ++slot)
+      EXPECT_TRUE(layer.expert[slot] >= 0 || dweight[slot] == 0) << describe(s) << ", slot " << slot;
+    // A free slot's weight is NaN here; with a number there its differences are zero as well.
+    for (std::int64_t slot = 0; slot < dweight.numel(); ++slot)
+      if (layer.expert[slot] < 0) set(layer.weight, slot, 1);
+    EXPECT_TRUE(gradient_matches(layer.weight, dweight, combine_loss, tolerance)) << describe(s);
+
+    // In place.
+    ops::moe_combine_backward(layer.row, dweight, layer.dout, layer.row, layer.weight, layer.p.slot_row_TK,
+                              layer.ctx);
+    EXPECT_TRUE(same_bits(layer.routed(layer.row), layer.routed(drow_set))) << describe(s);
+    EXPECT_TRUE(layer.spare_is_nan(layer.row));
+  }
+}
+
+TEST(MoeDispatchCombine, InPlaceBackwardKeepsTheWeightGradient) {
+  for (const Sizes& s : kSizes) {
+    Layer layer(s, DType::f32);
+    const OwnedTensor drow({layer.n_rows(), s.width}, DType::f32);
+    const OwnedTensor apart({s.tokens, s.slots}, DType::f32), in_place({s.tokens, s.slots}, DType::f32);
+    const Tensor slot_row = layer.p.slot_row_TK;
+    ops::moe_combine_backward(drow, apart, layer.dout, layer.row, layer.weight, slot_row, layer.ctx);
+    ops::moe_combine_backward(layer.row, in_place, layer.dout, layer.row, layer.weight, slot_row, layer.ctx);
+    EXPECT_TRUE(same_bits(apart, in_place)) << describe(s);
+    EXPECT_TRUE(same_bits(layer.routed(drow), layer.routed(layer.row))) << describe(s);
+  }
+}
+
+TEST(MoeDispatchCombine, FloatFollowsDouble) {
+  for (const Sizes& s : kSizes) {
+    const auto run = [&](DType dtype, bool magnitudes) {
+      Layer layer(s, dtype);
+      if (magnitudes) {
+        layer.row = absolute(layer.row), layer.weight = absolute(layer.weight),
+        layer.dout = absolute(layer.dout);
+      }
+      const Tensor slot_row = layer.p.slot_row_TK;
+      const OwnedTensor out({s.tokens, s.width}, dtype), dx({s.tokens, s.width}, dtype);
+      fill(out, std::vector<double>(static_cast<std::size_t>(out.numel()), 0.0));
+      fill(dx, values(out));
+      const OwnedTensor drow({layer.n_rows(), s.width}, dtype), dweight({s.tokens, s.slots}, dtype);
+      ops::moe_combine_forward(out, layer.row, layer.weight, slot_row, layer.ctx);
+      ops::moe_combine_backward(drow, dweight, layer.dout, layer.row, layer.weight, slot_row, layer.ctx);
+      ops::moe_dispatch_backward(dx, drow, slot_row, layer.ctx);
+      return std::vector{values(out), values(layer.routed(drow)), values(dweight), values(dx)};
+    };
+    const auto actual = run(DType::f32, false), exact = run(DType::f64, false),
+               magnitude = run(DType::f64, true);
+    EXPECT_TRUE(within_rounding(actual[0], exact[0], magnitude[0], s.slots)) << describe(s);
+    EXPECT_TRUE(within_rounding(actual[1], exact[1], magnitude[1], 1)) << describe(s);
+    EXPECT_TRUE(within_rounding(actual[2], exact[2], magnitude[2], s.width)) << describe(s);
+    EXPECT_TRUE(within_rounding(actual[3], exact[3], magnitude[3], s.slots + 1)) << describe(s);
+  }
+}
+
+TEST(MoeDispatchCombine, SameBitsOnAnyThreadCount) {
+  Layer layer({257, 4, 16, 129}, DType::f32);
+  const Sizes& s = layer.s;
+  const Tensor slot_row = layer.p.slot_row_TK;
+  // Rows beyond R keep the NaN that every OwnedTensor starts with.
+  const auto dispatch = [&] {
+    OwnedTensor row({layer.n_rows(), s.width}, DType::f32);
+    ops::moe_dispatch_forward(row, layer.x, slot_row, layer.ctx);
+    return row;
+  };
+  const auto dispatch_backward = [&] {
+    OwnedTensor dx = normal({s.tokens, s.width}, DType::f32, "dx");
+    ops::moe_dispatch_backward(dx, layer.row, slot_row, layer.ctx);
+    return dx;
+  };
+  const auto combine = [&] {
+    OwnedTensor out = normal({s.tokens, s.width}, DType::f32, "out");
+    ops::moe_combine_forward(out, layer.row, layer.weight, slot_row, layer.ctx);
+    return out;
+  };
+  const auto combine_backward_rows = [&] {
+    OwnedTensor drow({layer.n_rows(), s.width}, DType::f32), dweight({s.tokens, s.slots}, DType::f32);
+    ops::moe_combine_backward(drow, dweight, layer.dout, layer.row, layer.weight, slot_row, layer.ctx);
+    return drow;
+  };
+  const auto combine_backward_weights = [&] {
+    OwnedTensor drow({layer.n_rows(), s.width}, DType::f32), dweight({s.tokens, s.slots}, DType::f32);
+    ops::moe_combine_backward(drow, dweight, layer.dout, layer.row, layer.weight, slot_row, layer.ctx);
+    return dweight;
+  };
+  expect_same_bits_on_any_thread_count(dispatch);
+  expect_same_bits_on_any_thread_count(dispatch_backward);
+  expect_same_bits_on_any_thread_count(combine);
+  expect_same_bits_on_any_thread_count(combine_backward_rows);
+  expect_same_bits_on_any_thread_count(combine_backward_weights);
+}
+
+TEST(MoeDispatchCombine, AllSlotsFree) {
+  PoisonedContext ctx;
+  const Permutation p(experts(2, 2, {-1, -1, -1, -1}), 3, ctx);
+  const OwnedTensor x({2, 3}, DType::f32), row({4, 3}, DType::f32), weight({2, 2}, DType::f32);  // all NaN
+  const OwnedTensor drow({4, 3}, DType::f32), dweight({2, 2}, DType::f32);
+  const OwnedTensor out = normal({2, 3}, DType::f32, "out"), before = normal({2, 3}, DType::f32, "out");
+  ops::moe_dispatch_forward(row, x, p.slot_row_TK, ctx);
+  ops::moe_combine_forward(out, row, weight, p.slot_row_TK, ctx);
+  ops::moe_combine_backward(drow, dweight, x, row, weight, p.slot_row_TK, ctx);
+  ops::moe_dispatch_backward(out, drow, p.slot_row_TK, ctx);
+  EXPECT_TRUE(same_bits(out, before));
+  EXPECT_EQ(values(dweight), (std::vector<double>{0, 0, 0, 0}));
+  for (double value : values(drow)) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST(MoeDispatchCombine, RefusesOtherShapes) {
+  PoisonedContext ctx;
+  const Permutation p(experts(2, 2, {0, 1, 1, 0}), 2, ctx);
+  const OwnedTensor x({2, 3}, DType::f32), row({4, 3}, DType::f32), short_row({3, 3}, DType::f32);
+  const OwnedTensor weight({2, 2}, DType::f32), wide({2, 5}, DType::f32), x3({3, 3}, DType::f32);
+  EXPECT_THROW(ops::moe_dispatch_forward(short_row, x, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_dispatch_forward(row, x3, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_dispatch_backward(wide, row, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, row, wide, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_backward(short_row, weight, x, row, weight, p.slot_row_TK, ctx),
+               std::logic_error);
+  EXPECT_THROW(ops::moe_combine_backward(row, wide, x, row, weight, p.slot_row_TK, ctx), std::logic_error);
+}
+
+}  // namespace
+}  // namespace switchyard::test
