@@ -1,0 +1,131 @@
+"""`switchyard eval`: every token but the first is predicted exactly once, and how the work is cut changes nothing."""
+
+import json
+import math
+
+import harness
+from harness import CliTest
+
+TOTAL = 501  # tokens of data/val.bin
+
+
+class Eval(CliTest):
+    def setUp(self):
+        super().setUp()
+        self.ok("train", self.write_config(train__steps=8), "--out", "run")
+
+    def report(self, *options, data=("data/val.bin",)):
+        finished = self.ok("eval", self.latest("run"), "--data", *data, *options, "--json", "-")
+        return json.loads(finished.out)
+
+    def test_report(self):
+        report = self.report()
+        self.assertEqual(report["tokens"], TOTAL - 1)
+        self.assertAlmostEqual(report["perplexity"] / math.exp(report["loss"]), 1.0, delta=1e-9)
+        self.assertGreater(report["tokens_per_second"], 0)
+        self.assertLess(report["loss"], 5.5)
+        balance = report["balance"]
+        for key in ("gini", "min_max", "cv", "max_vio", "utilisation"):
+            self.assertIn(key, balance)
+        self.assertEqual(len(balance["layers"]), 2)
+        for layer in balance["layers"]:
+            for key in ("gini", "min_max", "cv", "max_vio", "utilisation"):
+                self.assertIn(key, layer)
+
+    def test_balance_figures_come_from_the_counts(self):
+        for layer in self.report()["balance"]["layers"]:
+            counts = sorted(layer["counts"])
+            self.assertEqual(sum(counts), 2 * (TOTAL - 1), "two slots a token, each token once")
+            n, total = len(counts), sum(counts)
+            gini = sum((2 * i - n - 1) * c for i, c in enumerate(counts, 1)) / (n * total)
+            # Exact in double; printed figures may be rounded to some nine digits.
+            self.assertAlmostEqual(layer["gini"], gini, delta=1e-8)
+            self.assertAlmostEqual(layer["min_max"], counts[0] / counts[-1], delta=1e-8)
+            self.assertAlmostEqual(layer["max_vio"], counts[-1] * n / total - 1, delta=1e-8)
+            self.assertAlmostEqual(layer["utilisation"], sum(c > 0 for c in counts) / n, delta=1e-8)
+
+    def test_batch_does_not_matter(self):
+        reference = self.report("--batch", 1)
+        for batch in (2, 3, 7, 64):  # 16 windows of 32: batches that divide them, that do not, and one for all
+            report = self.report("--batch", batch)
+            self.assertEqual(report["tokens"], reference["tokens"])
+            # The matrix products of other shapes sum in another order: float32 rounding only.
+            self.assertAlmostEqual(report["loss"] / reference["loss"], 1.0, delta=1e-5)
+
+    def test_windows(self):
+        # 500 predictions in windows of 32: 15 whole ones and a last of 20. Of 25: none short. Of 499: a last of one.
+        # Of 500: one window; more than the data: the same one, short.
+        for seq_len in (25, 32, 33, 64):
+            report = self.report("--seq-len", seq_len)
+            self.assertEqual(report["tokens"], TOTAL - 1, seq_len)
+            self.assertTrue(math.isfinite(report["loss"]))
+        # Shorter windows know less of the past: the loss of windows of one cannot see more than the token before.
+        self.assertGreater(self.report("--seq-len", 1)["loss"], 0)
+
+    def test_short_last_window_is_weighed_by_its_tokens(self):
+        # The mean over all tokens is made of the means over the two parts, each with its own number of predictions:
+        # 480 in whole windows (token 480 is the last target), then 20 from token 480 on.
+        tokens = harness.learnable_tokens(TOTAL, seed=3)
+        harness.write_shard(self.dir / "data" / "head.bin", tokens[:481])
+        harness.write_shard(self.dir / "data" / "tail.bin", tokens[480:])
+        head = self.report(data=("data/head.bin",))
+        tail = self.report(data=("data/tail.bin",))
+        self.assertEqual((head["tokens"], tail["tokens"]), (480, 20))
+        both = (480 * head["loss"] + 20 * tail["loss"]) / 500
+        # Equal up to float32 rounding: the same windows with the same contexts.
+        self.assertAlmostEqual(self.report()["loss"] / both, 1.0, delta=1e-5)
+
+    def test_max_tokens(self):
+        report = self.report("--max-tokens", 100)
+        self.assertEqual(report["tokens"], 100)
+        harness.write_shard(self.dir / "data" / "head.bin", harness.learnable_tokens(TOTAL, seed=3)[:101])
+        self.assertAlmostEqual(report["loss"] / self.report(data=("data/head.bin",))["loss"], 1.0, delta=1e-5)
+        self.assertEqual(self.report("--max-tokens", 10 ** 9)["tokens"], TOTAL - 1)
+
+    def test_two_shards_are_one_stream(self):
+        tokens = harness.learnable_tokens(TOTAL, seed=3)
+        harness.write_shard(self.dir / "data" / "cut_0.bin", tokens[:200])
+        harness.write_shard(self.dir / "data" / "cut_1.bin", tokens[200:])
+        report = self.report(data=("data/cut_*.bin",))
+        self.assertEqual(report["tokens"], TOTAL - 1)
+        self.assertAlmostEqual(report["loss"] / self.report()["loss"], 1.0, delta=1e-5)
+
+    def test_json_file_and_table(self):
+        finished = self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "report.json")
+        report = json.loads((self.dir / "report.json").read_text())
+        self.assertEqual(report["tokens"], TOTAL - 1)
+        self.assertIn("perplexity", finished.out.lower())
+        self.assertIn("gini", finished.out.lower())
+
+    def test_mixtral(self):
+        config = self.write_config(harness.tiny_config("mixtral"), train__steps=8)
+        self.ok("train", config, "--out", "mixtral")
+        finished = self.ok("eval", self.latest("mixtral"), "--data", "data/val.bin", "--json", "-")
+        self.assertEqual(json.loads(finished.out)["tokens"], TOTAL - 1)
+
+    def test_latest_and_run_directory(self):
+        by_name = self.ok("eval", "run/checkpoints/latest", "--data", "data/val.bin", "--json", "-")
+        self.assertEqual(json.loads(by_name.out)["loss"], self.report()["loss"])
+
+    def test_bad_options(self):
+        checkpoint = self.latest("run")
+        for options, name in ((("--seq-len", "0"), "seq-len"), (("--seq-len", "-3"), "seq-len"),
+                              (("--batch", "0"), "batch"), (("--batch", "two"), "batch"),
+                              (("--max-tokens", "-1"), "max-tokens"), (("--sequence", "3"), "sequence")):
+            with self.subTest(options):
+                self.fails(2, "eval", checkpoint, "--data", "data/val.bin", *options, names=[name])
+        self.fails(2, "eval", checkpoint, names=["--data"])
+        self.fails(2, "eval", checkpoint, "--data", "data/none_*.bin", names=[r"none_\*\.bin"])
+        self.fails(2, "eval", "nowhere", "--data", "data/val.bin", names=["nowhere"])
+        self.fails(2, "eval", "data", "--data", "data/val.bin", names=["data"])
+        harness.write_shard(self.dir / "data" / "one.bin", [40])
+        self.fails(2, "eval", checkpoint, "--data", "data/one.bin", names=[r"one\.bin|1 token"])
+
+    def test_report_that_cannot_be_written(self):
+        self.fails(2, "eval", self.latest("run"), "--data", "data/val.bin", "--json", "missing/report.json",
+                   names=["missing/report.json"])
+        self.fails(2, "eval", self.latest("run"), "--data", "data/val.bin", "--json", "/dev/full", names=["/dev/full"])
+
+
+if __name__ == "__main__":
+    harness.main()

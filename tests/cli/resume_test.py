@@ -1,0 +1,198 @@
+"""A run that was interrupted and resumed is, bit for bit, the run that was not."""
+
+import random
+import re
+import shutil
+import signal
+import time
+
+import harness
+from harness import CliTest, tiny_config
+
+WHOLE_STEPS = 60
+
+
+class Resume(CliTest):
+    def setUp(self):
+        super().setUp()
+        # A checkpoint every second step: much of the run's time is spent writing one.
+        self.config = self.write_config(train__steps=WHOLE_STEPS, checkpoint__every=2, train__eval_every=20)
+
+    def uninterrupted(self):
+        begin = time.monotonic()
+        self.ok("train", self.config, "--out", "whole")
+        return time.monotonic() - begin
+
+    def resume(self, run, **popen):
+        return self.start("train", self.config, "--out", run, "--resume", "auto", **popen)
+
+    def finish_resumed(self, run):
+        finished = self.finish(self.resume(run))
+        self.assertEqual(finished.code, 0, finished)
+        self.assert_same_run(run, "whole")
+
+    def kill(self, process):
+        """Kills and collects a process; true where it was still running."""
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return process.returncode == -signal.SIGKILL
+
+    def wait_until(self, process, condition):
+        """Polls until the condition holds or the process ends. True if it held while the process ran."""
+        end = time.monotonic() + harness.TIMEOUT
+        while process.poll() is None:
+            if condition():
+                return True
+            self.assertLess(time.monotonic(), end, "the awaited moment did not come")
+            time.sleep(0.0005)
+        return False
+
+    def test_killed_at_random_moments(self):
+        duration = self.uninterrupted()
+        rng = random.Random(11)
+        kills = 0
+        for _ in range(8):
+            process = self.resume("run")
+            time.sleep(rng.uniform(0.02, 0.5) * duration)
+            kills += self.kill(process)
+            if process.returncode == 0:
+                break
+        self.assertGreater(kills, 1, "the run was over before it could be killed")
+        self.finish_resumed("run")
+
+    def test_killed_while_a_checkpoint_is_written(self):
+        self.uninterrupted()
+        directory = self.dir / "run" / "checkpoints"
+
+        def being_written():
+            return directory.is_dir() and any(
+                not re.fullmatch(r"step_\d+|latest", entry.name) for entry in directory.iterdir())
+
+        caught = 0
+        for _ in range(4):
+            # What the kill before this one left behind must not be taken for what this process writes.
+            if directory.is_dir():
+                for entry in directory.iterdir():
+                    self.assertFalse(entry.name == "latest" and not entry.exists(), "latest points to nothing")
+            left = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+            process = self.resume("run")
+            newest = max((name for name in left if name.startswith("step_")), default="")
+            moved_on = self.wait_until(process, lambda: max(
+                (path.name for path in self.checkpoints("run")), default="") > newest)
+            if moved_on and self.wait_until(process, being_written):
+                caught += self.kill(process)
+            else:
+                self.finish(process)
+                break
+        self.assertGreater(caught, 0, "no kill fell into the writing of a checkpoint")
+        self.finish_resumed("run")
+        left = {entry.name for entry in directory.iterdir()}
+        self.assertEqual({name for name in left if not re.fullmatch(r"step_\d+|latest", name)}, set(),
+                         "what the killed processes left is cleared away")
+
+    def test_killed_before_the_first_checkpoint(self):
+        self.config = self.write_config(train__steps=WHOLE_STEPS, checkpoint__every=50)
+        self.ok("train", self.config, "--out", "whole")
+        process = self.start("train", self.config, "--out", "run")
+        log = self.dir / "run" / "metrics.jsonl"
+        self.assertTrue(self.wait_until(process, lambda: log.exists() and log.read_bytes().count(b"\n") >= 3))
+        self.assertTrue(self.kill(process))
+        self.assertEqual(self.checkpoints("run"), [])
+        self.finish_resumed("run")
+
+    def test_a_metrics_line_cut_in_the_middle(self):
+        self.uninterrupted()
+        shutil.copytree(self.dir / "whole", self.dir / "run", symlinks=True)
+        for name in ("step_000060",):
+            shutil.rmtree(self.dir / "run" / "checkpoints" / name)
+        latest = self.dir / "run" / "checkpoints" / "latest"
+        latest.unlink()
+        latest.symlink_to("step_000058")
+        log = self.dir / "run" / "metrics.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(b"".join(lines[:59]) + lines[59][:40])
+        self.finish_resumed("run")
+
+    def test_both_layouts_and_the_document_mask(self):
+        for model in harness.MODELS:
+            with self.subTest(model):
+                self.config = self.write_config(tiny_config(model), data__document_mask=True, data__eot_token=40,
+                                                router__balance_scope="global_batch", checkpoint__every=3)
+                self.ok("train", self.config, "--out", f"{model}_whole")
+                # Continue from an earlier checkpoint, in another directory's copy of the run.
+                run = self.dir / f"{model}_cut"
+                self.ok("train", self.config, "--out", run.name, "--set", "checkpoint.keep=0")
+                for path in self.checkpoints(run.name)[2:]:
+                    shutil.rmtree(path)
+                (run / "checkpoints" / "latest").unlink()
+                (run / "checkpoints" / "latest").symlink_to(self.checkpoints(run.name)[-1].name)
+                self.ok("train", self.config, "--out", run.name, "--resume", "auto")
+                self.assert_same_run(run.name, f"{model}_whole")
+
+    def test_signals_finish_the_step_and_save(self):
+        # Checkpoints only at the end, so the one that is there was made by the signal.
+        self.config = self.write_config(train__steps=300, checkpoint__every=0)
+        self.ok("train", self.config, "--out", "whole")
+        log = self.dir / "run" / "metrics.jsonl"
+        for number, name in enumerate((signal.SIGTERM, signal.SIGINT)):
+            lines = log.read_bytes().count(b"\n") if log.exists() else 0
+            process = self.resume("run")
+            self.assertTrue(self.wait_until(
+                process, lambda: log.exists() and log.read_bytes().count(b"\n") >= lines + 3 + number))
+            process.send_signal(name)
+            finished = self.finish(process)
+            self.assertEqual(finished.code, 128 + name, finished)
+            self.assertIn("--resume", finished.err, "it says how to go on")
+            steps = [line["step"] for line in self.metrics("run")]
+            self.assertLess(steps[-1], 300, "it went on to the end")
+            self.assertEqual(self.latest("run").name, f"step_{steps[-1]:06d}", "it saved where it stopped")
+        self.finish_resumed("run")
+
+    def test_resuming_a_finished_run_changes_nothing(self):
+        self.uninterrupted()
+        before = harness.snapshot(self.dir / "whole")
+        self.ok("train", self.config, "--out", "whole", "--resume", "auto")
+        after = harness.snapshot(self.dir / "whole")
+        self.assertEqual(sorted(before), sorted(after))
+        self.assertTrue(all(before[name] == after[name] for name in before if name != "config.json"))
+
+    def test_resume_from_a_named_checkpoint(self):
+        self.config = self.write_config(checkpoint__keep=0)
+        self.ok("train", self.config, "--out", "whole")
+        first = self.checkpoints("whole")[0]
+        self.ok("train", self.config, "--out", "run", "--resume", first)
+        whole, run = self.metrics("whole"), self.metrics("run")
+        self.assertEqual(run[-1]["step"], whole[-1]["step"])
+        by_step = {line["step"]: harness.without_timing(line) for line in whole}
+        for line in run:
+            self.assertEqual(harness.without_timing(line), by_step[line["step"]])
+        self.assertEqual(self.weights("run"), self.weights("whole"))
+
+    def test_a_run_is_not_overwritten(self):
+        self.config = self.write_config(train__steps=4)
+        self.ok("train", self.config, "--out", "run")
+        before = harness.snapshot(self.dir / "run")
+        self.fails(2, "train", self.config, "--out", "run", names=["run", "resume"])
+        self.assertTrue(before == harness.snapshot(self.dir / "run"))
+
+    def test_two_processes_do_not_share_a_run(self):
+        self.config = self.write_config(train__steps=300, checkpoint__every=100)
+        process = self.start("train", self.config, "--out", "run")
+        log = self.dir / "run" / "metrics.jsonl"
+        self.assertTrue(self.wait_until(process, lambda: log.exists() and log.stat().st_size > 0))
+        self.fails(2, "train", self.config, "--out", "run", "--resume", "auto", names=["run"])
+        self.assertEqual(self.finish(process).code, 0)
+        self.assertEqual(len(self.metrics("run")), 300)
+
+    def test_another_model_cannot_continue(self):
+        self.config = self.write_config(train__steps=4)
+        self.ok("train", self.config, "--out", "run")
+        for change in ("model.hidden_size=64", "model.num_experts=8", "train.seed=9"):
+            before = harness.snapshot(self.dir / "run" / "checkpoints")
+            self.fails(2, "train", self.config, "--out", "run", "--resume", "auto", "--set", change,
+                       names=[change.split("=")[0].split(".")[1]])
+            self.assertTrue(before == harness.snapshot(self.dir / "run" / "checkpoints"), change)
+
+
+if __name__ == "__main__":
+    harness.main()

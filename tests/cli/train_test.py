@@ -1,0 +1,168 @@
+"""`switchyard train`: it learns, writes the run directory, honours overrides, and repeats itself bit for bit."""
+
+import json
+import math
+
+import harness
+from harness import CliTest, STEPS, tiny_config
+
+STEP_KEYS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "gini", "min_max", "cv", "max_vio",
+             "utilisation", "layers")
+LAYER_KEYS = ("gini", "min_max", "cv", "max_vio", "utilisation")
+
+
+class Train(CliTest):
+    def test_both_layouts_learn(self):
+        for model in harness.MODELS:
+            with self.subTest(model):
+                self.ok("train", self.write_config(tiny_config(model)), "--out", f"run_{model}")
+                losses = self.losses(f"run_{model}")
+                # An untrained model knows nothing: ln(257) = 5.55 nats, give or take the small initial weights.
+                self.assertAlmostEqual(losses[0], math.log(harness.VOCAB), delta=0.1)
+                # That only 24 of 257 tokens occur is worth 2.4 nats, and it is learnt first.
+                self.assertLess(losses[-1], losses[0] - 1.5)
+
+    def test_dense_baseline_learns(self):
+        config = self.write_config(model__mlp_only_layers=[0, 1])
+        self.ok("train", config, "--out", "run")
+        losses = self.losses("run")
+        self.assertLess(losses[-1], losses[0] - 1.5)
+        self.assertEqual(self.metrics("run")[-1]["layers"], [])
+
+    def test_run_directory(self):
+        self.ok("train", self.write_config(), "--out", "run")
+        run = self.dir / "run"
+        resolved = json.loads((run / "config.json").read_text())
+        self.assertEqual(resolved["train"]["steps"], STEPS)
+        self.assertEqual(resolved["train"]["beta2"], 0.95, "defaults are filled in")
+        self.assertEqual(resolved["model"]["num_experts"], 4)
+        self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000015", "step_000020"])
+        self.assertEqual((run / "checkpoints" / "latest").resolve().name
+                         if (run / "checkpoints" / "latest").is_symlink()
+                         else (run / "checkpoints" / "latest").read_text().strip(), "step_000020")
+        names = {path.name for path in self.latest("run").iterdir()}
+        self.assertLessEqual({"config.json", "run.json"}, names)
+        self.assertTrue(any(name.startswith("state") and name.endswith(".safetensors") for name in names), names)
+        entries = {path.name for path in (run / "checkpoints").iterdir()}
+        self.assertEqual(entries, {"step_000015", "step_000020", "latest"})
+
+        hf = json.loads((self.latest("run") / "config.json").read_text())
+        self.assertEqual(hf["model_type"], "qwen3_moe")
+        self.assertEqual(hf["num_experts"], 4)
+        tensors = harness.read_safetensors(self.latest("run") / "model.safetensors")
+        self.assertEqual(tensors["model.layers.1.mlp.experts.3.gate_proj.weight"][:2], ("F32", [16, 32]))
+        self.assertEqual(tensors["model.embed_tokens.weight"][1], [257, 32])
+
+    def test_metrics(self):
+        self.ok("train", self.write_config(), "--out", "run")
+        metrics = self.metrics("run")
+        self.assertEqual([line["step"] for line in metrics], list(range(1, STEPS + 1)))
+        for line in metrics:
+            for key in STEP_KEYS:
+                self.assertIn(key, line)
+            self.assertEqual(line["tokens"], line["step"] * 4 * harness.SEQ_LEN)
+            self.assertTrue(math.isfinite(line["loss"]) and line["grad_norm"] > 0)
+            self.assertTrue(0 <= line["gini"] < 1 and 0 <= line["min_max"] <= 1 and 0 <= line["utilisation"] <= 1)
+            self.assertEqual(len(line["layers"]), 2)
+            for layer in line["layers"]:
+                for key in LAYER_KEYS:
+                    self.assertIn(key, layer)
+            for key in LAYER_KEYS:  # the figure of a step is the mean over its layers
+                mean = sum(layer[key] for layer in line["layers"]) / 2
+                self.assertAlmostEqual(line[key], mean, delta=1e-6 * max(1.0, abs(mean)), msg=key)
+            # Balanced or not, E sum f P is near 1 for a router that has learnt little; both terms are positive.
+            self.assertGreater(line["balance_loss"], 0)
+            self.assertGreater(line["z_loss"], 0)
+        # Warm-up over a tenth of the steps, then a cosine down to a tenth of the peak.
+        rates = [line["lr"] for line in metrics]
+        self.assertAlmostEqual(max(rates), 0.01, delta=1e-9)
+        self.assertLess(rates[0], rates[1] + 1e-12)
+        self.assertLess(rates[-1], 0.0015)
+        self.assertEqual(rates[2:], sorted(rates[2:], reverse=True))
+        self.assertIn("val_loss", metrics[-1], "validation follows the last step")
+        self.assertNotIn("val_loss", metrics[3])
+
+    def test_validation_while_training(self):
+        self.ok("train", self.write_config(train__eval_every=10), "--out", "run")
+        metrics = self.metrics("run")
+        self.assertEqual([line["step"] for line in metrics if "val_loss" in line], [10, 20])
+        self.assertLess(metrics[-1]["val_loss"], 4.0)
+        # The evaluator is one: eval of the last checkpoint finds the same figure. Single precision, other batch.
+        report = json.loads(self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "-").out)
+        self.assertAlmostEqual(report["loss"] / metrics[-1]["val_loss"], 1.0, delta=1e-5)
+
+    def test_overrides(self):
+        config = self.write_config()
+        self.ok("train", config, "--out", "run", "--set", "train.steps=3", "--set", "train.lr=0.002",
+                "--set", "train.schedule=constant", "--set", "train.warmup_ratio=0")
+        metrics = self.metrics("run")
+        self.assertEqual(len(metrics), 3)
+        self.assertEqual([line["lr"] for line in metrics], [0.002] * 3)
+        self.assertEqual(json.loads((self.dir / "run" / "config.json").read_text())["train"]["steps"], 3)
+
+    def test_resolved_configuration_gives_the_same_run(self):
+        self.ok("train", self.write_config(), "--out", "first")
+        self.ok("train", "first/config.json", "--out", "second")
+        self.assert_same_run("second", "first")
+
+    def test_same_seed_same_bits(self):
+        for model in harness.MODELS:
+            with self.subTest(model):
+                config = self.write_config(tiny_config(model))
+                self.ok("train", config, "--out", f"{model}_1")
+                self.ok("train", config, "--out", f"{model}_2")
+                self.assert_same_run(f"{model}_2", f"{model}_1")
+                self.ok("train", config, "--out", f"{model}_other", "--set", "train.seed=4")
+                self.assertNotEqual(self.losses(f"{model}_other"), self.losses(f"{model}_1"))
+
+    def test_accumulation(self):
+        # A balance loss strong enough to be seen, over the global batch: the scope that accumulation must not change.
+        config = self.write_config(train__steps=6, router__balance_coef=0.1, router__balance_scope="global_batch")
+        self.ok("train", config, "--out", "whole", "--set", "train.micro_batch_size=4")
+        self.ok("train", config, "--out", "parts", "--set", "train.micro_batch_size=1")
+        for whole, parts in zip(self.metrics("whole"), self.metrics("parts")):
+            # Sums of float32 in another order: 1e-6 a step at first; six updates of AdamW can widen that tenfold.
+            self.assertAlmostEqual(parts["loss"] / whole["loss"], 1.0, delta=2e-5)
+            self.assertAlmostEqual(parts["grad_norm"] / whole["grad_norm"], 1.0, delta=2e-3)
+            self.assertAlmostEqual(parts["balance_loss"] / whole["balance_loss"], 1.0, delta=2e-4)
+
+    def test_every_option_of_a_run(self):
+        """Each schedule, scope and dtype, the document mask, tied embeddings, a window and mixed domains train."""
+        harness.write_shard(self.dir / "data" / "legal.bin", harness.learnable_tokens(900, seed=5), token_bytes=4)
+        domains = [{"path": "data/train_*.bin", "domain": "general", "weight": 0.75},
+                   {"path": "data/legal.bin", "domain": "legal", "weight": 0.25}]
+        cases = [
+            {"train__schedule": "linear", "router__balance_scope": "layer"},
+            {"train__schedule": "wsd", "router__balance_scope": "sequence"},
+            {"train__schedule": "constant", "router__balance_scope": "model"},
+            {"train__dtype": "bfloat16"},
+            {"data__document_mask": True, "data__eot_token": 40},
+            {"model__tie_word_embeddings": True},
+            {"model__sliding_window": 8, "model__use_sliding_window": True},
+            {"data__train": domains},
+            {"model__decoder_sparse_step": 2},
+        ]
+        for number, case in enumerate(cases):
+            with self.subTest(**case):
+                self.ok("train", self.write_config(**case), "--out", f"run{number}")
+                losses = self.losses(f"run{number}")
+                self.assertLess(losses[-1], losses[0] - 1.0)
+
+    def test_uint32_shards_are_the_same_data(self):
+        self.ok("train", self.write_config(), "--out", "narrow")
+        for name, count, seed in (("train_000", 1500, 1), ("train_001", 1100, 2)):
+            harness.write_shard(self.dir / "data" / f"{name}.bin", harness.learnable_tokens(count, seed=seed),
+                                token_bytes=4)
+        self.ok("train", self.write_config(), "--out", "wide")
+        self.assert_same_run("wide", "narrow")
+
+    def test_help_teaches(self):
+        for command in ((), ("train",), ("eval",), ("inspect",)):
+            finished = self.ok(*command, "--help")
+            self.assertGreater(len(finished.out), 200)
+        self.assertIn("--set", self.ok("train", "--help").out)
+        self.assertIn("--resume", self.ok("train", "--help").out)
+
+
+if __name__ == "__main__":
+    harness.main()

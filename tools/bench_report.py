@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Runs the CPU benchmark and prints its figures; scripts/bench_cpu.sh builds what it needs first. Linux only."""
+
+import argparse
+import array
+import bisect
+import itertools
+import json
+import os
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+SHARD_TOKENS = 2_000_000
+WARM_UP = 2  # steps that are not counted: memory is touched first and caches are filled then
+
+
+def make_shard(path, vocab_size):
+    """Tokens with the frequencies of a language (Zipf: the n-th most frequent word is 1/n as frequent), seeded."""
+    if os.path.exists(path):
+        return
+    cumulative = list(itertools.accumulate(1.0 / rank for rank in range(1, vocab_size + 1)))
+    rng = random.Random(1)
+    tokens = array.array("H" if vocab_size <= 65536 else "I",
+                         (bisect.bisect(cumulative, rng.random() * cumulative[-1]) % vocab_size
+                          for _ in range(SHARD_TOKENS)))
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    magic, version = (20240520, 1) if tokens.itemsize == 2 else (20240801, 7)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "wb") as file:
+        file.write(struct.pack("<256i", magic, version, SHARD_TOKENS, *[0] * 253))
+        tokens.tofile(file)
+    os.replace(path + ".tmp", path)
+
+
+def counts(model):
+    """(all parameters, parameters that a token meets in a matrix product) of a Qwen3-MoE or Mixtral configuration."""
+    hidden, heads, layers = model["hidden_size"], model["num_attention_heads"], model["num_hidden_layers"]
+    head_dim = model.get("head_dim") or hidden // heads
+    qwen = model["model_type"] == "qwen3_moe"
+    experts = model["num_experts"] if qwen else model["num_local_experts"]
+    width = model["moe_intermediate_size"] if qwen else model["intermediate_size"]
+    attention = 2 * hidden * head_dim * (heads + model["num_key_value_heads"])
+    norms = 2 * hidden + (2 * head_dim if qwen else 0)
+    router, expert, head = hidden * experts, 3 * hidden * width, model["vocab_size"] * hidden
+    total = head * (1 if model.get("tie_word_embeddings") else 2) + hidden
+    total += layers * (attention + norms + router + experts * expert)
+    active = head + layers * (attention + router + model["num_experts_per_tok"] * expert)
+    return total, active
+
+
+def status_kib(pid, key):
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            for line in file:
+                if line.startswith(key + ":"):
+                    return int(line.split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return None
+
+
+def count_lines(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def train(command, metrics):
+    """Runs it; -> (peak resident memory in bytes, its growth from the end of step 1 to the end of the process).
+
+    Read from /proc every 20 ms: getrusage would report the largest of all children, bench_gemm too.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    after_first = last = None
+    while process.poll() is None:
+        steps, peak = count_lines(metrics), status_kib(process.pid, "VmHWM")
+        if steps >= 1 and peak is not None:
+            if after_first is None:
+                after_first = peak
+            last = peak
+        time.sleep(0.02)
+    if process.returncode != 0:
+        sys.exit(f"bench: '{' '.join(command)}' ended with exit code {process.returncode}")
+    if after_first is None:
+        sys.exit("bench: the run was over before its memory could be looked at; use more --steps")
+    return last * 1024, (last - after_first) * 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", required=True, help="the switchyard executable")
+    parser.add_argument("--gemm", required=True, help="the bench_gemm executable")
+    parser.add_argument("--config", default="configs/bench_cpu_86m.json")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    args = parser.parse_args()
+    if args.steps <= WARM_UP:
+        parser.error(f"--steps {args.steps}: the first {WARM_UP} are not counted; give more")
+
+    with open(args.config) as file:
+        config = json.load(file)
+    model, seq_len = config["model"], config["train"]["seq_len"]
+    make_shard("data/bench/train.bin", model["vocab_size"])
+
+    gemm = json.loads(subprocess.run([args.gemm], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    rate = gemm["gemm_f32_gflops" if args.dtype == "float32" else "gemm_bf16_gflops"]
+
+    with tempfile.TemporaryDirectory() as directory:
+        run = os.path.join(directory, "run")
+        command = [args.binary, "train", args.config, "--out", run, "--set", f"train.steps={args.steps}",
+                   "--set", f"train.dtype={args.dtype}"]
+        peak, growth = train(command, os.path.join(run, "metrics.jsonl"))
+        with open(os.path.join(run, "metrics.jsonl")) as file:
+            steps = [json.loads(line) for line in file]
+
+    total, active = counts(model)
+    head_dim = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
+    # A token meets (seq_len + 1) / 2 keys on average: a product with the keys and one with the values, two operations
+    # a multiplication, and twice as much again in the backward pass.
+    attention = 6 * model["num_hidden_layers"] * model["num_attention_heads"] * head_dim * (seq_len + 1)
+    flop = 6 * active + attention
+    speeds = [step["tokens_per_second"] for step in steps[WARM_UP:]]
+    speed = statistics.median(speeds)
+    gflops = speed * flop / 1e9
+
+    threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    print(f"{args.config}, {args.dtype}, {threads} threads, {args.steps} steps of "
+          f"{steps[0]['tokens']} tokens, the first {WARM_UP} not counted")
+    print(f"parameters           {total / 1e6:10.1f} M, {active / 1e6:.1f} M active in a token's matrix products")
+    print(f"matrix products      {rate:10.1f} GFLOP/s, measured first ({args.dtype})")
+    print(f"training             {speed:10.0f} tokens/s (median; {min(speeds):.0f} to {max(speeds):.0f})")
+    print(f"                     {gflops:10.1f} GFLOP/s ({flop / 1e6:.1f} MFLOP a token: 6 x {active / 1e6:.1f} M, "
+          f"attention {attention / 1e6:.1f} M)")
+    print(f"share of the rate    {100 * gflops / rate:10.1f} %")
+    print(f"peak memory          {peak / 2**20:10.0f} MiB, {peak / total:.1f} bytes a parameter")
+    print(f"growth after step 1  {growth / 2**20:10.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
