@@ -1,0 +1,140 @@
+#include "core/parameters.h"
+
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "core/rng.h"
+
+namespace switchyard {
+namespace {
+
+ParameterStore three_rows(DType dtype, bool training) {
+  ParameterStore store;
+  store.begin_group();
+  store.add({.name = "q", .shape = {3, 5}, .init_std = 0.5});
+  store.add({.name = "k", .shape = {2, 5}, .init_std = 0.5});
+  store.begin_group();
+  store.add({.name = "norm", .shape = {5}, .init = Init::ones});
+  store.begin_group();
+  store.add({.name = "bias", .shape = {4}, .init = Init::zeros});
+  store.allocate(dtype, training);
+  return store;
+}
+
+TEST(ParameterStore, GroupsAreAlignedAndTheirRowsLieSideBySide) {
+  const ParameterStore store = three_rows(DType::f32, true);
+  EXPECT_EQ(store.rows()[0].offset, 0);
+  EXPECT_EQ(store.rows()[1].offset, 15);
+  EXPECT_EQ(store.rows()[2].offset, 32);  // 25, rounded up to a line of 16
+  EXPECT_EQ(store.rows()[3].offset, 48);
+  EXPECT_EQ(store.count(), 34);
+  EXPECT_EQ(store.values().numel(), 64);
+  for (const Tensor& flat : {store.values(), store.grads(), store.moments1(), store.moments2()})
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(flat.raw()) % 64, 0u);
+}
+
+TEST(ParameterStore, ArraysDoNotOverlapAndBeginAtZero) {
+  const ParameterStore store = three_rows(DType::f64, true);
+  std::set<const void*> starts;
+  for (const Tensor& flat : {store.values(), store.grads(), store.moments1(), store.moments2()}) {
+    EXPECT_TRUE(starts.insert(flat.raw()).second);
+    for (std::int64_t i = 0; i < flat.numel(); ++i) EXPECT_EQ(flat.as<double>()[i], 0.0);
+    std::memset(flat.raw(), 0x41, static_cast<std::size_t>(flat.nbytes()));  // the sanitizer watches the end
+  }
+}
+
+TEST(ParameterStore, BlockIsTheRowsOfAGroupAsOneMatrix) {
+  ParameterStore store = three_rows(DType::f32, true);
+  store.initialise(1);
+  const Tensor qk = store.value_block(0, {5, 5});
+  EXPECT_EQ(qk.raw(), store.value(0).raw());
+  EXPECT_EQ(qk.row<float>(3), store.value(1).as<float>());
+  EXPECT_EQ(store.grad_block(1, {2, 5}).raw(), store.grad(1).raw());
+  EXPECT_THROW(store.value_block(0, {6, 5}), std::logic_error);  // into the next group
+  EXPECT_THROW(store.value_block(0, {4, 5}), std::logic_error);  // ends inside k
+  EXPECT_THROW(store.value_block(3, {2, 4}), std::logic_error);  // past the end
+}
+
+TEST(ParameterStore, InitialValuesAreAFunctionOfSeedNameAndIndex) {
+  ParameterStore store = three_rows(DType::f64, false);
+  store.initialise(7);
+  const Rng rng(7, RngPurpose::init, hash_name("k"));
+  for (std::int64_t i = 0; i < 10; ++i)
+    EXPECT_EQ(store.value(1).as<double>()[i], 0.5 * rng.normal(static_cast<std::uint64_t>(i)));
+  for (std::int64_t i = 0; i < 5; ++i) EXPECT_EQ(store.value(2).as<double>()[i], 1.0);
+  for (std::int64_t i = 0; i < 4; ++i) EXPECT_EQ(store.value(3).as<double>()[i], 0.0);
+
+  ParameterStore other_order;
+  other_order.add({.name = "k", .shape = {2, 5}, .init_std = 0.5});
+  other_order.allocate(DType::f32, false);
+  other_order.initialise(7);
+  for (std::int64_t i = 0; i < 10; ++i)
+    EXPECT_EQ(other_order.value(0).as<float>()[i], static_cast<float>(store.value(1).as<double>()[i]));
+
+  ParameterStore other_seed = three_rows(DType::f64, false);
+  other_seed.initialise(8);
+  EXPECT_NE(other_seed.value(1).as<double>()[0], store.value(1).as<double>()[0]);
+}
+
+TEST(ParameterStore, InitialisationDoesNotDependOnThreads) {
+  const int threads = omp_get_max_threads();
+  ParameterStore one, many;
+  for (ParameterStore* store : {&one, &many}) {
+    store->add({.name = "w", .shape = {123, 457}, .init_std = 0.02});
+    store->allocate(DType::f32, false);
+    omp_set_num_threads(store == &one ? 1 : 5);
+    store->initialise(3);
+  }
+  omp_set_num_threads(threads);
+  EXPECT_EQ(
+      std::memcmp(one.values().raw(), many.values().raw(), static_cast<std::size_t>(one.values().nbytes())), 0);
+}
+
+TEST(ParameterStore, InitialValuesHaveTheirStandardDeviation) {
+  ParameterStore store;
+  store.add({.name = "w", .shape = {1000, 1000}, .init_std = 0.02});
+  store.allocate(DType::f32, false);
+  store.initialise(3);
+  double sum = 0, squares = 0;
+  for (std::int64_t i = 0; i < 1000000; ++i) {
+    const double x = store.value(0).as<float>()[i];
+    sum += x;
+    squares += x * x;
+  }
+  // Of a million samples the mean strays by 0.02 / 1000, the deviation by 0.02 / sqrt(2e6); five times that.
+  EXPECT_NEAR(sum / 1e6, 0.0, 5 * 0.02 / 1000);
+  EXPECT_NEAR(std::sqrt(squares / 1e6), 0.02, 5 * 0.02 / std::sqrt(2e6));
+}
+
+TEST(ParameterStore, GapsStayZero) {
+  ParameterStore store = three_rows(DType::f32, false);
+  store.initialise(7);
+  const float* const values = store.values().as<float>();
+  for (const std::int64_t i : {25, 31, 37, 47, 52, 63}) EXPECT_EQ(values[i], 0.0f) << i;
+}
+
+TEST(ParameterStore, MisuseIsCaught) {
+  ParameterStore store = three_rows(DType::f32, false);
+  EXPECT_FALSE(store.training());
+  EXPECT_THROW(store.grad(0), std::logic_error);
+  EXPECT_THROW(store.value(4), std::logic_error);
+  EXPECT_THROW(store.add({.name = "late", .shape = {1}}), std::logic_error);
+  EXPECT_THROW(store.allocate(DType::f32, false), std::logic_error);
+
+  ParameterStore twice;
+  twice.add({.name = "w", .shape = {1}});
+  twice.add({.name = "v", .shape = {1}});
+  twice.add({.name = "w", .shape = {2}});
+  EXPECT_THROW(twice.allocate(DType::f32, false), std::logic_error);
+  ParameterStore unallocated;
+  unallocated.add({.name = "w", .shape = {1}});
+  EXPECT_THROW(unallocated.initialise(1), std::logic_error);
+  EXPECT_THROW(unallocated.allocate(DType::bf16, false), std::logic_error);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,117 @@
+// The gradient of the whole model, of every parameter, against finite differences in double.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "gradient_check.h"
+#include "model_test_support.h"
+#include "threads.h"
+
+namespace switchyard::model {
+namespace {
+
+struct Case {
+  std::string name;
+  config::Model model;
+  config::BalanceScope scope;
+  std::function<void(TestBatch&)> masks;  // of a batch of two sequences of five
+};
+
+config::Model changed(config::Family family, const std::function<void(config::Model&)>& change) {
+  config::Model model = tiny_model(family);
+  change(model);
+  return model;
+}
+
+std::vector<Case> cases() {
+  using config::BalanceScope;
+  using config::Family;
+  const auto none = [](TestBatch&) {};
+  return {
+      {"Qwen3Moe", tiny_model(Family::qwen3_moe), BalanceScope::global_batch, none},
+      {"Qwen3MoeDocumentMask", tiny_model(Family::qwen3_moe), BalanceScope::sequence,
+       [](TestBatch& batch) {
+         batch.kv_begin(0, {0, 0, 2, 2, 2}).kv_begin(1, {0, 1, 1, 1, 1});
+       }},
+      {"Qwen3MoeOneDenseLayerTiedWeightsAsTheyAre",
+       changed(Family::qwen3_moe,
+               [](config::Model& model) {
+                 model.is_moe_layer = {false, true};
+                 model.tie_word_embeddings = true;
+                 model.norm_topk_prob = false;
+               }),
+       BalanceScope::layer, none},
+      {"MixtralSlidingWindowOfTwo", tiny_model(Family::mixtral), BalanceScope::model,
+       [](TestBatch& batch) {
+         batch.kv_begin(0, {0, 0, 1, 2, 3}).kv_begin(1, {0, 0, 1, 2, 3});
+       }},
+      {"MixtralTied", changed(Family::mixtral, [](config::Model& model) { model.tie_word_embeddings = true; }),
+       BalanceScope::global_batch, none},
+      {"Dense",
+       changed(Family::qwen3_moe,
+               [](config::Model& model) {
+                 model.is_moe_layer = {false, false};
+               }),
+       BalanceScope::layer, none},
+  };
+}
+
+class ModelGradient : public ::testing::TestWithParam<Case> {};
+
+TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
+  const Case& test_case = GetParam();
+  const config::Router router = all_losses(test_case.scope);
+  // One thread: a team is not worth its start for ten tokens.
+  test::with_threads(1, [&] {
+    ReadyModel model(test_case.model, DType::f64, 2, 5);
+    TestBatch batch(2, 5);
+    batch.sequence(0, {3, 1, 4, 1, 5}).sequence(1, {9, 2, 6});  // two tokens of padding
+    test_case.masks(batch);
+
+    // A micro-batch of 8 of the 20 tokens of its global batch; the counts of the rest are made up.
+    model.forward(batch.batch(), model.ctx);
+    const std::vector<double> own_counts = counts_of(model);
+    std::vector<double> count_LE = own_counts;
+    for (std::size_t i = 0; i < count_LE.size(); ++i) count_LE[i] += static_cast<double>(i % 4);
+    const router::GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = count_LE};
+
+    // f_i is a constant to the balance loss's gradient: the perturbed losses keep these counts.
+    std::vector<test::OwnedTensor> frozen;
+    for (const router::RoutingSums& sums : model.routing_sums()) {
+      frozen.emplace_back(sums.count_BE.shape(), DType::i32);
+      test::fill(frozen.back(), test::values(sums.count_BE));
+    }
+    const auto loss = [&] {
+      model.forward(batch.batch(), model.ctx);
+      model.loss(model.loss_T, batch.batch(), model.ctx);
+      // A step over the border between two choices has no derivative to compare with.
+      EXPECT_EQ(counts_of(model), own_counts);
+      std::vector<router::RoutingSums> sums_L = model.routing_sums();
+      for (std::size_t l = 0; l < sums_L.size(); ++l) sums_L[l].count_BE = frozen[l];
+      const auto auxiliary =
+          auxiliary_losses(model, router).compute(sums_L, batch.tokens_B(), global, model.loss_gradients());
+      return sum_of(model.loss_T) / 20 + auxiliary.balance + auxiliary.z;
+    };
+
+    const Losses losses = forward_backward(model, batch, router, global);
+    EXPECT_NEAR(losses.sum(), loss(), 1e-14);  // the same terms, added up in another order
+    if (model.n_routers() > 0) {
+      EXPECT_GT(losses.balance, 0.01);
+      EXPECT_GT(losses.z, 0.01);
+    }
+    for (std::size_t i = 0; i < model.parameters().rows().size(); ++i) {
+      const std::vector<double> analytic = test::values(model.parameters().grad(i));
+      // The loss is a sum of eight tokens' terms; GradientTolerance's defaults hold for it.
+      EXPECT_TRUE(test::gradient_matches(model.parameters().value(i), analytic, loss))
+          << model.parameters().rows()[i].name;
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, ModelGradient, ::testing::ValuesIn(cases()),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace switchyard::model

@@ -1,0 +1,42 @@
+#include "model/parameter_count.h"
+
+#include <gtest/gtest.h>
+
+#include "model_test_support.h"
+
+namespace switchyard::model {
+namespace {
+
+// One layer: q 8x8, k and v 4x8 each, o 8x8; two norms of 8; gate 4x8; four experts of 3 * 3x8.
+constexpr std::int64_t kAttention = 64 + 32 + 32 + 64, kNorms = 8 + 8, kGate = 32, kExpert = 72;
+constexpr std::int64_t kEmbedding = 11 * 8, kFinalNorm = 8;
+
+TEST(ParameterCount, OfMixtralByHand) {
+  const ParameterCount count = count_parameters(tiny_model(config::Family::mixtral), config::Router{});
+  EXPECT_EQ(count.total, 2 * kEmbedding + kFinalNorm + 2 * (kAttention + kNorms + kGate + 4 * kExpert));
+  EXPECT_EQ(count.active, 2 * kEmbedding + kFinalNorm + 2 * (kAttention + kNorms + kGate + 2 * kExpert));
+  EXPECT_EQ(count.active_matmul, kEmbedding + 2 * (kAttention + kGate + 2 * kExpert));
+}
+
+TEST(ParameterCount, OfTiedQwen3MoeWithADenseLayerByHand) {
+  config::Model config = tiny_model(config::Family::qwen3_moe);
+  config.is_moe_layer = {false, true};
+  config.tie_word_embeddings = true;
+  constexpr std::int64_t kQueryKeyNorms = 4 + 4, kDense = 3 * 6 * 8;
+  const ParameterCount count = count_parameters(config, config::Router{});
+  const std::int64_t rest =
+      kEmbedding + kFinalNorm + 2 * (kAttention + kNorms + kQueryKeyNorms) + kDense + kGate;
+  EXPECT_EQ(count.total, rest + 4 * kExpert);
+  EXPECT_EQ(count.active, rest + 2 * kExpert);
+  EXPECT_EQ(count.active_matmul, kEmbedding + 2 * kAttention + kDense + kGate + 2 * kExpert);
+}
+
+TEST(ParameterCount, OfADenseModelIsAllActive) {
+  config::Model config = tiny_model(config::Family::qwen3_moe);
+  config.is_moe_layer = {false, false};
+  const ParameterCount count = count_parameters(config, config::Router{});
+  EXPECT_EQ(count.total, count.active);
+}
+
+}  // namespace
+}  // namespace switchyard::model

@@ -1,0 +1,368 @@
+// What must hold for the model whatever its weights: which inputs a loss depends on, and that memory left over
+// from before is never read.
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "model_test_support.h"
+#include "threads.h"
+
+namespace switchyard::model {
+namespace {
+
+using config::BalanceScope;
+using config::Family;
+using test::OwnedTensor;
+using test::same_bits;
+using test::values;
+
+constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe};
+
+// A team of threads is not worth its start for a dozen tokens; where threads matter, a test says how many.
+class OneThread : public ::testing::Test {
+ protected:
+  void SetUp() override { omp_set_num_threads(1); }
+  void TearDown() override { omp_set_num_threads(before_); }
+
+ private:
+  int before_ = omp_get_max_threads();
+};
+using ModelMemory = OneThread;
+using ModelPadding = OneThread;
+using ModelAccumulation = OneThread;
+using ModelExperts = OneThread;
+using ModelAttention = OneThread;
+
+OwnedTensor copy_of(const Tensor& tensor) {
+  OwnedTensor copy(tensor.shape(), tensor.dtype());
+  test::fill(copy, values(tensor));
+  return copy;
+}
+
+// A dense and an expert layer; padding and document borders.
+config::Model mixed_model(Family family) {
+  config::Model model = tiny_model(family);
+  if (family == Family::qwen3_moe) {
+    model.num_hidden_layers = 3;
+    model.is_moe_layer = {true, false, true};
+  }
+  return model;
+}
+TestBatch mixed_batch() {
+  TestBatch batch(2, 6);
+  batch.sequence(0, {3, 1, 4, 1, 5, 9}).sequence(1, {2, 6, 5, 3}).kv_begin(0, {0, 0, 2, 2, 2, 2});
+  return batch;
+}
+
+std::vector<double> forward_losses(ReadyModel& model, const TestBatch& batch) {
+  model.forward(batch.batch(), model.ctx);
+  model.loss(model.loss_T, batch.batch(), model.ctx);
+  return values(model.loss_T);
+}
+
+void expect_poison_changes_no_bit(Family family, DType dtype) {
+  ReadyModel model(mixed_model(family), dtype, 2, 6);
+  const TestBatch batch = mixed_batch();
+  const config::Router router = all_losses(BalanceScope::global_batch);
+  const Losses expected = forward_backward(model, batch, router);
+  const OwnedTensor loss_T = copy_of(model.loss_T), grads = copy_of(model.parameters().grads());
+
+  model.poison_activations(model.ctx);
+  model.ctx.scratch.set_poison(true);
+  const Losses actual = forward_backward(model, batch, router);
+  EXPECT_EQ(actual.sum(), expected.sum());
+  EXPECT_TRUE(same_bits(model.loss_T, loss_T));
+  EXPECT_TRUE(same_bits(model.parameters().grads(), grads));
+}
+
+TEST_F(ModelMemory, PoisonBeforeAStepChangesNoBit) {
+  for (const Family family : kFamilies)
+    for (const DType dtype : {DType::f32, DType::f64}) expect_poison_changes_no_bit(family, dtype);
+}
+
+TEST_F(ModelMemory, PoisonChangesNoBitOnTwoThreads) {
+  test::with_threads(2, [] { expect_poison_changes_no_bit(Family::qwen3_moe, DType::f32); });
+}
+
+TEST_F(ModelMemory, TheSameStepTwiceGivesTheSameBits) {
+  for (const int threads : {1, 2})
+    test::with_threads(threads, [] {
+      ReadyModel model(mixed_model(Family::qwen3_moe), DType::f32, 2, 6);
+      ReadyModel other(mixed_model(Family::qwen3_moe), DType::f32, 2, 6);
+      const TestBatch batch = mixed_batch();
+      const config::Router router = all_losses(BalanceScope::sequence);
+      const double first = forward_backward(model, batch, router).sum();
+      const OwnedTensor grads = copy_of(model.parameters().grads());
+      EXPECT_EQ(forward_backward(model, batch, router).sum(), first);
+      EXPECT_TRUE(same_bits(model.parameters().grads(), grads));
+      EXPECT_EQ(forward_backward(other, batch, router).sum(), first);
+      EXPECT_TRUE(same_bits(other.parameters().grads(), grads));
+    });
+}
+
+TEST_F(ModelMemory, AModelForEvaluationHasTheSameLosses) {
+  for (const Family family : kFamilies) {
+    ReadyModel training(mixed_model(family), DType::f32, 2, 6);
+    ReadyModel evaluating(mixed_model(family), DType::f32, 2, 6, false);
+    evaluating.poison_activations(evaluating.ctx);
+    const TestBatch batch = mixed_batch();
+    EXPECT_EQ(forward_losses(evaluating, batch), forward_losses(training, batch));
+    EXPECT_EQ(counts_of(evaluating), counts_of(training));
+    EXPECT_LT(evaluating.activation_bytes(), training.activation_bytes());
+    EXPECT_THROW(evaluating.loss_and_backward(evaluating.loss_T, batch.batch(), 1, evaluating.ctx),
+                 std::logic_error);
+  }
+}
+
+TEST_F(ModelMemory, ABatchThatWasNotPlannedIsRefused) {
+  ReadyModel model(tiny_model(Family::mixtral), DType::f32, 2, 6);
+  EXPECT_THROW(model.forward(TestBatch(2, 5).batch(), model.ctx), std::logic_error);
+  EXPECT_THROW(model.forward(TestBatch(3, 6).batch(), model.ctx), std::logic_error);
+  EXPECT_THROW(model.forward(TestBatch(6, 2).batch(), model.ctx), std::logic_error);
+}
+
+// Gradients are sums of some hundred terms of order one in double; padding and cutting change only their
+// grouping.
+constexpr double kRelative = 1e-11, kAbsolute = 1e-13;
+
+TEST_F(ModelPadding, ChangesNoLossNoCountAndNoGradient) {
+  for (const Family family : kFamilies)
+    for (const BalanceScope scope :
+         {BalanceScope::layer, BalanceScope::sequence, BalanceScope::global_batch, BalanceScope::model}) {
+      const config::Router router = all_losses(scope);
+      ReadyModel bare(mixed_model(family), DType::f64, 2, 4), padded(mixed_model(family), DType::f64, 4, 7);
+      TestBatch bare_batch(2, 4), padded_batch(4, 7);
+      bare_batch.sequence(0, {3, 1, 4, 1}).sequence(1, {2, 7, 1, 8});
+      padded_batch.sequence(0, {3, 1, 4, 1}).sequence(2, {2, 7, 1, 8});  // 1 and 3 are all padding
+      const Losses expected = forward_backward(bare, bare_batch, router);
+      const Losses actual = forward_backward(padded, padded_batch, router);
+      EXPECT_NEAR(actual.cross_entropy, expected.cross_entropy, kAbsolute);
+      EXPECT_NEAR(actual.balance, expected.balance, kAbsolute);
+      EXPECT_NEAR(actual.z, expected.z, kAbsolute);
+      EXPECT_EQ(counts_of(padded), counts_of(bare));
+      EXPECT_TRUE(test::all_near(values(padded.parameters().grads()), values(bare.parameters().grads()),
+                                 kRelative, kAbsolute));
+    }
+}
+
+TEST_F(ModelAccumulation, FourSequencesAreTheSumOfOneAtATime) {
+  for (const BalanceScope scope : {BalanceScope::sequence, BalanceScope::global_batch}) {
+    const config::Router router = all_losses(scope);
+    const config::Model config = mixed_model(Family::qwen3_moe);
+    const std::vector<std::vector<int>> sequences = {{3, 1, 4, 1, 5}, {9, 2, 6}, {5, 3, 5, 8, 9}, {7, 9, 3, 2}};
+    ReadyModel whole(config, DType::f64, 4, 5), parts(config, DType::f64, 1, 5);
+    TestBatch whole_batch(4, 5);
+    for (std::size_t b = 0; b < 4; ++b) whole_batch.sequence(static_cast<std::int64_t>(b), sequences[b]);
+    const Losses expected = forward_backward(whole, whole_batch, router);
+    const std::vector<double> count_LE = counts_of(whole);
+
+    Losses sum;
+    for (const auto& sequence : sequences) {
+      TestBatch batch(1, 5);
+      batch.sequence(0, sequence);
+      sum += forward_backward(parts, batch, router, {.n_tokens = 17, .n_sequences = 4, .count_LE = count_LE});
+    }
+    EXPECT_NEAR(sum.cross_entropy, expected.cross_entropy, kAbsolute);
+    EXPECT_NEAR(sum.balance, expected.balance, kAbsolute);
+    EXPECT_NEAR(sum.z, expected.z, kAbsolute);
+    EXPECT_TRUE(test::all_near(values(parts.parameters().grads()), values(whole.parameters().grads()),
+                               kRelative, kAbsolute));
+  }
+}
+
+TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
+  for (const Family family : kFamilies) {
+    ReadyModel model(mixed_model(family), DType::f32, 2, 6);
+    forward_losses(model, mixed_batch());
+    for (const router::RoutingSums& sums : model.routing_sums()) {
+      const std::vector<double> count_BE = values(sums.count_BE);
+      EXPECT_EQ(std::accumulate(count_BE.begin(), count_BE.begin() + 4, 0.0), 6 * 2);
+      EXPECT_EQ(std::accumulate(count_BE.begin() + 4, count_BE.end(), 0.0), 4 * 2);
+    }
+  }
+}
+
+TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
+  config::Model config = tiny_model(Family::qwen3_moe);
+  config.num_experts = 8;
+  config.num_experts_per_tok = 1;
+  ReadyModel model(config, DType::f32, 1, 3);  // three tokens: at least five experts of a layer are idle
+  TestBatch batch(1, 3);
+  batch.sequence(0, {3, 1, 4});
+  const config::Router router = all_losses(BalanceScope::layer);
+  const double expected = forward_backward(model, batch, router).sum();
+  const std::vector<double> count_LE = counts_of(model);
+  const OwnedTensor grads = copy_of(model.parameters().grads());
+  ParameterStore& parameters = model.parameters();
+  int idle_rows = 0;
+  for (std::size_t i = 0; i < parameters.rows().size(); ++i) {
+    for (std::size_t le = 0; le < count_LE.size(); ++le) {
+      const std::string prefix =
+          "model.layers." + std::to_string(le / 8) + ".mlp.experts." + std::to_string(le % 8) + ".";
+      if (!parameters.rows()[i].name.starts_with(prefix)) continue;
+      const std::vector<double> grad = values(parameters.grad(i));
+      const std::vector<double> zero(grad.size(), 0.0);
+      if (count_LE[le] > 0) {
+        EXPECT_NE(grad, zero) << parameters.rows()[i].name;
+        continue;
+      }
+      EXPECT_EQ(grad, zero) << parameters.rows()[i].name;
+      test::poison(parameters.value(i));
+      ++idle_rows;
+    }
+  }
+  EXPECT_GE(idle_rows, 2 * 5 * 3);
+  EXPECT_EQ(forward_backward(model, batch, router).sum(), expected);
+  EXPECT_TRUE(same_bits(parameters.grads(), grads));
+}
+
+// In double, where the rows of a matrix product do not depend on one another in any bit.
+std::vector<double> losses_of(const config::Model& config, const std::vector<int>& tokens,
+                              const std::vector<int>& kv_begin) {
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  ReadyModel model(config, DType::f64, 1, n);
+  TestBatch batch(1, n);
+  batch.sequence(0, tokens).kv_begin(0, kv_begin);
+  return forward_losses(model, batch);
+}
+
+TEST_F(ModelAttention, ATokenSeesNoLaterOne) {
+  for (const Family family : kFamilies) {
+    const auto before = losses_of(tiny_model(family), {3, 1, 4, 1, 5, 9}, {0, 0, 0, 0, 0, 0});
+    const auto after = losses_of(tiny_model(family), {3, 1, 4, 1, 2, 9}, {0, 0, 0, 0, 0, 0});
+    for (const std::size_t t : {0u, 1u, 2u}) EXPECT_EQ(before[t], after[t]);
+    for (const std::size_t t : {3u, 4u, 5u})
+      EXPECT_NE(before[t], after[t]);  // token 3 predicts the one that changed
+  }
+}
+
+TEST_F(ModelAttention, ATokenSeesOnlyItsDocument) {
+  const config::Model config = tiny_model(Family::qwen3_moe);
+  const std::vector<int> borders = {0, 0, 0, 3, 3, 3}, none(6, 0);
+  const auto before = losses_of(config, {3, 1, 4, 1, 5, 9}, borders);
+  const auto after = losses_of(config, {3, 7, 4, 1, 5, 9}, borders);
+  for (const std::size_t t : {0u, 1u, 2u}) EXPECT_NE(before[t], after[t]);
+  for (const std::size_t t : {3u, 4u, 5u}) EXPECT_EQ(before[t], after[t]);
+  const auto open_before = losses_of(config, {3, 1, 4, 1, 5, 9}, none);
+  const auto open_after = losses_of(config, {3, 7, 4, 1, 5, 9}, none);
+  for (const std::size_t t : {3u, 4u, 5u}) EXPECT_NE(open_before[t], open_after[t]);
+}
+
+TEST_F(ModelAttention, ADocumentHasTheLossesThatItHasAlone) {
+  const config::Model config = tiny_model(Family::qwen3_moe);
+  const auto packed = losses_of(config, {3, 1, 4, 8, 5, 9}, {0, 0, 0, 3, 3, 3});
+  const auto alone = losses_of(config, {8, 5, 9}, {0, 0, 0});
+  // Rotary positions are relative: three positions further on, only the rounding of the angles differs.
+  for (std::size_t t = 0; t < 3; ++t) EXPECT_NEAR(packed[3 + t], alone[t], 1e-12);
+}
+
+TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
+  config::Model config = tiny_model(Family::mixtral);
+  config.num_hidden_layers = 1;
+  config.is_moe_layer = {true};
+  const std::vector<int> window_of_three = {0, 0, 0, 1, 2, 3};
+  const auto before = losses_of(config, {3, 1, 4, 1, 5, 9}, window_of_three);
+  const auto after = losses_of(config, {3, 7, 4, 1, 5, 9}, window_of_three);
+  for (const std::size_t t : {0u, 1u, 2u, 3u}) EXPECT_NE(before[t], after[t]);
+  for (const std::size_t t : {4u, 5u}) EXPECT_EQ(before[t], after[t]);
+}
+
+std::vector<std::string> names_of(const config::Model& config) {
+  std::vector<std::string> names;
+  const Transformer model(config, config::Router{}, DType::f32, false);
+  for (const Parameter& row : model.parameters().rows()) names.push_back(row.name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::vector<std::string> sorted(std::vector<std::string> names) {
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST(ModelNames, OfQwen3MoeAreHuggingFaces) {
+  config::Model config = tiny_model(Family::qwen3_moe);
+  config.num_experts = 2;
+  config.is_moe_layer = {false, true};
+  EXPECT_EQ(names_of(config), sorted({
+                                  "model.embed_tokens.weight",
+                                  "model.layers.0.input_layernorm.weight",
+                                  "model.layers.0.self_attn.q_proj.weight",
+                                  "model.layers.0.self_attn.k_proj.weight",
+                                  "model.layers.0.self_attn.v_proj.weight",
+                                  "model.layers.0.self_attn.o_proj.weight",
+                                  "model.layers.0.self_attn.q_norm.weight",
+                                  "model.layers.0.self_attn.k_norm.weight",
+                                  "model.layers.0.post_attention_layernorm.weight",
+                                  "model.layers.0.mlp.gate_proj.weight",
+                                  "model.layers.0.mlp.up_proj.weight",
+                                  "model.layers.0.mlp.down_proj.weight",
+                                  "model.layers.1.input_layernorm.weight",
+                                  "model.layers.1.self_attn.q_proj.weight",
+                                  "model.layers.1.self_attn.k_proj.weight",
+                                  "model.layers.1.self_attn.v_proj.weight",
+                                  "model.layers.1.self_attn.o_proj.weight",
+                                  "model.layers.1.self_attn.q_norm.weight",
+                                  "model.layers.1.self_attn.k_norm.weight",
+                                  "model.layers.1.post_attention_layernorm.weight",
+                                  "model.layers.1.mlp.gate.weight",
+                                  "model.layers.1.mlp.experts.0.gate_proj.weight",
+                                  "model.layers.1.mlp.experts.0.up_proj.weight",
+                                  "model.layers.1.mlp.experts.0.down_proj.weight",
+                                  "model.layers.1.mlp.experts.1.gate_proj.weight",
+                                  "model.layers.1.mlp.experts.1.up_proj.weight",
+                                  "model.layers.1.mlp.experts.1.down_proj.weight",
+                                  "model.norm.weight",
+                                  "lm_head.weight",
+                              }));
+}
+
+TEST(ModelNames, OfMixtralAreHuggingFaces) {
+  config::Model config = tiny_model(Family::mixtral);
+  config.num_experts = 2;
+  config.num_hidden_layers = 1;
+  config.is_moe_layer = {true};
+  config.tie_word_embeddings = true;
+  EXPECT_EQ(names_of(config), sorted({
+                                  "model.embed_tokens.weight",
+                                  "model.layers.0.input_layernorm.weight",
+                                  "model.layers.0.self_attn.q_proj.weight",
+                                  "model.layers.0.self_attn.k_proj.weight",
+                                  "model.layers.0.self_attn.v_proj.weight",
+                                  "model.layers.0.self_attn.o_proj.weight",
+                                  "model.layers.0.post_attention_layernorm.weight",
+                                  "model.layers.0.block_sparse_moe.gate.weight",
+                                  "model.layers.0.block_sparse_moe.experts.0.w1.weight",
+                                  "model.layers.0.block_sparse_moe.experts.0.w2.weight",
+                                  "model.layers.0.block_sparse_moe.experts.0.w3.weight",
+                                  "model.layers.0.block_sparse_moe.experts.1.w1.weight",
+                                  "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+                                  "model.layers.0.block_sparse_moe.experts.1.w3.weight",
+                                  "model.norm.weight",
+                              }));
+}
+
+TEST(ModelNames, ShapesDecayAndShardingGoWithThem) {
+  for (const Family family : kFamilies) {
+    const Transformer model(tiny_model(family), config::Router{}, DType::f32, false);
+    for (const Parameter& row : model.parameters().rows()) {
+      const bool norm = row.name.find("norm") != std::string::npos;
+      const bool expert = row.name.find(".experts.") != std::string::npos;
+      EXPECT_EQ(row.shape.rank(), norm ? 1 : 2) << row.name;
+      EXPECT_EQ(row.weight_decay, !norm) << row.name;
+      EXPECT_EQ(row.init, norm ? Init::ones : Init::normal) << row.name;
+      EXPECT_EQ(row.sharding, expert ? Sharding::by_expert : Sharding::replicated) << row.name;
+      const bool down = row.name.ends_with("down_proj.weight") || row.name.ends_with("w2.weight");
+      if (expert) {
+        EXPECT_EQ(row.shape, (down ? Shape{8, 3} : Shape{3, 8})) << row.name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::model

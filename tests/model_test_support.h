@@ -1,0 +1,162 @@
+// Shared by the tests of the model room: tiny models with weights of order one, batches written out by hand,
+// and one pass through a model with all of its losses.
+#pragma once
+
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "model/transformer.h"
+#include "router/auxiliary_losses.h"
+#include "tensors.h"
+
+namespace switchyard::model {
+
+// Two layers of experts, hidden size 8, two heads on one key-value head.
+inline config::Model tiny_model(config::Family family) {
+  config::Model model;
+  model.family = family;
+  model.vocab_size = 11;
+  model.hidden_size = 8;
+  model.num_hidden_layers = 2;
+  model.num_attention_heads = 2;
+  model.num_key_value_heads = 1;
+  model.head_dim = 4;
+  model.intermediate_size = 6;
+  model.moe_intermediate_size = 3;
+  model.num_experts = 4;
+  model.num_experts_per_tok = 2;
+  model.is_moe_layer = {true, true};
+  model.qk_norm = family == config::Family::qwen3_moe;
+  model.rope_theta = 100;  // angles that differ visibly within a few positions
+  model.max_position_embeddings = 64;
+  return model;
+}
+
+// All three losses, strong enough that each shows in the gradient.
+inline config::Router all_losses(config::BalanceScope scope) {
+  return {.balance_coef = 0.3, .balance_scope = scope, .z_loss_coef = 0.1};
+}
+
+// Weights of order one (norms' around one), so that every operator works away from the point where it is
+// linear.
+inline void fill_weights(ParameterStore& store) {
+  for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    const bool norm = store.rows()[i].init == Init::ones;
+    test::fill_normal(store.value(i), store.rows()[i].name, norm ? 0.2 : 0.5, norm ? 1.0 : 0.0);
+  }
+}
+
+// A model that is ready for batches of n_seq * seq_len.
+struct ReadyModel : Transformer {
+  ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
+             bool training = true)
+      : Transformer(model, config::Router{}, dtype, training), loss_T({n_seq * seq_len}, dtype) {
+    allocate();
+    fill_weights(parameters());
+    plan(n_seq, seq_len, ctx);
+  }
+  Context ctx;
+  test::OwnedTensor loss_T;
+};
+
+// Sequences of one length, all padding at first.
+class TestBatch {
+ public:
+  TestBatch(std::int64_t n_seq, std::int64_t seq_len)
+      : token_T_({n_seq * seq_len}, DType::i32),
+        target_T_({n_seq * seq_len}, DType::i32),
+        kv_begin_T_({n_seq * seq_len}, DType::i32),
+        batch_{token_T_, target_T_, kv_begin_T_, n_seq, seq_len},
+        tokens_B_(static_cast<std::size_t>(n_seq), 0) {
+    for (std::int64_t i = 0; i < n_seq * seq_len; ++i) {
+      test::set(token_T_, i, -1);
+      test::set(target_T_, i, -1);
+      test::set(kv_begin_T_, i, 0);
+    }
+  }
+  // Sequence b: each token predicts the next one, the last one `last_target`.
+  TestBatch& sequence(std::int64_t b, const std::vector<int>& tokens, int last_target = 1) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const std::int64_t at = b * batch_.seq_len + static_cast<std::int64_t>(i);
+      test::set(token_T_, at, tokens[i]);
+      test::set(target_T_, at, i + 1 < tokens.size() ? tokens[i + 1] : last_target);
+    }
+    tokens_B_[static_cast<std::size_t>(b)] = static_cast<std::int64_t>(tokens.size());
+    return *this;
+  }
+  TestBatch& kv_begin(std::int64_t b, const std::vector<int>& positions) {
+    for (std::size_t i = 0; i < positions.size(); ++i)
+      test::set(kv_begin_T_, b * batch_.seq_len + static_cast<std::int64_t>(i), positions[i]);
+    return *this;
+  }
+  const Batch& batch() const { return batch_; }
+  const std::vector<std::int64_t>& tokens_B() const { return tokens_B_; }
+  std::int64_t tokens() const { return std::accumulate(tokens_B_.begin(), tokens_B_.end(), std::int64_t{0}); }
+  std::int64_t sequences() const { return static_cast<std::int64_t>(tokens_B_.size()); }
+
+ private:
+  test::OwnedTensor token_T_, target_T_, kv_begin_T_;
+  Batch batch_;
+  std::vector<std::int64_t> tokens_B_;
+};
+
+struct Losses {
+  double cross_entropy = 0;  // mean over the tokens of the global batch
+  double balance = 0;
+  double z = 0;
+  double sum() const { return cross_entropy + balance + z; }
+  Losses& operator+=(const Losses& other) {
+    cross_entropy += other.cross_entropy;
+    balance += other.balance;
+    z += other.z;
+    return *this;
+  }
+};
+
+inline double sum_of(const Tensor& tensor) {
+  const std::vector<double> all = test::values(tensor);
+  return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
+// Slots on each expert of each layer in the last forward pass.
+inline std::vector<double> counts_of(const Transformer& model) {
+  std::vector<double> count_LE;
+  for (const router::RoutingSums& sums : model.routing_sums())
+    for (std::int64_t e = 0; e < sums.count_BE.dim(1); ++e) {
+      double count = 0;
+      for (std::int64_t b = 0; b < sums.count_BE.rows(); ++b) count += sums.count_BE.row<std::int32_t>(b)[e];
+      count_LE.push_back(count);
+    }
+  return count_LE;
+}
+
+inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
+  return {router, model.config().num_experts, model.config().num_experts_per_tok};
+}
+
+// Forward and backward of one micro-batch of the global batch; gradients are added to the store's.
+inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const config::Router& router,
+                               const router::GlobalBatch& global) {
+  model.forward(batch.batch(), model.ctx);
+  const auto auxiliary = auxiliary_losses(model, router)
+                             .compute(model.routing_sums(), batch.tokens_B(), global, model.loss_gradients());
+  const double share = 1.0 / static_cast<double>(global.n_tokens);
+  model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx);
+  return {share * sum_of(model.loss_T), auxiliary.balance, auxiliary.z};
+}
+
+// The same for a batch that is the whole global batch, from gradients of zero.
+inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const config::Router& router) {
+  const Tensor grads = model.parameters().grads();
+  for (std::int64_t i = 0; i < grads.numel(); ++i) test::set(grads, i, 0);
+  model.forward(batch.batch(), model.ctx);
+  const std::vector<double> count_LE = counts_of(model);
+  std::int64_t n_sequences = 0;
+  for (const std::int64_t tokens : batch.tokens_B()) n_sequences += tokens > 0 ? 1 : 0;
+  return forward_backward(model, batch, router,
+                          {.n_tokens = batch.tokens(), .n_sequences = n_sequences, .count_LE = count_LE});
+}
+
+}  // namespace switchyard::model

@@ -1,0 +1,131 @@
+#include "train/evaluator.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "shards.h"
+#include "threads.h"
+#include "train_test_support.h"
+
+namespace switchyard::train {
+namespace {
+
+// A model of two layers with weights large enough that each token's loss is its own.
+struct Evaluation {
+  Evaluation() : model_config(small_run().model) {
+    model_config.num_hidden_layers = 2;
+    model_config.is_moe_layer = {true, true};
+    model_config.initializer_range = 0.3;
+    std::vector<std::uint32_t> tokens;
+    for (std::uint32_t i = 0; i < 23; ++i) tokens.push_back(i * i % 31);
+    test::write_shard(dir / "a.bin", tokens);
+    test::write_shard(dir / "b.bin", {1, 2, 3, 4, 5, 6, 7, 8});
+  }
+  std::vector<Domain> domains(const std::vector<const char*>& names) const {
+    std::vector<config::DataEntry> entries;
+    for (const char* name : names)
+      entries.push_back({(dir / (std::string(name) + ".bin")).string(), name, std::nullopt});
+    return open_domains(entries, 31);
+  }
+  EvalResult run(const std::vector<Domain>& domains, const EvalSettings& settings) const {
+    Context ctx;
+    model::Transformer model(model_config, config::Router{}, DType::f32, false);
+    model.allocate();
+    model.parameters().initialise(7);
+    model.plan(settings.batch, settings.seq_len, ctx);
+    // A team of threads is not worth its start for a model as small as this.
+    return test::with_threads(1, [&] { return evaluate(model, domains, settings, ctx); });
+  }
+  TempDir dir;
+  config::Model model_config;
+};
+
+TEST(Evaluate, PredictsEveryTokenButTheFirstOnce) {
+  const Evaluation evaluation;
+  const EvalResult result =
+      evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .eot_token = {}});
+  EXPECT_EQ(result.tokens, 22);
+  for (std::int64_t l = 0; l < 2; ++l) {
+    double slots = 0;
+    for (const double count : result.load.layer(l)) slots += count;
+    EXPECT_EQ(slots, 22 * 2);
+  }
+}
+
+// 22 tokens in windows of five: the last is short, and what is left of a batch is padding.
+TEST(Evaluate, TheSizeOfABatchChangesNothing) {
+  const Evaluation evaluation;
+  const auto domains = evaluation.domains({"a"});
+  const EvalResult expected = evaluation.run(domains, {.seq_len = 5, .batch = 1, .eot_token = {}});
+  for (const std::int64_t batch : {2, 3, 5, 8}) {
+    const EvalResult actual = evaluation.run(domains, {.seq_len = 5, .batch = batch, .eot_token = {}});
+    EXPECT_NEAR(actual.loss, expected.loss, 1e-5);  // float32, other shapes of matrix products
+    EXPECT_EQ(actual.tokens, expected.tokens);
+    EXPECT_EQ(actual.load.all_layers(), expected.load.all_layers());
+  }
+}
+
+TEST(Evaluate, TheLossIsTheMeanOverTheTokensOfAllDomains) {
+  const Evaluation evaluation;
+  const EvalSettings settings{.seq_len = 5, .batch = 2, .eot_token = {}};
+  const EvalResult both = evaluation.run(evaluation.domains({"a", "b"}), settings);
+  const EvalResult a = evaluation.run(evaluation.domains({"a"}), settings);
+  const EvalResult b = evaluation.run(evaluation.domains({"b"}), settings);
+  ASSERT_EQ(both.domains.size(), 2u);
+  EXPECT_EQ(both.domains[0].name, "a");
+  EXPECT_EQ(both.domains[0].loss, a.loss);
+  EXPECT_EQ(both.domains[1].loss, b.loss);
+  EXPECT_EQ(both.domains[1].tokens, 7);
+  EXPECT_NEAR(both.loss, (22 * a.loss + 7 * b.loss) / 29, 1e-12);
+  EXPECT_EQ(both.load.by_domain(0), (std::vector<std::vector<double>>{a.load.layer(0), b.load.layer(0)}));
+  EXPECT_EQ(both.load.by_domain(1), (std::vector<std::vector<double>>{a.load.layer(1), b.load.layer(1)}));
+}
+
+TEST(Evaluate, MaxTokensBoundsEachDomain) {
+  const Evaluation evaluation;
+  const EvalResult result = evaluation.run(evaluation.domains({"a", "b"}),
+                                           {.seq_len = 5, .batch = 2, .max_tokens = 12, .eot_token = {}});
+  EXPECT_EQ(result.domains[0].tokens, 12);
+  EXPECT_EQ(result.domains[1].tokens, 7);
+  EXPECT_EQ(result.tokens, 19);
+}
+
+TEST(Evaluate, KeepsToTheModelsSlidingWindow) {
+  Evaluation evaluation;
+  const auto domains = evaluation.domains({"a"});
+  const EvalSettings settings{.seq_len = 5, .batch = 2, .eot_token = {}};
+  const double open = evaluation.run(domains, settings).loss;
+  evaluation.model_config.sliding_window = 5;  // as long as a sequence: no difference
+  EXPECT_EQ(evaluation.run(domains, settings).loss, open);
+  evaluation.model_config.sliding_window = 2;
+  EXPECT_NE(evaluation.run(domains, settings).loss, open);
+}
+
+TEST(Evaluate, StopsAtDocumentBordersWhereAsked) {
+  const Evaluation evaluation;
+  const auto domains = evaluation.domains({"a"});
+  const double open = evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = {}}).loss;
+  EXPECT_NE(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = 4}).loss, open);
+  EXPECT_EQ(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = 30}).loss,
+            open);  // no such token in it
+}
+
+TEST(Evaluate, OneTokenAloneIsRefused) {
+  const Evaluation evaluation;
+  test::write_shard(evaluation.dir / "c.bin", {1});
+  const std::string message = message_of<InputError>(
+      [&] { evaluation.run(evaluation.domains({"c"}), {.seq_len = 5, .batch = 2, .eot_token = {}}); });
+  EXPECT_CONTAINS(message, "c.bin");
+}
+
+TEST(Evaluate, ALossThatIsNotFiniteStops) {
+  Evaluation evaluation;
+  evaluation.model_config.initializer_range = 1e30;
+  const std::string message = message_of<RunError>(
+      [&] { evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .eot_token = {}}); });
+  EXPECT_CONTAINS(message, "not finite");
+}
+
+}  // namespace
+}  // namespace switchyard::train

@@ -1,0 +1,94 @@
+#include "train/run_directory.h"
+
+#include <gtest/gtest.h>
+
+#include "train/disk_space.h"
+#include "train_test_support.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+TEST(RunDirectory, IsCreatedWithItsParentsAndTheConfiguration) {
+  const TempDir place;
+  const RunDirectory directory(place.path() / "runs" / "x", small_run(), ExistingRun::refuse);
+  EXPECT_EQ(slurp(directory.config_path()), small_run().resolved_json);
+  EXPECT_EQ(directory.metrics_path(), place.path() / "runs" / "x" / "metrics.jsonl");
+}
+
+TEST(RunDirectory, ARunThatFailedBeforeItsFirstStepMayBeReplaced) {
+  const TempDir place;
+  { const RunDirectory first(place.path(), small_run(), ExistingRun::refuse); }
+  const RunDirectory second(place.path(), small_run(), ExistingRun::refuse);
+  EXPECT_EQ(slurp(second.config_path()), small_run().resolved_json);
+}
+
+TEST(RunDirectory, AnotherRunInsideIsRefusedUnlessResumed) {
+  for (const bool by_metrics : {true, false}) {
+    const TempDir place;
+    if (by_metrics) {
+      test::write_bytes(place.path() / "metrics.jsonl", "{\"step\":1}\n");
+    } else {
+      fs::create_directories(place.path() / "checkpoints" / "step_000001");
+    }
+    const std::string message =
+        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse); });
+    EXPECT_CONTAINS(message, place.path().string());
+    EXPECT_CONTAINS(message, "--resume");
+    EXPECT_CONTAINS(message, "--out");
+    EXPECT_FALSE(fs::exists(place.path() / "config.json"));
+    const RunDirectory resumed(place.path(), small_run(), ExistingRun::continue_it);
+    EXPECT_TRUE(fs::exists(resumed.config_path()));
+  }
+}
+
+TEST(RunDirectory, AForeignConfigJsonIsNotOverwritten) {
+  const TempDir place;
+  test::write_bytes(place.path() / "config.json", R"({"scripts": {}})");
+  const std::string message =
+      message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse); });
+  EXPECT_CONTAINS(message, "config.json");
+  EXPECT_EQ(slurp(place.path() / "config.json"), R"({"scripts": {}})");
+}
+
+TEST(RunDirectory, TwoProcessesDoNotShareIt) {
+  const TempDir place;
+  {
+    const RunDirectory first(place.path(), small_run(), ExistingRun::refuse);
+    const std::string message =
+        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::continue_it); });
+    EXPECT_CONTAINS(message, "another process");
+  }
+  EXPECT_NO_THROW(RunDirectory(place.path(), small_run(), ExistingRun::continue_it));
+}
+
+TEST(RunDirectory, AFileInItsPlaceIsNamed) {
+  const TempDir place;
+  test::write_bytes(place.path() / "file", "x");
+  for (const fs::path& path : {place.path() / "file", place.path() / "file" / "run"}) {
+    const std::string message =
+        message_of<InputError>([&] { RunDirectory(path, small_run(), ExistingRun::refuse); });
+    EXPECT_CONTAINS(message, path.string());
+  }
+}
+
+TEST(RunDirectory, APlaceThatIsNotWritableIsNamed) {
+  // /proc takes no files from anyone, so this also holds for the superuser.
+  if (!fs::exists("/proc/self")) GTEST_SKIP() << "this system has no /proc";
+  const std::string message =
+      message_of<InputError>([] { RunDirectory("/proc/self", small_run(), ExistingRun::refuse); });
+  EXPECT_CONTAINS(message, "/proc/self");
+}
+
+TEST(DiskSpace, TooLittleIsReportedWithBothFigures) {
+  const TempDir place;
+  EXPECT_NO_THROW(require_free_space(place.path(), 1));
+  const std::string message =
+      message_of<InputError>([&] { require_free_space(place.path(), std::uint64_t{1} << 62); });
+  EXPECT_CONTAINS(message, place.path().string());
+  EXPECT_CONTAINS(message, "4611686018427387904 bytes are needed");
+}
+
+}  // namespace
+}  // namespace switchyard::train

@@ -1,0 +1,146 @@
+#include "train/token_data.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "shards.h"
+#include "tensors.h"
+#include "train_test_support.h"
+
+namespace switchyard::train {
+namespace {
+
+using test::values;
+using Numbers = std::vector<double>;
+
+TEST(BatchBuffers, IsAllPaddingAtFirst) {
+  const BatchBuffers buffers(2, 3, std::nullopt, 0);
+  EXPECT_EQ(buffers.batch().n_seq, 2);
+  EXPECT_EQ(buffers.batch().seq_len, 3);
+  EXPECT_EQ(values(buffers.batch().token_T), Numbers(6, -1));
+  EXPECT_EQ(values(buffers.batch().target_T), Numbers(6, -1));
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), Numbers(6, 0));
+  EXPECT_EQ(buffers.tokens_B()[0] + buffers.tokens_B()[1], 0);
+}
+
+TEST(BatchBuffers, EachTokenPredictsTheNextAndTheRestIsPadding) {
+  BatchBuffers buffers(3, 4, std::nullopt, 0);
+  buffers.set_sequence(0, std::vector<std::int32_t>{5, 6, 7, 8, 9});
+  buffers.set_sequence(1, std::vector<std::int32_t>{1, 2, 3});
+  buffers.set_sequence(2, {});
+  EXPECT_EQ(values(buffers.batch().token_T), (Numbers{5, 6, 7, 8, 1, 2, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.batch().target_T), (Numbers{6, 7, 8, 9, 2, 3, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), Numbers(12, 0));
+  EXPECT_EQ((std::vector<std::int64_t>(buffers.tokens_B().begin(), buffers.tokens_B().end())),
+            (std::vector<std::int64_t>{4, 2, 0}));
+}
+
+TEST(BatchBuffers, NothingOfTheSequenceBeforeRemains) {
+  BatchBuffers buffers(1, 4, 0, 0);
+  buffers.set_sequence(0, std::vector<std::int32_t>{5, 6, 0, 8, 9});
+  buffers.set_sequence(0, std::vector<std::int32_t>{3, 4});
+  EXPECT_EQ(values(buffers.batch().token_T), (Numbers{3, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.batch().target_T), (Numbers{4, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 0}));
+  EXPECT_EQ(buffers.tokens_B()[0], 1);
+}
+
+TEST(BatchBuffers, AnEndOfTextTokenBeginsADocument) {
+  BatchBuffers buffers(2, 6, 9, 0);
+  buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 9, 3, 9, 4, 5});
+  buffers.set_sequence(1, std::vector<std::int32_t>{9, 1, 2, 9});  // the last 9 is a target only
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 2, 2, 4, 4, 0, 0, 0, 0, 0, 0}));
+}
+
+TEST(BatchBuffers, ASlidingWindowEndsAtTheTokenItself) {
+  BatchBuffers buffers(1, 6, std::nullopt, 3);
+  buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 4, 5, 6, 7});
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 1, 2, 3}));
+  BatchBuffers one(1, 3, std::nullopt, 1);
+  one.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 4});
+  EXPECT_EQ(values(one.batch().kv_begin_T), (Numbers{0, 1, 2}));
+}
+
+TEST(BatchBuffers, WindowAndDocumentTheNearerBorderHolds) {
+  BatchBuffers buffers(1, 6, 9, 3);
+  buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 9, 5, 6, 7});
+  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 3, 3, 3}));
+}
+
+TEST(BatchBuffers, RefusesAWindowThatIsTooLong) {
+  BatchBuffers buffers(1, 2, std::nullopt, 0);
+  EXPECT_THROW(buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 4}), std::logic_error);
+  EXPECT_THROW(buffers.set_sequence(1, std::vector<std::int32_t>{1, 2}), std::logic_error);
+}
+
+TEST(OpenDomains, EntriesOfOneDomainAreOneStreamInTheirOrder) {
+  const TempDir dir;
+  test::write_shard(dir / "a.bin", {1, 2});
+  test::write_shard(dir / "b.bin", {3, 4, 5});
+  test::write_shard(dir / "c.bin", {6});
+  const auto domains = open_domains({{(dir / "b.bin").string(), "law", std::nullopt},
+                                     {(dir / "c.bin").string(), "code", std::nullopt},
+                                     {(dir / "a.bin").string(), "law", std::nullopt}},
+                                    10);
+  ASSERT_EQ(domains.size(), 2u);
+  EXPECT_EQ(domains[0].name, "law");
+  EXPECT_EQ(domains[1].name, "code");
+  std::vector<std::int32_t> tokens(5);
+  ASSERT_EQ(domains[0].stream.size(), 5);
+  domains[0].stream.read(0, tokens);
+  EXPECT_EQ(tokens, (std::vector<std::int32_t>{3, 4, 5, 1, 2}));
+}
+
+TEST(OpenDomains, ATokenBeyondTheVocabularyIsNamedWithItsFile) {
+  const TempDir dir;
+  test::write_shard(dir / "a.bin", {1, 2, 10});
+  const std::string message = message_of<InputError>([&] {
+    open_domains({{(dir / "a.bin").string(), "law", std::nullopt}}, 10);
+  });
+  EXPECT_CONTAINS(message, "a.bin");
+  EXPECT_CONTAINS(message, "10");
+}
+
+class EotToken : public ::testing::Test {
+ protected:
+  EotToken() {
+    for (const char* name : {"one", "two"}) {
+      std::filesystem::create_directory(dir_ / name);
+      test::write_shard(dir_ / name / "a.bin", {1, 2});
+    }
+  }
+  void write_meta(const std::string& name, const std::string& text) {
+    test::write_bytes(dir_ / name / "meta.json", text);
+  }
+  config::Data data(std::optional<std::int64_t> eot) const {
+    config::Data result;
+    result.train = {{(dir_ / "one" / "a.bin").string(), "law", std::nullopt}};
+    result.validation = {{(dir_ / "two" / "a.bin").string(), "law", std::nullopt}};
+    result.document_mask = true;
+    result.eot_token = eot;
+    return result;
+  }
+  TempDir dir_;
+};
+
+TEST_F(EotToken, IsWhatTheConfigurationSays) {
+  write_meta("one", R"({"eot_token": 4})");
+  EXPECT_EQ(find_eot_token(data(3), 10), 3);
+}
+
+TEST_F(EotToken, IsElseWhatStandsBesideTheShards) {
+  write_meta("two", R"({"eot_token": 4})");
+  EXPECT_EQ(find_eot_token(data(std::nullopt), 10), 4);
+}
+
+TEST_F(EotToken, IsRefusedWhereItIsUnknownAmbiguousOrNoToken) {
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(std::nullopt), 10); }), "data.eot_token");
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(10), 10); }), "data.eot_token: 10");
+  write_meta("one", R"({"eot_token": 4})");
+  write_meta("two", R"({"eot_token": 5})");
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(std::nullopt), 10); }), "4 and 5");
+}
+
+}  // namespace
+}  // namespace switchyard::train

@@ -1,0 +1,306 @@
+// Whole runs of a tiny model on generated shards.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "config/load.h"
+#include "config/resolve.h"
+#include "shards.h"
+#include "tensors.h"
+#include "threads.h"
+#include "train_test_support.h"
+
+namespace switchyard::train {
+namespace {
+
+using config::BalanceScope;
+using nlohmann::json;
+
+constexpr std::int64_t kSeqLen = 8, kGlobalBatch = 4;
+
+class Training : public ::testing::Test {
+ protected:
+  Training() {
+    // A walk over the vocabulary that a bigram model learns: most often the next token is 3 n + 1 modulo 31.
+    std::vector<std::uint32_t> tokens = {1};
+    const Rng rng(9, RngPurpose::shuffle, 0);
+    for (std::uint64_t i = 0; i < 999; ++i)
+      tokens.push_back(rng.uniform(i) < 0.9 ? (3 * tokens.back() + 1) % 31
+                                            : static_cast<std::uint32_t>(rng.bits(i) % 31));
+    test::write_shard(dir_ / "train.bin", tokens);
+    tokens.resize(50);
+    test::write_shard(dir_ / "val.bin", tokens);
+  }
+
+  config::Run run_config() const {
+    config::Run run = small_run();
+    run.model.num_hidden_layers = 2;
+    run.model.is_moe_layer = {true, true};
+    run.model.initializer_range = 0.1;
+    run.router = {.balance_coef = 0.1, .balance_scope = BalanceScope::global_batch, .z_loss_coef = 0.01};
+    run.data.train = {{(dir_ / "train.bin").string(), "default", std::nullopt}};
+    run.data.validation = {{(dir_ / "val.bin").string(), "default", std::nullopt}};
+    run.train.steps = 5;
+    run.train.seq_len = kSeqLen;
+    run.train.micro_batch_size = 2;
+    run.train.global_batch_size = kGlobalBatch;
+    run.train.lr = 0.01;
+    run.train.warmup_ratio = 0;
+    run.train.schedule = config::Schedule::constant;
+    run.checkpoint.keep = 0;
+    run.log.every = 1000;
+    return run;
+  }
+
+  // Trains in dir_/name. `stop`: after one step, as by a signal.
+  RunEnd train(const std::string& name, const config::Run& run, const Resume& resume = {},
+               bool stop = false) const {
+    return train_as_it_is(name, as_from_a_file(run), resume, stop);
+  }
+  static config::Run as_from_a_file(const config::Run& run) {
+    return config::parse_run(config::to_resolved_json(run), "test", {});
+  }
+  RunEnd train_as_it_is(const std::string& name, const config::Run& run, const Resume& resume,
+                        bool stop) const {
+    const auto communicator = parallel::make_single_process();
+    const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
+    return test::with_threads(
+        threads_, [&] { return Trainer(run, dir_ / name, resume, *communicator).run(stop_requested); });
+  }
+  // One JSON object a step, without what depends on the clock.
+  std::vector<json> metrics(const std::string& name) const {
+    std::vector<json> lines;
+    std::istringstream text(slurp(dir_ / name / "metrics.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      lines.push_back(json::parse(line));
+      EXPECT_EQ(lines.back().erase("tokens_per_second"), 1u);
+    }
+    return lines;
+  }
+  std::filesystem::path checkpoint(const std::string& name, std::int64_t step) const {
+    return checkpoint_path(dir_ / name, step);
+  }
+  void expect_same_checkpoint(const std::string& a, const std::string& b, std::int64_t step) const {
+    for (const char* file : {"model.safetensors", "state.safetensors"}) {
+      const std::string bytes = slurp(checkpoint(a, step) / file);
+      EXPECT_FALSE(bytes.empty());
+      EXPECT_TRUE(bytes == slurp(checkpoint(b, step) / file)) << file << " of " << a << " and " << b;
+    }
+  }
+  // All weights of a checkpoint, one after another.
+  std::vector<double> weights(const std::string& name, std::int64_t step) const {
+    const config::Run run = run_config();
+    model::Transformer model(run.model, run.router, DType::f32, false);
+    model.allocate();
+    Checkpoint(checkpoint(name, step)).load_weights(model.parameters());
+    return test::values(model.parameters().values());
+  }
+
+  TempDir dir_;
+  int threads_ = 1;  // a team is not worth its start for a model as small as this
+};
+
+TEST_F(Training, TheLossFallsAndEveryStepIsRecorded) {
+  config::Run run = run_config();
+  run.train.steps = 60;
+  EXPECT_EQ(train("run", run), RunEnd::finished);
+  const auto lines = metrics("run");
+  ASSERT_EQ(lines.size(), 60u);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_EQ(lines[i]["step"], i + 1);
+    EXPECT_EQ(lines[i]["tokens"], (i + 1) * kGlobalBatch * kSeqLen);
+    EXPECT_EQ(lines[i]["lr"], 0.01);
+    EXPECT_GT(lines[i]["grad_norm"], 0.0);
+    EXPECT_GT(lines[i]["z_loss"], 0.0);
+  }
+  // log 31 = 3.43 at first; guessing by the frequency of single tokens stays near it.
+  EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.2);
+  EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
+  EXPECT_LT(lines.back()["val_loss"].get<double>(), 2.8);
+  EXPECT_EQ(lines.back()["val_tokens"], 49);
+  EXPECT_FALSE(lines.front().contains("val_loss"));
+}
+
+TEST_F(Training, CountsSumToTokensTimesSlotsWithAndWithoutThePrePass) {
+  for (const std::int64_t micro_batch : {1, 2, 4})
+    for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::layer}) {
+      config::Run run = run_config();
+      run.train.steps = 2;
+      run.train.micro_batch_size = micro_batch;
+      run.router.balance_scope = scope;
+      const std::string name = "run" + std::to_string(micro_batch) + std::to_string(static_cast<int>(scope));
+      train(name, run);
+      for (const json& line : metrics(name)) {
+        ASSERT_EQ(line["layers"].size(), 2u);
+        for (std::size_t l = 0; l < 2; ++l) {
+          EXPECT_EQ(line["layers"][l]["layer"], l);
+          std::int64_t slots = 0;
+          for (const json& count : line["layers"][l]["counts"]) slots += count.get<std::int64_t>();
+          EXPECT_EQ(slots, kGlobalBatch * kSeqLen * run.model.num_experts_per_tok);
+        }
+      }
+    }
+}
+
+TEST_F(Training, TheFirstStepsFiguresAreThoseOfItsCounts) {
+  config::Run run = run_config();
+  run.train.steps = 1;
+  train("run", run);
+  const json layer = metrics("run").front()["layers"][0];
+  const auto figures = router::balance_figures(layer["counts"].get<std::vector<double>>());
+  // The moving average's factor of 0.01 cancels but for rounding.
+  EXPECT_NEAR(layer["gini"].get<double>(), figures.gini, 1e-12);
+  EXPECT_NEAR(layer["cv"].get<double>(), figures.cv, 1e-12);
+  EXPECT_NEAR(layer["min_max"].get<double>(), figures.min_max, 1e-12);
+}
+
+TEST_F(Training, AccumulationFourTimesOneIsOneTimesFour) {
+  for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
+    config::Run run = run_config();
+    run.router = {.balance_coef = 0.5, .balance_scope = scope, .z_loss_coef = 0.05};
+    // AdamW's step is g / (|g| + eps): with the usual eps a gradient of 1e-9, all rounding, moves a weight as
+    // far as one of 1. At 1e-3 rounding of 1e-7 in a gradient moves it by lr * 1e-4 = 1e-6 at most.
+    run.train.eps = 1e-3;
+    for (const std::int64_t micro_batch : {1, 2, 4}) {
+      run.train.micro_batch_size = micro_batch;
+      train("scope" + std::to_string(static_cast<int>(scope)) + "micro" + std::to_string(micro_batch), run);
+    }
+    const std::string whole = "scope" + std::to_string(static_cast<int>(scope)) + "micro4";
+    for (const char* cut : {"1", "2"}) {
+      const std::string parts = whole.substr(0, whole.size() - 1) + cut;
+      const auto expected = metrics(whole), actual = metrics(parts);
+      ASSERT_EQ(actual.size(), expected.size());
+      for (std::size_t i = 0; i < actual.size(); ++i)
+        for (const char* key : {"loss", "grad_norm", "balance_loss", "z_loss"}) {
+          const double value = expected[i][key];
+          EXPECT_GT(value, 0.0) << key;
+          EXPECT_NEAR(actual[i][key].get<double>(), value, 2e-5 * value) << key << " of step " << i + 1;
+        }
+      EXPECT_TRUE(test::all_near(weights(parts, 5), weights(whole, 5), 0, 2e-5));
+    }
+  }
+}
+
+TEST_F(Training, EveryScopeAndNoneTrainsAndOnlyThatTermDiffers) {
+  std::vector<double> balance;
+  for (const BalanceScope scope :
+       {BalanceScope::layer, BalanceScope::sequence, BalanceScope::global_batch, BalanceScope::model}) {
+    config::Run run = run_config();
+    run.train.steps = 1;
+    run.router.balance_scope = scope;
+    const std::string name = "scope" + std::to_string(static_cast<int>(scope));
+    train(name, run);
+    balance.push_back(metrics(name).front()["balance_loss"]);
+  }
+  // All are near the coefficient of 0.1, `model` near K = 2 times it: the router starts near balance.
+  for (const std::size_t i : {0u, 1u, 2u}) EXPECT_NEAR(balance[i], 0.1, 0.05);
+  EXPECT_NEAR(balance[3], 0.2, 0.05);
+  config::Run off = run_config();
+  off.train.steps = 1;
+  off.router = {.balance_coef = 0, .z_loss_coef = 0};
+  train("off", off);
+  EXPECT_EQ(metrics("off").front()["balance_loss"], 0.0);
+  EXPECT_EQ(metrics("off").front()["z_loss"], 0.0);
+}
+
+TEST_F(Training, TheSameSeedGivesTheSameBits) {
+  threads_ = 3;
+  train("a", run_config());
+  train("b", run_config());
+  EXPECT_EQ(metrics("a"), metrics("b"));
+  expect_same_checkpoint("a", "b", 5);
+  config::Run other = run_config();
+  other.train.seed = 6;
+  train("c", other);
+  EXPECT_NE(metrics("a"), metrics("c"));
+}
+
+TEST_F(Training, StoppedAndResumedTwiceIsAsIfNeverStopped) {
+  config::Run run = run_config();
+  run.train.schedule = config::Schedule::cosine;
+  run.train.eval_every = 2;
+  EXPECT_EQ(train("whole", run), RunEnd::finished);
+
+  EXPECT_EQ(train("stopped", run, {}, true), RunEnd::interrupted);
+  EXPECT_EQ(metrics("stopped").size(), 1u);
+  EXPECT_EQ(train("stopped", run, {.wanted = true, .checkpoint = checkpoint("stopped", 1)}, true),
+            RunEnd::interrupted);
+  EXPECT_EQ(train("stopped", run, {.wanted = true, .checkpoint = checkpoint("stopped", 2)}), RunEnd::finished);
+  EXPECT_EQ(metrics("stopped"), metrics("whole"));
+  expect_same_checkpoint("stopped", "whole", 5);
+}
+
+// As after SIGKILL: the metrics are ahead of the checkpoint.
+TEST_F(Training, ResumedFromAnOlderCheckpointRepeatsTheSteps) {
+  config::Run run = run_config();
+  run.checkpoint.every = 2;
+  train("run", run);
+  const auto expected = metrics("run");
+  const std::string weights = slurp(checkpoint("run", 5) / "model.safetensors");
+  const std::string state = slurp(checkpoint("run", 5) / "state.safetensors");
+  std::filesystem::remove_all(checkpoint("run", 5));
+  train("run", run, {.wanted = true, .checkpoint = checkpoint("run", 2)});
+  EXPECT_EQ(metrics("run"), expected);
+  EXPECT_TRUE(slurp(checkpoint("run", 5) / "model.safetensors") == weights);
+  EXPECT_TRUE(slurp(checkpoint("run", 5) / "state.safetensors") == state);
+}
+
+TEST_F(Training, EvaluationInBetweenChangesNoBit) {
+  config::Run often = run_config(), never = run_config();
+  often.train.eval_every = 1;
+  never.data.validation.clear();
+  train("often", often);
+  train("never", never);
+  auto lines = metrics("often");
+  for (json& line : lines)
+    for (const char* key : {"val_loss", "val_tokens", "val_balance", "val_loss_by_domain"})
+      EXPECT_EQ(line.erase(key), 1u) << key;
+  EXPECT_EQ(lines, metrics("never"));
+  expect_same_checkpoint("often", "never", 5);
+}
+
+TEST_F(Training, ADenseModelTrainsWithoutRouterFigures) {
+  config::Run run = run_config();
+  run.model.is_moe_layer = {false, false};
+  run.model.intermediate_size = 16;
+  train("run", run);
+  const auto lines = metrics("run");
+  ASSERT_EQ(lines.size(), 5u);
+  EXPECT_TRUE(lines.back()["layers"].empty());
+  EXPECT_LT(lines.back()["loss"], lines.front()["loss"]);
+}
+
+TEST_F(Training, TheSlidingWindowAndTheDocumentMaskReachTheModel) {
+  config::Run run = run_config();
+  run.train.steps = 1;
+  train("open", run);
+  run.model.sliding_window = 2;
+  train("window", run);
+  run.model.sliding_window = 0;
+  run.data.document_mask = true;
+  run.data.eot_token = 4;
+  train("documents", run);
+  const double open = metrics("open").front()["loss"];
+  EXPECT_NE(metrics("window").front()["loss"], open);
+  EXPECT_NE(metrics("documents").front()["loss"], open);
+}
+
+TEST_F(Training, ALossThatIsNotFiniteStopsTheRunAndKeepsTheLastCheckpoint) {
+  config::Run run = as_from_a_file(run_config());
+  run.train.lr = 1e30;  // more than a file may say; the second forward pass overflows
+  run.checkpoint.every = 1;
+  const std::string message = message_of<RunError>([&] { train_as_it_is("run", run, {}, false); });
+  EXPECT_CONTAINS(message, "step 2: the loss is");
+  EXPECT_CONTAINS(message, "the first tensor that is not finite:");
+  EXPECT_CONTAINS(message, checkpoint("run", 1).string());
+  EXPECT_EQ(Checkpoint(dir_ / "run").state().step, 1);
+  EXPECT_EQ(metrics("run").size(), 1u);
+}
+
+}  // namespace
+}  // namespace switchyard::train
