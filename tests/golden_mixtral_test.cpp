@@ -1,0 +1,8 @@
+#include "golden_support.h"
+
+namespace switchyard::golden {
+
+INSTANTIATE_TEST_SUITE_P(Mixtral, Golden,
+                         ::testing::Values("mixtral", "mixtral_sliding_window", "mixtral_tied"), case_name);
+
+}  // namespace switchyard::golden

@@ -1,0 +1,249 @@
+// Shared by the golden tests: a directory of tests/golden, which tools/make_golden.py writes with
+// `transformers`, and the same model here.   B sequences of S tokens, T = B*S, V vocabulary, E experts, K slots
+// a token
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config/load.h"
+#include "model/transformer.h"
+#include "ops/elementwise.h"
+#include "ops/linear.h"
+#include "router/auxiliary_losses.h"
+#include "tensors.h"
+#include "train/optimizer.h"
+#include "train/safetensors.h"
+#include "train/token_data.h"
+
+namespace switchyard::golden {
+
+// An expected tensor, read as its file has it.
+struct Expected {
+  std::vector<std::int64_t> shape;
+  std::vector<double> values;
+};
+
+inline std::vector<std::int64_t> dims(const Shape& shape) {
+  std::vector<std::int64_t> list;
+  for (int i = 0; i < shape.rank(); ++i) list.push_back(shape[i]);
+  return list;
+}
+
+class GoldenCase {
+ public:
+  explicit GoldenCase(const std::string& name)
+      : directory_(std::filesystem::path(SWITCHYARD_GOLDEN_DIR) / name),
+        weights_(directory_ / "model.safetensors"),
+        golden_(directory_ / "golden.safetensors"),
+        config_(nlohmann::json::parse(text("config.json"))),
+        record_(nlohmann::json::parse(text("golden.json"))) {}
+
+  config::Model model() const {
+    return config::parse_model(text("config.json"), (directory_ / "config.json").string());
+  }
+  // What transformers calls router_aux_loss_coef; 0 in a family without a balance loss.
+  double balance_coef() const { return config_.value("router_aux_loss_coef", 0.0); }
+  const nlohmann::json& optimizer() const { return record_.at("optimizer"); }
+  const train::SafetensorsFile& weights() const { return weights_; }
+
+  bool has(const std::string& name) const { return golden_.find(name) != nullptr; }
+  Expected expected(const std::string& name) const {
+    const train::StoredTensor* stored = golden_.find(name);
+    if (stored == nullptr) throw std::runtime_error(directory_.string() + " has no tensor " + name);
+    std::int64_t count = 1;
+    for (const std::int64_t dim : stored->shape) count *= dim;
+    Expected out{stored->shape, {}};
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::byte* at = stored->bytes.data() + i * train::size_of(stored->type);
+      out.values.push_back(stored->type == train::StoredType::i32 ? load<std::int32_t>(at) : load<float>(at));
+    }
+    return out;
+  }
+  // Names of the tensors that begin with `prefix`, without it.
+  std::set<std::string> names(const std::string& prefix) const {
+    std::set<std::string> out;
+    for (const train::StoredTensor& stored : golden_.tensors())
+      if (stored.name.starts_with(prefix)) out.insert(stored.name.substr(prefix.size()));
+    return out;
+  }
+
+ private:
+  template <class T>
+  static double load(const std::byte* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    return static_cast<double>(value);
+  }
+  std::string text(const char* file) const {
+    std::ifstream stream(directory_ / file, std::ios::binary);
+    if (!stream) throw std::runtime_error("cannot read " + (directory_ / file).string());
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+
+  std::filesystem::path directory_;
+  train::SafetensorsFile weights_, golden_;
+  nlohmann::json config_, record_;
+};
+
+// |actual - expected| <= relative * |expected| + of_largest * (largest |expected|), element by element.
+struct Tolerance {
+  double relative;
+  double of_largest;
+};
+
+inline ::testing::AssertionResult close_to(const Tensor& actual, const Expected& expected,
+                                           Tolerance tolerance) {
+  if (dims(actual.shape()) != expected.shape)
+    return ::testing::AssertionFailure()
+           << "shape " << actual.shape().to_string() << " is not that of the file";
+  double largest = 0;
+  for (const double value : expected.values) largest = std::max(largest, std::abs(value));
+  for (std::size_t i = 0; i < expected.values.size(); ++i) {
+    const double want = expected.values[i], got = test::get(actual, static_cast<std::int64_t>(i));
+    const double allowed = tolerance.relative * std::abs(want) + tolerance.of_largest * largest;
+    if (!(std::abs(got - want) <= allowed))
+      return ::testing::AssertionFailure()
+             << "element " << i << " is " << got << ", transformers has " << want << ": "
+             << std::abs(got - want) / allowed << " times what is allowed";
+  }
+  return ::testing::AssertionSuccess();
+}
+
+// The model of a case with its weights and its batch: every token predicts the next, the last of a sequence
+// nothing.
+class GoldenModel {
+ public:
+  explicit GoldenModel(const GoldenCase& golden)
+      : golden_(golden),
+        tokens_(golden.expected("tokens")),
+        router_{.balance_coef = golden.balance_coef(), .balance_scope = config::BalanceScope::model},
+        model_(golden.model(), router_, DType::f32, true),
+        buffers_(n_seq(), seq_len(), std::nullopt, model_.config().sliding_window),
+        target_T_({n_seq() * seq_len()}, DType::i32),
+        loss_T_({n_seq() * seq_len()}, DType::f32) {
+    model_.allocate();
+    model_.plan(n_seq(), seq_len(), ctx_);
+    for (std::int64_t b = 0; b < n_seq(); ++b) {
+      std::vector<std::int32_t> window;
+      for (std::int64_t s = 0; s < seq_len(); ++s)
+        window.push_back(
+            static_cast<std::int32_t>(tokens_.values[static_cast<std::size_t>(b * seq_len() + s)]));
+      window.push_back(window.back());  // stands for the target that there is not
+      buffers_.set_sequence(b, window);
+    }
+    batch_ = buffers_.batch();
+    for (std::int64_t t = 0; t < n_seq() * seq_len(); ++t)
+      test::set(target_T_, t, (t + 1) % seq_len() == 0 ? -1 : test::get(batch_.target_T, t));
+    batch_.target_T = target_T_;
+  }
+
+  model::Transformer& model() { return model_; }
+  Context& ctx() { return ctx_; }
+  std::int64_t n_seq() const { return tokens_.shape[0]; }
+  std::int64_t seq_len() const { return tokens_.shape[1]; }
+
+  // Every parameter from the file, and nothing in the file that is not a parameter.
+  void load_weights() {
+    ParameterStore& store = model_.parameters();
+    std::set<std::string> unused;
+    for (const train::StoredTensor& stored : golden_.weights().tensors()) unused.insert(stored.name);
+    for (std::size_t i = 0; i < store.rows().size(); ++i) {
+      const std::string& name = store.rows()[i].name;
+      const train::StoredTensor* stored = golden_.weights().find(name);
+      ASSERT_NE(stored, nullptr) << "the file has no " << name;
+      golden_.weights().read(*stored, store.value(i));
+      unused.erase(name);
+    }
+    EXPECT_TRUE(unused.empty()) << "not a parameter here: " << *unused.begin();
+  }
+
+  void forward() { model_.forward(batch_, ctx_); }
+  struct Loss {
+    double cross_entropy, balance;
+  };
+  // Of the last forward pass; gradients are added to the store's.
+  Loss loss_and_backward() {
+    const auto auxiliary =
+        router::AuxiliaryLosses(router_, model_.config().num_experts, model_.config().num_experts_per_tok)
+            .compute(model_.routing_sums(), buffers_.tokens_B(),
+                     {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
+                     model_.loss_gradients());
+    const double targets = static_cast<double>(n_seq() * (seq_len() - 1));
+    model_.loss_and_backward(loss_T_, batch_, 1.0 / targets, ctx_);
+    const std::vector<double> losses = test::values(loss_T_);
+    return {std::accumulate(losses.begin(), losses.end(), 0.0) / targets, auxiliary.balance};
+  }
+
+  // [B,S,V], of the last forward pass.
+  test::OwnedTensor logits() {
+    const ParameterStore& store = model_.parameters();
+    const char* head = model_.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+    const Tensor weight_VD = value_of(store, head);
+    test::OwnedTensor logits_BSV({n_seq(), seq_len(), weight_VD.rows()}, DType::f32);
+    ops::linear_forward(logits_BSV.view().reshape({n_seq() * seq_len(), weight_VD.rows()}),
+                        activation(-1, "model.norm output"), weight_VD, ops::Write::set, ctx_);
+    return logits_BSV;
+  }
+
+  // An activation of the last forward pass, by the name that visit_activations gives it.
+  Tensor activation(std::int64_t layer, const std::string& name) const {
+    Tensor found;
+    model_.visit_activations([&](std::int64_t l, const std::string& n, const Tensor& tensor) {
+      if (l == layer && n == name) found = tensor;
+    });
+    if (!found.defined()) throw std::runtime_error("the model has no activation " + name);
+    return found;
+  }
+
+  static Tensor value_of(const ParameterStore& store, const std::string& name) {
+    for (std::size_t i = 0; i < store.rows().size(); ++i)
+      if (store.rows()[i].name == name) return store.value(i);
+    throw std::runtime_error("the model has no parameter " + name);
+  }
+
+ private:
+  const GoldenCase& golden_;
+  Expected tokens_;
+  config::Router router_;
+  model::Transformer model_;
+  train::BatchBuffers buffers_;
+  test::OwnedTensor target_T_, loss_T_;
+  model::Batch batch_;
+  Context ctx_;
+};
+
+class Golden : public ::testing::TestWithParam<const char*> {
+ protected:
+  Golden() : golden_(GetParam()), here_(golden_) {}
+  void SetUp() override { here_.load_weights(); }
+
+  // Float32 sums of a few dozen terms in two orders differ by some 1e-7 of the largest term; the bound leaves
+  // room for three layers. An element that nearly cancels is compared with the tensor's largest.
+  static constexpr Tolerance kForward{.relative = 0, .of_largest = 1e-5};
+  // The same, through the backward pass; elements far below the largest are small because large terms cancel,
+  // and keep the rounding of those: a few 1e-6 of the largest.
+  static constexpr Tolerance kGradient{.relative = 1e-4, .of_largest = 1e-5};
+  // AdamW divides the gradient's mean by its own size, so that a gradient near zero moves its weight by up to
+  // the learning rate with the rounding's sign. make_golden.py keeps only seeds where one bit of noise in the
+  // weights costs at most a quarter of this.
+  static constexpr Tolerance kAfterFiveSteps{.relative = 0, .of_largest = 1e-4};
+
+  GoldenCase golden_;
+  GoldenModel here_;
+};
+
+inline std::string case_name(const ::testing::TestParamInfo<const char*>& test) { return test.param; }
+
+}  // namespace switchyard::golden
