@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <exception>
 #include <functional>
 
@@ -77,6 +78,7 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is then a failed write, which is reported like a full disk
   CLI::App app(
       "switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
       "switchyard");

@@ -138,7 +138,7 @@ std::uint32_t crc32(std::span<const std::byte> bytes) {
   constexpr std::size_t kPiece = std::size_t{4} << 20;
   const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
   std::vector<uLong> crcs(static_cast<std::size_t>(pieces));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pieces > 1)
   for (std::int64_t i = 0; i < pieces; ++i) {
     const auto piece = bytes.subspan(static_cast<std::size_t>(i) * kPiece);
     crcs[static_cast<std::size_t>(i)] =
