@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <functional>
@@ -104,6 +105,15 @@ int main(int argc, char** argv) {
   describe_inspect(inspect_app, inspect);
   inspect_app.callback([&] { command = [&] { return run_inspect(inspect); }; });
 
+  const auto is_command = [&](const char* word) {
+    const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
+    return std::any_of(commands.begin(), commands.end(), [&](CLI::App* each) { return each->get_name() == word; });
+  };
+  if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
+    const std::string found = argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
+    switchyard::log_error(found + "; the commands are train, eval and inspect, and 'switchyard --help' explains them");
+    return kExitInput;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "shards.h"
+#include "tensors.h"
 #include "threads.h"
 #include "train_test_support.h"
 
@@ -51,6 +53,29 @@ TEST(Evaluate, PredictsEveryTokenButTheFirstOnce) {
     for (const double count : result.load.layer(l)) slots += count;
     EXPECT_EQ(slots, 22 * 2);
   }
+}
+
+TEST(Evaluate, WindowsFollowOneAnother) {
+  const Evaluation evaluation;
+  const auto domains = evaluation.domains({"a"});
+  Context ctx;
+  model::Transformer model(evaluation.model_config, config::Router{}, DType::f32, false);
+  model.allocate();
+  model.parameters().initialise(7);
+  model.plan(1, 5, ctx);
+  BatchBuffers buffers(1, 5, std::nullopt, 0);
+  test::OwnedTensor loss_T({5}, DType::f32);
+  double sum = 0;
+  for (std::int64_t first = 0; first < 22; first += 5) {
+    std::vector<std::int32_t> window(static_cast<std::size_t>(std::min<std::int64_t>(6, 23 - first)));
+    domains[0].stream.read(first, window);
+    buffers.set_sequence(0, window);
+    test::with_threads(1, [&] { model.forward(buffers.batch(), ctx); });
+    test::with_threads(1, [&] { model.loss(loss_T, buffers.batch(), ctx); });
+    for (const double loss : test::values(loss_T)) sum += loss;
+  }
+  // float32, other shapes of matrix products
+  EXPECT_NEAR(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = {}}).loss, sum / 22, 1e-5);
 }
 
 // 22 tokens in windows of five: the last is short, and what is left of a batch is padding.

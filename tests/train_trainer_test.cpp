@@ -126,6 +126,33 @@ TEST_F(Training, TheLossFallsAndEveryStepIsRecorded) {
   EXPECT_FALSE(lines.front().contains("val_loss"));
 }
 
+TEST_F(Training, ACheckpointSaysWhereTheRunStands) {
+  train("run", run_config());
+  const RunState state = Checkpoint(checkpoint("run", 5)).state();
+  EXPECT_EQ(state.step, 5);
+  EXPECT_EQ(state.tokens, 5 * kGlobalBatch * kSeqLen);
+  EXPECT_EQ(state.samples, 5u * kGlobalBatch);
+  EXPECT_EQ(state.seed, 5u);
+}
+
+// With a learning rate of nothing the model stays what it is; the mean of its losses over an epoch is then what
+// the evaluator finds over the same tokens, in whatever order the samples came.
+TEST_F(Training, AnEpochSeesEveryWindowOnce) {
+  config::Run run = run_config();
+  constexpr std::int64_t kWindows = 999 / kSeqLen;  // 124
+  run.train.lr = 1e-30;
+  run.train.steps = kWindows / kGlobalBatch;
+  run.data.validation = run.data.train;
+  run.train.eval_tokens = kWindows * kSeqLen;
+  train("run", run);
+  const auto lines = metrics("run");
+  double sum = 0;
+  for (const json& line : lines) sum += line["loss"].get<double>();
+  EXPECT_NEAR(sum / static_cast<double>(lines.size()), lines.back()["val_loss"].get<double>(),
+              1e-5);  // float32
+  EXPECT_NE(lines[0]["loss"], lines[1]["loss"]);
+}
+
 TEST_F(Training, CountsSumToTokensTimesSlotsWithAndWithoutThePrePass) {
   for (const std::int64_t micro_batch : {1, 2, 4})
     for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::layer}) {

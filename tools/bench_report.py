@@ -74,24 +74,24 @@ def count_lines(path):
 
 
 def train(command, metrics):
-    """Runs it; -> (peak resident memory in bytes, its growth from the end of step 1 to the end of the process).
+    """Runs it; -> (peak resident memory, growth of the allocated memory after the end of step 1), in bytes.
 
-    Read from /proc every 20 ms: getrusage would report the largest of all children, bench_gemm too.
+    Read from /proc every 20 ms: getrusage would report the largest of all children, bench_gemm too. The growth leaves
+    out pages of mapped files, which come in as the data is read and can be dropped at any time.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    after_first = last = None
+    peak, allocated = 0, []
     while process.poll() is None:
-        steps, peak = count_lines(metrics), status_kib(process.pid, "VmHWM")
-        if steps >= 1 and peak is not None:
-            if after_first is None:
-                after_first = peak
-            last = peak
+        steps = count_lines(metrics)
+        peak = max(peak, status_kib(process.pid, "VmHWM") or 0)
+        if steps >= 1:
+            allocated.append(status_kib(process.pid, "RssAnon") or 0)
         time.sleep(0.02)
     if process.returncode != 0:
         sys.exit(f"bench: '{' '.join(command)}' ended with exit code {process.returncode}")
-    if after_first is None:
+    if not allocated:
         sys.exit("bench: the run was over before its memory could be looked at; use more --steps")
-    return last * 1024, (last - after_first) * 1024
+    return peak * 1024, (max(allocated) - allocated[0]) * 1024
 
 
 def main():

@@ -399,7 +399,8 @@ std::optional<fs::path> find_latest(const fs::path& run_directory) {
   const fs::path checkpoints = checkpoints_directory(run_directory);
   std::error_code error;
   const fs::path target = fs::read_symlink(checkpoints / kLatest, error);
-  if (!error && has_manifest(checkpoints / target)) return checkpoints / target;
+  // A checkpoint that `latest` names and that has lost its manifest is for the reader to refuse, not to step over.
+  if (!error && fs::is_directory(checkpoints / target, error)) return checkpoints / target;
   const std::vector<std::int64_t> steps = steps_in(checkpoints);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     if (fs::path path = checkpoint_path(run_directory, *step); has_manifest(path)) return path;
