@@ -42,6 +42,16 @@ stage() {
   [[ $result == ok ]]
 }
 
+# Each skipped test in a log of CTest with its reason, as unittest and GoogleTest write them.
+skipped_tests() {
+  awk '/ \.\.\. skipped / { print }
+       was_skip { reason = $0; was_skip = 0 }
+       /: Skipped$/ { was_skip = 1 }
+       /^\[  SKIPPED \] .* ms\)$/ {
+         sub(/^\[  SKIPPED \] /, ""); sub(/ \([0-9]+ ms\)$/, ""); print $0 ": " reason
+       }' "$1"
+}
+
 skips=()
 for preset in "${presets[@]}"; do
   directory=build
@@ -57,7 +67,7 @@ for preset in "${presets[@]}"; do
     summary[-1]+="  $(grep -c '^Test Passed\.$' "$log" || true) of $(grep -c '^Command: ' "$log" || true) passed"
     while IFS= read -r line; do
       skips+=("$preset: $line")
-    done < <(grep -hE " \.\.\. skipped |\[  SKIPPED \]" "$log" | sort -u)
+    done < <(skipped_tests "$log")
   fi
 done
 

@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/threads.h"
 
 namespace {
 
@@ -79,7 +80,9 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is then a failed write, which is reported like a full disk
+  switchyard::wait_politely(argv);
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a file size limit is then a failed write, which is reported like a full disk
   CLI::App app(
       "switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
       "switchyard");
@@ -107,11 +110,14 @@ int main(int argc, char** argv) {
 
   const auto is_command = [&](const char* word) {
     const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
-    return std::any_of(commands.begin(), commands.end(), [&](CLI::App* each) { return each->get_name() == word; });
+    return std::any_of(commands.begin(), commands.end(),
+                       [&](CLI::App* each) { return each->get_name() == word; });
   };
   if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
-    const std::string found = argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
-    switchyard::log_error(found + "; the commands are train, eval and inspect, and 'switchyard --help' explains them");
+    const std::string found =
+        argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
+    switchyard::log_error(found +
+                          "; the commands are train, eval and inspect, and 'switchyard --help' explains them");
     return kExitInput;
   }
   try {

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 SHARD_TOKENS = 2_000_000
-WARM_UP = 2  # steps that are not counted: memory is touched first and caches are filled then
+WARM_UP = 3  # steps that are not counted: memory is touched first and caches are filled then
 
 
 def make_shard(path, vocab_size):
@@ -74,24 +74,25 @@ def count_lines(path):
 
 
 def train(command, metrics):
-    """Runs it; -> (peak resident memory, growth of the allocated memory after the end of step 1), in bytes.
+    """Runs it; -> (peak resident memory, growth of the allocated memory after step 1, and after step 3), in bytes.
 
     Read from /proc every 20 ms: getrusage would report the largest of all children, bench_gemm too. The growth leaves
     out pages of mapped files, which come in as the data is read and can be dropped at any time.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak, allocated = 0, []
+    peak, allocated = 0, {}  # steps done -> most that was allocated then
     while process.poll() is None:
         steps = count_lines(metrics)
         peak = max(peak, status_kib(process.pid, "VmHWM") or 0)
-        if steps >= 1:
-            allocated.append(status_kib(process.pid, "RssAnon") or 0)
+        now = status_kib(process.pid, "RssAnon") or 0
+        allocated[steps] = max(now, allocated.get(steps, now))
         time.sleep(0.02)
     if process.returncode != 0:
         sys.exit(f"bench: '{' '.join(command)}' ended with exit code {process.returncode}")
-    if not allocated:
-        sys.exit("bench: the run was over before its memory could be looked at; use more --steps")
-    return peak * 1024, (max(allocated) - allocated[0]) * 1024
+    # `allocated[1]` is looked at while step 2 runs, so what step 1 holds is the most seen until it was done.
+    growth = [max(kib for done, kib in allocated.items() if done >= step) -
+              max(kib for done, kib in allocated.items() if done < step) for step in (1, 3)]
+    return peak * 1024, max(growth[0], 0) * 1024, max(growth[1], 0) * 1024
 
 
 def main():
@@ -117,7 +118,7 @@ def main():
         run = os.path.join(directory, "run")
         command = [args.binary, "train", args.config, "--out", run, "--set", f"train.steps={args.steps}",
                    "--set", f"train.dtype={args.dtype}"]
-        peak, growth = train(command, os.path.join(run, "metrics.jsonl"))
+        peak, growth, late_growth = train(command, os.path.join(run, "metrics.jsonl"))
         with open(os.path.join(run, "metrics.jsonl")) as file:
             steps = [json.loads(line) for line in file]
 
@@ -141,7 +142,7 @@ def main():
           f"attention {attention / 1e6:.1f} M)")
     print(f"share of the rate    {100 * gflops / rate:10.1f} %")
     print(f"peak memory          {peak / 2**20:10.0f} MiB, {peak / total:.1f} bytes a parameter")
-    print(f"growth after step 1  {growth / 2**20:10.1f} MiB")
+    print(f"growth after step 1  {growth / 2**20:10.1f} MiB, of which after step 3 {late_growth / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

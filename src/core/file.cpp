@@ -103,16 +103,16 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 
 void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
 
+void OutputFile::sync() {
+  if (::fsync(fd_) == 0 || errno == EINVAL || errno == EROFS) return;  // a pipe cannot be synced
+  throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
 void OutputFile::close() {
   if (fd_ < 0) return;
-  const bool synced = ::fsync(fd_) == 0 || errno == EINVAL || errno == EROFS;  // a pipe cannot be synced
-  const int sync_error = errno;
-  const bool closed = ::close(fd_) == 0;
-  fd_ = -1;
-  if (!synced || !closed) {
-    const int error = synced ? errno : sync_error;
-    throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(error), advice_for(error));
-  }
+  sync();
+  const bool closed = ::close(std::exchange(fd_, -1)) == 0;
+  if (!closed) throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
 }
 
 std::string read_text_file(const std::filesystem::path& path) {

@@ -39,7 +39,8 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
-  void close();  // fsync and close
+  void sync();   // to the disk; the file stays open
+  void close();  // sync and close
   std::uint64_t bytes_written() const { return written_; }
   std::uint32_t crc() const { return crc_; }  // CRC-32 (zlib's) of all that was written through this object
 

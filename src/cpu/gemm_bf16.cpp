@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <tuple>
 #include <unordered_map>
 
 #include "core/arena.h"
@@ -19,9 +17,11 @@ namespace {
 using dnnl::memory;
 using Bits = std::uint16_t;
 
-// The inner dimension is padded with zeros to a multiple of this. The gradient of an expert's weight sums over
-// however many tokens the expert got; without padding every count would be a product of its own to compile.
-constexpr std::int64_t kInnerStep = 32;
+// Rows and the inner dimension are padded with zeros to a multiple of this. How many tokens an expert gets
+// changes from step to step; without padding every count would be a product of its own to compile and to keep.
+constexpr std::int64_t kStep = 32;
+
+std::int64_t padded(std::int64_t n) { return (n + kStep - 1) / kStep * kStep; }
 
 struct ProductShape {
   bool trans_a, trans_b, add;
@@ -77,6 +77,9 @@ struct Workspace {
   Bits* operand(int which, std::int64_t count) {
     return reinterpret_cast<Bits*>(grown(which, count * static_cast<std::int64_t>(sizeof(Bits))));
   }
+  float* product(std::int64_t count) {
+    return reinterpret_cast<float*>(grown(3, count * static_cast<std::int64_t>(sizeof(float))));
+  }
   void* scratch(const memory::desc& description) {
     return grown(2, static_cast<std::int64_t>(description.get_size()));
   }
@@ -90,8 +93,8 @@ struct Workspace {
     }
     return buffers[which].get();
   }
-  AlignedBuffer buffers[3];
-  std::int64_t sizes[3] = {0, 0, 0};
+  AlignedBuffer buffers[4];
+  std::int64_t sizes[4] = {};
 };
 
 Workspace& workspace() {
@@ -125,19 +128,22 @@ void convert(Bits* to, std::int64_t to_rows, std::int64_t to_columns, const floa
 
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
-  const std::int64_t inner = (k + kInnerStep - 1) / kInnerStep * kInnerStep;
-  const ProductShape shape{trans_a == Trans::yes, trans_b == Trans::yes, add, m, n, inner, ldc};
+  const std::int64_t rows = padded(m), inner = padded(k);
+  const bool direct = rows == m;  // else the product goes to a buffer that has room for the padding
+  const ProductShape shape{trans_a == Trans::yes, trans_b == Trans::yes, add && direct, rows, n, inner,
+                           direct ? ldc : n};
   Workspace& space = workspace();
+  float* out = direct ? c : space.product(rows * n);
   try {
     auto found = space.products.find(shape);
     if (found == space.products.end()) found = space.products.emplace(shape, compile(shape)).first;
     const Product& product = found->second;
-    Bits* a_bits = space.operand(0, m * inner);
+    Bits* a_bits = space.operand(0, rows * inner);
     Bits* b_bits = space.operand(1, n * inner);
     if (shape.trans_a)
-      convert(a_bits, inner, m, a, k, m, lda);
+      convert(a_bits, inner, rows, a, k, m, lda);
     else
-      convert(a_bits, m, inner, a, m, k, lda);
+      convert(a_bits, rows, inner, a, m, k, lda);
     if (shape.trans_b)
       convert(b_bits, n, inner, b, n, k, ldb);
     else
@@ -146,11 +152,22 @@ void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std
         space.stream,
         {{DNNL_ARG_SRC, memory(product.a, engine(), a_bits)},
          {DNNL_ARG_WEIGHTS, memory(product.b, engine(), b_bits)},
-         {DNNL_ARG_DST, memory(product.c, engine(), c)},
+         {DNNL_ARG_DST, memory(product.c, engine(), out)},
          {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), space.scratch(product.scratch))}});
     space.stream.wait();
   } catch (const dnnl::error& error) {
     SY_CHECK(false, "a bfloat16 product of {} x {} x {} failed: {}", m, n, k, error.what());
+  }
+  if (direct) return;
+  for (std::int64_t i = 0; i < m; ++i) {
+    float* to = c + i * ldc;
+    const float* from = out + i * n;
+    if (!add) {
+      std::copy_n(from, n, to);
+      continue;
+    }
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) to[j] += from[j];
   }
 }
 
@@ -160,8 +177,7 @@ void require_bf16() {
   } catch (const dnnl::error&) {
     throw_input(
         "train.dtype: is \"bfloat16\", but this processor has no bfloat16 matrix products (they need AVX-512); "
-        "use "
-        "\"float32\"");
+        "use \"float32\"");
   }
 }
 

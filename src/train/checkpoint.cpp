@@ -399,7 +399,8 @@ std::optional<fs::path> find_latest(const fs::path& run_directory) {
   const fs::path checkpoints = checkpoints_directory(run_directory);
   std::error_code error;
   const fs::path target = fs::read_symlink(checkpoints / kLatest, error);
-  // A checkpoint that `latest` names and that has lost its manifest is for the reader to refuse, not to step over.
+  // A checkpoint that `latest` names and that has lost its manifest is for the reader to refuse, not to step
+  // over.
   if (!error && fs::is_directory(checkpoints / target, error)) return checkpoints / target;
   const std::vector<std::int64_t> steps = steps_in(checkpoints);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {

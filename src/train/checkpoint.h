@@ -48,7 +48,8 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory
 // Removes all but the newest `keep` checkpoints (0: removes none), and never the one that `latest` points to.
 void prune_checkpoints(const std::filesystem::path& run_directory, std::int64_t keep);
 
-// The checkpoint that `latest` points to, whole or not, or else the newest step_NNNNNN with a manifest; none: no value.
+// The checkpoint that `latest` points to, whole or not, or else the newest step_NNNNNN with a manifest; none:
+// no value.
 std::optional<std::filesystem::path> find_latest(const std::filesystem::path& run_directory);
 
 // The checkpoint that a user means by a path: a checkpoint, a link to one (checkpoints/latest), a run directory

@@ -56,6 +56,7 @@ class MetricsLog {
   explicit MetricsLog(const std::filesystem::path& path);
   // Writes one line with one system call, so that a killed process leaves whole lines. Throws InputError.
   void append(const MetricsRecord& record);
+  void sync() { file_.sync(); }
   void close() { file_.close(); }  // syncs
 
   // Before a resumed run goes on from `step`: keeps the whole lines whose "step" is at most `step`, drops the

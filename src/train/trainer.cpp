@@ -172,7 +172,7 @@ Trainer::StepResult Trainer::step() {
     result.auxiliary.z += auxiliary.z;
     model_.loss_and_backward(loss_T, buffers_.batch(), 1.0 / static_cast<double>(batch_tokens), ctx_);
     loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
-    if (!std::isfinite(loss_sum)) stop_for_loss(loss_sum);
+    if (!std::isfinite(loss_sum)) stop_for_loss();
   }
   communicator_.all_reduce_sum(parameters.grads());
   result.loss = loss_sum / static_cast<double>(batch_tokens);
@@ -192,7 +192,7 @@ std::string Trainer::last_checkpoint_note() const {
   return latest ? "the last checkpoint is " + latest->string() : "no checkpoint had been written yet";
 }
 
-void Trainer::stop_for_loss(double loss) const {
+void Trainer::stop_for_loss() const {
   std::string where = "the logits of lm_head";
   bool found = false;
   Context ctx;
@@ -207,9 +207,9 @@ void Trainer::stop_for_loss(double loss) const {
     found = true;
   });
   throw_run(
-      "step {}: the loss is {}; the first tensor that is not finite: {}; {}; lower train.lr or raise "
+      "step {}: the loss is not finite; the first such tensor: {}; {}; lower train.lr or raise "
       "train.warmup_ratio",
-      state_.step + 1, loss, where, last_checkpoint_note());
+      state_.step + 1, where, last_checkpoint_note());
 }
 
 void Trainer::stop_for_gradient() const {
@@ -258,6 +258,7 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
 }
 
 void Trainer::save() {
+  metrics_->sync();  // so that the lines up to a checkpoint are on the disk when it is
   save_checkpoint(directory_->path(), model_.parameters(), state_, run_,
                   std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
   prune_checkpoints(directory_->path(), run_.checkpoint.keep);

@@ -55,7 +55,7 @@ class Trainer {
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save();
   void warn_of_changes(const Checkpoint& checkpoint) const;
-  [[noreturn]] void stop_for_loss(double loss) const;
+  [[noreturn]] void stop_for_loss() const;
   [[noreturn]] void stop_for_gradient() const;
   std::string last_checkpoint_note() const;
 

@@ -307,7 +307,8 @@ class BadPlace(CliTest):
 
 
 class NonFinite(CliTest):
-    # Each update multiplies the weights by about -1e5: the products of the experts leave float32's range in a few steps.
+    # Each update multiplies the weights by about -1e5: the products of the experts leave float32's range in a few
+    # steps.
     EXPLODES = {"train.lr": 1000, "train.weight_decay": 100, "train.clip_norm": 0, "train.schedule": "constant",
                 "train.warmup_ratio": 0}
 

@@ -115,6 +115,17 @@ class Train(CliTest):
                 self.ok("train", config, "--out", f"{model}_other", "--set", "train.seed=4")
                 self.assertNotEqual(self.losses(f"{model}_other"), self.losses(f"{model}_1"))
 
+    def test_the_seed_chooses_the_first_weights(self):
+        heads = []
+        for seed in (3, 4):  # a rate so small that one step leaves the weights where they began
+            self.ok("train", self.write_config(), "--out", f"run{seed}", "--set", f"train.seed={seed}",
+                    "--set", "train.steps=1", "--set", "train.lr=1e-12")
+            heads.append(harness.read_safetensors(self.latest(f"run{seed}") / "model.safetensors")["lm_head.weight"][2])
+        for head in heads:  # 8224 values of deviation 0.02: their own deviation is within 1 % of that, so 5 % is safe
+            self.assertAlmostEqual(math.sqrt(sum(x * x for x in head) / len(head)), 0.02, delta=0.001)
+        apart = math.sqrt(sum((a - b) ** 2 for a, b in zip(*heads)) / len(heads[0]))
+        self.assertAlmostEqual(apart, 0.02 * math.sqrt(2), delta=0.002, msg="the two are independent")
+
     def test_accumulation(self):
         # A balance loss strong enough to be seen, over the global batch: the scope that accumulation must not change.
         config = self.write_config(train__steps=6, router__balance_coef=0.1, router__balance_scope="global_batch")

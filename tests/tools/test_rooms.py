@@ -1,0 +1,45 @@
+"""The doors between rooms open downward only: no file of src/ includes a header of a room that its own may not know."""
+import pathlib
+import re
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+BELOW = {
+    "core": [],
+    "config": ["core"],
+    "data": ["core"],
+    "cpu": ["core"],
+    "ops": ["core", "cpu"],
+    "parallel": ["core", "ops"],
+    "router": ["core", "config", "ops"],
+    "model": ["core", "config", "ops", "router"],
+    "train": ["core", "config", "ops", "router", "model", "data", "parallel"],
+}
+
+
+class Rooms(unittest.TestCase):
+    def test_every_folder_is_a_room_with_known_doors(self):
+        self.assertEqual(sorted(path.name for path in (ROOT / "src").iterdir() if path.is_dir()), sorted(BELOW))
+
+    def test_includes_go_down(self):
+        checked = 0
+        for path in sorted((ROOT / "src").glob("*/*.[ch]*")):
+            room = path.parent.name
+            for line, text in enumerate(path.read_text().splitlines(), 1):
+                found = re.match(r'#include "([^/"]+)/', text)
+                if found:
+                    checked += 1
+                    self.assertIn(found[1], BELOW[room] + [room],
+                                  f"{path.relative_to(ROOT)}:{line}: {room} may not include {found[1]}")
+        self.assertGreater(checked, 100)
+
+    def test_the_build_links_what_may_be_included(self):
+        text = (ROOT / "src" / "CMakeLists.txt").read_text()
+        for room, linked in re.findall(r"^switchyard_room\((\w+) ?(.*)\)$", text, re.MULTILINE):
+            rooms = re.findall(r"switchyard_(\w+)", linked)
+            self.assertLessEqual(set(rooms), set(BELOW[room]), room)
+
+
+if __name__ == "__main__":
+    unittest.main()
