@@ -387,7 +387,7 @@ TEST(Checkpoint, AnotherModelOrSeedIsRefusedWithTheKeysThatDiffer) {
   saved.save(place.path(), 1);
   Trained other(1.0f);
   other.run.model.num_experts_per_tok = 3;
-  other.run.model.rope_theta = 5e5;
+  other.run.model.rope.theta = 5e5;
   other.run.train.seed = 6;
   const std::string message =
       message_of<InputError>([&] { load_checkpoint(place.path(), other.run, other.store, other.extra()); });

@@ -49,7 +49,7 @@ void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
   lay_out(measure, n_seq, seq_len);
   arena_ = std::make_unique<Arena>(measure.peak(), "the model's activations");
   lay_out(*arena_, n_seq, seq_len);
-  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope_theta, ctx);
+  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope.theta, ctx);
 }
 
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
@@ -84,7 +84,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
 
 void Transformer::poison_activations(Context& ctx) {
   arena_->poison();
-  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope_theta, ctx);
+  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope.theta, ctx);
 }
 
 void Transformer::check_batch(const Batch& batch) const {

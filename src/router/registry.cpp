@@ -8,6 +8,8 @@ std::unique_ptr<Router> make_router(const config::Router& options, const RouterS
   switch (options.type) {
     case config::RouterType::softmax_topk:
       return make_softmax_topk(options, shape, prefix, store);
+    case config::RouterType::sigmoid_group:
+      break;
   }
   SY_CHECK(false, "a router type without a maker");
   return nullptr;
