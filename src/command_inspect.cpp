@@ -52,7 +52,7 @@ Json inspect_config(const fs::path& path) {
     const config::Model model = config::parse_model(text, path.string());
     return {{"kind", "model"},
             {"path", path.string()},
-            {"parameters", parameter_json(model, config::Router{})},
+            {"parameters", parameter_json(model, config::default_router(model.family))},
             {"model", model_json(model)}};
   }
   const config::Run run = config::parse_run(text, path.string(), {});

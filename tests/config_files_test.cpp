@@ -1,10 +1,12 @@
 // The ready configurations in configs/ and the keys in docs/configuration.md.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <sstream>
 
 #include "config/keys.h"
+#include "config/names.h"
 #include "config_samples.h"
 #include "core/file.h"
 
@@ -19,22 +21,88 @@ TEST(ConfigFiles, EveryReadyConfigurationIsValidAndResolves) {
     const config::Run run = load_run(file.path().string(), {});
     EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run) << file.path();
   }
-  EXPECT_GE(files, 5);
+  EXPECT_GE(files, 9);
+}
+
+// Counted from the layouts' definition, apart from the code that builds models. Multi-token prediction layers
+// are not counted, the embedding is active.
+struct Count {
+  std::int64_t total = 0, active = 0;
+};
+Count count_of(const Model& m) {
+  const std::int64_t d = m.hidden_size, h = m.num_attention_heads, n = m.head_dim;
+  const std::int64_t moe = std::count(m.is_moe_layer.begin(), m.is_moe_layer.end(), true);
+  std::int64_t attention = 2 * d * n * (h + m.num_key_value_heads) + (m.qk_norm ? 2 * n : 0);
+  if (m.mla) {
+    const auto& [q, kv, p, r, v] = *m.mla;
+    attention = d * q + q + q * h * (p + r) + d * (kv + r) + kv + kv * h * (p + v) + h * v * d;
+  }
+  const std::int64_t expert = 3 * d * m.moe_intermediate_size;
+  const std::int64_t gate = m.num_experts * (d + (m.family == Family::deepseek_v3 ? 1 : 0));  // and the bias
+  const std::int64_t rest = 2 * m.vocab_size * d + d + m.num_hidden_layers * (attention + 2 * d) +
+                            (m.num_hidden_layers - moe) * 3 * d * m.intermediate_size +
+                            moe * (gate + m.n_shared_experts * expert);
+  return {rest + moe * m.num_experts * expert, rest + moe * m.num_experts_per_tok * expert};
 }
 
 TEST(ConfigFiles, TheBenchmarkHasItsShape) {
   const config::Run run = load_run((source_dir() / "configs/bench_cpu_86m.json").string(), {});
-  const Model& m = run.model;
-  const std::int64_t attention =
-      2 * m.hidden_size * m.head_dim * (m.num_attention_heads + m.num_key_value_heads);
-  const std::int64_t experts = m.num_experts * m.hidden_size * (3 * m.moe_intermediate_size + 1);
-  const std::int64_t norms = 2 * m.hidden_size + 2 * m.head_dim;
-  const std::int64_t total =
-      2 * m.vocab_size * m.hidden_size + m.num_hidden_layers * (attention + experts + norms) + m.hidden_size;
-  EXPECT_EQ(total, 85791744);
+  EXPECT_EQ(count_of(run.model).total, 85791744);
   EXPECT_EQ(run.train.seq_len, 256);
   EXPECT_EQ(run.train.micro_batch_size, 4);
-  EXPECT_FALSE(m.tie_word_embeddings);
+  EXPECT_FALSE(run.model.tie_word_embeddings);
+}
+
+TEST(ConfigFiles, ThePublishedModelsHaveTheirSizes) {
+  struct Case {
+    const char* name;
+    Count expected;  // 46.7B and 12.9B, 30.5B and 3.3B, 671B and 37B (36.6B where the embedding is not active)
+  };
+  const Case cases[] = {{"mixtral_8x7b.json", {46702792704, 12879925248}},
+                        {"qwen3_30b_a3b.json", {30532122624, 3353032704}},
+                        {"deepseek_v3.json", {671026419200, 37552297472}}};
+  for (const Case& c : cases) {
+    const std::filesystem::path path = source_dir() / "configs/hf" / c.name;
+    const Model model = parse_model(read_text_file(path), path.string());
+    EXPECT_EQ(count_of(model).total, c.expected.total) << c.name;
+    EXPECT_EQ(count_of(model).active, c.expected.active) << c.name;
+    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << c.name;
+  }
+}
+
+TEST(ConfigFiles, TheBaselinesToReproduceAreOfOneSizeAndOneRecipe) {
+  const config::Run first = load_run((source_dir() / "configs/mixtral_0.6b.json").string(), {});
+  EXPECT_EQ(first.train.global_batch_size, 270);
+  EXPECT_EQ(first.train.steps * first.train.global_batch_size * first.train.seq_len, 1105920000);  // 1B tokens
+  for (const char* name : {"mixtral_0.6b.json", "qwen3_moe_0.6b.json", "deepseek_v3_0.6b.json"}) {
+    const config::Run run = load_run((source_dir() / "configs" / name).string(), {});
+    EXPECT_EQ(run.train, first.train) << name;
+    EXPECT_EQ(run.data, first.data) << name;
+    const std::int64_t total = count_of(run.model).total;
+    EXPECT_TRUE(total > 600'000'000 && total < 650'000'000) << name << " has " << total;
+    const bool deepseek = run.model.family == Family::deepseek_v3;
+    EXPECT_EQ(run.router.balance_coef, deepseek ? 0 : 1e-3) << name;
+    EXPECT_EQ(run.router.bias_update_speed, deepseek ? 0 : Router{}.bias_update_speed) << name;
+  }
+}
+
+// What transformers 5 writes for each family and option; tools/make_golden.py made them.
+TEST(ConfigFiles, EveryGoldenModelIsReadAndWrittenBack) {
+  const std::filesystem::path golden = source_dir() / "tests/golden";
+  if (!std::filesystem::exists(golden)) GTEST_SKIP() << golden << " does not exist";
+  std::map<Family, int> models;
+  for (const auto& directory : std::filesystem::directory_iterator(golden)) {
+    const std::filesystem::path path = directory.path() / "config.json";
+    if (!std::filesystem::exists(path)) continue;
+    const Model model = parse_model(read_text_file(path), path.string());
+    ++models[model.family];
+    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << path;
+    const json text = json::parse(read_text_file(path));
+    EXPECT_EQ(model.rope.theta, text["rope_parameters"]["rope_theta"].get<double>()) << path;
+    EXPECT_EQ(name_of(model.rope.type), text["rope_parameters"]["rope_type"].get<std::string>()) << path;
+    EXPECT_EQ(model.attention_bias, text.value("attention_bias", false)) << path;
+  }
+  for (const Family family : kFamilies) EXPECT_GE(models[family], 1) << name_of(family);
 }
 
 TEST(ConfigFiles, TheDenseBaselineHasNoMoeLayer) {
@@ -88,20 +156,34 @@ TEST(ConfigFiles, ThePageHasEveryKeyAndNoOther) {
   for (const std::string_view key : ignored_model_keys()) EXPECT_CONTAINS(text, fmt::format("`{}`", key));
 }
 
+// The value in a cell "`a`" or "`a`; `name`: `b`": b where the run is one of `names`, else a. Empty where the
+// cell is in words.
+std::string default_in(const std::string& cell, const std::vector<std::string>& names) {
+  if (!cell.starts_with('`')) return "";
+  for (const std::string& name : names) {
+    const std::string head = "; `" + name + "`: ";
+    if (const auto at = cell.find(head); at != std::string::npos) return cell.substr(at + head.size());
+  }
+  return cell.substr(0, cell.find(';'));
+}
+
 TEST(ConfigFiles, ThePagesDefaultsAreTheCodes) {
   const auto page = documented();
-  const json resolved = json::parse(run_of(minimal_run()).resolved_json);
-  int compared = 0;
-  for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "log"}) {
-    for (const auto& [key, value] : resolved[section].items()) {
-      const std::string cell = page.at(section).at(key);
-      if (!cell.starts_with('`')) continue;  // required, or in words
-      const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-      EXPECT_EQ(cell, fmt::format("`{}`", text)) << section << "." << key;
-      ++compared;
+  for (const json& model : {minimal_qwen(), minimal_deepseek()}) {
+    const json resolved = json::parse(run_of(minimal_run(model)).resolved_json);
+    const std::vector<std::string> names{model["model_type"], resolved["router"]["type"]};
+    int compared = 0;
+    for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "log"}) {
+      for (const auto& [key, value] : resolved[section].items()) {
+        const std::string documented_default = default_in(page.at(section).at(key), names);
+        if (documented_default.empty()) continue;
+        const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+        EXPECT_EQ(documented_default, fmt::format("`{}`", text)) << section << "." << key;
+        ++compared;
+      }
     }
+    EXPECT_GE(compared, 20);
   }
-  EXPECT_GE(compared, 20);
 }
 
 }  // namespace

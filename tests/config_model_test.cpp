@@ -1,6 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "config_samples.h"
+#include "core/file.h"
 
 namespace switchyard::config {
 namespace {
@@ -17,7 +20,10 @@ TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
   EXPECT_TRUE(m.qk_norm);
   EXPECT_FALSE(m.tie_word_embeddings);
   EXPECT_EQ(m.rms_norm_eps, 1e-6);
-  EXPECT_EQ(m.rope_theta, 1e4);
+  EXPECT_EQ(m.rope, (Rope{.theta = 1e4}));
+  EXPECT_FALSE(m.mla);
+  EXPECT_FALSE(m.attention_bias);
+  EXPECT_EQ(m.softmax_scale_factor, 1);
   EXPECT_EQ(m.sliding_window, 0);
   EXPECT_EQ(m.max_position_embeddings, 32768);
   EXPECT_EQ(m.initializer_range, 0.02);
@@ -35,42 +41,48 @@ TEST(ConfigModel, DefaultsOfMixtralAreThoseOfTransformers) {
   EXPECT_TRUE(m.norm_topk_prob);
   EXPECT_FALSE(m.qk_norm);
   EXPECT_EQ(m.rms_norm_eps, 1e-5);
-  EXPECT_EQ(m.rope_theta, 1e6);
+  EXPECT_EQ(m.rope, (Rope{.theta = 1e6}));
+  EXPECT_FALSE(m.attention_bias);
+  EXPECT_EQ(m.n_shared_experts, 0);
+  EXPECT_EQ(m.n_group, 1);
+  EXPECT_EQ(m.routed_scaling_factor, 1);
   EXPECT_EQ(m.sliding_window, 0);
   EXPECT_EQ(m.max_position_embeddings, 131072);
 }
 
-// The keys and values of the published config.json of Mixtral-8x7B.
+Model published(const char* name) {
+  const std::filesystem::path path = source_dir() / "configs/hf" / name;
+  return parse_model(read_text_file(path), path.string());
+}
+
 TEST(ConfigModel, ReadsAPublishedMixtral) {
-  const Model m = model_of(json::parse(R"({
-    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
-    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": false,
-    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
-    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0",
-    "use_cache": true, "vocab_size": 32000})"));
+  const Model m = published("mixtral_8x7b.json");
   EXPECT_EQ(m.head_dim, 128);
   EXPECT_EQ(m.moe_intermediate_size, 14336);
   EXPECT_EQ(m.max_position_embeddings, 32768);
 }
 
-// The keys and values of the published config.json of Qwen3-30B-A3B.
 TEST(ConfigModel, ReadsAPublishedQwen3Moe) {
-  const Model m = model_of(json::parse(R"({
-    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-    "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
-    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960,
-    "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
-    "norm_topk_prob": true, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
-    "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": false, "rms_norm_eps": 1e-06,
-    "rope_scaling": null, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": null,
-    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
-    "use_sliding_window": false, "vocab_size": 151936})"));
+  const Model m = published("qwen3_30b_a3b.json");
   EXPECT_EQ(m.head_dim, 128);         // not hidden_size / num_attention_heads = 64
   EXPECT_EQ(m.intermediate_size, 0);  // there is no dense layer
   EXPECT_TRUE(m.norm_topk_prob);
   EXPECT_EQ(m.is_moe_layer, std::vector<bool>(48, true));
+}
+
+TEST(ConfigModel, ReadsAPublishedDeepseekV3) {
+  const Model m = published("deepseek_v3.json");
+  EXPECT_EQ(m.mla, (Mla{1536, 512, 128, 64, 128}));
+  EXPECT_EQ(m.head_dim, 192);
+  EXPECT_EQ(m.n_group, 8);
+  EXPECT_EQ(m.topk_group, 4);
+  EXPECT_EQ(m.routed_scaling_factor, 2.5);
+  EXPECT_EQ(m.num_nextn_predict_layers, 1);
+  EXPECT_EQ(std::count(m.is_moe_layer.begin(), m.is_moe_layer.end(), false), 3);
+  // mscale = mscale_all_dim = 1: the correction sits in the softmax scale, of which DeepSeek's inference code
+  // has (0.1 ln 40 + 1)^2.
+  EXPECT_EQ(m.rope.attention_factor, 1);
+  EXPECT_DOUBLE_EQ(m.softmax_scale_factor, 1.8738542070926265);
 }
 
 TEST(ConfigModel, NewerTransformersKeys) {
@@ -79,7 +91,7 @@ TEST(ConfigModel, NewerTransformersKeys) {
   q["num_local_experts"] = q["num_experts"];
   q.erase("num_experts");
   const Model m = model_of(q);
-  EXPECT_EQ(m.rope_theta, 5000);
+  EXPECT_EQ(m.rope.theta, 5000);
   EXPECT_EQ(m.num_experts, 16);
   q["num_experts"] = 8;
   EXPECT_EQ(model_error(q), "config.json: num_local_experts: is 16, but num_experts is 8; remove one");
@@ -143,15 +155,35 @@ TEST(ConfigModel, SlidingWindow) {
                   "config.json: max_window_layers: is 2 with");
 }
 
+TEST(ConfigModel, AttentionBiasIsQwensAndNotMixtrals) {
+  EXPECT_TRUE(model_of(with(minimal_qwen(), "/attention_bias", "true")).attention_bias);
+  EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/attention_bias", "false")),
+                  "attention_bias: unknown key");
+}
+
+// A published file says how its weights are stored; a run trains.
+TEST(ConfigModel, QuantizedWeightsCanBeInspectedButNotTrained) {
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
+    const json quantized = with(model, "/quantization_config", R"({"quant_method": "fp8", "bits": 8})");
+    EXPECT_EQ(model_of(quantized), model_of(model));
+    EXPECT_EQ(run_error(minimal_run(quantized)),
+              "run.json: model.quantization_config: quantised weights cannot be trained; remove it");
+    EXPECT_NO_THROW(run_of(minimal_run(with(model, "/quantization_config", "null"))));
+    EXPECT_CONTAINS(model_error(with(model, "/quantization_config", "8")), "is 8, expected an object or null");
+  }
+}
+
 TEST(ConfigModel, NullKeyValueHeadsAreAsManyAsQueryHeads) {
   EXPECT_EQ(model_of(with(minimal_qwen(), "/num_key_value_heads", "null")).num_key_value_heads, 8);
 }
 
 TEST(ConfigModel, UnknownFamilies) {
   EXPECT_EQ(model_error(with(minimal_qwen(), "/model_type", "\"llama\"")),
-            "config.json: model_type: is \"llama\", a family that is not known; known: mixtral, qwen3_moe");
-  EXPECT_EQ(model_error(without(minimal_qwen(), "/model_type")),
-            "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe");
+            "config.json: model_type: is \"llama\", a family that is not known; known: mixtral, qwen3_moe, "
+            "deepseek_v3");
+  EXPECT_EQ(
+      model_error(without(minimal_qwen(), "/model_type")),
+      "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe, deepseek_v3");
   EXPECT_EQ(model_error(json::array()), "config.json: is an array, expected an object");
 }
 
@@ -171,13 +203,6 @@ TEST(ConfigModel, RefusesWhatItCannotCompute) {
             "config.json: attention_dropout: is 0.1; only 0 is supported");
   EXPECT_EQ(model_error(with(m, "/router_jitter_noise", "0.1")),
             "config.json: router_jitter_noise: is 0.1; only 0 is supported");
-  EXPECT_EQ(model_error(with(q, "/attention_bias", "true")),
-            "config.json: attention_bias: is true; only false is supported");
-  EXPECT_EQ(model_error(with(q, "/rope_scaling", R"({"type": "yarn"})")),
-            "config.json: rope_scaling.type: is \"yarn\"; only \"default\" is supported");
-  EXPECT_CONTAINS(model_error(with(q, "/rope_scaling", R"({"factor": 4.0})")),
-                  "rope_scaling.factor: unknown key");
-  EXPECT_CONTAINS(model_error(with(q, "/quantization_config", "{}")), "quantization_config: unknown key");
   for (const char* neutral : {R"({"attention_dropout": 0, "hidden_act": "silu", "rope_scaling": null})",
                               R"({"attention_dropout": 0.0, "rope_scaling": {"rope_type": "default"}})"}) {
     json base = q;
@@ -223,6 +248,7 @@ TEST(ConfigModel, ToHuggingFaceAndBack) {
   samples.push_back(with(with(minimal_qwen(), "/sliding_window", "64"), "/use_sliding_window", "true"));
   samples.push_back(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 2]"), "/intermediate_size", "128"));
   samples.push_back(with(with(minimal_qwen(), "/num_experts", "0"), "/intermediate_size", "128"));
+  samples.push_back(with(minimal_qwen(), "/attention_bias", "true"));
   samples.push_back(json::parse(R"({
     "model_type": "qwen3_moe", "vocab_size": 257, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6,
     "num_key_value_heads": 3, "head_dim": 32, "intermediate_size": 7, "moe_intermediate_size": 5, "num_experts": 9,

@@ -47,26 +47,33 @@ std::string damage(std::string text, std::mt19937_64& random) {
 
 TEST(ConfigRobustness, DamagedTextIsReadOrRefused) {
   std::mt19937_64 random(7);
-  const std::string text = read_text_file(source_dir() / "configs/qwen3_moe_cpu_small.json");
-  int accepted = 0;
-  int refused_by_value = 0;
-  for (int i = 0; i < 2000; ++i) {
-    const std::string damaged = damage(text, random);
-    try {
-      const config::Run run = parse_run(damaged, "run.json", {});
-      ++accepted;
-      EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
-    } catch (const InputError& error) {
-      const std::string what = error.what();
-      EXPECT_EQ(what.find('\n'), std::string::npos) << what;
-      EXPECT_TRUE(what.starts_with("run.json: ")) << what;
-      if (what.find("not JSON") == std::string::npos) ++refused_by_value;
+  json deepseek = json::parse(read_text_file(source_dir() / "configs/deepseek_v3_cpu_small.json"));
+  deepseek["model"]["rope_scaling"] =
+      json::parse(R"({"type": "yarn", "factor": 4.5, "beta_fast": 32, "beta_slow": 1,
+      "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.2, "truncate": true})");
+  const std::string texts[] = {read_text_file(source_dir() / "configs/qwen3_moe_cpu_small.json"),
+                               deepseek.dump(2)};
+  for (const std::string& text : texts) {
+    int accepted = 0;
+    int refused_by_value = 0;
+    for (int i = 0; i < 2000; ++i) {
+      const std::string damaged = damage(text, random);
+      try {
+        const config::Run run = parse_run(damaged, "run.json", {});
+        ++accepted;
+        EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
+      } catch (const InputError& error) {
+        const std::string what = error.what();
+        EXPECT_EQ(what.find('\n'), std::string::npos) << what;
+        EXPECT_TRUE(what.starts_with("run.json: ")) << what;
+        if (what.find("not JSON") == std::string::npos) ++refused_by_value;
+      }
     }
+    // The damage must reach all three: readers of syntax, checks of values, and configurations that stay valid.
+    EXPECT_GT(accepted, 20);
+    EXPECT_GT(refused_by_value, 100);
+    EXPECT_LT(accepted + refused_by_value, 1900);
   }
-  // The damage must reach all three: readers of syntax, checks of values, and configurations that stay valid.
-  EXPECT_GT(accepted, 20);
-  EXPECT_GT(refused_by_value, 100);
-  EXPECT_LT(accepted + refused_by_value, 1900);
 }
 
 TEST(ConfigRobustness, DamagedOverridesAreReadOrRefused) {

@@ -114,7 +114,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
       {"/train", "[]", "train: is an array, expected an object"},
       {"/router", "null", "router: is null, expected an object"},
-      {"/router/type", "\"top_p\"", "router.type: is \"top_p\", expected one of: softmax_topk"},
+      {"/router/type", "\"top_p\"", "router.type: is \"top_p\", expected one of: softmax_topk, sigmoid_group"},
       {"/router/balance_coef", "-1", "router.balance_coef: is -1, expected a number in [0, 1000000]"},
       {"/data/train", "\"a.bin\"",
        "data.train: is \"a.bin\", expected an array of paths or of {\"path\", \"domain\", \"weight\"}"},
@@ -207,6 +207,49 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
       "remove one");
 }
 
+TEST(ConfigRun, TheRouterOfAFamily) {
+  const Router sigmoid{RouterType::sigmoid_group, 1e-4, BalanceScope::sequence, 0.0, 1e-3};
+  const json deepseek = minimal_run(minimal_deepseek());
+  EXPECT_EQ(run_of(deepseek).router, sigmoid);
+  EXPECT_EQ(default_router(Family::deepseek_v3), sigmoid);
+  EXPECT_EQ(default_router(Family::qwen3_moe), Router{});
+  EXPECT_EQ(default_router(Family::mixtral), Router{});
+  // Each router fits every family.
+  EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
+  EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
+  EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
+  const json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
+  EXPECT_EQ(run_of(still).router, (Router{RouterType::sigmoid_group, 0, BalanceScope::sequence, 0.0, 0.0}));
+}
+
+TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
+  const json deepseek = minimal_run(minimal_deepseek());
+  EXPECT_EQ(
+      run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
+      "run.json: router.z_loss_coef: is 0.1, but router.type is \"sigmoid_group\", which has no softmax whose "
+      "normaliser it could bound; set it to 0");
+  EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
+  EXPECT_EQ(
+      run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
+      "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no bias; remove it");
+  EXPECT_EQ(run_error(with(deepseek, "/router/bias_update_speed", "1.5")),
+            "run.json: router.bias_update_speed: is 1.5, expected a number in [0, 1]");
+  EXPECT_CONTAINS(run_error(with(deepseek, "/router/bias_update_speed", "0.01"), {"router.type=softmax_topk"}),
+                  "--set router.type=softmax_topk: router.bias_update_speed: ");
+}
+
+TEST(ConfigRun, MultiTokenPredictionIsRefusedAndItsLayersHaveNoEffect) {
+  for (const char* layers : {"0", "1", "2"}) {
+    const json run = with(minimal_run(minimal_deepseek()), "/model/num_nextn_predict_layers", layers);
+    EXPECT_EQ(
+        run_error(with(run, "/train/mtp_loss_coef", "0.3")),
+        "run.json: train.mtp_loss_coef: is 0.3, but multi-token prediction cannot be trained; set it to 0");
+    // The model keeps what its file says.
+    EXPECT_EQ(run_of(with(run, "/train/mtp_loss_coef", "0")).model.num_nextn_predict_layers, std::stoi(layers));
+  }
+  EXPECT_CONTAINS(run_error(with(minimal_run(), "/train/mtp_loss_coef", "0.3")), "cannot be trained");
+}
+
 TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
   json text = minimal_run();
   text["model"]["router_aux_loss_coef"] = 0.02;
@@ -216,7 +259,14 @@ TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
   text["train"]["lr"] = 0.1 + 0.2;
   const config::Run run = run_of(text, {"train.beta2=0.99"});
   EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
+  for (const json& deepseek : {minimal_run(minimal_deepseek()),
+                               with(minimal_run(minimal_deepseek()), "/router/bias_update_speed", "0.5"),
+                               with(minimal_run(minimal_deepseek()), "/router/type", "\"softmax_topk\"")}) {
+    const config::Run other = run_of(deepseek);
+    EXPECT_EQ(parse_run(other.resolved_json, "resolved", {}), other);
+  }
   const json resolved = json::parse(run.resolved_json);
+  EXPECT_FALSE(resolved.at("router").contains("bias_update_speed"));  // softmax_topk has none
   EXPECT_EQ(resolved.at("train").at("beta2"), 0.99);
   EXPECT_EQ(resolved.at("train").at("weight_decay"), 0.1);
   EXPECT_EQ(resolved.at("model").at("head_dim"), 8);

@@ -25,8 +25,13 @@ inline json minimal_mixtral() {
     "model_type": "mixtral", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
     "intermediate_size": 32, "num_local_experts": 16, "num_experts_per_tok": 4})");
 }
-inline json minimal_run() {
-  return {{"model", minimal_qwen()},
+inline json minimal_deepseek() {
+  return json::parse(R"({
+    "model_type": "deepseek_v3", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "intermediate_size": 128, "moe_intermediate_size": 32, "n_routed_experts": 16, "num_experts_per_tok": 4})");
+}
+inline json minimal_run(const json& model = minimal_qwen()) {
+  return {{"model", model},
           {"data", {{"train", {"a.bin"}}}},
           {"train", {{"steps", 10}, {"seq_len", 32}, {"micro_batch_size", 2}}}};
 }

@@ -3,6 +3,7 @@
 namespace switchyard::golden {
 
 INSTANTIATE_TEST_SUITE_P(Mixtral, Golden,
-                         ::testing::Values("mixtral", "mixtral_sliding_window", "mixtral_tied"), case_name);
+                         ::testing::Values("mixtral", "mixtral_sliding_window", "mixtral_tied", "mixtral_yarn"),
+                         case_name);
 
 }  // namespace switchyard::golden

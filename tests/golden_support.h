@@ -20,7 +20,6 @@
 #include "config/load.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
-#include "ops/linear.h"
 #include "router/auxiliary_losses.h"
 #include "tensors.h"
 #include "train/optimizer.h"
@@ -128,7 +127,7 @@ class GoldenModel {
   explicit GoldenModel(const GoldenCase& golden)
       : golden_(golden),
         tokens_(golden.expected("tokens")),
-        router_{.balance_coef = golden.balance_coef(), .balance_scope = config::BalanceScope::model},
+        router_(router_of(golden)),
         model_(golden.model(), router_, DType::f32, true),
         buffers_(n_seq(), seq_len(), std::nullopt, model_.config().sliding_window),
         target_T_({n_seq() * seq_len()}, DType::i32),
@@ -188,32 +187,20 @@ class GoldenModel {
 
   // [B,S,V], of the last forward pass.
   test::OwnedTensor logits() {
-    const ParameterStore& store = model_.parameters();
-    const char* head = model_.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-    const Tensor weight_VD = value_of(store, head);
-    test::OwnedTensor logits_BSV({n_seq(), seq_len(), weight_VD.rows()}, DType::f32);
-    ops::linear_forward(logits_BSV.view().reshape({n_seq() * seq_len(), weight_VD.rows()}),
-                        activation(-1, "model.norm output"), weight_VD, ops::Write::set, ctx_);
+    const std::int64_t vocab = model_.config().vocab_size;
+    test::OwnedTensor logits_BSV({n_seq(), seq_len(), vocab}, DType::f32);
+    model_.logits(logits_BSV.view().reshape({n_seq() * seq_len(), vocab}), ctx_);
     return logits_BSV;
   }
 
-  // An activation of the last forward pass, by the name that visit_activations gives it.
-  Tensor activation(std::int64_t layer, const std::string& name) const {
-    Tensor found;
-    model_.visit_activations([&](std::int64_t l, const std::string& n, const Tensor& tensor) {
-      if (l == layer && n == name) found = tensor;
-    });
-    if (!found.defined()) throw std::runtime_error("the model has no activation " + name);
-    return found;
-  }
-
-  static Tensor value_of(const ParameterStore& store, const std::string& name) {
-    for (std::size_t i = 0; i < store.rows().size(); ++i)
-      if (store.rows()[i].name == name) return store.value(i);
-    throw std::runtime_error("the model has no parameter " + name);
-  }
-
  private:
+  static config::Router router_of(const GoldenCase& golden) {
+    config::Router router = config::default_router(golden.model().family);
+    router.balance_coef = golden.balance_coef();
+    router.balance_scope = config::BalanceScope::model;
+    return router;
+  }
+
   const GoldenCase& golden_;
   Expected tokens_;
   config::Router router_;

@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -20,7 +21,7 @@ using test::OwnedTensor;
 using test::same_bits;
 using test::values;
 
-constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe};
+constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe, Family::deepseek_v3};
 
 // A team of threads is not worth its start for a dozen tokens; where threads matter, a test says how many.
 class OneThread : public ::testing::Test {
@@ -49,6 +50,11 @@ config::Model mixed_model(Family family) {
   if (family == Family::qwen3_moe) {
     model.num_hidden_layers = 3;
     model.is_moe_layer = {true, false, true};
+  }
+  if (family == Family::deepseek_v3) {
+    model.num_hidden_layers = 3;
+    model.is_moe_layer = {false, true, true};
+    model.attention_bias = true;
   }
   return model;
 }
@@ -186,6 +192,59 @@ TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
   }
 }
 
+TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
+  for (const Family family : kFamilies) {
+    ReadyModel model(mixed_model(family), DType::f32, 2, 6);
+    forward_losses(model, mixed_batch());
+    const auto decisions = model.routing_decisions();
+    ASSERT_EQ(decisions.size(), model.routing_sums().size());
+    std::vector<double> count_LE(decisions.size() * 4, 0.0);
+    for (std::size_t l = 0; l < decisions.size(); ++l) {
+      EXPECT_EQ(decisions[l].expert_TK.shape(), (Shape{12, 2}));
+      for (const double expert : values(decisions[l].expert_TK))
+        if (expert >= 0) count_LE[l * 4 + static_cast<std::size_t>(expert)] += 1;
+    }
+    EXPECT_EQ(count_LE, counts_of(model));
+    const ReadyModel evaluating(mixed_model(family), DType::f32, 2, 6, false);
+    EXPECT_THROW(evaluating.routing_decisions(), std::logic_error);
+  }
+}
+
+// The loss is what the logits say.
+TEST_F(ModelMemory, LogitsAreThoseOfTheLoss) {
+  for (const bool tied : {false, true}) {
+    config::Model config = mixed_model(Family::deepseek_v3);
+    config.tie_word_embeddings = tied;
+    ReadyModel model(config, DType::f64, 2, 6);
+    const TestBatch batch = mixed_batch();
+    const std::vector<double> loss = forward_losses(model, batch);
+    const OwnedTensor logits_TV({12, 11}, DType::f64);
+    model.logits(logits_TV, model.ctx);
+    for (std::int64_t t = 0; t < 12; ++t) {
+      const auto target = static_cast<std::int64_t>(test::get(batch.batch().target_T, t));
+      if (target < 0) continue;
+      double sum = 0;
+      for (std::int64_t v = 0; v < 11; ++v) sum += std::exp(logits_TV[t * 11 + v]);
+      // A dozen exponentials and a logarithm, of numbers of order one.
+      EXPECT_NEAR(std::log(sum) - logits_TV[t * 11 + target], loss[static_cast<std::size_t>(t)], 1e-13);
+    }
+  }
+}
+
+TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
+  ReadyModel model(mixed_model(Family::deepseek_v3), DType::f64, 2, 6);
+  std::vector<Tensor> bias_L;
+  for (std::size_t i = 0; i < model.parameters().rows().size(); ++i)
+    if (!model.parameters().rows()[i].trained) bias_L.push_back(model.parameters().value(i));
+  ASSERT_EQ(bias_L.size(), 2u);
+  for (const Tensor& bias : bias_L) test::fill(bias, {0, 0, 0, 0});
+  model.after_step(std::vector<double>{3, 1, 2, 2, 0, 4, 4, 0}, model.ctx);
+  const double speed = config::default_router(Family::deepseek_v3).bias_update_speed;
+  EXPECT_EQ(values(bias_L[0]), (std::vector<double>{-speed, speed, 0, 0}));
+  EXPECT_EQ(values(bias_L[1]), (std::vector<double>{speed, -speed, -speed, speed}));
+  EXPECT_THROW(model.after_step(std::vector<double>{1, 2, 3, 4}, model.ctx), std::logic_error);
+}
+
 TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
   config::Model config = tiny_model(Family::qwen3_moe);
   config.num_experts = 8;
@@ -273,7 +332,7 @@ TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
 
 std::vector<std::string> names_of(const config::Model& config) {
   std::vector<std::string> names;
-  const Transformer model(config, config::Router{}, DType::f32, false);
+  const Transformer model(config, config::default_router(config.family), DType::f32, false);
   for (const Parameter& row : model.parameters().rows()) names.push_back(row.name);
   std::sort(names.begin(), names.end());
   return names;
@@ -346,15 +405,89 @@ TEST(ModelNames, OfMixtralAreHuggingFaces) {
                               }));
 }
 
+TEST(ModelNames, OfDeepseekV3AreHuggingFaces) {
+  config::Model config = tiny_model(Family::deepseek_v3);
+  config.num_experts = 2;
+  config.n_group = 1;
+  config.is_moe_layer = {false, true};
+  config.attention_bias = true;
+  const std::vector<std::string> names = sorted({
+      "model.embed_tokens.weight",
+      "model.layers.0.input_layernorm.weight",
+      "model.layers.0.self_attn.q_a_proj.weight",
+      "model.layers.0.self_attn.q_a_proj.bias",
+      "model.layers.0.self_attn.q_a_layernorm.weight",
+      "model.layers.0.self_attn.q_b_proj.weight",
+      "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+      "model.layers.0.self_attn.kv_a_proj_with_mqa.bias",
+      "model.layers.0.self_attn.kv_a_layernorm.weight",
+      "model.layers.0.self_attn.kv_b_proj.weight",
+      "model.layers.0.self_attn.o_proj.weight",
+      "model.layers.0.self_attn.o_proj.bias",
+      "model.layers.0.post_attention_layernorm.weight",
+      "model.layers.0.mlp.gate_proj.weight",
+      "model.layers.0.mlp.up_proj.weight",
+      "model.layers.0.mlp.down_proj.weight",
+      "model.layers.1.input_layernorm.weight",
+      "model.layers.1.self_attn.q_a_proj.weight",
+      "model.layers.1.self_attn.q_a_proj.bias",
+      "model.layers.1.self_attn.q_a_layernorm.weight",
+      "model.layers.1.self_attn.q_b_proj.weight",
+      "model.layers.1.self_attn.kv_a_proj_with_mqa.weight",
+      "model.layers.1.self_attn.kv_a_proj_with_mqa.bias",
+      "model.layers.1.self_attn.kv_a_layernorm.weight",
+      "model.layers.1.self_attn.kv_b_proj.weight",
+      "model.layers.1.self_attn.o_proj.weight",
+      "model.layers.1.self_attn.o_proj.bias",
+      "model.layers.1.post_attention_layernorm.weight",
+      "model.layers.1.mlp.gate.weight",
+      "model.layers.1.mlp.gate.e_score_correction_bias",
+      "model.layers.1.mlp.shared_experts.gate_proj.weight",
+      "model.layers.1.mlp.shared_experts.up_proj.weight",
+      "model.layers.1.mlp.shared_experts.down_proj.weight",
+      "model.layers.1.mlp.experts.0.gate_proj.weight",
+      "model.layers.1.mlp.experts.0.up_proj.weight",
+      "model.layers.1.mlp.experts.0.down_proj.weight",
+      "model.layers.1.mlp.experts.1.gate_proj.weight",
+      "model.layers.1.mlp.experts.1.up_proj.weight",
+      "model.layers.1.mlp.experts.1.down_proj.weight",
+      "model.norm.weight",
+      "lm_head.weight",
+  });
+  EXPECT_EQ(names_of(config), names);
+
+  // Uncompressed queries have one matrix, and never a bias.
+  config.mla->q_lora_rank = 0;
+  std::vector<std::string> direct;
+  for (const std::string& name : names)
+    if (name.find(".q_") == std::string::npos) direct.push_back(name);
+  for (const char* layer : {"0", "1"})
+    direct.push_back("model.layers." + std::string(layer) + ".self_attn.q_proj.weight");
+  EXPECT_EQ(names_of(config), sorted(direct));
+}
+
+TEST(ModelNames, OfAttentionBiasesAreHuggingFaces) {
+  config::Model config = tiny_model(Family::qwen3_moe);
+  const std::vector<std::string> without = names_of(config);
+  config.attention_bias = true;
+  std::vector<std::string> expected = without;
+  for (const char* layer : {"0", "1"})
+    for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
+      expected.push_back("model.layers." + std::string(layer) + ".self_attn." + name + ".bias");
+  EXPECT_EQ(names_of(config), sorted(expected));
+}
+
 TEST(ModelNames, ShapesDecayAndShardingGoWithThem) {
   for (const Family family : kFamilies) {
-    const Transformer model(tiny_model(family), config::Router{}, DType::f32, false);
+    const Transformer model(mixed_model(family), config::default_router(family), DType::f32, false);
     for (const Parameter& row : model.parameters().rows()) {
       const bool norm = row.name.find("norm") != std::string::npos;
       const bool expert = row.name.find(".experts.") != std::string::npos;
-      EXPECT_EQ(row.shape.rank(), norm ? 1 : 2) << row.name;
-      EXPECT_EQ(row.weight_decay, !norm) << row.name;
-      EXPECT_EQ(row.init, norm ? Init::ones : Init::normal) << row.name;
+      const bool bias = row.name.ends_with("bias");
+      EXPECT_EQ(row.shape.rank(), norm || bias ? 1 : 2) << row.name;
+      EXPECT_EQ(row.weight_decay, !norm && !bias) << row.name;
+      EXPECT_EQ(row.init, norm ? Init::ones : bias ? Init::zeros : Init::normal) << row.name;
+      EXPECT_EQ(row.trained, !row.name.ends_with("e_score_correction_bias")) << row.name;
       EXPECT_EQ(row.sharding, expert ? Sharding::by_expert : Sharding::replicated) << row.name;
       const bool down = row.name.ends_with("down_proj.weight") || row.name.ends_with("w2.weight");
       if (expert) {

@@ -7,13 +7,15 @@
 #include <span>
 #include <vector>
 
+#include "config/load.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
 #include "tensors.h"
 
 namespace switchyard::model {
 
-// Two layers of experts, hidden size 8, two heads on one key-value head.
+// Two layers of experts, hidden size 8, two heads on one key-value head; DeepSeek-V3 with latent attention, a
+// shared expert and two groups of experts.
 inline config::Model tiny_model(config::Family family) {
   config::Model model;
   model.family = family;
@@ -29,12 +31,23 @@ inline config::Model tiny_model(config::Family family) {
   model.num_experts_per_tok = 2;
   model.is_moe_layer = {true, true};
   model.qk_norm = family == config::Family::qwen3_moe;
-  model.rope_theta = 100;  // angles that differ visibly within a few positions
+  model.rope.theta = 100;  // angles that differ visibly within a few positions
   model.max_position_embeddings = 64;
+  if (family == config::Family::deepseek_v3) {
+    model.num_key_value_heads = 2;
+    model.mla = {
+        .q_lora_rank = 6, .kv_lora_rank = 5, .qk_nope_head_dim = 3, .qk_rope_head_dim = 4, .v_head_dim = 5};
+    model.head_dim = 7;
+    model.rope.interleaved = true;
+    model.n_shared_experts = 1;
+    model.n_group = 2;
+    model.topk_group = 1;
+    model.routed_scaling_factor = 1.5;
+  }
   return model;
 }
 
-// All three losses, strong enough that each shows in the gradient.
+// All three losses, strong enough that each shows in the gradient; DeepSeek-V3's router has no z-loss.
 inline config::Router all_losses(config::BalanceScope scope) {
   return {.balance_coef = 0.3, .balance_scope = scope, .z_loss_coef = 0.1};
 }
@@ -52,7 +65,8 @@ inline void fill_weights(ParameterStore& store) {
 struct ReadyModel : Transformer {
   ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
              bool training = true)
-      : Transformer(model, config::Router{}, dtype, training), loss_T({n_seq * seq_len}, dtype) {
+      : Transformer(model, config::default_router(model.family), dtype, training),
+        loss_T({n_seq * seq_len}, dtype) {
     allocate();
     fill_weights(parameters());
     plan(n_seq, seq_len, ctx);

@@ -69,8 +69,16 @@ OwnedTensor make_kv_begin(Mask mask, std::int64_t n_seq, std::int64_t seq_len) {
 
 struct Case {
   std::int64_t n_seq, seq_len, n_heads, n_kv_heads, head_dim;
+  std::int64_t other_v_head_dim = 0;  // 0: head_dim
+  std::int64_t v_head_dim() const { return other_v_head_dim > 0 ? other_v_head_dim : head_dim; }
   AttentionShape shape() const {
-    return {n_seq, seq_len, n_heads, n_kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim))};
+    return {n_seq,
+            seq_len,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            v_head_dim(),
+            1 / std::sqrt(static_cast<double>(head_dim))};
   }
   std::int64_t tokens() const { return n_seq * seq_len; }
 };
@@ -79,11 +87,12 @@ struct Case {
 struct Qkv {
   OwnedTensor whole;
   Tensor q, k, v;
-  Qkv(const Case& c, DType dtype) : whole({c.tokens(), (c.n_heads + 2 * c.n_kv_heads) * c.head_dim}, dtype) {
-    const std::int64_t kv_width = c.n_kv_heads * c.head_dim, q_width = c.n_heads * c.head_dim;
+  Qkv(const Case& c, DType dtype)
+      : whole({c.tokens(), (c.n_heads + c.n_kv_heads) * c.head_dim + c.n_kv_heads * c.v_head_dim()}, dtype) {
+    const std::int64_t q_width = c.n_heads * c.head_dim, k_width = c.n_kv_heads * c.head_dim;
     q = whole.view().columns(0, q_width);
-    k = whole.view().columns(q_width, kv_width);
-    v = whole.view().columns(q_width + kv_width, kv_width);
+    k = whole.view().columns(q_width, k_width);
+    v = whole.view().columns(q_width + k_width, c.n_kv_heads * c.v_head_dim());
   }
 };
 
@@ -96,7 +105,7 @@ Qkv normal_qkv(const Case& c, DType dtype, double scale = 1.0) {
 struct Forward {
   OwnedTensor out, lse;
   Forward(const Case& c, DType dtype)
-      : out(OwnedTensor::strided(c.tokens(), c.n_heads * c.head_dim, dtype, 3)),
+      : out(OwnedTensor::strided(c.tokens(), c.n_heads * c.v_head_dim(), dtype, 3)),
         lse({c.tokens(), c.n_heads}, dtype) {}
 };
 
@@ -120,12 +129,12 @@ struct Reference {
 
   Reference(const Case& c, const Qkv& in, const Tensor& dout, const Tensor& kv_begin) {
     const AttentionShape shape = c.shape();
-    const std::int64_t H = c.n_heads, G = c.n_kv_heads, N = c.head_dim, S = c.seq_len;
-    out.assign(static_cast<std::size_t>(c.tokens() * H * N), 0);
+    const std::int64_t H = c.n_heads, G = c.n_kv_heads, N = c.head_dim, M = c.v_head_dim(), S = c.seq_len;
+    out.assign(static_cast<std::size_t>(c.tokens() * H * M), 0);
     lse.assign(static_cast<std::size_t>(c.tokens() * H), 0);
-    dq = out;
+    dq.assign(static_cast<std::size_t>(c.tokens() * H * N), 0);
     dk.assign(static_cast<std::size_t>(c.tokens() * G * N), 0);
-    dv = dk;
+    dv.assign(static_cast<std::size_t>(c.tokens() * G * M), 0);
     const std::vector<double> q = values(in.q), k = values(in.k), v = values(in.v), d = values(dout);
     for (std::int64_t t = 0; t < c.tokens(); ++t) {
       for (std::int64_t h = 0; h < H; ++h) {
@@ -133,6 +142,10 @@ struct Reference {
         const auto query = [&](std::int64_t n) { return static_cast<std::size_t>((t * H + h) * N + n); };
         const auto key = [&](std::int64_t s, std::int64_t n) {
           return static_cast<std::size_t>(((t / S * S + s) * G + h / (H / G)) * N + n);
+        };
+        const auto output = [&](std::int64_t m) { return static_cast<std::size_t>((t * H + h) * M + m); };
+        const auto value = [&](std::int64_t s, std::int64_t m) {
+          return static_cast<std::size_t>(((t / S * S + s) * G + h / (H / G)) * M + m);
         };
         std::vector<double> p(static_cast<std::size_t>(S), 0.0);
         double max = -INFINITY, sum = 0;
@@ -150,10 +163,10 @@ struct Reference {
         for (std::int64_t s = begin; s < end; ++s) {
           const auto j = static_cast<std::size_t>(s);
           p[j] /= sum;
-          for (std::int64_t n = 0; n < N; ++n) {
-            out[query(n)] += p[j] * v[key(s, n)];
-            dv[key(s, n)] += p[j] * d[query(n)];
-            dp[j] += d[query(n)] * v[key(s, n)];
+          for (std::int64_t m = 0; m < M; ++m) {
+            out[output(m)] += p[j] * v[value(s, m)];
+            dv[value(s, m)] += p[j] * d[output(m)];
+            dp[j] += d[output(m)] * v[value(s, m)];
           }
           mean_dp += p[j] * dp[j];
         }
@@ -171,7 +184,7 @@ struct Reference {
 };
 
 OwnedTensor normal_dout(const Case& c, DType dtype) {
-  return normal_strided(c.tokens(), c.n_heads * c.head_dim, dtype, "dout", 1.0, 2);
+  return normal_strided(c.tokens(), c.n_heads * c.v_head_dim(), dtype, "dout", 1.0, 2);
 }
 
 TEST(Attention, TwoTokensByHand) {
@@ -201,14 +214,27 @@ TEST(Attention, TwoTokensByHand) {
 
 // Tiles are 64 queries by 128 keys: lengths on both sides of each border.
 const Case kCases[] = {
-    {1, 1, 1, 1, 1},   {3, 3, 4, 2, 5},   {2, 17, 2, 2, 8},   {1, 64, 3, 1, 4},  {2, 65, 4, 2, 8},
-    {1, 128, 2, 1, 3}, {2, 129, 4, 2, 8}, {1, 193, 2, 2, 16}, {2, 257, 4, 1, 7},
+    {1, 1, 1, 1, 1},
+    {3, 3, 4, 2, 5},
+    {2, 17, 2, 2, 8},
+    {1, 64, 3, 1, 4},
+    {2, 65, 4, 2, 8},
+    {1, 128, 2, 1, 3},
+    {2, 129, 4, 2, 8},
+    {1, 193, 2, 2, 16},
+    {2, 257, 4, 1, 7},
+    // Values narrower and wider than keys, also with several query heads on one of them.
+    {2, 17, 2, 2, 8, 5},
+    {1, 65, 4, 2, 3, 8},
+    {2, 129, 4, 4, 12, 8},
+    {1, 193, 4, 1, 1, 9},
+    {1, 257, 2, 2, 9, 1},
 };
 
 std::string describe(const Case& c, Mask mask) {
   return std::to_string(c.n_seq) + " x " + std::to_string(c.seq_len) + " tokens, " + std::to_string(c.n_heads) +
-         "/" + std::to_string(c.n_kv_heads) + " heads of " + std::to_string(c.head_dim) + ", mask " +
-         std::to_string(static_cast<int>(mask));
+         "/" + std::to_string(c.n_kv_heads) + " heads of " + std::to_string(c.head_dim) + " and " +
+         std::to_string(c.v_head_dim()) + ", mask " + std::to_string(static_cast<int>(mask));
 }
 
 void expect_follows_definition(DType dtype, double relative, double absolute, double absolute_gradient) {
@@ -246,7 +272,8 @@ TEST(Attention, FloatFollowsTheDefinition) {
 }
 
 TEST(Attention, GradientsMatchFiniteDifferences) {
-  for (const Case& c : {Case{2, 17, 4, 2, 3}, Case{1, 70, 2, 2, 2}, Case{1, 135, 2, 1, 2}}) {
+  for (const Case& c : {Case{2, 17, 4, 2, 3}, Case{1, 70, 2, 2, 2}, Case{1, 135, 2, 1, 2},
+                        Case{2, 17, 4, 2, 3, 5}, Case{1, 70, 2, 2, 3, 2}}) {
     for (Mask mask : {Mask::causal, Mask::window_5, Mask::documents}) {
       PoisonedContext ctx;
       const Qkv in = normal_qkv(c, DType::f64);
@@ -386,7 +413,7 @@ TEST(Attention, SequencesDoNotSeeEachOther) {
 
 TEST(Attention, SameBitsOnAnyThreadCount) {
   PoisonedContext ctx;
-  const Case c{2, 257, 4, 2, 16};
+  const Case c{2, 257, 4, 2, 16, 24};
   const Qkv in = normal_qkv(c, DType::f32);
   const OwnedTensor kv_begin = make_kv_begin(Mask::documents, c.n_seq, c.seq_len);
   const OwnedTensor dout = normal_dout(c, DType::f32);
@@ -421,6 +448,36 @@ TEST(Attention, RefusesOtherShapes) {
   EXPECT_THROW(ops::attention_backward(in.q, in.k, narrow, saved.out, saved.out, saved.lse, in.q, in.k, in.v,
                                        kv_begin, c.shape(), ctx),
                std::logic_error);
+  AttentionShape wide_values = c.shape();
+  wide_values.v_head_dim = 3;
+  EXPECT_THROW(call(in.q, in.k, kv_begin, wide_values), std::logic_error);
+}
+
+TEST(Attention, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const Case c{1, 3, 4, 2, 2};
+  const Qkv in = normal_qkv(c, DType::f32), in64 = normal_qkv(c, DType::f64);
+  const Forward saved(c, DType::f32), saved64(c, DType::f64);
+  const OwnedTensor kv_begin = ints({0, 0, 0}), float_begin({3}, DType::f32);
+  const Tensor& out = saved.out;
+  const auto forward = [&](const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                           const Tensor& v, const Tensor& begin) {
+    ops::attention_forward(o, lse, q, k, v, begin, c.shape(), ctx);
+  };
+  EXPECT_THROW(forward(saved64.out, saved.lse, in.q, in.k, in.v, kv_begin), std::logic_error);
+  EXPECT_THROW(forward(out, saved64.lse, in.q, in.k, in.v, kv_begin), std::logic_error);
+  EXPECT_THROW(forward(out, saved.lse, in64.q, in.k, in.v, kv_begin), std::logic_error);
+  EXPECT_THROW(forward(out, saved.lse, in.q, in64.k, in.v, kv_begin), std::logic_error);
+  EXPECT_THROW(forward(out, saved.lse, in.q, in.k, in64.v, kv_begin), std::logic_error);
+  EXPECT_THROW(forward(out, saved.lse, in.q, in.k, in.v, float_begin), std::logic_error);
+  const Qkv grad(c, DType::f32), grad64(c, DType::f64);
+  const auto backward = [&](const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout) {
+    ops::attention_backward(dq, dk, dv, dout, out, saved.lse, in.q, in.k, in.v, kv_begin, c.shape(), ctx);
+  };
+  EXPECT_THROW(backward(grad64.q, grad.k, grad.v, out), std::logic_error);
+  EXPECT_THROW(backward(grad.q, grad64.k, grad.v, out), std::logic_error);
+  EXPECT_THROW(backward(grad.q, grad.k, grad64.v, out), std::logic_error);
+  EXPECT_THROW(backward(grad.q, grad.k, grad.v, saved64.out), std::logic_error);
 }
 
 }  // namespace

@@ -255,5 +255,20 @@ TEST(Classifier, RefusesOtherShapes) {
   EXPECT_THROW(ops::classifier_forward_backward(loss, x, wide, x, weight, target, 1.0, ctx), std::logic_error);
 }
 
+TEST(Classifier, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor x({2, 3}, DType::f32), weight({4, 3}, DType::f32), loss({2}, DType::f32);
+  const OwnedTensor x64({2, 3}, DType::f64), weight64({4, 3}, DType::f64), loss64({2}, DType::f64);
+  const OwnedTensor target = ints({0, 1});
+  EXPECT_THROW(ops::classifier_forward(loss64, x, weight, target, ctx), std::logic_error);
+  EXPECT_THROW(ops::classifier_forward(loss, x64, weight, target, ctx), std::logic_error);
+  EXPECT_THROW(ops::classifier_forward(loss, x, weight64, target, ctx), std::logic_error);
+  EXPECT_THROW(ops::classifier_forward(loss, x, weight, loss, ctx), std::logic_error);
+  EXPECT_THROW(ops::classifier_forward_backward(loss, x64, weight, x, weight, target, 1.0, ctx),
+               std::logic_error);
+  EXPECT_THROW(ops::classifier_forward_backward(loss, x, weight64, x, weight, target, 1.0, ctx),
+               std::logic_error);
+}
+
 }  // namespace
 }  // namespace switchyard::test

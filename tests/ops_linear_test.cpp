@@ -403,5 +403,35 @@ TEST(GroupedLinear, RefusesOtherShapes) {
   EXPECT_THROW(ops::grouped_linear_backward_weight(weight, wide, in, offset, ctx), std::logic_error);
 }
 
+// A wrong dtype that only shows inside a parallel region would end the process.
+TEST(Linear, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor in({2, 3}, DType::f32), weight({4, 3}, DType::f32), out({2, 4}, DType::f32);
+  const OwnedTensor in64({2, 3}, DType::f64), weight64({4, 3}, DType::f64), out64({2, 4}, DType::f64);
+  const auto set = ops::Write::set;
+  EXPECT_THROW(ops::linear_forward(out64, in, weight, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_forward(out, in64, weight, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_forward(out, in, weight64, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_input(in64, out, weight, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_input(in, out64, weight, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_input(in, out, weight64, set, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_weight(weight64, out, in, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_weight(weight, out64, in, ctx), std::logic_error);
+  EXPECT_THROW(ops::linear_backward_weight(weight, out, in64, ctx), std::logic_error);
+}
+
+TEST(GroupedLinear, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor in({2, 3}, DType::f32), weight({2, 4, 3}, DType::f32), out({2, 4}, DType::f32);
+  const OwnedTensor in64({2, 3}, DType::f64), weight64({2, 4, 3}, DType::f64), out64({2, 4}, DType::f64);
+  const OwnedTensor offset = ints({0, 1, 2}), float_offset({3}, DType::f32);
+  EXPECT_THROW(ops::grouped_linear_forward(out64, in, weight, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_linear_forward(out, in64, weight, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_linear_forward(out, in, weight64, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_linear_forward(out, in, weight, float_offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_linear_backward_input(in64, out, weight, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_linear_backward_weight(weight64, out, in, offset, ctx), std::logic_error);
+}
+
 }  // namespace
 }  // namespace switchyard::test

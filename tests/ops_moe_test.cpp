@@ -348,5 +348,32 @@ TEST(MoeDispatchCombine, RefusesOtherShapes) {
   EXPECT_THROW(ops::moe_combine_backward(row, wide, x, row, weight, p.slot_row_TK, ctx), std::logic_error);
 }
 
+TEST(MoePermutation, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor count({2}, DType::i32), offset({3}, DType::i32), slot_row({2, 2}, DType::i32);
+  const OwnedTensor float2({2}, DType::f32), float3({3}, DType::f32), float22({2, 2}, DType::f32);
+  const OwnedTensor expert = experts(2, 2, {0, 1, 1, 0});
+  EXPECT_THROW(ops::moe_permutation(float2, offset, slot_row, expert, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_permutation(count, float3, slot_row, expert, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_permutation(count, offset, float22, expert, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_permutation(count, offset, slot_row, float22, ctx), std::logic_error);
+}
+
+TEST(MoeDispatchCombine, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const Permutation p(experts(2, 2, {0, 1, 1, 0}), 2, ctx);
+  const OwnedTensor x({2, 3}, DType::f32), row({4, 3}, DType::f32), weight({2, 2}, DType::f32);
+  const OwnedTensor x64({2, 3}, DType::f64), row64({4, 3}, DType::f64), weight64({2, 2}, DType::f64);
+  EXPECT_THROW(ops::moe_dispatch_forward(row64, x, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_dispatch_forward(row, x, weight, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_dispatch_backward(x, row64, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x64, row, weight, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, row, weight64, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, row, weight, weight, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_backward(row64, weight, x, row, weight, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_backward(row, weight64, x, row, weight, p.slot_row_TK, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_backward(row, weight, x64, row, weight, p.slot_row_TK, ctx), std::logic_error);
+}
+
 }  // namespace
 }  // namespace switchyard::test

@@ -26,19 +26,54 @@ TEST(SlotWeights, TwoTokensByHand) {
     const OwnedTensor weight({3, 2}, dtype), dscore({3, 3}, dtype);
     fill(expert, {2, 0, -1, 1, -1, -1});
     fill(chosen, {0.375, 0.125, kNan, 0.25, kNan, kNan});
-    ops::slot_weights_forward(weight, chosen, expert, true, ctx);
+    ops::slot_weights_forward(weight, chosen, expert, {.normalise = true}, ctx);
     EXPECT_EQ(values(weight), (std::vector<double>{0.75, 0.25, 0, 1, 0, 0}));
     fill(dweight, {4, 8, kNan, 16, kNan, kNan});
     // Token 0: sum_j dweight_j weight_j = 5, the sum of the chosen 1/2. A single expert's weight is always 1.
-    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, true, ctx);
+    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, {.normalise = true}, ctx);
     EXPECT_EQ(values(dscore), (std::vector<double>{6, 0, -2, 0, 0, 0, 0, 0, 0}));
 
     poison(weight), poison(dscore);
-    ops::slot_weights_forward(weight, chosen, expert, false, ctx);
+    ops::slot_weights_forward(weight, chosen, expert, {}, ctx);
     EXPECT_EQ(values(weight), (std::vector<double>{0.375, 0.125, 0, 0.25, 0, 0}));
-    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, false, ctx);
+    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, {}, ctx);
     EXPECT_EQ(values(dscore), (std::vector<double>{8, 0, 4, 0, 16, 0, 0, 0, 0}));
   }
+}
+
+TEST(SlotWeights, ScaleAndEpsilonByHand) {
+  for (DType dtype : {DType::f32, DType::f64}) {  // powers of two: exact in both
+    PoisonedContext ctx;
+    OwnedTensor chosen({2, 2}, dtype), expert({2, 2}, DType::i32), dweight({2, 2}, dtype);
+    const OwnedTensor weight({2, 2}, dtype), dscore({2, 2}, dtype);
+    fill(expert, {1, 0, 0, -1});
+    fill(chosen, {0.375, 0.125, 0.5, kNan});
+    fill(dweight, {4, 8, 2, kNan});
+    const SlotWeighting whole{.normalise = true, .scale = 2.0, .eps = 0.5};
+    ops::slot_weights_forward(weight, chosen, expert, whole, ctx);
+    EXPECT_EQ(values(weight), (std::vector<double>{0.75, 0.25, 1, 0}));
+    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, whole, ctx);
+    // Token 0: sum_j dweight_j weight_j = 5, the divisor 1. Token 1: (2 * 2 - 2 * 1) / 1: with an epsilon the
+    // weight of a single expert still grows with its score.
+    EXPECT_EQ(values(dscore), (std::vector<double>{16 - 5, 8 - 5, 2, 0}));
+
+    const SlotWeighting scaled{.scale = 2.0, .eps = 0.5};  // nothing is divided
+    ops::slot_weights_forward(weight, chosen, expert, scaled, ctx);
+    EXPECT_EQ(values(weight), (std::vector<double>{0.75, 0.25, 1, 0}));
+    ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, scaled, ctx);
+    EXPECT_EQ(values(dscore), (std::vector<double>{16, 8, 4, 0}));
+  }
+}
+
+// Scores that all underflow: the epsilon keeps 0/0 away.
+TEST(SlotWeights, OfZeroScoresAreZeroWithAnEpsilon) {
+  PoisonedContext ctx;
+  OwnedTensor chosen({1, 2}, DType::f32), expert({1, 2}, DType::i32);
+  const OwnedTensor weight({1, 2}, DType::f32);
+  fill(expert, {0, 1});
+  fill(chosen, {0, 0});
+  ops::slot_weights_forward(weight, chosen, expert, {.normalise = true, .scale = 2.5, .eps = 1e-20}, ctx);
+  EXPECT_EQ(values(weight), (std::vector<double>{0, 0}));
 }
 
 struct Sizes {
@@ -87,7 +122,9 @@ struct Routed {
 
 TEST(SlotWeights, GradientMatchesFiniteDifferences) {
   for (const Sizes& s : kSizes) {
-    for (bool normalise : {false, true}) {
+    for (const SlotWeighting& weighting :
+         {SlotWeighting{}, SlotWeighting{.normalise = true},
+          SlotWeighting{.normalise = true, .scale = 2.5, .eps = 0.3}, SlotWeighting{.scale = 2.5}}) {
       Routed r(s, DType::f64);
       const OwnedTensor dweight = normal({s.tokens(), s.slots}, DType::f64, "dweight");
       const OwnedTensor weight({s.tokens(), s.slots}, DType::f64);
@@ -95,15 +132,16 @@ TEST(SlotWeights, GradientMatchesFiniteDifferences) {
       // Scores of order one: 1 / (sum of the chosen) is large where they are probabilities of many experts.
       fill_normal(r.prob, "score", 0.1, 1.0);
       r.gather_chosen();
-      ops::slot_weights_forward(weight, r.chosen, r.expert, normalise, r.ctx);
-      ops::slot_weights_backward(dscore, dweight, weight, r.chosen, r.expert, normalise, r.ctx);
+      ops::slot_weights_forward(weight, r.chosen, r.expert, weighting, r.ctx);
+      ops::slot_weights_backward(dscore, dweight, weight, r.chosen, r.expert, weighting, r.ctx);
       const auto loss = [&] {
         r.gather_chosen();
-        ops::slot_weights_forward(weight, r.chosen, r.expert, normalise, r.ctx);
+        ops::slot_weights_forward(weight, r.chosen, r.expert, weighting, r.ctx);
         return dot(dweight, weight);
       };
       const GradientTolerance tolerance{.max_elements = 200};
-      EXPECT_TRUE(gradient_matches(r.prob, dscore, loss, tolerance)) << describe(s) << ", " << normalise;
+      EXPECT_TRUE(gradient_matches(r.prob, dscore, loss, tolerance))
+          << describe(s) << ", " << weighting.normalise << ", " << weighting.scale;
       EXPECT_TRUE(dscore.margins_untouched());
     }
   }
@@ -113,7 +151,7 @@ TEST(SlotWeights, NormalisedWeightsSumToOne) {
   for (const Sizes& s : kSizes) {
     Routed r(s, DType::f32);
     const OwnedTensor weight({s.tokens(), s.slots}, DType::f32);
-    ops::slot_weights_forward(weight, r.chosen, r.expert, true, r.ctx);
+    ops::slot_weights_forward(weight, r.chosen, r.expert, {.normalise = true}, r.ctx);
     for (std::int64_t t = 0; t < s.tokens(); ++t) {
       double sum = 0;
       for (std::int64_t k = 0; k < s.slots; ++k) sum += weight[t * s.slots + k];
@@ -248,7 +286,7 @@ TEST(Routing, FloatFollowsDouble) {
   for (const Sizes& s : kSizes) {
     // The choice of experts is the double one's: near ties may fall otherwise in float.
     const Routed choice(s, DType::f64);
-    const auto run = [&](DType dtype, bool normalise) {
+    const auto run = [&](DType dtype, const SlotWeighting& weighting) {
       PoisonedContext ctx;
       OwnedTensor score = normal({s.tokens(), s.n_experts}, dtype, "score", 0.1, 1.0),
                   chosen({s.tokens(), s.slots}, dtype);
@@ -261,15 +299,16 @@ TEST(Routing, FloatFollowsDouble) {
       const OwnedTensor dscore({s.tokens(), s.n_experts}, dtype),
           dlogit = normal({s.tokens(), s.n_experts}, dtype, "dl");
       const OwnedTensor lse = normal({s.tokens()}, dtype, "lse");
-      ops::slot_weights_forward(weight, chosen, choice.expert, normalise, ctx);
-      ops::slot_weights_backward(dscore, dweight, weight, chosen, choice.expert, normalise, ctx);
+      ops::slot_weights_forward(weight, chosen, choice.expert, weighting, ctx);
+      ops::slot_weights_backward(dscore, dweight, weight, chosen, choice.expert, weighting, ctx);
       ops::z_loss_backward(dlogit, score, lse, choice.token, 0.3, ctx);
       ops::add_sequence_gradient(dlogit, normal({s.n_seq, s.n_experts}, DType::f64, "dprob_BE"), choice.token,
                                  ctx);
       return std::vector{values(weight), values(dscore), values(dlogit)};
     };
-    for (bool normalise : {false, true}) {
-      const auto actual = run(DType::f32, normalise), exact = run(DType::f64, normalise);
+    for (const SlotWeighting& weighting :
+         {SlotWeighting{}, SlotWeighting{.normalise = true}, SlotWeighting{.normalise = true, .scale = 1.7}}) {
+      const auto actual = run(DType::f32, weighting), exact = run(DType::f64, weighting);
       // Sums of up to 8 numbers of order one and quotients of them, a dozen roundings of 6e-8; dweight - mean
       // cancels.
       EXPECT_TRUE(all_near(actual[0], exact[0], 7e-7, 0)) << describe(s);
@@ -284,15 +323,15 @@ TEST(Routing, SameBitsOnAnyThreadCount) {
   Routed r(s, DType::f32);
   const OwnedTensor dweight = normal({s.tokens(), s.slots}, DType::f32, "dweight");
   const OwnedTensor weight({s.tokens(), s.slots}, DType::f32);
-  ops::slot_weights_forward(weight, r.chosen, r.expert, true, r.ctx);
+  ops::slot_weights_forward(weight, r.chosen, r.expert, {.normalise = true}, r.ctx);
   expect_same_bits_on_any_thread_count([&] {
     OwnedTensor again({s.tokens(), s.slots}, DType::f32);
-    ops::slot_weights_forward(again, r.chosen, r.expert, true, r.ctx);
+    ops::slot_weights_forward(again, r.chosen, r.expert, {.normalise = true}, r.ctx);
     return again;
   });
   expect_same_bits_on_any_thread_count([&] {
     OwnedTensor dscore({s.tokens(), s.n_experts}, DType::f32);
-    ops::slot_weights_backward(dscore, dweight, weight, r.chosen, r.expert, true, r.ctx);
+    ops::slot_weights_backward(dscore, dweight, weight, r.chosen, r.expert, {.normalise = true}, r.ctx);
     return dscore;
   });
   expect_same_bits_on_any_thread_count([&] { return std::move(Sums(r).prob_sum); });
@@ -312,15 +351,42 @@ TEST(Routing, RefusesOtherShapes) {
       f43({4, 3}, DType::f32);
   const OwnedTensor expert({2, 2}, DType::i32), token = ints({0, 0}), token3 = ints({0, 0, 0});
   const OwnedTensor count({2, 3}, DType::i32), sum({2, 3}, DType::f64), lse2({2}, DType::f64);
-  EXPECT_THROW(ops::slot_weights_forward(f3, f2, expert, true, ctx), std::logic_error);
-  EXPECT_THROW(ops::slot_weights_forward(f2, f3, expert, true, ctx), std::logic_error);
-  EXPECT_THROW(ops::slot_weights_backward(f43, f2, f2, f2, expert, true, ctx), std::logic_error);
-  EXPECT_THROW(ops::slot_weights_backward(f3, f3, f2, f2, expert, true, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_forward(f3, f2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_forward(f2, f3, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f43, f2, f2, f2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f3, f3, f2, f2, expert, {}, ctx), std::logic_error);
   EXPECT_THROW(ops::routing_sums(count, sum, lse2, expert, f3, f32_2, token3, ctx), std::logic_error);
   EXPECT_THROW(ops::routing_sums(count, sum, lse2, expert, f2, f32_2, token, ctx), std::logic_error);
   EXPECT_THROW(ops::add_sequence_gradient(f43, sum, token, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f2, f32_2, token, 1.0, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f3, f32_2, token3, 1.0, ctx), std::logic_error);
+}
+
+TEST(Routing, RefusesOtherDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor f2({2, 2}, DType::f32), d2({2, 2}, DType::f64), f3({2, 3}, DType::f32),
+      d3({2, 3}, DType::f64);
+  const OwnedTensor f1({2}, DType::f32), d1({2}, DType::f64), token = ints({0, 0});
+  const OwnedTensor expert({2, 2}, DType::i32), count({2, 3}, DType::i32), sum({2, 3}, DType::f64);
+  fill(expert, {0, 1, 0, 1});
+  EXPECT_THROW(ops::slot_weights_forward(f2, d2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_forward(f2, f2, f2, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(d3, f2, f2, f2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f3, d2, f2, f2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f3, f2, d2, f2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f3, f2, f2, d2, expert, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::slot_weights_backward(f3, f2, f2, f2, f2, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(f3, sum, d1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, f3, d1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, f1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, f2, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, expert, f3, d1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, expert, f3, f1, f1, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, f3, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, sum, f1, ctx), std::logic_error);
+  EXPECT_THROW(ops::z_loss_backward(f3, d3, f1, token, 1.0, ctx), std::logic_error);
+  EXPECT_THROW(ops::z_loss_backward(f3, f3, d1, token, 1.0, ctx), std::logic_error);
+  EXPECT_THROW(ops::z_loss_backward(f3, f3, f1, f1, 1.0, ctx), std::logic_error);
 }
 
 }  // namespace

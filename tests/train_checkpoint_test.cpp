@@ -128,6 +128,32 @@ TEST(Checkpoint, WeightsAloneLoadIntoAStoreForInference) {
             nlohmann::json::parse(saved.run.resolved_json));
 }
 
+// A router's bias is a weight of the model without moments.
+TEST(Checkpoint, WhatIsNotTrainedHasAValueAndNoMoments) {
+  const TempDir place;
+  const auto make = [] {
+    ParameterStore store;
+    store.add({.name = "gate.weight", .shape = {4, 3}, .init_std = 0.1});
+    store.begin_group();
+    store.add({.name = "gate.e_score_correction_bias", .shape = {4}, .init = Init::zeros, .trained = false});
+    store.allocate(DType::f32, true);
+    store.initialise(5);
+    return store;
+  };
+  ParameterStore saved = make();
+  for (std::int64_t i = 0; i < 4; ++i) saved.value(1).as<float>()[i] = 0.25f * static_cast<float>(i);
+  const fs::path path = save_checkpoint(place.path(), saved, {1, 10, 4, 5}, small_run(), {});
+  std::vector<std::string> names;
+  for (const TensorInfo& tensor : describe_checkpoint(path).tensors)
+    names.push_back(tensor.file + " " + tensor.name);
+  EXPECT_EQ(names, (std::vector<std::string>{
+                       "model.safetensors gate.weight", "model.safetensors gate.e_score_correction_bias",
+                       "state.safetensors gate.weight.exp_avg", "state.safetensors gate.weight.exp_avg_sq"}));
+  ParameterStore loaded = make();
+  load_checkpoint(path, small_run(), loaded, {});
+  expect_equal(loaded, saved);
+}
+
 TEST(Checkpoint, DescribeListsWhatItHolds) {
   const TempDir place;
   Trained saved(1.5f);
@@ -387,7 +413,7 @@ TEST(Checkpoint, AnotherModelOrSeedIsRefusedWithTheKeysThatDiffer) {
   saved.save(place.path(), 1);
   Trained other(1.0f);
   other.run.model.num_experts_per_tok = 3;
-  other.run.model.rope_theta = 5e5;
+  other.run.model.rope.theta = 5e5;
   other.run.train.seed = 6;
   const std::string message =
       message_of<InputError>([&] { load_checkpoint(place.path(), other.run, other.store, other.extra()); });

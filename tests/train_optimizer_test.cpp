@@ -94,6 +94,29 @@ TEST(AdamW, GapsBetweenRowsStayZero) {
   EXPECT_NEAR(of_all, of_rows, 1e-13);
 }
 
+// A router's bias: neither decayed nor moved, between two rows that are, whatever its gradient and moments
+// hold.
+TEST(AdamW, LeavesAloneWhatIsNotTrained) {
+  ParameterStore store;
+  for (const bool trained : {false, true, false, true, true, false}) {
+    store.begin_group();
+    store.add({.name = "row" + std::to_string(store.rows().size()), .shape = {3}, .trained = trained});
+  }
+  store.allocate(DType::f64, true);
+  Context ctx;
+  for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    fill(store.value(i), {1, 2, 3});
+    fill(store.grad(i), {1, 1, 1});
+  }
+  AdamW(options(), store).update(store, 0.5, 1, 1, ctx);
+  for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    const bool trained = store.rows()[i].trained;
+    EXPECT_EQ(values(store.value(i)) == (Numbers{1, 2, 3}), !trained) << i;
+    EXPECT_EQ(values(store.moment1(i)) == (Numbers{0, 0, 0}), !trained) << i;
+    EXPECT_EQ(values(store.moment2(i)) == (Numbers{0, 0, 0}), !trained) << i;
+  }
+}
+
 TEST(AdamW, GradNormIsTheLengthOfTheWholeGradient) {
   Store store;
   Context ctx;

@@ -57,6 +57,27 @@ class Training : public ::testing::Test {
     return run;
   }
 
+  // The same with latent attention, groups of experts and a bias that balances them. The speed is a power of
+  // two, so that a few steps of it are exact.
+  config::Run deepseek_run() const {
+    config::Run run = run_config();
+    run.model.family = config::Family::deepseek_v3;
+    run.model.qk_norm = false;
+    run.model.num_key_value_heads = run.model.num_attention_heads;
+    run.model.mla = {
+        .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
+    run.model.head_dim = 4;
+    run.model.n_shared_experts = 1;
+    run.model.n_group = 2;
+    run.model.topk_group = 1;
+    run.model.rope.interleaved = true;
+    run.router = {.type = config::RouterType::sigmoid_group,
+                  .balance_coef = 0.01,
+                  .balance_scope = BalanceScope::sequence,
+                  .bias_update_speed = 0.125};
+    return run;
+  }
+
   // Trains in dir_/name. `stop`: after one step, as by a signal.
   RunEnd train(const std::string& name, const config::Run& run, const Resume& resume = {},
                bool stop = false) const {
@@ -99,6 +120,21 @@ class Training : public ::testing::Test {
     model.allocate();
     Checkpoint(checkpoint(name, step)).load_weights(model.parameters());
     return test::values(model.parameters().values());
+  }
+
+  // The biases that choose, of all layers one after another.
+  std::vector<double> choice_biases(const std::string& name, std::int64_t step) const {
+    const config::Run run = as_from_a_file(deepseek_run());
+    model::Transformer model(run.model, run.router, DType::f32, false);
+    model.allocate();
+    Checkpoint(checkpoint(name, step)).load_weights(model.parameters());
+    std::vector<double> all;
+    for (std::size_t i = 0; i < model.parameters().rows().size(); ++i) {
+      if (model.parameters().rows()[i].trained) continue;
+      const std::vector<double> bias = test::values(model.parameters().value(i));
+      all.insert(all.end(), bias.begin(), bias.end());
+    }
+    return all;
   }
 
   TempDir dir_;
@@ -275,6 +311,85 @@ TEST_F(Training, ResumedFromAnOlderCheckpointRepeatsTheSteps) {
   EXPECT_EQ(metrics("run"), expected);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "model.safetensors") == weights);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "state.safetensors") == state);
+}
+
+// Once a step and by the counts of all its micro-batches, which the metrics have.
+TEST_F(Training, AStepMovesTheBiasByItsSpeedTowardsBalance) {
+  for (const std::int64_t micro_batch : {1, 2, 4}) {
+    config::Run run = deepseek_run();
+    run.train.micro_batch_size = micro_batch;
+    const std::string name = "micro" + std::to_string(micro_batch);
+    train(name, run);
+    std::vector<double> expected(2 * 4, 0.0);
+    bool moved = false;
+    for (const json& line : metrics(name)) {
+      for (std::size_t l = 0; l < 2; ++l) {
+        const auto count_E = line["layers"][l]["counts"].get<std::vector<double>>();
+        for (std::size_t e = 0; e < 4; ++e) {
+          const double mean = kGlobalBatch * kSeqLen * 2 / 4.0;
+          expected[l * 4 + e] += count_E[e] < mean ? 0.125 : count_E[e] > mean ? -0.125 : 0;
+          moved = moved || count_E[e] != mean;
+        }
+      }
+    }
+    EXPECT_TRUE(moved);
+    EXPECT_EQ(choice_biases(name, 5), expected) << micro_batch << " sequences a micro-batch";
+  }
+}
+
+// One rank of two; the other one has sent a thousand slots to the first expert of each layer.
+class WithABusyRank final : public parallel::Communicator {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  void all_reduce_sum(Tensor tensor) override {
+    if (tensor.dtype() != DType::f64) return;  // gradients
+    for (const std::int64_t first : {0, 4}) tensor.as<double>()[first] += 1000;
+  }
+};
+
+TEST_F(Training, TheBiasMovesByTheCountsOfAllRanks) {
+  config::Run run = as_from_a_file(deepseek_run());
+  run.train.steps = 2;
+  WithABusyRank communicator;
+  const volatile std::sig_atomic_t stop_requested = 0;
+  test::with_threads(1, [&] { return Trainer(run, dir_ / "run", {}, communicator).run(stop_requested); });
+  const double up = 2 * 0.125;
+  EXPECT_EQ(choice_biases("run", 2), (std::vector<double>{-up, up, up, up, -up, up, up, up}));
+}
+
+TEST_F(Training, WithoutASpeedTheBiasStaysWhatItIs) {
+  config::Run run = deepseek_run();
+  run.router.bias_update_speed = 0;
+  train("run", run);
+  EXPECT_EQ(choice_biases("run", 5), std::vector<double>(8, 0.0));
+}
+
+TEST_F(Training, DeepseekV3StoppedAndResumedIsAsIfNeverStopped) {
+  const config::Run run = deepseek_run();
+  EXPECT_EQ(train("whole", run), RunEnd::finished);
+  EXPECT_EQ(train("stopped", run, {}, true), RunEnd::interrupted);
+  EXPECT_EQ(train("stopped", run, {.wanted = true, .checkpoint = checkpoint("stopped", 1)}), RunEnd::finished);
+  EXPECT_EQ(metrics("stopped"), metrics("whole"));
+  expect_same_checkpoint("stopped", "whole", 5);
+}
+
+TEST_F(Training, DeepseekV3LearnsWithAndWithoutADenseLayer) {
+  config::Run run = deepseek_run();
+  run.train.steps = 60;
+  for (const bool dense : {false, true}) {
+    if (dense) {
+      run.model.is_moe_layer = {false, true};
+      run.model.intermediate_size = 16;
+    }
+    const std::string name = dense ? "dense" : "moe";
+    train(name, run);
+    const auto lines = metrics(name);
+    EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.2);  // log 31
+    EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
+    EXPECT_EQ(lines.back()["layers"].size(), dense ? 1u : 2u);
+    EXPECT_EQ(lines.back()["z_loss"], 0.0);
+  }
 }
 
 TEST_F(Training, EvaluationInBetweenChangesNoBit) {

@@ -11,11 +11,41 @@
 
 namespace switchyard::config {
 
-enum class Family { mixtral, qwen3_moe };
-enum class RouterType { softmax_topk };
+enum class Family { mixtral, qwen3_moe, deepseek_v3 };
+enum class RouterType { softmax_topk, sigmoid_group };
+enum class RopeType { unscaled, linear, yarn };
 enum class BalanceScope { layer, sequence, global_batch, model };
 enum class Schedule { constant, linear, cosine, wsd };
 enum class ComputeType { float32, bfloat16 };  // of matrix products; everything else is float32
+
+// Rotary embedding, everything that depends on other keys resolved.
+struct Rope {
+  double theta = 1e6;
+  RopeType type = RopeType::unscaled;
+  double factor = 1;                                  // 1 where unscaled; the rest is of yarn
+  std::int64_t original_max_position_embeddings = 0;  // 0 where not yarn
+  double beta_fast = 32;
+  double beta_slow = 1;
+  bool truncate = true;         // the borders of the ramp are whole numbers
+  double attention_factor = 1;  // what cos and sin are multiplied by
+  bool interleaved = false;     // pairs are (x_2i, x_2i+1); else (x_i, x_i+n/2)
+  // As given; their effect is in attention_factor and in Model::softmax_scale_factor.
+  std::optional<double> mscale = std::nullopt;
+  std::optional<double> mscale_all_dim = std::nullopt;
+
+  bool operator==(const Rope&) const = default;
+};
+
+// Multi-head latent attention. Its two inner norms have eps 1e-6 always, whatever Model::rms_norm_eps is.
+struct Mla {
+  std::int64_t q_lora_rank = 0;  // 0: queries come from q_proj directly
+  std::int64_t kv_lora_rank = 0;
+  std::int64_t qk_nope_head_dim = 0;
+  std::int64_t qk_rope_head_dim = 0;
+  std::int64_t v_head_dim = 0;
+
+  bool operator==(const Mla&) const = default;
+};
 
 // Architecture, family differences already resolved (which keys exist, their defaults, which layers are dense).
 struct Model {
@@ -25,30 +55,41 @@ struct Model {
   std::int64_t num_hidden_layers = 0;
   std::int64_t num_attention_heads = 0;
   std::int64_t num_key_value_heads = 0;
-  std::int64_t head_dim = 0;
+  std::int64_t head_dim = 0;               // of queries and keys; with mla qk_nope_head_dim + qk_rope_head_dim
+  std::optional<Mla> mla;                  // set where the family has it (deepseek_v3)
+  bool attention_bias = false;             // qwen3_moe: of q, k, v and o; deepseek_v3: of q_a, kv_a and o
+  double softmax_scale_factor = 1;         // attention scores are multiplied by it and head_dim^-0.5
   std::int64_t intermediate_size = 0;      // of dense layers; 0 where no layer is dense
   std::int64_t moe_intermediate_size = 0;  // of one expert; this and the next two are 0 where no layer is MoE
   std::int64_t num_experts = 0;
   std::int64_t num_experts_per_tok = 0;
   bool norm_topk_prob = true;
-  std::vector<bool> is_moe_layer;  // one a layer, from mlp_only_layers and decoder_sparse_step
-  bool qk_norm = false;            // per-head RMSNorm on queries and keys (Qwen3)
+  std::int64_t n_shared_experts = 0;  // one SwiGLU of n_shared_experts * moe_intermediate_size, for every token
+  std::int64_t n_group = 1;           // the experts form so many groups of neighbours ...
+  std::int64_t topk_group = 1;        // ... and only those of so many groups can be chosen
+  double routed_scaling_factor = 1;   // multiplies the weights of the chosen experts
+  std::vector<bool> is_moe_layer;     // one a layer
+  // As the file says, for who reads it later; no such layer exists in training.
+  std::int64_t num_nextn_predict_layers = 0;
+  bool qk_norm = false;  // per-head RMSNorm on queries and keys (Qwen3)
   bool tie_word_embeddings = false;
   double rms_norm_eps = 1e-6;
-  double rope_theta = 1e6;
-  std::int64_t sliding_window =
-      0;  // 0: none; otherwise a token sees itself and the sliding_window - 1 before it
+  Rope rope;
+  // 0: none; otherwise a token sees itself and the sliding_window - 1 before it.
+  std::int64_t sliding_window = 0;
   std::int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
 
   bool operator==(const Model&) const = default;
 };
 
+// The defaults are those of softmax_topk; default_router (load.h) has those of a family.
 struct Router {
   RouterType type = RouterType::softmax_topk;
-  double balance_coef = 0.001;  // ROUTERS "balance"; 0 turns the term off
+  double balance_coef = 0.001;  // of the balance loss; 0 turns the term off
   BalanceScope balance_scope = BalanceScope::global_batch;
   double z_loss_coef = 0.0;
+  double bias_update_speed = 1e-3;  // of sigmoid_group only; 0: the bias is never updated
 
   bool operator==(const Router&) const = default;
 };
@@ -89,6 +130,7 @@ struct Train {
   double beta2 = 0.95;
   double eps = 1e-8;
   double clip_norm = 1.0;        // 0: no clipping
+  double mtp_loss_coef = 0.0;    // of the multi-token prediction loss, which cannot be trained: always 0
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
 

@@ -13,7 +13,7 @@ struct ModelSection {
 };
 
 // Reads the object `json` (null: absent) at `path` ("model", or empty for a config.json on its own). Throws
-// InputError.
+// InputError; a run's (path not empty) may not be quantised.
 ModelSection read_model(const Json* json, const std::string& path, const Source& source);
 // The keys that transformers needs to open a checkpoint.
 Json write_model(const Model& model);

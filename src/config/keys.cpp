@@ -30,7 +30,8 @@ constexpr Key kMixtral[] = {"model_type",
                             "router_aux_loss_coef",
                             "hidden_act",
                             "attention_dropout",
-                            "router_jitter_noise"};
+                            "router_jitter_noise",
+                            "quantization_config"};
 
 constexpr Key kQwen3Moe[] = {"model_type",
                              "vocab_size",
@@ -60,9 +61,57 @@ constexpr Key kQwen3Moe[] = {"model_type",
                              "router_aux_loss_coef",
                              "hidden_act",
                              "attention_dropout",
-                             "attention_bias"};
+                             "attention_bias",
+                             "quantization_config"};
 
-constexpr Key kRope[] = {"rope_type", "type", "rope_theta"};
+constexpr Key kDeepseekV3[] = {"model_type",
+                               "vocab_size",
+                               "hidden_size",
+                               "num_hidden_layers",
+                               "num_attention_heads",
+                               "num_key_value_heads",
+                               "head_dim",
+                               "q_lora_rank",
+                               "kv_lora_rank",
+                               "qk_nope_head_dim",
+                               "qk_rope_head_dim",
+                               "qk_head_dim",
+                               "v_head_dim",
+                               "intermediate_size",
+                               "moe_intermediate_size",
+                               "first_k_dense_replace",
+                               "moe_layer_freq",
+                               "n_routed_experts",
+                               "n_shared_experts",
+                               "num_experts_per_tok",
+                               "n_group",
+                               "topk_group",
+                               "topk_method",
+                               "scoring_func",
+                               "norm_topk_prob",
+                               "routed_scaling_factor",
+                               "num_nextn_predict_layers",
+                               "tie_word_embeddings",
+                               "rms_norm_eps",
+                               "rope_theta",
+                               "rope_parameters",
+                               "rope_scaling",
+                               "rope_interleave",
+                               "max_position_embeddings",
+                               "initializer_range",
+                               "hidden_act",
+                               "attention_dropout",
+                               "attention_bias",
+                               "aux_loss_alpha",
+                               "seq_aux",
+                               "ep_size",
+                               "pretraining_tp",
+                               "quantization_config"};
+
+constexpr Key kRope[] = {
+    "rope_type",     "type",      "rope_theta", "factor",           "original_max_position_embeddings",
+    "beta_fast",     "beta_slow", "truncate",   "attention_factor", "mscale",
+    "mscale_all_dim"};
 
 constexpr Key kIgnoredModel[] = {"architectures",
                                  "transformers_version",
@@ -94,14 +143,14 @@ constexpr Key kIgnoredModel[] = {"architectures",
                                  "tokenizer_class",
                                  "torchscript"};
 
-constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef"};
+constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef", "bias_update_speed"};
 constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token"};
 constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
 constexpr Key kValidationEntry[] = {"path", "domain"};
 constexpr Key kTrain[] = {
-    "seed",  "steps",        "seq_len",  "micro_batch_size", "global_batch_size", "dtype",
-    "lr",    "min_lr_ratio", "schedule", "warmup_ratio",     "decay_ratio",       "weight_decay",
-    "beta1", "beta2",        "eps",      "clip_norm",        "eval_every",        "eval_tokens"};
+    "seed",         "steps",     "seq_len",      "micro_batch_size", "global_batch_size", "dtype", "lr",
+    "min_lr_ratio", "schedule",  "warmup_ratio", "decay_ratio",      "weight_decay",      "beta1", "beta2",
+    "eps",          "clip_norm", "eval_every",   "eval_tokens",      "mtp_loss_coef"};
 constexpr Key kParallel[] = {"threads"};
 constexpr Key kCheckpoint[] = {"every", "keep"};
 constexpr Key kLog[] = {"every"};
@@ -109,6 +158,7 @@ constexpr Key kLog[] = {"every"};
 constexpr SectionKeys kSections[] = {{"", "", kTop},
                                      {"model", "mixtral", kMixtral},
                                      {"model", "qwen3_moe", kQwen3Moe},
+                                     {"model", "deepseek_v3", kDeepseekV3},
                                      {"model.rope_parameters", "", kRope},
                                      {"model.rope_scaling", "", kRope},
                                      {"router", "", kRouter},

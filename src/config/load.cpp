@@ -17,9 +17,24 @@ constexpr std::int64_t kMaxThreads = 4096;
 // Activations of one micro-batch must be addressable: elements of its widest tensor.
 constexpr double kMaxElements = 281474976710656.0;  // 2^48
 
-Router read_router(Section section, std::optional<double> aux_loss_coef) {
+Router defaults_of(RouterType type) {
   Router router;
-  router.type = section.choice<RouterType>("type", kRouterTypes, router.type);
+  router.type = type;
+  switch (type) {
+    case RouterType::softmax_topk:
+      break;
+    case RouterType::sigmoid_group:  // DeepSeek-V3's: the bias balances, the loss only keeps sequences from
+                                     // extremes
+      router.balance_coef = 1e-4;
+      router.balance_scope = BalanceScope::sequence;
+      break;
+  }
+  return router;
+}
+
+Router read_router(Section section, Family family, std::optional<double> aux_loss_coef) {
+  Router router = defaults_of(section.choice<RouterType>("type", kRouterTypes, default_router(family).type));
+  const bool sigmoid = router.type == RouterType::sigmoid_group;
   router.balance_coef =
       section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
   if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
@@ -30,6 +45,20 @@ Router read_router(Section section, std::optional<double> aux_loss_coef) {
   }
   router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
   router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
+  if (sigmoid && router.z_loss_coef > 0) {
+    section.fail(
+        "z_loss_coef",
+        fmt::format("is {}, but router.type is \"sigmoid_group\", which has no softmax whose normaliser it "
+                    "could bound; set it to 0",
+                    router.z_loss_coef),
+        section.path_of("type"));
+  }
+  if (!sigmoid && section.has("bias_update_speed")) {
+    section.fail("bias_update_speed",
+                 fmt::format("router.type is \"{}\", which has no bias; remove it", name_of(router.type)),
+                 section.path_of("type"));
+  }
+  router.bias_update_speed = section.number("bias_update_speed", kShare, router.bias_update_speed);
   section.finish();
   return router;
 }
@@ -145,6 +174,12 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                  "data.validation");
   }
 
+  if (train.mtp_loss_coef > 0) {
+    section.fail(
+        "mtp_loss_coef",
+        fmt::format("is {}, but multi-token prediction cannot be trained; set it to 0", train.mtp_loss_coef));
+  }
+
   // In floating point: the products may be larger than any integer type.
   const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
   const auto top_k = static_cast<double>(std::max<std::int64_t>(1, model.num_experts_per_tok));
@@ -156,9 +191,14 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                     train.micro_batch_size, train.seq_len, top_k, tokens * top_k, kMaxSize),
         section.path_of("seq_len"));
   }
+  const auto heads = static_cast<double>(model.num_attention_heads);
+  const Mla mla = model.mla.value_or(Mla{});
   const double widest = std::max(
       {static_cast<double>(model.hidden_size), static_cast<double>(model.intermediate_size),
-       static_cast<double>(model.num_attention_heads) * static_cast<double>(model.head_dim),
+       heads * static_cast<double>(model.head_dim), static_cast<double>(mla.q_lora_rank),
+       static_cast<double>(mla.kv_lora_rank + mla.qk_rope_head_dim),
+       heads * static_cast<double>(mla.qk_nope_head_dim + mla.v_head_dim),
+       static_cast<double>(model.n_shared_experts * model.moe_intermediate_size),
        static_cast<double>(model.num_experts), top_k * static_cast<double>(model.moe_intermediate_size)});
   if (tokens * widest > kMaxElements) {
     section.fail(
@@ -196,6 +236,7 @@ Train read_train(Section section, const Run& run) {
   // As float32 neither zero nor too small to divide by.
   train.eps = section.number("eps", {1e-30, 1}, train.eps);
   train.clip_norm = section.number("clip_norm", {0, 1e9}, train.clip_norm);
+  train.mtp_loss_coef = section.number("mtp_loss_coef", kCoefficient, train.mtp_loss_coef);
   train.eval_every = section.integer("eval_every", 0, kMaxSize, train.eval_every);
   train.eval_tokens = section.integer("eval_tokens", 0, INT64_MAX / 16, train.eval_tokens);
   section.finish();
@@ -217,7 +258,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Run run;
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
-  run.router = read_router(open("router"), model.router_aux_loss_coef);
+  run.router = read_router(open("router"), run.model.family, model.router_aux_loss_coef);
   run.data = read_data(open("data"), run.model);
   run.train = read_train(open("train"), run);
   Section parallel = open("parallel");
@@ -237,6 +278,18 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
 
 Run load_run(const std::string& path, const std::vector<std::string>& overrides) {
   return parse_run(read_text_file(path), path, overrides);
+}
+
+Router default_router(Family family) {
+  switch (family) {
+    case Family::mixtral:
+    case Family::qwen3_moe:
+      return defaults_of(RouterType::softmax_topk);
+    case Family::deepseek_v3:
+      return defaults_of(RouterType::sigmoid_group);
+  }
+  SY_CHECK(false, "no such family");
+  return {};
 }
 
 bool looks_like_run(const std::string& text) {

@@ -16,11 +16,15 @@ Run load_run(const std::string& path, const std::vector<std::string>& overrides)
 // The same from a text; `origin` names it in messages.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides);
 
-// A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it.
+// A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
+// unlike in a run, a quantization_config is accepted and has no effect.
 Model parse_model(const std::string& text, const std::string& origin);
 // And back: the config.json for `transformers`, in the family's own keys. parse_model of it gives an equal
 // Model.
 std::string model_to_hf_json(const Model& model);
+
+// The router of a family where a run says nothing about it.
+Router default_router(Family family);
 
 // What `inspect` needs to tell files apart: true when the text is a JSON object with a `model` section; false
 // for any other text, JSON or not.

@@ -12,6 +12,8 @@ std::string_view name_of(Family family) {
       return "mixtral";
     case Family::qwen3_moe:
       return "qwen3_moe";
+    case Family::deepseek_v3:
+      return "deepseek_v3";
   }
   SY_CHECK(false, "no such family");
   return "";
@@ -21,8 +23,23 @@ std::string_view name_of(RouterType type) {
   switch (type) {
     case RouterType::softmax_topk:
       return "softmax_topk";
+    case RouterType::sigmoid_group:
+      return "sigmoid_group";
   }
   SY_CHECK(false, "no such router");
+  return "";
+}
+
+std::string_view name_of(RopeType type) {
+  switch (type) {
+    case RopeType::unscaled:
+      return "default";
+    case RopeType::linear:
+      return "linear";
+    case RopeType::yarn:
+      return "yarn";
+  }
+  SY_CHECK(false, "no such rotary embedding");
   return "";
 }
 

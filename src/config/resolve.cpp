@@ -17,10 +17,12 @@ Json write_entries(const std::vector<DataEntry>& entries) {
 }
 
 Json write_router(const Router& router) {
-  return Json(Json::Object{{"type", name_of(router.type)},
-                           {"balance_coef", router.balance_coef},
-                           {"balance_scope", name_of(router.balance_scope)},
-                           {"z_loss_coef", router.z_loss_coef}});
+  Json::Object out{{"type", name_of(router.type)},
+                   {"balance_coef", router.balance_coef},
+                   {"balance_scope", name_of(router.balance_scope)},
+                   {"z_loss_coef", router.z_loss_coef}};
+  if (router.type == RouterType::sigmoid_group) out.push_back({"bias_update_speed", router.bias_update_speed});
+  return Json(std::move(out));
 }
 
 Json write_data(const Data& data) {
@@ -47,6 +49,7 @@ Json write_train(const Train& train) {
                            {"beta2", train.beta2},
                            {"eps", train.eps},
                            {"clip_norm", train.clip_norm},
+                           {"mtp_loss_coef", train.mtp_loss_coef},
                            {"eval_every", train.eval_every},
                            {"eval_tokens", train.eval_tokens}});
 }

@@ -177,9 +177,7 @@ std::uint64_t Section::seed(std::string_view key, std::uint64_t fallback) {
   return static_cast<std::uint64_t>(*value);
 }
 
-double Section::number(std::string_view key, const Interval& range, std::optional<double> fallback) {
-  if (fallback && !has(key)) return (find(key), *fallback);
-  const Json& json = required(key);
+double Section::to_number(std::string_view key, const Json& json, const Interval& range) const {
   std::optional<double> value;
   if (const auto* v = json.get<double>()) value = *v;
   if (const auto* v = json.get<std::int64_t>()) value = static_cast<double>(*v);
@@ -188,6 +186,17 @@ double Section::number(std::string_view key, const Interval& range, std::optiona
                       !(range.low_open && *value == range.low) && !(range.high_open && *value == range.high);
   if (!inside) fail(key, fmt::format("is {}, expected a number in {}", describe(json), to_string(range)));
   return *value;
+}
+
+double Section::number(std::string_view key, const Interval& range, std::optional<double> fallback) {
+  if (fallback && !has(key)) return (find(key), *fallback);
+  return to_number(key, required(key), range);
+}
+
+std::optional<double> Section::nullable_number(std::string_view key, const Interval& range) {
+  const Json* json = find(key);
+  if (json == nullptr || json->is_null()) return std::nullopt;
+  return to_number(key, *json, range);
 }
 
 bool Section::boolean(std::string_view key, bool fallback) {

@@ -75,6 +75,7 @@ class Section {
   std::optional<std::int64_t> nullable_integer(std::string_view key, std::int64_t low, std::int64_t high);
   std::uint64_t seed(std::string_view key, std::uint64_t fallback);
   double number(std::string_view key, const Interval& range, std::optional<double> fallback = std::nullopt);
+  std::optional<double> nullable_number(std::string_view key, const Interval& range);
   bool boolean(std::string_view key, bool fallback);
   std::string text(std::string_view key,
                    std::optional<std::string> fallback = std::nullopt);  // UTF-8, not empty
@@ -96,6 +97,7 @@ class Section {
  private:
   const Json& required(std::string_view key);
   std::int64_t to_integer(std::string_view key, const Json& json, std::int64_t low, std::int64_t high) const;
+  double to_number(std::string_view key, const Json& json, const Interval& range) const;
   [[noreturn]] void fail_choice(std::string_view key, const std::string& found,
                                 const std::vector<std::string_view>& names) const;
   [[noreturn]] void fail_unknown(const std::string& key) const;

@@ -10,8 +10,9 @@ struct AttentionShape {
   std::int64_t seq_len;
   std::int64_t n_heads;
   std::int64_t n_kv_heads;
-  std::int64_t head_dim;
-  double scale;  // of the scores, usually 1/sqrt(head_dim)
+  std::int64_t head_dim;    // of queries and keys
+  std::int64_t v_head_dim;  // of values and outputs
+  double scale;             // of the scores, usually 1/sqrt(head_dim)
 };
 
 }  // namespace switchyard

@@ -22,6 +22,7 @@ struct Parameter {
   Init init = Init::normal;  // normal: standard deviation init_std
   double init_std = 0.0;
   bool weight_decay = true;
+  bool trained = true;  // false: has no gradient, and the optimizer leaves it alone (a router's bias)
   Sharding sharding = Sharding::replicated;
   std::int64_t offset = 0;  // elements from the start of the flat arrays; set by the store
 };

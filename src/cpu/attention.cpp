@@ -9,8 +9,8 @@
 #include "cpu/gemm.h"
 #include "cpu/vector_math.h"
 
-// Legend: T tokens, H query heads, G key-value heads, N head width; B rows of a query tile, C rows of a key
-// tile.
+// Legend: T tokens, H query heads, G key-value heads, N width of a query or key head, M of a value head; B rows
+// of a query tile, C rows of a key tile.
 
 namespace switchyard::cpu {
 
@@ -62,9 +62,9 @@ std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
 }  // namespace
 
 template <class T>
-void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN,
+void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, scale] = shape;
+  const auto [n_seq, S, H, G, N, M, scale] = shape;
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
   const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
@@ -76,38 +76,38 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
         const std::int64_t i0 = (tiles - 1 - reversed) * kQueryTile;  // the tiles with most keys first
         const std::int64_t n_queries = std::min(kQueryTile, S - i0);
         const std::int64_t token0 = seq * S;
-        const std::int64_t kv_column = h / (H / G) * N;
+        const std::int64_t g = h / (H / G);
         const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
         T* score_BC = score_XBC.row<T>(omp_get_thread_num());
         const T* q = q_THN.row<T>(token0 + i0) + h * N;
-        T* out = out_THN.row<T>(token0 + i0) + h * N;
+        T* out = out_THM.row<T>(token0 + i0) + h * M;
         T running_max[kQueryTile], running_sum[kQueryTile];
         std::fill_n(running_max, n_queries, -std::numeric_limits<T>::infinity());
         std::fill_n(running_sum, n_queries, T(0));
-        for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THN.row_stride(), N, T(0));
+        for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THM.row_stride(), M, T(0));
 
         for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
           const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
-          const T* k = k_TGN.row<T>(token0 + key0) + kv_column;
-          const T* v = v_TGN.row<T>(token0 + key0) + kv_column;
+          const T* k = k_TGN.row<T>(token0 + key0) + g * N;
+          const T* v = v_TGM.row<T>(token0 + key0) + g * M;
           gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
                   k_TGN.row_stride(), T(0), score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
             const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
             const T shrink = softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale),
                                               &running_max[i], &running_sum[i]);
-            T* out_N = out + i * out_THN.row_stride();
+            T* out_M = out + i * out_THM.row_stride();
 #pragma omp simd
-            for (std::int64_t c = 0; c < N; ++c) out_N[c] *= shrink;
+            for (std::int64_t c = 0; c < M; ++c) out_M[c] *= shrink;
           }
-          gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), score_BC, kKeyTile, v, v_TGN.row_stride(),
-                  T(1), out, out_THN.row_stride());
+          gemm<T>(Trans::no, Trans::no, n_queries, M, n_keys, T(1), score_BC, kKeyTile, v, v_TGM.row_stride(),
+                  T(1), out, out_THM.row_stride());
         }
         for (std::int64_t i = 0; i < n_queries; ++i) {
-          T* out_N = out + i * out_THN.row_stride();
+          T* out_M = out + i * out_THM.row_stride();
           const T inverse = T(1) / running_sum[i];
 #pragma omp simd
-          for (std::int64_t c = 0; c < N; ++c) out_N[c] *= inverse;
+          for (std::int64_t c = 0; c < M; ++c) out_M[c] *= inverse;
           lse_TH.row<T>(token0 + i0 + i)[h] = running_max[i] + std::log(running_sum[i]);
         }
       }
@@ -118,10 +118,10 @@ void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
 // One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are
 // each written by one thread, in a fixed order.
 template <class T>
-void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN,
-                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
+void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
+                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, scale_double] = shape;
+  const auto [n_seq, S, H, G, N, M, scale_double] = shape;
   const T scale = static_cast<T>(scale_double);
   ScratchScope scope(ctx.scratch);
   const std::int64_t threads = omp_get_max_threads();
@@ -136,22 +136,22 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
       T* dscore_BC = dscore_XBC.row<T>(omp_get_thread_num());
       for (std::int64_t t = token0; t < token0 + S; ++t) {
         std::fill_n(dk_TGN.row<T>(t) + g * N, N, T(0));
-        std::fill_n(dv_TGN.row<T>(t) + g * N, N, T(0));
+        std::fill_n(dv_TGM.row<T>(t) + g * M, M, T(0));
       }
       for (std::int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
         for (std::int64_t i0 = 0; i0 < S; i0 += kQueryTile) {
           const std::int64_t n_queries = std::min(kQueryTile, S - i0);
           const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
           const T* q = q_THN.row<T>(token0 + i0) + h * N;
-          const T* dout = dout_THN.row<T>(token0 + i0) + h * N;
+          const T* dout = dout_THM.row<T>(token0 + i0) + h * M;
           T* dq = dq_THN.row<T>(token0 + i0) + h * N;
           T delta[kQueryTile], lse[kQueryTile];
           for (std::int64_t i = 0; i < n_queries; ++i) {
-            const T* out_N = out_THN.row<T>(token0 + i0 + i) + h * N;
-            const T* dout_N = dout + i * dout_THN.row_stride();
+            const T* out_M = out_THM.row<T>(token0 + i0 + i) + h * M;
+            const T* dout_M = dout + i * dout_THM.row_stride();
             T sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (std::int64_t c = 0; c < N; ++c) sum += dout_N[c] * out_N[c];
+            for (std::int64_t c = 0; c < M; ++c) sum += dout_M[c] * out_M[c];
             delta[i] = sum;
             lse[i] = lse_TH.row<T>(token0 + i0 + i)[h];
             std::fill_n(dq + i * dq_THN.row_stride(), N, T(0));
@@ -159,13 +159,13 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
           for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
             const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
             const T* k = k_TGN.row<T>(token0 + key0) + g * N;
-            const T* v = v_TGN.row<T>(token0 + key0) + g * N;
+            const T* v = v_TGM.row<T>(token0 + key0) + g * M;
             T* dk = dk_TGN.row<T>(token0 + key0) + g * N;
-            T* dv = dv_TGN.row<T>(token0 + key0) + g * N;
+            T* dv = dv_TGM.row<T>(token0 + key0) + g * M;
             gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
                     k_TGN.row_stride(), T(0), prob_BC, kKeyTile);
-            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), dout, dout_THN.row_stride(), v,
-                    v_TGN.row_stride(), T(0), dscore_BC, kKeyTile);
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, M, T(1), dout, dout_THM.row_stride(), v,
+                    v_TGM.row_stride(), T(0), dscore_BC, kKeyTile);
             for (std::int64_t i = 0; i < n_queries; ++i) {
               const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
               T* prob = prob_BC + i * kKeyTile;
@@ -181,8 +181,8 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout
                 dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
               }
             }
-            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), prob_BC, kKeyTile, dout,
-                    dout_THN.row_stride(), T(1), dv, dv_TGN.row_stride());
+            gemm<T>(Trans::yes, Trans::no, n_keys, M, n_queries, T(1), prob_BC, kKeyTile, dout,
+                    dout_THM.row_stride(), T(1), dv, dv_TGM.row_stride());
             gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k,
                     k_TGN.row_stride(), T(1), dq, dq_THN.row_stride());
             gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q,

@@ -2,14 +2,15 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/rope_layout.h"
 
 namespace switchyard::cpu {
 
 template <class T>
-void rope_table(Tensor cos_SP, Tensor sin_SP, double theta);
+void rope_table(Tensor cos_SP, Tensor sin_SP, Tensor frequency_P, double scale);
 template <class T>
-void rope_forward(Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len);
+void rope_forward(Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, const RopeLayout& layout);
 template <class T>
-void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len);
+void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, const RopeLayout& layout);
 
 }  // namespace switchyard::cpu

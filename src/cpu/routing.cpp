@@ -7,23 +7,24 @@
 namespace switchyard::cpu {
 
 template <class T>
-void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, bool normalise) {
+void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
+                          const SlotWeighting& weighting) {
   const std::int64_t n_tokens = weight_TK.rows(), K = weight_TK.dim(1);
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     const std::int32_t* expert = expert_TK.row<std::int32_t>(t);
     const T* chosen = chosen_TK.row<T>(t);
-    T sum = 0;
+    T sum = static_cast<T>(weighting.eps);
     for (std::int64_t k = 0; k < K; ++k)
       if (expert[k] >= 0) sum += chosen[k];
-    const T scale = normalise ? T(1) / sum : T(1);
+    const T scale = static_cast<T>(weighting.scale) / (weighting.normalise ? sum : T(1));
     for (std::int64_t k = 0; k < K; ++k) weight_TK.row<T>(t)[k] = expert[k] >= 0 ? chosen[k] * scale : T(0);
   }
 }
 
 template <class T>
 void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
-                           Tensor expert_TK, bool normalise) {
+                           Tensor expert_TK, const SlotWeighting& weighting) {
   const std::int64_t n_tokens = dscore_TE.rows(), E = dscore_TE.dim(1), K = weight_TK.dim(1);
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
@@ -31,14 +32,16 @@ void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK
     const T* dweight = dweight_TK.row<T>(t);
     T* dscore = dscore_TE.row<T>(t);
     std::fill_n(dscore, E, T(0));
-    T sum = 0, mean = 0;
+    T sum = static_cast<T>(weighting.eps), mean = 0;
+    const T scale = static_cast<T>(weighting.scale);
     for (std::int64_t k = 0; k < K; ++k) {
       if (expert[k] < 0) continue;
       sum += chosen_TK.row<T>(t)[k];
       mean += dweight[k] * weight_TK.row<T>(t)[k];
     }
     for (std::int64_t k = 0; k < K; ++k)
-      if (expert[k] >= 0) dscore[expert[k]] = normalise ? (dweight[k] - mean) / sum : dweight[k];
+      if (expert[k] >= 0)
+        dscore[expert[k]] = weighting.normalise ? (scale * dweight[k] - mean) / sum : scale * dweight[k];
   }
 }
 
@@ -95,11 +98,11 @@ void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor toke
   }
 }
 
-#define INSTANTIATE(T)                                                                   \
-  template void slot_weights_forward<T>(Tensor, Tensor, Tensor, bool);                   \
-  template void slot_weights_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, bool);  \
-  template void routing_sums<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor); \
-  template void add_sequence_gradient<T>(Tensor, Tensor, Tensor);                        \
+#define INSTANTIATE(T)                                                                                  \
+  template void slot_weights_forward<T>(Tensor, Tensor, Tensor, const SlotWeighting&);                  \
+  template void slot_weights_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, const SlotWeighting&); \
+  template void routing_sums<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);                \
+  template void add_sequence_gradient<T>(Tensor, Tensor, Tensor);                                       \
   template void z_loss_backward<T>(Tensor, Tensor, Tensor, Tensor, double);
 INSTANTIATE(float)
 INSTANTIATE(double)

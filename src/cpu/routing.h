@@ -2,14 +2,15 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/slot_weighting.h"
 
 namespace switchyard::cpu {
 
 template <class T>
-void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, bool normalise);
+void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, const SlotWeighting& weighting);
 template <class T>
 void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
-                           Tensor expert_TK, bool normalise);
+                           Tensor expert_TK, const SlotWeighting& weighting);
 template <class T>
 void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK, Tensor prob_TE,
                   Tensor lse_T, Tensor token_T);

@@ -1,13 +1,8 @@
-// Causal grouped-query attention with rotary positions and, in Qwen3, per-head norms on queries and keys.
-//   T tokens, D hidden size, H query heads, G key-value heads, N head width, S positions, P = N/2 angles
+// The first half of a block: attention of one kind or another.   T tokens, D hidden size, S positions, P angles
 #pragma once
 
-#include <cstddef>
-
-#include "config/config.h"
-#include "core/attention_shape.h"
 #include "core/context.h"
-#include "core/parameters.h"
+#include "core/rope_layout.h"
 #include "model/batch.h"
 #include "router/router.h"
 
@@ -19,40 +14,14 @@ struct RopeTable {
 
 class AttentionLayer {
  public:
-  // Adds the layer's rows to the store.
-  AttentionLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
-
-  void plan(Arena& arena, std::int64_t n_tokens, DType dtype);
+  virtual ~AttentionLayer() = default;
+  virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
   // out_TD += attention(x_TD)
-  void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
+  virtual void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) = 0;
   // dx_TD set; parameter gradients added.
-  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                Context& ctx);
-  void visit_saved(const router::TensorVisitor& visit) const;
-
- private:
-  struct Saved {
-    Tensor qkv_TM;  // [T, (H+2G)*N], the projection; without q/k norm, q and k in it are rotated in place
-    Tensor q_THN;   // what attention reads: with q/k norm normed and rotated copies, else columns of qkv_TM
-    Tensor k_TGN;
-    Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only
-    Tensor lse_TH;
-    Tensor mix_THN;  // attention's output, before the output projection
-  };
-  Tensor q_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(0, heads_ * width_); }
-  Tensor k_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(heads_ * width_, kv_heads_ * width_); }
-  Tensor v_columns(const Tensor& qkv_TM) const {
-    return qkv_TM.columns((heads_ + kv_heads_) * width_, kv_heads_ * width_);
-  }
-  Shape qkv_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_, hidden_}; }
-  AttentionShape shape_of(const Batch& batch) const;
-
-  std::int64_t hidden_, heads_, kv_heads_, width_;
-  bool qk_norm_;
-  double eps_;
-  ParameterStore& store_;
-  std::size_t q_weight_, o_weight_, q_norm_ = 0, k_norm_ = 0;  // rows; k and v follow q
-  Saved saved_;
+  virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                        Context& ctx) = 0;
+  virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 };
 
 }  // namespace switchyard::model

@@ -1,18 +1,16 @@
 #include "model/dense_layer.h"
 
-#include "model/names.h"
 #include "ops/linear.h"
 #include "ops/swiglu.h"
 
 namespace switchyard::model {
 
-DenseLayer::DenseLayer(const config::Model& model, std::int64_t layer, ParameterStore& store)
-    : hidden_(model.hidden_size), width_(model.intermediate_size), store_(store) {
+DenseLayer::DenseLayer(const std::string& prefix, std::int64_t hidden_size, std::int64_t width, double init_std,
+                       ParameterStore& store)
+    : hidden_(hidden_size), width_(width), store_(store) {
   const auto matrix = [&](const char* name, std::int64_t rows, std::int64_t columns) {
-    return store.add({.name = layer_prefix(layer) + "mlp." + name,
-                      .shape = Shape{rows, columns},
-                      .init = Init::normal,
-                      .init_std = model.initializer_range});
+    return store.add(
+        {.name = prefix + name, .shape = Shape{rows, columns}, .init = Init::normal, .init_std = init_std});
   };
   store.begin_group();
   gate_ = matrix("gate_proj.weight", width_, hidden_);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
-#include "config/config.h"
 #include "core/parameters.h"
 #include "model/ffn_layer.h"
 
@@ -11,14 +11,15 @@ namespace switchyard::model {
 
 class DenseLayer final : public FfnLayer {
  public:
-  // Adds the layer's rows to the store.
-  DenseLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
+  // Adds the layer's rows to the store, as `prefix` + "gate_proj.weight" and so on.
+  DenseLayer(const std::string& prefix, std::int64_t hidden_size, std::int64_t width, double init_std,
+             ParameterStore& store);
   void plan_sums(Arena&, std::int64_t) override {}
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
-  const router::Router* router() const override { return nullptr; }
+  router::Router* router() const override { return nullptr; }
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:

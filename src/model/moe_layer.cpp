@@ -19,7 +19,10 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                 {.hidden_size = hidden_,
                                  .n_experts = n_experts_,
                                  .n_slots = n_slots_,
+                                 .n_group = model.n_group,
+                                 .topk_group = model.topk_group,
                                  .normalise_weights = model.norm_topk_prob,
+                                 .weight_scale = model.routed_scaling_factor,
                                  .init_std = model.initializer_range},
                                 moe_prefix(model.family, layer) + "gate.", store);
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
@@ -29,6 +32,9 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                       .init_std = model.initializer_range,
                       .sharding = Sharding::by_expert});
   };
+  if (model.n_shared_experts > 0)
+    shared_ = std::make_unique<DenseLayer>(moe_prefix(model.family, layer) + "shared_experts.", hidden_,
+                                           model.n_shared_experts * width_, model.initializer_range, store);
   store.begin_group();
   for (std::int64_t e = 0; e < n_experts_; ++e) {
     const std::size_t row = matrix(expert_names(model.family, layer, e).gate, width_, hidden_);
@@ -45,6 +51,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
 void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
   router_->plan(arena, n_seq, seq_len, dtype);
+  if (shared_) shared_->plan(arena, n_seq, seq_len, dtype);
   saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
   saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
@@ -64,6 +71,7 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
   ops::swiglu_forward(act_RF, gate_up_R2F, ctx);
   ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
   ops::moe_combine_forward(out_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
+  if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
@@ -88,7 +96,10 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
   ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.value_block(gate_up_, gate_up_shape()),
                                      offset_E1, ctx);
-  ops::fill_zero(dx_TD, ctx);
+  if (shared_)
+    shared_->backward(dx_TD, dout_TD, x_TD, batch, nullptr, ctx);
+  else
+    ops::fill_zero(dx_TD, ctx);
   ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
   router_->backward(dx_TD, dweight_TK, x_TD, batch.token_T, *loss_gradient, ctx);
 }
@@ -99,6 +110,9 @@ void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
   visit("mlp.experts act_fn output", saved_.act_RF.slice(0, rows));
   visit("mlp.experts down_proj output", saved_.out_RD.slice(0, rows));
+  if (shared_)
+    shared_->visit_saved(
+        [&](const std::string& name, const Tensor& tensor) { visit("shared_experts " + name, tensor); });
 }
 
 }  // namespace switchyard::model

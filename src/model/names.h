@@ -19,6 +19,7 @@ inline std::string moe_prefix(config::Family family, std::int64_t layer) {
     case config::Family::mixtral:
       return layer_prefix(layer) + "block_sparse_moe.";
     case config::Family::qwen3_moe:
+    case config::Family::deepseek_v3:
       return layer_prefix(layer) + "mlp.";
   }
   return {};
@@ -30,6 +31,7 @@ inline ExpertNames expert_names(config::Family family, std::int64_t layer, std::
     case config::Family::mixtral:
       return {prefix + "w1.weight", prefix + "w3.weight", prefix + "w2.weight"};
     case config::Family::qwen3_moe:
+    case config::Family::deepseek_v3:
       return {prefix + "gate_proj.weight", prefix + "up_proj.weight", prefix + "down_proj.weight"};
   }
   return {};

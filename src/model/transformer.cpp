@@ -1,11 +1,15 @@
 #include "model/transformer.h"
 
 #include "model/dense_layer.h"
+#include "model/gqa_layer.h"
+#include "model/mla_layer.h"
 #include "model/moe_layer.h"
 #include "model/names.h"
+#include "model/rope_frequencies.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/linear.h"
 #include "ops/rmsnorm.h"
 #include "ops/rope.h"
 
@@ -29,13 +33,17 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
     Block block{};
     block.attention_norm = norm(layer_prefix(l) + "input_layernorm.weight");
-    block.attention = std::make_unique<AttentionLayer>(model, l, parameters_);
+    if (model.mla)
+      block.attention = std::make_unique<MlaLayer>(model, l, parameters_);
+    else
+      block.attention = std::make_unique<GqaLayer>(model, l, parameters_);
     block.ffn_norm = norm(layer_prefix(l) + "post_attention_layernorm.weight");
     if (model.is_moe_layer[static_cast<std::size_t>(l)]) {
       block.ffn = std::make_unique<MoeLayer>(model, router, l, parameters_);
       routed_blocks_.push_back(l);
     } else {
-      block.ffn = std::make_unique<DenseLayer>(model, l, parameters_);
+      block.ffn = std::make_unique<DenseLayer>(layer_prefix(l) + "mlp.", model.hidden_size,
+                                               model.intermediate_size, model.initializer_range, parameters_);
     }
     blocks_.push_back(std::move(block));
   }
@@ -49,14 +57,21 @@ void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
   lay_out(measure, n_seq, seq_len);
   arena_ = std::make_unique<Arena>(measure.peak(), "the model's activations");
   lay_out(*arena_, n_seq, seq_len);
-  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope_theta, ctx);
+  fill_rope_table(ctx);
+}
+
+void Transformer::fill_rope_table(Context& ctx) {
+  std::vector<double> frequency_P = rope_frequencies(config_.rope, 2 * rope_.cos_SP.dim(1));
+  ops::rope_table(rope_.cos_SP, rope_.sin_SP,
+                  Tensor(frequency_P.data(), Shape{rope_.cos_SP.dim(1)}, DType::f64),
+                  config_.rope.attention_factor, ctx);
 }
 
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  rope_ = {arena.take(Shape{seq_len, config_.head_dim / 2}, dtype_),
-           arena.take(Shape{seq_len, config_.head_dim / 2}, dtype_)};
+  const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
+  rope_ = {arena.take(Shape{seq_len, pairs}, dtype_), arena.take(Shape{seq_len, pairs}, dtype_)};
   for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
     loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
   out_TD_ = rows(D);
@@ -84,7 +99,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
 
 void Transformer::poison_activations(Context& ctx) {
   arena_->poison();
-  ops::rope_table(rope_.cos_SP, rope_.sin_SP, config_.rope_theta, ctx);
+  fill_rope_table(ctx);
 }
 
 void Transformer::check_batch(const Batch& batch) const {
@@ -150,11 +165,32 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
 }
 
+void Transformer::logits(Tensor logits_TV, Context& ctx) const {
+  ops::linear_forward(logits_TV, final_TD_, parameters_.value(head_), ops::Write::set, ctx);
+}
+
+void Transformer::after_step(std::span<const double> count_LE, Context& ctx) {
+  const auto E = static_cast<std::size_t>(config_.num_experts);
+  SY_CHECK(count_LE.size() == routed_blocks_.size() * E, "{} counts for {} layers of {} experts",
+           count_LE.size(), routed_blocks_.size(), E);
+  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
+    blocks_[static_cast<std::size_t>(routed_blocks_[l])].ffn->router()->after_step(count_LE.subspan(l * E, E),
+                                                                                   ctx);
+}
+
 std::vector<router::RoutingSums> Transformer::routing_sums() const {
   std::vector<router::RoutingSums> sums;
   for (const std::int64_t l : routed_blocks_)
     sums.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->sums());
   return sums;
+}
+
+std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
+  SY_CHECK(training_, "the layers of a model made for evaluation share one memory");
+  std::vector<router::RoutingDecision> decisions;
+  for (const std::int64_t l : routed_blocks_)
+    decisions.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->decision());
+  return decisions;
 }
 
 void Transformer::visit_activations(const ActivationVisitor& visit) const {

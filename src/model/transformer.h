@@ -42,12 +42,21 @@ class Transformer {
   // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
   // gradient of the auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx);
+  // logits_TV (compute type, set): of the last forward pass, all of them at once.
+  void logits(Tensor logits_TV, Context& ctx) const;
 
   std::int64_t n_routers() const { return static_cast<std::int64_t>(routed_blocks_.size()); }
   // Which layer the l-th router sits in.
   std::int64_t layer_of_router(std::int64_t l) const { return routed_blocks_[static_cast<std::size_t>(l)]; }
   std::vector<router::RoutingSums> routing_sums() const;  // one a layer with a router
+  // What each router decided in the last forward pass. Only of a model made for training: the layers of another
+  // one share their memory.
+  std::vector<router::RoutingDecision> routing_decisions() const;
   std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
+
+  // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
+  // global batch.
+  void after_step(std::span<const double> count_LE, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).
@@ -63,6 +72,7 @@ class Transformer {
     Tensor in_TD, attention_in_TD, attention_rstd_T1;  // the residual stream; its norm
     Tensor mid_TD, ffn_in_TD, ffn_rstd_T1;             // the same after attention
   };
+  void fill_rope_table(Context& ctx);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   void check_batch(const Batch& batch) const;
 

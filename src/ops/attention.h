@@ -1,6 +1,7 @@
 // Causal grouped-query attention, computed in tiles with an online softmax (Dao et al., arXiv 2205.14135):
 // memory is linear in the sequence length.
-//   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G), N width of a head
+//   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G),
+//   N width of a query or key head, M of a value head
 #pragma once
 
 #include "core/attention_shape.h"
@@ -10,16 +11,16 @@ namespace switchyard::ops {
 
 // Token t of a sequence sees the keys kv_begin_T[t] .. t of the same sequence (positions within the sequence,
 // kv_begin_T[t] <= t): causal, sliding-window and document masks are all of this form.
-//   out_THN[t,h] = sum_s softmax_s(scale * q[t,h].k[s,g]) v[s,g],  g = h / (H/G);   lse_TH = log sum exp.  Both
-//   set. q_THN, k_TGN, v_TGN, out_THN: [T, heads*N] matrices whose rows may be strided; kv_begin_T i32;
-//   f32|f64.
-void attention_forward(Tensor out_THN, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN,
+//   out_THM[t,h] = sum_s softmax_s(scale * q[t,h].k[s,g]) v[s,g],  g = h / (H/G);   lse_TH = log sum exp.  Both
+//   set. q_THN, k_TGN: [T, heads*N] and v_TGM, out_THM: [T, heads*M] matrices whose rows may be strided;
+//   kv_begin_T i32; f32|f64.
+void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx);
 
 // P = exp(scale q.k - lse), delta = rowsum(dout * out):
 //   dv = P^T dout;  dS = P * (dout v^T - delta);  dq = scale dS k;  dk = scale dS^T q.   dq, dk, dv set.
-void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGN, Tensor dout_THN, Tensor out_THN,
-                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGN, Tensor kv_begin_T,
+void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
+                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx);
 
 }  // namespace switchyard::ops

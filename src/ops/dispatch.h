@@ -31,6 +31,12 @@ inline void check_dtype(const Tensor& tensor, DType expected, const char* name) 
            name_of(expected));
 }
 
+// The same shape and dtype.
+inline void check_like(const Tensor& tensor, const Tensor& other, const char* name) {
+  check_shape(tensor, other.shape(), name);
+  check_dtype(tensor, other.dtype(), name);
+}
+
 // For operators that walk a tensor as one run of elements.
 inline void check_contiguous(const Tensor& tensor, const char* name) {
   SY_CHECK(tensor.contiguous(), "{} {} has a row stride of {}", name, tensor.shape().to_string(),

@@ -13,9 +13,20 @@ void require_matmul(MatmulType type, Device device) {
   }
 }
 
+namespace {
+
+// All three of a product.
+void check_one_dtype(const Tensor& rows_N, const Tensor& rows_K, const Tensor& weight) {
+  check_dtype(rows_N, weight.dtype(), "rows of N");
+  check_dtype(rows_K, weight.dtype(), "rows of K");
+}
+
+}  // namespace
+
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
   check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
+  check_one_dtype(out_TN, in_TK, weight_NK);
   with_scalar(out_TN.dtype(), [&]<class T>() {
     cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
   });
@@ -24,6 +35,7 @@ void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(din_TK, Shape{dout_TN.rows(), weight_NK.dim(1)}, "din_TK");
   check_shape(weight_NK, Shape{dout_TN.dim(1), din_TK.dim(1)}, "weight_NK");
+  check_one_dtype(dout_TN, din_TK, weight_NK);
   with_scalar(din_TK.dtype(), [&]<class T>() {
     cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add, ctx.matmul);
   });
@@ -32,6 +44,7 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
   check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
   check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
+  check_one_dtype(dout_TN, in_TK, dweight_NK);
   with_scalar(dweight_NK.dtype(),
               [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
 }
@@ -46,6 +59,8 @@ void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& wei
   check_shape(rows_N, Shape{rows_K.rows(), weight_ENK.dim(1)}, "rows of N");
   check_shape(rows_K, Shape{rows_N.rows(), weight_ENK.dim(2)}, "rows of K");
   check_shape(offset_E1, Shape{weight_ENK.dim(0) + 1}, "offset_E1");
+  check_one_dtype(rows_N, rows_K, weight_ENK);
+  check_dtype(offset_E1, DType::i32, "offset_E1");
 }
 
 }  // namespace

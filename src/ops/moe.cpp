@@ -10,6 +10,10 @@ namespace switchyard::ops {
 void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
   check_shape(offset_E1, Shape{count_E.rows() + 1}, "offset_E1");
   check_shape(slot_row_TK, expert_TK.shape(), "slot_row_TK");
+  check_dtype(count_E, DType::i32, "count_E");
+  check_dtype(offset_E1, DType::i32, "offset_E1");
+  check_dtype(slot_row_TK, DType::i32, "slot_row_TK");
+  check_dtype(expert_TK, DType::i32, "expert_TK");
   SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
            expert_TK.numel());
   cpu::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
@@ -21,6 +25,8 @@ void check_rows(const Tensor& row_RD, const Tensor& token_TD, const Tensor& slot
   SY_CHECK(slot_row_TK.shape().rank() == 2 && slot_row_TK.rows() == token_TD.rows(), "slot_row_TK is {}",
            slot_row_TK.shape().to_string());
   check_shape(row_RD, Shape{slot_row_TK.numel(), token_TD.dim(1)}, "row_RD");
+  check_dtype(slot_row_TK, DType::i32, "slot_row_TK");
+  check_dtype(row_RD, token_TD.dtype(), "row_RD");
 }
 
 }  // namespace
@@ -38,6 +44,7 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Con
 void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context&) {
   check_rows(row_RD, out_TD, slot_row_TK);
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
+  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
   with_scalar(out_TD.dtype(),
               [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
 }
@@ -45,9 +52,10 @@ void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor 
 void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
                           Tensor slot_row_TK, Context&) {
   check_rows(row_RD, dout_TD, slot_row_TK);
-  check_shape(drow_RD, row_RD.shape(), "drow_RD");
+  check_like(drow_RD, row_RD, "drow_RD");
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  check_shape(dweight_TK, slot_row_TK.shape(), "dweight_TK");
+  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
+  check_like(dweight_TK, weight_TK, "dweight_TK");
   with_scalar(dout_TD.dtype(), [&]<class T>() {
     cpu::moe_combine_backward<T>(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK);
   });

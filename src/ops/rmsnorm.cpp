@@ -16,11 +16,6 @@ void check_statistics(const Tensor& in_TGN, const Tensor& rstd_TG, const Tensor&
   check_dtype(weight_N, in_TGN.dtype(), "weight_N");
 }
 
-void check_like(const Tensor& tensor, const Tensor& other, const char* name) {
-  check_shape(tensor, other.shape(), name);
-  check_dtype(tensor, other.dtype(), name);
-}
-
 }  // namespace
 
 void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context&) {

@@ -3,17 +3,20 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/slot_weighting.h"
 
 namespace switchyard::ops {
 
-// weight_TK = chosen_TK, divided by its sum over the token's slots if `normalise`; 0 in free slots. Set.
-void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, bool normalise, Context& ctx);
+// weight_TK = scale * chosen_TK, divided by (its sum over the token's slots + eps) if `normalise`; 0 in free
+// slots. Set.
+void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, const SlotWeighting& weighting,
+                          Context& ctx);
 
 // The gradient with respect to all scores: dscore_TE[t, expert[t,k]] = d/dchosen[t,k], 0 elsewhere. Set.
-//   normalised: dchosen_k = (dweight_k - sum_j dweight_j weight_j) / sum_j chosen_j;   else dchosen_k =
-//   dweight_k
+//   normalised: dchosen_k = (scale dweight_k - sum_j dweight_j weight_j) / (sum_j chosen_j + eps);
+//   else        dchosen_k = scale dweight_k
 void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor chosen_TK,
-                           Tensor expert_TK, bool normalise, Context& ctx);
+                           Tensor expert_TK, const SlotWeighting& weighting, Context& ctx);
 
 // Sums over the tokens of each sequence that are not padding, all set, in double and in token order:
 //   count_BE i32: slots on each expert;  prob_sum_BE f64: sum of prob_TE;  lse2_sum_B f64: sum of lse_T^2.

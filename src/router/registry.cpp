@@ -1,4 +1,5 @@
 #include "router/router.h"
+#include "router/sigmoid_group.h"
 #include "router/softmax_topk.h"
 
 namespace switchyard::router {
@@ -8,6 +9,8 @@ std::unique_ptr<Router> make_router(const config::Router& options, const RouterS
   switch (options.type) {
     case config::RouterType::softmax_topk:
       return make_softmax_topk(options, shape, prefix, store);
+    case config::RouterType::sigmoid_group:
+      return make_sigmoid_group(options, shape, prefix, store);
   }
   SY_CHECK(false, "a router type without a maker");
   return nullptr;

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "config/config.h"
@@ -21,7 +22,10 @@ struct RouterShape {
   std::int64_t hidden_size;
   std::int64_t n_experts;
   std::int64_t n_slots;
-  bool normalise_weights;  // Hugging Face's norm_topk_prob
+  std::int64_t n_group = 1;     // experts in so many groups of neighbours (DeepSeek-V3)
+  std::int64_t topk_group = 1;  // of which so many stay
+  bool normalise_weights;       // Hugging Face's norm_topk_prob
+  double weight_scale = 1.0;    // Hugging Face's routed_scaling_factor
   double init_std;
 };
 
@@ -58,11 +62,15 @@ class Router {
   // x_TD, the normed hidden state; token_T i32, negative: padding, which gets free slots only.
   virtual RoutingDecision forward(Tensor x_TD, Tensor token_T, Context& ctx) = 0;
   // Of the last forward pass.
+  virtual const RoutingDecision& decision() const = 0;
   virtual const RoutingSums& sums() const = 0;
 
   // dx_TD is added to; the router's own parameter gradients are added to the store.
   virtual void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T,
                         const RoutingLossGradient& loss_gradient, Context& ctx) = 0;
+
+  // After each optimizer step: what is no gradient. count_E: slots on each expert in the whole global batch.
+  virtual void after_step(std::span<const double> count_E, Context& ctx) = 0;
 
   // The tensors of the last forward pass, in the order in which they were computed.
   virtual void visit_saved(const TensorVisitor& visit) const = 0;

@@ -37,13 +37,13 @@ class SoftmaxTopK final : public Router {
     ops::linear_forward(prob_TE_, x_TD, store_.value(weight_), ops::Write::set, ctx);
     ops::softmax_forward(prob_TE_, lse_T_, prob_TE_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, token_T, ctx);
-    ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.normalise_weights,
-                              ctx);
+    ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     ops::routing_sums(sums_.count_BE, sums_.prob_sum_BE, sums_.lse2_sum_B, decision_.expert_TK, prob_TE_,
                       lse_T_, token_T, ctx);
     return decision_;
   }
 
+  const RoutingDecision& decision() const override { return decision_; }
   const RoutingSums& sums() const override { return sums_; }
 
   void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T,
@@ -52,7 +52,7 @@ class SoftmaxTopK final : public Router {
     ScratchScope scope(ctx.scratch);
     const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
     ops::slot_weights_backward(dlogit_TE, dweight_TK, decision_.weight_TK, chosen_TK_, decision_.expert_TK,
-                               shape_.normalise_weights, ctx);
+                               weighting(), ctx);
     ops::add_sequence_gradient(dlogit_TE, loss_gradient.dprob_BE, token_T, ctx);
     ops::softmax_backward(dlogit_TE, dlogit_TE, prob_TE_, ctx);
     ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, token_T, loss_gradient.dlse2, ctx);
@@ -60,12 +60,18 @@ class SoftmaxTopK final : public Router {
     ops::linear_backward_input(dx_TD, dlogit_TE, store_.value(weight_), ops::Write::add, ctx);
   }
 
+  void after_step(std::span<const double>, Context&) override {}  // all of it is learned by gradient
+
   void visit_saved(const TensorVisitor& visit) const override {
     visit("router probabilities", prob_TE_);
     visit("router weights", decision_.weight_TK);
   }
 
  private:
+  SlotWeighting weighting() const {
+    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale};
+  }
+
   RouterShape shape_;
   ParameterStore& store_;
   std::size_t weight_;

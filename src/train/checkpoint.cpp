@@ -157,6 +157,7 @@ std::vector<NamedTensor> weight_tensors(const ParameterStore& store) {
 std::vector<NamedTensor> state_tensors(const ParameterStore& store, std::span<const NamedTensor> extra) {
   std::vector<NamedTensor> tensors;
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    if (!store.rows()[i].trained) continue;
     tensors.push_back({store.rows()[i].name + ".exp_avg", store.moment1(i)});
     tensors.push_back({store.rows()[i].name + ".exp_avg_sq", store.moment2(i)});
   }

@@ -2,8 +2,9 @@
 //
 //   config.json         the model in Hugging Face's keys, for `transformers` and for eval
 //   model.safetensors   the float32 weights, under Hugging Face's names
-//   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq", and what else a run carries from
-//                       step to step, each under the name that the caller gives it
+//   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq" of what it trains, and what else
+//   a
+//                       run carries from step to step, each under the name that the caller gives it
 //   run.json            step, tokens, samples, seed, the resolved configuration
 //   manifest.json       size and CRC-32 of every other file; written last
 //

@@ -9,9 +9,12 @@
 namespace switchyard::train {
 
 AdamW::AdamW(const config::Train& options, const ParameterStore& store) : options_(options) {
+  bool extend = false;  // whether the row before was trained and so belongs to a range
   for (const Parameter& row : store.rows()) {
-    if (ranges_.empty() || ranges_.back().decay != row.weight_decay)
+    if (row.trained && (!extend || ranges_.back().decay != row.weight_decay))
       ranges_.push_back({row.offset, 0, row.weight_decay});
+    extend = row.trained;
+    if (!row.trained) continue;
     ranges_.back().count = row.offset + row.shape.numel() - ranges_.back().first;
   }
 }

@@ -141,6 +141,11 @@ void Trainer::count_global_batch() {
     model_.forward(buffers_.batch(), ctx_);
     step_load_.add(model_.routing_sums(), domain_B_);
   }
+  sum_global_counts();
+}
+
+// What this rank has counted, summed over all ranks.
+void Trainer::sum_global_counts() {
   global_count_LE_ = step_load_.all_layers();
   communicator_.all_reduce_sum(
       Tensor(global_count_LE_.data(), Shape{static_cast<std::int64_t>(global_count_LE_.size())}, DType::f64));
@@ -179,6 +184,10 @@ Trainer::StepResult Trainer::step() {
   result.grad_norm = optimizer_.grad_norm(parameters, ctx_);
   if (!std::isfinite(result.grad_norm)) stop_for_gradient();
   optimizer_.update(parameters, result.lr, result.grad_norm, state_.step + 1, ctx_);
+  if (model_.n_routers() > 0) {
+    sum_global_counts();
+    model_.after_step(global_count_LE_, ctx_);
+  }
   load_average_.update(step_load_);
 
   state_.step += 1;

@@ -52,6 +52,7 @@ class Trainer {
   StepResult step();
   void load_micro_batch(std::int64_t micro);
   void count_global_batch();
+  void sum_global_counts();
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save();
   void warn_of_changes(const Checkpoint& checkpoint) const;

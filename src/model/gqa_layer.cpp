@@ -1,9 +1,10 @@
-#include "model/attention_layer.h"
+#include "model/gqa_layer.h"
 
 #include <cmath>
 
 #include "model/names.h"
 #include "ops/attention.h"
+#include "ops/bias.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/rmsnorm.h"
@@ -11,7 +12,7 @@
 
 namespace switchyard::model {
 
-AttentionLayer::AttentionLayer(const config::Model& model, std::int64_t layer, ParameterStore& store)
+GqaLayer::GqaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store)
     : hidden_(model.hidden_size),
       heads_(model.num_attention_heads),
       kv_heads_(model.num_key_value_heads),
@@ -32,6 +33,18 @@ AttentionLayer::AttentionLayer(const config::Model& model, std::int64_t layer, P
   matrix("v_proj.weight", kv_heads_ * width_, hidden_);
   store.begin_group();
   o_weight_ = matrix("o_proj.weight", hidden_, heads_ * width_);
+  if (model.attention_bias) {
+    const auto bias = [&](const char* name, std::int64_t size) {
+      return store.add(
+          {.name = prefix + name, .shape = Shape{size}, .init = Init::zeros, .weight_decay = false});
+    };
+    store.begin_group();
+    q_bias_ = bias("q_proj.bias", heads_ * width_);
+    bias("k_proj.bias", kv_heads_ * width_);
+    bias("v_proj.bias", kv_heads_ * width_);
+    store.begin_group();
+    o_bias_ = bias("o_proj.bias", hidden_);
+  }
   if (qk_norm_) {
     const auto norm = [&](const char* name) {
       store.begin_group();
@@ -43,7 +56,7 @@ AttentionLayer::AttentionLayer(const config::Model& model, std::int64_t layer, P
   }
 }
 
-void AttentionLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
+void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.qkv_TM = arena.take(Shape{n_tokens, (heads_ + 2 * kv_heads_) * width_}, dtype);
   if (qk_norm_) {
     saved_.q_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
@@ -58,27 +71,34 @@ void AttentionLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.mix_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
 
-AttentionShape AttentionLayer::shape_of(const Batch& batch) const {
-  return {batch.n_seq, batch.seq_len, heads_, kv_heads_, width_, 1.0 / std::sqrt(static_cast<double>(width_))};
+AttentionShape GqaLayer::shape_of(const Batch& batch) const {
+  return {batch.n_seq,
+          batch.seq_len,
+          heads_,
+          kv_heads_,
+          width_,
+          width_,
+          1.0 / std::sqrt(static_cast<double>(width_))};
 }
 
-void AttentionLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                             Context& ctx) {
+void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ops::linear_forward(qkv_TM, x_TD, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
+  if (q_bias_) ops::bias_forward(qkv_TM, store_.value_block(*q_bias_, qkv_bias_shape()), ctx);
   if (qk_norm_) {
     ops::rmsnorm_forward(q_THN, q_rstd_TH, q_columns(qkv_TM), store_.value(q_norm_), eps_, ctx);
     ops::rmsnorm_forward(k_TGN, k_rstd_TG, k_columns(qkv_TM), store_.value(k_norm_), eps_, ctx);
   }
-  ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
-  ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
+  ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
+  ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   ops::attention_forward(mix_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch),
                          ctx);
   ops::linear_forward(out_TD, mix_THN, store_.value(o_weight_), ops::Write::add, ctx);
+  if (o_bias_) ops::bias_forward(out_TD, store_.value(*o_bias_), ctx);
 }
 
-void AttentionLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope,
-                              const Batch& batch, Context& ctx) {
+void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                        Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
@@ -89,24 +109,26 @@ void AttentionLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const R
   const Tensor dq_THN = qk_norm_ ? scratch_like(q_THN) : q_columns(dqkv_TM);
   const Tensor dk_TGN = qk_norm_ ? scratch_like(k_TGN) : k_columns(dqkv_TM);
 
+  if (o_bias_) ops::bias_backward(store_.grad(*o_bias_), dout_TD, ctx);
   ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, mix_THN, ctx);
   ops::linear_backward_input(dmix_THN, dout_TD, store_.value(o_weight_), ops::Write::set, ctx);
   if (qk_norm_) ops::fill_zero(dqkv_TM, ctx);  // the norms' gradients are added
   ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dmix_THN, mix_THN, lse_TH, q_THN, k_TGN,
                           v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
-  ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
-  ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
+  ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
+  ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   if (qk_norm_) {
     ops::rmsnorm_backward(k_columns(dqkv_TM), store_.grad(k_norm_), dk_TGN, k_columns(qkv_TM), k_rstd_TG,
                           store_.value(k_norm_), ctx);
     ops::rmsnorm_backward(q_columns(dqkv_TM), store_.grad(q_norm_), dq_THN, q_columns(qkv_TM), q_rstd_TH,
                           store_.value(q_norm_), ctx);
   }
+  if (q_bias_) ops::bias_backward(store_.grad_block(*q_bias_, qkv_bias_shape()), dqkv_TM, ctx);
   ops::linear_backward_weight(store_.grad_block(q_weight_, qkv_shape()), dqkv_TM, x_TD, ctx);
   ops::linear_backward_input(dx_TD, dqkv_TM, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
 }
 
-void AttentionLayer::visit_saved(const router::TensorVisitor& visit) const {
+void GqaLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("self_attn.qkv_proj output", saved_.qkv_TM);
   if (qk_norm_) {
     visit("self_attn.q_norm output", saved_.q_THN);

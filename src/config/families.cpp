@@ -1,0 +1,76 @@
+#include "config/families.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace switchyard::config {
+
+void read_grouped_query_attention(Section& section, Model& model, std::int64_t default_kv_heads) {
+  model.num_attention_heads = section.integer("num_attention_heads", 1, kMaxSize);
+  // transformers reads null as one key-value head a query head.
+  const Json* kv_heads = section.find("num_key_value_heads");
+  model.num_key_value_heads = kv_heads != nullptr && kv_heads->is_null()
+                                  ? model.num_attention_heads
+                                  : section.integer("num_key_value_heads", 1, kMaxSize, default_kv_heads);
+  if (model.num_attention_heads % model.num_key_value_heads != 0) {
+    section.fail(
+        "num_key_value_heads",
+        fmt::format("is {}{}, which does not divide num_attention_heads ({})", model.num_key_value_heads,
+                    kv_heads == nullptr ? " by default" : "", model.num_attention_heads),
+        section.path_of("num_attention_heads"));
+  }
+  if (const auto head_dim = section.nullable_integer("head_dim", 1, kMaxSize)) {
+    model.head_dim = *head_dim;
+  } else if (model.hidden_size % model.num_attention_heads != 0) {
+    section.fail("num_attention_heads",
+                 fmt::format("is {}, which does not divide hidden_size ({}); or give head_dim",
+                             model.num_attention_heads, model.hidden_size),
+                 section.path_of("hidden_size"));
+  } else {
+    model.head_dim = model.hidden_size / model.num_attention_heads;
+  }
+  if (model.head_dim % 2 != 0) {
+    section.fail("head_dim",
+                 fmt::format("is {}{}; rotary embedding needs an even number", model.head_dim,
+                             section.has("head_dim") ? "" : " (hidden_size / num_attention_heads)"));
+  }
+}
+
+void check_top_k(Section& section, const Model& model, std::string_view experts_key) {
+  if (model.num_experts_per_tok > model.num_experts) {
+    section.fail(
+        "num_experts_per_tok",
+        fmt::format("is {}, more than {} ({})", model.num_experts_per_tok, experts_key, model.num_experts),
+        section.path_of(experts_key));
+  }
+}
+
+void require_number(Section& section, std::string_view key, double only) {
+  const Json* json = section.find(key);
+  if (json == nullptr) return;
+  const auto* real = json->get<double>();
+  const auto* integer = json->get<std::int64_t>();
+  if (real != nullptr && *real == only) return;
+  if (integer != nullptr && static_cast<double>(*integer) == only) return;
+  section.fail(key, fmt::format("is {}; only {} is supported", describe(*json), only));
+}
+
+void require_text(Section& section, std::string_view key, std::string_view only) {
+  const Json* json = section.find(key);
+  if (json == nullptr) return;
+  const auto* text = json->get<std::string>();
+  if (text == nullptr || *text != only) {
+    section.fail(key, fmt::format("is {}; only \"{}\" is supported", describe(*json), only));
+  }
+}
+
+bool has_moe_layer(const Model& model) {
+  return std::find(model.is_moe_layer.begin(), model.is_moe_layer.end(), true) != model.is_moe_layer.end();
+}
+
+bool has_dense_layer(const Model& model) {
+  return std::find(model.is_moe_layer.begin(), model.is_moe_layer.end(), false) != model.is_moe_layer.end();
+}
+
+}  // namespace switchyard::config

@@ -1,0 +1,49 @@
+#include "cpu/mla.h"
+
+#include <algorithm>
+
+#include "cpu/reduce.h"
+
+namespace switchyard::cpu {
+
+template <class T>
+void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_TR, const MlaWidths& widths) {
+  const auto [heads, nope, rope, value] = widths;
+  const Rows<T> k_rows(k_THN), v_rows(v_THV), kv_rows(kv_TM), k_rope_rows(k_rope_TR);
+#pragma omp parallel for schedule(static) if (k_THN.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < k_THN.rows(); ++t) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const T* kv = kv_rows[t] + h * (nope + value);
+      T* k = k_rows[t] + h * (nope + rope);
+      std::copy_n(kv, nope, k);
+      std::copy_n(k_rope_rows[t], rope, k + nope);
+      std::copy_n(kv + nope, value, v_rows[t] + h * value);
+    }
+  }
+}
+
+template <class T>
+void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor dv_THV,
+                        const MlaWidths& widths) {
+  const auto [heads, nope, rope, value] = widths;
+  const Rows<T> dkv_rows(dkv_TM), dk_rope_rows(dk_rope_TR), dk_rows(dk_THN), dv_rows(dv_THV);
+#pragma omp parallel for schedule(static) if (dk_THN.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < dk_THN.rows(); ++t) {
+    T* dk_rope = dk_rope_rows[t];
+    std::fill_n(dk_rope, rope, T(0));
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const T* dk = dk_rows[t] + h * (nope + rope);
+      T* dkv = dkv_rows[t] + h * (nope + value);
+      std::copy_n(dk, nope, dkv);
+      std::copy_n(dv_rows[t] + h * value, value, dkv + nope);
+      for (std::int64_t i = 0; i < rope; ++i) dk_rope[i] += dk[nope + i];
+    }
+  }
+}
+
+template void mla_split_forward<float>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_split_forward<double>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_split_backward<float>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_split_backward<double>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
+
+}  // namespace switchyard::cpu

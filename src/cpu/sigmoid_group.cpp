@@ -1,0 +1,144 @@
+#include "cpu/sigmoid_group.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "core/expert_groups.h"
+#include "cpu/reduce.h"
+#include "cpu/vector_math.h"
+
+// Legend: T tokens, E experts, K slots a token.
+
+namespace switchyard::cpu {
+
+template <class T>
+void sigmoid_forward(Tensor score_TE, Tensor logit_TE) {
+  const Rows<T> score_rows(score_TE), logit_rows(logit_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) score_rows[t][e] = sigmoid_of(logit_rows[t][e]);
+  }
+}
+
+template <class T>
+void sigmoid_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE) {
+  const Rows<T> dlogit_rows(dlogit_TE), dscore_rows(dscore_TE), score_rows(score_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e)
+      dlogit_rows[t][e] = dscore_rows[t][e] * score_rows[t][e] * (T(1) - score_rows[t][e]);
+  }
+}
+
+namespace {
+
+// The two largest of n values added up; of a single value, that value.
+template <class T>
+T two_largest(const T* values, std::int64_t n) {
+  T first = -std::numeric_limits<T>::infinity(), second = first;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (values[i] > first) {
+      second = first;
+      first = values[i];
+    } else if (values[i] > second) {
+      second = values[i];
+    }
+  }
+  return n > 1 ? first + second : first;
+}
+
+}  // namespace
+
+template <class T>
+void group_choice(Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t n_group,
+                  std::int64_t topk_group) {
+  const Rows<T> choice_rows(choice_TE), score_rows(score_TE);
+  const T* bias = bias_E.as<T>();
+  const std::int64_t E = score_TE.dim(1), size = E / n_group;
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+    T* choice = choice_rows[t];
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) choice[e] = score_rows[t][e] + bias[e];
+    if (topk_group == n_group) continue;
+    // A group stays if fewer than topk_group groups beat it; between equals the first one wins.
+    T sums[kMaxExpertGroups];
+    for (std::int64_t g = 0; g < n_group; ++g) sums[g] = two_largest(choice + g * size, size);
+    for (std::int64_t g = 0; g < n_group; ++g) {
+      std::int64_t better = 0;
+      for (std::int64_t other = 0; other < n_group; ++other)
+        better += sums[other] > sums[g] || (sums[other] == sums[g] && other < g);
+      if (better >= topk_group) std::fill_n(choice + g * size, size, -std::numeric_limits<T>::infinity());
+    }
+  }
+}
+
+template <class T>
+void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK) {
+  const Rows<T> chosen_rows(chosen_TK), score_rows(score_TE);
+  const Rows<std::int32_t> expert_rows(expert_TK);
+  const std::int64_t K = expert_TK.dim(1);
+#pragma omp parallel for schedule(static) if (expert_TK.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < expert_TK.rows(); ++t)
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t expert = expert_rows[t][k];
+      chosen_rows[t][k] = expert >= 0 ? score_rows[t][expert] : T(0);
+    }
+}
+
+template <class T>
+void row_share_forward(Tensor prob_TE, Tensor score_TE) {
+  const Rows<T> prob_rows(prob_TE), score_rows(score_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+    const T* score = score_rows[t];
+    const T inverse = static_cast<T>(1 / sum_in_lanes(E, [=](std::int64_t e) { return score[e]; }));
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) prob_rows[t][e] = score[e] * inverse;
+  }
+}
+
+template <class T>
+void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE) {
+  const Rows<T> dscore_rows(dscore_TE), dprob_rows(dprob_TE), prob_rows(prob_TE), score_rows(score_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+    const T *score = score_rows[t], *prob = prob_rows[t], *dprob = dprob_rows[t];
+    const T inverse = static_cast<T>(1 / sum_in_lanes(E, [=](std::int64_t e) { return score[e]; }));
+    const T mean = static_cast<T>(sum_in_lanes(E, [=](std::int64_t e) { return dprob[e] * prob[e]; }));
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) dscore_rows[t][e] += (dprob[e] - mean) * inverse;
+  }
+}
+
+template <class T>
+void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed) {
+  T* bias = bias_E.as<T>();
+  const double mean =
+      std::accumulate(count_E.begin(), count_E.end(), 0.0) / static_cast<double>(count_E.size());
+  for (std::size_t e = 0; e < count_E.size(); ++e) {
+    if (count_E[e] < mean) bias[e] += static_cast<T>(speed);
+    if (count_E[e] > mean) bias[e] -= static_cast<T>(speed);
+  }
+}
+
+#define INSTANTIATE(T)                                                               \
+  template void sigmoid_forward<T>(Tensor, Tensor);                                  \
+  template void sigmoid_backward<T>(Tensor, Tensor, Tensor);                         \
+  template void group_choice<T>(Tensor, Tensor, Tensor, std::int64_t, std::int64_t); \
+  template void gather_slots<T>(Tensor, Tensor, Tensor);                             \
+  template void balance_bias<T>(Tensor, std::span<const double>, double);            \
+  template void row_share_forward<T>(Tensor, Tensor);                                \
+  template void row_share_backward<T>(Tensor, Tensor, Tensor, Tensor);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,53 @@
+// Causal grouped-query attention with rotary positions; in Qwen3 with per-head norms on queries and keys.
+//   T tokens, D hidden size, H query heads, G key-value heads, N head width
+#pragma once
+
+#include <cstddef>
+#include <optional>
+
+#include "config/config.h"
+#include "core/attention_shape.h"
+#include "core/parameters.h"
+#include "model/attention_layer.h"
+
+namespace switchyard::model {
+
+class GqaLayer final : public AttentionLayer {
+ public:
+  // Adds the layer's rows to the store.
+  GqaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
+
+  void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
+  void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) override;
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                Context& ctx) override;
+  void visit_saved(const router::TensorVisitor& visit) const override;
+
+ private:
+  struct Saved {
+    Tensor qkv_TM;  // [T, (H+2G)*N], the projection; without q/k norm, q and k in it are rotated in place
+    Tensor q_THN;   // what attention reads: with q/k norm normed and rotated copies, else columns of qkv_TM
+    Tensor k_TGN;
+    Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only
+    Tensor lse_TH;
+    Tensor mix_THN;  // attention's output, before the output projection
+  };
+  Tensor q_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(0, heads_ * width_); }
+  Tensor k_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(heads_ * width_, kv_heads_ * width_); }
+  Tensor v_columns(const Tensor& qkv_TM) const {
+    return qkv_TM.columns((heads_ + kv_heads_) * width_, kv_heads_ * width_);
+  }
+  Shape qkv_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_, hidden_}; }
+  Shape qkv_bias_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_}; }
+  AttentionShape shape_of(const Batch& batch) const;
+
+  std::int64_t hidden_, heads_, kv_heads_, width_;
+  bool qk_norm_;
+  double eps_;
+  ParameterStore& store_;
+  std::size_t q_weight_, o_weight_, q_norm_ = 0, k_norm_ = 0;  // rows; k and v follow q
+  std::optional<std::size_t> q_bias_, o_bias_;                 // likewise
+  Saved saved_;
+};
+
+}  // namespace switchyard::model

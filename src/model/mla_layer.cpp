@@ -1,0 +1,173 @@
+#include "model/mla_layer.h"
+
+#include <cmath>
+
+#include "model/names.h"
+#include "ops/attention.h"
+#include "ops/bias.h"
+#include "ops/elementwise.h"
+#include "ops/linear.h"
+#include "ops/mla.h"
+#include "ops/rmsnorm.h"
+#include "ops/rope.h"
+
+namespace switchyard::model {
+
+namespace {
+
+constexpr double kLatentNormEps = 1e-6;  // of the two inner norms, whatever rms_norm_eps is
+
+}  // namespace
+
+MlaLayer::MlaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store)
+    : hidden_(model.hidden_size),
+      q_latent_(model.mla->q_lora_rank),
+      latent_(model.mla->kv_lora_rank),
+      widths_{model.num_attention_heads, model.mla->qk_nope_head_dim, model.mla->qk_rope_head_dim,
+              model.mla->v_head_dim},
+      pairs_(model.rope.interleaved ? RopePairs::neighbours : RopePairs::halves),
+      softmax_scale_(model.softmax_scale_factor / std::sqrt(static_cast<double>(widths_.nope + widths_.rope))),
+      store_(store) {
+  const std::string prefix = layer_prefix(layer) + "self_attn.";
+  const auto matrix = [&](const char* name, std::int64_t rows, std::int64_t columns) {
+    store.begin_group();
+    return store.add({.name = prefix + name,
+                      .shape = Shape{rows, columns},
+                      .init = Init::normal,
+                      .init_std = model.initializer_range});
+  };
+  const auto vector = [&](const char* name, std::int64_t size, Init init) {
+    store.begin_group();
+    return store.add({.name = prefix + name, .shape = Shape{size}, .init = init, .weight_decay = false});
+  };
+  const auto bias = [&](const char* name, std::int64_t size) {
+    return model.attention_bias ? std::optional(vector(name, size, Init::zeros)) : std::nullopt;
+  };
+  const std::int64_t q_width = widths_.heads * (widths_.nope + widths_.rope);
+  if (q_latent_ == 0) {
+    q_ = matrix("q_proj.weight", q_width, hidden_);
+  } else {
+    q_ = matrix("q_a_proj.weight", q_latent_, hidden_);
+    q_a_bias_ = bias("q_a_proj.bias", q_latent_);
+    q_a_norm_ = vector("q_a_layernorm.weight", q_latent_, Init::ones);
+    q_b_ = matrix("q_b_proj.weight", q_width, q_latent_);
+  }
+  kv_a_ = matrix("kv_a_proj_with_mqa.weight", latent_ + widths_.rope, hidden_);
+  kv_a_bias_ = bias("kv_a_proj_with_mqa.bias", latent_ + widths_.rope);
+  kv_a_norm_ = vector("kv_a_layernorm.weight", latent_, Init::ones);
+  kv_b_ = matrix("kv_b_proj.weight", widths_.heads * (widths_.nope + widths_.value), latent_);
+  o_ = matrix("o_proj.weight", hidden_, widths_.heads * widths_.value);
+  o_bias_ = bias("o_proj.bias", hidden_);
+}
+
+void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
+  const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
+  const auto [heads, nope, rope, value] = widths_;
+  if (q_latent_ > 0) {
+    saved_.q_latent_TQ = rows(q_latent_);
+    saved_.q_normed_TQ = rows(q_latent_);
+    saved_.q_rstd_T1 = rows(1);
+  }
+  saved_.q_THN = rows(heads * (nope + rope));
+  saved_.latent_TM = rows(latent_ + rope);
+  saved_.kv_normed_TC = rows(latent_);
+  saved_.kv_rstd_T1 = rows(1);
+  saved_.kv_TM = rows(heads * (nope + value));
+  saved_.k_THN = rows(heads * (nope + rope));
+  saved_.v_THV = rows(heads * value);
+  saved_.lse_TH = rows(heads);
+  saved_.mix_THV = rows(heads * value);
+}
+
+AttentionShape MlaLayer::shape_of(const Batch& batch) const {
+  return {batch.n_seq,   batch.seq_len, widths_.heads, widths_.heads, widths_.nope + widths_.rope,
+          widths_.value, softmax_scale_};
+}
+
+void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
+  const Saved& s = saved_;
+  const auto value = [&](std::size_t row) { return store_.value(row); };
+  if (q_latent_ == 0) {
+    ops::linear_forward(s.q_THN, x_TD, value(q_), ops::Write::set, ctx);
+  } else {
+    ops::linear_forward(s.q_latent_TQ, x_TD, value(q_), ops::Write::set, ctx);
+    if (q_a_bias_) ops::bias_forward(s.q_latent_TQ, value(*q_a_bias_), ctx);
+    ops::rmsnorm_forward(s.q_normed_TQ, s.q_rstd_T1, s.q_latent_TQ, value(q_a_norm_), kLatentNormEps, ctx);
+    ops::linear_forward(s.q_THN, s.q_normed_TQ, value(q_b_), ops::Write::set, ctx);
+  }
+  ops::linear_forward(s.latent_TM, x_TD, value(kv_a_), ops::Write::set, ctx);
+  if (kv_a_bias_) ops::bias_forward(s.latent_TM, value(*kv_a_bias_), ctx);
+  ops::rmsnorm_forward(s.kv_normed_TC, s.kv_rstd_T1, latent_columns(s.latent_TM), value(kv_a_norm_),
+                       kLatentNormEps, ctx);
+  ops::linear_forward(s.kv_TM, s.kv_normed_TC, value(kv_b_), ops::Write::set, ctx);
+  ops::rope_forward(s.q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.nope + widths_.rope),
+                    ctx);
+  ops::rope_forward(rope_columns(s.latent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
+                    ctx);
+  ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
+  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch),
+                         ctx);
+  ops::linear_forward(out_TD, s.mix_THV, value(o_), ops::Write::add, ctx);
+  if (o_bias_) ops::bias_forward(out_TD, value(*o_bias_), ctx);
+}
+
+void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                        Context& ctx) {
+  const Saved& s = saved_;
+  const auto value = [&](std::size_t row) { return store_.value(row); };
+  const auto grad = [&](std::size_t row) { return store_.grad(row); };
+  ScratchScope scope(ctx.scratch);
+  const auto scratch_like = [&](const Tensor& tensor) {
+    return ctx.scratch.take(tensor.shape(), tensor.dtype());
+  };
+  const Tensor dmix_THV = scratch_like(s.mix_THV);
+  const Tensor dq_THN = scratch_like(s.q_THN), dk_THN = scratch_like(s.k_THN), dv_THV = scratch_like(s.v_THV);
+  const Tensor dkv_TM = scratch_like(s.kv_TM);
+  const Tensor dkv_normed_TC = scratch_like(s.kv_normed_TC);
+  const Tensor dlatent_TM = scratch_like(s.latent_TM);
+
+  if (o_bias_) ops::bias_backward(grad(*o_bias_), dout_TD, ctx);
+  ops::linear_backward_weight(grad(o_), dout_TD, s.mix_THV, ctx);
+  ops::linear_backward_input(dmix_THV, dout_TD, value(o_), ops::Write::set, ctx);
+  ops::attention_backward(dq_THN, dk_THN, dv_THV, dmix_THV, s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV,
+                          batch.kv_begin_T, shape_of(batch), ctx);
+  ops::fill_zero(dlatent_TM, ctx);  // the norm's gradient is added
+  ops::mla_split_backward(dkv_TM, rope_columns(dlatent_TM), dk_THN, dv_THV, widths_, ctx);
+  ops::rope_backward(rope_columns(dlatent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
+                     ctx);
+  ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.nope + widths_.rope),
+                     ctx);
+
+  ops::linear_backward_weight(grad(kv_b_), dkv_TM, s.kv_normed_TC, ctx);
+  ops::linear_backward_input(dkv_normed_TC, dkv_TM, value(kv_b_), ops::Write::set, ctx);
+  ops::rmsnorm_backward(latent_columns(dlatent_TM), grad(kv_a_norm_), dkv_normed_TC,
+                        latent_columns(s.latent_TM), s.kv_rstd_T1, value(kv_a_norm_), ctx);
+  if (kv_a_bias_) ops::bias_backward(grad(*kv_a_bias_), dlatent_TM, ctx);
+  ops::linear_backward_weight(grad(kv_a_), dlatent_TM, x_TD, ctx);
+  ops::linear_backward_input(dx_TD, dlatent_TM, value(kv_a_), ops::Write::set, ctx);
+
+  if (q_latent_ == 0) {
+    ops::linear_backward_weight(grad(q_), dq_THN, x_TD, ctx);
+    ops::linear_backward_input(dx_TD, dq_THN, value(q_), ops::Write::add, ctx);
+    return;
+  }
+  const Tensor dq_normed_TQ = scratch_like(s.q_normed_TQ), dq_latent_TQ = scratch_like(s.q_latent_TQ);
+  ops::linear_backward_weight(grad(q_b_), dq_THN, s.q_normed_TQ, ctx);
+  ops::linear_backward_input(dq_normed_TQ, dq_THN, value(q_b_), ops::Write::set, ctx);
+  ops::fill_zero(dq_latent_TQ, ctx);
+  ops::rmsnorm_backward(dq_latent_TQ, grad(q_a_norm_), dq_normed_TQ, s.q_latent_TQ, s.q_rstd_T1,
+                        value(q_a_norm_), ctx);
+  if (q_a_bias_) ops::bias_backward(grad(*q_a_bias_), dq_latent_TQ, ctx);
+  ops::linear_backward_weight(grad(q_), dq_latent_TQ, x_TD, ctx);
+  ops::linear_backward_input(dx_TD, dq_latent_TQ, value(q_), ops::Write::add, ctx);
+}
+
+void MlaLayer::visit_saved(const router::TensorVisitor& visit) const {
+  if (q_latent_ > 0) visit("self_attn.q_a_layernorm output", saved_.q_normed_TQ);
+  visit("self_attn query", saved_.q_THN);
+  visit("self_attn.kv_a_proj_with_mqa output", saved_.latent_TM);
+  visit("self_attn.kv_b_proj output", saved_.kv_TM);
+  visit("self_attn attention output", saved_.mix_THV);
+}
+
+}  // namespace switchyard::model
