@@ -25,6 +25,13 @@ struct EvalOptions {
   std::string json;             // empty: none; "-": standard output
 };
 
+// Everything of one step on one batch, for tools/compare_hf.py.
+struct DumpOptions {
+  std::string directory;  // config.json and model*.safetensors, as Hugging Face has them
+  std::string tokens;     // safetensors: "tokens", I32 [sequences, length]
+  std::string out;        // safetensors
+};
+
 struct InspectOptions {
   std::string path;
   bool json = false;
@@ -32,6 +39,7 @@ struct InspectOptions {
 
 int run_train(const TrainOptions& options);
 int run_eval(const EvalOptions& options);
+int run_dump(const DumpOptions& options);
 int run_inspect(const InspectOptions& options);
 
 }  // namespace switchyard

@@ -77,6 +77,21 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
       "  switchyard inspect runs/quickstart --json");
 }
 
+void describe_dump(CLI::App& app, switchyard::DumpOptions& options) {
+  app.add_option("DIR", options.directory, "A Hugging Face model directory: config.json and model*.safetensors")
+      ->required();
+  app.add_option("--tokens", options.tokens, "safetensors with 'tokens', I32 [sequences, length]")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--out", options.out, "Where to write the tensors, as safetensors")
+      ->type_name("FILE")
+      ->required();
+  app.footer(
+      "Writes logits, cross_entropy, loss (with the balance loss), experts.LAYER, weights.LAYER and grad.NAME "
+      "of one\n"
+      "batch in which every token predicts the next: what tools/compare_hf.py compares with transformers.");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -107,6 +122,11 @@ int main(int argc, char** argv) {
   CLI::App& inspect_app = *app.add_subcommand("inspect", "What a shard, a checkpoint or a configuration holds");
   describe_inspect(inspect_app, inspect);
   inspect_app.callback([&] { command = [&] { return run_inspect(inspect); }; });
+  switchyard::DumpOptions dump;
+  CLI::App& dump_app =
+      *app.add_subcommand("dump", "One step on one batch, tensor by tensor, to compare with others");
+  describe_dump(dump_app, dump);
+  dump_app.callback([&] { command = [&] { return run_dump(dump); }; });
 
   const auto is_command = [&](const char* word) {
     const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
@@ -116,8 +136,8 @@ int main(int argc, char** argv) {
   if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
     const std::string found =
         argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
-    switchyard::log_error(found +
-                          "; the commands are train, eval and inspect, and 'switchyard --help' explains them");
+    switchyard::log_error(
+        found + "; the commands are train, eval, inspect and dump, and 'switchyard --help' explains them");
     return kExitInput;
   }
   try {

@@ -1,0 +1,137 @@
+// One step on one batch, tensor by tensor, under the names of tests/golden's files. Targets are the next
+// tokens; the last token of a sequence has none.   B sequences of S tokens, T = B*S, V vocabulary, K slots a
+// token
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "commands.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "model/transformer.h"
+#include "router/auxiliary_losses.h"
+#include "train/safetensors.h"
+#include "train/token_data.h"
+
+namespace switchyard {
+
+namespace {
+
+// [B, S] of the tokens file.
+struct Tokens {
+  std::int64_t n_seq = 0, seq_len = 0;
+  std::vector<std::int32_t> values;
+};
+
+Tokens read_tokens(const std::string& path, std::int64_t vocab_size) {
+  const train::SafetensorsFile file(path);
+  const train::StoredTensor* stored = file.find("tokens");
+  if (stored == nullptr || stored->type != train::StoredType::i32 || stored->shape.size() != 2)
+    throw_input("{}: holds no tensor \"tokens\" of type I32 and shape [sequences, length]", path);
+  Tokens tokens{stored->shape[0], stored->shape[1], {}};
+  if (tokens.n_seq < 1 || tokens.seq_len < 2)
+    throw_input("{}: tokens are {}; at least one sequence of two is needed", path, stored->shape_string());
+  tokens.values.resize(static_cast<std::size_t>(tokens.n_seq * tokens.seq_len));
+  file.read(*stored, Tensor(tokens.values.data(), Shape{tokens.n_seq, tokens.seq_len}, DType::i32));
+  for (const std::int32_t token : tokens.values)
+    if (token < 0 || token >= vocab_size)
+      throw_input("{}: token {} is outside the vocabulary of {}", path, token, vocab_size);
+  return tokens;
+}
+
+// Where a config.json does not say, what transformers takes.
+double balance_coef(const std::string& config_json) {
+  const auto json = nlohmann::json::parse(config_json);
+  return json.value("router_aux_loss_coef", json.at("model_type") == "deepseek_v3" ? 0.0 : 0.001);
+}
+
+// Every parameter from the directory's files, each once, and nothing there that is no parameter.
+void load_weights(const std::filesystem::path& directory, ParameterStore& store) {
+  std::map<std::string, std::size_t> missing;
+  for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
+    const train::SafetensorsFile file(entry.path());
+    for (const train::StoredTensor& stored : file.tensors()) {
+      const auto row = missing.find(stored.name);
+      if (row == missing.end())
+        throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
+                    stored.name);
+      file.read(stored, store.value(row->second));
+      missing.erase(row);
+    }
+  }
+  if (!missing.empty())
+    throw_input("{}: {} of the model's tensors are missing, the first of them {}", directory.string(),
+                missing.size(), missing.begin()->first);
+}
+
+}  // namespace
+
+int run_dump(const DumpOptions& options) {
+  const std::filesystem::path directory = options.directory;
+  if (!std::filesystem::is_directory(directory))
+    throw_input("{}: is no directory; give one with config.json and model*.safetensors", options.directory);
+  const std::string config_json = read_text_file(directory / "config.json");
+  const config::Model config = config::parse_model(config_json, (directory / "config.json").string());
+  const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
+  const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
+
+  config::Router router = config::default_router(config.family);
+  router.balance_coef = balance_coef(config_json);
+  router.balance_scope = config::BalanceScope::model;
+  model::Transformer model(config, router, DType::f32, true);
+  model.allocate();
+  load_weights(directory, model.parameters());
+  Context ctx;
+  model.plan(B, S, ctx);
+
+  train::BatchBuffers buffers(B, S, std::nullopt, config.sliding_window);
+  std::vector<std::int32_t> target_T(static_cast<std::size_t>(T));
+  for (std::int64_t b = 0; b < B; ++b) {
+    const auto first = tokens.values.begin() + b * S;
+    std::vector<std::int32_t> window(first, first + S);
+    window.push_back(0);  // stands for the target that there is not
+    buffers.set_sequence(b, window);
+    std::copy(first + 1, first + S, target_T.begin() + b * S);
+    target_T[static_cast<std::size_t>((b + 1) * S - 1)] = -1;
+  }
+  model::Batch batch = buffers.batch();
+  batch.target_T = Tensor(target_T.data(), Shape{T}, DType::i32);
+
+  model.forward(batch, ctx);
+  std::vector<float> logits(static_cast<std::size_t>(T * config.vocab_size));
+  model.logits(Tensor(logits.data(), Shape{T, config.vocab_size}, DType::f32), ctx);
+  const auto auxiliary =
+      router::AuxiliaryLosses(router, config.num_experts, config.num_experts_per_tok)
+          .compute(model.routing_sums(), buffers.tokens_B(), {.n_tokens = T, .n_sequences = B, .count_LE = {}},
+                   model.loss_gradients());
+  const double n_targets = static_cast<double>(B * (S - 1));
+  std::vector<float> loss_T(static_cast<std::size_t>(T));
+  model.loss_and_backward(Tensor(loss_T.data(), Shape{T}, DType::f32), batch, 1.0 / n_targets, ctx);
+  const double mean = std::accumulate(loss_T.begin(), loss_T.end(), 0.0) / n_targets;
+  float cross_entropy = static_cast<float>(mean);
+  float loss = static_cast<float>(mean + auxiliary.balance);
+
+  std::vector<train::NamedTensor> out;
+  out.push_back({"logits", Tensor(logits.data(), Shape{B, S, config.vocab_size}, DType::f32)});
+  out.push_back({"cross_entropy", Tensor(&cross_entropy, Shape{1}, DType::f32)});
+  out.push_back({"loss", Tensor(&loss, Shape{1}, DType::f32)});
+  const std::vector<router::RoutingDecision> decisions = model.routing_decisions();
+  for (std::size_t l = 0; l < decisions.size(); ++l) {
+    const std::string layer = std::to_string(model.layer_of_router(static_cast<std::int64_t>(l)));
+    out.push_back({"experts." + layer, decisions[l].expert_TK});
+    out.push_back({"weights." + layer, decisions[l].weight_TK});
+  }
+  const ParameterStore& store = model.parameters();
+  for (std::size_t i = 0; i < store.rows().size(); ++i)
+    if (store.rows()[i].trained) out.push_back({"grad." + store.rows()[i].name, store.grad(i)});
+  train::write_safetensors(options.out, out);
+  return 0;
+}
+
+}  // namespace switchyard
