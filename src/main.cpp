@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -96,6 +98,11 @@ void describe_dump(CLI::App& app, switchyard::DumpOptions& options) {
 
 int main(int argc, char** argv) {
   switchyard::wait_politely(argv);
+#ifdef __GLIBC__
+  // oneDNN's large buffers go back to the system when they are freed. By default malloc keeps them from the
+  // second time on, in places where they do not fit each other's gaps, and memory grows for some steps.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
   std::signal(SIGXFSZ,
               SIG_IGN);  // a file size limit is then a failed write, which is reported like a full disk
   CLI::App app(
