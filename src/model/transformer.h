@@ -10,9 +10,8 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "core/parameters.h"
-#include "model/attention_layer.h"
 #include "model/batch.h"
-#include "model/ffn_layer.h"
+#include "model/decoder_block.h"
 
 namespace switchyard::model {
 
@@ -65,13 +64,6 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
-  struct Block {
-    std::size_t attention_norm, ffn_norm;  // rows
-    std::unique_ptr<AttentionLayer> attention;
-    std::unique_ptr<FfnLayer> ffn;
-    Tensor in_TD, attention_in_TD, attention_rstd_T1;  // the residual stream; its norm
-    Tensor mid_TD, ffn_in_TD, ffn_rstd_T1;             // the same after attention
-  };
   void fill_rope_table(Context& ctx);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   void check_batch(const Batch& batch) const;
@@ -81,12 +73,14 @@ class Transformer {
   bool training_;
   ParameterStore parameters_;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
-  std::vector<Block> blocks_;
+  std::vector<DecoderBlock> blocks_;
   std::vector<std::int64_t> routed_blocks_;
 
   std::unique_ptr<Arena> arena_;
   RopeTable rope_;
-  Tensor out_TD_, final_TD_, final_rstd_T1_;  // the residual stream behind the last block; its norm
+  // The residual stream: stream_[l] enters block l, the last one leaves the last block.
+  std::vector<Tensor> stream_;       // [T, D] each
+  Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
   std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 
