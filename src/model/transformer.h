@@ -54,9 +54,21 @@ class Transformer {
   std::vector<router::RoutingDecision> routing_decisions() const;
   std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
 
+  // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
+  // to be added up over micro-batches and ranks.
+  std::vector<double> routing_statistics() const;
+  // True: a router's own loss and gradient need the statistics of the whole global batch.
+  bool needs_statistics_first() const;
+  // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
+  // pass.
+  void set_statistics(std::span<const double> statistics);
+  // What the last forward pass adds to the routers' own losses of the global batch, by what loss_gradients()
+  // says.
+  double own_losses() const;
+
   // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
-  // global batch.
-  void after_step(std::span<const double> count_LE, Context& ctx);
+  // global batch; statistics: those of the global batch.
+  void after_step(std::span<const double> count_LE, std::span<const double> statistics, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).
@@ -65,6 +77,11 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
+  router::RouterStage& router_of(std::int64_t block) const {
+    return *blocks_[static_cast<std::size_t>(block)].ffn->router();
+  }
+  // The parts of `statistics`, one a router.
+  std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
   struct Block {
     std::size_t attention_norm, ffn_norm;  // rows
     std::unique_ptr<AttentionLayer> attention;
