@@ -13,6 +13,7 @@
 #include "core/file.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "train/safetensors.h"
 #include "train/token_data.h"
 
@@ -81,7 +82,7 @@ int run_dump(const DumpOptions& options) {
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
-  config::Router router = config::default_router(config.family);
+  config::Router router = config::default_router(config.family, router::router_schemas());
   router.balance_coef = balance_coef(config_json);
   router.balance_scope = config::BalanceScope::model;
   model::Transformer model(config, router, DType::f32, true);
@@ -107,7 +108,7 @@ int run_dump(const DumpOptions& options) {
   std::vector<float> logits(static_cast<std::size_t>(T * config.vocab_size));
   model.logits(Tensor(logits.data(), Shape{T, config.vocab_size}, DType::f32), ctx);
   const auto auxiliary =
-      router::AuxiliaryLosses(router, config.num_experts, config.num_experts_per_tok)
+      router::AuxiliaryLosses(router, config.num_experts)
           .compute(model.routing_sums(), buffers.tokens_B(), {.n_tokens = T, .n_sequences = B, .count_LE = {}},
                    model.loss_gradients());
   const double n_targets = static_cast<double>(B * (S - 1));

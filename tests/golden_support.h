@@ -21,6 +21,7 @@
 #include "model/transformer.h"
 #include "ops/elementwise.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "tensors.h"
 #include "train/optimizer.h"
 #include "train/safetensors.h"
@@ -175,7 +176,7 @@ class GoldenModel {
   // Of the last forward pass; gradients are added to the store's.
   Loss loss_and_backward() {
     const auto auxiliary =
-        router::AuxiliaryLosses(router_, model_.config().num_experts, model_.config().num_experts_per_tok)
+        router::AuxiliaryLosses(router_, model_.config().num_experts)
             .compute(model_.routing_sums(), buffers_.tokens_B(),
                      {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
                      model_.loss_gradients());
@@ -195,7 +196,7 @@ class GoldenModel {
 
  private:
   static config::Router router_of(const GoldenCase& golden) {
-    config::Router router = config::default_router(golden.model().family);
+    config::Router router = config::default_router(golden.model().family, router::router_schemas());
     router.balance_coef = golden.balance_coef();
     router.balance_scope = config::BalanceScope::model;
     return router;

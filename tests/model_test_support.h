@@ -10,6 +10,7 @@
 #include "config/load.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "tensors.h"
 
 namespace switchyard::model {
@@ -65,7 +66,7 @@ inline void fill_weights(ParameterStore& store) {
 struct ReadyModel : Transformer {
   ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
              bool training = true)
-      : Transformer(model, config::default_router(model.family), dtype, training),
+      : Transformer(model, config::default_router(model.family, router::router_schemas()), dtype, training),
         loss_T({n_seq * seq_len}, dtype) {
     allocate();
     fill_weights(parameters());
@@ -147,7 +148,7 @@ inline std::vector<double> counts_of(const Transformer& model) {
 }
 
 inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
-  return {router, model.config().num_experts, model.config().num_experts_per_tok};
+  return {router, model.config().num_experts};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.

@@ -10,6 +10,7 @@
 
 #include "config/load.h"
 #include "config/resolve.h"
+#include "router/registry.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
@@ -71,10 +72,10 @@ class Training : public ::testing::Test {
     run.model.n_group = 2;
     run.model.topk_group = 1;
     run.model.rope.interleaved = true;
-    run.router = {.type = config::RouterType::sigmoid_group,
+    run.router = {.type = "sigmoid_group",
                   .balance_coef = 0.01,
                   .balance_scope = BalanceScope::sequence,
-                  .bias_update_speed = 0.125};
+                  .own = {{"bias_update_speed", 0.125}}};
     return run;
   }
 
@@ -84,7 +85,7 @@ class Training : public ::testing::Test {
     return train_as_it_is(name, as_from_a_file(run), resume, stop);
   }
   static config::Run as_from_a_file(const config::Run& run) {
-    return config::parse_run(config::to_resolved_json(run), "test", {});
+    return config::parse_run(config::to_resolved_json(run), "test", {}, router::router_schemas());
   }
   RunEnd train_as_it_is(const std::string& name, const config::Run& run, const Resume& resume,
                         bool stop) const {
@@ -360,7 +361,7 @@ TEST_F(Training, TheBiasMovesByTheCountsOfAllRanks) {
 
 TEST_F(Training, WithoutASpeedTheBiasStaysWhatItIs) {
   config::Run run = deepseek_run();
-  run.router.bias_update_speed = 0;
+  run.router.own.set("bias_update_speed", 0.0);
   train("run", run);
   EXPECT_EQ(choice_biases("run", 5), std::vector<double>(8, 0.0));
 }

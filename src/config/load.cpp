@@ -6,6 +6,7 @@
 #include "config/hugging_face.h"
 #include "config/overrides.h"
 #include "config/resolve.h"
+#include "config/router_section.h"
 #include "config/section.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -16,52 +17,6 @@ namespace {
 constexpr std::int64_t kMaxThreads = 4096;
 // Activations of one micro-batch must be addressable: elements of its widest tensor.
 constexpr double kMaxElements = 281474976710656.0;  // 2^48
-
-Router defaults_of(RouterType type) {
-  Router router;
-  router.type = type;
-  switch (type) {
-    case RouterType::softmax_topk:
-      break;
-    case RouterType::sigmoid_group:  // DeepSeek-V3's: the bias balances, the loss only keeps sequences from
-                                     // extremes
-      router.balance_coef = 1e-4;
-      router.balance_scope = BalanceScope::sequence;
-      break;
-  }
-  return router;
-}
-
-Router read_router(Section section, Family family, std::optional<double> aux_loss_coef) {
-  Router router = defaults_of(section.choice<RouterType>("type", kRouterTypes, default_router(family).type));
-  const bool sigmoid = router.type == RouterType::sigmoid_group;
-  router.balance_coef =
-      section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
-  if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
-    section.fail("balance_coef",
-                 fmt::format("is {}, but model.router_aux_loss_coef, the same quantity, is {}; remove one",
-                             router.balance_coef, *aux_loss_coef),
-                 "model.router_aux_loss_coef");
-  }
-  router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
-  router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
-  if (sigmoid && router.z_loss_coef > 0) {
-    section.fail(
-        "z_loss_coef",
-        fmt::format("is {}, but router.type is \"sigmoid_group\", which has no softmax whose normaliser it "
-                    "could bound; set it to 0",
-                    router.z_loss_coef),
-        section.path_of("type"));
-  }
-  if (!sigmoid && section.has("bias_update_speed")) {
-    section.fail("bias_update_speed",
-                 fmt::format("router.type is \"{}\", which has no bias; remove it", name_of(router.type)),
-                 section.path_of("type"));
-  }
-  router.bias_update_speed = section.number("bias_update_speed", kShare, router.bias_update_speed);
-  section.finish();
-  return router;
-}
 
 // Entries of one domain share its weight; all domains have one or none has.
 void settle_weights(std::vector<DataEntry>& entries, const std::string& path, const Source& source) {
@@ -182,7 +137,7 @@ void check_train(const Section& section, const Train& train, const Run& run) {
 
   // In floating point: the products may be larger than any integer type.
   const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
-  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, model.num_experts_per_tok));
+  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, slots_per_token(run.router, model)));
   if (tokens * top_k > static_cast<double>(kMaxSize)) {
     section.fail(
         "micro_batch_size",
@@ -246,7 +201,8 @@ Train read_train(Section section, const Run& run) {
 
 }  // namespace
 
-Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides) {
+Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
+              std::span<const RouterSchema> routers) {
   Json root = parse_json(text, origin);
   Source source(origin);
   if (root.get<Json::Object>() == nullptr)
@@ -258,7 +214,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Run run;
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
-  run.router = read_router(open("router"), run.model.family, model.router_aux_loss_coef);
+  run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);
   run.train = read_train(open("train"), run);
   Section parallel = open("parallel");
@@ -276,20 +232,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   return run;
 }
 
-Run load_run(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_run(read_text_file(path), path, overrides);
-}
-
-Router default_router(Family family) {
-  switch (family) {
-    case Family::mixtral:
-    case Family::qwen3_moe:
-      return defaults_of(RouterType::softmax_topk);
-    case Family::deepseek_v3:
-      return defaults_of(RouterType::sigmoid_group);
-  }
-  SY_CHECK(false, "no such family");
-  return {};
+Run load_run(const std::string& path, const std::vector<std::string>& overrides,
+             std::span<const RouterSchema> routers) {
+  return parse_run(read_text_file(path), path, overrides, routers);
 }
 
 bool looks_like_run(const std::string& text) {

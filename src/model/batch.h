@@ -16,6 +16,12 @@ struct Batch {
   Tensor kv_begin_T;
   std::int64_t n_seq = 0;
   std::int64_t seq_len = 0;
+  // What a router needs to know of training (router::RouterBatch); elsewhere no noise is drawn.
+  bool training = false;
+  std::uint64_t seed = 0;
+  std::int64_t step = 0;            // of the optimizer, from 0
+  std::int64_t first_sequence = 0;  // in the global batch, of all ranks
+  Tensor attention_entropy_T{};     // within a block: what its attention says to a router that asks for it
 };
 
 }  // namespace switchyard::model

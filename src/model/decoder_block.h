@@ -30,7 +30,7 @@ class DecoderBlock {
   void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx);
 
-  router::Router* router() const { return ffn_->router(); }  // null in a dense block
+  router::RouterStage* router() const { return ffn_->router(); }  // null in a dense block
   // The tensors of the last forward pass, in the order in which they were computed, but for the stream itself.
   void visit_saved(const router::TensorVisitor& visit) const;
 

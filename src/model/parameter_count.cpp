@@ -17,7 +17,7 @@ ParameterCount count_parameters(const config::Model& config, const config::Route
       matrix_values += values;
   }
   const std::int64_t active_experts =
-      expert_values == 0 ? 0 : expert_values / config.num_experts * config.num_experts_per_tok;
+      expert_values == 0 ? 0 : expert_values / config.num_experts * config::slots_per_token(router, config);
   // An embedding that is not also the output layer is looked up, not multiplied.
   const std::int64_t looked_up = config.tie_word_embeddings ? 0 : config.vocab_size * config.hidden_size;
   count.active = count.total - expert_values + active_experts;

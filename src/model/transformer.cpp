@@ -1,5 +1,7 @@
 #include "model/transformer.h"
 
+#include <algorithm>
+
 #include "model/rope_frequencies.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
@@ -127,26 +129,66 @@ void Transformer::logits(Tensor logits_TV, Context& ctx) const {
   ops::linear_forward(logits_TV, final_TD_, parameters_.value(head_), ops::Write::set, ctx);
 }
 
-void Transformer::after_step(std::span<const double> count_LE, Context& ctx) {
+void Transformer::after_step(std::span<const double> count_LE, std::span<const double> statistics,
+                             Context& ctx) {
   const auto E = static_cast<std::size_t>(config_.num_experts);
   SY_CHECK(count_LE.size() == routed_blocks_.size() * E, "{} counts for {} layers of {} experts",
            count_LE.size(), routed_blocks_.size(), E);
+  const auto statistics_L = by_router(statistics);
   for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
-    blocks_[static_cast<std::size_t>(routed_blocks_[l])].router()->after_step(count_LE.subspan(l * E, E), ctx);
+    router_of(routed_blocks_[l]).after_step(count_LE.subspan(l * E, E), statistics_L[l], ctx);
+}
+
+std::vector<std::span<const double>> Transformer::by_router(std::span<const double> statistics) const {
+  std::vector<std::span<const double>> parts;
+  std::size_t first = 0;
+  for (const std::int64_t l : routed_blocks_) {
+    const std::size_t size = router_of(l).statistics().size();
+    SY_CHECK(first + size <= statistics.size(), "{} statistics do not reach for {} routers", statistics.size(),
+             routed_blocks_.size());
+    parts.push_back(statistics.subspan(first, size));
+    first += size;
+  }
+  SY_CHECK(first == statistics.size(), "{} statistics, expected {}", statistics.size(), first);
+  return parts;
+}
+
+std::vector<double> Transformer::routing_statistics() const {
+  std::vector<double> all;
+  for (const std::int64_t l : routed_blocks_) {
+    const auto part = router_of(l).statistics();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+bool Transformer::needs_statistics_first() const {
+  return std::any_of(routed_blocks_.begin(), routed_blocks_.end(),
+                     [&](std::int64_t l) { return router_of(l).needs_statistics_first(); });
+}
+
+void Transformer::set_statistics(std::span<const double> statistics) {
+  const auto statistics_L = by_router(statistics);
+  for (std::size_t l = 0; l < routed_blocks_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
+}
+
+double Transformer::own_losses() const {
+  double sum = 0;
+  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
+    sum += router_of(routed_blocks_[l]).own_loss(loss_gradient_L_[l]);
+  return sum;
 }
 
 std::vector<router::RoutingSums> Transformer::routing_sums() const {
   std::vector<router::RoutingSums> sums;
-  for (const std::int64_t l : routed_blocks_)
-    sums.push_back(blocks_[static_cast<std::size_t>(l)].router()->sums());
+  for (const std::int64_t l : routed_blocks_) sums.push_back(router_of(l).sums());
   return sums;
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
   SY_CHECK(training_, "the layers of a model made for evaluation share one memory");
   std::vector<router::RoutingDecision> decisions;
-  for (const std::int64_t l : routed_blocks_)
-    decisions.push_back(blocks_[static_cast<std::size_t>(l)].router()->decision());
+  for (const std::int64_t l : routed_blocks_) decisions.push_back(router_of(l).decision());
   return decisions;
 }
 

@@ -53,9 +53,21 @@ class Transformer {
   std::vector<router::RoutingDecision> routing_decisions() const;
   std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
 
+  // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
+  // to be added up over micro-batches and ranks.
+  std::vector<double> routing_statistics() const;
+  // True: a router's own loss and gradient need the statistics of the whole global batch.
+  bool needs_statistics_first() const;
+  // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
+  // pass.
+  void set_statistics(std::span<const double> statistics);
+  // What the last forward pass adds to the routers' own losses of the global batch, by what loss_gradients()
+  // says.
+  double own_losses() const;
+
   // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
-  // global batch.
-  void after_step(std::span<const double> count_LE, Context& ctx);
+  // global batch; statistics: those of the global batch.
+  void after_step(std::span<const double> count_LE, std::span<const double> statistics, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).
@@ -64,6 +76,11 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
+  router::RouterStage& router_of(std::int64_t block) const {
+    return *blocks_[static_cast<std::size_t>(block)].router();
+  }
+  // The parts of `statistics`, one a router.
+  std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
   void fill_rope_table(Context& ctx);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   void check_batch(const Batch& batch) const;

@@ -66,7 +66,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       model_(run.model, run.router, DType::f32, true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, run.model.num_experts, run.model.num_experts_per_tok),
+      auxiliary_losses_(run.router, run.model.num_experts),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
@@ -121,61 +121,82 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
       differing_keys(before, now));
 }
 
-void Trainer::load_micro_batch(std::int64_t micro) {
-  const std::int64_t first_sample =
-      static_cast<std::int64_t>(state_.samples) + micro * run_.train.micro_batch_size;
+model::Batch Trainer::load_micro_batch(std::int64_t micro) {
+  const std::int64_t first_sequence = micro * run_.train.micro_batch_size;
+  const std::int64_t first_sample = static_cast<std::int64_t>(state_.samples) + first_sequence;
   for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
     const data::Sampler::Sample sample = sampler_.at(first_sample + b);
     train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
     buffers_.set_sequence(b, window_);
     domain_B_[static_cast<std::size_t>(b)] = sample.domain;
   }
+  model::Batch batch = buffers_.batch();
+  batch.training = true;
+  batch.seed = run_.train.seed;
+  batch.step = state_.step;
+  batch.first_sequence = first_sequence;
+  return batch;
 }
 
 // The counts of the whole global batch before the first backward pass needs them. With one micro-batch its own
 // forward pass gives them; with several, all are run forward once more: exact, for a third more work.
 void Trainer::count_global_batch() {
-  step_load_.clear();
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    load_micro_batch(micro);
-    model_.forward(buffers_.batch(), ctx_);
-    step_load_.add(model_.routing_sums(), domain_B_);
+    model_.forward(load_micro_batch(micro), ctx_);
+    add_counts();
   }
-  sum_global_counts();
+  sum_over_ranks();
 }
 
-// What this rank has counted, summed over all ranks.
-void Trainer::sum_global_counts() {
+// What the last forward pass has counted.
+void Trainer::add_counts() {
+  step_load_.add(model_.routing_sums(), domain_B_);
+  const std::vector<double> statistics = model_.routing_statistics();
+  statistics_.resize(statistics.size());
+  std::transform(statistics.begin(), statistics.end(), statistics_.begin(), statistics_.begin(), std::plus<>());
+}
+
+void Trainer::sum_over_ranks() {
   global_count_LE_ = step_load_.all_layers();
-  communicator_.all_reduce_sum(
-      Tensor(global_count_LE_.data(), Shape{static_cast<std::int64_t>(global_count_LE_.size())}, DType::f64));
+  for (std::vector<double>* sums : {&global_count_LE_, &statistics_})
+    if (!sums->empty())
+      communicator_.all_reduce_sum(
+          Tensor(sums->data(), Shape{static_cast<std::int64_t>(sums->size())}, DType::f64));
 }
 
 Trainer::StepResult Trainer::step() {
   ParameterStore& parameters = model_.parameters();
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   const Tensor loss_T(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32);
-  const bool count_first = auxiliary_losses_.needs_global_counts() && micro_batches_ > 1;
+  // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
+  const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
+  const bool count_first = needs_sums && micro_batches_ > 1;
   StepResult result;
   result.lr = learning_rate(run_.train, state_.step + 1);
+  const auto clear_counts = [&] {
+    step_load_.clear();
+    std::fill(statistics_.begin(), statistics_.end(), 0.0);
+  };
+  clear_counts();
   if (count_first) count_global_batch();
-  step_load_.clear();
   ops::fill_zero(parameters.grads(), ctx_);
 
   double loss_sum = 0;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    load_micro_batch(micro);
-    model_.forward(buffers_.batch(), ctx_);
+    const model::Batch batch = load_micro_batch(micro);
+    model_.forward(batch, ctx_);
     const auto sums_L = model_.routing_sums();
-    step_load_.add(sums_L, domain_B_);
-    if (!count_first) global_count_LE_ = step_load_.all_layers();
+    if (!count_first) add_counts();
+    if (needs_sums && !count_first) sum_over_ranks();
+    model_.set_statistics(statistics_);
     const auto auxiliary = auxiliary_losses_.compute(
         sums_L, buffers_.tokens_B(),
         {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
         model_.loss_gradients());
     result.auxiliary.balance += auxiliary.balance;
     result.auxiliary.z += auxiliary.z;
-    model_.loss_and_backward(loss_T, buffers_.batch(), 1.0 / static_cast<double>(batch_tokens), ctx_);
+    result.router_loss += model_.own_losses();
+    model_.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(batch_tokens), ctx_);
     loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
     if (!std::isfinite(loss_sum)) stop_for_loss();
   }
@@ -185,8 +206,8 @@ Trainer::StepResult Trainer::step() {
   if (!std::isfinite(result.grad_norm)) stop_for_gradient();
   optimizer_.update(parameters, result.lr, result.grad_norm, state_.step + 1, ctx_);
   if (model_.n_routers() > 0) {
-    sum_global_counts();
-    model_.after_step(global_count_LE_, ctx_);
+    if (!needs_sums) sum_over_ranks();
+    model_.after_step(global_count_LE_, statistics_, ctx_);
   }
   load_average_.update(step_load_);
 
@@ -245,7 +266,10 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
       .add("tokens_per_second", tokens_per_second);
   const auto layers = load_average_.figures();
   add_figures(record, router::mean_of(layers));
-  record.add("balance_loss", result.auxiliary.balance).add("z_loss", result.auxiliary.z);
+  record.add("balance_loss", result.auxiliary.balance)
+      .add("z_loss", result.auxiliary.z)
+      .add("router_loss", result.router_loss)
+      .add("drop_rate", step_load_.drop_rate());
   std::vector<MetricsRecord> layer_records;
   for (std::int64_t l = 0; l < model_.n_routers(); ++l) {
     MetricsRecord layer;
