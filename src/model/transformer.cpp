@@ -42,6 +42,7 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
     block.ffn_norm = norm(layer_prefix(l) + "post_attention_layernorm.weight");
     if (model.is_moe_layer[static_cast<std::size_t>(l)]) {
       block.ffn = std::make_unique<MoeLayer>(model, router, l, parameters_);
+      if (block.ffn->router()->needs_attention_entropy()) block.attention->entropy().want();
       routed_blocks_.push_back(l);
     } else {
       block.ffn = std::make_unique<DenseLayer>(layer_prefix(l) + "mlp.", model.hidden_size,
@@ -128,7 +129,9 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
     const Tensor next_TD = l + 1 < blocks_.size() ? blocks_[l + 1].in_TD : out_TD_;
     ops::rmsnorm_forward(block.ffn_in_TD, block.ffn_rstd_T1, block.mid_TD, value(block.ffn_norm), eps, ctx);
     ops::copy(next_TD, block.mid_TD, ctx);
-    block.ffn->forward(next_TD, block.ffn_in_TD, batch, ctx);
+    Batch seen = batch;
+    seen.attention_entropy_T = block.attention->entropy().entropy_T();
+    block.ffn->forward(next_TD, block.ffn_in_TD, seen, ctx);
   }
   ops::rmsnorm_forward(final_TD_, final_rstd_T1_, out_TD_, value(final_norm_), eps, ctx);
 }
