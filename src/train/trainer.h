@@ -45,12 +45,15 @@ class Trainer {
  private:
   struct StepResult {
     double loss = 0;       // nats a token, mean over the global batch
+    double mtp_loss = 0;   // the same of multi-token prediction: mean over depths of their means
     double grad_norm = 0;  // before clipping
     double lr = 0;
     router::AuxiliaryLossValues auxiliary;
   };
   StepResult step();
+  router::BalanceFigures headline_figures() const;
   void load_micro_batch(std::int64_t micro);
+  std::vector<double> count_mtp_targets();
   void count_global_batch();
   void sum_global_counts();
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
@@ -76,7 +79,7 @@ class Trainer {
   BatchBuffers buffers_;
   std::vector<std::size_t> domain_B_;
   std::vector<std::int32_t> window_;
-  std::vector<float> loss_values_;
+  std::vector<float> loss_values_, mtp_loss_values_;
   std::vector<double> global_count_LE_;
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
