@@ -32,11 +32,12 @@ def palette_css(values, series):
         f"--c{i}:{value};" for i, value in enumerate(series))
 
 
-def standalone(svg):
-    """The chart as a file of its own, in the light colours."""
-    values = LIGHT | {f"c{i}": value for i, value in enumerate(SERIES_LIGHT)}
+def standalone(svg, dark=False):
+    """The chart as a file of its own, with the colours of one kind of page."""
+    values = (DARK if dark else LIGHT) | {f"c{i}": value for i, value in enumerate(SERIES_DARK if dark else SERIES_LIGHT)}
     svg = re.sub(r"var\(--(\w+)\)", lambda found: values[found[1]], svg)
-    return re.sub(r"(<svg [^>]*>)", r"\1" + f"<rect width='100%' height='100%' fill='{LIGHT['surface']}'/>", svg, count=1)
+    ground = f"<rect width='100%' height='100%' fill='{values['surface']}'/>"
+    return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + ground, svg, count=1)
 
 
 def color_of(index):
