@@ -52,6 +52,23 @@ void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
       .add("entropy", figures.entropy);
 }
 
+// What an evaluation counted in each layer: exact figures, and the counts of each domain.
+std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const model::Transformer& model) {
+  std::vector<MetricsRecord> records;
+  const auto figures = result.load.figures();
+  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+    MetricsRecord layer, counts;
+    layer.add("layer", model.layer_of_router(l));
+    add_figures(layer, figures[static_cast<std::size_t>(l)]);
+    const auto count_DE = result.load.by_domain(l);
+    for (std::size_t d = 0; d < count_DE.size(); ++d)
+      counts.add(result.domains[d].name, std::vector<std::int64_t>(count_DE[d].begin(), count_DE[d].end()));
+    layer.add("specialisation", result.load.specialisation(l)).add("counts_by_domain", counts);
+    records.push_back(std::move(layer));
+  }
+  return records;
+}
+
 }  // namespace
 
 Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
@@ -321,7 +338,9 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
     MetricsRecord balance, domain_losses;
     add_figures(balance, router::mean_of(validation->load.figures()));
     for (const DomainLoss& domain : validation->domains) domain_losses.add(domain.name, domain.loss);
-    record.add("val_balance", balance).add("val_loss_by_domain", domain_losses);
+    record.add("val_balance", balance)
+        .add("val_loss_by_domain", domain_losses)
+        .add("val_layers", evaluated_layers(*validation, model_));
   }
   metrics_->append(record);
 }
