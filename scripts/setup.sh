@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh            install what is missing, as root or through sudo
 #   scripts/setup.sh --check    only say what is missing; exit code 1 if anything is
+#   scripts/setup.sh --browser  Chromium too, in which tests open the page of tools/report.py (skipped without it)
 set -euo pipefail
 
 # The OpenCL files: Debian's oneDNN asks for them in its CMake configuration, but only recommends their package.
@@ -11,16 +12,14 @@ packages=(g++ cmake ninja-build ccache git python3 libdnnl-dev ocl-icd-opencl-de
   libfmt-dev libcli11-dev libgtest-dev libbenchmark-dev zlib1g-dev)
 
 check_only=false
-case "${1-}" in
-  "") ;;
-  --check) check_only=true ;;
-  -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "setup: unknown option '$1'; the only one is --check" >&2; exit 2 ;;
-esac
-if (($# > 1)); then
-  echo "setup: too many arguments; the only one is --check" >&2
-  exit 2
-fi
+for option in "$@"; do
+  case $option in
+    --check) check_only=true ;;
+    --browser) packages+=(chromium) ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "setup: unknown option '$option'; there are --check and --browser" >&2; exit 2 ;;
+  esac
+done
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
   echo "setup: this is not Debian or Ubuntu, so nothing can be checked or installed here." >&2

@@ -32,12 +32,21 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
     layer.update(figures_json(figures[static_cast<std::size_t>(l)]));
     const auto load_E = result.load.layer(l);
     layer["counts"] = std::vector<std::int64_t>(load_E.begin(), load_E.end());
+    layer["specialisation"] = result.load.specialisation(l);
+    const auto count_DE = result.load.by_domain(l);
+    for (std::size_t d = 0; d < count_DE.size(); ++d)
+      layer["counts_by_domain"][result.domains[d].name] =
+          std::vector<std::int64_t>(count_DE[d].begin(), count_DE[d].end());
     balance["layers"].push_back(std::move(layer));
   }
+  nlohmann::ordered_json domains = nlohmann::ordered_json::array();
+  for (const train::DomainLoss& domain : result.domains)
+    domains.push_back({{"name", domain.name}, {"loss", domain.loss}, {"tokens", domain.tokens}});
   return {{"loss", result.loss},
           {"perplexity", std::exp(result.loss)},
           {"tokens", result.tokens},
           {"tokens_per_second", static_cast<double>(result.tokens) / result.seconds},
+          {"domains", std::move(domains)},
           {"balance", std::move(balance)}};
 }
 
@@ -76,6 +85,8 @@ int run_eval(const EvalOptions& options) {
 
   std::vector<config::DataEntry> entries;
   for (const std::string& path : options.data) entries.push_back({path, "data", std::nullopt});
+  if (entries.empty()) entries = run.data.validation;
+  if (entries.empty()) throw_input("{}: the run has no data.validation; give --data", options.checkpoint);
   if (run.data.document_mask) {
     const config::Data data{
         .train = entries, .validation = {}, .document_mask = true, .eot_token = run.data.eot_token};

@@ -23,7 +23,9 @@ using Json = nlohmann::ordered_json;
 
 Json parameter_json(const config::Model& model, const config::Router& router) {
   const model::ParameterCount count = model::count_parameters(model, router);
-  return {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+  Json json = {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+  if (model.num_nextn_predict_layers > 0) json["mtp"] = count.mtp;
+  return json;
 }
 
 Json model_json(const config::Model& model) { return Json::parse(config::model_to_hf_json(model)); }

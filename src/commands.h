@@ -17,8 +17,8 @@ struct TrainOptions {
 
 struct EvalOptions {
   std::string checkpoint;
-  std::vector<std::string> data;
-  std::int64_t seq_len = 0;  // 0: what the checkpoint was trained with
+  std::vector<std::string> data;  // empty: what the run validates on
+  std::int64_t seq_len = 0;       // 0: what the checkpoint was trained with
   std::int64_t batch = 8;
   std::int64_t max_tokens = 0;  // 0: all
   std::int64_t threads = 0;     // 0: one a core

@@ -46,9 +46,10 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   app.add_option("CHECKPOINT", options.checkpoint,
                  "A checkpoint directory, or a run directory (its newest checkpoint)")
       ->required();
-  app.add_option("--data", options.data, "Token shards: files, directories or quoted globs")
-      ->type_name("PATH_OR_GLOB")
-      ->required();
+  app.add_option(
+         "--data", options.data,
+         "Token shards: files, directories or quoted globs (default: the run's data.validation, by domain)")
+      ->type_name("PATH_OR_GLOB");
   app.add_option("--seq-len", options.seq_len, "Inputs of one window (default: the length trained with)")
       ->check(CLI::PositiveNumber);
   app.add_option("--batch", options.batch, "Windows at once")
@@ -63,7 +64,7 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once.\n"
       "Examples:\n"
-      "  switchyard eval runs/quickstart --data 'data/quickstart/*/val_*.bin'\n"
+      "  switchyard eval runs/quickstart\n"
       "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
 }
 

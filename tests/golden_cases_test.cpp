@@ -24,7 +24,7 @@ TEST(GoldenCases, EveryModelThatCanBeBuiltIsCompared) {
   for (const auto& entry : std::filesystem::directory_iterator(SWITCHYARD_GOLDEN_DIR)) {
     if (!entry.is_directory()) continue;
     const std::string name = entry.path().filename().string();
-    if (compared.contains(name)) continue;
+    if (compared.contains(name) || name.starts_with("router_")) continue;  // router_: a router alone
     EXPECT_THROW(GoldenCase(name).model(), InputError) << name << " is in no list of cases";
   }
   EXPECT_GT(compared.size(), 0u);

@@ -70,7 +70,7 @@ struct Model {
   std::int64_t topk_group = 1;        // ... and only those of so many groups can be chosen
   double routed_scaling_factor = 1;   // multiplies the weights of the chosen experts
   std::vector<bool> is_moe_layer;     // one a layer
-  // As the file says, for who reads it later; no such layer exists in training.
+  // Depths of multi-token prediction, a layer each, behind the others. A run without their loss has none.
   std::int64_t num_nextn_predict_layers = 0;
   bool qk_norm = false;  // per-head RMSNorm on queries and keys (Qwen3)
   bool tie_word_embeddings = false;
@@ -139,7 +139,7 @@ struct Train {
   double beta2 = 0.95;
   double eps = 1e-8;
   double clip_norm = 1.0;        // 0: no clipping
-  double mtp_loss_coef = 0.0;    // of the multi-token prediction loss, which cannot be trained: always 0
+  double mtp_loss_coef = 0.0;    // of the multi-token prediction loss; 0: no such layers
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
 

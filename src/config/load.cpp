@@ -103,6 +103,31 @@ Data read_data(Section section, const Model& model) {
   return data;
 }
 
+// Multi-token prediction has its layers and its loss, or neither.
+void check_mtp(const Section& section, const Train& train, const Model& model) {
+  if (train.mtp_loss_coef == 0) return;
+  if (model.family != Family::deepseek_v3) {
+    section.fail("mtp_loss_coef",
+                 fmt::format("is {}, but model_type \"{}\" has no multi-token prediction; set it to 0",
+                             train.mtp_loss_coef, name_of(model.family)),
+                 "model.model_type");
+  }
+  if (model.num_nextn_predict_layers == 0) {
+    section.fail("mtp_loss_coef",
+                 fmt::format("is {}, but model.num_nextn_predict_layers is 0: there is no layer to train; set "
+                             "it to 1 or more, or mtp_loss_coef to 0",
+                             train.mtp_loss_coef),
+                 "model.num_nextn_predict_layers");
+  }
+  if (train.seq_len <= model.num_nextn_predict_layers) {
+    section.fail("seq_len",
+                 fmt::format("is {}; {} depths of multi-token prediction (model.num_nextn_predict_layers) need "
+                             "sequences of {} or more",
+                             train.seq_len, model.num_nextn_predict_layers, model.num_nextn_predict_layers + 1),
+                 "model.num_nextn_predict_layers");
+  }
+}
+
 void check_train(const Section& section, const Train& train, const Run& run) {
   if (train.global_batch_size % train.micro_batch_size != 0) {
     section.fail("global_batch_size",
@@ -129,11 +154,7 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                  "data.validation");
   }
 
-  if (train.mtp_loss_coef > 0) {
-    section.fail(
-        "mtp_loss_coef",
-        fmt::format("is {}, but multi-token prediction cannot be trained; set it to 0", train.mtp_loss_coef));
-  }
+  check_mtp(section, train, model);
 
   // In floating point: the products may be larger than any integer type.
   const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
@@ -217,6 +238,8 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);
   run.train = read_train(open("train"), run);
+  // A layer that is not trained is not made, and what is written must not promise it.
+  if (run.train.mtp_loss_coef == 0) run.model.num_nextn_predict_layers = 0;
   Section parallel = open("parallel");
   run.parallel.threads = parallel.integer("threads", 0, kMaxThreads, run.parallel.threads);
   parallel.finish();

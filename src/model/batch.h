@@ -9,7 +9,7 @@ namespace switchyard::model {
 
 // T = n_seq * seq_len tokens, sequence after sequence. All i32, on the model's device.
 struct Batch {
-  Tensor token_T;   // -1: padding; only at the end of a sequence
+  Tensor token_T;   // -1: padding, which no other token sees: at the end of a sequence or of a document
   Tensor target_T;  // the token to predict; -1: none
   // First position of its own sequence that the token sees: 0, or where its document or its sliding window
   // begins.

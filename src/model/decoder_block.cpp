@@ -31,6 +31,7 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
   else
     ffn_ = std::make_unique<DenseLayer>(layer_prefix(layer) + "mlp.", model.hidden_size,
                                         model.intermediate_size, model.initializer_range, store);
+  if (is_moe && ffn_->router()->needs_attention_entropy()) attention_->entropy().want();
 }
 
 void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
@@ -54,7 +55,9 @@ void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, c
 
   ops::rmsnorm_forward(ffn_in_TD, ffn_rstd_T1, mid_TD, store_.value(ffn_norm_), eps_, ctx);
   ops::copy(out_TD, mid_TD, ctx);
-  ffn_->forward(out_TD, ffn_in_TD, batch, ctx);
+  Batch seen = batch;
+  seen.attention_entropy_T = attention_->entropy().entropy_T();
+  ffn_->forward(out_TD, ffn_in_TD, seen, ctx);
 }
 
 void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,

@@ -5,7 +5,9 @@
 namespace switchyard::model {
 
 ParameterCount count_parameters(const config::Model& config, const config::Router& router) {
-  const Transformer model(config, router, DType::f32, false);
+  config::Model main = config;
+  main.num_nextn_predict_layers = 0;
+  const Transformer model(main, router, DType::f32, false);
   ParameterCount count;
   std::int64_t expert_values = 0, matrix_values = 0;
   for (const Parameter& row : model.parameters().rows()) {
@@ -22,6 +24,8 @@ ParameterCount count_parameters(const config::Model& config, const config::Route
   const std::int64_t looked_up = config.tie_word_embeddings ? 0 : config.vocab_size * config.hidden_size;
   count.active = count.total - expert_values + active_experts;
   count.active_matmul = matrix_values - looked_up + active_experts;
+  if (config.num_nextn_predict_layers > 0)
+    count.mtp = Transformer(config, router, DType::f32, false).parameters().count() - count.total;
   return count;
 }
 

@@ -25,7 +25,7 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
     const bool is_moe = model.is_moe_layer[static_cast<std::size_t>(l)];
     blocks_.emplace_back(model, router, l, is_moe, parameters_);
-    if (is_moe) routed_blocks_.push_back(l);
+    if (is_moe) routers_.push_back({blocks_.back().router(), l});
   }
   parameters_.begin_group();
   final_norm_ = parameters_.add({.name = "model.norm.weight",
@@ -33,7 +33,12 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                                  .init = Init::ones,
                                  .weight_decay = false});
   head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
-  loss_gradient_L_.resize(routed_blocks_.size());
+  n_main_routers_ = n_routers();
+  if (model.num_nextn_predict_layers > 0) mtp_.emplace(model, router, embedding_, head_, parameters_);
+  for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth) {
+    if (mtp_->router(depth)) routers_.push_back({mtp_->router(depth), model.num_hidden_layers + depth});
+  }
+  loss_gradient_L_.resize(routers_.size());
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
@@ -56,7 +61,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
   const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
   rope_ = {arena.take(Shape{seq_len, pairs}, dtype_), arena.take(Shape{seq_len, pairs}, dtype_)};
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
+  for (std::size_t l = 0; l < routers_.size(); ++l)
     loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
@@ -64,6 +69,10 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   final_TD_ = rows(D);
   final_rstd_T1_ = rows(1);
   for (DecoderBlock& block : blocks_) block.plan_sums(arena, n_seq);
+  if (n_mtp_depths() > 0) {
+    mtp_->plan_sums(arena, n_seq);
+    mtp_->plan(arena, n_seq, seq_len, dtype_);
+  }
 
   const std::int64_t mark = arena.used();
   for (DecoderBlock& block : blocks_) {
@@ -96,11 +105,26 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
                        config_.rms_norm_eps, ctx);
 }
 
+void Transformer::forward_mtp(const Batch& batch, Context& ctx) {
+  check_batch(batch);
+  if (n_mtp_depths() > 0) mtp_->forward(final_TD_, rope_, batch, ctx);
+}
+
+std::vector<std::int64_t> Transformer::mtp_target_counts(const Batch& batch, Context& ctx) {
+  check_batch(batch);
+  return n_mtp_depths() > 0 ? mtp_->target_counts(batch, ctx) : std::vector<std::int64_t>{};
+}
+
+void Transformer::mtp_loss(Tensor loss_KT, Context& ctx) {
+  if (n_mtp_depths() > 0) mtp_->loss(loss_KT, ctx);
+}
+
 void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
   ops::classifier_forward(loss_T, final_TD_, parameters_.value(head_), batch.target_T, ctx);
 }
 
-void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx) {
+void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
+                                    const MtpLoss* mtp) {
   check_batch(batch);
   SY_CHECK(training_, "this model was made for evaluation");
   const auto value = [&](std::size_t row) { return parameters_.value(row); };
@@ -112,11 +136,15 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
     ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, value(head_), batch.target_T,
                                      dloss, ctx);
+    if (mtp && n_mtp_depths() > 0)
+      mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_,
+                              std::span(loss_gradient_L_).subspan(static_cast<std::size_t>(n_main_routers_)),
+                              ctx);
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dfinal_TD, stream_.back(), final_rstd_T1_,
                           value(final_norm_), ctx);
   }
-  std::size_t router = routed_blocks_.size();
+  auto router = static_cast<std::size_t>(n_main_routers_);
   for (std::size_t l = blocks_.size(); l-- > 0;) {
     const router::RoutingLossGradient* loss_gradient =
         blocks_[l].router() ? &loss_gradient_L_[--router] : nullptr;
@@ -132,20 +160,20 @@ void Transformer::logits(Tensor logits_TV, Context& ctx) const {
 void Transformer::after_step(std::span<const double> count_LE, std::span<const double> statistics,
                              Context& ctx) {
   const auto E = static_cast<std::size_t>(config_.num_experts);
-  SY_CHECK(count_LE.size() == routed_blocks_.size() * E, "{} counts for {} layers of {} experts",
-           count_LE.size(), routed_blocks_.size(), E);
+  SY_CHECK(count_LE.size() == routers_.size() * E, "{} counts for {} layers of {} experts", count_LE.size(),
+           routers_.size(), E);
   const auto statistics_L = by_router(statistics);
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
-    router_of(routed_blocks_[l]).after_step(count_LE.subspan(l * E, E), statistics_L[l], ctx);
+  for (std::size_t l = 0; l < routers_.size(); ++l)
+    routers_[l].router->after_step(count_LE.subspan(l * E, E), statistics_L[l], ctx);
 }
 
 std::vector<std::span<const double>> Transformer::by_router(std::span<const double> statistics) const {
   std::vector<std::span<const double>> parts;
   std::size_t first = 0;
-  for (const std::int64_t l : routed_blocks_) {
-    const std::size_t size = router_of(l).statistics().size();
+  for (const RouterOfLayer& each : routers_) {
+    const std::size_t size = each.router->statistics().size();
     SY_CHECK(first + size <= statistics.size(), "{} statistics do not reach for {} routers", statistics.size(),
-             routed_blocks_.size());
+             routers_.size());
     parts.push_back(statistics.subspan(first, size));
     first += size;
   }
@@ -155,40 +183,39 @@ std::vector<std::span<const double>> Transformer::by_router(std::span<const doub
 
 std::vector<double> Transformer::routing_statistics() const {
   std::vector<double> all;
-  for (const std::int64_t l : routed_blocks_) {
-    const auto part = router_of(l).statistics();
+  for (const RouterOfLayer& each : routers_) {
+    const auto part = each.router->statistics();
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;
 }
 
 bool Transformer::needs_statistics_first() const {
-  return std::any_of(routed_blocks_.begin(), routed_blocks_.end(),
-                     [&](std::int64_t l) { return router_of(l).needs_statistics_first(); });
+  return std::any_of(routers_.begin(), routers_.end(),
+                     [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
 }
 
 void Transformer::set_statistics(std::span<const double> statistics) {
   const auto statistics_L = by_router(statistics);
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
+  for (std::size_t l = 0; l < routers_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
 }
 
 double Transformer::own_losses() const {
   double sum = 0;
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
-    sum += router_of(routed_blocks_[l]).own_loss(loss_gradient_L_[l]);
+  for (std::size_t l = 0; l < routers_.size(); ++l) sum += routers_[l].router->own_loss(loss_gradient_L_[l]);
   return sum;
 }
 
 std::vector<router::RoutingSums> Transformer::routing_sums() const {
   std::vector<router::RoutingSums> sums;
-  for (const std::int64_t l : routed_blocks_) sums.push_back(router_of(l).sums());
+  for (const RouterOfLayer& each : routers_) sums.push_back(each.router->sums());
   return sums;
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
   SY_CHECK(training_, "the layers of a model made for evaluation share one memory");
   std::vector<router::RoutingDecision> decisions;
-  for (const std::int64_t l : routed_blocks_) decisions.push_back(router_of(l).decision());
+  for (const RouterOfLayer& each : routers_) decisions.push_back(each.router->decision());
   return decisions;
 }
 
@@ -200,6 +227,7 @@ void Transformer::visit_activations(const ActivationVisitor& visit) const {
     visit(layer, "residual stream after mlp", stream_[l + 1]);
   }
   visit(-1, "model.norm output", final_TD_);
+  if (n_mtp_depths() > 0) mtp_->visit_saved(visit);
 }
 
 }  // namespace switchyard::model

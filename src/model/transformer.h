@@ -1,8 +1,11 @@
-// The whole model: embedding, blocks, final norm, classifier; forward and backward.
-//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts
+// The whole model: embedding, blocks, final norm, classifier, and layers for multi-token prediction; forward
+// and backward.
+//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts, K depths of
+//   multi-token prediction
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,13 +15,15 @@
 #include "core/parameters.h"
 #include "model/batch.h"
 #include "model/decoder_block.h"
+#include "model/mtp_layers.h"
 
 namespace switchyard::model {
 
 class Transformer {
  public:
   // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
-  // moments as well, and lets plan() keep every layer's activations. f64 is for tests.
+  // moments as well, and lets plan() keep every layer's activations. f64 is for tests. Layers for multi-token
+  // prediction have their rows in every model that has them; only one made for training computes with them.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
   void allocate() { parameters_.allocate(dtype_, training_); }
@@ -35,19 +40,33 @@ class Transformer {
 
   // Runs the blocks. Afterwards routing_sums() speaks of this batch.
   void forward(const Batch& batch, Context& ctx);
+  // Then runs the layers for multi-token prediction, if the model has them, on the same batch.
+  void forward_mtp(const Batch& batch, Context& ctx);
   // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no
   // target.
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
-  // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
+  void mtp_loss(Tensor loss_KT, Context& ctx);  // the same of forward_mtp, for each depth
+  // loss(), and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
   // gradient of the auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
-  void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx);
+  // With `mtp` (after forward_mtp) its losses are set and its gradients added too; without, the layers for
+  // multi-token prediction take no part.
+  void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
+                         const MtpLoss* mtp = nullptr);
   // logits_TV (compute type, set): of the last forward pass, all of them at once.
   void logits(Tensor logits_TV, Context& ctx) const;
 
-  std::int64_t n_routers() const { return static_cast<std::int64_t>(routed_blocks_.size()); }
-  // Which layer the l-th router sits in.
-  std::int64_t layer_of_router(std::int64_t l) const { return routed_blocks_[static_cast<std::size_t>(l)]; }
-  std::vector<router::RoutingSums> routing_sums() const;  // one a layer with a router
+  // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
+  std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
+  // How many positions of a batch have a target at each of these depths. Not between forward_mtp and what uses
+  // it.
+  std::vector<std::int64_t> mtp_target_counts(const Batch& batch, Context& ctx);
+
+  // The main layers' routers, then those of the depths that are computed.
+  std::int64_t n_routers() const { return static_cast<std::int64_t>(routers_.size()); }
+  std::int64_t n_main_routers() const { return n_main_routers_; }
+  // Which layer the l-th router sits in; num_hidden_layers and up: multi-token prediction.
+  std::int64_t layer_of_router(std::int64_t l) const { return routers_[static_cast<std::size_t>(l)].layer; }
+  std::vector<router::RoutingSums> routing_sums() const;  // one a router
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.
   std::vector<router::RoutingDecision> routing_decisions() const;
@@ -76,9 +95,6 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
-  router::RouterStage& router_of(std::int64_t block) const {
-    return *blocks_[static_cast<std::size_t>(block)].router();
-  }
   // The parts of `statistics`, one a router.
   std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
   void fill_rope_table(Context& ctx);
@@ -91,7 +107,13 @@ class Transformer {
   ParameterStore parameters_;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
   std::vector<DecoderBlock> blocks_;
-  std::vector<std::int64_t> routed_blocks_;
+  std::optional<MtpLayers> mtp_;
+  struct RouterOfLayer {
+    router::RouterStage* router;
+    std::int64_t layer;
+  };
+  std::vector<RouterOfLayer> routers_;
+  std::int64_t n_main_routers_ = 0;
 
   std::unique_ptr<Arena> arena_;
   RopeTable rope_;

@@ -6,9 +6,14 @@
 namespace switchyard::router {
 
 // One line a router: its file has  RouterKind NAME_router()  with schema and maker.
-#define ROUTERS(X) \
-  X(softmax_topk)  \
-  X(sigmoid_group)
+#define ROUTERS(X)    \
+  X(softmax_topk)     \
+  X(sigmoid_group)    \
+  X(quantile)         \
+  X(top_p)            \
+  X(dynamic_k)        \
+  X(expert_threshold) \
+  X(kmeans)
 
 #define DECLARE(name) RouterKind name##_router();
 ROUTERS(DECLARE)

@@ -125,6 +125,13 @@ struct RouterKind {
                                   const std::string& prefix, ParameterStore& store);
 };
 
+// The maker of a router whose constructor takes the same.
+template <class R>
+std::unique_ptr<Router> make_router_of(const config::Router& options, const RouterShape& shape,
+                                       const std::string& prefix, ParameterStore& store) {
+  return std::make_unique<R>(options, shape, prefix, store);
+}
+
 // The noise of one kind in a step and layer. The index of a value is (place of the token in the global batch) *
 // (values a token) + its number; first_token() is the place of the micro-batch's first token.
 inline Rng noise_of(RngPurpose purpose, const RouterBatch& batch, std::int64_t layer) {

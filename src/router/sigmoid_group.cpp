@@ -88,10 +88,7 @@ RouterKind sigmoid_group_router() {
                      .balance_scope = config::BalanceScope::sequence,
                      .no_z_loss = "which has no softmax whose normaliser it could bound",
                      .options = {{.key = "bias_update_speed", .fallback = 1e-3, .range = config::kShare}}},
-          .make = [](const config::Router& options, const RouterShape& shape, const std::string& prefix,
-                     ParameterStore& store) -> std::unique_ptr<Router> {
-            return std::make_unique<SigmoidGroup>(options, shape, prefix, store);
-          }};
+          .make = make_router_of<SigmoidGroup>};
 }
 
 }  // namespace switchyard::router

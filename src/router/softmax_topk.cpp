@@ -60,11 +60,7 @@ class SoftmaxTopK final : public Router {
 }  // namespace
 
 RouterKind softmax_topk_router() {
-  return {.schema = {.type = "softmax_topk"},
-          .make = [](const config::Router& options, const RouterShape& shape, const std::string& prefix,
-                     ParameterStore& store) -> std::unique_ptr<Router> {
-            return std::make_unique<SoftmaxTopK>(options, shape, prefix, store);
-          }};
+  return {.schema = {.type = "softmax_topk"}, .make = make_router_of<SoftmaxTopK>};
 }
 
 }  // namespace switchyard::router

@@ -52,6 +52,23 @@ void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
       .add("entropy", figures.entropy);
 }
 
+// What an evaluation counted in each layer: exact figures, and the counts of each domain.
+std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const model::Transformer& model) {
+  std::vector<MetricsRecord> records;
+  const auto figures = result.load.figures();
+  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+    MetricsRecord layer, counts;
+    layer.add("layer", model.layer_of_router(l));
+    add_figures(layer, figures[static_cast<std::size_t>(l)]);
+    const auto count_DE = result.load.by_domain(l);
+    for (std::size_t d = 0; d < count_DE.size(); ++d)
+      counts.add(result.domains[d].name, std::vector<std::int64_t>(count_DE[d].begin(), count_DE[d].end()));
+    layer.add("specialisation", result.load.specialisation(l)).add("counts_by_domain", counts);
+    records.push_back(std::move(layer));
+  }
+  return records;
+}
+
 }  // namespace
 
 Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
@@ -73,7 +90,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window),
       domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
-      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)) {
+      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)),
+      mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()) {
   model_.allocate();
   ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
   ops::require_matmul(ctx_.matmul, ctx_.device);
@@ -138,11 +156,28 @@ model::Batch Trainer::load_micro_batch(std::int64_t micro) {
   return batch;
 }
 
+// Positions of the whole global batch that have a target, for each depth of multi-token prediction: with a
+// document mask they depend on the data, and the first backward pass needs them.
+std::vector<double> Trainer::count_mtp_targets() {
+  std::vector<double> count_K(static_cast<std::size_t>(model_.n_mtp_depths()));
+  if (count_K.empty()) return count_K;
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    load_micro_batch(micro);
+    const auto counts = model_.mtp_target_counts(buffers_.batch(), ctx_);
+    for (std::size_t k = 0; k < count_K.size(); ++k) count_K[k] += static_cast<double>(counts[k]);
+  }
+  communicator_.all_reduce_sum(
+      Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64));
+  return count_K;
+}
+
 // The counts of the whole global batch before the first backward pass needs them. With one micro-batch its own
 // forward pass gives them; with several, all are run forward once more: exact, for a third more work.
 void Trainer::count_global_batch() {
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    model_.forward(load_micro_batch(micro), ctx_);
+    const model::Batch batch = load_micro_batch(micro);
+    model_.forward(batch, ctx_);
+    model_.forward_mtp(batch, ctx_);
     add_counts();
   }
   sum_over_ranks();
@@ -171,6 +206,16 @@ Trainer::StepResult Trainer::step() {
   // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
   const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
   const bool count_first = needs_sums && micro_batches_ > 1;
+  const std::int64_t n_depths = model_.n_mtp_depths();
+  const Tensor mtp_loss_KT(mtp_loss_values_.data(), Shape{n_depths, loss_T.rows()}, DType::f32);
+  // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
+  // nothing.
+  std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
+  for (double& share : mtp_share_K) {
+    share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
+    mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
+  }
+  const model::MtpLoss mtp{mtp_loss_KT, mtp_dloss_K};
   StepResult result;
   result.lr = learning_rate(run_.train, state_.step + 1);
   const auto clear_counts = [&] {
@@ -185,6 +230,7 @@ Trainer::StepResult Trainer::step() {
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const model::Batch batch = load_micro_batch(micro);
     model_.forward(batch, ctx_);
+    model_.forward_mtp(batch, ctx_);
     const auto sums_L = model_.routing_sums();
     if (!count_first) add_counts();
     if (needs_sums && !count_first) sum_over_ranks();
@@ -196,9 +242,13 @@ Trainer::StepResult Trainer::step() {
     result.auxiliary.balance += auxiliary.balance;
     result.auxiliary.z += auxiliary.z;
     result.router_loss += model_.own_losses();
-    model_.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(batch_tokens), ctx_);
+    model_.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
+    for (std::size_t k = 0; k < mtp_share_K.size(); ++k) {
+      const auto first = mtp_loss_values_.begin() + static_cast<std::int64_t>(k) * loss_T.rows();
+      result.mtp_loss += mtp_share_K[k] * std::accumulate(first, first + loss_T.rows(), 0.0);
+    }
     loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
-    if (!std::isfinite(loss_sum)) stop_for_loss();
+    if (!std::isfinite(loss_sum + result.mtp_loss)) stop_for_loss();
   }
   communicator_.all_reduce_sum(parameters.grads());
   result.loss = loss_sum / static_cast<double>(batch_tokens);
@@ -256,16 +306,19 @@ void Trainer::stop_for_gradient() const {
       state_.step + 1, where, last_checkpoint_note());
 }
 
+// Over the main layers alone, which are what an evaluation sees.
+router::BalanceFigures Trainer::headline_figures() const {
+  const auto layers = load_average_.figures();
+  return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.n_main_routers())));
+}
+
 void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
   MetricsRecord record;
-  record.add("step", state_.step)
-      .add("tokens", state_.tokens)
-      .add("loss", result.loss)
-      .add("lr", result.lr)
-      .add("grad_norm", result.grad_norm)
-      .add("tokens_per_second", tokens_per_second);
+  record.add("step", state_.step).add("tokens", state_.tokens).add("loss", result.loss);
+  if (model_.n_mtp_depths() > 0) record.add("mtp_loss", result.mtp_loss);
+  record.add("lr", result.lr).add("grad_norm", result.grad_norm).add("tokens_per_second", tokens_per_second);
   const auto layers = load_average_.figures();
-  add_figures(record, router::mean_of(layers));
+  add_figures(record, headline_figures());
   record.add("balance_loss", result.auxiliary.balance)
       .add("z_loss", result.auxiliary.z)
       .add("router_loss", result.router_loss)
@@ -285,7 +338,9 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
     MetricsRecord balance, domain_losses;
     add_figures(balance, router::mean_of(validation->load.figures()));
     for (const DomainLoss& domain : validation->domains) domain_losses.add(domain.name, domain.loss);
-    record.add("val_balance", balance).add("val_loss_by_domain", domain_losses);
+    record.add("val_balance", balance)
+        .add("val_loss_by_domain", domain_losses)
+        .add("val_layers", evaluated_layers(*validation, model_));
   }
   metrics_->append(record);
 }
@@ -331,6 +386,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     StepReport report{.step = state_.step,
                       .steps = steps,
                       .loss = result.loss,
+                      .mtp_loss = model_.n_mtp_depths() > 0 ? std::optional(result.mtp_loss) : std::nullopt,
                       .val_loss = validation ? std::optional(validation->loss) : std::nullopt,
                       .lr = result.lr,
                       .grad_norm = result.grad_norm,
@@ -338,7 +394,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
                       .gini = std::nullopt,
                       .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
                                       static_cast<double>(steps - state_.step)};
-    if (model_.n_routers() > 0) report.gini = router::mean_of(load_average_.figures()).gini;
+    if (model_.n_routers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
   metrics_->close();

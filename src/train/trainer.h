@@ -45,14 +45,17 @@ class Trainer {
  private:
   struct StepResult {
     double loss = 0;       // nats a token, mean over the global batch
+    double mtp_loss = 0;   // the same of multi-token prediction: mean over depths of their means
     double grad_norm = 0;  // before clipping
     double lr = 0;
     router::AuxiliaryLossValues auxiliary;
     double router_loss = 0;  // the routers' own
   };
   StepResult step();
+  router::BalanceFigures headline_figures() const;
   // The batch lives until the next one is loaded.
   model::Batch load_micro_batch(std::int64_t micro);
+  std::vector<double> count_mtp_targets();
   void count_global_batch();
   void add_counts();
   void sum_over_ranks();
@@ -79,7 +82,7 @@ class Trainer {
   BatchBuffers buffers_;
   std::vector<std::size_t> domain_B_;
   std::vector<std::int32_t> window_;
-  std::vector<float> loss_values_;
+  std::vector<float> loss_values_, mtp_loss_values_;
   std::vector<double> global_count_LE_, statistics_;  // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;

@@ -44,6 +44,33 @@ class Eval(CliTest):
             self.assertAlmostEqual(layer["max_vio"], counts[-1] * n / total - 1, delta=1e-8)
             self.assertAlmostEqual(layer["utilisation"], sum(c > 0 for c in counts) / n, delta=1e-8)
 
+    def test_what_the_run_validates_on_by_domain(self):
+        harness.write_shard(self.dir / "data" / "other.bin", harness.learnable_tokens(301, seed=4))
+        validation = [{"path": "data/val.bin", "domain": "one"}, {"path": "data/other.bin", "domain": "other"}]
+        self.ok("train", self.write_config(train__steps=4, data__validation=validation), "--out", "domains")
+        report = json.loads(self.ok("eval", self.latest("domains"), "--json", "-").out)
+        self.assertEqual([(domain["name"], domain["tokens"]) for domain in report["domains"]],
+                         [("one", TOTAL - 1), ("other", 300)])
+        mean = sum(domain["loss"] * domain["tokens"] for domain in report["domains"]) / (TOTAL - 1 + 300)
+        self.assertAlmostEqual(report["loss"] / mean, 1.0, delta=1e-12)  # the same sums, in double
+        seen = self.metrics("domains")[-1]["val_layers"]
+        for layer, while_training in zip(report["balance"]["layers"], seen, strict=True):
+            by_domain = layer["counts_by_domain"]
+            self.assertEqual({name: sum(counts) for name, counts in by_domain.items()},
+                             {"one": 2 * (TOTAL - 1), "other": 2 * 300})
+            self.assertEqual([sum(counts) for counts in zip(*by_domain.values())], layer["counts"])
+            self.assertGreaterEqual(layer["specialisation"], 0)
+            self.assertLessEqual(layer["specialisation"], 1)  # two domains: one bit at most
+            # Another batch size sums in another order, which can move a token that is near a tie.
+            self.assertEqual(while_training["layer"], layer["layer"])
+            self.assertAlmostEqual(while_training["gini"], layer["gini"], delta=0.01)
+            for name, counts in by_domain.items():
+                self.assertEqual(sum(while_training["counts_by_domain"][name]), sum(counts))
+
+    def test_no_data_at_all(self):
+        self.ok("train", self.write_config(train__steps=2, data__validation=[]), "--out", "blind")
+        self.fails(2, "eval", self.latest("blind"), names=["data.validation", "--data"])
+
     def test_batch_does_not_matter(self):
         reference = self.report("--batch", 1)
         for batch in (2, 3, 7, 64):  # 16 windows of 32: batches that divide them, that do not, and one for all
@@ -114,7 +141,6 @@ class Eval(CliTest):
                               (("--max-tokens", "-1"), "max-tokens"), (("--sequence", "3"), "sequence")):
             with self.subTest(options):
                 self.fails(2, "eval", checkpoint, "--data", "data/val.bin", *options, names=[name])
-        self.fails(2, "eval", checkpoint, names=["--data"])
         self.fails(2, "eval", checkpoint, "--data", "data/none_*.bin", names=[r"none_\*\.bin"])
         self.fails(2, "eval", "nowhere", "--data", "data/val.bin", names=["nowhere"])
         self.fails(2, "eval", "data", "--data", "data/val.bin", names=["data"])

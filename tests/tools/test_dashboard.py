@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""tools/dashboard.py, run by Streamlit's own test harness; skipped where Streamlit is not installed."""
+
+import importlib.util
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+
+@unittest.skipUnless(importlib.util.find_spec("streamlit"),
+                     "Streamlit is not installed (pip install -r tools/requirements-dashboard.txt)")
+class Dashboard(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.run_directory = Path(directory.name) / "run"
+        self.run_directory.mkdir()
+        self.write(6)
+
+    def write(self, steps, tail=""):
+        figures = {"gini": 0.25, "min_max": 0.5, "cv": 0.3, "max_vio": 0.4, "utilisation": 1.0, "entropy": 0.9}
+        lines = [{"step": step, "tokens": 10 * step, "loss": 5.0 / step, "lr": 1e-3, "grad_norm": 1.0,
+                  "tokens_per_second": 1234.0, **figures, "layers": [{"layer": 0, **figures, "counts": [8, 12]}]}
+                 for step in range(1, steps + 1)]
+        (self.run_directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+
+    def app(self, *arguments):
+        from streamlit.testing.v1 import AppTest
+
+        with mock.patch.object(sys, "argv", ["dashboard.py", *map(str, arguments)]):
+            app = AppTest.from_file(str(TOOLS / "dashboard.py"), default_timeout=60).run()
+        self.assertEqual([error.value for error in app.exception], [])
+        return app
+
+    def metrics(self, app):
+        return {metric.label: metric.value for metric in app.metric}
+
+    def test_it_shows_a_run(self):
+        app = self.app(self.run_directory)
+        self.assertEqual(self.metrics(app), {"step": "6", "loss": "0.8333", "validation loss": "–", "Gini": "0.250",
+                                             "min-max": "0.500", "tokens/s": "1,234"})
+        self.assertIn("Expert load over time", [tab.label for tab in app.tabs])
+        self.assertEqual(len(app.dataframe), 1)
+
+    def test_it_follows(self):
+        self.write(9, tail='{"step": 10, "tok')
+        app = self.app(self.run_directory)
+        self.assertEqual(self.metrics(app)["step"], "9")
+        self.assertTrue(any("cut short" in caption.value for caption in app.caption))
+
+    def test_no_run(self):
+        app = self.app(self.run_directory / "nothing")
+        self.assertEqual(len(app.warning), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,87 @@
+"""Shows runs while they go on: the figures of report.py, drawn anew every few seconds.
+
+    pip install -r tools/requirements-dashboard.txt
+    streamlit run tools/dashboard.py                       every run in runs/
+    streamlit run tools/dashboard.py -- runs/a runs/b      these
+"""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+import figures
+import svg_chart
+from console import UserError
+from run_metrics import load_runs
+
+INTERVALS = {"2 s": 2, "5 s": 5, "15 s": 15, "60 s": 60, "never": None}
+
+
+def known_runs():
+    """What the command line names, or what is in runs/; the newest first."""
+    named = [Path(path) for path in sys.argv[1:]]
+    found = named or [path.parent for path in Path("runs").glob("*/metrics.jsonl")]
+
+    def age(path):
+        metrics = path / "metrics.jsonl" if path.is_dir() else path
+        return -metrics.stat().st_mtime if metrics.exists() else 0.0
+    return [str(path) for path in (found if named else sorted(found, key=age))]
+
+
+def is_dark():
+    theme = getattr(st.context, "theme", None)
+    return getattr(theme, "type", None) == "dark"
+
+
+def show_progress(run):
+    last = run.steps[-1]
+    columns = st.columns(6)
+    columns[0].metric("step", f"{last['step']:,}" + (f" of {run.total_steps:,}" if run.total_steps else ""))
+    columns[1].metric("loss", figures.cell(last.get("loss")))
+    columns[2].metric("validation loss", figures.cell(run.validations[-1].loss) if run.validations else "–")
+    columns[3].metric("Gini", figures.cell(last.get("gini"), ".3f") if run.layer_numbers() else "–")
+    columns[4].metric("min-max", figures.min_max_cell(last.get("min_max")) if run.layer_numbers() else "–")
+    columns[5].metric("tokens/s", figures.cell(last.get("tokens_per_second"), ",.0f"))
+    if run.total_steps:
+        st.progress(min(1.0, last["step"] / run.total_steps))
+
+
+def show(paths):
+    try:
+        runs = load_runs(paths)
+    except UserError as error:
+        st.warning(str(error))
+        return
+    for run in runs:
+        if len(runs) > 1:
+            st.subheader(run.name)
+        show_progress(run)
+        for note in run.notes:
+            st.caption(f"{run.name}: {note}")
+    header, rows = figures.summary_rows(runs)
+    st.dataframe([dict(zip(header, row)) for row in rows], hide_index=True)
+    parts = [(heading, members) for heading, members in figures.sections(runs) if members]
+    for tab, (_, members) in zip(st.tabs([heading for heading, _ in parts]), parts):
+        with tab:
+            for figure in members:
+                st.markdown(f"**{figure.title}**")
+                if figure.svg:
+                    st.image(svg_chart.standalone(figure.svg, dark=is_dark()))
+                st.caption(figure.caption)
+
+
+def main():
+    st.set_page_config(page_title="switchyard", layout="wide")
+    st.title("switchyard")
+    choices = known_runs()
+    chosen = st.sidebar.multiselect("runs", choices, default=choices if len(sys.argv) > 1 else choices[:1])
+    interval = INTERVALS[st.sidebar.selectbox("draw anew every", list(INTERVALS), index=1)]
+    if not chosen:
+        st.info("Choose a run in the sidebar." if choices else
+                "No runs/*/metrics.jsonl here: name a run, as in  streamlit run tools/dashboard.py -- RUN")
+        return
+    st.fragment(show, run_every=interval)(chosen)
+
+
+main()

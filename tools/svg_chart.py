@@ -1,0 +1,319 @@
+"""Charts as SVG text, drawn with the standard library alone: lines with axes, and heat maps as pixel images.
+
+Colours are CSS variables (--ink, --c0, ...), so that one chart is right in light and in dark; `standalone` puts the
+light ones in their place and makes a file of its own.
+"""
+
+import base64
+import html
+import math
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+LIGHT = {"ink": "#1d2433", "muted": "#5c6675", "grid": "#e3e7ed", "surface": "#ffffff"}
+DARK = {"ink": "#e8ebf0", "muted": "#9aa5b5", "grid": "#2b3340", "surface": "#141a22"}
+# Okabe and Ito's colours, which readers with any kind of colour vision tell apart, and lighter ones for dark pages.
+SERIES_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#b1579a", "#c58a00", "#4a9fd4", "#5e4aa1", "#6f7680"]
+SERIES_DARK = ["#56b4e9", "#ff8a4c", "#2fcf9f", "#ee9fd0", "#f2c14e", "#9fd4f5", "#b3a1ee", "#b3bac4"]
+FONT = "font-family='Inter,Segoe UI,Helvetica,Arial,DejaVu Sans,sans-serif'"
+CHARACTER = 6.4  # mean width at font size 12
+WIDE, HALF = 1110, 540  # of a figure, in pixels
+
+# From idle to overloaded: blue, light grey at balance, orange to dark red. Told apart without red and green.
+DIVERGING = [(0.0, (20, 56, 110)), (0.25, (66, 133, 190)), (0.5, (240, 240, 236)), (0.75, (236, 146, 66)),
+             (1.0, (140, 40, 10))]
+NOTHING = (128, 128, 128)
+
+
+def palette_css(values, series):
+    return "".join(f"--{name}:{value};" for name, value in values.items()) + "".join(
+        f"--c{i}:{value};" for i, value in enumerate(series))
+
+
+def standalone(svg, dark=False):
+    """The chart as a file of its own, with the colours of one kind of page."""
+    values = (DARK if dark else LIGHT) | {f"c{i}": value for i, value in enumerate(SERIES_DARK if dark else SERIES_LIGHT)}
+    svg = re.sub(r"var\(--(\w+)\)", lambda found: values[found[1]], svg)
+    ground = f"<rect width='100%' height='100%' fill='{values['surface']}'/>"
+    return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + ground, svg, count=1)
+
+
+def color_of(index):
+    return f"var(--c{index % len(SERIES_LIGHT)})"
+
+
+def diverging(share):
+    share = min(max(share, 0.0), 1.0)
+    for (low, a), (high, b) in zip(DIVERGING, DIVERGING[1:]):
+        if share <= high:
+            t = (share - low) / (high - low)
+            return tuple(round(x + (y - x) * t) for x, y in zip(a, b))
+    return DIVERGING[-1][1]
+
+
+def ratio_color(ratio, limit=4.0):
+    """Colour of a multiple: grey at 1, the ends at 1/limit and limit. None: no data."""
+    if ratio is None:
+        return NOTHING
+    if ratio <= 0:
+        return diverging(0)
+    return diverging(0.5 + 0.5 * math.log(ratio) / math.log(limit))
+
+
+def png(rows):
+    """PNG bytes of rows of (r, g, b)."""
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+    raw = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
+
+
+def image(rows, x, y, width, height):
+    data = base64.b64encode(png(rows)).decode()
+    return (f"<image x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' preserveAspectRatio='none' "
+            f"style='image-rendering:pixelated' href='data:image/png;base64,{data}'/>"
+            f"<rect x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' fill='none' "
+            "stroke='var(--grid)'/>")
+
+
+def text(x, y, content, anchor="start", size=12, fill="muted", weight="normal", rotate=None):
+    turn = f" transform='rotate({rotate} {x:.1f} {y:.1f})'" if rotate is not None else ""
+    return (f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' font-size='{size}' font-weight='{weight}' "
+            f"fill='var(--{fill})'{turn}>{html.escape(str(content))}</text>")
+
+
+def svg_open(width, height, title):
+    return (f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
+            f"height='{height:g}' role='img' aria-label='{html.escape(title, quote=True)}' {FONT}>")
+
+
+# ---- axes ----
+
+def short(value):
+    """A number for a label: 3 significant digits, k, M, B; tiny ones as a power."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}" if size >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def percent(value):
+    return f"{100 * value:.3g} %"
+
+
+@dataclass
+class Scale:
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, value):
+        """0 at low, 1 at high."""
+        if self.log:
+            value = max(value, self.low)
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self, about=6):
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            if last - first >= 2:
+                stride = max(1, math.ceil((last - first + 1) / about))
+                return [10.0**k for k in range(first, last + 1, stride)]
+            steps = [m * 10.0**k for k in range(first - 1, last + 1) for m in (1, 2, 5)]
+            return [value for value in steps if self.low <= value * (1 + 1e-9) and value <= self.high * (1 + 1e-9)]
+        step = nice_step((self.high - self.low) / about)
+        first = math.ceil(self.low / step - 1e-9)
+        count = math.floor(self.high / step + 1e-9) - first + 1
+        return [round((first + i) * step, 12) for i in range(count)]
+
+
+def nice_step(rough):
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+
+
+def scale_for(values, log=False, low=None, high=None, floor=None):
+    """A scale around the values, with a little air; floor: the smallest that a log scale shows."""
+    values = [v for v in values if not log or v > 0] or [1.0]
+    bottom = min(values) if low is None else low
+    top = max(values) if high is None else high
+    if log:
+        bottom = max(bottom, floor or 0.0)
+        top = max(top, bottom * 2)
+        return Scale(bottom / 1.15 if low is None else bottom, top * 1.15 if high is None else top, True)
+    air = 0.05 * (top - bottom) or 0.05 * abs(top) or 1.0
+    return Scale(bottom - air if low is None else bottom, top + air if high is None else top)
+
+
+# ---- line charts ----
+
+@dataclass
+class Series:
+    label: str
+    points: list            # [(x, y)], x ascending
+    color: int = 0
+    style: str = "line"     # line, thin, dashed, dots
+    band: list = None       # [(x, low, high)] behind it
+    in_legend: bool = True
+
+
+def thinned(points, most=400):
+    """Means over equal numbers of points, and the band of their smallest and largest: what a plot can show."""
+    width = max(1, math.ceil(len(points) / most))
+    if width == 1:
+        return points, None
+    mean, band = [], []
+    for begin in range(0, len(points), width):
+        part = points[begin:begin + width]
+        x = sum(x for x, _ in part) / len(part)
+        ys = [y for _, y in part]
+        mean.append((x, sum(ys) / len(ys)))
+        band.append((x, min(ys), max(ys)))
+    return mean, band
+
+
+def legend(entries, left, right, top):
+    """Rows of colour keys; returns the drawing and the height."""
+    out, x, y = [], left, top
+    for label, color, style in entries:
+        width = 26 + CHARACTER * len(label) + 16
+        if x > left and x + width > right:
+            x, y = left, y + 18
+        if style == "dots":
+            out.append(f"<circle cx='{x + 9:.1f}' cy='{y - 4:.1f}' r='3.5' fill='{color}'/>")
+        else:
+            dash = " stroke-dasharray='5 3'" if style == "dashed" else ""
+            out.append(f"<line x1='{x:.1f}' y1='{y - 4:.1f}' x2='{x + 18:.1f}' y2='{y - 4:.1f}' stroke='{color}' "
+                       f"stroke-width='{1 if style == 'thin' else 2.5}'{dash}/>")
+        out.append(text(x + 24, y, label, fill="ink"))
+        x += width
+    return "".join(out), y - top + 18
+
+
+def frame(left, top, width, height, x_scale, y_scale, x_label, y_label, x_format, y_format):
+    out = []
+    for value in y_scale.ticks():
+        y = top + height * (1 - y_scale.at(value))
+        out.append(f"<line x1='{left}' y1='{y:.1f}' x2='{left + width}' y2='{y:.1f}' stroke='var(--grid)'/>")
+        out.append(text(left - 8, y + 4, y_format(value), "end"))
+    for value in x_scale.ticks(max(2, int(width / 90))):
+        x = left + width * x_scale.at(value)
+        out.append(f"<line x1='{x:.1f}' y1='{top + height}' x2='{x:.1f}' y2='{top + height + 4}' "
+                   "stroke='var(--muted)'/>")
+        out.append(text(x, top + height + 18, x_format(value), "middle"))
+    out.append(f"<line x1='{left}' y1='{top + height}' x2='{left + width}' y2='{top + height}' "
+               "stroke='var(--muted)'/>")
+    out.append(text(left + width, top + height + 36, x_label, "end"))
+    out.append(text(left - 8, top - 10, y_label, "start") if len(y_label) * CHARACTER < width else "")
+    return "".join(out)
+
+
+def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=False, low=None, high=None, floor=None,
+               x_format=short, y_format=short):
+    """The chart, or None where no series has a point."""
+    series = [s for s in series if s.points]
+    if not series:
+        return None
+    entries = [(s.label, color_of(s.color), s.style) for s in series if s.label and s.in_legend]
+    left, right = 66, width - 18
+    keys, keys_height = legend(entries, left, right, 16)
+    top = (keys_height if entries else 0) + 26
+    plot_width, bottom = right - left, top + height - 90
+    plot_height = bottom - top
+    xs = [x for s in series for x, _ in s.points]
+    ys = [y for s in series for _, y in s.points]
+    x_scale = Scale(0 if min(xs) < 0.1 * max(xs) else min(xs), max(xs)) if max(xs) > min(xs) else Scale(0, max(xs) or 1)
+    y_scale = scale_for(ys, log, low, high, floor)
+
+    def place(x, y):
+        return left + plot_width * x_scale.at(x), top + plot_height * (1 - min(max(y_scale.at(y), 0.0), 1.0))
+
+    out = [svg_open(width, top + height - 90 + 44, title), keys,
+           frame(left, top, plot_width, plot_height, x_scale, y_scale, x_label, y_label, x_format, y_format)]
+    for s in series:
+        color = color_of(s.color)
+        if s.band:
+            upper = [place(x, high_) for x, _, high_ in s.band]
+            lower = [place(x, low_) for x, low_, _ in reversed(s.band)]
+            corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower)
+            out.append(f"<polygon points='{corners}' fill='{color}' opacity='0.16'/>")
+    for s in series:
+        color = color_of(s.color)
+        placed = [place(x, y) for x, y in s.points]
+        if s.style != "dots" and len(placed) > 1:
+            d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
+            weight = {"line": 2, "thin": 1, "dashed": 2}[s.style]
+            extra = " opacity='0.5'" if s.style == "thin" else ""
+            extra += " stroke-dasharray='6 4'" if s.style == "dashed" else ""
+            out.append(f"<path d='{d}' fill='none' stroke='{color}' stroke-width='{weight}' "
+                       f"stroke-linejoin='round'{extra}/>")
+        if s.style == "dots" and len(placed) > 1:
+            d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
+            out.append(f"<path d='{d}' fill='none' stroke='{color}' stroke-width='1.2' stroke-dasharray='2 3'/>")
+        if s.style == "dots" or len(placed) == 1:
+            for (x, y), (px, py) in zip(s.points, placed):
+                tip = html.escape(f"{s.label}: {y_format(y) if y_format is percent else f'{y:.4g}'} at {x_format(x)}")
+                out.append(f"<circle cx='{px:.1f}' cy='{py:.1f}' r='3.5' fill='{color}' stroke='var(--surface)'>"
+                           f"<title>{tip}</title></circle>")
+    out.append("</svg>")
+    return "".join(out)
+
+
+# ---- heat maps ----
+
+@dataclass
+class Panel:
+    title: str
+    rows: list              # [row][column] multiples, None: no data; the first row is drawn on top
+    row_labels: list        # [(row, label)]
+    column_labels: list     # [(position 0..1, label)]
+
+
+def ratio_bar(x, y, width, limit, what):
+    """The colours' key: 1/limit to limit."""
+    steps = 128
+    rows = [[ratio_color(limit ** (2 * i / (steps - 1) - 1), limit) for i in range(steps)]]
+    marks = [(0, f"≤ 1/{limit:g}"), (0.5, "1"), (1, f"≥ {limit:g}")]
+    return image(rows, x, y, width, 10) + text(x - 10, y + 9, what, "end") + "".join(
+        text(x + width * at, y + 24, label, "middle") for at, label in marks)
+
+
+def heat_maps(title, panels, x_label, y_label, what, width=WIDE, panel_height=150, columns=3, limit=4.0,
+              row_gutter=44):
+    """Panels beside and below one another, one colour key for all of them."""
+    if not panels:
+        return None
+    columns = 2 if len(panels) in (2, 4) else min(columns, len(panels))
+    width = min(width, 18 + columns * 540)
+    gap, top = 6, 48
+    panel_width = (width - 18 - columns * row_gutter - (columns - 1) * gap) / columns
+    cell_height = panel_height + 58
+    n_rows = math.ceil(len(panels) / columns)
+    height = top + n_rows * cell_height + 6
+    out = [svg_open(width, height, title), ratio_bar(width - 250, 8, 200, limit, what)]
+    for i, panel in enumerate(panels):
+        x = row_gutter + (i % columns) * (panel_width + row_gutter + gap)
+        y = top + (i // columns) * cell_height + 16
+        out.append(text(x, y - 6, panel.title, fill="ink", weight="600"))
+        pixels = [[ratio_color(value, limit) for value in row] for row in panel.rows]
+        out.append(image(pixels, x, y, panel_width, panel_height))
+        each = panel_height / len(panel.rows)
+        for row, label in panel.row_labels:
+            out.append(text(x - 5, y + each * (row + 0.5) + 4, label, "end", size=11))
+        for at, label in panel.column_labels:
+            anchor = "start" if at == 0 else "end" if at == 1 else "middle"
+            out.append(text(x + panel_width * at, y + panel_height + 15, label, anchor, size=11))
+        if i // columns == n_rows - 1 or i + columns >= len(panels):
+            out.append(text(x + panel_width / 2, y + panel_height + 30, x_label, "middle", size=11))
+        if i % columns == 0 and y_label:
+            out.append(text(10, y + panel_height / 2, y_label, "middle", size=11, rotate=-90))
+    out.append("</svg>")
+    return "".join(out)
