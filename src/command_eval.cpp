@@ -27,7 +27,7 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
   const auto figures = result.load.figures();
   nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
   balance["layers"] = nlohmann::ordered_json::array();
-  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+  for (std::int64_t l = 0; l < model.n_main_routers(); ++l) {
     nlohmann::ordered_json layer = {{"layer", model.layer_of_router(l)}};
     layer.update(figures_json(figures[static_cast<std::size_t>(l)]));
     const auto load_E = result.load.layer(l);
@@ -53,7 +53,7 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
 void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {
   fmt::print(to, "loss {:.4f}   perplexity {:.3f}   tokens {}   {:.0f} tokens/s\n", result.loss,
              std::exp(result.loss), result.tokens, static_cast<double>(result.tokens) / result.seconds);
-  if (model.n_routers() == 0) return;
+  if (model.n_main_routers() == 0) return;
   const auto row = [&](const std::string& name, const router::BalanceFigures& f) {
     fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max,
                f.cv, f.max_vio, f.utilisation, f.entropy);
@@ -61,7 +61,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
   fmt::print(to, "{:>6}  {:>7}  {:>8}  {:>7}  {:>8}  {:>11}  {:>8}\n", "layer", "Gini", "min/max", "CV",
              "MaxVio", "utilisation", "entropy");
   const auto figures = result.load.figures();
-  for (std::int64_t l = 0; l < model.n_routers(); ++l)
+  for (std::int64_t l = 0; l < model.n_main_routers(); ++l)
     row(std::to_string(model.layer_of_router(l)), figures[static_cast<std::size_t>(l)]);
   row("mean", router::mean_of(figures));
 }

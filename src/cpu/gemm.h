@@ -24,7 +24,4 @@ template <class T>
 void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
               const T* a, std::int64_t lda, const T* b, std::int64_t ldb, bool add, T* c, std::int64_t ldc);
 
-// Throws InputError where this processor has no bfloat16 products.
-void require_bf16();
-
 }  // namespace switchyard::cpu

@@ -77,8 +77,9 @@ struct Workspace {
   Bits* operand(int which, std::int64_t count) {
     return reinterpret_cast<Bits*>(grown(which, count * static_cast<std::int64_t>(sizeof(Bits))));
   }
-  float* product(std::int64_t count) {
-    return reinterpret_cast<float*>(grown(3, count * static_cast<std::int64_t>(sizeof(float))));
+  float* product(std::int64_t count) { return floats(3, count); }
+  float* floats(int which, std::int64_t count) {
+    return reinterpret_cast<float*>(grown(which, count * static_cast<std::int64_t>(sizeof(float))));
   }
   void* scratch(const memory::desc& description) {
     return grown(2, static_cast<std::int64_t>(description.get_size()));
@@ -124,10 +125,21 @@ void convert(Bits* to, std::int64_t to_rows, std::int64_t to_columns, const floa
   }
 }
 
-}  // namespace
+// rows x columns of `from`, rounded to bfloat16 and kept as float32 -> `to`, without gaps.
+void round_to(float* to, const float* from, std::int64_t rows, std::int64_t columns, std::int64_t ld) {
+#pragma omp parallel for schedule(static) if (!omp_in_parallel() && rows * columns > 1 << 16)
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* out = to + i * columns;
+    const float* in = from + i * ld;
+#pragma omp simd
+    for (std::int64_t j = 0; j < columns; ++j)
+      out[j] = std::bit_cast<float>(std::uint32_t{rounded(in[j])} << 16);
+  }
+}
 
-void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-               std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
+void multiply_in_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                      std::int64_t ldc) {
   const std::int64_t rows = padded(m), inner = padded(k);
   const bool direct = rows == m;  // else the product goes to a buffer that has room for the padding
   const ProductShape shape{trans_a == Trans::yes, trans_b == Trans::yes, add && direct, rows, n, inner,
@@ -171,14 +183,39 @@ void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std
   }
 }
 
-void require_bf16() {
-  try {
-    compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
-  } catch (const dnnl::error&) {
-    throw_input(
-        "train.dtype: is \"bfloat16\", but this processor has no bfloat16 matrix products (they need AVX-512); "
-        "use \"float32\"");
-  }
+}  // namespace
+
+bool has_bf16_products() {
+  static const bool has = [] {
+    try {
+      compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return has;
+}
+
+void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                       const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                       std::int64_t ldc) {
+  const bool turn_a = trans_a == Trans::yes, turn_b = trans_b == Trans::yes;
+  const std::int64_t a_rows = turn_a ? k : m, a_columns = turn_a ? m : k;
+  const std::int64_t b_rows = turn_b ? n : k, b_columns = turn_b ? k : n;
+  Workspace& space = workspace();
+  float* const a_rounded = space.floats(0, m * k);
+  float* const b_rounded = space.floats(1, n * k);
+  round_to(a_rounded, a, a_rows, a_columns, lda);
+  round_to(b_rounded, b, b_rows, b_columns, ldb);
+  gemm<float>(trans_a, trans_b, m, n, k, 1.0f, a_rounded, a_columns, b_rounded, b_columns, add ? 1.0f : 0.0f, c,
+              ldc);
+}
+
+void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+               std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
+  const auto product = has_bf16_products() ? multiply_in_bf16 : gemm_bf16_rounded;
+  product(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 
 }  // namespace switchyard::cpu

@@ -1,16 +1,17 @@
 #include "ops/linear.h"
 
-#include "cpu/gemm.h"
+#include "cpu/gemm_bf16.h"
 #include "cpu/linear.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
 
-void require_matmul(MatmulType type, Device device) {
+bool has_fast_matmul(MatmulType type, Device device) {
   switch (device) {
     case Device::cpu:
-      if (type == MatmulType::bf16) cpu::require_bf16();
+      return type != MatmulType::bf16 || cpu::has_bf16_products();
   }
+  return false;
 }
 
 namespace {

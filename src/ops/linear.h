@@ -6,8 +6,9 @@
 
 namespace switchyard::ops {
 
-// All products below are in ctx.matmul's precision. Throws InputError where the device does not have it.
-void require_matmul(MatmulType type, Device device);
+// All products below are in ctx.matmul's precision. False where the device has no instructions for it and
+// rounds operands by others: the same values, but no faster than float32.
+bool has_fast_matmul(MatmulType type, Device device);
 
 enum class Write { set, add };
 

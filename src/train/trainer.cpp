@@ -56,7 +56,7 @@ void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
 std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const model::Transformer& model) {
   std::vector<MetricsRecord> records;
   const auto figures = result.load.figures();
-  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+  for (std::int64_t l = 0; l < model.n_main_routers(); ++l) {
     MetricsRecord layer, counts;
     layer.add("layer", model.layer_of_router(l));
     add_figures(layer, figures[static_cast<std::size_t>(l)]);
@@ -94,7 +94,11 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()) {
   model_.allocate();
   ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
-  ops::require_matmul(ctx_.matmul, ctx_.device);
+  if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
+    log_warning(
+        "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
+        "operands "
+        "are rounded and multiplied in float32, which is slower than \"float32\"");
   model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_);
   state_.seed = run.train.seed;
   if (resume.checkpoint) {
