@@ -64,7 +64,7 @@ std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
 template <class T>
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale] = shape;
+  const auto [n_seq, S, H, G, N, M, scale, before] = shape;
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
   const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
@@ -75,7 +75,8 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
       for (std::int64_t reversed = 0; reversed < tiles; ++reversed) {
         const std::int64_t i0 = (tiles - 1 - reversed) * kQueryTile;  // the tiles with most keys first
         const std::int64_t n_queries = std::min(kQueryTile, S - i0);
-        const std::int64_t token0 = seq * S;
+        const std::int64_t token0 = seq * S, key_row0 = seq * (before + S);
+        const std::int64_t last_key = before + i0 + n_queries;
         const std::int64_t g = h / (H / G);
         const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
         T* score_BC = score_XBC.row<T>(omp_get_thread_num());
@@ -86,14 +87,14 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
         std::fill_n(running_sum, n_queries, T(0));
         for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THM.row_stride(), M, T(0));
 
-        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
-          const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
-          const T* k = k_TGN.row<T>(token0 + key0) + g * N;
-          const T* v = v_TGM.row<T>(token0 + key0) + g * M;
+        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < last_key; key0 += kKeyTile) {
+          const std::int64_t n_keys = std::min(kKeyTile, last_key - key0);
+          const T* k = k_TGN.row<T>(key_row0 + key0) + g * N;
+          const T* v = v_TGM.row<T>(key_row0 + key0) + g * M;
           gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
                   k_TGN.row_stride(), T(0), score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
-            const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
+            const Visible see = visible_keys(kv_begin[i], before + i0 + i, key0, n_keys);
             const T shrink = softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale),
                                               &running_max[i], &running_sum[i]);
             T* out_M = out + i * out_THM.row_stride();
@@ -121,7 +122,8 @@ template <class T>
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale_double] = shape;
+  const auto [n_seq, S, H, G, N, M, scale_double, before] = shape;
+  SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
   const T scale = static_cast<T>(scale_double);
   ScratchScope scope(ctx.scratch);
   const std::int64_t threads = omp_get_max_threads();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/tensor.h"
 
@@ -16,6 +17,10 @@ struct Batch {
   Tensor kv_begin_T;
   std::int64_t n_seq = 0;
   std::int64_t seq_len = 0;
+  // Generating: the sequence has so many tokens before this batch, which the layers' caches hold; the batch's
+  // are added to them, and kv_begin_T counts from the sequence's beginning. n_seq is 1, target_T is not there.
+  // No value: no cache is used.
+  std::optional<std::int64_t> cached = std::nullopt;
 };
 
 }  // namespace switchyard::model

@@ -2,6 +2,8 @@
 // memory is linear in the sequence length.
 //   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G),
 //   N width of a query or key head, M of a value head
+// Forward, keys may begin before queries: with shape.first, k and v hold first + seq_len rows a sequence, and
+// its queries are at the positions from `first` on.
 #pragma once
 
 #include "core/attention_shape.h"
