@@ -136,7 +136,8 @@ void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
   const Tensor q_latent_THL = ctx.scratch.take(Shape{n_tokens, widths_.heads * width}, s.q_THN.dtype());
   const Tensor mix_THC = ctx.scratch.take(Shape{n_tokens, widths_.heads * latent_}, s.q_THN.dtype());
   ops::mla_absorb_query(q_latent_THL, s.q_THN, kv_b_MC, widths_, ctx);
-  ops::attention_forward(mix_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM), batch.kv_begin_T,
+  ops::attention_forward(mix_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM),
+                         batch.kv_begin_T,
                          {.n_seq = 1,
                           .seq_len = n_tokens,
                           .n_heads = widths_.heads,

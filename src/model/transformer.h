@@ -30,8 +30,8 @@ class Transformer {
 
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
-  // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up to
-  // most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
+  // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
+  // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
   void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
   std::int64_t activation_bytes() const { return arena_ ? arena_->peak() : 0; }
   void poison_activations(
