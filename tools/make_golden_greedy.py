@@ -28,7 +28,8 @@ def main():
         model = hf.load_model(directory).eval()
         for seed in range(1000):
             prompt = hf.random_tokens(model.config.vocab_size, 1, PROMPT, seed)
-            out = model.generate(prompt, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW_TOKENS,
+                                 min_new_tokens=NEW_TOKENS,
                                  output_logits=True, return_dict_in_generate=True, pad_token_id=0)
             top = torch.stack(out.logits)[:, 0].topk(2).values
             if (top[:, 0] - top[:, 1]).min() > MIN_MARGIN:
