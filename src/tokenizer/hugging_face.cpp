@@ -15,6 +15,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr std::int64_t kMostTokens = 1 << 24;  // a larger number is damage, and would cost as much memory
+
 struct AddedToken {
   std::string content;
   std::int32_t token;
@@ -87,7 +89,7 @@ class Reader {
     std::unordered_map<std::string, std::int32_t> vocab;
     if (!model.contains("vocab") || !model["vocab"].is_object()) refuse("model.vocab", "is not an object");
     for (const auto& [text, id] : model["vocab"].items()) {
-      if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > INT32_MAX)
+      if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > kMostTokens)
         refuse("model.vocab", fmt::format("\"{}\" has {} for a token", text, id.dump()));
       vocab.emplace(text, id.get<std::int32_t>());
     }
@@ -137,7 +139,8 @@ class Reader {
       } catch (const json::exception& error) {
         refuse(path, error.what());
       }
-      if (tokens.back().content.empty() || tokens.back().token < 0) refuse(path, "is empty");
+      if (tokens.back().content.empty() || tokens.back().token < 0 || tokens.back().token > kMostTokens)
+        refuse(path, "has no content, or an id that is out of range");
     }
     return tokens;
   }
