@@ -32,6 +32,20 @@ struct DumpOptions {
   std::string out;        // safetensors
 };
 
+struct GenerateOptions {
+  std::string checkpoint;                          // of a run, or a Hugging Face model directory
+  std::string prompt, prompt_file, prompt_tokens;  // one of them; prompt "-": standard input
+  std::string tokenizer;                           // empty: the checkpoint's; "bytes"; or a tokenizer.json
+  std::int64_t max_new_tokens = 128;
+  bool greedy = false;
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  std::uint64_t seed = 1;
+  std::int64_t threads = 0;  // 0: one a core
+  bool json = false;
+};
+
 struct InspectOptions {
   std::string path;
   bool json = false;
@@ -40,6 +54,7 @@ struct InspectOptions {
 int run_train(const TrainOptions& options);
 int run_eval(const EvalOptions& options);
 int run_dump(const DumpOptions& options);
+int run_generate(const GenerateOptions& options);
 int run_inspect(const InspectOptions& options);
 
 }  // namespace switchyard

@@ -68,6 +68,48 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
       "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
 }
 
+void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
+  app.add_option(
+         "CHECKPOINT", options.checkpoint,
+         "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
+      ->required();
+  auto& prompt = *app.add_option_group("prompt");
+  prompt.add_option("--prompt", options.prompt, "The text to go on from; -: standard input")
+      ->type_name("TEXT|-");
+  prompt.add_option("--prompt-file", options.prompt_file, "The same from a file")->type_name("FILE");
+  prompt.add_option("--prompt-tokens", options.prompt_tokens, "Tokens, exactly as they are")
+      ->type_name("1,2,3");
+  prompt.require_option(1);
+  app.add_option("--tokenizer", options.tokenizer, "Default: the checkpoint's own")
+      ->type_name("bytes|tokenizer.json");
+  app.add_option("--max-new-tokens", options.max_new_tokens, "Stop after so many")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_flag("--greedy", options.greedy, "Always the likeliest token; the same as --temperature 0");
+  app.add_option("--temperature", options.temperature, "Divides the logits")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--top-k", options.top_k, "Only the k likeliest tokens; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--top-p", options.top_p, "Only the likeliest tokens that together have this probability")
+      ->check([](const std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value > 0 && value <= 1;
+        return good ? std::string() : "is " + text + ", expected above 0 and up to 1";
+      })
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "The same seed gives the same text")->capture_default_str();
+  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
+  app.footer(
+      "Examples:\n"
+      "  switchyard generate runs/quickstart --prompt 'The court held'\n"
+      "  switchyard generate runs/quickstart --prompt-file opening.txt --temperature 0.8 --top-p 0.95 --seed "
+      "7");
+}
+
 void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
   app.add_option("PATH", options.path,
                  "A token shard (.bin), a checkpoint or run directory, or a configuration (.json)")
@@ -135,6 +177,10 @@ int main(int argc, char** argv) {
       *app.add_subcommand("dump", "One step on one batch, tensor by tensor, to compare with others");
   describe_dump(dump_app, dump);
   dump_app.callback([&] { command = [&] { return run_dump(dump); }; });
+  switchyard::GenerateOptions generate;
+  CLI::App& generate_app = *app.add_subcommand("generate", "Go on from a text with a checkpoint's model");
+  describe_generate(generate_app, generate);
+  generate_app.callback([&] { command = [&] { return run_generate(generate); }; });
 
   const auto is_command = [&](const char* word) {
     const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
@@ -145,7 +191,8 @@ int main(int argc, char** argv) {
     const std::string found =
         argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
     switchyard::log_error(
-        found + "; the commands are train, eval, inspect and dump, and 'switchyard --help' explains them");
+        found +
+        "; the commands are train, eval, generate, inspect and dump, and 'switchyard --help' explains them");
     return kExitInput;
   }
   try {

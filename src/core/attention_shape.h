@@ -13,6 +13,7 @@ struct AttentionShape {
   std::int64_t head_dim;    // of queries and keys
   std::int64_t v_head_dim;  // of values and outputs
   double scale;             // of the scores, usually 1/sqrt(head_dim)
+  std::int64_t first = 0;   // position of a sequence's first query: so many keys come before it
 };
 
 }  // namespace switchyard

@@ -72,7 +72,7 @@ std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
 template <class T>
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor q_THN, Tensor k_TGN,
                        Tensor v_TGM, Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale] = shape;
+  const auto [n_seq, S, H, G, N, M, scale, before] = shape;
   const bool with_entropy = entropy_TH.defined();
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
@@ -84,7 +84,8 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor 
       for (std::int64_t reversed = 0; reversed < tiles; ++reversed) {
         const std::int64_t i0 = (tiles - 1 - reversed) * kQueryTile;  // the tiles with most keys first
         const std::int64_t n_queries = std::min(kQueryTile, S - i0);
-        const std::int64_t token0 = seq * S;
+        const std::int64_t token0 = seq * S, key_row0 = seq * (before + S);
+        const std::int64_t last_key = before + i0 + n_queries;
         const std::int64_t g = h / (H / G);
         const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
         T* score_BC = score_XBC.row<T>(omp_get_thread_num());
@@ -96,14 +97,14 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor 
         std::fill_n(running_product, n_queries, T(0));
         for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THM.row_stride(), M, T(0));
 
-        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
-          const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
-          const T* k = k_TGN.row<T>(token0 + key0) + g * N;
-          const T* v = v_TGM.row<T>(token0 + key0) + g * M;
+        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < last_key; key0 += kKeyTile) {
+          const std::int64_t n_keys = std::min(kKeyTile, last_key - key0);
+          const T* k = k_TGN.row<T>(key_row0 + key0) + g * N;
+          const T* v = v_TGM.row<T>(key_row0 + key0) + g * M;
           gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
                   k_TGN.row_stride(), T(0), score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
-            const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
+            const Visible see = visible_keys(kv_begin[i], before + i0 + i, key0, n_keys);
             const T shrink =
                 softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale), &running_max[i],
                                  &running_sum[i], with_entropy ? &running_product[i] : nullptr);
@@ -130,14 +131,15 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor 
 }
 
 template <class T>
-void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len) {
+void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
+                           std::int64_t first) {
   const std::int64_t H = entropy_TH.dim(1);
   const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>();
   for (std::int64_t t = 0; t < entropy_TH.rows(); ++t) {
     const T* entropy = entropy_TH.row<T>(t);
     double sum = 0;
     for (std::int64_t h = 0; h < H; ++h) sum += static_cast<double>(entropy[h]);
-    const auto length = static_cast<double>(t % seq_len + 1 - kv_begin[t]);
+    const auto length = static_cast<double>(first + t % seq_len + 1 - kv_begin[t]);
     entropy_T.as<T>()[t] = length > 1 ? static_cast<T>(sum / static_cast<double>(H) / std::log(length)) : T(0);
   }
 }
@@ -148,7 +150,8 @@ template <class T>
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale_double] = shape;
+  const auto [n_seq, S, H, G, N, M, scale_double, before] = shape;
+  SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
   const T scale = static_cast<T>(scale_double);
   ScratchScope scope(ctx.scratch);
   const std::int64_t threads = omp_get_max_threads();
@@ -224,7 +227,7 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
 #define INSTANTIATE(T)                                                                                        \
   template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,                  \
                                      const AttentionShape&, Context&);                                        \
-  template void attention_row_entropy<T>(Tensor, Tensor, Tensor, std::int64_t);                               \
+  template void attention_row_entropy<T>(Tensor, Tensor, Tensor, std::int64_t, std::int64_t);                 \
   template void attention_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, \
                                       Tensor, const AttentionShape&, Context&);
 INSTANTIATE(float)

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "cpu/gemm_bf16.h"
+#include "cpu/skinny.h"
 
 namespace switchyard::cpu {
 
@@ -26,6 +27,9 @@ void gemm<float>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, s
                  std::int64_t ldc) {
   if (m == 0 || n == 0) return;
   if (k == 0) return scale_rows(m, n, beta, c, ldc);
+  if (m <= kSkinnyRows && trans_a == Trans::no)
+    return (trans_b == Trans::yes ? skinny_transposed : skinny_plain)(m, n, k, alpha, a, lda, b, ldb, beta, c,
+                                                                      ldc);
   const dnnl_status_t status = dnnl_sgemm(trans_a == Trans::yes ? 'T' : 'N', trans_b == Trans::yes ? 'T' : 'N',
                                           m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   SY_CHECK(status == dnnl_success, "dnnl_sgemm({} x {} x {}) returned {}", m, n, k, static_cast<int>(status));

@@ -12,7 +12,8 @@ namespace switchyard::cpu {
 enum class Trans { no, yes };
 
 // C[M,N] = alpha * op(A)[M,K] op(B)[K,N] + beta * C, where op transposes if asked. lda, ldb, ldc: elements from
-// one stored row to the next. With beta == 0, C is not read. float: oneDNN; double: plain loops, for tests.
+// one stored row to the next. With beta == 0, C is not read. float: oneDNN, or skinny.h for a few rows; double:
+// plain loops, for tests.
 template <class T>
 void gemm(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha, const T* a,
           std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);

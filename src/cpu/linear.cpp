@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/gemm.h"
+#include "cpu/skinny.h"
 
 // Legend: T rows, K inputs, N outputs, E experts, R routed rows.
 
@@ -62,12 +63,20 @@ void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weigh
   ScratchScope scope(ctx.scratch);
   std::int64_t n_pieces = 0;
   const Tensor piece_P3 = cut_rows(offset_E1, &n_pieces, ctx);
-#pragma omp parallel for schedule(dynamic, 1)
+  // Few rows (a token that is generated): the pieces are cut in columns too, so that every thread has some.
+  const std::int64_t n_rows = offset_E1.as<std::int32_t>()[offset_E1.rows() - 1];
+  const std::int64_t width = n_rows <= kSkinnyRows ? kSkinnyColumns : out.dim(1);
+  const std::int64_t pieces_across = (out.dim(1) + width - 1) / width;
+  const std::int64_t weight_column = trans_weight == Trans::yes ? weight_ENK.dim(2) : 1;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (std::int64_t p = 0; p < n_pieces; ++p) {
-    const std::int32_t* piece = piece_P3.row<std::int32_t>(p);
-    multiply<T>(ctx.matmul, Trans::no, trans_weight, piece[2], out.dim(1), in.dim(1), in.row<T>(piece[1]),
-                in.row_stride(), weight_ENK.row<T>(piece[0]), weight_ENK.dim(2), false, out.row<T>(piece[1]),
-                out.row_stride());
+    for (std::int64_t across = 0; across < pieces_across; ++across) {
+      const std::int32_t* piece = piece_P3.row<std::int32_t>(p);
+      const std::int64_t first = across * width;
+      multiply<T>(ctx.matmul, Trans::no, trans_weight, piece[2], std::min(width, out.dim(1) - first), in.dim(1),
+                  in.row<T>(piece[1]), in.row_stride(), weight_ENK.row<T>(piece[0]) + first * weight_column,
+                  weight_ENK.dim(2), false, out.row<T>(piece[1]) + first, out.row_stride());
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/gemm.h"
 #include "cpu/reduce.h"
 
 namespace switchyard::cpu {
@@ -41,9 +42,42 @@ void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor 
   }
 }
 
+template <class T>
+void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths) {
+  const auto [heads, nope, rope, value] = widths;
+  const std::int64_t latent = kv_b_MC.dim(1), n_tokens = q_THN.rows();
+  const Rows<T> out_rows(q_latent_THL), q_rows(q_THN), weight_rows(kv_b_MC);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t from = h * (nope + rope), to = h * (latent + rope);
+    gemm<T>(Trans::no, Trans::no, n_tokens, latent, nope, T(1), q_rows[0] + from, q_THN.row_stride(),
+            weight_rows[h * (nope + value)], kv_b_MC.row_stride(), T(0), out_rows[0] + to,
+            q_latent_THL.row_stride());
+    for (std::int64_t t = 0; t < n_tokens; ++t)
+      std::copy_n(q_rows[t] + from + nope, rope, out_rows[t] + to + latent);
+  }
+}
+
+template <class T>
+void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths) {
+  const auto [heads, nope, rope, value] = widths;
+  const std::int64_t latent = kv_b_MC.dim(1);
+  const Rows<T> out_rows(out_THV), latent_rows(latent_THC), weight_rows(kv_b_MC);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t h = 0; h < heads; ++h)
+    gemm<T>(Trans::no, Trans::yes, out_THV.rows(), value, latent, T(1), latent_rows[0] + h * latent,
+            latent_THC.row_stride(), weight_rows[h * (nope + value) + nope], kv_b_MC.row_stride(), T(0),
+            out_rows[0] + h * value, out_THV.row_stride());
+}
+
 template void mla_split_forward<float>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
 template void mla_split_forward<double>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
 template void mla_split_backward<float>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
 template void mla_split_backward<double>(Tensor, Tensor, Tensor, Tensor, const MlaWidths&);
+
+template void mla_absorb_query<float>(Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_absorb_query<double>(Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_expand_value<float>(Tensor, Tensor, Tensor, const MlaWidths&);
+template void mla_expand_value<double>(Tensor, Tensor, Tensor, const MlaWidths&);
 
 }  // namespace switchyard::cpu

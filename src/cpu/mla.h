@@ -12,4 +12,9 @@ template <class T>
 void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor dv_THV,
                         const MlaWidths& widths);
 
+template <class T>
+void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths);
+template <class T>
+void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths);
+
 }  // namespace switchyard::cpu

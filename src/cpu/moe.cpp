@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/reduce.h"
+
 // Legend: T tokens, K slots a token, R routed rows, E experts, D width.
 
 namespace switchyard::cpu {
@@ -33,7 +35,7 @@ void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tenso
 template <class T>
 void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
   const std::int64_t n_tokens = x_TD.rows(), K = slot_row_TK.dim(1), D = x_TD.dim(1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     const std::int32_t* slot_row = slot_row_TK.row<std::int32_t>(t);
     for (std::int64_t k = 0; k < K; ++k)
@@ -60,7 +62,7 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK) {
 template <class T>
 void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK) {
   const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     T* out = out_TD.row<T>(t);
     for (std::int64_t k = 0; k < K; ++k) {

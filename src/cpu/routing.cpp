@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/reduce.h"
+
 // Legend: T tokens of B sequences, E experts, K slots a token.
 
 namespace switchyard::cpu {
@@ -10,7 +12,7 @@ template <class T>
 void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
                           const SlotWeighting& weighting) {
   const std::int64_t n_tokens = weight_TK.rows(), K = weight_TK.dim(1);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (weight_TK.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     const std::int32_t* expert = expert_TK.row<std::int32_t>(t);
     const T* chosen = chosen_TK.row<T>(t);
@@ -49,7 +51,7 @@ template <class T>
 void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK, Tensor prob_TE,
                   Tensor lse_T, Tensor token_T) {
   const std::int64_t B = count_BE.rows(), E = count_BE.dim(1), K = expert_TK.dim(1), S = token_T.rows() / B;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (prob_TE.numel() >= kParallelElements)
   for (std::int64_t b = 0; b < B; ++b) {
     std::int32_t* count = count_BE.row<std::int32_t>(b);
     double* prob_sum = prob_sum_BE.row<double>(b);

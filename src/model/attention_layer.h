@@ -26,7 +26,9 @@ class AttentionEntropy {
   Tensor entropy_T() const { return entropy_T_; }    // mean over heads, in shares of the largest possible
   // entropy_T from entropy_TH.
   void finish(const Batch& batch, Context& ctx) const {
-    if (wanted_) ops::attention_row_entropy(entropy_T_, entropy_TH_, batch.kv_begin_T, batch.seq_len, ctx);
+    if (wanted_)
+      ops::attention_row_entropy(entropy_T_, entropy_TH_, batch.kv_begin_T, batch.seq_len,
+                                 batch.cached.value_or(0), ctx);
   }
 
  private:
@@ -39,7 +41,9 @@ class AttentionLayer {
   virtual ~AttentionLayer() = default;
   AttentionEntropy& entropy() { return entropy_; }
   virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
-  // out_TD += attention(x_TD)
+  // Reserves what a sequence of up to `positions` tokens leaves behind for those that follow.
+  virtual void plan_cache(Arena& arena, std::int64_t positions, DType dtype) = 0;
+  // out_TD += attention(x_TD). The rope table begins at the batch's first position.
   virtual void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) = 0;
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/tensor.h"
 
@@ -22,6 +23,10 @@ struct Batch {
   std::int64_t step = 0;            // of the optimizer, from 0
   std::int64_t first_sequence = 0;  // in the global batch, of all ranks
   Tensor attention_entropy_T{};     // within a block: what its attention says to a router that asks for it
+  // Generating: the sequence has so many tokens before this batch, which the layers' caches hold; the batch's
+  // are added to them, and kv_begin_T counts from the sequence's beginning. n_seq is 1, target_T is not there.
+  // No value: no cache is used.
+  std::optional<std::int64_t> cached = std::nullopt;
 };
 
 }  // namespace switchyard::model

@@ -23,6 +23,10 @@ class DecoderBlock {
   void plan_sums(Arena& arena, std::int64_t n_seq) { ffn_->plan_sums(arena, n_seq); }
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
 
+  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
+    attention_->plan_cache(arena, positions, dtype);
+  }
+
   // out_TD = block(in_TD), set; out_TD may be in_TD where no backward pass follows.
   void forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.

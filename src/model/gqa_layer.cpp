@@ -72,6 +72,11 @@ void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.mix_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
 
+void GqaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
+  cached_k_SGN_ = arena.take(Shape{positions, kv_heads_ * width_}, dtype);
+  cached_v_SGN_ = arena.take(Shape{positions, kv_heads_ * width_}, dtype);
+}
+
 AttentionShape GqaLayer::shape_of(const Batch& batch) const {
   return {batch.n_seq,
           batch.seq_len,
@@ -79,7 +84,8 @@ AttentionShape GqaLayer::shape_of(const Batch& batch) const {
           kv_heads_,
           width_,
           width_,
-          1.0 / std::sqrt(static_cast<double>(width_))};
+          1.0 / std::sqrt(static_cast<double>(width_)),
+          batch.cached.value_or(0)};
 }
 
 void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
@@ -92,8 +98,16 @@ void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   }
   ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
-  ops::attention_forward(mix_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch),
-                         ctx, entropy_.entropy_TH());
+  Tensor all_k_SGN = k_TGN, all_v_SGN = v_columns(qkv_TM);
+  if (batch.cached) {
+    const std::int64_t first = *batch.cached, end = first + batch.seq_len;
+    ops::copy(cached_k_SGN_.slice(first, batch.seq_len), all_k_SGN, ctx);
+    ops::copy(cached_v_SGN_.slice(first, batch.seq_len), all_v_SGN, ctx);
+    all_k_SGN = cached_k_SGN_.slice(0, end);
+    all_v_SGN = cached_v_SGN_.slice(0, end);
+  }
+  ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch), ctx,
+                         entropy_.entropy_TH());
   entropy_.finish(batch, ctx);
   ops::linear_forward(out_TD, mix_THN, store_.value(o_weight_), ops::Write::add, ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.value(*o_bias_), ctx);

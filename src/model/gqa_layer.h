@@ -18,6 +18,7 @@ class GqaLayer final : public AttentionLayer {
   GqaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
+  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
   void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
@@ -48,6 +49,7 @@ class GqaLayer final : public AttentionLayer {
   std::size_t q_weight_, o_weight_, q_norm_ = 0, k_norm_ = 0;  // rows; k and v follow q
   std::optional<std::size_t> q_bias_, o_bias_;                 // likewise
   Saved saved_;
+  Tensor cached_k_SGN_, cached_v_SGN_;  // S positions; keys rotated
 };
 
 }  // namespace switchyard::model

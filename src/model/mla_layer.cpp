@@ -80,6 +80,10 @@ void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.mix_THV = rows(heads * value);
 }
 
+void MlaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
+  cached_SM_ = arena.take(Shape{positions, latent_ + widths_.rope}, dtype);
+}
+
 AttentionShape MlaLayer::shape_of(const Batch& batch) const {
   return {batch.n_seq,   batch.seq_len, widths_.heads, widths_.heads, widths_.nope + widths_.rope,
           widths_.value, softmax_scale_};
@@ -100,17 +104,53 @@ void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   if (kv_a_bias_) ops::bias_forward(s.latent_TM, value(*kv_a_bias_), ctx);
   ops::rmsnorm_forward(s.kv_normed_TC, s.kv_rstd_T1, latent_columns(s.latent_TM), value(kv_a_norm_),
                        kLatentNormEps, ctx);
-  ops::linear_forward(s.kv_TM, s.kv_normed_TC, value(kv_b_), ops::Write::set, ctx);
   ops::rope_forward(s.q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.nope + widths_.rope),
                     ctx);
   ops::rope_forward(rope_columns(s.latent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
                     ctx);
+  if (batch.cached) {
+    const Tensor new_TM = cached_SM_.slice(*batch.cached, batch.seq_len);
+    ops::copy(latent_columns(new_TM), s.kv_normed_TC, ctx);
+    ops::copy(rope_columns(new_TM), rope_columns(s.latent_TM), ctx);
+  }
+  if (batch.cached.value_or(0) > 0)
+    attend_cached(batch, ctx);
+  else
+    attend_multiplied_out(batch, ctx);
+  ops::linear_forward(out_TD, s.mix_THV, value(o_), ops::Write::add, ctx);
+  if (o_bias_) ops::bias_forward(out_TD, value(*o_bias_), ctx);
+}
+
+void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
+  const Saved& s = saved_;
+  ops::linear_forward(s.kv_TM, s.kv_normed_TC, store_.value(kv_b_), ops::Write::set, ctx);
   ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
   ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch), ctx,
                          entropy_.entropy_TH());
   entropy_.finish(batch, ctx);
-  ops::linear_forward(out_TD, s.mix_THV, value(o_), ops::Write::add, ctx);
-  if (o_bias_) ops::bias_forward(out_TD, value(*o_bias_), ctx);
+}
+
+void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
+  const Saved& s = saved_;
+  const Tensor kv_b_MC = store_.value(kv_b_), cached_SM = cached_SM_.slice(0, *batch.cached + batch.seq_len);
+  const std::int64_t n_tokens = batch.seq_len, width = latent_ + widths_.rope;
+  ScratchScope scope(ctx.scratch);
+  const Tensor q_latent_THL = ctx.scratch.take(Shape{n_tokens, widths_.heads * width}, s.q_THN.dtype());
+  const Tensor mix_THC = ctx.scratch.take(Shape{n_tokens, widths_.heads * latent_}, s.q_THN.dtype());
+  ops::mla_absorb_query(q_latent_THL, s.q_THN, kv_b_MC, widths_, ctx);
+  ops::attention_forward(mix_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM),
+                         batch.kv_begin_T,
+                         {.n_seq = 1,
+                          .seq_len = n_tokens,
+                          .n_heads = widths_.heads,
+                          .n_kv_heads = 1,
+                          .head_dim = width,
+                          .v_head_dim = latent_,
+                          .scale = softmax_scale_,
+                          .first = *batch.cached},
+                         ctx, entropy_.entropy_TH());
+  entropy_.finish(batch, ctx);
+  ops::mla_expand_value(s.mix_THV, mix_THC, kv_b_MC, widths_, ctx);
 }
 
 void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,

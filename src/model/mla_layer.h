@@ -21,6 +21,7 @@ class MlaLayer final : public AttentionLayer {
   MlaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
+  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
   void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
@@ -40,6 +41,10 @@ class MlaLayer final : public AttentionLayer {
   Tensor latent_columns(const Tensor& latent_TM) const { return latent_TM.columns(0, latent_); }
   Tensor rope_columns(const Tensor& latent_TM) const { return latent_TM.columns(latent_, widths_.rope); }
   AttentionShape shape_of(const Batch& batch) const;
+  // mix_THV from keys and values of all heads, which the batch's own latents are multiplied out to.
+  void attend_multiplied_out(const Batch& batch, Context& ctx);
+  // The same from the cache's latents alone, for a batch that has tokens before it.
+  void attend_cached(const Batch& batch, Context& ctx);
   RopeLayout rope_of(std::int64_t head_dim) const { return {head_dim, pairs_}; }
 
   std::int64_t hidden_, q_latent_, latent_;
@@ -51,6 +56,7 @@ class MlaLayer final : public AttentionLayer {
   std::size_t q_ = 0, q_a_norm_ = 0, q_b_ = 0, kv_a_ = 0, kv_a_norm_ = 0, kv_b_ = 0, o_ = 0;
   std::optional<std::size_t> q_a_bias_, kv_a_bias_, o_bias_;
   Saved saved_;
+  Tensor cached_SM_;  // [S, C+R], S positions: the normed latent, and the rotated key part
 };
 
 }  // namespace switchyard::model

@@ -42,11 +42,37 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
+  allocate_activations(
+      [&](Arena& arena) {
+        lay_out_positions(arena, seq_len);
+        lay_out(arena, n_seq, seq_len);
+      },
+      ctx);
+}
+
+void Transformer::plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx) {
+  SY_CHECK(!training_, "this model was made for training");
+  allocate_activations(
+      [&](Arena& arena) {
+        lay_out_positions(arena, n_positions);
+        for (DecoderBlock& block : blocks_) block.plan_cache(arena, n_positions, dtype_);
+        lasting_bytes_ = arena.used();
+        lay_out(arena, 1, most_tokens);
+      },
+      ctx);
+}
+
+void Transformer::allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx) {
   Arena measure = Arena::measuring();
-  lay_out(measure, n_seq, seq_len);
+  lay_out_all(measure);
   arena_ = std::make_unique<Arena>(measure.peak(), "the model's activations");
-  lay_out(*arena_, n_seq, seq_len);
+  lay_out_all(*arena_);
   fill_rope_table(ctx);
+}
+
+void Transformer::lay_out_positions(Arena& arena, std::int64_t n_positions) {
+  const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
+  rope_ = {arena.take(Shape{n_positions, pairs}, dtype_), arena.take(Shape{n_positions, pairs}, dtype_)};
 }
 
 void Transformer::fill_rope_table(Context& ctx) {
@@ -59,8 +85,6 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
-  rope_ = {arena.take(Shape{seq_len, pairs}, dtype_), arena.take(Shape{seq_len, pairs}, dtype_)};
   for (std::size_t l = 0; l < routers_.size(); ++l)
     loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
   stream_.clear();
@@ -96,11 +120,25 @@ void Transformer::check_batch(const Batch& batch) const {
       "token_T, target_T and kv_begin_T are not all {}", shape.to_string());
 }
 
+void Transformer::prepare(const Batch& batch) {
+  if (!batch.cached) return check_batch(batch);
+  const std::int64_t first = *batch.cached, T = batch.seq_len;
+  SY_CHECK(lasting_bytes_ > 0 && batch.n_seq == 1 && T > 0 && first >= 0 && first + T <= rope_.cos_SP.rows(),
+           "{} x {} tokens after {} were not planned", batch.n_seq, T, first);
+  SY_CHECK(batch.token_T.shape() == Shape{T} && batch.kv_begin_T.shape() == Shape{T},
+           "token_T and kv_begin_T are not both of {}", T);
+  if (T == final_TD_.rows()) return;
+  arena_->rewind(lasting_bytes_);  // the same memory, cut for another number of tokens
+  lay_out(*arena_, 1, T);
+}
+
 void Transformer::forward(const Batch& batch, Context& ctx) {
-  check_batch(batch);
+  prepare(batch);
+  const std::int64_t first = batch.cached.value_or(0);
+  const RopeTable rope = {rope_.cos_SP.slice(first, batch.seq_len), rope_.sin_SP.slice(first, batch.seq_len)};
   ops::embedding_forward(stream_.front(), batch.token_T, parameters_.value(embedding_), ctx);
   for (std::size_t l = 0; l < blocks_.size(); ++l)
-    blocks_[l].forward(stream_[l + 1], stream_[l], rope_, batch, ctx);
+    blocks_[l].forward(stream_[l + 1], stream_[l], rope, batch, ctx);
   ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.value(final_norm_),
                        config_.rms_norm_eps, ctx);
 }
@@ -155,6 +193,11 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
 
 void Transformer::logits(Tensor logits_TV, Context& ctx) const {
   ops::linear_forward(logits_TV, final_TD_, parameters_.value(head_), ops::Write::set, ctx);
+}
+
+void Transformer::last_logits(Tensor logits_1V, Context& ctx) const {
+  ops::linear_forward(logits_1V, final_TD_.slice(final_TD_.rows() - 1, 1), parameters_.value(head_),
+                      ops::Write::set, ctx);
 }
 
 void Transformer::after_step(std::span<const double> count_LE, std::span<const double> statistics,

@@ -4,6 +4,7 @@
 //   multi-token prediction
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -34,6 +35,9 @@ class Transformer {
 
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
+  // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
+  // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
+  void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
   std::int64_t activation_bytes() const { return arena_ ? arena_->peak() : 0; }
   void poison_activations(
       Context& ctx);  // fills them with NaN; what forward and backward compute must not change
@@ -54,6 +58,7 @@ class Transformer {
                          const MtpLoss* mtp = nullptr);
   // logits_TV (compute type, set): of the last forward pass, all of them at once.
   void logits(Tensor logits_TV, Context& ctx) const;
+  void last_logits(Tensor logits_1V, Context& ctx) const;  // of its last token alone
 
   // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
   std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
@@ -98,8 +103,12 @@ class Transformer {
   // The parts of `statistics`, one a router.
   std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
   void fill_rope_table(Context& ctx);
+  void allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx);
+  void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   void check_batch(const Batch& batch) const;
+  // The same for a batch with a cache; and cuts the activations for its number of tokens.
+  void prepare(const Batch& batch);
 
   config::Model config_;
   DType dtype_;
@@ -116,6 +125,7 @@ class Transformer {
   std::int64_t n_main_routers_ = 0;
 
   std::unique_ptr<Arena> arena_;
+  std::int64_t lasting_bytes_ = 0;  // of rope table and caches, at the arena's beginning; 0: no caches
   RopeTable rope_;
   // The residual stream: stream_[l] enters block l, the last one leaves the last block.
   std::vector<Tensor> stream_;       // [T, D] each

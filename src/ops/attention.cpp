@@ -13,8 +13,9 @@ void check_sizes(const Tensor& q_THN, const Tensor& k_TGN, const Tensor& v_TGM, 
   SY_CHECK(shape.n_kv_heads > 0 && shape.n_heads % shape.n_kv_heads == 0, "{} heads do not divide over {}",
            shape.n_heads, shape.n_kv_heads);
   check_shape(q_THN, Shape{n_tokens, shape.n_heads * shape.head_dim}, "q_THN");
-  check_shape(k_TGN, Shape{n_tokens, shape.n_kv_heads * shape.head_dim}, "k_TGN");
-  check_shape(v_TGM, Shape{n_tokens, shape.n_kv_heads * shape.v_head_dim}, "v_TGM");
+  const std::int64_t n_keys = n_tokens + shape.n_seq * shape.first;
+  check_shape(k_TGN, Shape{n_keys, shape.n_kv_heads * shape.head_dim}, "k_TGN");
+  check_shape(v_TGM, Shape{n_keys, shape.n_kv_heads * shape.v_head_dim}, "v_TGM");
   check_shape(kv_begin_T, Shape{n_tokens}, "kv_begin_T");
   check_dtype(k_TGN, q_THN.dtype(), "k_TGN");
   check_dtype(v_TGM, q_THN.dtype(), "v_TGM");
@@ -42,13 +43,14 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           Context&) {
+                           std::int64_t first, Context&) {
   check_shape(entropy_T, Shape{entropy_TH.rows()}, "entropy_T");
   check_shape(kv_begin_T, entropy_T.shape(), "kv_begin_T");
   check_dtype(entropy_T, entropy_TH.dtype(), "entropy_T");
   check_dtype(kv_begin_T, DType::i32, "kv_begin_T");
-  with_scalar(entropy_T.dtype(),
-              [&]<class T>() { cpu::attention_row_entropy<T>(entropy_T, entropy_TH, kv_begin_T, seq_len); });
+  with_scalar(entropy_T.dtype(), [&]<class T>() {
+    cpu::attention_row_entropy<T>(entropy_T, entropy_TH, kv_begin_T, seq_len, first);
+  });
 }
 
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,

@@ -2,6 +2,8 @@
 // memory is linear in the sequence length.
 //   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G),
 //   N width of a query or key head, M of a value head
+// Forward, keys may begin before queries: with shape.first, k and v hold first + seq_len rows a sequence, and
+// its queries are at the positions from `first` on.
 #pragma once
 
 #include "core/attention_shape.h"
@@ -19,9 +21,9 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH = {});
 
 // entropy_T = mean over heads of entropy_TH, over the logarithm of the number of keys that the token sees; 0
-// where it sees itself alone. Set.
+// where it sees itself alone. Set. `first`: AttentionShape::first.
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           Context& ctx);
+                           std::int64_t first, Context& ctx);
 
 // P = exp(scale q.k - lse), delta = rowsum(dout * out):
 //   dv = P^T dout;  dS = P * (dout v^T - delta);  dq = scale dS k;  dk = scale dS^T q.   dq, dk, dv set.

@@ -35,4 +35,31 @@ void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor 
               [&]<class T>() { cpu::mla_split_backward<T>(dkv_TM, dk_rope_TR, dk_THN, dv_THV, widths); });
 }
 
+namespace {
+
+// `latent` and `full` are the widths of a head on either side of kv_b_MC.
+void check_absorbed(const Tensor& latent, std::int64_t latent_extra, const Tensor& full,
+                    std::int64_t full_width, const Tensor& kv_b_MC, const MlaWidths& widths) {
+  check_shape(kv_b_MC, Shape{widths.heads * (widths.nope + widths.value), kv_b_MC.dim(1)}, "kv_b_MC");
+  check_shape(full, Shape{full.rows(), widths.heads * full_width}, "rows of full heads");
+  check_shape(latent, Shape{full.rows(), widths.heads * (kv_b_MC.dim(1) + latent_extra)},
+              "rows of latent heads");
+  check_dtype(latent, kv_b_MC.dtype(), "rows of latent heads");
+  check_dtype(full, kv_b_MC.dtype(), "rows of full heads");
+}
+
+}  // namespace
+
+void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths, Context&) {
+  check_absorbed(q_latent_THL, widths.rope, q_THN, widths.nope + widths.rope, kv_b_MC, widths);
+  with_scalar(q_THN.dtype(),
+              [&]<class T>() { cpu::mla_absorb_query<T>(q_latent_THL, q_THN, kv_b_MC, widths); });
+}
+
+void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths, Context&) {
+  check_absorbed(latent_THC, 0, out_THV, widths.value, kv_b_MC, widths);
+  with_scalar(out_THV.dtype(),
+              [&]<class T>() { cpu::mla_expand_value<T>(out_THV, latent_THC, kv_b_MC, widths); });
+}
+
 }  // namespace switchyard::ops

@@ -16,4 +16,14 @@ void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_T
 void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor dv_THV, const MlaWidths& widths,
                         Context& ctx);
 
+// Attention over latent vectors alone (the same paper, "absorbed" weights), for generating with a cache that
+// holds nothing else. With W_k[h] = kv_b_MC[h*(P+V)][0:P] and W_v[h] the V rows behind it, a score
+//   q.(W_k c) + q_rope.k_rope = (W_k^T q).c + q_rope.k_rope     and a sum of values  W_v (sum_s p_s c_s).
+//   C width of the latent
+// q_latent_THL[t,h] = [W_k[h]^T q_THN[t,h][0:P], q_THN[t,h][P:P+R]], set: the query of a key [c, k_rope] that
+// all heads share. q_THN [T, H*(P+R)], kv_b_MC [H*(P+V), C] -> q_latent_THL [T, H*(C+R)]; rows may be strided.
+void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths, Context& ctx);
+// out_THV[t,h] = W_v[h] latent_THC[t,h], set.   latent_THC [T, H*C] -> out_THV [T, H*V]
+void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths, Context& ctx);
+
 }  // namespace switchyard::ops

@@ -18,6 +18,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "train/disk_space.h"
+#include "train/tokenizer_record.h"
 
 namespace switchyard::train {
 
@@ -363,6 +364,8 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   files.emplace_back(kWeights, write_safetensors(temporary.path() / kWeights, weights));
   files.emplace_back(kState, write_safetensors(temporary.path() / kState, moments_and_more));
   files.emplace_back(kRun, write_text(temporary.path() / kRun, run_text));
+  for (const auto& [file, text] : tokenizer_files(run.data))
+    files.emplace_back(file, write_text(temporary.path() / file, text));
   write_text_file(temporary.path() / kManifest, manifest_json(files));
   sync_directory(temporary.path());
 

@@ -6,6 +6,7 @@
 //   a
 //                       run carries from step to step, each under the name that the caller gives it
 //   run.json            step, tokens, samples, seed, the resolved configuration
+//   tokenizer_meta.json, tokenizer.json    which tokenizer made the data, where meta.json beside it says so
 //   manifest.json       size and CRC-32 of every other file; written last
 //
 // A checkpoint is written under a temporary name beside its own and renamed when every file is on the disk, so

@@ -14,6 +14,8 @@ BELOW = {
     "parallel": ["core", "ops"],
     "router": ["core", "config", "ops"],
     "model": ["core", "config", "ops", "router"],
+    "tokenizer": ["core"],
+    "generate": ["core", "config", "model"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel"],
 }
 

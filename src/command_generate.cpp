@@ -1,0 +1,265 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "commands.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/threads.h"
+#include "generate/generator.h"
+#include "generate/sampling.h"
+#include "model/transformer.h"
+#include "router/registry.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
+#include "train/checkpoint.h"
+#include "train/tokenizer_record.h"
+
+namespace switchyard {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+volatile std::sig_atomic_t interrupted = 0;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+json read_json(const fs::path& path) {
+  json value = json::parse(read_text_file(path), nullptr, false);
+  if (!value.is_object()) throw_input("{}: is not a JSON object", path.string());
+  return value;
+}
+
+// Every parameter from a directory's model*.safetensors, each once, and nothing there that is no parameter.
+void load_directory(const fs::path& directory, ParameterStore& store) {
+  std::map<std::string, std::size_t> missing;
+  for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
+    const train::SafetensorsFile file(entry.path());
+    for (const train::StoredTensor& stored : file.tensors()) {
+      const auto row = missing.find(stored.name);
+      if (row == missing.end())
+        throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
+                    stored.name);
+      file.read(stored, store.value(row->second));
+      missing.erase(row);
+    }
+  }
+  if (!missing.empty())
+    throw_input("{}: {} of the model's tensors are missing, the first of them {}", directory.string(),
+                missing.size(), missing.begin()->first);
+}
+
+struct Loaded {
+  fs::path directory;
+  std::unique_ptr<model::Transformer> model;
+};
+
+Loaded load_model(const std::string& path) {
+  const fs::path directory = path;
+  const auto make = [](const config::Model& config) {
+    auto model =
+        std::make_unique<model::Transformer>(config, config::default_router(config.family, router::router_schemas()), DType::f32, false);
+    model->allocate();
+    return model;
+  };
+  const bool plain = fs::exists(directory / "config.json") && !fs::exists(directory / "manifest.json") &&
+                     !fs::exists(directory / "checkpoints") && !fs::exists(directory / "run.json");
+  if (plain) {
+    auto model = make(
+        config::parse_model(read_text_file(directory / "config.json"), (directory / "config.json").string()));
+    load_directory(directory, model->parameters());
+    return {directory, std::move(model)};
+  }
+  const train::Checkpoint checkpoint(directory);
+  auto model = make(checkpoint.model());
+  checkpoint.load_weights(model->parameters());
+  return {checkpoint.path(), std::move(model)};
+}
+
+struct Text {
+  std::unique_ptr<tokenizer::Tokenizer> tokenizer;  // null: none is known
+  std::optional<std::int32_t> first;                // what every document of a run's data begins with
+  std::vector<std::int32_t> end;                    // the tokens that end a text
+};
+
+// The first of generation_config.json, config.json, the run's data and the tokenizer that says anything.
+std::vector<std::int32_t> end_tokens(const fs::path& directory, std::optional<std::int32_t> of_run,
+                                     const tokenizer::Tokenizer* tokenizer) {
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    if (!fs::exists(directory / name)) continue;
+    const json value = read_json(directory / name).value("eos_token_id", json());
+    if (value.is_null()) continue;
+    std::vector<std::int32_t> tokens;
+    for (const json& token : value.is_array() ? value : json::array({value})) {
+      if (!token.is_number_integer())
+        throw_input("{}: eos_token_id is {}, expected a token or a list of them", (directory / name).string(),
+                    value.dump());
+      tokens.push_back(token.get<std::int32_t>());
+    }
+    return tokens;
+  }
+  if (of_run) return {*of_run};
+  if (tokenizer && tokenizer->end_of_text()) return {*tokenizer->end_of_text()};
+  return {};
+}
+
+Text find_text(const GenerateOptions& options, const fs::path& directory, std::int64_t vocab_size) {
+  Text text;
+  std::optional<std::int32_t> of_run;
+  std::string name;
+  if (fs::exists(directory / train::kTokenizerMeta)) {
+    const json meta = read_json(directory / train::kTokenizerMeta);
+    name = meta.value("tokenizer", "");
+    of_run = meta.value("eot_token", -1);
+    if (*of_run < 0) of_run.reset();
+  }
+  if (options.tokenizer == "bytes" || (options.tokenizer.empty() && name == "bytes")) {
+    text.tokenizer = tokenizer::make_byte_tokenizer();
+  } else if (!options.tokenizer.empty()) {
+    fs::path path = options.tokenizer;
+    if (fs::is_directory(path)) path /= train::kTokenizer;
+    text.tokenizer = tokenizer::load_hugging_face(path);
+  } else if (fs::exists(directory / train::kTokenizer)) {
+    text.tokenizer = tokenizer::load_hugging_face(directory / train::kTokenizer);
+  }
+  if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
+    throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",
+                text.tokenizer->vocab_size() - 1, vocab_size);
+  text.first = of_run;
+  text.end = end_tokens(directory, of_run, text.tokenizer.get());
+  return text;
+}
+
+std::vector<std::int32_t> parse_tokens(const std::string& list) {
+  std::vector<std::int32_t> tokens;
+  const char* at = list.data();
+  const char* const end = at + list.size();
+  while (at < end) {
+    std::int32_t token = 0;
+    const auto [stop, error] = std::from_chars(at, end, token);
+    if (error != std::errc() || (stop < end && *stop != ',') || stop + 1 == end)
+      throw_input("--prompt-tokens: \"{}\" is no list of tokens; write them as 1,2,3", list);
+    tokens.push_back(token);
+    at = stop + 1;
+  }
+  return tokens;
+}
+
+std::vector<std::int32_t> prompt_tokens(const GenerateOptions& options, const Text& text,
+                                        const config::Model& config) {
+  std::vector<std::int32_t> tokens;
+  if (!options.prompt_tokens.empty()) {
+    tokens = parse_tokens(options.prompt_tokens);
+  } else {
+    std::string prompt = options.prompt;
+    if (!options.prompt_file.empty()) prompt = read_text_file(options.prompt_file);
+    if (options.prompt == "-") prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+    if (!text.tokenizer)
+      throw_input(
+          "--prompt: no tokenizer.json lies beside the weights, and the run does not say which tokenizer made "
+          "its "
+          "data; give --tokenizer bytes or a tokenizer.json, or --prompt-tokens");
+    if (prompt.empty()) throw_input("--prompt: is empty; give a text to go on from");
+    tokens = text.tokenizer->encode(prompt, !text.first);
+    if (text.first) tokens.insert(tokens.begin(), *text.first);
+  }
+  if (tokens.empty()) throw_input("--prompt: has no tokens; give a text to go on from");
+  for (const std::int32_t token : tokens)
+    if (token < 0 || token >= config.vocab_size)
+      throw_input("--prompt-tokens: {} is not a token of a vocabulary of {}", token, config.vocab_size);
+  if (const auto size = static_cast<std::int64_t>(tokens.size()); size > config.max_position_embeddings)
+    throw_input("--prompt: has {} tokens, and the model has max_position_embeddings {}; shorten it", size,
+                config.max_position_embeddings);
+  return tokens;
+}
+
+}  // namespace
+
+int run_generate(const GenerateOptions& options) {
+  set_threads(static_cast<int>(options.threads));
+  const Loaded loaded = load_model(options.checkpoint);
+  const config::Model& config = loaded.model->config();
+  const Text text = find_text(options, loaded.directory, config.vocab_size);
+  const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);
+  const auto n_prompt = static_cast<std::int64_t>(prompt.size());
+  const std::int64_t most = std::min(options.max_new_tokens, config.max_position_embeddings - n_prompt + 1);
+  const std::string full = most < options.max_new_tokens ? "max_position_embeddings" : "max_new_tokens";
+
+  Context ctx;
+  generate::Generator generator(*loaded.model, n_prompt + most - 1, ctx);
+  generate::Sampler sampler({.temperature = options.greedy ? 0 : options.temperature,
+                             .top_k = options.top_k,
+                             .top_p = options.top_p,
+                             .seed = options.seed});
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+
+  auto start = Clock::now();
+  std::span<const float> logits_V = generator.append(prompt);
+  const double prompt_seconds = seconds_since(start);
+  start = Clock::now();
+  std::vector<std::int32_t> tokens;
+  tokenizer::Utf8Stream characters;
+  std::string written, stop = full;
+  const auto write = [&](const std::string& whole) {
+    written += whole;
+    if (options.json || whole.empty()) return;
+    fmt::print("{}", whole);
+    std::fflush(stdout);
+  };
+  while (static_cast<std::int64_t>(tokens.size()) < most) {
+    tokens.push_back(sampler.choose(logits_V, static_cast<std::uint64_t>(generator.size())));
+    if (std::find(text.end.begin(), text.end.end(), tokens.back()) != text.end.end()) {
+      stop = "end_of_text";
+      break;
+    }
+    if (text.tokenizer)
+      write(characters.push(text.tokenizer->bytes_of(tokens.back())));
+    else
+      write(fmt::format("{}{}", tokens.size() > 1 ? "," : "", tokens.back()));
+    if (interrupted) {
+      stop = "interrupted";
+      break;
+    }
+    if (static_cast<std::int64_t>(tokens.size()) < most) logits_V = generator.append(std::span(tokens).last(1));
+  }
+  const double seconds = seconds_since(start);
+  write(characters.finish());
+  const double steps = static_cast<double>(generator.size() - n_prompt);
+  const double rate = steps > 0 ? steps / seconds : 0,
+               prompt_rate = static_cast<double>(n_prompt) / prompt_seconds;
+  if (options.json) {
+    const nlohmann::ordered_json report = {{"prompt_tokens", prompt},
+                                           {"tokens", tokens},
+                                           {"text", written},
+                                           {"stop", stop},
+                                           {"prompt_tokens_per_second", prompt_rate},
+                                           {"tokens_per_second", rate}};
+    fmt::print("{}\n", report.dump(2));
+  } else {
+    fmt::print("\n");
+    fmt::print(stderr, "{} prompt tokens at {:.0f} tokens/s, {} tokens at {:.0f} tokens/s; stopped by {}\n",
+               n_prompt, prompt_rate, tokens.size(), rate, stop);
+  }
+  if (std::fflush(stdout) != 0) throw_input("standard output cannot be written");
+  return interrupted ? 128 + SIGINT : 0;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,45 @@
+#include "generate/generator.h"
+
+#include <algorithm>
+
+namespace switchyard::generate {
+
+Generator::Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx)
+    : model_(model),
+      ctx_(ctx),
+      n_positions_(n_positions),
+      token_T_(static_cast<std::size_t>(std::min(n_positions, kChunk))),
+      kv_begin_T_(token_T_.size()),
+      logits_V_(static_cast<std::size_t>(model.config().vocab_size)) {
+  model_.plan_generation(n_positions, static_cast<std::int64_t>(token_T_.size()), ctx);
+}
+
+std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
+  SY_CHECK(!tokens.empty() && size_ + static_cast<std::int64_t>(tokens.size()) <= n_positions_,
+           "{} tokens after {} of {}", tokens.size(), size_, n_positions_);
+  const std::int64_t window = model_.config().sliding_window;
+  while (!tokens.empty()) {
+    const std::size_t n = std::min(tokens.size(), token_T_.size());
+    std::copy_n(tokens.begin(), n, token_T_.begin());
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::int64_t position = size_ + static_cast<std::int64_t>(i);
+      kv_begin_T_[i] =
+          static_cast<std::int32_t>(window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0);
+    }
+    const Shape shape{static_cast<std::int64_t>(n)};
+    model_.forward({.token_T = Tensor(token_T_.data(), shape, DType::i32),
+                    .target_T = {},
+                    .kv_begin_T = Tensor(kv_begin_T_.data(), shape, DType::i32),
+                    .n_seq = 1,
+                    .seq_len = shape[0],
+                    .cached = size_},
+                   ctx_);
+    size_ += shape[0];
+    tokens = tokens.subspan(n);
+  }
+  model_.last_logits(
+      Tensor(logits_V_.data(), Shape{1, static_cast<std::int64_t>(logits_V_.size())}, DType::f32), ctx_);
+  return logits_V_;
+}
+
+}  // namespace switchyard::generate

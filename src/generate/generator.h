@@ -1,0 +1,34 @@
+// One sequence that grows: tokens go in, the logits of what follows come out. The past stays in the layers'
+// caches.   V vocabulary
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/transformer.h"
+
+namespace switchyard::generate {
+
+class Generator {
+ public:
+  // Long prompts pass through the model in pieces of this many tokens.
+  static constexpr std::int64_t kChunk = 256;
+
+  // `model`: made for evaluation, with its weights; its activations are planned anew. It must outlive this.
+  Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx);
+
+  // Appends tokens, at least one and no more than there are positions left. Returns the logits [V] of what
+  // follows the last of them, which stay until the next call.
+  std::span<const float> append(std::span<const std::int32_t> tokens);
+  std::int64_t size() const { return size_; }  // tokens appended so far
+
+ private:
+  model::Transformer& model_;
+  Context& ctx_;
+  std::int64_t n_positions_, size_ = 0;
+  std::vector<std::int32_t> token_T_, kv_begin_T_;
+  std::vector<float> logits_V_;
+};
+
+}  // namespace switchyard::generate

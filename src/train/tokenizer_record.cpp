@@ -1,0 +1,44 @@
+#include "train/tokenizer_record.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "data/dataset.h"
+
+namespace switchyard::train {
+
+namespace fs = std::filesystem;
+
+std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::Data& data) {
+  std::set<fs::path> directories;
+  try {
+    for (const config::DataEntry& entry : data.train)
+      for (const fs::path& shard : data::expand_shards(entry.path)) directories.insert(shard.parent_path());
+  } catch (const InputError&) {
+    return {};  // moved since the run began: the weights are worth saving all the same
+  }
+  nlohmann::ordered_json record;
+  fs::path stated_in;
+  for (const fs::path& directory : directories) {
+    if (!fs::exists(directory / "meta.json")) return {};
+    const auto meta = nlohmann::json::parse(read_text_file(directory / "meta.json"), nullptr, false);
+    nlohmann::ordered_json found;
+    for (const char* key : {"tokenizer", "tokenizer_sha256", "vocab_size", "eot_token"}) {
+      if (!meta.is_object() || !meta.contains(key)) return {};
+      found[key] = meta[key];
+    }
+    if (!record.is_null() && record["tokenizer_sha256"] != found["tokenizer_sha256"]) return {};
+    if (record.is_null()) record = found, stated_in = directory;
+  }
+  if (record.is_null()) return {};
+  std::vector<std::pair<std::string, std::string>> files = {{kTokenizerMeta, record.dump(2) + "\n"}};
+  if (record["tokenizer"] != "bytes") {
+    if (!fs::exists(stated_in / kTokenizer)) return {};
+    files.emplace_back(kTokenizer, read_text_file(stated_in / kTokenizer));
+  }
+  return files;
+}
+
+}  // namespace switchyard::train
