@@ -2,18 +2,16 @@
 // tokens; the last token of a sequence has none.   B sequences of S tokens, T = B*S, V vocabulary, K slots a
 // token
 #include <algorithm>
-#include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
-#include "core/file.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
-#include "train/safetensors.h"
+#include "train/model_directory.h"
+#include "train/safetensors_writer.h"
 #include "train/token_data.h"
 
 namespace switchyard {
@@ -48,36 +46,12 @@ double balance_coef(const std::string& config_json) {
   return json.value("router_aux_loss_coef", json.at("model_type") == "deepseek_v3" ? 0.0 : 0.001);
 }
 
-// Every parameter from the directory's files, each once, and nothing there that is no parameter.
-void load_weights(const std::filesystem::path& directory, ParameterStore& store) {
-  std::map<std::string, std::size_t> missing;
-  for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
-    const train::SafetensorsFile file(entry.path());
-    for (const train::StoredTensor& stored : file.tensors()) {
-      const auto row = missing.find(stored.name);
-      if (row == missing.end())
-        throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
-                    stored.name);
-      file.read(stored, store.value(row->second));
-      missing.erase(row);
-    }
-  }
-  if (!missing.empty())
-    throw_input("{}: {} of the model's tensors are missing, the first of them {}", directory.string(),
-                missing.size(), missing.begin()->first);
-}
-
 }  // namespace
 
 int run_dump(const DumpOptions& options) {
-  const std::filesystem::path directory = options.directory;
-  if (!std::filesystem::is_directory(directory))
-    throw_input("{}: is no directory; give one with config.json and model*.safetensors", options.directory);
-  const std::string config_json = read_text_file(directory / "config.json");
-  const config::Model config = config::parse_model(config_json, (directory / "config.json").string());
+  const train::ModelDirectory directory(options.directory);
+  const std::string& config_json = directory.config_json();
+  const config::Model& config = directory.model();
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
@@ -86,7 +60,7 @@ int run_dump(const DumpOptions& options) {
   router.balance_scope = config::BalanceScope::model;
   model::Transformer model(config, router, DType::f32, true);
   model.allocate();
-  load_weights(directory, model.parameters());
+  directory.weights().load(config, model.parameters());
   Context ctx;
   model.plan(B, S, ctx);
 

@@ -1,4 +1,4 @@
-#include "train/safetensors.h"
+#include "train/safetensors_writer.h"
 
 #include <gtest/gtest.h>
 
