@@ -2,20 +2,17 @@
 // tokens; the last token of a sequence has none.   B sequences of S tokens, T = B*S, V vocabulary, K slots a
 // token
 #include <algorithm>
-#include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
-#include "core/file.h"
-#include "model/names.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
 #include "router/registry.h"
-#include "train/safetensors.h"
+#include "train/model_directory.h"
+#include "train/safetensors_writer.h"
 #include "train/token_data.h"
 
 namespace switchyard {
@@ -50,45 +47,12 @@ double balance_coef(const std::string& config_json) {
   return json.value("router_aux_loss_coef", json.at("model_type") == "deepseek_v3" ? 0.0 : 0.001);
 }
 
-// Whether a tensor is of the layers for multi-token prediction that a config.json names.
-bool is_mtp(const std::string& name, const config::Model& config) {
-  for (std::int64_t d = 0; d < config.num_nextn_predict_layers; ++d)
-    if (name.starts_with(model::layer_prefix(config.num_hidden_layers + d))) return true;
-  return false;
-}
-
-// Every parameter from the directory's files, each once, and nothing there that is no parameter. Layers for
-// multi-token prediction are passed over, as transformers does; a config.json may name ones that are not there.
-void load_weights(const std::filesystem::path& directory, const config::Model& config, ParameterStore& store) {
-  std::map<std::string, std::size_t> missing;
-  for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
-    const train::SafetensorsFile file(entry.path());
-    for (const train::StoredTensor& stored : file.tensors()) {
-      if (is_mtp(stored.name, config)) continue;
-      const auto row = missing.find(stored.name);
-      if (row == missing.end())
-        throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
-                    stored.name);
-      file.read(stored, store.value(row->second));
-      missing.erase(row);
-    }
-  }
-  if (!missing.empty())
-    throw_input("{}: {} of the model's tensors are missing, the first of them {}", directory.string(),
-                missing.size(), missing.begin()->first);
-}
-
 }  // namespace
 
 int run_dump(const DumpOptions& options) {
-  const std::filesystem::path directory = options.directory;
-  if (!std::filesystem::is_directory(directory))
-    throw_input("{}: is no directory; give one with config.json and model*.safetensors", options.directory);
-  const std::string config_json = read_text_file(directory / "config.json");
-  const config::Model config = config::parse_model(config_json, (directory / "config.json").string());
+  const train::ModelDirectory directory(options.directory);
+  const std::string& config_json = directory.config_json();
+  const config::Model& config = directory.model();
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
@@ -99,7 +63,7 @@ int run_dump(const DumpOptions& options) {
   main_model.num_nextn_predict_layers = 0;
   model::Transformer model(main_model, router, DType::f32, true);
   model.allocate();
-  load_weights(directory, config, model.parameters());
+  directory.weights().load(main_model, model.parameters());
   Context ctx;
   model.plan(B, S, ctx);
 

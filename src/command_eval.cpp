@@ -1,18 +1,19 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "commands.h"
-#include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/log.h"
 #include "core/threads.h"
 #include "model/transformer.h"
-#include "router/registry.h"
-#include "train/checkpoint.h"
 #include "train/evaluator.h"
+#include "train/model_directory.h"
 
 namespace switchyard {
 
@@ -70,34 +71,40 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 
 int run_eval(const EvalOptions& options) {
   set_threads(static_cast<int>(options.threads));
-  const train::Checkpoint checkpoint(options.checkpoint);
-  const config::Run run = config::parse_run(
-      checkpoint.run_config_json(), (checkpoint.path() / "run.json").string(), {}, router::router_schemas());
-  const config::Model& config = run.model;
+  const train::ModelDirectory directory(options.checkpoint);
+  config::Model config = directory.model();
+  config.num_nextn_predict_layers = 0;  // which are for training
+  // What a run says beside the model; a Hugging Face directory has none.
+  const std::optional<config::Run> run = directory.run();
   train::EvalSettings settings{.seq_len = options.seq_len,
                                .batch = options.batch,
                                .max_tokens = options.max_tokens,
                                .eot_token = std::nullopt};
-  if (settings.seq_len == 0) settings.seq_len = run.train.seq_len;
+  if (settings.seq_len == 0 && run) settings.seq_len = run->train.seq_len;
+  if (settings.seq_len == 0) {
+    constexpr std::int64_t kSeqLen = 2048;
+    settings.seq_len = std::min(kSeqLen, config.max_position_embeddings);
+    log_info(fmt::format("--seq-len {}: the default for a directory that no run wrote", settings.seq_len));
+  }
   if (settings.seq_len > config.max_position_embeddings)
     throw_input("--seq-len {}: the model has max_position_embeddings {}", settings.seq_len,
                 config.max_position_embeddings);
 
   std::vector<config::DataEntry> entries;
   for (const std::string& path : options.data) entries.push_back({path, "data", std::nullopt});
-  if (entries.empty()) entries = run.data.validation;
-  if (entries.empty()) throw_input("{}: the run has no data.validation; give --data", options.checkpoint);
-  if (run.data.document_mask) {
+  if (entries.empty() && run) entries = run->data.validation;
+  if (entries.empty()) throw_input("{}: names no validation data; give --data", options.checkpoint);
+  if (run && run->data.document_mask) {
     const config::Data data{
-        .train = entries, .validation = {}, .document_mask = true, .eot_token = run.data.eot_token};
+        .train = entries, .validation = {}, .document_mask = true, .eot_token = run->data.eot_token};
     settings.eot_token = train::find_eot_token(data, config.vocab_size);
   }
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
 
   Context ctx;
-  model::Transformer model(config, run.router, DType::f32, false);
+  model::Transformer model(config, directory.router(), DType::f32, false);
   model.allocate();
-  checkpoint.load_weights(model.parameters());
+  directory.weights().load(config, model.parameters());
   model.plan(settings.batch, settings.seq_len, ctx);
   const train::EvalResult result = train::evaluate(model, domains, settings, ctx);
   const bool json_to_stdout = options.json == "-";

@@ -12,17 +12,15 @@
 #include <optional>
 
 #include "commands.h"
-#include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/threads.h"
 #include "generate/generator.h"
 #include "generate/sampling.h"
 #include "model/transformer.h"
-#include "router/registry.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
-#include "train/checkpoint.h"
+#include "train/model_directory.h"
 #include "train/tokenizer_record.h"
 
 namespace switchyard {
@@ -45,53 +43,19 @@ json read_json(const fs::path& path) {
   return value;
 }
 
-// Every parameter from a directory's model*.safetensors, each once, and nothing there that is no parameter.
-void load_directory(const fs::path& directory, ParameterStore& store) {
-  std::map<std::string, std::size_t> missing;
-  for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
-    const train::SafetensorsFile file(entry.path());
-    for (const train::StoredTensor& stored : file.tensors()) {
-      const auto row = missing.find(stored.name);
-      if (row == missing.end())
-        throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
-                    stored.name);
-      file.read(stored, store.value(row->second));
-      missing.erase(row);
-    }
-  }
-  if (!missing.empty())
-    throw_input("{}: {} of the model's tensors are missing, the first of them {}", directory.string(),
-                missing.size(), missing.begin()->first);
-}
-
 struct Loaded {
   fs::path directory;
   std::unique_ptr<model::Transformer> model;
 };
 
 Loaded load_model(const std::string& path) {
-  const fs::path directory = path;
-  const auto make = [](const config::Model& config) {
-    auto model =
-        std::make_unique<model::Transformer>(config, config::default_router(config.family, router::router_schemas()), DType::f32, false);
-    model->allocate();
-    return model;
-  };
-  const bool plain = fs::exists(directory / "config.json") && !fs::exists(directory / "manifest.json") &&
-                     !fs::exists(directory / "checkpoints") && !fs::exists(directory / "run.json");
-  if (plain) {
-    auto model = make(
-        config::parse_model(read_text_file(directory / "config.json"), (directory / "config.json").string()));
-    load_directory(directory, model->parameters());
-    return {directory, std::move(model)};
-  }
-  const train::Checkpoint checkpoint(directory);
-  auto model = make(checkpoint.model());
-  checkpoint.load_weights(model->parameters());
-  return {checkpoint.path(), std::move(model)};
+  const train::ModelDirectory directory(path);
+  config::Model config = directory.model();
+  config.num_nextn_predict_layers = 0;  // which are for training
+  auto model = std::make_unique<model::Transformer>(config, directory.router(), DType::f32, false);
+  model->allocate();
+  directory.weights().load(config, model->parameters());
+  return {directory.path(), std::move(model)};
 }
 
 struct Text {

@@ -13,6 +13,7 @@
 #include "model/parameter_count.h"
 #include "router/registry.h"
 #include "train/checkpoint.h"
+#include "train/model_directory.h"
 
 namespace switchyard {
 
@@ -69,6 +70,26 @@ Json inspect_config(const fs::path& path) {
           {"config", Json::parse(run.resolved_json)}};
 }
 
+Json inspect_model_directory(const train::ModelDirectory& directory) {
+  Json tensors = Json::array();
+  std::uint64_t bytes = 0;
+  for (const train::SafetensorsFile& file : directory.weights().files()) {
+    bytes += fs::file_size(file.path());
+    for (const train::StoredTensor& tensor : file.tensors())
+      tensors.push_back({{"file", file.path().filename().string()},
+                         {"name", tensor.name},
+                         {"dtype", train::name_of(tensor.type)},
+                         {"shape", tensor.shape}});
+  }
+  const config::Model& model = directory.model();
+  return {{"kind", "model_directory"},
+          {"path", directory.path().string()},
+          {"bytes", bytes},
+          {"parameters", parameter_json(model, directory.router())},
+          {"model", model_json(model)},
+          {"tensors", std::move(tensors)}};
+}
+
 Json inspect_checkpoint(const fs::path& path) {
   const train::CheckpointInfo info = train::describe_checkpoint(path);
   const config::Run run =
@@ -107,10 +128,12 @@ void print_text(const Json& value, int indent) {
 int run_inspect(const InspectOptions& options) {
   const fs::path path(options.path);
   if (!fs::exists(path))
-    throw_input("{}: no such file or directory; give a shard, a checkpoint or a config", options.path);
+    throw_input("{}: no such file or directory; give a shard, a checkpoint, a model directory or a config",
+                options.path);
   Json info;
   if (fs::is_directory(path)) {
-    info = inspect_checkpoint(path);
+    info = train::is_hugging_face(path) ? inspect_model_directory(train::ModelDirectory(path))
+                                        : inspect_checkpoint(path);
   } else if (path.extension() == ".json") {
     info = inspect_config(path);
   } else {

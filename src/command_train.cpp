@@ -4,10 +4,12 @@
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "parallel/communicator.h"
 #include "router/registry.h"
+#include "train/model_directory.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -38,14 +40,37 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
   return resume;
 }
 
+// With --init-from, a configuration without `model` has the model of the weights.
+config::Run load_run(const TrainOptions& options) {
+  if (options.init_from.empty())
+    return config::load_run(options.config, options.overrides, router::router_schemas());
+  const fs::path config = fs::path(options.config);
+  if (config::looks_like_run(read_text_file(config)))
+    return config::load_run(options.config, options.overrides, router::router_schemas());
+  return config::load_run(options.config, options.overrides, router::router_schemas(),
+                          train::ModelDirectory(options.init_from).config_json());
+}
+
 }  // namespace
 
 int run_train(const TrainOptions& options) {
-  const config::Run run = config::load_run(options.config, options.overrides, router::router_schemas());
+  if (!options.init_from.empty() && !options.resume.empty() && options.resume != "auto")
+    throw_input(
+        "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
+        "remove one",
+        options.init_from, options.resume);
+  const config::Run run = load_run(options);
   set_threads(static_cast<int>(run.parallel.threads));
   fs::path out =
       options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
-  const train::Resume resume = find_resume(options, out);
+  train::Resume resume = find_resume(options, out);
+  if (!options.init_from.empty()) {
+    if (resume.checkpoint) {
+      log_info("--init-from " + options.init_from + " has no effect: the run goes on from its own checkpoint");
+    } else {
+      resume.initial_weights = options.init_from;
+    }
+  }
   const auto communicator = parallel::make_single_process();
   train::Trainer trainer(run, out, resume, *communicator);
 

@@ -13,12 +13,13 @@ struct TrainOptions {
   std::vector<std::string> overrides;  // "a.b=c"
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
+  std::string init_from;  // empty: random weights; or a model directory, checkpoint or run directory
 };
 
 struct EvalOptions {
   std::string checkpoint;
   std::vector<std::string> data;  // empty: what the run validates on
-  std::int64_t seq_len = 0;       // 0: what the checkpoint was trained with
+  std::int64_t seq_len = 0;  // 0: what the checkpoint was trained with; of a model directory 2048 or its most
   std::int64_t batch = 8;
   std::int64_t max_tokens = 0;  // 0: all
   std::int64_t threads = 0;     // 0: one a core
@@ -46,6 +47,13 @@ struct GenerateOptions {
   bool json = false;
 };
 
+struct ExportOptions {
+  std::string source;  // a checkpoint, a run directory or a Hugging Face model directory
+  std::string out;
+  std::string dtype;  // empty: as the source has it; float32, bfloat16, float16
+  std::string max_shard_size = "5GB";
+};
+
 struct InspectOptions {
   std::string path;
   bool json = false;
@@ -55,6 +63,7 @@ int run_train(const TrainOptions& options);
 int run_eval(const EvalOptions& options);
 int run_dump(const DumpOptions& options);
 int run_generate(const GenerateOptions& options);
+int run_export(const ExportOptions& options);
 int run_inspect(const InspectOptions& options);
 
 }  // namespace switchyard

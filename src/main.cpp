@@ -32,6 +32,11 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
                  "'auto': go on from the newest checkpoint in the run directory, or start if there is none; "
                  "or a checkpoint or run directory to go on from")
       ->type_name("auto|DIR");
+  app.add_option(
+         "--init-from", options.init_from,
+         "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
+         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
+      ->type_name("DIR");
   app.footer(
       "Examples:\n"
       "  switchyard train configs/qwen3_moe_cpu_small.json\n"
@@ -43,14 +48,17 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
 }
 
 void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
-  app.add_option("CHECKPOINT", options.checkpoint,
-                 "A checkpoint directory, or a run directory (its newest checkpoint)")
+  app.add_option(
+         "CHECKPOINT", options.checkpoint,
+         "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
       ->required();
   app.add_option(
          "--data", options.data,
          "Token shards: files, directories or quoted globs (default: the run's data.validation, by domain)")
       ->type_name("PATH_OR_GLOB");
-  app.add_option("--seq-len", options.seq_len, "Inputs of one window (default: the length trained with)")
+  app.add_option("--seq-len", options.seq_len,
+                 "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
+                 "max_position_embeddings where that is less)")
       ->check(CLI::PositiveNumber);
   app.add_option("--batch", options.batch, "Windows at once")
       ->check(CLI::PositiveNumber)
@@ -111,8 +119,9 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
 }
 
 void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
-  app.add_option("PATH", options.path,
-                 "A token shard (.bin), a checkpoint or run directory, or a configuration (.json)")
+  app.add_option(
+         "PATH", options.path,
+         "A token shard (.bin), a checkpoint, run or Hugging Face model directory, or a configuration (.json)")
       ->required();
   app.add_flag("--json", options.json, "Print JSON");
   app.footer(
@@ -120,6 +129,25 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
       "  switchyard inspect configs/bench_cpu_86m.json\n"
       "  switchyard inspect data/quickstart/legal/train_000000.bin\n"
       "  switchyard inspect runs/quickstart --json");
+}
+
+void describe_export(CLI::App& app, switchyard::ExportOptions& options) {
+  app.add_option("SOURCE", options.source, "A checkpoint, a run directory or a Hugging Face model directory")
+      ->required();
+  app.add_option("--out", options.out, "The directory to make; it must not be there yet")
+      ->type_name("DIR")
+      ->required();
+  app.add_option("--dtype", options.dtype, "float32, bfloat16 or float16 (default: as the source has it)")
+      ->type_name("DTYPE");
+  app.add_option("--max-shard-size", options.max_shard_size,
+                 "Bytes of weights in one file: 5GB, 512MiB, 1000000")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  app.footer(
+      "Writes config.json and *.safetensors for transformers' from_pretrained; tokenizer files are copied "
+      "along.\n"
+      "Examples:\n"
+      "  switchyard export runs/quickstart --out exported --dtype bfloat16");
 }
 
 void describe_dump(CLI::App& app, switchyard::DumpOptions& options) {
@@ -172,6 +200,11 @@ int main(int argc, char** argv) {
   CLI::App& inspect_app = *app.add_subcommand("inspect", "What a shard, a checkpoint or a configuration holds");
   describe_inspect(inspect_app, inspect);
   inspect_app.callback([&] { command = [&] { return run_inspect(inspect); }; });
+  switchyard::ExportOptions export_options;
+  CLI::App& export_app =
+      *app.add_subcommand("export", "Write a checkpoint or a model as a Hugging Face model directory");
+  describe_export(export_app, export_options);
+  export_app.callback([&] { command = [&] { return run_export(export_options); }; });
   switchyard::DumpOptions dump;
   CLI::App& dump_app =
       *app.add_subcommand("dump", "One step on one batch, tensor by tensor, to compare with others");
@@ -190,9 +223,9 @@ int main(int argc, char** argv) {
   if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
     const std::string found =
         argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
-    switchyard::log_error(
-        found +
-        "; the commands are train, eval, generate, inspect and dump, and 'switchyard --help' explains them");
+    switchyard::log_error(found +
+                          "; the commands are train, eval, generate, inspect, export and dump, and 'switchyard "
+                          "--help' explains them");
     return kExitInput;
   }
   try {

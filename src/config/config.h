@@ -153,8 +153,9 @@ struct Parallel {
 };
 
 struct Checkpoint {
-  std::int64_t every = 0;  // steps; 0: only after the last step
-  std::int64_t keep = 2;   // the newest so many stay; 0: all
+  std::int64_t every = 0;                       // steps; 0: only after the last step
+  std::int64_t keep = 2;                        // the newest so many stay; 0: all
+  std::int64_t max_shard_size = 5'000'000'000;  // bytes of weights in one file; more are split over several
 
   bool operator==(const Checkpoint&) const = default;
 };

@@ -153,7 +153,7 @@ constexpr Key kTrain[] = {
     "min_lr_ratio", "schedule",  "warmup_ratio", "decay_ratio",      "weight_decay",      "beta1", "beta2",
     "eps",          "clip_norm", "eval_every",   "eval_tokens",      "mtp_loss_coef"};
 constexpr Key kParallel[] = {"threads"};
-constexpr Key kCheckpoint[] = {"every", "keep"};
+constexpr Key kCheckpoint[] = {"every", "keep", "max_shard_size"};
 constexpr Key kLog[] = {"every"};
 
 constexpr SectionKeys kSections[] = {{"", "", kTop},

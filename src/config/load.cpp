@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "config/byte_size.h"
 #include "config/hugging_face.h"
 #include "config/overrides.h"
 #include "config/resolve.h"
@@ -193,6 +194,19 @@ void check_train(const Section& section, const Train& train, const Run& run) {
   }
 }
 
+// Bytes as a number, or as a text with a unit.
+std::int64_t read_byte_size(Section& section, const char* key, std::int64_t fallback) {
+  const Json* json = section.find(key);
+  if (json == nullptr || json->get<std::string>() == nullptr)
+    return section.integer(key, 1, std::int64_t{1} << 62, fallback);
+  const std::string text = section.text(key);
+  const auto bytes = parse_byte_size(text);
+  if (!bytes)
+    section.fail(key, fmt::format("is {}, expected bytes: a number, or a text such as \"5GB\" or \"512MiB\"",
+                                  describe(*json)));
+  return *bytes;
+}
+
 Train read_train(Section section, const Run& run) {
   Train train;
   train.seed = section.seed("seed", train.seed);
@@ -223,11 +237,13 @@ Train read_train(Section section, const Run& run) {
 }  // namespace
 
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
-              std::span<const RouterSchema> routers) {
+              std::span<const RouterSchema> routers, const std::optional<std::string>& default_model) {
   Json root = parse_json(text, origin);
   Source source(origin);
-  if (root.get<Json::Object>() == nullptr)
-    source.fail("", fmt::format("is {}, expected an object", describe(root)));
+  auto* const members = root.get<Json::Object>();
+  if (members == nullptr) source.fail("", fmt::format("is {}, expected an object", describe(root)));
+  if (default_model && find_member(*members, "model") == nullptr)
+    members->push_back({"model", parse_json(*default_model, origin)});
   for (const std::string& text_of_override : overrides) apply_override(root, text_of_override, source);
 
   Section top(&root, "", source, section_keys(""));
@@ -246,6 +262,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Section checkpoint = open("checkpoint");
   run.checkpoint.every = checkpoint.integer("every", 0, kMaxSize, run.checkpoint.every);
   run.checkpoint.keep = checkpoint.integer("keep", 0, kMaxSize, run.checkpoint.keep);
+  run.checkpoint.max_shard_size = read_byte_size(checkpoint, "max_shard_size", run.checkpoint.max_shard_size);
   checkpoint.finish();
   Section log = open("log");
   run.log.every = log.integer("every", 1, kMaxSize, run.log.every);
@@ -256,8 +273,8 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
 }
 
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
-             std::span<const RouterSchema> routers) {
-  return parse_run(read_text_file(path), path, overrides, routers);
+             std::span<const RouterSchema> routers, const std::optional<std::string>& default_model) {
+  return parse_run(read_text_file(path), path, overrides, routers, default_model);
 }
 
 bool looks_like_run(const std::string& text) {

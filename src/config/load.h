@@ -2,6 +2,7 @@
 // expected, and for a key that is not known the nearest one that is.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,12 +15,15 @@ namespace switchyard::config {
 // Reads a run's configuration and applies overrides of the form "a.b=value" (value: JSON, or else a string; an
 // array's element by its index, data.train.0.path=x; of two for the same key the later one holds). A message
 // about a value that an override gave begins with --set and the override instead of the file. `routers`: the
-// types that router.type may name (router::router_schemas(); this room does not know them).
+// types that router.type may name (router::router_schemas(); this room does not know them). `default_model`:
+// a config.json that stands for a `model` section that is not there.
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
-             std::span<const RouterSchema> routers);
+             std::span<const RouterSchema> routers,
+             const std::optional<std::string>& default_model = std::nullopt);
 // The same from a text; `origin` names it in messages.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
-              std::span<const RouterSchema> routers);
+              std::span<const RouterSchema> routers,
+              const std::optional<std::string>& default_model = std::nullopt);
 
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
 // unlike in a run, a quantization_config is accepted and has no effect.

@@ -7,7 +7,9 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -73,11 +75,21 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
+void MappedFile::release(std::span<const std::byte> part) const {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(part.data());
+  const std::uintptr_t first = (begin + page - 1) / page * page;
+  const std::uintptr_t last = (begin + part.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 OutputFile::OutputFile(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
   const int disposition = mode == Mode::append ? O_APPEND : O_TRUNC;
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | disposition, 0644);
   if (fd_ < 0)
     throw_input("{}: cannot be written: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+  struct stat info {};
+  seekable_ = mode == Mode::create && ::fstat(fd_, &info) == 0 && S_ISREG(info.st_mode);
 }
 
 OutputFile::~OutputFile() {
@@ -85,8 +97,9 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  // The checksum is taken piece by piece just before each piece is written, while it is in the cache.
+  // The checksum is taken piece by piece just after each piece is written, while it is in the cache.
   constexpr std::size_t kPiece = std::size_t{1} << 20;
+  if (seekable_ && bytes.size() >= 4 * kPiece) return write_large(bytes);
   while (!bytes.empty()) {
     const auto piece = bytes.first(std::min(bytes.size(), kPiece));
     const ssize_t n = ::write(fd_, piece.data(), piece.size());
@@ -99,6 +112,38 @@ void OutputFile::write(std::span<const std::byte> bytes) {
     written_ += done;
     bytes = bytes.subspan(done);
   }
+}
+
+// Pieces in parallel: while one thread's piece is being written, others take their checksums.
+void OutputFile::write_large(std::span<const std::byte> bytes) {
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
+  std::vector<uLong> crcs(static_cast<std::size_t>(pieces));
+  std::atomic<int> failure = 0;
+#pragma omp parallel for schedule(dynamic)
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
+    const auto piece = bytes.subspan(begin, std::min(kPiece, bytes.size() - begin));
+    for (std::size_t done = 0; done < piece.size() && failure == 0;) {
+      const ssize_t n =
+          ::pwrite(fd_, piece.data() + done, piece.size() - done, static_cast<off_t>(written_ + begin + done));
+      if (n < 0 && errno != EINTR) failure = errno;
+      if (n > 0) done += static_cast<std::size_t>(n);
+    }
+    crcs[static_cast<std::size_t>(i)] =
+        ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()), piece.size());
+  }
+  if (failure != 0)
+    throw_input("{}: write failed after {} bytes: {}; {}", path_.string(), written_, std::strerror(failure),
+                advice_for(failure));
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::size_t left = bytes.size() - static_cast<std::size_t>(i) * kPiece;
+    crc_ = static_cast<std::uint32_t>(
+        ::crc32_combine(crc_, crcs[static_cast<std::size_t>(i)], static_cast<z_off_t>(std::min(left, kPiece))));
+  }
+  written_ += bytes.size();
+  if (::lseek(fd_, static_cast<off_t>(written_), SEEK_SET) < 0)
+    throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
 }
 
 void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
@@ -132,6 +177,19 @@ void sync_directory(const std::filesystem::path& path) {
   if (fd < 0) return;  // some file systems do not open directories; the rename itself is still atomic
   ::fsync(fd);
   ::close(fd);
+}
+
+// Mapped window by window, so that a large file never counts as this process's memory.
+std::uint32_t crc32_of_file(const std::filesystem::path& path) {
+  constexpr std::size_t kWindow = std::size_t{32} << 20;
+  const MappedFile file(path);
+  uLong crc = 0;
+  for (std::size_t begin = 0; begin < file.bytes().size(); begin += kWindow) {
+    const auto window = file.bytes().subspan(begin, std::min(kWindow, file.bytes().size() - begin));
+    crc = ::crc32_combine(crc, crc32(window), static_cast<z_off_t>(window.size()));
+    file.release(window);
+  }
+  return static_cast<std::uint32_t>(crc);
 }
 
 std::uint32_t crc32(std::span<const std::byte> bytes) {

@@ -20,6 +20,8 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::filesystem::path& path() const { return path_; }
+  // The pages that lie wholly in `part` no longer count as this process's memory; reading fetches them again.
+  void release(std::span<const std::byte> part) const;
 
  private:
   std::filesystem::path path_;
@@ -45,8 +47,11 @@ class OutputFile {
   std::uint32_t crc() const { return crc_; }  // CRC-32 (zlib's) of all that was written through this object
 
  private:
+  void write_large(std::span<const std::byte> bytes);
+
   std::filesystem::path path_;
   int fd_ = -1;
+  bool seekable_ = false;  // pieces may be written out of order
   std::uint64_t written_ = 0;
   std::uint32_t crc_ = 0;
 };
@@ -54,6 +59,7 @@ class OutputFile {
 std::string read_text_file(const std::filesystem::path& path);                   // throws InputError
 void write_text_file(const std::filesystem::path& path, std::string_view text);  // create, write, sync, close
 void sync_directory(const std::filesystem::path& path);                          // makes renames in it durable
+std::uint32_t crc32_of_file(const std::filesystem::path& path);                  // the same; throws InputError
 std::uint32_t crc32(std::span<const std::byte> bytes);  // multi-threaded over large inputs
 
 }  // namespace switchyard

@@ -48,9 +48,7 @@ std::string looks_like(std::span<const std::byte> bytes) {
 
 }  // namespace
 
-Shard::Shard(std::filesystem::path path) : file_(std::move(path)) {
-  const auto bytes = file_.bytes();
-  const std::string name = file_.path().string();
+ShardLayout parse_shard(std::span<const std::byte> bytes, const std::string& name) {
   if (bytes.empty()) throw_input("{}: the file is empty, not a token shard; {}", name, kPrepareHint);
   if (bytes.size() < static_cast<std::size_t>(kShardHeaderBytes))
     throw_input("{}: {} bytes, too small for a token shard's header of {}{}; {}", name, bytes.size(),
@@ -69,26 +67,31 @@ Shard::Shard(std::filesystem::path path) : file_(std::move(path)) {
                 magic, format->version, kPrepareHint);
   if (count <= 0) throw_input("{}: token count {} at byte 8; a shard holds at least one token", name, count);
 
-  n_tokens_ = count;
-  token_bytes_ = format->token_bytes;
-  const std::int64_t expected = kShardHeaderBytes + n_tokens_ * token_bytes_;
+  const ShardLayout layout{count, format->token_bytes};
+  const std::int64_t expected = kShardHeaderBytes + layout.n_tokens * layout.token_bytes;
   const auto found = static_cast<std::int64_t>(bytes.size());
   if (found != expected)
     throw_input("{}: {}: its header says {} tokens, hence {} bytes, the file has {}; copy or make it again",
-                name, found < expected ? "truncated" : "too long", n_tokens_, expected, found);
+                name, found < expected ? "truncated" : "too long", layout.n_tokens, expected, found);
+  return layout;
 }
 
-void Shard::read(std::int64_t first, std::span<std::int32_t> out) const {
+void read_tokens(std::span<const std::byte> bytes, const ShardLayout& layout, std::int64_t first,
+                 std::span<std::int32_t> out) {
   const auto count = static_cast<std::int64_t>(out.size());
-  SY_CHECK(first >= 0 && first + count <= n_tokens_, "tokens [{}, {}) of {}", first, first + count, n_tokens_);
+  SY_CHECK(first >= 0 && first + count <= layout.n_tokens, "tokens [{}, {}) of {}", first, first + count,
+           layout.n_tokens);
   if (count == 0) return;
-  const std::byte* from = file_.bytes().data() + byte_offset(first);
-  if (token_bytes_ == 4) {
+  const std::byte* from = bytes.data() + kShardHeaderBytes + first * layout.token_bytes;
+  if (layout.token_bytes == 4) {
     std::memcpy(out.data(), from, out.size_bytes());
   } else {
     const auto* tokens = reinterpret_cast<const std::uint16_t*>(from);
     std::copy(tokens, tokens + count, out.begin());
   }
 }
+
+Shard::Shard(std::filesystem::path path)
+    : file_(std::move(path)), layout_(parse_shard(file_.bytes(), file_.path().string())) {}
 
 }  // namespace switchyard::data

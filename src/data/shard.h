@@ -2,9 +2,11 @@
 //   magic 20240520, version 1: uint16 tokens;  magic 20240801, version 7: uint32 tokens.   Little-endian.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 
 #include "core/file.h"
 
@@ -12,21 +14,35 @@ namespace switchyard::data {
 
 constexpr std::int64_t kShardHeaderBytes = 1024;
 
+// Where the tokens of a shard lie.
+struct ShardLayout {
+  std::int64_t n_tokens = 0;
+  std::int64_t token_bytes = 0;  // 2 or 4
+};
+
+// Checks a whole shard's magic, version and that its size is the header's token count. Throws InputError naming
+// `name`.
+ShardLayout parse_shard(std::span<const std::byte> bytes, const std::string& name);
+// tokens [first, first + out.size()) of a shard's bytes -> out; within n_tokens.
+void read_tokens(std::span<const std::byte> bytes, const ShardLayout& layout, std::int64_t first,
+                 std::span<std::int32_t> out);
+
 class Shard {
  public:
   // Maps the file and checks magic, version and that its size is the header's token count. Throws InputError.
   explicit Shard(std::filesystem::path path);
-  std::int64_t size() const { return n_tokens_; }            // tokens
-  std::int64_t token_bytes() const { return token_bytes_; }  // 2 or 4
+  std::int64_t size() const { return layout_.n_tokens; }            // tokens
+  std::int64_t token_bytes() const { return layout_.token_bytes; }  // 2 or 4
   const std::filesystem::path& path() const { return file_.path(); }
   // tokens [first, first + out.size()) -> out; within size(). A uint32 above INT32_MAX reads as negative.
-  void read(std::int64_t first, std::span<std::int32_t> out) const;
-  std::int64_t byte_offset(std::int64_t token) const { return kShardHeaderBytes + token * token_bytes_; }
+  void read(std::int64_t first, std::span<std::int32_t> out) const {
+    read_tokens(file_.bytes(), layout_, first, out);
+  }
+  std::int64_t byte_offset(std::int64_t token) const { return kShardHeaderBytes + token * layout_.token_bytes; }
 
  private:
   MappedFile file_;
-  std::int64_t n_tokens_ = 0;
-  std::int64_t token_bytes_ = 0;
+  ShardLayout layout_;
 };
 
 }  // namespace switchyard::data

@@ -18,7 +18,11 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "train/disk_space.h"
+#include "train/json_text.h"
+#include "train/manifest.h"
+#include "train/temporary_directory.h"
 #include "train/tokenizer_record.h"
+#include "train/weights_writer.h"
 
 namespace switchyard::train {
 
@@ -28,11 +32,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr int kFormatVersion = 1;
-constexpr const char* kManifest = "manifest.json";
 constexpr const char* kConfig = "config.json";
 constexpr const char* kRun = "run.json";
-constexpr const char* kWeights = "model.safetensors";
 constexpr const char* kState = "state.safetensors";
 constexpr const char* kLatest = "latest";
 constexpr const char* kTemporary = ".tmp_";  // being written, or a link about to be renamed
@@ -70,28 +71,6 @@ bool has_manifest(const fs::path& checkpoint) {
 
 // ---- writing
 // --------------------------------------------------------------------------------------------------
-
-// Removes a directory when it goes out of scope, unless told that it is no longer a temporary.
-class TemporaryDirectory {
- public:
-  explicit TemporaryDirectory(fs::path path) : path_(std::move(path)) {
-    std::error_code error;
-    fs::create_directory(path_, error);
-    if (error) throw_input("{}: cannot be created: {}", path_.string(), error.message());
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    if (!kept_) fs::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const fs::path& path() const { return path_; }
-  void keep() { kept_ = true; }
-
- private:
-  fs::path path_;
-  bool kept_ = false;
-};
 
 void remove_stale(const fs::path& checkpoints) {
   std::vector<fs::path> stale;
@@ -141,13 +120,6 @@ void point_latest_to(const fs::path& checkpoints, const std::string& name) {
   }
 }
 
-FileDigest write_text(const fs::path& path, const std::string& text) {
-  OutputFile file(path);
-  file.write(text);
-  file.close();
-  return {file.bytes_written(), file.crc()};
-}
-
 std::vector<NamedTensor> weight_tensors(const ParameterStore& store) {
   std::vector<NamedTensor> tensors;
   for (std::size_t i = 0; i < store.rows().size(); ++i)
@@ -168,7 +140,7 @@ std::vector<NamedTensor> state_tensors(const ParameterStore& store, std::span<co
 
 std::string run_json(const RunState& state, const config::Run& run) {
   ordered_json text;
-  text["format_version"] = kFormatVersion;
+  text["format_version"] = kCheckpointFormat;
   text["step"] = state.step;
   text["tokens"] = state.tokens;
   text["samples"] = state.samples;
@@ -177,65 +149,8 @@ std::string run_json(const RunState& state, const config::Run& run) {
   return text.dump(2) + "\n";
 }
 
-std::string crc_text(std::uint32_t crc) { return fmt::format("{:08x}", crc); }
-
-std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>& files) {
-  ordered_json manifest;
-  manifest["format_version"] = kFormatVersion;
-  for (const auto& [name, digest] : files)
-    manifest["files"][name] = {{"bytes", digest.bytes}, {"crc32", crc_text(digest.crc)}};
-  return manifest.dump(2) + "\n";
-}
-
 // ---- reading
 // --------------------------------------------------------------------------------------------------
-
-template <class Json>
-Json parse_file(const fs::path& path) {
-  try {
-    return Json::parse(read_text_file(path));
-  } catch (const nlohmann::json::exception& error) {
-    throw_input("{}: is not JSON: {}; the checkpoint is damaged, use another one", path.string(), error.what());
-  }
-}
-
-struct VouchedFile {
-  std::string name;
-  std::uint64_t bytes = 0;
-  std::string crc;
-};
-
-// A name of the manifest stands for a file beside it and nothing else.
-bool is_plain_name(const std::string& name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-         name != kManifest;
-}
-
-std::vector<VouchedFile> read_manifest(const fs::path& checkpoint) {
-  const fs::path path = checkpoint / kManifest;
-  if (!has_manifest(checkpoint))
-    throw_input("{}: is missing; the checkpoint is not whole, use another one", path.string());
-  const auto manifest = parse_file<json>(path);
-  const auto damaged = [&path](const std::string& what) {
-    throw_input("{}: {}; the checkpoint is damaged or of another version, use another one", path.string(),
-                what);
-  };
-  if (!manifest.is_object() || manifest.size() != 2 || !manifest.contains("format_version") ||
-      !manifest.contains("files") || !manifest["files"].is_object())
-    damaged("is not {format_version, files}");
-  if (manifest["format_version"] != kFormatVersion)
-    damaged(
-        fmt::format("format_version is {}, known is {}", manifest["format_version"].dump(), kFormatVersion));
-  std::vector<VouchedFile> files;
-  for (const auto& [name, entry] : manifest["files"].items()) {
-    if (!is_plain_name(name)) damaged(fmt::format("{} is not the name of a file", json(name).dump()));
-    if (!entry.is_object() || entry.size() != 2 || !entry.contains("bytes") ||
-        !entry["bytes"].is_number_unsigned() || !entry.contains("crc32") || !entry["crc32"].is_string())
-      damaged(fmt::format("the entry of {} is not {{bytes, crc32}}", name));
-    files.push_back({name, entry["bytes"].get<std::uint64_t>(), entry["crc32"].get<std::string>()});
-  }
-  return files;
-}
 
 // Checks every file against the manifest, and that no other file is there. Returns the bytes of all of them.
 std::uint64_t verify(const fs::path& checkpoint, const std::vector<VouchedFile>& files) {
@@ -255,11 +170,10 @@ std::uint64_t verify(const fs::path& checkpoint, const std::vector<VouchedFile>&
     const fs::path path = checkpoint / expected.name;
     if (!fs::exists(path, error))
       throw_input("{}: is missing, though {} lists it; use another checkpoint", path.string(), kManifest);
-    const MappedFile file(path);
-    if (file.bytes().size() != expected.bytes)
+    if (const std::uint64_t bytes = fs::file_size(path, error); bytes != expected.bytes)
       throw_input("{}: has {} bytes, {} says {}; the file was cut or changed, use another checkpoint",
-                  path.string(), file.bytes().size(), kManifest, expected.bytes);
-    if (const std::string crc = crc_text(crc32(file.bytes())); crc != expected.crc)
+                  path.string(), bytes, kManifest, expected.bytes);
+    if (const std::string crc = crc_text(crc32_of_file(path)); crc != expected.crc)
       throw_input("{}: has CRC-32 {}, {} says {}; the file is damaged, use another checkpoint", path.string(),
                   crc, kManifest, expected.crc);
     total += expected.bytes;
@@ -278,56 +192,6 @@ T whole_number(const ordered_json& object, const char* key, const fs::path& path
                 key);
   }
   return it->get<T>();
-}
-
-// Names, shortened to what a line can hold.
-std::string list_names(const std::vector<std::string>& names) {
-  constexpr std::size_t kShown = 8;
-  const std::size_t shown = std::min(kShown, names.size());
-  std::string text = fmt::format("{}", fmt::join(names.begin(), names.begin() + std::ptrdiff_t(shown), ", "));
-  if (names.size() > shown) text += fmt::format(" and {} more", names.size() - shown);
-  return text;
-}
-
-// Fills each target from the one file that has it.
-void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
-              const fs::path& checkpoint) {
-  struct Found {
-    const SafetensorsFile* file;
-    const StoredTensor* tensor;
-  };
-  std::unordered_map<std::string_view, Found> found;
-  for (const SafetensorsFile& file : files) {
-    for (const StoredTensor& tensor : file.tensors()) {
-      const auto [it, fresh] = found.try_emplace(tensor.name, Found{&file, &tensor});
-      if (!fresh)
-        throw_input("{}: tensor \"{}\" is also in {}; use another checkpoint", file.path().string(),
-                    tensor.name, it->second.file->path().filename().string());
-    }
-  }
-  std::vector<std::string> missing;
-  std::vector<Found> sources;
-  for (const NamedTensor& target : targets) {
-    const auto it = found.find(target.name);
-    if (it == found.end()) {
-      missing.push_back(target.name);
-    } else {
-      sources.push_back(it->second);
-      found.erase(it);
-    }
-  }
-  if (!missing.empty() || !found.empty()) {
-    std::vector<std::string> extra;
-    for (const auto& [name, source] : found) extra.emplace_back(name);
-    std::sort(extra.begin(), extra.end());
-    std::string what;
-    if (!missing.empty()) what += fmt::format("{} missing: {}", missing.size(), list_names(missing));
-    if (!extra.empty())
-      what += fmt::format("{}{} not known: {}", what.empty() ? "" : "; ", extra.size(), list_names(extra));
-    throw_input("{}: the tensors are not those of this model and run: {}; use a checkpoint of the same model",
-                files.size() == 1 ? files.front().path().string() : checkpoint.string(), what);
-  }
-  for (std::size_t i = 0; i < targets.size(); ++i) sources[i].file->read(*sources[i].tensor, targets[i].tensor);
 }
 
 }  // namespace
@@ -350,18 +214,20 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   if (error) throw_input("{}: cannot be created: {}", checkpoints.string(), error.message());
   remove_stale(checkpoints);
 
-  const auto weights = weight_tensors(store);
-  const auto moments_and_more = state_tensors(store, extra_state);
+  const auto weights = as_written(weight_tensors(store));
+  const auto moments_and_more = as_written(state_tensors(store, extra_state));
   const std::string config_text = config::model_to_hf_json(run.model);
   const std::string run_text = run_json(state, run);
-  constexpr std::uint64_t kSlack = 64 << 10;  // the manifest, the directory itself, blocks begun
+  // The manifest, the directory itself, blocks begun, the index of weights in several files.
+  const std::uint64_t slack = (64 << 10) + 200 * weights.size();
   require_free_space(checkpoints, safetensors_bytes(weights) + safetensors_bytes(moments_and_more) +
-                                      config_text.size() + run_text.size() + kSlack);
+                                      config_text.size() + run_text.size() + slack);
 
   TemporaryDirectory temporary(checkpoints / (kTemporary + name));
   std::vector<std::pair<std::string, FileDigest>> files;
   files.emplace_back(kConfig, write_text(temporary.path() / kConfig, config_text));
-  files.emplace_back(kWeights, write_safetensors(temporary.path() / kWeights, weights));
+  for (auto& file : write_weights(temporary.path(), weights, run.checkpoint.max_shard_size))
+    files.push_back(std::move(file));
   files.emplace_back(kState, write_safetensors(temporary.path() / kState, moments_and_more));
   files.emplace_back(kRun, write_text(temporary.path() / kRun, run_text));
   for (const auto& [file, text] : tokenizer_files(run.data))
@@ -424,35 +290,42 @@ fs::path resolve_checkpoint(const fs::path& path) {
   if (absolute.filename() == "checkpoints") {
     if (auto latest = find_latest(absolute.parent_path())) return *latest;
   }
-  if (fs::exists(path / kWeights, error) || fs::exists(path / kRun, error))
+  if (fs::exists(path / kWeightsFile, error) || fs::exists(path / kRun, error))
     throw_input("{}: is missing; the checkpoint is not whole, use another one", (path / kManifest).string());
   throw_input("{}: holds no checkpoint; give RUN/checkpoints/step_NNNNNN or a run directory that has one",
               path.string());
 }
 
 Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
-  const std::vector<VouchedFile> files = read_manifest(path_);
+  if (!has_manifest(path_))
+    throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / kManifest).string());
+  const std::vector<VouchedFile> files =
+      parse_manifest(read_text_file(path_ / kManifest), (path_ / kManifest).string());
   total_bytes_ = verify(path_, files);
   const auto require = [&](const char* name) {
     if (std::none_of(files.begin(), files.end(), [&](const VouchedFile& file) { return file.name == name; }))
       throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / name).string());
   };
   for (const char* name : {kConfig, kRun, kState}) require(name);
+  std::vector<std::string> weights;
+  bool has_index = false;
   for (const VouchedFile& file : files) {
     const bool part = file.name.starts_with("model-") && file.name.ends_with(".safetensors");
-    if (part || file.name == kWeights) weights_.emplace_back(path_ / file.name);
+    if (part || file.name == kWeightsFile) weights.push_back(file.name);
+    if (file.name == kWeightsIndex) has_index = true;
   }
-  if (weights_.empty()) require(kWeights);
+  if (weights.empty()) require(kWeightsFile);
+  weights_.emplace(path_, weights, has_index);
   state_tensors_.emplace_back(path_ / kState);
   model_json_ = read_text_file(path_ / kConfig);
 
   const fs::path run_path = path_ / kRun;
-  const auto run = parse_file<ordered_json>(run_path);
+  const auto run = parse_ordered_json_text(read_text_file(run_path), run_path.string());
   if (!run.is_object() || !run.contains("config"))
     throw_input("{}: is not a run's state; the checkpoint is damaged, use another one", run_path.string());
   if (const auto version = whole_number<std::int64_t>(run, "format_version", run_path);
-      version != kFormatVersion)
-    throw_input("{}: format_version is {}, known is {}", run_path.string(), version, kFormatVersion);
+      version != kCheckpointFormat)
+    throw_input("{}: format_version is {}, known is {}", run_path.string(), version, kCheckpointFormat);
   state_.step = whole_number<std::int64_t>(run, "step", run_path);
   state_.tokens = whole_number<std::int64_t>(run, "tokens", run_path);
   state_.samples = whole_number<std::uint64_t>(run, "samples", run_path);
@@ -462,20 +335,26 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
 
 config::Model Checkpoint::model() const { return config::parse_model(model_json_, (path_ / kConfig).string()); }
 
-void Checkpoint::check_resumable(const config::Run& run) const {
-  // Both sides go through the same writer, so that a default that is spelt out makes no difference.
-  const json here = json::parse(config::model_to_hf_json(run.model));
-  const json there = json::parse(config::model_to_hf_json(model()));
-  std::vector<std::string> differences;
+std::vector<ModelDifference> differences_of(const config::Model& here, const config::Model& there) {
+  const json a = json::parse(config::model_to_hf_json(here));
+  const json b = json::parse(config::model_to_hf_json(there));
+  std::vector<ModelDifference> differences;
   const auto compare = [&](const std::string& key) {
-    const std::string a = here.contains(key) ? here[key].dump() : "nothing";
-    const std::string b = there.contains(key) ? there[key].dump() : "nothing";
-    if (a != b) differences.push_back(fmt::format("model.{} is {}, in the checkpoint {}", key, a, b));
+    const auto text = [&key](const json& side) { return side.contains(key) ? side[key].dump() : "nothing"; };
+    if (text(a) != text(b)) differences.push_back({key, text(a), text(b)});
   };
-  for (const auto& item : here.items()) compare(item.key());
-  for (const auto& item : there.items()) {
-    if (!here.contains(item.key())) compare(item.key());
+  for (const auto& item : a.items()) compare(item.key());
+  for (const auto& item : b.items()) {
+    if (!a.contains(item.key())) compare(item.key());
   }
+  return differences;
+}
+
+void Checkpoint::check_resumable(const config::Run& run) const {
+  std::vector<std::string> differences;
+  for (const ModelDifference& difference : differences_of(run.model, model()))
+    differences.push_back(
+        fmt::format("model.{} is {}, in the checkpoint {}", difference.key, difference.here, difference.there));
   if (run.train.seed != state_.seed)
     differences.push_back(fmt::format("train.seed is {}, in the checkpoint {}", run.train.seed, state_.seed));
   if (!differences.empty())
@@ -483,7 +362,7 @@ void Checkpoint::check_resumable(const config::Run& run) const {
                 path_.string(), fmt::join(differences, "; "));
 }
 
-void Checkpoint::load_weights(ParameterStore& store) const { read_all(weights_, weight_tensors(store), path_); }
+void Checkpoint::load_weights(ParameterStore& store) const { weights_->load(model(), store); }
 
 void Checkpoint::load_state(ParameterStore& store, std::span<const NamedTensor> extra_state) const {
   SY_CHECK(store.training(), "only a training store has moments to load");
@@ -513,7 +392,7 @@ CheckpointInfo describe_checkpoint(const fs::path& path) {
       info.tensors.push_back(
           {file.path().filename().string(), tensor.name, name_of(tensor.type), tensor.shape});
   };
-  for (const SafetensorsFile& file : checkpoint.weight_files()) {
+  for (const SafetensorsFile& file : checkpoint.weights().files()) {
     list(file);
     for (const StoredTensor& tensor : file.tensors())
       info.parameters += static_cast<std::int64_t>(tensor.bytes.size()) / size_of(tensor.type);

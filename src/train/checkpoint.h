@@ -23,7 +23,9 @@
 
 #include "config/config.h"
 #include "core/parameters.h"
+#include "train/model_weights.h"
 #include "train/safetensors.h"
+#include "train/safetensors_writer.h"
 
 namespace switchyard::train {
 
@@ -58,6 +60,13 @@ std::optional<std::filesystem::path> find_latest(const std::filesystem::path& ru
 // or its checkpoints/. Throws InputError where there is none.
 std::filesystem::path resolve_checkpoint(const std::filesystem::path& path);
 
+// A key of config.json in which two models differ, and its two values as JSON ("nothing": absent). A default
+// that is spelt out makes no difference.
+struct ModelDifference {
+  std::string key, here, there;
+};
+std::vector<ModelDifference> differences_of(const config::Model& here, const config::Model& there);
+
 // A checkpoint opened for reading, its manifest verified: every file there, none besides, sizes and sums right.
 class Checkpoint {
  public:
@@ -70,7 +79,7 @@ class Checkpoint {
   const std::string& model_json() const { return model_json_; }     // config.json, Hugging Face's keys
   const std::string& run_config_json() const { return run_json_; }  // the resolved configuration, as text
   std::uint64_t total_bytes() const { return total_bytes_; }        // of all files, the manifest included
-  const std::vector<SafetensorsFile>& weight_files() const { return weights_; }
+  const ModelWeights& weights() const { return *weights_; }
   const SafetensorsFile& state_file() const { return state_tensors_.front(); }
 
   // Throws InputError, listing every key that differs, where a run of this configuration cannot continue from
@@ -88,7 +97,7 @@ class Checkpoint {
   std::string model_json_;
   std::string run_json_;
   std::uint64_t total_bytes_ = 0;
-  std::vector<SafetensorsFile> weights_;
+  std::optional<ModelWeights> weights_;         // always there once constructed
   std::vector<SafetensorsFile> state_tensors_;  // one file
 };
 

@@ -7,11 +7,11 @@
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
-#include <unordered_set>
 #include <utility>
 
 #include "core/error.h"
+#include "train/json_text.h"
+#include "train/small_floats.h"
 
 namespace switchyard::train {
 
@@ -26,64 +26,6 @@ constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 
 constexpr std::array<StoredType, 6> kTypes = {StoredType::f64,  StoredType::f32, StoredType::f16,
                                               StoredType::bf16, StoredType::i64, StoredType::i32};
-
-StoredType stored_type(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return StoredType::f32;
-    case DType::f64:
-      return StoredType::f64;
-    case DType::bf16:
-      return StoredType::bf16;
-    case DType::i32:
-      return StoredType::i32;
-  }
-  SY_CHECK(false, "a dtype without a stored type");
-  return StoredType::f32;
-}
-
-std::string header_of(std::span<const NamedTensor> tensors) {
-  nlohmann::ordered_json header;
-  header["__metadata__"] = {{"format", "pt"}};
-  std::unordered_set<std::string_view> names;
-  std::uint64_t offset = 0;
-  std::string text = header.dump();
-  text.pop_back();  // the closing brace: members follow
-  for (const auto& [name, tensor] : tensors) {
-    SY_CHECK(tensor.defined() && tensor.contiguous(), "tensor {} is not contiguous", name);
-    SY_CHECK(name != "__metadata__" && names.insert(name).second, "tensor name {} is taken", name);
-    nlohmann::ordered_json entry;
-    entry["dtype"] = name_of(stored_type(tensor.dtype()));
-    auto& shape = entry["shape"] = nlohmann::ordered_json::array();
-    for (int i = 0; i < tensor.shape().rank(); ++i) shape.push_back(tensor.dim(i));
-    const std::uint64_t end = offset + static_cast<std::uint64_t>(tensor.nbytes());
-    entry["data_offsets"] = {offset, end};
-    offset = end;
-    text += fmt::format(",{}:{}", json(name).dump(), entry.dump());
-  }
-  text += '}';
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begin 8-byte aligned
-  return text;
-}
-
-// Reads the header's JSON and refuses a key that stands twice in one object, which the parser alone would let
-// pass: the last one would win.
-json parse_header(std::string_view text, const std::string& path) {
-  std::vector<std::set<std::string>> open_objects;
-  const auto watch = [&](int, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == json::parse_event_t::key && !open_objects.back().insert(value.get<std::string>()).second)
-      throw_input("{}: the header has {} twice; the file is damaged", path, value.dump());
-    return true;
-  };
-  try {
-    return json::parse(text, watch);
-  } catch (const json::exception& error) {
-    throw_input("{}: the header is not JSON: {}; the file is damaged or not a safetensors file", path,
-                error.what());
-  }
-}
 
 struct Range {
   std::uint64_t begin, end;
@@ -125,29 +67,24 @@ std::int64_t size_of(StoredType type) {
   return 0;
 }
 
+StoredType stored_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return StoredType::f32;
+    case DType::f64:
+      return StoredType::f64;
+    case DType::bf16:
+      return StoredType::bf16;
+    case DType::i32:
+      return StoredType::i32;
+  }
+  SY_CHECK(false, "a dtype without a stored type");
+  return StoredType::f32;
+}
+
 std::string StoredTensor::shape_string() const { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
-std::uint64_t safetensors_bytes(std::span<const NamedTensor> tensors) {
-  std::uint64_t bytes = kLengthBytes + header_of(tensors).size();
-  for (const auto& [name, tensor] : tensors) bytes += static_cast<std::uint64_t>(tensor.nbytes());
-  return bytes;
-}
-
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors) {
-  const std::string header = header_of(tensors);
-  const std::uint64_t length = header.size();
-  OutputFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(header);
-  for (const auto& [name, tensor] : tensors)
-    file.write({static_cast<const std::byte*>(tensor.raw()), static_cast<std::size_t>(tensor.nbytes())});
-  file.close();
-  return {file.bytes_written(), file.crc()};
-}
-
-SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::move(file_path)) {
-  const std::string path = file_.path().string();
-  const std::span<const std::byte> bytes = file_.bytes();
+std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, const std::string& path) {
   if (bytes.size() < kLengthBytes)
     throw_input("{}: {} bytes are too few for a safetensors file; it was cut", path, bytes.size());
   std::uint64_t header_bytes = 0;
@@ -157,10 +94,11 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
                 path, header_bytes, bytes.size());
   const auto header_span = bytes.subspan(kLengthBytes, header_bytes);
   const auto data = bytes.subspan(kLengthBytes + header_bytes);
-  const json header =
-      parse_header({reinterpret_cast<const char*>(header_span.data()), header_span.size()}, path);
+  const json header = parse_json_text({reinterpret_cast<const char*>(header_span.data()), header_span.size()},
+                                      path + ": the header");
   if (!header.is_object()) throw_input("{}: the header is not a JSON object; the file is damaged", path);
 
+  std::vector<StoredTensor> tensors;
   std::vector<Range> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") {
@@ -169,8 +107,8 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
         throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
       continue;
     }
-    const auto damaged = [&path = path, &name = name](const std::string& what) {
-      throw_input("{}: tensor \"{}\": {}", path, name, what);
+    const auto damaged = [&path, &name = name](const std::string& what) {
+      throw_input("{}: tensor {}: {}", path, in_quotes(name), what);
     };
     if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") ||
         !entry.contains("data_offsets"))
@@ -182,7 +120,10 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
     const auto* type = std::find_if(kTypes.begin(), kTypes.end(),
                                     [&](StoredType t) { return dtype.is_string() && dtype == name_of(t); });
     if (type == kTypes.end())
-      damaged(fmt::format("dtype {} is not known; F64, F32, F16, BF16, I64 and I32 are", dtype.dump()));
+      damaged(dtype.is_string() && dtype.get<std::string>().starts_with("F8_")
+                  ? fmt::format("dtype {} is quantised, which cannot be read; convert it to BF16", dtype.dump())
+                  : fmt::format("dtype {} is not known; F64, F32, F16, BF16, I64 and I32 are",
+                                printable(dtype.dump())));
     tensor.type = *type;
 
     const json& shape = entry["shape"];
@@ -191,6 +132,9 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
                                             [](const json& value) { return value.is_number_unsigned(); });
     };
     if (!all_unsigned(shape)) damaged("its shape is not a list of whole numbers");
+    constexpr std::size_t kMaxRank = 16;
+    if (shape.size() > kMaxRank)
+      damaged(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
     std::int64_t size = size_of(tensor.type);
     for (const json& dim : shape) {
       const auto n = dim.get<std::uint64_t>();
@@ -209,8 +153,8 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
       damaged(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", name_of(tensor.type),
                           shape.dump(), size, end - begin));
     tensor.bytes = data.subspan(begin, end - begin);
-    ranges.push_back({begin, end, tensors_.size()});
-    tensors_.push_back(std::move(tensor));
+    ranges.push_back({begin, end, tensors.size()});
+    tensors.push_back(std::move(tensor));
   }
 
   std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
@@ -219,8 +163,8 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
   std::uint64_t expected = 0;
   for (const Range& range : ranges) {
     if (range.begin != expected)
-      throw_input("{}: tensor \"{}\" begins at byte {} of the data, but the one before it ends at {}: {}", path,
-                  tensors_[range.tensor].name, range.begin, expected,
+      throw_input("{}: tensor {} begins at byte {} of the data, but the one before it ends at {}: {}", path,
+                  in_quotes(tensors[range.tensor].name), range.begin, expected,
                   range.begin < expected ? "they overlap" : "a gap");
     expected = range.end;
   }
@@ -229,9 +173,13 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path file_path) : file_(std::m
                 expected);
 
   std::vector<StoredTensor> sorted;
-  sorted.reserve(tensors_.size());
-  for (const Range& range : ranges) sorted.push_back(std::move(tensors_[range.tensor]));
-  tensors_ = std::move(sorted);
+  sorted.reserve(tensors.size());
+  for (const Range& range : ranges) sorted.push_back(std::move(tensors[range.tensor]));
+  return sorted;
+}
+
+SafetensorsFile::SafetensorsFile(std::filesystem::path file_path)
+    : file_(std::move(file_path)), tensors_(parse_safetensors(file_.bytes(), file_.path().string())) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
 }
 
@@ -241,19 +189,6 @@ const StoredTensor* SafetensorsFile::find(std::string_view name) const {
 }
 
 namespace {
-
-float float_of_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
-
-float float_of_f16(std::uint16_t bits) {
-  const std::uint32_t sign = std::uint32_t{bits & 0x8000u} << 16;
-  const std::uint32_t exponent = (bits >> 10) & 0x1fu, mantissa = bits & 0x3ffu;
-  if (exponent == 0) {  // zero and subnormal numbers: mantissa * 2^-24, exact in float32
-    const float value = static_cast<float>(mantissa) * 0x1p-24f;
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
-  }
-  const std::uint32_t widened = exponent == 31 ? 255u : exponent + 112u;
-  return std::bit_cast<float>(sign | (widened << 23) | (mantissa << 13));
-}
 
 // Elements are read with memcpy: nothing promises that they are aligned in the file.
 template <class Stored, class T, class Convert>
@@ -307,6 +242,7 @@ void SafetensorsFile::read(const StoredTensor& stored, Tensor out) const {
       const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
       std::memcpy(data + begin, stored.bytes.data() + begin, std::min(kPiece, stored.bytes.size() - begin));
     }
+    release(stored);
     return;
   }
   const bool read = out.dtype() == DType::f32   ? widen<float>(stored, out)
@@ -315,6 +251,7 @@ void SafetensorsFile::read(const StoredTensor& stored, Tensor out) const {
   if (!read)
     throw_input("{}: tensor \"{}\" is {}, which does not become {} without loss", path().string(), stored.name,
                 name_of(stored.type), name_of(stored_type(out.dtype())));
+  release(stored);
 }
 
 }  // namespace switchyard::train

@@ -1,4 +1,4 @@
-// The safetensors file format, written and read: 8 bytes of header length (little-endian), a JSON header that
+// The safetensors file format, read: 8 bytes of header length (little-endian), a JSON header that
 // gives each tensor's dtype, shape and byte range, then the bytes of the tensors.
 //
 // The reader trusts nothing: an entry is only handed out once every range of the file was found to lie inside
@@ -24,21 +24,10 @@ struct NamedTensor {
   Tensor tensor;  // contiguous, on the CPU
 };
 
-// What was written: the figures that a manifest keeps of a file.
-struct FileDigest {
-  std::uint64_t bytes = 0;
-  std::uint32_t crc = 0;
-};
-
-// Bytes that write_safetensors would write.
-std::uint64_t safetensors_bytes(std::span<const NamedTensor> tensors);
-// Writes the tensors in the order given, straight from their memory, and syncs the file. dtypes f32, f64, bf16,
-// i32; names are unique. Throws InputError where the file cannot be written.
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors);
-
 enum class StoredType : std::uint8_t { f64, f32, f16, bf16, i64, i32 };
 const char* name_of(StoredType type);   // "F64", as in the file
 std::int64_t size_of(StoredType type);  // bytes of one element
+StoredType stored_type(DType dtype);
 
 struct StoredTensor {
   std::string name;
@@ -47,6 +36,10 @@ struct StoredTensor {
   std::span<const std::byte> bytes;  // inside the mapped file
   std::string shape_string() const;  // "[4, 256]"
 };
+
+// The tensors of a file's content, in the order of their bytes, which stay where they are. Throws InputError
+// naming `path`, the tensor and what is wrong.
+std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, const std::string& path);
 
 class SafetensorsFile {
  public:
@@ -62,6 +55,8 @@ class SafetensorsFile {
   // step from one to the other loses nothing: f16, bf16 -> f32, f64 and f32 -> f64. Any other pair is an
   // InputError.
   void read(const StoredTensor& stored, Tensor out) const;
+  // Gives the memory of a tensor's pages back; reading it again fetches them again.
+  void release(const StoredTensor& stored) const { file_.release(stored.bytes); }
 
  private:
   MappedFile file_;

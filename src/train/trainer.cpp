@@ -14,6 +14,7 @@
 #include "ops/linear.h"
 #include "train/console.h"
 #include "train/evaluator.h"
+#include "train/model_directory.h"
 #include "train/schedule.h"
 
 namespace switchyard::train {
@@ -111,6 +112,12 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
     state_ = checkpoint.state();
   } else {
     model_.parameters().initialise(run.train.seed);
+    if (resume.initial_weights) {
+      const ModelDirectory directory(*resume.initial_weights);
+      directory.check_model(run_.model);
+      directory.weights().load(run_.model, model_.parameters());
+      log_info(fmt::format("begins with the weights of {}", directory.path().string()));
+    }
   }
 
   directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);

@@ -27,6 +27,8 @@ namespace switchyard::train {
 struct Resume {
   bool wanted = false;                              // --resume was given
   std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
+  // Where the weights of a run from the start come from (model_directory.h); none: they are random.
+  std::optional<std::filesystem::path> initial_weights = std::nullopt;
 };
 
 enum class RunEnd { finished, interrupted };

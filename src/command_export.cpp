@@ -1,0 +1,134 @@
+// A checkpoint or a model directory -> a Hugging Face model directory, tensor by tensor from file to file.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <system_error>
+#include <unordered_map>
+
+#include "commands.h"
+#include "config/byte_size.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "model/transformer.h"
+#include "train/disk_space.h"
+#include "train/model_directory.h"
+#include "train/temporary_directory.h"
+#include "train/weights_writer.h"
+
+namespace switchyard {
+
+namespace {
+
+namespace fs = std::filesystem;
+using train::StoredType;
+
+// What belongs to a model beside its weights.
+constexpr const char* kCompanions[] = {"tokenizer.json",
+                                       "tokenizer_config.json",
+                                       "tokenizer.model",
+                                       "vocab.json",
+                                       "merges.txt",
+                                       "special_tokens_map.json",
+                                       "added_tokens.json",
+                                       "chat_template.jinja",
+                                       "generation_config.json"};
+
+std::optional<StoredType> parse_dtype(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  if (name == "float32") return StoredType::f32;
+  if (name == "bfloat16") return StoredType::bf16;
+  if (name == "float16") return StoredType::f16;
+  throw_input("--dtype {}: is not known; known: float32, bfloat16, float16", name);
+}
+
+const char* torch_dtype_of(StoredType type) {
+  return type == StoredType::bf16 ? "bfloat16" : type == StoredType::f16 ? "float16" : "float32";
+}
+
+// The router's bias is float32 in transformers whatever the model's dtype is.
+StoredType type_of(const train::StoredTensor& tensor, const std::optional<StoredType>& wanted) {
+  if (!wanted) return tensor.type;
+  return tensor.name.ends_with(".e_score_correction_bias") ? StoredType::f32 : *wanted;
+}
+
+std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& source,
+                                                   std::span<const Parameter> rows,
+                                                   const std::optional<StoredType>& dtype) {
+  std::unordered_map<const train::StoredTensor*, const train::SafetensorsFile*> file_of;
+  for (const train::SafetensorsFile& file : source.weights().files())
+    for (const train::StoredTensor& tensor : file.tensors()) file_of.emplace(&tensor, &file);
+  std::vector<train::WrittenTensor> tensors;
+  for (const train::StoredTensor* tensor : source.weights().match(source.model(), rows))
+    tensors.push_back({*tensor, type_of(*tensor, dtype), file_of.at(tensor)});
+  return tensors;
+}
+
+// The source's own config.json with the dtype of what is written.
+std::string config_for(const train::ModelDirectory& source, StoredType dtype) {
+  auto config = nlohmann::ordered_json::parse(source.config_json());
+  config.erase("dtype");
+  config["torch_dtype"] = torch_dtype_of(dtype);
+  return config.dump(2) + "\n";
+}
+
+// Beside the source; of a checkpoint also in its run directory.
+void copy_companions(const train::ModelDirectory& source, const fs::path& to) {
+  std::vector<fs::path> places = {source.path()};
+  if (source.checkpoint()) places.push_back(fs::canonical(source.path()).parent_path().parent_path());
+  for (const char* name : kCompanions) {
+    for (const fs::path& place : places) {
+      if (!fs::is_regular_file(place / name)) continue;
+      std::error_code error;
+      fs::copy_file(place / name, to / name, error);
+      if (error) throw_input("{}: cannot be copied: {}", (place / name).string(), error.message());
+      break;
+    }
+  }
+}
+
+}  // namespace
+
+int run_export(const ExportOptions& options) {
+  const auto dtype = parse_dtype(options.dtype);
+  const auto max_shard_size = config::parse_byte_size(options.max_shard_size);
+  if (!max_shard_size)
+    throw_input("--max-shard-size {}: expected bytes: a number, or a text such as 5GB or 512MiB",
+                options.max_shard_size);
+  fs::path out = fs::absolute(options.out).lexically_normal();
+  if (!out.has_filename()) out = out.parent_path();
+  if (fs::exists(fs::symlink_status(out)))
+    throw_input("{}: is already there; choose another --out or remove it", out.string());
+
+  const train::ModelDirectory source(options.source);
+  const model::Transformer model(source.model(), source.router(), DType::f32, false);
+  const auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
+  const auto embedding = std::find_if(tensors.begin(), tensors.end(), [](const train::WrittenTensor& tensor) {
+    return tensor.from.name == "model.embed_tokens.weight";
+  });
+  SY_CHECK(embedding != tensors.end(), "a model without an embedding");
+
+  std::error_code error;
+  fs::create_directories(out.parent_path(), error);
+  if (error) throw_input("{}: cannot be created: {}", out.parent_path().string(), error.message());
+  constexpr std::uint64_t kSlack = 1 << 20;  // headers, config.json, the index
+  train::require_free_space(out.parent_path(), train::safetensors_bytes(tensors) + kSlack);
+  train::TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
+  train::write_text(temporary.path() / "config.json", config_for(source, embedding->type));
+  const auto files = train::write_weights(temporary.path(), tensors, *max_shard_size);
+  copy_companions(source, temporary.path());
+  sync_directory(temporary.path());
+  fs::rename(temporary.path(), out, error);
+  if (error) throw_input("{}: cannot be put in place: {}", out.string(), error.message());
+  temporary.keep();
+  sync_directory(out.parent_path());
+  log_info(fmt::format("{}: {} tensors as {}, in {} file{}", out.string(), tensors.size(),
+                       torch_dtype_of(embedding->type), std::max<std::size_t>(1, files.size() - 1),
+                       files.size() > 2 ? "s" : ""));
+  return 0;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,14 @@
+// "5GB": a number of bytes as Hugging Face's tools take it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace switchyard::config {
+
+// Digits and one of B, KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (of 1024) or nothing (bytes). No
+// value where the text is something else, 0, or more than 2^62.
+std::optional<std::int64_t> parse_byte_size(std::string_view text);
+
+}  // namespace switchyard::config

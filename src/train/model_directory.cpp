@@ -1,0 +1,121 @@
+#include "train/model_directory.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <system_error>
+
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "model/names.h"
+#include "router/registry.h"
+#include "train/json_text.h"
+
+namespace switchyard::train {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+void refuse_quantised(const std::string& config_json, const fs::path& path) {
+  const auto json = parse_json_text(config_json, path.string());
+  const auto found = json.find("quantization_config");
+  if (found == json.end() || found->is_null()) return;
+  throw_input("{}: quantization_config: {}: quantised weights cannot be read; convert them to bfloat16 first",
+              path.string(), printable(found->dump()));
+}
+
+ModelWeights open_weights(const fs::path& directory) {
+  std::set<std::string> there;
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().extension() == ".safetensors") there.insert(entry.path().filename().string());
+  const fs::path index_path = directory / kWeightsIndex;
+  if (!fs::exists(index_path)) {
+    if (there.empty())
+      throw_input("{}: holds no .safetensors file; weights of another format are not read, convert them",
+                  directory.string());
+    return {directory, {there.begin(), there.end()}, false};
+  }
+  std::set<std::string> listed;
+  for (const auto& [name, file] : parse_weights_index(read_text_file(index_path), index_path.string()))
+    listed.insert(file);
+  std::vector<std::string> missing, unlisted, others;
+  std::set_difference(listed.begin(), listed.end(), there.begin(), there.end(), std::back_inserter(missing));
+  for (const std::string& name : there)
+    if (!listed.contains(name)) (name.starts_with("model") ? unlisted : others).push_back(name);
+  if (!missing.empty())
+    throw_input("{}: lists {}, which {} not there; copy the model again", index_path.string(),
+                fmt::join(missing, ", "), missing.size() == 1 ? "is" : "are");
+  if (!unlisted.empty())
+    throw_input("{}: does not list {}, which would be left unread; remove the file or the index",
+                index_path.string(), fmt::join(unlisted, ", "));
+  if (!others.empty())
+    log_info(fmt::format("{}: not read, since the index does not list it: {}", directory.string(),
+                         fmt::join(others, ", ")));
+  return {directory, {listed.begin(), listed.end()}, true};
+}
+
+}  // namespace
+
+bool is_hugging_face(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path / "config.json", error)) return false;
+  for (const char* of_a_run : {"manifest.json", "run.json", "state.safetensors", "checkpoints"})
+    if (fs::exists(path / of_a_run, error)) return false;
+  return !config::looks_like_run(read_text_file(path / "config.json"));
+}
+
+ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
+  if (!is_hugging_face(path)) {
+    checkpoint_.emplace(path);
+    path_ = checkpoint_->path();
+    config_json_ = checkpoint_->model_json();
+    model_ = checkpoint_->model();
+    return;
+  }
+  const fs::path config = path / "config.json";
+  config_json_ = read_text_file(config);
+  model_ = config::parse_model(config_json_, config.string());
+  refuse_quantised(config_json_, config);
+  weights_.emplace(open_weights(path));
+  // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
+  const std::string mtp_prefix = model::layer_prefix(model_.num_hidden_layers);
+  const auto has_mtp = [&](const SafetensorsFile& file) {
+    return std::any_of(file.tensors().begin(), file.tensors().end(),
+                       [&](const StoredTensor& tensor) { return tensor.name.starts_with(mtp_prefix); });
+  };
+  if (std::none_of(weights_->files().begin(), weights_->files().end(), has_mtp))
+    model_.num_nextn_predict_layers = 0;
+}
+
+std::optional<config::Run> ModelDirectory::run() const {
+  if (!checkpoint_) return std::nullopt;
+  return config::parse_run(checkpoint_->run_config_json(), (path_ / "run.json").string(), {},
+                           router::router_schemas());
+}
+
+config::Router ModelDirectory::router() const {
+  const std::optional<config::Run> of_run = run();
+  return of_run ? of_run->router : config::default_router(model_.family, router::router_schemas());
+}
+
+const ModelWeights& ModelDirectory::weights() const { return checkpoint_ ? checkpoint_->weights() : *weights_; }
+
+void ModelDirectory::check_model(const config::Model& model) const {
+  constexpr std::string_view kMayDiffer[] = {"initializer_range", "max_position_embeddings",
+                                             "num_nextn_predict_layers"};
+  std::vector<std::string> differences;
+  for (const ModelDifference& difference : differences_of(model, model_))
+    if (std::find(std::begin(kMayDiffer), std::end(kMayDiffer), difference.key) == std::end(kMayDiffer))
+      differences.push_back(
+          fmt::format("model.{} is {}, there {}", difference.key, difference.here, difference.there));
+  if (!differences.empty())
+    throw_input("{}: cannot begin with these weights: {}; use the model of the directory's config.json",
+                (path_ / "config.json").string(), fmt::join(differences, "; "));
+}
+
+}  // namespace switchyard::train

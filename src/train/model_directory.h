@@ -1,0 +1,48 @@
+// Where the weights of a model come from: a checkpoint of a run, or a Hugging Face model directory (config.json
+// and *.safetensors, with or without model.safetensors.index.json).
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "train/checkpoint.h"
+#include "train/model_weights.h"
+
+namespace switchyard::train {
+
+// True for a directory with the config.json of a model alone and nothing of a run around it: a checkpoint that
+// lost its manifest is not one.
+bool is_hugging_face(const std::filesystem::path& path);
+
+class ModelDirectory {
+ public:
+  // A checkpoint as Checkpoint takes it (verified), else a Hugging Face directory. Throws InputError: neither;
+  // quantised weights; files that the index does not name or that are not there.
+  explicit ModelDirectory(const std::filesystem::path& path);
+
+  const std::filesystem::path& path() const { return path_; }
+  const std::optional<Checkpoint>& checkpoint() const { return checkpoint_; }  // none: of Hugging Face
+  const std::string& config_json() const { return config_json_; }              // Hugging Face's keys
+  const config::Model& model() const { return model_; }
+  const ModelWeights& weights() const;
+  // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
+  std::optional<config::Run> run() const;
+  config::Router router() const;  // the run's, or that of the model's family
+
+  // Throws InputError, listing every key with both values, where `model` computes something else than the
+  // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token
+  // prediction may differ.
+  void check_model(const config::Model& model) const;
+
+ private:
+  std::filesystem::path path_;
+  std::optional<Checkpoint> checkpoint_;
+  std::optional<ModelWeights> weights_;  // of Hugging Face
+  std::string config_json_;
+  config::Model model_;
+};
+
+}  // namespace switchyard::train

@@ -1,0 +1,45 @@
+// The weights of a model as files hold them: one or many safetensors files, with or without an index.
+//
+// Every tensor is accounted for. What is missing, too many, of another shape or dtype, in two files, or
+// elsewhere than the index says is one InputError that lists it.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "train/safetensors.h"
+#include "train/weights_index.h"
+
+namespace switchyard::train {
+
+class ModelWeights {
+ public:
+  // Opens `files` of `directory`; has_index: kWeightsIndex is there and is checked against them.
+  ModelWeights(std::filesystem::path directory, const std::vector<std::string>& files, bool has_index);
+
+  const std::vector<SafetensorsFile>& files() const { return files_; }
+
+  // The tensor of every row, in the order of the rows. Not asked for and passed over: an lm_head.weight that
+  // equals the embedding it is tied to bit for bit; inv_freq buffers of old files; and layers behind the last
+  // one (DeepSeek-V3's multi-token prediction) where the rows have none. Each is said in one line.
+  std::vector<const StoredTensor*> match(const config::Model& model, std::span<const Parameter> rows) const;
+  // Fills the store's values (f32 or f64) from F32, BF16 or F16.
+  void load(const config::Model& model, ParameterStore& store) const;
+
+ private:
+  std::filesystem::path directory_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, std::string> index_;  // empty: none
+};
+
+// Fills each target from the one file that has it; the same accounting, with nothing passed over.
+void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
+              const std::filesystem::path& where);
+
+}  // namespace switchyard::train

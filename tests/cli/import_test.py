@@ -1,0 +1,246 @@
+"""Hugging Face model directories: eval, inspect, train --init-from and export, and every way in which one is wrong."""
+
+import json
+import pathlib
+import shutil
+import struct
+
+import harness
+from harness import CliTest
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+
+
+def read_raw(path):
+    """name -> (dtype, shape, bytes)"""
+    content = pathlib.Path(path).read_bytes()
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8:8 + length])
+    header.pop("__metadata__", None)
+    data = content[8 + length:]
+    return {name: (e["dtype"], e["shape"], data[slice(*e["data_offsets"])]) for name, e in header.items()}
+
+
+def write_raw(path, tensors):
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(t[2] for t in tensors.values()))
+
+
+def narrow(tensor, dtype):
+    """F32 to BF16 by cutting, to F16 by Python's rounding: any values do, as long as they are of that type."""
+    _, shape, data = tensor
+    if dtype == "BF16":
+        return dtype, shape, b"".join(data[i + 2:i + 4] for i in range(0, len(data), 4))
+    count = len(data) // 4
+    return dtype, shape, struct.pack(f"<{count}e", *struct.unpack(f"<{count}f", data))
+
+
+class Import(CliTest):
+    def model(self, case="qwen3_moe", dtype="F32", sharded=False, name="model"):
+        """A directory as transformers writes it, of a golden case's weights."""
+        directory = self.dir / name
+        directory.mkdir()
+        shutil.copy(GOLDEN / case / "config.json", directory)
+        tensors = read_raw(GOLDEN / case / "model.safetensors")
+        if dtype != "F32":
+            tensors = {n: t if n.endswith("e_score_correction_bias") else narrow(t, dtype) for n, t in tensors.items()}
+        if not sharded:
+            write_raw(directory / "model.safetensors", tensors)
+            return directory
+        names, weight_map = list(tensors), {}
+        for i, part in enumerate((names[:5], names[5:]), 1):
+            file = f"model-{i:05}-of-00002.safetensors"
+            write_raw(directory / file, {n: tensors[n] for n in part})
+            weight_map |= {n: file for n in part}
+        self.write_index(directory, weight_map)
+        return directory
+
+    def write_index(self, directory, weight_map):
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    def tensors(self, directory):
+        return {n: t for file in sorted(directory.glob("*.safetensors")) for n, t in read_raw(file).items()}
+
+    def data(self, directory):
+        vocab = json.loads((directory / "config.json").read_text())["vocab_size"]
+        harness.write_shard(self.dir / "small.bin", [t % vocab for t in harness.learnable_tokens(301)])
+        return "small.bin"
+
+    def loss(self, directory, *options):
+        finished = self.ok("eval", directory, "--data", self.data(directory), "--seq-len", 16, *options, "--json", "-")
+        return json.loads(finished.out)["loss"]
+
+    def test_round_trip_is_bit_for_bit(self):
+        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3"):
+            for dtype, name in (("F32", "float32"), ("BF16", "bfloat16"), ("F16", "float16")):
+                for sharded in (False, True):
+                    with self.subTest(case=case, dtype=dtype, sharded=sharded):
+                        tag = f"{case}-{dtype}-{sharded}"
+                        source = self.model(case, dtype, sharded, tag)
+                        (source / "tokenizer.json").write_text("{}")
+                        for options in ((), ("--dtype", name), ("--max-shard-size", "20KB")):
+                            out = self.dir / "out"
+                            self.ok("export", source, "--out", out, *options)
+                            self.assertEqual(self.tensors(out), self.tensors(source))
+                            self.assertEqual((out / "tokenizer.json").read_text(), "{}")
+                            config = json.loads((out / "config.json").read_text())
+                            self.assertEqual(config["torch_dtype"], name)
+                            index = out / "model.safetensors.index.json"
+                            if options[:1] == ("--max-shard-size",):
+                                weight_map = json.loads(index.read_text())["weight_map"]
+                                self.assertGreater(len(set(weight_map.values())), 1)
+                                for tensor, file in weight_map.items():
+                                    self.assertIn(tensor, read_raw(out / file))
+                                self.assertEqual(self.loss(out), self.loss(source))
+                            else:
+                                self.assertFalse(index.exists())
+                            shutil.rmtree(out)
+
+    def test_export_rounds_to_nearest_even(self):
+        source = self.model()
+        tensors = read_raw(source / "model.safetensors")
+        name = "model.norm.weight"
+        values = [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 2**-25, 3 * 2**-25, -0.0, 65519.0]
+        count = tensors[name][1][0]
+        values = (values * count)[:count]
+        tensors[name] = ("F32", [count], struct.pack(f"<{count}f", *values))
+        write_raw(source / "model.safetensors", tensors)
+        self.ok("export", source, "--out", "half", "--dtype", "float16")
+        self.assertEqual(self.tensors(self.dir / "half")[name][2], struct.pack(f"<{count}e", *values))
+        self.ok("export", source, "--out", "brain", "--dtype", "bfloat16")
+        words = struct.unpack(f"<{count}H", self.tensors(self.dir / "brain")[name][2])
+        self.assertEqual(words[0], 0x3F80)  # a tie, to even: down
+        self.assertEqual(words[1], 0x3F82)  # a tie, to even: up
+        tensors[name] = ("F32", [count], struct.pack(f"<{count}f", *[65520.0] * count))
+        write_raw(source / "model.safetensors", tensors)
+        self.fails(2, "export", source, "--out", "over", "--dtype", "float16", names=[name, "too large"])
+        self.assertFalse((self.dir / "over").exists())
+        self.assertFalse((self.dir / ".tmp_over").exists())
+        self.fails(2, "export", source, "--out", "brain", names=["brain", "already"])
+
+    def test_biases_stay_float32(self):
+        self.ok("export", self.model("deepseek_v3"), "--out", "out", "--dtype", "bfloat16")
+        kinds = {n.endswith("e_score_correction_bias"): t[0] for n, t in self.tensors(self.dir / "out").items()}
+        self.assertEqual(kinds, {True: "F32", False: "BF16"})
+
+    def test_eval_and_inspect(self):
+        source = self.model(sharded=True)
+        single = self.model(name="single")
+        self.assertEqual(self.loss(source), self.loss(single))
+        finished = self.ok("eval", source, "--data", self.data(source))
+        self.assertIn("--seq-len", finished.err)
+        info = json.loads(self.ok("inspect", source, "--json").out)
+        self.assertEqual(info["kind"], "model_directory")
+        self.assertEqual({t["name"] for t in info["tensors"]}, set(self.tensors(source)))
+
+    def run_of(self, source, **changes):
+        config = harness.tiny_config()
+        config["model"] = json.loads((source / "config.json").read_text())
+        config["router"] = {}
+        config["data"] = {"train": [self.data(source)]}
+        config["train"] |= {"seq_len": 16, "steps": 2, "lr": 1e-30, "weight_decay": 0}
+        return self.write_config(config, **changes)
+
+    def test_training_begins_with_the_weights(self):
+        source = self.model("mixtral", "BF16", sharded=True)
+        for changes in ({}, {"model": None}):
+            shutil.rmtree(self.dir / "run", ignore_errors=True)
+            self.ok("train", self.run_of(source, **changes), "--init-from", source, "--out", "run")
+            self.ok("export", "run", "--out", f"out{len(changes)}", "--dtype", "bfloat16")
+            self.assertEqual(self.tensors(self.dir / f"out{len(changes)}"), self.tensors(source))
+        # A run begins with another run's weights; with a checkpoint there, --resume auto wins.
+        self.ok("train", self.run_of(source), "--init-from", "run", "--out", "next", "--resume", "auto")
+        finished = self.ok("train", self.run_of(source, train__steps=3), "--init-from", source, "--out", "next",
+                           "--resume", "auto")
+        self.assertIn("has no effect", finished.err)
+        self.assertEqual(self.metrics("next")[-1]["step"], 3)
+        self.fails(2, "train", self.run_of(source), "--init-from", source, "--resume", "run", names=["--init-from"])
+
+    def test_another_model_is_refused_with_every_key(self):
+        source = self.model("qwen3_moe")
+        config = self.run_of(source, model__norm_topk_prob=None, model__rms_norm_eps=0.01, model__rope_theta=77,
+                             model__initializer_range=0.5)
+        failed = self.fails(2, "train", config, "--init-from", source, "--out", "run",
+                            names=["rms_norm_eps is 0.01", "rope_theta is 77"])
+        self.assertNotIn("initializer_range", failed.error)
+        self.assert_holds_no_file(self.dir / "run")
+
+    def test_checkpoints_in_shards(self):
+        config = self.write_config(checkpoint__max_shard_size="20KB", train__steps=6)
+        self.ok("train", config, "--out", "run")
+        self.assertGreater(len(self.weights("run")), 1)
+        self.ok("train", self.write_config(checkpoint__max_shard_size="20KB", train__steps=8), "--out", "run",
+                "--resume", "auto")
+        self.ok("eval", "run", "--data", "data/val.bin")
+        self.fails(2, "train", self.write_config(checkpoint__max_shard_size="20 elephants"), "--out", "r2",
+                   names=["checkpoint.max_shard_size", "elephants"])
+
+    def refused(self, change, names, case="qwen3_moe", sharded=False):
+        directory = self.model(case, sharded=sharded)
+        tensors = self.tensors(directory)
+        change(directory, tensors)
+        if not sharded:
+            write_raw(directory / "model.safetensors", tensors)
+        self.fails(2, "eval", directory, "--data", self.data(directory), names=names)
+        shutil.rmtree(directory)
+
+    def test_every_tensor_is_accounted_for(self):
+        norm = "model.norm.weight"
+        self.refused(lambda d, t: t.pop(norm), ["1 missing: model.norm.weight"])
+        self.refused(lambda d, t: t.update(more=t[norm]), ["1 not known: more"])
+        self.refused(lambda d, t: t.update({norm: (t[norm][0], [1, *t[norm][1]], t[norm][2])}), ["another shape", norm])
+        self.refused(lambda d, t: write_raw(d / "model-2.safetensors", {norm: t[norm]}), ["1 there twice", norm])
+        self.refused(lambda d, t: t.update({norm: ("F8_E4M3", [len(t[norm][2])], t[norm][2])}), [norm, "F8_E4M3"])
+
+        def quantise(directory, _):
+            config = json.loads((directory / "config.json").read_text())
+            config["quantization_config"] = {"quant_method": "fp8"}
+            (directory / "config.json").write_text(json.dumps(config))
+        self.refused(quantise, ["quantization_config", "fp8"])
+
+    def test_index_agrees_with_the_files(self):
+        def index(change):
+            def apply(directory, tensors):
+                path = directory / "model.safetensors.index.json"
+                weight_map = json.loads(path.read_text())["weight_map"]
+                change(directory, weight_map)
+                self.write_index(directory, weight_map)
+            return apply
+        one, two = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+        norm = "model.norm.weight"
+        self.refused(index(lambda d, m: m.update({norm: one if m[norm] == two else two})),
+                     ["another file than the index says", norm], sharded=True)
+        self.refused(index(lambda d, m: m.pop(norm)), ["not in the index", norm], sharded=True)
+        self.refused(index(lambda d, m: m.update(ghost=one)), ["of the index in no file", "ghost"], sharded=True)
+        self.refused(lambda d, t: (d / two).unlink(), [two, "not there"], sharded=True)
+        self.refused(lambda d, t: shutil.copy(d / two, d / "model-9.safetensors"), ["model-9"], sharded=True)
+        self.refused(index(lambda d, m: m.update({norm: "../x"})), ["not the name of a file"], sharded=True)
+
+    def test_what_may_be_there_besides(self):
+        directory = self.model("mixtral_tied")
+        path, tensors = directory / "model.safetensors", self.tensors(directory)
+        expected = self.loss(directory)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", [2], bytes(8))
+        write_raw(path, tensors)
+        self.assertEqual(self.loss(directory), expected)
+        dtype, shape, data = tensors["lm_head.weight"]
+        tensors["lm_head.weight"] = (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))
+        write_raw(path, tensors)
+        self.fails(2, "eval", directory, "--data", self.data(directory), names=["lm_head.weight", "differs"])
+        directory = self.model("deepseek_v3", name="mtp")
+        expected, tensors = self.loss(directory), self.tensors(directory)
+        layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+        tensors[f"model.layers.{layers}.enorm.weight"] = ("BF16", [3], bytes(6))
+        write_raw(directory / "model.safetensors", tensors)
+        self.assertEqual(self.loss(directory), expected)
+        self.assertIn("1 tensors of multi-token", self.ok("eval", directory, "--data", self.data(directory)).err)
+
+
+if __name__ == "__main__":
+    harness.main()
