@@ -242,16 +242,26 @@ TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
                   "--set router.type=softmax_topk: router.bias_update_speed: ");
 }
 
-TEST(ConfigRun, MultiTokenPredictionIsRefusedAndItsLayersHaveNoEffect) {
-  for (const char* layers : {"0", "1", "2"}) {
-    const json run = with(minimal_run(minimal_deepseek()), "/model/num_nextn_predict_layers", layers);
-    EXPECT_EQ(
-        run_error(with(run, "/train/mtp_loss_coef", "0.3")),
-        "run.json: train.mtp_loss_coef: is 0.3, but multi-token prediction cannot be trained; set it to 0");
-    // The model keeps what its file says.
-    EXPECT_EQ(run_of(with(run, "/train/mtp_loss_coef", "0")).model.num_nextn_predict_layers, std::stoi(layers));
-  }
-  EXPECT_CONTAINS(run_error(with(minimal_run(), "/train/mtp_loss_coef", "0.3")), "cannot be trained");
+TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {
+  const json run = minimal_run(minimal_deepseek());
+  const json two = with(run, "/model/num_nextn_predict_layers", "2");
+  EXPECT_EQ(run_of(with(two, "/train/mtp_loss_coef", "0.3")).model.num_nextn_predict_layers, 2);
+  // What is not trained is not made, and what is written says so.
+  const config::Run off = run_of(with(two, "/train/mtp_loss_coef", "0"));
+  EXPECT_EQ(off.model.num_nextn_predict_layers, 0);
+  EXPECT_CONTAINS(off.resolved_json, "\"num_nextn_predict_layers\": 0");
+
+  EXPECT_EQ(
+      run_error(with(run, "/train/mtp_loss_coef", "0.3")),
+      "run.json: train.mtp_loss_coef: is 0.3, but model.num_nextn_predict_layers is 0: there is no layer to "
+      "train; set it to 1 or more, or mtp_loss_coef to 0");
+  EXPECT_CONTAINS(run_error(with(minimal_run(), "/train/mtp_loss_coef", "0.3")),
+                  "has no multi-token prediction; set it to 0");
+  EXPECT_CONTAINS(run_error(with(two, "/train/mtp_loss_coef", "-0.1")), "train.mtp_loss_coef: is -0.1");
+  EXPECT_CONTAINS(run_error(with(run, "/model/num_nextn_predict_layers", "65")),
+                  "model.num_nextn_predict_layers: is 65");
+  EXPECT_CONTAINS(run_error(with(with(two, "/train/mtp_loss_coef", "0.3"), "/train/seq_len", "2")),
+                  "train.seq_len: is 2; 2 depths of multi-token prediction");
 }
 
 TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {

@@ -83,7 +83,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       model_(run.model, run.router, DType::f32, true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, run.model.num_experts),
+      auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
