@@ -4,12 +4,11 @@
 namespace switchyard::golden {
 namespace {
 
-// lpr has noise of its own to be fed, and a test of its own.
 std::vector<std::string> cases() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(SWITCHYARD_GOLDEN_DIR)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("router_") && RouterCase(name).type() != "lpr") names.push_back(name);
+    if (name.starts_with("router_")) names.push_back(name);
   }
   std::sort(names.begin(), names.end());
   return names;
@@ -29,7 +28,7 @@ TEST(GoldenRouters, EveryTypeHasACase) {
   std::set<std::string> types;
   for (const std::string& name : cases()) types.insert(RouterCase(name).type());
   for (const config::RouterSchema& schema : router::router_schemas())
-    EXPECT_TRUE(schema.type == "lpr" || types.contains(std::string(schema.type))) << schema.type;
+    EXPECT_TRUE(types.contains(std::string(schema.type))) << schema.type;
 }
 
 }  // namespace

@@ -266,6 +266,13 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
 }
 
 template <class T>
+void clear_skipped_rows(Tensor x_RD, Tensor skip_R) {
+  const Rows<T> x(x_RD);
+  for (std::int64_t r = 0; r < x_RD.rows(); ++r)
+    if (skipped(skip_R, r)) std::fill_n(x[r], x_RD.dim(1), T(0));
+}
+
+template <class T>
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor) {
   const Rows<T> out(out_Rd), in(in_Rd);
   const std::int64_t d = in_Rd.dim(1);
@@ -286,6 +293,7 @@ void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor) {
   template double standard_kl_sum<T>(Tensor, Tensor, Tensor, Scratch&);                  \
   template void standard_kl_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, double); \
   template void routed_sums<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Scratch&);        \
+  template void clear_skipped_rows<T>(Tensor, Tensor);                                   \
   template void scale_rows<T>(Tensor, Tensor, double);
 INSTANTIATE(float)
 INSTANTIATE(double)

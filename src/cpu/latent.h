@@ -28,6 +28,8 @@ template <class T>
 void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK,
                  Scratch& scratch);
 template <class T>
+void clear_skipped_rows(Tensor x_RD, Tensor skip_R);
+template <class T>
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor);
 
 }  // namespace switchyard::cpu

@@ -114,6 +114,11 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   });
 }
 
+void clear_skipped_rows(Tensor x_RD, Tensor skip_R, Context&) {
+  check_skip(skip_R, x_RD);
+  with_scalar(x_RD.dtype(), [&]<class T>() { cpu::clear_skipped_rows<T>(x_RD, skip_R); });
+}
+
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor, Context&) {
   check_matrix_like(out_Rd, in_Rd, "out_Rd");
   with_scalar(in_Rd.dtype(), [&]<class T>() { cpu::scale_rows<T>(out_Rd, in_Rd, factor); });

@@ -39,6 +39,9 @@ void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, T
 //   R is one value everywhere but at the chosen, so this costs T (K + 1) d, not T E d.
 void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK, Context& ctx);
 
+// Rows that do not count become zero.
+void clear_skipped_rows(Tensor x_RD, Tensor skip_R, Context& ctx);
+
 // out = factor * in; equal shapes; out may be in.
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor, Context& ctx);
 

@@ -5,8 +5,6 @@
 //   a = SiLU(LayerNorm(x));  [mean, log_var] = a encoder^T + bias;  S = similarity(mean, keys)
 //   V = what softmax_E(S) decodes to;  chosen = top-K of S;  weights = softmax over the chosen
 //   expert input = x + V out_proj^T + bias
-#include "router/lpr.h"
-
 #include <fmt/core.h>
 
 #include <optional>
@@ -36,13 +34,12 @@ constexpr double kNormEps = 1e-5, kLeastCount = 1e-6;
 class LatentPrototype final : public Router {
  public:
   LatentPrototype(const config::Router& options, const RouterShape& shape, const std::string& prefix,
-                  ParameterStore& store, LatentNoise noise)
+                  ParameterStore& store)
       : shape_(shape),
         width_(options.own.integer("latent_dim")),
         jitter_(options.jitter),
         ema_decay_(options.own.number("ema_decay")),
         ema_(options.own.word("key_update") == "ema"),
-        noise_(std::move(noise)),
         store_(store),
         regularisation_(options, shape.n_experts) {
     const std::int64_t D = shape.hidden_size, E = shape.n_experts, d = width_;
@@ -73,10 +70,8 @@ class LatentPrototype final : public Router {
       ema_sums_ = add("ema_sums", Shape{E, d}, Init::zeros, false);
       ema_counts_ = add("ema_counts", Shape{E}, Init::zeros, false);
     }
-    if (options.own.word("bias") == "quantile") {
-      const auto [low, high] = score_range(options.own.word("similarity"), d);
-      bias_.emplace(shape, low, high, options.own.number("bias_ema"), prefix, store);
-    }
+    if (options.own.word("bias") == "quantile")
+      bias_.emplace(shape, options.own.number("bias_ema"), prefix, store);
   }
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
@@ -132,6 +127,7 @@ class LatentPrototype final : public Router {
     ops::linear_forward(decision_.expert_input_addend_TD, V_Td_, store_.value(out_weight_), ops::Write::set,
                         ctx);
     ops::bias_forward(decision_.expert_input_addend_TD, store_.value(out_bias_), ctx);
+    ops::clear_skipped_rows(decision_.expert_input_addend_TD, batch.token_T, ctx);
     if (batch.training) observe(batch, ctx);
     return {decision_, prob_TE_, lse_T_};
   }
@@ -207,15 +203,14 @@ class LatentPrototype final : public Router {
     ScratchScope scope(ctx.scratch);
     Tensor z_Td;
     if (regularisation_.needs_routed_sums()) {
-      const Tensor epsilon_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
-      z_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
-      if (noise_) {
-        noise_(epsilon_Td, batch, ctx);
-      } else {
+      Tensor epsilon_Td = batch.epsilon_Td;
+      if (!epsilon_Td.defined()) {
+        epsilon_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
         ops::fill_zero(epsilon_Td, ctx);
         ops::add_normal(epsilon_Td, noise_of(RngPurpose::router_noise, batch, shape_.layer), first_token(batch),
                         1.0, ctx);
       }
+      z_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
       ops::sample_latent(z_Td, token_.mean, token_.log_var, epsilon_Td, ctx);
     }
     regularisation_.observe(token_, keys(), z_Td, chosen_TK_, decision_.expert_TK, batch.token_T, ctx);
@@ -247,7 +242,6 @@ class LatentPrototype final : public Router {
   std::int64_t width_;
   double jitter_, ema_decay_;
   bool ema_;
-  LatentNoise noise_;
   ParameterStore& store_;
   std::size_t norm_weight_, norm_bias_, encoder_weight_, encoder_bias_, out_weight_, out_bias_, keys_;
   std::size_t ema_sums_ = 0, ema_counts_ = 0;
@@ -294,12 +288,6 @@ void check(const config::Router& router, const config::Model&, const config::Rou
 
 }  // namespace
 
-std::unique_ptr<Router> make_latent_prototype(const config::Router& options, const RouterShape& shape,
-                                              const std::string& prefix, ParameterStore& store,
-                                              LatentNoise noise) {
-  return std::make_unique<LatentPrototype>(options, shape, prefix, store, std::move(noise));
-}
-
 RouterKind lpr_router() {
   const auto word = [](const char* value) { return config::OptionValue(std::string(value)); };
   const config::Interval share{0, 1, false, true};
@@ -327,8 +315,7 @@ RouterKind lpr_router() {
                            {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}},
                            {.key = "bias_ema", .fallback = 0.0, .range = share}},
                .check = check},
-          .make = [](const config::Router& options, const RouterShape& shape, const std::string& prefix,
-                     ParameterStore& store) { return make_latent_prototype(options, shape, prefix, store); }};
+          .make = make_router_of<LatentPrototype>};
 }
 
 }  // namespace switchyard::router

@@ -48,16 +48,6 @@ bool compares_distributions(std::string_view similarity) {
   return metric && PrototypeMetric{.similarity = metric->similarity}.of_distributions();
 }
 
-ScoreRange score_range(std::string_view similarity, std::int64_t latent_dim) {
-  if (similarity == "cosine") return {-1, 1};
-  if (similarity == "gaussian" || similarity == "mahalanobis") return {0, 1};
-  if (similarity == "hellinger") return {-1.001, 0};
-  const auto d = static_cast<double>(latent_dim);
-  if (similarity == "cross_attention") return {-2 * std::sqrt(d), 2 * std::sqrt(d)};
-  if (similarity == "dot") return {-4 * d, 4 * d};
-  return {-4 * d, 0};
-}
-
 LatentSimilarity::LatentSimilarity(const config::Router& options, const RouterShape& shape,
                                    const std::string& prefix, ParameterStore& store)
     : sigma_(options.own.number("sigma")),

@@ -18,11 +18,6 @@ namespace switchyard::router {
 std::vector<std::string_view> lpr_similarities();
 // Whether keys have a log-variance, and V is made of projected key means.
 bool compares_distributions(std::string_view similarity);
-// The interval that the scores of a similarity lie in; what is unbounded has one that is rarely left.
-struct ScoreRange {
-  double low, high;
-};
-ScoreRange score_range(std::string_view similarity, std::int64_t latent_dim);
 
 class LatentSimilarity {
  public:
