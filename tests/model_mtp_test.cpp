@@ -121,7 +121,7 @@ TEST(ModelMtp, RowsAreThoseOfThePublicFiles) {
 }
 
 TEST(ModelMtp, IsCountedApart) {
-  const config::Router router = config::default_router(config::Family::deepseek_v3);
+  const config::Router router = config::default_router(config::Family::deepseek_v3, router::router_schemas());
   const ParameterCount without = count_parameters(with_depths(0), router);
   const ParameterCount with = count_parameters(with_depths(2), router);
   EXPECT_EQ(without.mtp, 0);

@@ -115,6 +115,9 @@ class Router {
   // global batch. What moves here is a row of the store that is not trained, so that checkpoints keep it.
   virtual void after_step(std::span<const double>, std::span<const double>, Context&) {}
 
+  // Multiply-adds of a token beside one for each value of the router's matrices (model/flops.h).
+  virtual std::int64_t extra_multiply_adds() const { return 0; }
+
   // The tensors of the last forward pass, in the order in which they were computed.
   virtual void visit_saved(const TensorVisitor& visit) const = 0;
 };
