@@ -84,7 +84,7 @@ int run_dump(const DumpOptions& options) {
   std::vector<float> logits(static_cast<std::size_t>(T * config.vocab_size));
   model.logits(Tensor(logits.data(), Shape{T, config.vocab_size}, DType::f32), ctx);
   const auto auxiliary =
-      router::AuxiliaryLosses(router, config.num_experts)
+      router::AuxiliaryLosses(router, config.num_experts, config.num_experts_per_tok)
           .compute(model.routing_sums(), buffers.tokens_B(), {.n_tokens = T, .n_sequences = B, .count_LE = {}},
                    model.loss_gradients());
   const double n_targets = static_cast<double>(B * (S - 1));

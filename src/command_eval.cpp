@@ -24,6 +24,30 @@ nlohmann::ordered_json figures_json(const router::BalanceFigures& figures) {
           {"max_vio", figures.max_vio}, {"utilisation", figures.utilisation}, {"entropy", figures.entropy}};
 }
 
+// Of the forward pass, a token (model/flops.h): in all, as a static model's, and by layer.
+nlohmann::ordered_json flops_json(const train::EvalResult& result, const model::Transformer& model) {
+  const model::FlopCounter counter(model);
+  std::vector<double> slot_L;
+  for (std::int64_t l = 0; l < result.load.n_layers(); ++l) slot_L.push_back(result.load.slots(l));
+  const model::Flops real = counter.count(result.counts, slot_L), all = counter.count_static(result.counts);
+  const auto tokens = static_cast<double>(result.counts.tokens);
+  nlohmann::ordered_json flops = {{"per_token", real.total() / tokens},
+                                  {"per_token_static", all.total() / tokens},
+                                  {"saved", 1 - real.total() / all.total()},
+                                  {"head", real.head / tokens},
+                                  {"layers", nlohmann::ordered_json::array()}};
+  for (std::size_t l = 0; l < real.layers.size(); ++l) {
+    const model::LayerFlops& layer = real.layers[l];
+    flops["layers"].push_back({{"layer", l},
+                               {"attention", layer.attention / tokens},
+                               {"router", layer.router / tokens},
+                               {"experts", layer.experts / tokens},
+                               {"always", layer.always / tokens},
+                               {"static", all.layers[l].total() / tokens}});
+  }
+  return flops;
+}
+
 nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Transformer& model) {
   const auto figures = result.load.figures();
   nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
@@ -48,7 +72,9 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
           {"tokens", result.tokens},
           {"tokens_per_second", static_cast<double>(result.tokens) / result.seconds},
           {"domains", std::move(domains)},
-          {"balance", std::move(balance)}};
+          {"balance", std::move(balance)},
+          {"drop_rate", result.load.drop_rate()},
+          {"flops", flops_json(result, model)}};
 }
 
 void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {

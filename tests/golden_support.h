@@ -182,7 +182,7 @@ class GoldenModel {
   // Of the last forward pass; gradients are added to the store's.
   Loss loss_and_backward() {
     const auto auxiliary =
-        router::AuxiliaryLosses(router_, model_.config().num_experts)
+        router::AuxiliaryLosses(router_, model_.config().num_experts, model_.config().num_experts_per_tok)
             .compute(model_.routing_sums(), buffers_.tokens_B(),
                      {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
                      model_.loss_gradients());

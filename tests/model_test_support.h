@@ -160,7 +160,7 @@ inline std::vector<double> counts_of(const Transformer& model) {
 }
 
 inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
-  return {router, model.config().num_experts};
+  return {router, model.config().num_experts, config::slots_per_token(router, model.config())};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.

@@ -106,14 +106,14 @@ TEST(AuxiliaryLosses, BalancedLoadCostsTheCoefficientOrKTimesIt) {
   for (std::size_t l = 0; l < 3; ++l)
     routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0});
   for (const BalanceScope scope : kScopes) {
-    const AuxiliaryLosses losses(options(scope, 0.25, 0), 4);
+    const AuxiliaryLosses losses(options(scope, 0.25, 0), 4, 2);
     EXPECT_NEAR(routing.compute_alone(losses).balance, scope == BalanceScope::model ? 0.5 : 0.25, kRounding);
   }
 }
 
 TEST(AuxiliaryLosses, LayerScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 2));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 2, 1));
   // Layer 0: f = 2 (3, 1) / 4, Pbar = (2.5, 1.5) / 4: 1.125.   Layer 1: f = (1, 1): 1.
   EXPECT_NEAR(values.balance, 0.1 * (1.125 + 1.0) / 2, kRounding);
   // 0.1 f_i / (2 layers * 4 tokens), for every token alike.
@@ -123,7 +123,7 @@ TEST(AuxiliaryLosses, LayerScopeByHand) {
 
 TEST(AuxiliaryLosses, SequenceScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 2));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 2, 1));
   // Layer 0: f = (4/3, 2/3), Pbar = (.6, .4): 16/15;  f = (2, 0), Pbar = (.7, .3): 7/5.
   // Layer 1: f = (2/3, 4/3), Pbar = (.2, .8): 6/5;    f = (2, 0), Pbar = (.5, .5): 1.
   EXPECT_NEAR(values.balance, 0.1 * (16.0 / 15 + 7.0 / 5 + 6.0 / 5 + 1) / 4, kRounding);
@@ -136,7 +136,7 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
   Routing routing = two_layers();
   // As many tokens again lie in other micro-batches; these are the counts of both.
   const std::vector<double> count_LE = {5, 3, 2, 6};
-  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 2);
+  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 2, 1);
   const auto values = routing.compute(losses, {.n_tokens = 8, .n_sequences = 4, .count_LE = count_LE});
   // Layer 0: f = 2 (5, 3) / 8, this part of Pbar = (2.5, 1.5) / 8: .53125.
   // Layer 1: f = 2 (2, 6) / 8, this part of Pbar = (1.1, 2.9) / 8: .6125.
@@ -148,7 +148,7 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
 
 TEST(AuxiliaryLosses, ModelScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 2));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 2, 1));
   // The tokens of both layers as one batch of 8: c = (5, 3), Pbar = (3.6, 4.4) / 8.
   EXPECT_NEAR(values.balance, 0.1 * 2 * (5.0 / 8 * 0.45 + 3.0 / 8 * 0.55), kRounding);
   for (const std::size_t layer : {0u, 1u})
@@ -157,7 +157,7 @@ TEST(AuxiliaryLosses, ModelScopeByHand) {
 
 TEST(AuxiliaryLosses, ZLossByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 2));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 2, 1));
   EXPECT_NEAR(values.z, 0.01 * (6 + 2 + 3 + 1) / (2 * 4), kRounding);
   EXPECT_EQ(values.balance, 0.0);
   for (const std::size_t layer : {0u, 1u}) {
@@ -168,9 +168,9 @@ TEST(AuxiliaryLosses, ZLossByHand) {
 
 TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
   for (const BalanceScope scope : kScopes) {
-    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 2).needs_global_counts(),
+    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 2, 1).needs_global_counts(),
               scope == BalanceScope::global_batch);
-    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 2).needs_global_counts());
+    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 2, 1).needs_global_counts());
   }
 }
 
@@ -179,7 +179,7 @@ TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
 TEST(AuxiliaryLosses, GradientTimesSumsIsTheLoss) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = two_layers();
-    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 2));
+    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 2, 1));
     double balance = 0, z = 0;
     for (const std::size_t layer : {0u, 1u}) {
       for (std::int64_t i = 0; i < 4; ++i)
@@ -206,7 +206,7 @@ class Cutting : public ::testing::TestWithParam<std::size_t> {};  // sequences a
 TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
   for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
     Routing whole = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
     const auto expected = whole.compute_alone(losses);
     const std::vector<double> count_LE = whole.counts();
     AuxiliaryLossValues sum;
@@ -235,7 +235,7 @@ INSTANTIATE_TEST_SUITE_P(AuxiliaryLosses, Cutting, ::testing::Values(1u, 2u, 4u)
 TEST(AuxiliaryLosses, TwoEqualMicroBatchesAreOneTwiceAsLong) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
     const auto alone = routing.compute_alone(losses);
     std::vector<double> count_LE = routing.counts();
     for (double& count : count_LE) count *= 2;
@@ -250,7 +250,7 @@ TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
     Routing bare = two_layers(), padded(2, 2, {3, 0, 1});
     padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2});
     padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1});
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2, 1);
     const std::vector<double> count_LE = bare.counts();
     const GlobalBatch batch{.n_tokens = 4, .n_sequences = 2, .count_LE = count_LE};
     const auto expected = bare.compute(losses, batch), actual = padded.compute(losses, batch);

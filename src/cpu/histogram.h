@@ -6,9 +6,8 @@
 namespace switchyard::cpu {
 
 template <class T>
-void score_histogram(Tensor count_EN, Tensor score_TE, Tensor skip_T, double low, double high, Context& ctx);
+void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor skip_T, Context& ctx);
 template <class T>
-void margin_histogram(Tensor count_EN, Tensor score_TE, Tensor cutoff_T, Tensor skip_T, double low, double high,
-                      Context& ctx);
+void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor skip_T, Context& ctx);
 
 }  // namespace switchyard::cpu

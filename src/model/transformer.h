@@ -71,6 +71,9 @@ class Transformer {
   std::int64_t n_main_routers() const { return n_main_routers_; }
   // Which layer the l-th router sits in; num_hidden_layers and up: multi-token prediction.
   std::int64_t layer_of_router(std::int64_t l) const { return routers_[static_cast<std::size_t>(l)].layer; }
+  const router::RouterStage& router(std::int64_t l) const {
+    return *routers_[static_cast<std::size_t>(l)].router;
+  }
   std::vector<router::RoutingSums> routing_sums() const;  // one a router
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.

@@ -28,8 +28,9 @@ struct AuxiliaryLossValues {
 
 class AuxiliaryLosses {
  public:
-  AuxiliaryLosses(const config::Router& options, std::int64_t n_experts)
-      : options_(options), n_experts_(n_experts) {}
+  // n_slots: the most that a token has (config::slots_per_token).
+  AuxiliaryLosses(const config::Router& options, std::int64_t n_experts, std::int64_t n_slots)
+      : options_(options), n_experts_(n_experts), n_slots_(n_slots) {}
 
   // True where the gradient of a micro-batch needs the counts of the whole global batch first.
   bool needs_global_counts() const {
@@ -45,6 +46,7 @@ class AuxiliaryLosses {
  private:
   config::Router options_;
   std::int64_t n_experts_;
+  std::int64_t n_slots_;
 };
 
 }  // namespace switchyard::router

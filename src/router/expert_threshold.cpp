@@ -25,7 +25,7 @@ class ExpertThreshold final : public Router {
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
         threshold_(add_expert_state(prefix + "thresholds", shape.n_experts, store)),
-        score_count_EN_(static_cast<std::size_t>(shape.n_experts * kQuantileBins)) {}
+        gap_count_EN_(static_cast<std::size_t>(shape.n_experts * 2 * kGapBins)) {}
 
   std::int64_t n_slots() const override { return max_experts_; }
 
@@ -47,8 +47,8 @@ class ExpertThreshold final : public Router {
     ops::keep_finite(decision_.expert_TK, chosen_TK_, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     if (batch.training)
-      ops::score_histogram(Tensor(score_count_EN_.data(), Shape{shape_.n_experts, kQuantileBins}, DType::f64),
-                           score_TE, batch.token_T, 0, 1, ctx);
+      ops::score_gap_histogram(Tensor(gap_count_EN_.data(), Shape{shape_.n_experts, 2 * kGapBins}, DType::f64),
+                               score_TE, store_.value(threshold_), batch.token_T, ctx);
     return {decision_, scores_.prob_TE(), scores_.lse_T()};
   }
 
@@ -62,20 +62,14 @@ class ExpertThreshold final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  std::span<const double> statistics() const override { return score_count_EN_; }
+  std::span<const double> statistics() const override { return gap_count_EN_; }
 
-  // The threshold that would have given each expert its even share of the global batch. One that is still 0
-  // takes the first such value as it is: sigmoid and softmax scores are above 0, so that none arrives there by
-  // itself.
+  // Towards the threshold that would have given each expert its even share of the global batch.
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
     const double share = static_cast<double>(shape_.n_slots) / static_cast<double>(shape_.n_experts);
-    const std::vector<double> quantile_E =
-        histogram_quantiles(statistics, static_cast<std::size_t>(shape_.n_experts), 0, 1, 1 - share);
+    const std::vector<double> gap_E = gap_quantiles(statistics, 1 - share);
     std::vector<double> threshold_E = read_row(store_.value(threshold_));
-    for (std::size_t e = 0; e < threshold_E.size(); ++e) {
-      double& threshold = threshold_E[e];
-      threshold = threshold == 0 ? quantile_E[e] : decay_ * threshold + (1 - decay_) * quantile_E[e];
-    }
+    for (std::size_t e = 0; e < threshold_E.size(); ++e) threshold_E[e] += (1 - decay_) * gap_E[e];
     write_row(store_.value(threshold_), threshold_E);
   }
 
@@ -91,7 +85,7 @@ class ExpertThreshold final : public Router {
   LinearGate gate_;
   Scores scores_;
   std::size_t threshold_;
-  std::vector<double> score_count_EN_;
+  std::vector<double> gap_count_EN_;
   Tensor chosen_TK_;
   RoutingDecision decision_;
 };

@@ -17,7 +17,7 @@ class Quantile final : public Router {
       : shape_(shape),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        bias_(shape, 0, 1, options.own.number("bias_ema"), prefix, store) {}
+        bias_(shape, options.own.number("bias_ema"), prefix, store) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 

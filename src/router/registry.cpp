@@ -13,7 +13,8 @@ namespace switchyard::router {
   X(top_p)            \
   X(dynamic_k)        \
   X(expert_threshold) \
-  X(kmeans)
+  X(kmeans)           \
+  X(lpr)
 
 #define DECLARE(name) RouterKind name##_router();
 ROUTERS(DECLARE)

@@ -46,6 +46,8 @@ struct RouterBatch {
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};
+  // The noise of latents, [T, latent width], where it is given instead of drawn: to compare with other programs.
+  Tensor epsilon_Td{};
 };
 
 struct RoutingDecision {
@@ -65,7 +67,7 @@ struct RouterOutput {
 // What comes back through the experts. A slot that was dropped since the decision has dweight 0.
 struct RoutingGradient {
   Tensor dweight_TK;
-  Tensor daddend_TD{};  // defined where expert_input_addend_TD is
+  Tensor daddend_TD{};  // defined where expert_input_addend_TD is; 0 for padding, which no expert sees
 };
 
 // What the losses send back, and what the router's own loss is made of.
@@ -112,6 +114,9 @@ class Router {
   // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics, of the whole
   // global batch. What moves here is a row of the store that is not trained, so that checkpoints keep it.
   virtual void after_step(std::span<const double>, std::span<const double>, Context&) {}
+
+  // Multiply-adds of a token beside one for each value of the router's matrices (model/flops.h).
+  virtual std::int64_t extra_multiply_adds() const { return 0; }
 
   // The tensors of the last forward pass, in the order in which they were computed.
   virtual void visit_saved(const TensorVisitor& visit) const = 0;

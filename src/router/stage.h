@@ -47,6 +47,7 @@ class RouterStage {
   }
 
   std::int64_t n_slots() const { return router_->n_slots(); }
+  std::int64_t extra_multiply_adds() const { return router_->extra_multiply_adds(); }
   bool needs_attention_entropy() const { return router_->needs_attention_entropy(); }
   bool needs_statistics_first() const { return router_->needs_statistics_first(); }
   void visit_saved(const TensorVisitor& visit) const;

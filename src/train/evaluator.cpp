@@ -39,6 +39,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
       model.forward(buffers.batch(), ctx);
       model.loss(loss_T, buffers.batch(), ctx);
       result.load.add(model.routing_sums(), domain_B);
+      result.counts += model::count_tokens(buffers.batch());
       for (const float loss : loss_values) domain_sum += loss;
     }
     if (!std::isfinite(domain_sum))

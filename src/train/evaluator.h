@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "model/flops.h"
 #include "model/transformer.h"
 #include "train/expert_load.h"
 #include "train/token_data.h"
@@ -32,6 +33,7 @@ struct EvalResult {
   double seconds = 0;
   std::vector<DomainLoss> domains;
   LoadCounts load;
+  model::TokenCounts counts{};  // of all windows
 };
 
 // The model is planned for settings.batch x settings.seq_len. Throws RunError where the loss is not finite.

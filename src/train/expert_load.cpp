@@ -63,6 +63,11 @@ std::vector<router::BalanceFigures> LoadCounts::figures() const {
   return figures;
 }
 
+double LoadCounts::slots(std::int64_t l) const {
+  const auto load_E = layer(l);
+  return std::accumulate(load_E.begin(), load_E.end(), 0.0);
+}
+
 double LoadCounts::drop_rate() const {
   const double kept = std::accumulate(count_LNE_.begin(), count_LNE_.end(), 0.0);
   const double dropped = std::accumulate(dropped_L_.begin(), dropped_L_.end(), 0.0);

@@ -27,6 +27,7 @@ class LoadCounts {
   double specialisation(std::int64_t l) const;                       // bits; 0 with one domain
   std::vector<std::vector<double>> by_domain(std::int64_t l) const;  // [domain][E]
   std::int64_t n_layers() const { return n_layers_; }
+  double slots(std::int64_t l) const;                                                       // that experts took
   double dropped(std::int64_t l) const { return dropped_L_[static_cast<std::size_t>(l)]; }  // slots
   double drop_rate() const;  // of all slots that routers chose, the share that no expert took
 

@@ -84,9 +84,10 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       model_(run.model, run.router, DType::f32, true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, run.model.num_experts),
+      auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
+      flop_counter_(model_),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
       buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window),
       domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
@@ -189,13 +190,14 @@ void Trainer::count_global_batch() {
     const model::Batch batch = load_micro_batch(micro);
     model_.forward(batch, ctx_);
     model_.forward_mtp(batch, ctx_);
-    add_counts();
+    add_counts(batch);
   }
   sum_over_ranks();
 }
 
 // What the last forward pass has counted.
-void Trainer::add_counts() {
+void Trainer::add_counts(const model::Batch& batch) {
+  step_tokens_ += model::count_tokens(batch);
   step_load_.add(model_.routing_sums(), domain_B_);
   const std::vector<double> statistics = model_.routing_statistics();
   statistics_.resize(statistics.size());
@@ -231,6 +233,7 @@ Trainer::StepResult Trainer::step() {
   result.lr = learning_rate(run_.train, state_.step + 1);
   const auto clear_counts = [&] {
     step_load_.clear();
+    step_tokens_ = {};
     std::fill(statistics_.begin(), statistics_.end(), 0.0);
   };
   clear_counts();
@@ -243,7 +246,7 @@ Trainer::StepResult Trainer::step() {
     model_.forward(batch, ctx_);
     model_.forward_mtp(batch, ctx_);
     const auto sums_L = model_.routing_sums();
-    if (!count_first) add_counts();
+    if (!count_first) add_counts(batch);
     if (needs_sums && !count_first) sum_over_ranks();
     model_.set_statistics(statistics_);
     const auto auxiliary = auxiliary_losses_.compute(
@@ -323,6 +326,16 @@ router::BalanceFigures Trainer::headline_figures() const {
   return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.n_main_routers())));
 }
 
+// Of the forward pass, a token: what was computed, what it would be with every slot taken, and the share saved.
+void Trainer::add_flops(MetricsRecord& record) const {
+  std::vector<double> slot_L;
+  for (std::int64_t l = 0; l < model_.n_main_routers(); ++l) slot_L.push_back(step_load_.slots(l));
+  const double tokens = static_cast<double>(step_tokens_.tokens);
+  const double real = flop_counter_.count(step_tokens_, slot_L).total() / tokens;
+  const double all = flop_counter_.count_static(step_tokens_).total() / tokens;
+  record.add("flops_per_token", real).add("flops_per_token_static", all).add("flops_saved", 1 - real / all);
+}
+
 void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
   MetricsRecord record;
   record.add("step", state_.step).add("tokens", state_.tokens).add("loss", result.loss);
@@ -334,6 +347,7 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
       .add("z_loss", result.auxiliary.z)
       .add("router_loss", result.router_loss)
       .add("drop_rate", step_load_.drop_rate());
+  add_flops(record);
   std::vector<MetricsRecord> layer_records;
   for (std::int64_t l = 0; l < model_.n_routers(); ++l) {
     MetricsRecord layer;

@@ -11,6 +11,7 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "data/dataset.h"
+#include "model/flops.h"
 #include "model/transformer.h"
 #include "parallel/communicator.h"
 #include "router/auxiliary_losses.h"
@@ -59,8 +60,9 @@ class Trainer {
   model::Batch load_micro_batch(std::int64_t micro);
   std::vector<double> count_mtp_targets();
   void count_global_batch();
-  void add_counts();
+  void add_counts(const model::Batch& batch);
   void sum_over_ranks();
+  void add_flops(MetricsRecord& record) const;
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save();
   void warn_of_changes(const Checkpoint& checkpoint) const;
@@ -79,6 +81,8 @@ class Trainer {
   AdamW optimizer_;
   router::AuxiliaryLosses auxiliary_losses_;
   LoadCounts step_load_;
+  model::FlopCounter flop_counter_;
+  model::TokenCounts step_tokens_;
   LoadAverage load_average_;
   RunState state_;
   BatchBuffers buffers_;

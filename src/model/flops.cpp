@@ -1,0 +1,86 @@
+#include "model/flops.h"
+
+#include <numeric>
+#include <string>
+
+#include "model/names.h"
+
+namespace switchyard::model {
+
+namespace {
+
+// Values of the matrices whose names begin so.
+double matrix_values(const ParameterStore& store, const std::string& prefix) {
+  double values = 0;
+  for (const Parameter& row : store.rows())
+    if (row.name.starts_with(prefix) && row.shape.rank() == 2) values += static_cast<double>(row.shape.numel());
+  return values;
+}
+
+}  // namespace
+
+double Flops::total() const {
+  return std::accumulate(layers.begin(), layers.end(), head,
+                         [](double sum, const LayerFlops& layer) { return sum + layer.total(); });
+}
+
+TokenCounts count_tokens(const Batch& batch) {
+  const std::int32_t *token = batch.token_T.as<std::int32_t>(), *begin = batch.kv_begin_T.as<std::int32_t>();
+  TokenCounts counts;
+  for (std::int64_t t = 0; t < batch.token_T.rows(); ++t) {
+    if (token[t] < 0) continue;
+    counts.tokens += 1;
+    counts.keys += t % batch.seq_len + 1 - begin[t];
+  }
+  return counts;
+}
+
+FlopCounter::FlopCounter(const Transformer& model) {
+  const config::Model& config = model.config();
+  const ParameterStore& store = model.parameters();
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const auto heads = static_cast<double>(config.num_attention_heads);
+  const std::int64_t value_width = config.mla ? config.mla->v_head_dim : config.head_dim;
+  std::int64_t router = 0;
+  for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
+    Layer layer;
+    layer.is_moe = config.is_moe_layer[static_cast<std::size_t>(l)];
+    layer.attention = 2 * matrix_values(store, layer_prefix(l) + "self_attn.");
+    layer.per_key = 2 * heads * static_cast<double>(config.head_dim + value_width);
+    if (layer.is_moe) {
+      const std::string prefix = moe_prefix(config.family, l);
+      const router::RouterStage& stage = model.router(router++);
+      layer.router =
+          2 * (matrix_values(store, prefix + "gate.") + static_cast<double>(stage.extra_multiply_adds()));
+      layer.per_slot = 6 * hidden * static_cast<double>(config.moe_intermediate_size);
+      layer.always = 2 * matrix_values(store, prefix + "shared_experts.");
+      n_slots_ = stage.n_slots();
+    } else {
+      layer.always = 2 * matrix_values(store, layer_prefix(l) + "mlp.");
+    }
+    layers_.push_back(layer);
+  }
+  head_ = 2 * hidden * static_cast<double>(config.vocab_size);
+}
+
+Flops FlopCounter::count(const TokenCounts& counts, std::span<const double> slot_L) const {
+  const auto tokens = static_cast<double>(counts.tokens), keys = static_cast<double>(counts.keys);
+  Flops flops{.layers = {}, .head = head_ * tokens};
+  std::size_t router = 0;
+  for (const Layer& layer : layers_) {
+    SY_CHECK(!layer.is_moe || router < slot_L.size(), "slots of {} layers", slot_L.size());
+    flops.layers.push_back({.attention = layer.attention * tokens + layer.per_key * keys,
+                            .router = layer.router * tokens,
+                            .experts = layer.is_moe ? layer.per_slot * slot_L[router++] : 0.0,
+                            .always = layer.always * tokens});
+  }
+  return flops;
+}
+
+Flops FlopCounter::count_static(const TokenCounts& counts) const {
+  const std::vector<double> all_L(layers_.size(),
+                                  static_cast<double>(counts.tokens) * static_cast<double>(n_slots_));
+  return count(counts, all_L);
+}
+
+}  // namespace switchyard::model

@@ -1,0 +1,95 @@
+// What each type of router can be configured with, and what it refuses.
+#include <gtest/gtest.h>
+
+#include "config_samples.h"
+
+namespace switchyard::config {
+namespace {
+
+json with_router(const std::string& router) { return with(minimal_run(), "/router", router); }
+
+TEST(ConfigRouters, EveryTypeHasItsDefaultsAndReadsThemBack) {
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& schema : router::router_schemas()) {
+      const config::Run run =
+          run_of(with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", schema.type)));
+      EXPECT_EQ(run.router, default_of(schema, run.model)) << schema.type;
+      EXPECT_EQ(run.router.own.all().size(), schema.options.size()) << schema.type;
+      EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run) << schema.type;
+    }
+}
+
+TEST(ConfigRouters, TheMostExpertsAreThoseOfAToken) {
+  const config::Run run = run_of(with_router(R"({"type": "top_p"})"));
+  EXPECT_EQ(run.router.own.integer("max_experts"), 4);
+  EXPECT_EQ(slots_per_token(run.router, run.model), 4);
+  const config::Run more = run_of(with_router(R"({"type": "top_p", "max_experts": 9})"));
+  EXPECT_EQ(slots_per_token(more.router, more.model), 9);
+  EXPECT_EQ(slots_per_token(run_of(minimal_run()).router, more.model), 4);
+}
+
+TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
+  struct Case {
+    const char* router;
+    const char* message;
+  };
+  const Case cases[] = {
+      {R"({"type": "top_p", "p": 0})", "router.p: is 0, expected a number in (0, 1]"},
+      {R"({"type": "top_p", "p": 1.5})", "router.p: is 1.5, expected a number in (0, 1]"},
+      {R"({"type": "top_p", "max_experts": 17})",
+       "router.max_experts: is 17, more than the model has experts (16)"},
+      {R"({"type": "top_p", "max_experts": 0})",
+       "router.max_experts: is 0, expected an integer in [1, 2147483647]"},
+      {R"({"type": "top_p", "renormalise": 1})", "router.renormalise: is 1, expected true or false"},
+      {R"({"type": "dynamic_k", "min_experts": 3, "max_experts": 2})",
+       "router.min_experts: is 3, more than max_experts (2)"},
+      {R"({"type": "dynamic_k", "estimator": "guess"})",
+       "router.estimator: is \"guess\", expected one of: activation_norm_l2, activation_norm_l1, "
+       "attention_entropy, router_entropy, threshold"},
+      {R"({"type": "dynamic_k", "estimator": "threshold"})",
+       "router.threshold: is 0 or missing, but estimator is \"threshold\", which needs a length to compare "
+       "with; "
+       "give one"},
+      {R"({"type": "dynamic_k", "threshold": 2})",
+       "router.threshold: is 2, but estimator is \"activation_norm_l2\", which is compared with no constant; "
+       "remove it"},
+      {R"({"type": "expert_threshold", "max_experts": 20})",
+       "router.max_experts: is 20, more than the model has experts (16)"},
+      {R"({"type": "expert_threshold", "threshold_decay": 1})",
+       "router.threshold_decay: is 1, expected a number in [0, 1)"},
+      {R"({"type": "quantile", "score_function": "tanh"})",
+       "router.score_function: is \"tanh\", expected one of: sigmoid, softmax"},
+      {R"({"type": "quantile", "z_loss_coef": 0.5})",
+       "router.z_loss_coef: is 0.5, but score_function is \"sigmoid\", which has no normaliser that it could "
+       "bound; set it to 0"},
+      {R"({"type": "kmeans", "z_loss_coef": 0.5})",
+       "router.z_loss_coef: is 0.5, but router.type is \"kmeans\", whose cosine similarities are bounded as "
+       "they "
+       "are; set it to 0"},
+      {R"({"type": "softmax_topk", "p": 0.5})",
+       "router.p: router.type is \"softmax_topk\", which has no such option (of: \"top_p\"); remove it"},
+      {R"({"type": "kmeans", "max_experts": 2})",
+       "router.max_experts: router.type is \"kmeans\", which has no such option (of: \"top_p\", \"dynamic_k\", "
+       "\"expert_threshold\"); remove it"},
+      {R"({"capacity_factor": 0})", "router.capacity_factor: is 0, expected a number in (0, 1000000]"},
+      {R"({"jitter": -1})", "router.jitter: is -1, expected a number in [0, 1000]"},
+      {R"({"type": 3})", "router.type: is 3, expected a string"},
+      {R"({"type": "quantile", "bias_emma": 0.5})",
+       "router.bias_emma: unknown key; did you mean \"bias_ema\"?"},
+  };
+  for (const Case& c : cases)
+    EXPECT_EQ(run_error(with_router(c.router)), std::string("run.json: ") + c.message) << c.router;
+  EXPECT_CONTAINS(run_error(with_router(R"({"type": "top_p"})"), {"router.p=2"}),
+                  "--set router.p=2: router.p: ");
+}
+
+TEST(ConfigRouters, OptionsThatGoTogetherAreTaken) {
+  EXPECT_NO_THROW(
+      run_of(with_router(R"({"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.5})")));
+  EXPECT_NO_THROW(run_of(with_router(R"({"type": "dynamic_k", "estimator": "threshold", "threshold": 2})")));
+  EXPECT_EQ(run_of(with_router(R"({"capacity_factor": 1.25})")).router.capacity_factor, 1.25);
+  EXPECT_EQ(run_of(with_router(R"({"capacity_factor": null})")).router.capacity_factor, std::nullopt);
+}
+
+}  // namespace
+}  // namespace switchyard::config
