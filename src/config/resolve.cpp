@@ -64,7 +64,7 @@ std::string to_resolved_json(const Run& run) {
       {"train", write_train(run.train)},
       {"parallel", Json(Json::Object{{"threads", run.parallel.threads}})},
       {"checkpoint", Json(Json::Object{{"every", run.checkpoint.every}, {"keep", run.checkpoint.keep}})},
-      {"log", Json(Json::Object{{"every", run.log.every}})}}));
+      {"log", Json(Json::Object{{"every", run.log.every}, {"tensorboard", run.log.tensorboard}})}}));
 }
 
 }  // namespace switchyard::config

@@ -20,6 +20,7 @@
 #include "train/metrics_log.h"
 #include "train/optimizer.h"
 #include "train/run_directory.h"
+#include "train/tensorboard_log.h"
 #include "train/token_data.h"
 
 namespace switchyard::train {
@@ -80,6 +81,7 @@ class Trainer {
   std::vector<double> global_count_LE_;
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
+  std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard
 };
 
 }  // namespace switchyard::train
