@@ -253,6 +253,10 @@ def html_table(header, rows, numbers_from=2):
             + "".join(row("td", cells) for cells in rows) + "</tbody></table></div>")
 
 
+def markdown_table(header, rows):
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (header, ["---"] * len(header), *rows)) + "\n"
+
+
 def domain_count_tables(run):
     """[(title, header, rows)]: experts x domains counts of each layer."""
     where, layers = domain_tables(run)
