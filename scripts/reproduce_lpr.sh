@@ -4,7 +4,7 @@
 # evaluates all nine on the validation data and prints test loss, Gini and min-max. What is done is not done again; a run
 # that was interrupted goes on.
 #
-#   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 6 M tokens
+#   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 5 M tokens
 #   scripts/reproduce_lpr.sh --scale paper --launch 'mpirun -n 8'     the published set-up, for GPUs
 #
 #   --corpus DIR     small: c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of prose, reference, technical,

@@ -138,7 +138,7 @@ def domains_figure(run, index):
     svg = heat_maps(f"Experts by domain, {run.name}", panels, "expert", "", "× even share",
                     panel_height=24 * max((len(p.rows) for p in panels), default=1), row_gutter=16 + 6.4 * longest)
     caption = (f"How much more of a domain's tokens an expert takes than of all tokens, from {where}. Bits: mutual "
-               "information of expert and domain, 0 where experts know no domain.")
+               "information of expert and domain, 0 where experts know no domain. Dark grey: an expert without a token.")
     if not panels:
         caption = ("No counts by domain: they come with each evaluation of a run whose data.validation names two domains "
                    "or more.")
