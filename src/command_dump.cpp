@@ -11,8 +11,10 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "model/names.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "train/safetensors.h"
 #include "train/token_data.h"
 
@@ -48,8 +50,16 @@ double balance_coef(const std::string& config_json) {
   return json.value("router_aux_loss_coef", json.at("model_type") == "deepseek_v3" ? 0.0 : 0.001);
 }
 
-// Every parameter from the directory's files, each once, and nothing there that is no parameter.
-void load_weights(const std::filesystem::path& directory, ParameterStore& store) {
+// Whether a tensor is of the layers for multi-token prediction that a config.json names.
+bool is_mtp(const std::string& name, const config::Model& config) {
+  for (std::int64_t d = 0; d < config.num_nextn_predict_layers; ++d)
+    if (name.starts_with(model::layer_prefix(config.num_hidden_layers + d))) return true;
+  return false;
+}
+
+// Every parameter from the directory's files, each once, and nothing there that is no parameter. Layers for
+// multi-token prediction are passed over, as transformers does; a config.json may name ones that are not there.
+void load_weights(const std::filesystem::path& directory, const config::Model& config, ParameterStore& store) {
   std::map<std::string, std::size_t> missing;
   for (std::size_t i = 0; i < store.rows().size(); ++i) missing.emplace(store.rows()[i].name, i);
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
@@ -57,6 +67,7 @@ void load_weights(const std::filesystem::path& directory, ParameterStore& store)
     if (!name.starts_with("model") || entry.path().extension() != ".safetensors") continue;
     const train::SafetensorsFile file(entry.path());
     for (const train::StoredTensor& stored : file.tensors()) {
+      if (is_mtp(stored.name, config)) continue;
       const auto row = missing.find(stored.name);
       if (row == missing.end())
         throw_input("{}: {} is no parameter of this model, or is there twice", entry.path().string(),
@@ -81,12 +92,14 @@ int run_dump(const DumpOptions& options) {
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
-  config::Router router = config::default_router(config.family);
+  config::Router router = config::default_router(config.family, router::router_schemas());
   router.balance_coef = balance_coef(config_json);
   router.balance_scope = config::BalanceScope::model;
-  model::Transformer model(config, router, DType::f32, true);
+  config::Model main_model = config;
+  main_model.num_nextn_predict_layers = 0;
+  model::Transformer model(main_model, router, DType::f32, true);
   model.allocate();
-  load_weights(directory, model.parameters());
+  load_weights(directory, config, model.parameters());
   Context ctx;
   model.plan(B, S, ctx);
 

@@ -10,6 +10,7 @@
 #include "core/file.h"
 #include "core/threads.h"
 #include "model/transformer.h"
+#include "router/registry.h"
 #include "train/checkpoint.h"
 #include "train/evaluator.h"
 
@@ -70,8 +71,8 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 int run_eval(const EvalOptions& options) {
   set_threads(static_cast<int>(options.threads));
   const train::Checkpoint checkpoint(options.checkpoint);
-  const config::Run run =
-      config::parse_run(checkpoint.run_config_json(), (checkpoint.path() / "run.json").string(), {});
+  const config::Run run = config::parse_run(
+      checkpoint.run_config_json(), (checkpoint.path() / "run.json").string(), {}, router::router_schemas());
   const config::Model& config = run.model;
   train::EvalSettings settings{.seq_len = options.seq_len,
                                .batch = options.batch,

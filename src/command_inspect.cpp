@@ -11,6 +11,7 @@
 #include "data/dataset.h"
 #include "data/shard.h"
 #include "model/parameter_count.h"
+#include "router/registry.h"
 #include "train/checkpoint.h"
 
 namespace switchyard {
@@ -22,7 +23,9 @@ using Json = nlohmann::ordered_json;
 
 Json parameter_json(const config::Model& model, const config::Router& router) {
   const model::ParameterCount count = model::count_parameters(model, router);
-  return {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+  Json json = {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+  if (model.num_nextn_predict_layers > 0) json["mtp"] = count.mtp;
+  return json;
 }
 
 Json model_json(const config::Model& model) { return Json::parse(config::model_to_hf_json(model)); }
@@ -50,12 +53,13 @@ Json inspect_config(const fs::path& path) {
   const std::string text = read_text_file(path);
   if (!config::looks_like_run(text)) {
     const config::Model model = config::parse_model(text, path.string());
-    return {{"kind", "model"},
-            {"path", path.string()},
-            {"parameters", parameter_json(model, config::default_router(model.family))},
-            {"model", model_json(model)}};
+    return {
+        {"kind", "model"},
+        {"path", path.string()},
+        {"parameters", parameter_json(model, config::default_router(model.family, router::router_schemas()))},
+        {"model", model_json(model)}};
   }
-  const config::Run run = config::parse_run(text, path.string(), {});
+  const config::Run run = config::parse_run(text, path.string(), {}, router::router_schemas());
   const std::int64_t tokens_a_step = run.train.global_batch_size * run.train.seq_len;
   return {{"kind", "run"},
           {"path", path.string()},
@@ -67,7 +71,8 @@ Json inspect_config(const fs::path& path) {
 
 Json inspect_checkpoint(const fs::path& path) {
   const train::CheckpointInfo info = train::describe_checkpoint(path);
-  const config::Run run = config::parse_run(info.run_config_json, (info.path / "run.json").string(), {});
+  const config::Run run =
+      config::parse_run(info.run_config_json, (info.path / "run.json").string(), {}, router::router_schemas());
   Json tensors = Json::array();
   for (const train::TensorInfo& tensor : info.tensors)
     tensors.push_back(

@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "parallel/communicator.h"
+#include "router/registry.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -40,7 +41,7 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
 }  // namespace
 
 int run_train(const TrainOptions& options) {
-  const config::Run run = config::load_run(options.config, options.overrides);
+  const config::Run run = config::load_run(options.config, options.overrides, router::router_schemas());
   set_threads(static_cast<int>(run.parallel.threads));
   fs::path out =
       options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);

@@ -18,8 +18,8 @@ TEST(ConfigFiles, EveryReadyConfigurationIsValidAndResolves) {
   for (const auto& file : std::filesystem::directory_iterator(source_dir() / "configs")) {
     if (file.path().extension() != ".json") continue;
     ++files;
-    const config::Run run = load_run(file.path().string(), {});
-    EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run) << file.path();
+    const config::Run run = load_run(file.path().string(), {}, router::router_schemas());
+    EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run) << file.path();
   }
   EXPECT_GE(files, 9);
 }
@@ -46,7 +46,8 @@ Count count_of(const Model& m) {
 }
 
 TEST(ConfigFiles, TheBenchmarkHasItsShape) {
-  const config::Run run = load_run((source_dir() / "configs/bench_cpu_86m.json").string(), {});
+  const config::Run run =
+      load_run((source_dir() / "configs/bench_cpu_86m.json").string(), {}, router::router_schemas());
   EXPECT_EQ(count_of(run.model).total, 85791744);
   EXPECT_EQ(run.train.seq_len, 256);
   EXPECT_EQ(run.train.micro_batch_size, 4);
@@ -71,18 +72,21 @@ TEST(ConfigFiles, ThePublishedModelsHaveTheirSizes) {
 }
 
 TEST(ConfigFiles, TheBaselinesToReproduceAreOfOneSizeAndOneRecipe) {
-  const config::Run first = load_run((source_dir() / "configs/mixtral_0.6b.json").string(), {});
+  const config::Run first =
+      load_run((source_dir() / "configs/mixtral_0.6b.json").string(), {}, router::router_schemas());
   EXPECT_EQ(first.train.global_batch_size, 270);
   EXPECT_EQ(first.train.steps * first.train.global_batch_size * first.train.seq_len, 1105920000);  // 1B tokens
   for (const char* name : {"mixtral_0.6b.json", "qwen3_moe_0.6b.json", "deepseek_v3_0.6b.json"}) {
-    const config::Run run = load_run((source_dir() / "configs" / name).string(), {});
+    const config::Run run = load_run((source_dir() / "configs" / name).string(), {}, router::router_schemas());
     EXPECT_EQ(run.train, first.train) << name;
     EXPECT_EQ(run.data, first.data) << name;
     const std::int64_t total = count_of(run.model).total;
     EXPECT_TRUE(total > 600'000'000 && total < 650'000'000) << name << " has " << total;
     const bool deepseek = run.model.family == Family::deepseek_v3;
     EXPECT_EQ(run.router.balance_coef, deepseek ? 0 : 1e-3) << name;
-    EXPECT_EQ(run.router.bias_update_speed, deepseek ? 0 : Router{}.bias_update_speed) << name;
+    if (deepseek) {
+      EXPECT_EQ(run.router.own.number("bias_update_speed"), 0) << name;
+    }
   }
 }
 
@@ -106,7 +110,8 @@ TEST(ConfigFiles, EveryGoldenModelIsReadAndWrittenBack) {
 }
 
 TEST(ConfigFiles, TheDenseBaselineHasNoMoeLayer) {
-  const config::Run run = load_run((source_dir() / "configs/dense_cpu_small.json").string(), {});
+  const config::Run run =
+      load_run((source_dir() / "configs/dense_cpu_small.json").string(), {}, router::router_schemas());
   for (const bool moe : run.model.is_moe_layer) EXPECT_FALSE(moe);
 }
 
@@ -141,6 +146,8 @@ TEST(ConfigFiles, ThePageHasEveryKeyAndNoOther) {
     if (name == "model.rope_scaling") name = "model.rope_parameters";
     for (const std::string_view key : section.keys) known[name][std::string(key)] = true;
   }
+  for (const RouterSchema& router : router::router_schemas())
+    for (const RouterOption& option : router.options) known["router"][std::string(option.key)] = true;
   const auto page = documented();
   for (const auto& [section, keys] : known) {
     for (const auto& [key, _] : keys) {

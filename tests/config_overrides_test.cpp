@@ -25,7 +25,7 @@ TEST(ConfigOverrides, ValuesAreJsonOrElseStrings) {
 
 TEST(ConfigOverrides, MakeSectionsThatTheTextDoesNotHave) {
   EXPECT_EQ(run_of(minimal_run(), {"router.z_loss_coef=0.5", "router.balance_coef=0"}).router,
-            (Router{RouterType::softmax_topk, 0, BalanceScope::global_batch, 0.5}));
+            (Router{"softmax_topk", 0, BalanceScope::global_batch, 0.5}));
 }
 
 TEST(ConfigOverrides, TheLaterOneHolds) {

@@ -59,9 +59,9 @@ TEST(ConfigRobustness, DamagedTextIsReadOrRefused) {
     for (int i = 0; i < 2000; ++i) {
       const std::string damaged = damage(text, random);
       try {
-        const config::Run run = parse_run(damaged, "run.json", {});
+        const config::Run run = parse_run(damaged, "run.json", {}, router::router_schemas());
         ++accepted;
-        EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
+        EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run);
       } catch (const InputError& error) {
         const std::string what = error.what();
         EXPECT_EQ(what.find('\n'), std::string::npos) << what;
@@ -86,7 +86,7 @@ TEST(ConfigRobustness, DamagedOverridesAreReadOrRefused) {
   for (int i = 0; i < 2000; ++i) {
     const std::string damaged = damage(overrides[random() % std::size(overrides)], random);
     try {
-      parse_run(text, "run.json", {damaged});
+      parse_run(text, "run.json", {damaged}, router::router_schemas());
       ++accepted;
     } catch (const InputError& error) {
       EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();

@@ -22,7 +22,7 @@ TEST(ConfigRun, EverySectionIsRead) {
   text["log"] = {{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
-  EXPECT_EQ(r.router, (Router{RouterType::softmax_topk, 0.5, BalanceScope::sequence, 0.25}));
+  EXPECT_EQ(r.router, (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25}));
   const std::vector<DataEntry> train{{"a.bin", "x", 3.0}, {"b.bin", "x", 3.0}, {"c.bin", "default", 1.5}};
   EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99}));
   const Train expected{.seed = 18446744073709551615u,
@@ -114,7 +114,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
       {"/train", "[]", "train: is an array, expected an object"},
       {"/router", "null", "router: is null, expected an object"},
-      {"/router/type", "\"top_p\"", "router.type: is \"top_p\", expected one of: softmax_topk, sigmoid_group"},
+      {"/router/type", "\"top_k\"", "router.type: is \"top_k\", expected one of: softmax_topk, sigmoid_group"},
       {"/router/balance_coef", "-1", "router.balance_coef: is -1, expected a number in [0, 1000000]"},
       {"/data/train", "\"a.bin\"",
        "data.train: is \"a.bin\", expected an array of paths or of {\"path\", \"domain\", \"weight\"}"},
@@ -199,7 +199,7 @@ TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
 
 TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
   const json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
-  EXPECT_EQ(run_of(aux).router, (Router{RouterType::softmax_topk, 0.02, BalanceScope::global_batch, 0.0}));
+  EXPECT_EQ(run_of(aux).router, (Router{"softmax_topk", 0.02, BalanceScope::global_batch, 0.0}));
   EXPECT_EQ(run_of(with(aux, "/router/balance_coef", "0.02")).router.balance_coef, 0.02);
   EXPECT_EQ(
       run_error(with(aux, "/router/balance_coef", "0.03")),
@@ -208,18 +208,22 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
 }
 
 TEST(ConfigRun, TheRouterOfAFamily) {
-  const Router sigmoid{RouterType::sigmoid_group, 1e-4, BalanceScope::sequence, 0.0, 1e-3};
+  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
+                       std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
   const json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
-  EXPECT_EQ(default_router(Family::deepseek_v3), sigmoid);
-  EXPECT_EQ(default_router(Family::qwen3_moe), Router{});
-  EXPECT_EQ(default_router(Family::mixtral), Router{});
+  EXPECT_EQ(default_router(Family::deepseek_v3, router::router_schemas()), sigmoid);
+  EXPECT_EQ(default_router(Family::qwen3_moe, router::router_schemas()), Router{});
+  EXPECT_EQ(default_router(Family::mixtral, router::router_schemas()), Router{});
   // Each router fits every family.
   EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   const json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
-  EXPECT_EQ(run_of(still).router, (Router{RouterType::sigmoid_group, 0, BalanceScope::sequence, 0.0, 0.0}));
+  EXPECT_EQ(
+      run_of(still).router,
+      (Router{
+          "sigmoid_group", 0, BalanceScope::sequence, 0.0, std::nullopt, 0.0, {{"bias_update_speed", 0.0}}}));
 }
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
@@ -229,25 +233,35 @@ TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
       "run.json: router.z_loss_coef: is 0.1, but router.type is \"sigmoid_group\", which has no softmax whose "
       "normaliser it could bound; set it to 0");
   EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
-  EXPECT_EQ(
-      run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
-      "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no bias; remove it");
+  EXPECT_EQ(run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
+            "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no such option "
+            "(of: \"sigmoid_group\"); remove it");
   EXPECT_EQ(run_error(with(deepseek, "/router/bias_update_speed", "1.5")),
             "run.json: router.bias_update_speed: is 1.5, expected a number in [0, 1]");
   EXPECT_CONTAINS(run_error(with(deepseek, "/router/bias_update_speed", "0.01"), {"router.type=softmax_topk"}),
                   "--set router.type=softmax_topk: router.bias_update_speed: ");
 }
 
-TEST(ConfigRun, MultiTokenPredictionIsRefusedAndItsLayersHaveNoEffect) {
-  for (const char* layers : {"0", "1", "2"}) {
-    const json run = with(minimal_run(minimal_deepseek()), "/model/num_nextn_predict_layers", layers);
-    EXPECT_EQ(
-        run_error(with(run, "/train/mtp_loss_coef", "0.3")),
-        "run.json: train.mtp_loss_coef: is 0.3, but multi-token prediction cannot be trained; set it to 0");
-    // The model keeps what its file says.
-    EXPECT_EQ(run_of(with(run, "/train/mtp_loss_coef", "0")).model.num_nextn_predict_layers, std::stoi(layers));
-  }
-  EXPECT_CONTAINS(run_error(with(minimal_run(), "/train/mtp_loss_coef", "0.3")), "cannot be trained");
+TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {
+  const json run = minimal_run(minimal_deepseek());
+  const json two = with(run, "/model/num_nextn_predict_layers", "2");
+  EXPECT_EQ(run_of(with(two, "/train/mtp_loss_coef", "0.3")).model.num_nextn_predict_layers, 2);
+  // What is not trained is not made, and what is written says so.
+  const config::Run off = run_of(with(two, "/train/mtp_loss_coef", "0"));
+  EXPECT_EQ(off.model.num_nextn_predict_layers, 0);
+  EXPECT_CONTAINS(off.resolved_json, "\"num_nextn_predict_layers\": 0");
+
+  EXPECT_EQ(
+      run_error(with(run, "/train/mtp_loss_coef", "0.3")),
+      "run.json: train.mtp_loss_coef: is 0.3, but model.num_nextn_predict_layers is 0: there is no layer to "
+      "train; set it to 1 or more, or mtp_loss_coef to 0");
+  EXPECT_CONTAINS(run_error(with(minimal_run(), "/train/mtp_loss_coef", "0.3")),
+                  "has no multi-token prediction; set it to 0");
+  EXPECT_CONTAINS(run_error(with(two, "/train/mtp_loss_coef", "-0.1")), "train.mtp_loss_coef: is -0.1");
+  EXPECT_CONTAINS(run_error(with(run, "/model/num_nextn_predict_layers", "65")),
+                  "model.num_nextn_predict_layers: is 65");
+  EXPECT_CONTAINS(run_error(with(with(two, "/train/mtp_loss_coef", "0.3"), "/train/seq_len", "2")),
+                  "train.seq_len: is 2; 2 depths of multi-token prediction");
 }
 
 TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
@@ -258,12 +272,12 @@ TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
   text["train"]["seed"] = 18446744073709551615u;
   text["train"]["lr"] = 0.1 + 0.2;
   const config::Run run = run_of(text, {"train.beta2=0.99"});
-  EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}), run);
+  EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run);
   for (const json& deepseek : {minimal_run(minimal_deepseek()),
                                with(minimal_run(minimal_deepseek()), "/router/bias_update_speed", "0.5"),
                                with(minimal_run(minimal_deepseek()), "/router/type", "\"softmax_topk\"")}) {
     const config::Run other = run_of(deepseek);
-    EXPECT_EQ(parse_run(other.resolved_json, "resolved", {}), other);
+    EXPECT_EQ(parse_run(other.resolved_json, "resolved", {}, router::router_schemas()), other);
   }
   const json resolved = json::parse(run.resolved_json);
   EXPECT_FALSE(resolved.at("router").contains("bias_update_speed"));  // softmax_topk has none
@@ -281,7 +295,9 @@ TEST(ConfigRun, TellsARunFromAModel) {
 }
 
 TEST(ConfigRun, AMissingFileIsNamed) {
-  EXPECT_CONTAINS(test::message_of<InputError>([] { load_run("/no/such/run.json", {}); }), "/no/such/run.json");
+  EXPECT_CONTAINS(
+      test::message_of<InputError>([] { load_run("/no/such/run.json", {}, router::router_schemas()); }),
+      "/no/such/run.json");
 }
 
 }  // namespace

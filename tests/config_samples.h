@@ -8,6 +8,7 @@
 
 #include "config/load.h"
 #include "core/error.h"
+#include "router/registry.h"
 #include "temp_dir.h"
 
 namespace switchyard::config {
@@ -48,7 +49,7 @@ inline json without(json base, const std::string& pointer) {
 }
 
 inline Run run_of(const json& text, const std::vector<std::string>& overrides = {}) {
-  return parse_run(text.dump(), "run.json", overrides);
+  return parse_run(text.dump(), "run.json", overrides, router::router_schemas());
 }
 inline Model model_of(const json& text) { return parse_model(text.dump(), "config.json"); }
 

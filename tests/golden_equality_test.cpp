@@ -17,9 +17,15 @@ TEST_P(Golden, LogitsAndLossAreEqual) {
   const double whole = golden_.expected("loss").values[0];
   // Both are means of float32 terms.
   EXPECT_NEAR(loss.cross_entropy, cross_entropy, 1e-5 * cross_entropy);
-  EXPECT_NEAR(loss.cross_entropy + loss.balance, whole, 1e-5 * whole);
+  const double mtp = golden_.mtp_loss_coef() * loss.mtp;
+  EXPECT_NEAR(loss.cross_entropy + mtp + loss.balance, whole, 1e-5 * whole);
   // The balance loss alone: what is left of it after the subtraction carries the rounding of the whole.
-  EXPECT_NEAR(loss.balance, whole - cross_entropy, 1e-6 * whole);
+  EXPECT_NEAR(loss.balance, whole - mtp - cross_entropy, 1e-6 * whole);
+  ASSERT_EQ(golden_.has("mtp_loss"), here_.model().n_mtp_depths() > 0);
+  if (golden_.has("mtp_loss")) {
+    const double expected = golden_.expected("mtp_loss").values[0];
+    EXPECT_NEAR(loss.mtp, expected, 1e-5 * expected);
+  }
 }
 
 // A token's slots, (expert, weight) each. `any_order`: by expert.

@@ -21,6 +21,7 @@
 #include "model/transformer.h"
 #include "ops/elementwise.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "tensors.h"
 #include "train/optimizer.h"
 #include "train/safetensors.h"
@@ -54,6 +55,7 @@ class GoldenCase {
   }
   // What transformers calls router_aux_loss_coef; 0 in a family without a balance loss.
   double balance_coef() const { return config_.value("router_aux_loss_coef", 0.0); }
+  double mtp_loss_coef() const { return record_.value("mtp_loss_coef", 0.0); }
   const nlohmann::json& optimizer() const { return record_.at("optimizer"); }
   const train::SafetensorsFile& weights() const { return weights_; }
 
@@ -131,7 +133,8 @@ class GoldenModel {
         model_(golden.model(), router_, DType::f32, true),
         buffers_(n_seq(), seq_len(), std::nullopt, model_.config().sliding_window),
         target_T_({n_seq() * seq_len()}, DType::i32),
-        loss_T_({n_seq() * seq_len()}, DType::f32) {
+        loss_T_({n_seq() * seq_len()}, DType::f32),
+        mtp_loss_KT_({std::max<std::int64_t>(1, model_.n_mtp_depths()), n_seq() * seq_len()}, DType::f32) {
     model_.allocate();
     model_.plan(n_seq(), seq_len(), ctx_);
     for (std::int64_t b = 0; b < n_seq(); ++b) {
@@ -168,9 +171,13 @@ class GoldenModel {
     EXPECT_TRUE(unused.empty()) << "not a parameter here: " << *unused.begin();
   }
 
-  void forward() { model_.forward(batch_, ctx_); }
+  void forward() {
+    model_.forward(batch_, ctx_);
+    model_.forward_mtp(batch_, ctx_);
+  }
   struct Loss {
     double cross_entropy, balance;
+    double mtp;  // mean over depths
   };
   // Of the last forward pass; gradients are added to the store's.
   Loss loss_and_backward() {
@@ -180,9 +187,23 @@ class GoldenModel {
                      {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
                      model_.loss_gradients());
     const double targets = static_cast<double>(n_seq() * (seq_len() - 1));
-    model_.loss_and_backward(loss_T_, batch_, 1.0 / targets, ctx_);
-    const std::vector<double> losses = test::values(loss_T_);
-    return {std::accumulate(losses.begin(), losses.end(), 0.0) / targets, auxiliary.balance};
+    // At depth k all but the last k + 1 of a sequence have a target.
+    std::vector<double> share_K, dloss_K;
+    const std::int64_t depths = model_.n_mtp_depths();
+    for (std::int64_t k = 1; k <= depths; ++k) {
+      share_K.push_back(1.0 / static_cast<double>(depths * n_seq() * (seq_len() - 1 - k)));
+      dloss_K.push_back(golden_.mtp_loss_coef() * share_K.back());
+    }
+    const model::MtpLoss mtp{mtp_loss_KT_, dloss_K};
+    model_.loss_and_backward(loss_T_, batch_, 1.0 / targets, ctx_, &mtp);
+    const auto sum = [](const Tensor& tensor) {
+      const std::vector<double> losses = test::values(tensor);
+      return std::accumulate(losses.begin(), losses.end(), 0.0);
+    };
+    double mtp_loss = 0;
+    for (std::int64_t k = 0; k < depths; ++k)
+      mtp_loss += share_K[static_cast<std::size_t>(k)] * sum(mtp_loss_KT_.view().slice(k, 1));
+    return {sum(loss_T_) / targets, auxiliary.balance, mtp_loss};
   }
 
   // [B,S,V], of the last forward pass.
@@ -195,7 +216,7 @@ class GoldenModel {
 
  private:
   static config::Router router_of(const GoldenCase& golden) {
-    config::Router router = config::default_router(golden.model().family);
+    config::Router router = config::default_router(golden.model().family, router::router_schemas());
     router.balance_coef = golden.balance_coef();
     router.balance_scope = config::BalanceScope::model;
     return router;
@@ -206,7 +227,7 @@ class GoldenModel {
   config::Router router_;
   model::Transformer model_;
   train::BatchBuffers buffers_;
-  test::OwnedTensor target_T_, loss_T_;
+  test::OwnedTensor target_T_, loss_T_, mtp_loss_KT_;
   model::Batch batch_;
   Context ctx_;
 };

@@ -110,6 +110,29 @@ std::vector<Case> cases() {
                  model.softmax_scale_factor = 1.3;
                }),
        BalanceScope::sequence, none},
+      {"DeepseekV3MtpOneDepth",
+       changed(Family::deepseek_v3, [](config::Model& model) { model.num_nextn_predict_layers = 1; }),
+       BalanceScope::sequence, none},
+      {"DeepseekV3MtpTwoDepthsTied",
+       changed(Family::deepseek_v3,
+               [](config::Model& model) {
+                 model.num_nextn_predict_layers = 2;
+                 model.tie_word_embeddings = true;
+               }),
+       BalanceScope::global_batch, none},
+      {"DeepseekV3MtpTwoDepthsDocumentMask",
+       changed(Family::deepseek_v3, [](config::Model& model) { model.num_nextn_predict_layers = 2; }),
+       BalanceScope::layer,
+       [](TestBatch& batch) {
+         batch.kv_begin(0, {0, 0, 0, 3, 3}).kv_begin(1, {0, 0, 0, 3, 4});
+       }},
+      {"DeepseekV3MtpDense",
+       changed(Family::deepseek_v3,
+               [](config::Model& model) {
+                 model.is_moe_layer = {true, false};
+                 model.num_nextn_predict_layers = 1;
+               }),
+       BalanceScope::sequence, none},
       {"Dense",
        changed(Family::qwen3_moe,
                [](config::Model& model) {
@@ -133,6 +156,7 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
 
     // A micro-batch of 8 of the 20 tokens of its global batch; the counts of the rest are made up.
     model.forward(batch.batch(), model.ctx);
+    model.forward_mtp(batch.batch(), model.ctx);
     const std::vector<double> own_counts = counts_of(model);
     std::vector<double> count_LE = own_counts;
     for (std::size_t i = 0; i < count_LE.size(); ++i) count_LE[i] += static_cast<double>(i % 4);
@@ -144,20 +168,28 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
       frozen.emplace_back(sums.count_BE.shape(), DType::i32);
       test::fill(frozen.back(), test::values(sums.count_BE));
     }
+    std::vector<double> mtp_dloss_K{0.3, 0.2};  // one a depth, different ones
+    mtp_dloss_K.resize(static_cast<std::size_t>(model.n_mtp_depths()));
     const auto loss = [&] {
       model.forward(batch.batch(), model.ctx);
+      model.forward_mtp(batch.batch(), model.ctx);
       model.loss(model.loss_T, batch.batch(), model.ctx);
+      model.mtp_loss(model.mtp_loss_KT, model.ctx);
       // A step over the border between two choices has no derivative to compare with.
       EXPECT_EQ(counts_of(model), own_counts);
       std::vector<router::RoutingSums> sums_L = model.routing_sums();
       for (std::size_t l = 0; l < sums_L.size(); ++l) sums_L[l].count_BE = frozen[l];
       const auto auxiliary =
           auxiliary_losses(model, router).compute(sums_L, batch.tokens_B(), global, model.loss_gradients());
-      return sum_of(model.loss_T) / 20 + auxiliary.balance + auxiliary.z;
+      return sum_of(model.loss_T) / 20 + weighted_mtp_loss(model, mtp_dloss_K) + auxiliary.balance +
+             auxiliary.z;
     };
 
-    const Losses losses = forward_backward(model, batch, router, global);
+    const Losses losses = forward_backward(model, batch, router, global, mtp_dloss_K);
     EXPECT_NEAR(losses.sum(), loss(), 1e-14);  // the same terms, added up in another order
+    if (model.n_mtp_depths() > 0) {
+      EXPECT_GT(losses.mtp, 0.1);
+    }
     if (model.n_routers() > 0) {
       EXPECT_GT(losses.balance, 0.01);
       if (test_case.model.family != config::Family::deepseek_v3) {

@@ -36,7 +36,8 @@ TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
   config.is_moe_layer = {false, true};
   // q_a 6x8, q_b 14x6, kv_a 9x8, kv_b 16x5, o 8x10; norms of 6 and 5; shared expert 3 * 3x8; bias of 4.
   constexpr std::int64_t kLatent = 48 + 84 + 72 + 80 + 80, kLatentNorms = 6 + 5, kDense = 3 * 6 * 8, kBias = 4;
-  const ParameterCount count = count_parameters(config, config::default_router(config.family));
+  const ParameterCount count =
+      count_parameters(config, config::default_router(config.family, router::router_schemas()));
   const std::int64_t rest =
       2 * kEmbedding + kFinalNorm + 2 * (kLatent + kNorms + kLatentNorms) + kDense + kGate + kBias + kExpert;
   EXPECT_EQ(count.total, rest + 4 * kExpert);

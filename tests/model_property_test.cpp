@@ -238,11 +238,12 @@ TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
     if (!model.parameters().rows()[i].trained) bias_L.push_back(model.parameters().value(i));
   ASSERT_EQ(bias_L.size(), 2u);
   for (const Tensor& bias : bias_L) test::fill(bias, {0, 0, 0, 0});
-  model.after_step(std::vector<double>{3, 1, 2, 2, 0, 4, 4, 0}, model.ctx);
-  const double speed = config::default_router(Family::deepseek_v3).bias_update_speed;
+  model.after_step(std::vector<double>{3, 1, 2, 2, 0, 4, 4, 0}, {}, model.ctx);
+  const double speed =
+      config::default_router(Family::deepseek_v3, router::router_schemas()).own.number("bias_update_speed");
   EXPECT_EQ(values(bias_L[0]), (std::vector<double>{-speed, speed, 0, 0}));
   EXPECT_EQ(values(bias_L[1]), (std::vector<double>{speed, -speed, -speed, speed}));
-  EXPECT_THROW(model.after_step(std::vector<double>{1, 2, 3, 4}, model.ctx), std::logic_error);
+  EXPECT_THROW(model.after_step(std::vector<double>{1, 2, 3, 4}, {}, model.ctx), std::logic_error);
 }
 
 TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
@@ -332,7 +333,8 @@ TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
 
 std::vector<std::string> names_of(const config::Model& config) {
   std::vector<std::string> names;
-  const Transformer model(config, config::default_router(config.family), DType::f32, false);
+  const Transformer model(config, config::default_router(config.family, router::router_schemas()), DType::f32,
+                          false);
   for (const Parameter& row : model.parameters().rows()) names.push_back(row.name);
   std::sort(names.begin(), names.end());
   return names;
@@ -479,7 +481,8 @@ TEST(ModelNames, OfAttentionBiasesAreHuggingFaces) {
 
 TEST(ModelNames, ShapesDecayAndShardingGoWithThem) {
   for (const Family family : kFamilies) {
-    const Transformer model(mixed_model(family), config::default_router(family), DType::f32, false);
+    const Transformer model(mixed_model(family), config::default_router(family, router::router_schemas()),
+                            DType::f32, false);
     for (const Parameter& row : model.parameters().rows()) {
       const bool norm = row.name.find("norm") != std::string::npos;
       const bool expert = row.name.find(".experts.") != std::string::npos;

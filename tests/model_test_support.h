@@ -2,6 +2,7 @@
 // and one pass through a model with all of its losses.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <span>
@@ -10,6 +11,7 @@
 #include "config/load.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
+#include "router/registry.h"
 #include "tensors.h"
 
 namespace switchyard::model {
@@ -65,14 +67,15 @@ inline void fill_weights(ParameterStore& store) {
 struct ReadyModel : Transformer {
   ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
              bool training = true)
-      : Transformer(model, config::default_router(model.family), dtype, training),
-        loss_T({n_seq * seq_len}, dtype) {
+      : Transformer(model, config::default_router(model.family, router::router_schemas()), dtype, training),
+        loss_T({n_seq * seq_len}, dtype),
+        mtp_loss_KT({std::max<std::int64_t>(1, n_mtp_depths()), n_seq * seq_len}, dtype) {
     allocate();
     fill_weights(parameters());
     plan(n_seq, seq_len, ctx);
   }
   Context ctx;
-  test::OwnedTensor loss_T;
+  test::OwnedTensor loss_T, mtp_loss_KT;
 };
 
 // Sequences of one length, all padding at first.
@@ -118,11 +121,13 @@ class TestBatch {
 
 struct Losses {
   double cross_entropy = 0;  // mean over the tokens of the global batch
+  double mtp = 0;            // as MtpLoss weights it
   double balance = 0;
   double z = 0;
-  double sum() const { return cross_entropy + balance + z; }
+  double sum() const { return cross_entropy + mtp + balance + z; }
   Losses& operator+=(const Losses& other) {
     cross_entropy += other.cross_entropy;
+    mtp += other.mtp;
     balance += other.balance;
     z += other.z;
     return *this;
@@ -132,6 +137,14 @@ struct Losses {
 inline double sum_of(const Tensor& tensor) {
   const std::vector<double> all = test::values(tensor);
   return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
+// The sum over depths of dloss_K[k] * sum(loss_KT[k]).
+inline double weighted_mtp_loss(const ReadyModel& model, std::span<const double> dloss_K) {
+  double loss = 0;
+  for (std::size_t k = 0; k < dloss_K.size(); ++k)
+    loss += dloss_K[k] * sum_of(model.mtp_loss_KT.view().slice(static_cast<std::int64_t>(k), 1));
+  return loss;
 }
 
 // Slots on each expert of each layer in the last forward pass.
@@ -147,18 +160,20 @@ inline std::vector<double> counts_of(const Transformer& model) {
 }
 
 inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
-  return {router, model.config().num_experts, model.config().num_experts_per_tok};
+  return {router, model.config().num_experts, config::slots_per_token(router, model.config())};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.
 inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const config::Router& router,
-                               const router::GlobalBatch& global) {
+                               const router::GlobalBatch& global, std::span<const double> mtp_dloss_K = {}) {
   model.forward(batch.batch(), model.ctx);
+  model.forward_mtp(batch.batch(), model.ctx);
   const auto auxiliary = auxiliary_losses(model, router)
                              .compute(model.routing_sums(), batch.tokens_B(), global, model.loss_gradients());
   const double share = 1.0 / static_cast<double>(global.n_tokens);
-  model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx);
-  return {share * sum_of(model.loss_T), auxiliary.balance, auxiliary.z};
+  const MtpLoss mtp{model.mtp_loss_KT, mtp_dloss_K};
+  model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx, mtp_dloss_K.empty() ? nullptr : &mtp);
+  return {share * sum_of(model.loss_T), weighted_mtp_loss(model, mtp_dloss_K), auxiliary.balance, auxiliary.z};
 }
 
 // The same for a batch that is the whole global batch, from gradients of zero.
@@ -166,6 +181,7 @@ inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const 
   const Tensor grads = model.parameters().grads();
   for (std::int64_t i = 0; i < grads.numel(); ++i) test::set(grads, i, 0);
   model.forward(batch.batch(), model.ctx);
+  model.forward_mtp(batch.batch(), model.ctx);
   const std::vector<double> count_LE = counts_of(model);
   std::int64_t n_sequences = 0;
   for (const std::int64_t tokens : batch.tokens_B()) n_sequences += tokens > 0 ? 1 : 0;

@@ -1,9 +1,8 @@
-#include "router/sigmoid_group.h"
+#include "router/stage.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,14 +24,18 @@ constexpr DType kTypes[] = {DType::f32, DType::f64};
 constexpr std::size_t kWeight = 0, kBias = 1;  // rows
 
 config::Router options(double bias_update_speed = 1e-3) {
-  return {.type = config::RouterType::sigmoid_group, .bias_update_speed = bias_update_speed};
+  return {.type = "sigmoid_group", .own = {{"bias_update_speed", bias_update_speed}}};
+}
+
+RouterBatch batch_of(const Tensor& token_T) {
+  return {.token_T = token_T, .n_seq = 2, .seq_len = token_T.rows() / 2};
 }
 
 // A router with its parameters, activations and scratch, all of it poisoned before use.
 struct Fixture {
   Fixture(const RouterShape& shape, std::int64_t n_seq, std::int64_t seq_len, DType dtype,
           double bias_update_speed = 1e-3) {
-    router = make_router(options(bias_update_speed), shape, "gate.", store);
+    router.emplace(options(bias_update_speed), shape, "gate.", store);
     store.allocate(dtype, true);
     Arena measure = Arena::measuring();
     router->plan_sums(measure, n_seq);
@@ -44,7 +47,7 @@ struct Fixture {
     ctx.scratch.set_poison(true);
   }
   ParameterStore store;
-  std::unique_ptr<Router> router;
+  std::optional<RouterStage> router;
   std::optional<Arena> arena;
   Context ctx;
 };
@@ -71,7 +74,7 @@ struct HandExample : Fixture {
                 ln7, ln7, -ln3, 0,  // 7/8 7/8 1/4 1/2, with the bias 7/8 7/8 | 5/4 0
                 0, 0, 0, 0,         // 1/2 each, with the bias 1/2 1/2 | 3/2 0
                 9, 8, 7, 6});       // padding
-    decision = router->forward(x_TD, token_T, ctx);
+    decision = router->forward(x_TD, batch_of(token_T), ctx);
     // exp and log in the compute type: a few units in the last place
     tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;
   }
@@ -82,9 +85,10 @@ struct HandExample : Fixture {
 
 TEST(SigmoidGroup, ItsParametersAreTheGateAndABiasThatIsNotTrained) {
   ParameterStore store;
-  make_router(options(),
-              {.hidden_size = 3, .n_experts = 6, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
-              "model.layers.0.mlp.gate.", store);
+  RouterStage(
+      options(),
+      RouterShape{.hidden_size = 3, .n_experts = 6, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
+      "model.layers.0.mlp.gate.", store);
   ASSERT_EQ(store.rows().size(), 2u);
   const Parameter &weight = store.rows()[kWeight], &bias = store.rows()[kBias];
   EXPECT_EQ(weight.name, "model.layers.0.mlp.gate.weight");
@@ -157,7 +161,7 @@ TEST_P(SigmoidGroupGradient, MatchesFiniteDifferences) {
   const OwnedTensor token_T = ints({1, 1, 1, 1, 1, 1, -1, -1});
   const OwnedTensor r_TK = test::normal({kTokens, kSlots}, DType::f64, "r");
   const OwnedTensor s_BE = test::normal({2, kExperts}, DType::f64, "s");
-  const auto forward = [&] { return fixture.router->forward(x_TD, token_T, fixture.ctx); };
+  const auto forward = [&] { return fixture.router->forward(x_TD, batch_of(token_T), fixture.ctx); };
   const Numbers chosen = values(forward().expert_TK);
   const auto loss = [&] {
     const RoutingDecision decision = forward();
@@ -173,7 +177,7 @@ TEST_P(SigmoidGroupGradient, MatchesFiniteDifferences) {
   test::fill_normal(fixture.store.grad(kBias), "dbias before");
   const Numbers dweight_before = values(fixture.store.grad(kWeight)),
                 dbias_before = values(fixture.store.grad(kBias));
-  fixture.router->backward(dx_TD, r_TK, x_TD, token_T, {.dprob_BE = s_BE, .dlse2 = 0}, fixture.ctx);
+  fixture.router->backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = 0}, fixture.ctx);
   const Numbers dx = test::difference(values(dx_TD), values(dx_before));
   const Numbers dweight = test::difference(values(fixture.store.grad(kWeight)), dweight_before);
   // One thread: a team is not worth its start for eight tokens.
@@ -193,8 +197,8 @@ TEST(SigmoidGroup, LossesReachExpertsThatWereNotChosen) {
   fill(dx_TD, Numbers(16, 0));
   fill(none_TK, Numbers(8, 0));
   fill(s_BE, {1, 0, 0, 0, 0, 0, 0, 0});
-  example.router->backward(dx_TD, none_TK, example.x_TD, example.token_T, {.dprob_BE = s_BE, .dlse2 = 0},
-                           example.ctx);
+  example.router->backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T),
+                           {.dprob_BE = s_BE, .dlse2 = 0}, example.ctx);
   // dlogit_e = S_e (1 - S_e) (s_e - P_0) / sum of S; token 0: P_0 = 1/3, sum 9/4; token 1: P_0 = 7/20, sum 5/2.
   const double a = 1 / 2.25, b = 1 / 2.5, third = 1.0 / 3;
   EXPECT_TRUE(test::all_near(values(dx_TD),
@@ -209,7 +213,7 @@ TEST(SigmoidGroup, LossesReachExpertsThatWereNotChosen) {
 TEST(SigmoidGroup, AfterAStepTheBiasMovesByTheCountsThatItIsGiven) {
   for (const DType dtype : kTypes) {
     HandExample example(true, dtype);
-    example.router->after_step(Numbers{40, 30, 20, 30}, example.ctx);
+    example.router->after_step(Numbers{40, 30, 20, 30}, {}, example.ctx);
     EXPECT_EQ(values(example.store.value(kBias)), (Numbers{-0.125, 0, 1.125, -0.5}));
     EXPECT_EQ(values(example.store.value(kWeight)), (Numbers{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
   }
@@ -219,7 +223,7 @@ TEST(SigmoidGroup, WithoutASpeedTheBiasStays) {
   Fixture fixture({.hidden_size = 2, .n_experts = 3, .n_slots = 1, .normalise_weights = true, .init_std = 1}, 1,
                   1, DType::f32, 0);
   fill(fixture.store.value(kBias), {1, 2, 3});
-  fixture.router->after_step(Numbers{10, 0, 0}, fixture.ctx);
+  fixture.router->after_step(Numbers{10, 0, 0}, {}, fixture.ctx);
   EXPECT_EQ(values(fixture.store.value(kBias)), (Numbers{1, 2, 3}));
 }
 

@@ -1,9 +1,8 @@
-#include "router/softmax_topk.h"
+#include "router/stage.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -21,10 +20,14 @@ using test::values;
 
 constexpr DType kTypes[] = {DType::f32, DType::f64};
 
+RouterBatch batch_of(const Tensor& token_T) {
+  return {.token_T = token_T, .n_seq = 2, .seq_len = token_T.rows() / 2};
+}
+
 // A router with its parameters, activations and scratch, all of it poisoned before use.
 struct Fixture {
   Fixture(const RouterShape& shape, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
-    router = make_router(config::Router{}, shape, "gate.", store);
+    router.emplace(config::Router{}, shape, "gate.", store);
     store.allocate(dtype, true);
     Arena measure = Arena::measuring();
     router->plan_sums(measure, n_seq);
@@ -36,7 +39,7 @@ struct Fixture {
     ctx.scratch.set_poison(true);
   }
   ParameterStore store;
-  std::unique_ptr<Router> router;
+  std::optional<RouterStage> router;
   std::optional<Arena> arena;
   Context ctx;
 };
@@ -55,7 +58,7 @@ struct HandExample : Fixture {
                 0, ln6, ln3,  // 6/10 3/10 1/10
                 0, 0, 0,      // 1/3 each
                 9, 8, 7});    // padding
-    decision = router->forward(x_TD, token_T, ctx);
+    decision = router->forward(x_TD, batch_of(token_T), ctx);
     // exp and log in the compute type: a few units in the last place
     tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;
   }
@@ -66,9 +69,10 @@ struct HandExample : Fixture {
 
 TEST(SoftmaxTopK, ItsOneParameterIsTheGate) {
   ParameterStore store;
-  make_router(config::Router{},
-              {.hidden_size = 3, .n_experts = 5, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
-              "model.layers.0.mlp.gate.", store);
+  RouterStage(
+      config::Router{},
+      RouterShape{.hidden_size = 3, .n_experts = 5, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
+      "model.layers.0.mlp.gate.", store);
   ASSERT_EQ(store.rows().size(), 1u);
   EXPECT_EQ(store.rows()[0].name, "model.layers.0.mlp.gate.weight");
   EXPECT_EQ(store.rows()[0].shape, (Shape{5, 3}));
@@ -137,7 +141,7 @@ TEST_P(SoftmaxTopKGradient, MatchesFiniteDifferences) {
   const OwnedTensor token_T = ints({1, 1, 1, 1, 1, 1, -1, -1});
   const OwnedTensor r_TK = test::normal({kTokens, kSlots}, DType::f64, "r");
   const OwnedTensor s_BE = test::normal({2, kExperts}, DType::f64, "s");
-  const auto forward = [&] { return fixture.router->forward(x_TD, token_T, fixture.ctx); };
+  const auto forward = [&] { return fixture.router->forward(x_TD, batch_of(token_T), fixture.ctx); };
   const std::vector<double> chosen = values(forward().expert_TK);
   const auto loss = [&] {
     const RoutingDecision decision = forward();
@@ -154,7 +158,8 @@ TEST_P(SoftmaxTopKGradient, MatchesFiniteDifferences) {
   const OwnedTensor dx_TD = test::normal({kTokens, kHidden}, DType::f64, "dx before");
   test::fill_normal(fixture.store.grad(0), "dgate before");
   const std::vector<double> dweight_before = values(fixture.store.grad(0));
-  fixture.router->backward(dx_TD, r_TK, x_TD, token_T, {.dprob_BE = s_BE, .dlse2 = kDz}, fixture.ctx);
+  fixture.router->backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = kDz},
+                           fixture.ctx);
   const std::vector<double> dx = test::difference(values(dx_TD), values(dx_before));
   const std::vector<double> dweight = test::difference(values(fixture.store.grad(0)), dweight_before);
   // One thread: a team is not worth its start for eight tokens.
@@ -174,8 +179,8 @@ TEST(SoftmaxTopK, LossesReachExpertsThatWereNotChosen) {
   fill(dx_TD, std::vector<double>(12, 0));
   fill(none_TK, std::vector<double>(8, 0));
   fill(s_BE, {1, 0, 0, 0, 0, 0});
-  example.router->backward(dx_TD, none_TK, example.x_TD, example.token_T, {.dprob_BE = s_BE, .dlse2 = 0},
-                           example.ctx);
+  example.router->backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T),
+                           {.dprob_BE = s_BE, .dlse2 = 0}, example.ctx);
   // dlogit_e = P_e (s_e - P_0); token 0: 1/8 * (7/8, -2/8, -5/8); token 1: 6/10 * (4/10, -3/10, -1/10).
   // dx is dlogit through the permutation: (dlogit_2, dlogit_0, dlogit_1).
   EXPECT_TRUE(test::all_near(

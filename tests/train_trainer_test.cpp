@@ -10,6 +10,7 @@
 
 #include "config/load.h"
 #include "config/resolve.h"
+#include "router/registry.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
@@ -71,10 +72,10 @@ class Training : public ::testing::Test {
     run.model.n_group = 2;
     run.model.topk_group = 1;
     run.model.rope.interleaved = true;
-    run.router = {.type = config::RouterType::sigmoid_group,
+    run.router = {.type = "sigmoid_group",
                   .balance_coef = 0.01,
                   .balance_scope = BalanceScope::sequence,
-                  .bias_update_speed = 0.125};
+                  .own = {{"bias_update_speed", 0.125}}};
     return run;
   }
 
@@ -84,7 +85,7 @@ class Training : public ::testing::Test {
     return train_as_it_is(name, as_from_a_file(run), resume, stop);
   }
   static config::Run as_from_a_file(const config::Run& run) {
-    return config::parse_run(config::to_resolved_json(run), "test", {});
+    return config::parse_run(config::to_resolved_json(run), "test", {}, router::router_schemas());
   }
   RunEnd train_as_it_is(const std::string& name, const config::Run& run, const Resume& resume,
                         bool stop) const {
@@ -360,7 +361,7 @@ TEST_F(Training, TheBiasMovesByTheCountsOfAllRanks) {
 
 TEST_F(Training, WithoutASpeedTheBiasStaysWhatItIs) {
   config::Run run = deepseek_run();
-  run.router.bias_update_speed = 0;
+  run.router.own.set("bias_update_speed", 0.0);
   train("run", run);
   EXPECT_EQ(choice_biases("run", 5), std::vector<double>(8, 0.0));
 }
@@ -390,6 +391,74 @@ TEST_F(Training, DeepseekV3LearnsWithAndWithoutADenseLayer) {
     EXPECT_EQ(lines.back()["layers"].size(), dense ? 1u : 2u);
     EXPECT_EQ(lines.back()["z_loss"], 0.0);
   }
+}
+
+// deepseek_run with two depths of multi-token prediction.
+config::Run with_mtp(config::Run run) {
+  run.model.num_nextn_predict_layers = 2;
+  run.train.mtp_loss_coef = 0.3;
+  return run;
+}
+
+TEST_F(Training, MultiTokenPredictionLearns) {
+  config::Run run = with_mtp(deepseek_run());
+  run.train.steps = 60;
+  train("mtp", run);
+  const auto lines = metrics("mtp");
+  EXPECT_NEAR(lines.front()["mtp_loss"].get<double>(), 3.43, 0.2);  // log 31
+  EXPECT_LT(lines.back()["mtp_loss"].get<double>(), 3.1);  // two and three tokens ahead are less certain
+  EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
+  ASSERT_EQ(lines.back()["layers"].size(), 4u);
+  const json& layers = lines.back()["layers"];
+  EXPECT_EQ(layers[3]["layer"], 3);
+  // Two slots a token; of a window of 8, all but the last two at the second depth.
+  double slots = 0;
+  for (const double count : layers[3]["counts"]) slots += count;
+  EXPECT_EQ(slots, 2 * kGlobalBatch * (kSeqLen - 2));
+  // The headline is of the main layers.
+  EXPECT_NEAR(lines.back()["gini"].get<double>(),
+              (layers[0]["gini"].get<double>() + layers[1]["gini"].get<double>()) / 2, 1e-12);
+}
+
+TEST_F(Training, MultiTokenPredictionFourTimesOneIsOneTimesFour) {
+  for (const bool document_mask : {false, true}) {
+    config::Run run = with_mtp(deepseek_run());
+    run.train.eps = 1e-3;  // as in AccumulationFourTimesOneIsOneTimesFour
+    run.data.document_mask = document_mask;
+    if (document_mask) run.data.eot_token = 4;
+    const std::string name = document_mask ? "documents" : "open";
+    for (const std::int64_t micro_batch : {1, 4}) {
+      run.train.micro_batch_size = micro_batch;
+      train(name + std::to_string(micro_batch), run);
+    }
+    const auto expected = metrics(name + "4"), actual = metrics(name + "1");
+    ASSERT_EQ(actual.size(), expected.size());
+    for (std::size_t i = 0; i < actual.size(); ++i)
+      for (const char* key : {"loss", "mtp_loss", "grad_norm", "balance_loss"}) {
+        const double value = expected[i][key];
+        EXPECT_GT(value, 0.0) << key;
+        EXPECT_NEAR(actual[i][key].get<double>(), value, 2e-5 * value) << key << " of step " << i + 1;
+      }
+  }
+}
+
+TEST_F(Training, MultiTokenPredictionStoppedAndResumedIsAsIfNeverStopped) {
+  config::Run run = with_mtp(deepseek_run());
+  run.train.eval_every = 2;
+  EXPECT_EQ(train("whole", run), RunEnd::finished);
+  EXPECT_EQ(train("stopped", run, {}, true), RunEnd::interrupted);
+  EXPECT_EQ(train("stopped", run, {.wanted = true, .checkpoint = checkpoint("stopped", 1)}), RunEnd::finished);
+  EXPECT_EQ(metrics("stopped"), metrics("whole"));
+  expect_same_checkpoint("stopped", "whole", 5);
+}
+
+TEST_F(Training, LayersWithoutTheirLossAreNotMade) {
+  config::Run run = with_mtp(deepseek_run());
+  run.train.mtp_loss_coef = 0;
+  train("off", run);
+  train("none", deepseek_run());
+  expect_same_checkpoint("off", "none", 5);
+  EXPECT_EQ(Checkpoint(checkpoint("off", 5)).model().num_nextn_predict_layers, 0);
 }
 
 TEST_F(Training, EvaluationInBetweenChangesNoBit) {

@@ -32,6 +32,40 @@ def build_model(config):
     return _for_training(model)
 
 
+def add_mtp_layers(model):
+    """DeepSeek-V3's layers for multi-token prediction, which DeepseekV3ForCausalLM has no modules for, from its own
+    decoder layer and norm. They follow the other layers, so that their tensors get the public names; the model's
+    own forward pass stops before them."""
+    config, layers = model.config, model.model.layers
+    decoder_layer, norm = type(layers[-1]), type(model.model.norm)
+    for _ in range(config.num_nextn_predict_layers):
+        layer = decoder_layer(config, len(layers))
+        layer.enorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        layer.hnorm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        layer.eh_proj = torch.nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        layer.shared_head = torch.nn.Module()
+        layer.shared_head.norm = norm(config.hidden_size, eps=config.rms_norm_eps)
+        layers.append(layer)
+    return _for_training(model)
+
+
+def mtp_losses(model, hidden, tokens):
+    """The cross entropy of each depth (arXiv 2412.19437, section 2.2): position i predicts token i+k+1 from the
+    hidden state before and token i+k. hidden [B, S, D]: the output of model.model."""
+    losses = []
+    for k, layer in enumerate(model.model.layers[model.config.num_hidden_layers:], start=1):
+        n = tokens.shape[1] - 1 - k  # positions with a target
+        hidden = hidden[:, :n]
+        joined = torch.cat([layer.enorm(model.model.embed_tokens(tokens[:, k:k + n])), layer.hnorm(hidden)], dim=-1)
+        later = torch.full((n, n), float("-inf")).triu(1)[None, None]
+        angles = model.model.rotary_emb(hidden, torch.arange(n)[None])
+        hidden = layer.shared_head.norm(
+            layer(layer.eh_proj(joined), attention_mask=later, position_embeddings=angles))
+        losses.append(torch.nn.functional.cross_entropy(
+            model.lm_head(hidden).flatten(0, 1), tokens[:, k + 1:].flatten().long()))
+    return losses
+
+
 def load_model(directory):
     model = AutoModelForCausalLM.from_pretrained(
         directory, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32)
@@ -136,11 +170,24 @@ def _routing(config, gate, logits, weights, indices):
 class Pass:
     logits: torch.Tensor
     cross_entropy: torch.Tensor
-    loss: torch.Tensor  # cross entropy and, where the family has one, the balance loss
+    loss: torch.Tensor  # cross entropy and, where there are any, the balance loss and the weighted mtp_loss
+    mtp_loss: torch.Tensor | None  # mean over the depths of multi-token prediction
     routing: dict       # layer -> Routing
 
 
-def run(model, tokens):
+def _padded(routing, n_seq, seq_len):
+    """At the positions that a depth does not compute a token has no expert: -1, with weight 0."""
+    n_slots = routing.expert_TK.shape[1]
+    missing = seq_len - len(routing.expert_TK) // n_seq
+
+    def pad(tensor, value):
+        return torch.nn.functional.pad(
+            tensor.view(n_seq, -1, n_slots), (0, 0, 0, missing), value=value).flatten(0, 1).contiguous()
+
+    return Routing(pad(routing.expert_TK, -1), pad(routing.weight_TK, 0.0), routing.margin)
+
+
+def run(model, tokens, mtp_loss_coef=0.0):
     """Forward pass; `loss` keeps its graph. tokens [B, S]."""
     config = model.config
     seen = {}
@@ -150,21 +197,29 @@ def run(model, tokens):
             def keep(gate, _, output, layer=layer):
                 seen[layer] = _routing(config, gate, *(part.detach() for part in output))
             hooks.append(block.mlp.gate.register_forward_hook(keep))
+    hidden = []
+    hooks.append(model.model.norm.register_forward_hook(lambda _, __, output: hidden.append(output)))
     extra = {"output_router_logits": True} if has_balance_loss(config) else {}
+    loss, mtp_loss = None, None
     try:
         output = model(input_ids=tokens, labels=tokens, use_cache=False, **extra)
+        loss = output.loss
+        if len(model.model.layers) > config.num_hidden_layers:
+            mtp_loss = torch.stack(mtp_losses(model, hidden[0], tokens)).mean()
+            loss = loss + mtp_loss_coef * mtp_loss
     finally:
         for hook in hooks:
             hook.remove()
     logits = output.logits
     cross_entropy = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long()).detach()
-    return Pass(logits.detach(), cross_entropy, output.loss, seen)
+    seen = {layer: _padded(routing, *tokens.shape) for layer, routing in seen.items()}
+    return Pass(logits.detach(), cross_entropy, loss, None if mtp_loss is None else mtp_loss.detach(), seen)
 
 
-def loss_and_gradients(model, tokens):
+def loss_and_gradients(model, tokens, mtp_loss_coef=0.0):
     model.zero_grad(set_to_none=True)
-    result = run(model, tokens)
+    result = run(model, tokens, mtp_loss_coef)
     result.loss.backward()
     result.loss = result.loss.detach()
     return result, gradients_of(model)

@@ -9,7 +9,8 @@ One directory a case:
   golden.json                      versions, seed, options, hyperparameters
 
 `loss` is the mean next-token cross entropy over the B*(S-1) targets, plus router_aux_loss_coef times the
-balance loss where the family has one (Mixtral, Qwen3-MoE). after5 is the state after 5 AdamW steps on this batch.
+balance loss where the family has one (Mixtral, Qwen3-MoE), plus MTP_LOSS_COEF times mtp_loss [1], the mean over the
+depths of multi-token prediction, in cases that have them. after5 is the state after 5 AdamW steps on this batch.
 The same versions on the same kind of processor write the same bytes.
 """
 
@@ -33,11 +34,12 @@ N_SEQ, SEQ_LEN = 2, 14
 STEPS = 5
 OPTIMIZER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 CLIP_NORM = 1.0
+MTP_LOSS_COEF = 0.3
 # A choice that is closer than this to the next one could fall differently in another order of summation.
 MIN_MARGIN = 3e-4
 # What the C++ tests allow, relative to a tensor's largest value, and which share of it the last bit of the weights
 # may cost.
-TOLERANCE = {"loss": 1e-5, "logits": 1e-5, "grad": 1e-4, "after5": 1e-4}
+TOLERANCE = {"loss": 1e-5, "mtp_loss": 1e-5, "logits": 1e-5, "grad": 1e-4, "after5": 1e-4}
 NOISE_SHARE = 0.25
 
 # Sizes differ wherever they can, so that a swapped pair of them does not go unnoticed.
@@ -91,6 +93,8 @@ CASES = {
         "attention_bias": True, "rope_scaling": {"rope_type": "linear", "factor": 3.0}, "tie_word_embeddings": True},
     "deepseek_v3_yarn": DEEPSEEK_V3 | LONG | {
         "qk_rope_head_dim": 8, "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    "deepseek_v3_mtp": DEEPSEEK_V3 | {"num_nextn_predict_layers": 1},
+    "deepseek_v3_mtp2": DEEPSEEK_V3 | {"num_nextn_predict_layers": 2, "tie_word_embeddings": True},
     "deepseek_v3_yarn_mscale": DEEPSEEK_V3 | LONG | {
         "qk_rope_head_dim": 8, "q_lora_rank": None,
         "rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}},
@@ -109,7 +113,7 @@ def train(model, tokens):
     optimizer = hf.adamw(model, **OPTIMIZER)
     margins, losses, norms = [], [], []
     for _ in range(STEPS):
-        result, _ = hf.loss_and_gradients(model, tokens)
+        result, _ = hf.loss_and_gradients(model, tokens, MTP_LOSS_COEF)
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, foreach=False).item())
         optimizer.step()
         losses.append(result.loss.item())
@@ -119,11 +123,13 @@ def train(model, tokens):
 
 def compute(model, tokens):
     """All that golden.safetensors holds, and what golden.json says of it. Changes the model's weights."""
-    result, gradients = hf.loss_and_gradients(model, tokens)
+    result, gradients = hf.loss_and_gradients(model, tokens, MTP_LOSS_COEF)
     tensors = {
         "tokens": tokens.to(torch.int32), "logits": result.logits,
         "loss": result.loss.reshape(1), "cross_entropy": result.cross_entropy.reshape(1),
     }
+    if result.mtp_loss is not None:
+        tensors["mtp_loss"] = result.mtp_loss.reshape(1)
     for layer, routing in result.routing.items():
         tensors[f"experts.{layer}"] = routing.expert_TK
         tensors[f"weights.{layer}"] = routing.weight_TK
@@ -163,6 +169,8 @@ def make_case(name, options, out):
 
         def model_of(config=config, seed=seed):
             model = hf.build_model(config)
+            if getattr(config, "num_nextn_predict_layers", 0) > 0:
+                hf.add_mtp_layers(model)
             hf.fill_random(model, torch.Generator().manual_seed(seed))
             if name.endswith("negative_bias"):
                 lower_choice_biases(model)
@@ -196,6 +204,8 @@ def make_case(name, options, out):
         for file in ("config.json", "model.safetensors"):
             shutil.copyfile(f"{saved}/{file}", directory / file)
     save_file(tensors, directory / "golden.safetensors")
+    if "mtp_loss" in tensors:
+        figures["mtp_loss_coef"] = MTP_LOSS_COEF
     record = {
         "case": name,
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],

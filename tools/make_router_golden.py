@@ -105,7 +105,7 @@ CASES = {
     "lpr_hellinger": case(LOUD | {"similarity": "hellinger"}),
     "lpr_wasserstein": case(LOUD | {"similarity": "wasserstein"}, n_slots=3),
     "lpr_diversity_cosine": case(LOUD | {"diversity": "cosine", "diversity_lambda": 2.0}),
-    "lpr_diversity_euclidean": case(LOUD | {"diversity": "euclidean", "div_weight": 0.5}),
+    "lpr_diversity_euclidean": case(LOUD | {"diversity": "euclidean", "reg_scope": "micro_batch", "div_weight": 0.5}),
     "lpr_diversity_orthogonal": case(LOUD | {"diversity": "orthogonal", "kl_weight": 0.0, "align_weight": 0.0}),
     "lpr_kl_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 1.0, "align_weight": 0.0}),
     "lpr_align_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 0.0, "align_weight": 1.0}),

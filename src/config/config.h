@@ -9,10 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "config/router_options.h"
+
 namespace switchyard::config {
 
 enum class Family { mixtral, qwen3_moe, deepseek_v3 };
-enum class RouterType { softmax_topk, sigmoid_group };
 enum class RopeType { unscaled, linear, yarn };
 enum class BalanceScope { layer, sequence, global_batch, model };
 enum class Schedule { constant, linear, cosine, wsd };
@@ -69,7 +70,7 @@ struct Model {
   std::int64_t topk_group = 1;        // ... and only those of so many groups can be chosen
   double routed_scaling_factor = 1;   // multiplies the weights of the chosen experts
   std::vector<bool> is_moe_layer;     // one a layer
-  // As the file says, for who reads it later; no such layer exists in training.
+  // Depths of multi-token prediction, a layer each, behind the others. A run without their loss has none.
   std::int64_t num_nextn_predict_layers = 0;
   bool qk_norm = false;  // per-head RMSNorm on queries and keys (Qwen3)
   bool tie_word_embeddings = false;
@@ -83,16 +84,24 @@ struct Model {
   bool operator==(const Model&) const = default;
 };
 
-// The defaults are those of softmax_topk; default_router (load.h) has those of a family.
+// What every router has, and its own options. Which those are, their defaults, and what a type refuses stand in
+// its schema (router_schema.h); the defaults here are those of softmax_topk.
 struct Router {
-  RouterType type = RouterType::softmax_topk;
+  std::string type = "softmax_topk";
   double balance_coef = 0.001;  // of the balance loss; 0 turns the term off
   BalanceScope balance_scope = BalanceScope::global_batch;
   double z_loss_coef = 0.0;
-  double bias_update_speed = 1e-3;  // of sigmoid_group only; 0: the bias is never updated
+  std::optional<double> capacity_factor = std::nullopt;  // none: an expert takes as many tokens as come
+  double jitter = 0.0;  // standard deviation of the noise on the logits in training
+  RouterOptions own = {};
 
   bool operator==(const Router&) const = default;
 };
+
+// K: the most experts that a token goes to.
+inline std::int64_t slots_per_token(const Router& router, const Model& model) {
+  return router.own.has("max_experts") ? router.own.integer("max_experts") : model.num_experts_per_tok;
+}
 
 struct DataEntry {
   std::string path;    // a file or a glob
@@ -130,7 +139,7 @@ struct Train {
   double beta2 = 0.95;
   double eps = 1e-8;
   double clip_norm = 1.0;        // 0: no clipping
-  double mtp_loss_coef = 0.0;    // of the multi-token prediction loss, which cannot be trained: always 0
+  double mtp_loss_coef = 0.0;    // of the multi-token prediction loss; 0: no such layers
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
 

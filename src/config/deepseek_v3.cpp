@@ -8,6 +8,8 @@
 namespace switchyard::config {
 namespace {
 
+constexpr std::int64_t kMaxMtpLayers = 64;  // far more than anyone has trained
+
 // A key that may be left out, but has one possible value.
 void require_size(Section& section, std::string_view key, std::int64_t only, std::string_view meaning,
                   std::string_view other) {
@@ -136,7 +138,7 @@ void read_deepseek_v3(Section& section, Model& model) {
   model.is_moe_layer.assign(static_cast<std::size_t>(model.num_hidden_layers), true);
   std::fill_n(model.is_moe_layer.begin(), std::min(n_dense, model.num_hidden_layers), false);
   read_experts(section, model);
-  model.num_nextn_predict_layers = section.integer("num_nextn_predict_layers", 0, kMaxSize, 0);
+  model.num_nextn_predict_layers = section.integer("num_nextn_predict_layers", 0, kMaxMtpLayers, 0);
   read_without_effect(section);
 }
 

@@ -105,7 +105,9 @@ void check_parameter_count(Section& section, const Model& model, const std::stri
                               static_cast<double>(model.n_shared_experts) * width);
   const double dense = 3.0 * d * static_cast<double>(model.intermediate_size);
   const double total = 2.0 * d * static_cast<double>(model.vocab_size) +
-                       static_cast<double>(model.num_hidden_layers) * (attention + experts + dense);
+                       static_cast<double>(model.num_hidden_layers + model.num_nextn_predict_layers) *
+                           (attention + experts + dense) +
+                       2.0 * d * d * static_cast<double>(model.num_nextn_predict_layers);
   if (total > kMaxParameters) {
     source.fail(path.empty() ? section.path_of("hidden_size") : path,
                 fmt::format("these sizes make about {:.2g} parameters, more than {:.2g} can be addressed",

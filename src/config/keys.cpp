@@ -143,7 +143,8 @@ constexpr Key kIgnoredModel[] = {"architectures",
                                  "tokenizer_class",
                                  "torchscript"};
 
-constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef", "bias_update_speed"};
+// Of every router; each type has its own beside them (router_schema.h).
+constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef", "capacity_factor", "jitter"};
 constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token"};
 constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
 constexpr Key kValidationEntry[] = {"path", "domain"};

@@ -6,6 +6,7 @@
 #include "config/hugging_face.h"
 #include "config/overrides.h"
 #include "config/resolve.h"
+#include "config/router_section.h"
 #include "config/section.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -16,52 +17,6 @@ namespace {
 constexpr std::int64_t kMaxThreads = 4096;
 // Activations of one micro-batch must be addressable: elements of its widest tensor.
 constexpr double kMaxElements = 281474976710656.0;  // 2^48
-
-Router defaults_of(RouterType type) {
-  Router router;
-  router.type = type;
-  switch (type) {
-    case RouterType::softmax_topk:
-      break;
-    case RouterType::sigmoid_group:  // DeepSeek-V3's: the bias balances, the loss only keeps sequences from
-                                     // extremes
-      router.balance_coef = 1e-4;
-      router.balance_scope = BalanceScope::sequence;
-      break;
-  }
-  return router;
-}
-
-Router read_router(Section section, Family family, std::optional<double> aux_loss_coef) {
-  Router router = defaults_of(section.choice<RouterType>("type", kRouterTypes, default_router(family).type));
-  const bool sigmoid = router.type == RouterType::sigmoid_group;
-  router.balance_coef =
-      section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
-  if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
-    section.fail("balance_coef",
-                 fmt::format("is {}, but model.router_aux_loss_coef, the same quantity, is {}; remove one",
-                             router.balance_coef, *aux_loss_coef),
-                 "model.router_aux_loss_coef");
-  }
-  router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
-  router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
-  if (sigmoid && router.z_loss_coef > 0) {
-    section.fail(
-        "z_loss_coef",
-        fmt::format("is {}, but router.type is \"sigmoid_group\", which has no softmax whose normaliser it "
-                    "could bound; set it to 0",
-                    router.z_loss_coef),
-        section.path_of("type"));
-  }
-  if (!sigmoid && section.has("bias_update_speed")) {
-    section.fail("bias_update_speed",
-                 fmt::format("router.type is \"{}\", which has no bias; remove it", name_of(router.type)),
-                 section.path_of("type"));
-  }
-  router.bias_update_speed = section.number("bias_update_speed", kShare, router.bias_update_speed);
-  section.finish();
-  return router;
-}
 
 // Entries of one domain share its weight; all domains have one or none has.
 void settle_weights(std::vector<DataEntry>& entries, const std::string& path, const Source& source) {
@@ -148,6 +103,31 @@ Data read_data(Section section, const Model& model) {
   return data;
 }
 
+// Multi-token prediction has its layers and its loss, or neither.
+void check_mtp(const Section& section, const Train& train, const Model& model) {
+  if (train.mtp_loss_coef == 0) return;
+  if (model.family != Family::deepseek_v3) {
+    section.fail("mtp_loss_coef",
+                 fmt::format("is {}, but model_type \"{}\" has no multi-token prediction; set it to 0",
+                             train.mtp_loss_coef, name_of(model.family)),
+                 "model.model_type");
+  }
+  if (model.num_nextn_predict_layers == 0) {
+    section.fail("mtp_loss_coef",
+                 fmt::format("is {}, but model.num_nextn_predict_layers is 0: there is no layer to train; set "
+                             "it to 1 or more, or mtp_loss_coef to 0",
+                             train.mtp_loss_coef),
+                 "model.num_nextn_predict_layers");
+  }
+  if (train.seq_len <= model.num_nextn_predict_layers) {
+    section.fail("seq_len",
+                 fmt::format("is {}; {} depths of multi-token prediction (model.num_nextn_predict_layers) need "
+                             "sequences of {} or more",
+                             train.seq_len, model.num_nextn_predict_layers, model.num_nextn_predict_layers + 1),
+                 "model.num_nextn_predict_layers");
+  }
+}
+
 void check_train(const Section& section, const Train& train, const Run& run) {
   if (train.global_batch_size % train.micro_batch_size != 0) {
     section.fail("global_batch_size",
@@ -174,15 +154,11 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                  "data.validation");
   }
 
-  if (train.mtp_loss_coef > 0) {
-    section.fail(
-        "mtp_loss_coef",
-        fmt::format("is {}, but multi-token prediction cannot be trained; set it to 0", train.mtp_loss_coef));
-  }
+  check_mtp(section, train, model);
 
   // In floating point: the products may be larger than any integer type.
   const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
-  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, model.num_experts_per_tok));
+  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, slots_per_token(run.router, model)));
   if (tokens * top_k > static_cast<double>(kMaxSize)) {
     section.fail(
         "micro_batch_size",
@@ -246,7 +222,8 @@ Train read_train(Section section, const Run& run) {
 
 }  // namespace
 
-Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides) {
+Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
+              std::span<const RouterSchema> routers) {
   Json root = parse_json(text, origin);
   Source source(origin);
   if (root.get<Json::Object>() == nullptr)
@@ -258,9 +235,11 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Run run;
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
-  run.router = read_router(open("router"), run.model.family, model.router_aux_loss_coef);
+  run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);
   run.train = read_train(open("train"), run);
+  // A layer that is not trained is not made, and what is written must not promise it.
+  if (run.train.mtp_loss_coef == 0) run.model.num_nextn_predict_layers = 0;
   Section parallel = open("parallel");
   run.parallel.threads = parallel.integer("threads", 0, kMaxThreads, run.parallel.threads);
   parallel.finish();
@@ -277,20 +256,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   return run;
 }
 
-Run load_run(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_run(read_text_file(path), path, overrides);
-}
-
-Router default_router(Family family) {
-  switch (family) {
-    case Family::mixtral:
-    case Family::qwen3_moe:
-      return defaults_of(RouterType::softmax_topk);
-    case Family::deepseek_v3:
-      return defaults_of(RouterType::sigmoid_group);
-  }
-  SY_CHECK(false, "no such family");
-  return {};
+Run load_run(const std::string& path, const std::vector<std::string>& overrides,
+             std::span<const RouterSchema> routers) {
+  return parse_run(read_text_file(path), path, overrides, routers);
 }
 
 bool looks_like_run(const std::string& text) {

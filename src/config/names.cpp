@@ -19,17 +19,6 @@ std::string_view name_of(Family family) {
   return "";
 }
 
-std::string_view name_of(RouterType type) {
-  switch (type) {
-    case RouterType::softmax_topk:
-      return "softmax_topk";
-    case RouterType::sigmoid_group:
-      return "sigmoid_group";
-  }
-  SY_CHECK(false, "no such router");
-  return "";
-}
-
 std::string_view name_of(RopeType type) {
   switch (type) {
     case RopeType::unscaled:

@@ -8,7 +8,6 @@
 namespace switchyard::config {
 
 inline constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe, Family::deepseek_v3};
-inline constexpr RouterType kRouterTypes[] = {RouterType::softmax_topk, RouterType::sigmoid_group};
 inline constexpr RopeType kRopeTypes[] = {RopeType::unscaled, RopeType::linear, RopeType::yarn};
 inline constexpr BalanceScope kBalanceScopes[] = {BalanceScope::layer, BalanceScope::sequence,
                                                   BalanceScope::global_batch, BalanceScope::model};
@@ -17,7 +16,6 @@ inline constexpr Schedule kSchedules[] = {Schedule::constant, Schedule::linear, 
 inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16};
 
 std::string_view name_of(Family family);       // "mixtral", "qwen3_moe", "deepseek_v3"
-std::string_view name_of(RouterType type);     // "softmax_topk", "sigmoid_group"
 std::string_view name_of(RopeType type);       // "default", "linear", "yarn"
 std::string_view name_of(BalanceScope scope);  // "layer", "sequence", "global_batch", "model"
 std::string_view name_of(Schedule schedule);   // "constant", "linear", "cosine", "wsd"

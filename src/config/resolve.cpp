@@ -17,11 +17,14 @@ Json write_entries(const std::vector<DataEntry>& entries) {
 }
 
 Json write_router(const Router& router) {
-  Json::Object out{{"type", name_of(router.type)},
+  Json::Object out{{"type", router.type},
                    {"balance_coef", router.balance_coef},
                    {"balance_scope", name_of(router.balance_scope)},
-                   {"z_loss_coef", router.z_loss_coef}};
-  if (router.type == RouterType::sigmoid_group) out.push_back({"bias_update_speed", router.bias_update_speed});
+                   {"z_loss_coef", router.z_loss_coef},
+                   {"capacity_factor", router.capacity_factor ? Json(*router.capacity_factor) : Json()},
+                   {"jitter", router.jitter}};
+  for (const auto& [key, value] : router.own.all())
+    out.push_back({key, std::visit([](const auto& v) { return Json(v); }, value)});
   return Json(std::move(out));
 }
 

@@ -220,6 +220,14 @@ std::string Section::text(std::string_view key, std::optional<std::string> fallb
   return *value;
 }
 
+std::string Section::word(std::string_view key, const std::vector<std::string_view>& all,
+                          std::string_view fallback) {
+  if (!has(key)) return (find(key), std::string(fallback));
+  std::string found = text(key);
+  if (std::find(all.begin(), all.end(), found) == all.end()) fail_choice(key, found, all);
+  return found;
+}
+
 void Section::fail_choice(std::string_view key, const std::string& found,
                           const std::vector<std::string_view>& names) const {
   const std::string_view near = nearest(found, names);

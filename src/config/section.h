@@ -13,10 +13,9 @@
 #include "config/json.h"
 #include "config/keys.h"
 #include "config/names.h"
+#include "config/ranges.h"
 
 namespace switchyard::config {
-
-constexpr std::int64_t kMaxSize = 2147483647;  // of any one dimension or count: indices are int32 in places
 
 // Where a configuration came from: a text, and overrides on top of it.
 class Source {
@@ -43,16 +42,6 @@ class Source {
   std::string origin_;
   std::vector<Override> overrides_;
 };
-
-struct Interval {
-  double low;
-  double high;
-  bool low_open = false;
-  bool high_open = false;
-};
-
-constexpr Interval kCoefficient{0, 1e6};  // of a loss term
-constexpr Interval kShare{0, 1};
 
 class Section {
  public:
@@ -90,6 +79,9 @@ class Section {
     }
     fail_choice(key, found, names);
   }
+
+  // One of `all`.
+  std::string word(std::string_view key, const std::vector<std::string_view>& all, std::string_view fallback);
 
   // Checks, at the end, that the code asked for every key of the table.
   void finish() const;

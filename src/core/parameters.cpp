@@ -1,6 +1,7 @@
 #include "core/parameters.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -42,6 +43,18 @@ void fill_normal(Tensor out, const Rng& rng, double standard_deviation) {
 }
 
 template <class T>
+void scale_to_unit(Tensor out) {
+  for (std::int64_t r = 0; r < out.rows(); ++r) {
+    T* row = out.row<T>(r);
+    double squares = 0;
+    for (std::int64_t i = 0; i < out.row_size(); ++i)
+      squares += static_cast<double>(row[i]) * static_cast<double>(row[i]);
+    for (std::int64_t i = 0; i < out.row_size(); ++i)
+      row[i] = static_cast<T>(static_cast<double>(row[i]) / std::sqrt(squares));
+  }
+}
+
+template <class T>
 void initialise_row(const Parameter& row, Tensor out, std::uint64_t seed) {
   switch (row.init) {
     case Init::zeros:
@@ -50,6 +63,9 @@ void initialise_row(const Parameter& row, Tensor out, std::uint64_t seed) {
       return fill<T>(out, T{1});
     case Init::normal:
       return fill_normal<T>(out, Rng(seed, RngPurpose::init, hash_name(row.name)), row.init_std);
+    case Init::unit_rows:
+      fill_normal<T>(out, Rng(seed, RngPurpose::init, hash_name(row.name)), 1.0);
+      return scale_to_unit<T>(out);
   }
 }
 

@@ -13,7 +13,7 @@
 
 namespace switchyard {
 
-enum class Init { zeros, ones, normal };
+enum class Init { zeros, ones, normal, unit_rows };  // unit_rows: normal, then each row scaled to length 1
 enum class Sharding { replicated, by_expert };  // which parameters an expert-parallel rank may hold a part of
 
 struct Parameter {

@@ -8,7 +8,13 @@
 
 namespace switchyard {
 
-enum class RngPurpose : std::uint32_t { init = 1, domain_mix = 2, shuffle = 3, router_noise = 4 };
+enum class RngPurpose : std::uint32_t {
+  init = 1,
+  domain_mix = 2,
+  shuffle = 3,
+  router_noise = 4,  // a router's own
+  router_jitter = 5  // on the logits of any router
+};
 
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
 

@@ -31,9 +31,11 @@ Visible visible_keys(std::int64_t kv_begin, std::int64_t i, std::int64_t key0, s
 }
 
 // One softmax row of a tile, online: scores -> exp(scale*score - new max), zero where not visible; the running
-// maximum and sum move on. Returns the factor by which what was accumulated before must shrink.
+// maximum and sum move on, and, where asked for, the running sum of exp(s - max) s. Returns the factor by which
+// what was accumulated before must shrink.
 template <class T>
-T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum) {
+T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum,
+                   T* running_product) {
   T max = *running_max;
 #pragma omp simd reduction(max : max)
   for (std::int64_t j = see.begin; j < see.end; ++j) {
@@ -43,13 +45,19 @@ T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_ma
   std::fill(score, score + see.begin, T(0));
   std::fill(score + see.end, score + n, T(0));
   if (see.begin == see.end) return T(1);
+  const T shrink = exp_of(*running_max - max);  // 0 on a row's first tile: its maximum was minus infinity
+  if (running_product != nullptr) {
+    T product = 0;
+#pragma omp simd reduction(+ : product)
+    for (std::int64_t j = see.begin; j < see.end; ++j) product += exp_of(score[j] - max) * score[j];
+    *running_product = *running_product * shrink + product;
+  }
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t j = see.begin; j < see.end; ++j) {
     score[j] = exp_of(score[j] - max);
     sum += score[j];
   }
-  const T shrink = exp_of(*running_max - max);  // 0 on a row's first tile: its maximum was minus infinity
   *running_sum = *running_sum * shrink + sum;
   *running_max = max;
   return shrink;
@@ -62,9 +70,10 @@ std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
 }  // namespace
 
 template <class T>
-void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
+void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor q_THN, Tensor k_TGN,
+                       Tensor v_TGM, Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
   const auto [n_seq, S, H, G, N, M, scale] = shape;
+  const bool with_entropy = entropy_TH.defined();
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
   const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
@@ -81,9 +90,10 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
         T* score_BC = score_XBC.row<T>(omp_get_thread_num());
         const T* q = q_THN.row<T>(token0 + i0) + h * N;
         T* out = out_THM.row<T>(token0 + i0) + h * M;
-        T running_max[kQueryTile], running_sum[kQueryTile];
+        T running_max[kQueryTile], running_sum[kQueryTile], running_product[kQueryTile];
         std::fill_n(running_max, n_queries, -std::numeric_limits<T>::infinity());
         std::fill_n(running_sum, n_queries, T(0));
+        std::fill_n(running_product, n_queries, T(0));
         for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THM.row_stride(), M, T(0));
 
         for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
@@ -94,8 +104,9 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
                   k_TGN.row_stride(), T(0), score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
             const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
-            const T shrink = softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale),
-                                              &running_max[i], &running_sum[i]);
+            const T shrink =
+                softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale), &running_max[i],
+                                 &running_sum[i], with_entropy ? &running_product[i] : nullptr);
             T* out_M = out + i * out_THM.row_stride();
 #pragma omp simd
             for (std::int64_t c = 0; c < M; ++c) out_M[c] *= shrink;
@@ -108,10 +119,26 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
           const T inverse = T(1) / running_sum[i];
 #pragma omp simd
           for (std::int64_t c = 0; c < M; ++c) out_M[c] *= inverse;
-          lse_TH.row<T>(token0 + i0 + i)[h] = running_max[i] + std::log(running_sum[i]);
+          const T lse = running_max[i] + std::log(running_sum[i]);
+          lse_TH.row<T>(token0 + i0 + i)[h] = lse;
+          // -sum P log P with log P = s - lse
+          if (with_entropy) entropy_TH.row<T>(token0 + i0 + i)[h] = lse - running_product[i] * inverse;
         }
       }
     }
+  }
+}
+
+template <class T>
+void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len) {
+  const std::int64_t H = entropy_TH.dim(1);
+  const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>();
+  for (std::int64_t t = 0; t < entropy_TH.rows(); ++t) {
+    const T* entropy = entropy_TH.row<T>(t);
+    double sum = 0;
+    for (std::int64_t h = 0; h < H; ++h) sum += static_cast<double>(entropy[h]);
+    const auto length = static_cast<double>(t % seq_len + 1 - kv_begin[t]);
+    entropy_T.as<T>()[t] = length > 1 ? static_cast<T>(sum / static_cast<double>(H) / std::log(length)) : T(0);
   }
 }
 
@@ -195,8 +222,9 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
 }
 
 #define INSTANTIATE(T)                                                                                        \
-  template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, const AttentionShape&,   \
-                                     Context&);                                                               \
+  template void attention_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,                  \
+                                     const AttentionShape&, Context&);                                        \
+  template void attention_row_entropy<T>(Tensor, Tensor, Tensor, std::int64_t);                               \
   template void attention_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, \
                                       Tensor, const AttentionShape&, Context&);
 INSTANTIATE(float)

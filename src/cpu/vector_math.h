@@ -33,6 +33,34 @@ inline float exp_of(float x) {
 }
 inline double exp_of(double x) { return std::exp(x); }
 
+// log(x) of a positive, normal number: x = m 2^n with m around 1, then the polynomial of Cephes' logf.
+inline float log_of(float x) {
+  constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+  constexpr std::int32_t kRootHalf = 0x3f3504f3;  // sqrt(1/2)
+  const auto bits = std::bit_cast<std::int32_t>(x);
+  const std::int32_t n = (bits - kRootHalf) >> 23;
+  const float f = std::bit_cast<float>(bits - n * (1 << 23)) - 1.0f, e = static_cast<float>(n), z = f * f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float tail = f * z * p + kLn2Lo * e - 0.5f * z;
+  return f + tail + kLn2Hi * e;
+}
+inline double log_of(double x) { return std::log(x); }
+
+// log(1 + x), x >= 0, to the precision of x: what 1 + x rounds away is put back to first order.
+inline float log1p_of(float x) {
+  const float one_more = 1.0f + x;
+  return log_of(one_more) + (x - (one_more - 1.0f)) / one_more;
+}
+inline double log1p_of(double x) { return std::log1p(x); }
+
 template <class T>
 inline T sigmoid_of(T x) {
   return T(1) / (T(1) + exp_of(-x));

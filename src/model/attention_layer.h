@@ -4,6 +4,7 @@
 #include "core/context.h"
 #include "core/rope_layout.h"
 #include "model/batch.h"
+#include "ops/attention.h"
 #include "router/router.h"
 
 namespace switchyard::model {
@@ -12,9 +13,31 @@ struct RopeTable {
   Tensor cos_SP, sin_SP;
 };
 
+// How evenly each token looks at what it sees: kept where a router asks for it.
+class AttentionEntropy {
+ public:
+  void want() { wanted_ = true; }  // before plan()
+  void plan(Arena& arena, std::int64_t n_tokens, std::int64_t n_heads, DType dtype) {
+    if (!wanted_) return;
+    entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, dtype);
+    entropy_T_ = arena.take(Shape{n_tokens}, dtype);
+  }
+  Tensor entropy_TH() const { return entropy_TH_; }  // what attention_forward is to set; not defined: unwanted
+  Tensor entropy_T() const { return entropy_T_; }    // mean over heads, in shares of the largest possible
+  // entropy_T from entropy_TH.
+  void finish(const Batch& batch, Context& ctx) const {
+    if (wanted_) ops::attention_row_entropy(entropy_T_, entropy_TH_, batch.kv_begin_T, batch.seq_len, ctx);
+  }
+
+ private:
+  bool wanted_ = false;
+  Tensor entropy_TH_, entropy_T_;
+};
+
 class AttentionLayer {
  public:
   virtual ~AttentionLayer() = default;
+  AttentionEntropy& entropy() { return entropy_; }
   virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
   // out_TD += attention(x_TD)
   virtual void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) = 0;
@@ -22,6 +45,9 @@ class AttentionLayer {
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) = 0;
   virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
+
+ protected:
+  AttentionEntropy entropy_;
 };
 
 }  // namespace switchyard::model

@@ -9,13 +9,19 @@ namespace switchyard::model {
 
 // T = n_seq * seq_len tokens, sequence after sequence. All i32, on the model's device.
 struct Batch {
-  Tensor token_T;   // -1: padding; only at the end of a sequence
+  Tensor token_T;   // -1: padding, which no other token sees: at the end of a sequence or of a document
   Tensor target_T;  // the token to predict; -1: none
   // First position of its own sequence that the token sees: 0, or where its document or its sliding window
   // begins.
   Tensor kv_begin_T;
   std::int64_t n_seq = 0;
   std::int64_t seq_len = 0;
+  // What a router needs to know of training (router::RouterBatch); elsewhere no noise is drawn.
+  bool training = false;
+  std::uint64_t seed = 0;
+  std::int64_t step = 0;            // of the optimizer, from 0
+  std::int64_t first_sequence = 0;  // in the global batch, of all ranks
+  Tensor attention_entropy_T{};     // within a block: what its attention says to a router that asks for it
 };
 
 }  // namespace switchyard::model

@@ -19,7 +19,7 @@ class DenseLayer final : public FfnLayer {
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
-  router::Router* router() const override { return nullptr; }
+  router::RouterStage* router() const override { return nullptr; }
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:

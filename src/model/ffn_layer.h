@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 #include "model/batch.h"
-#include "router/router.h"
+#include "router/stage.h"
 
 namespace switchyard::model {
 
@@ -19,7 +19,7 @@ class FfnLayer {
   // dx_TD set; parameter gradients added. `loss_gradient` is null in a layer without a router.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                         const router::RoutingLossGradient* loss_gradient, Context& ctx) = 0;
-  virtual router::Router* router() const = 0;  // null in a dense layer
+  virtual router::RouterStage* router() const = 0;  // null in a dense layer
   virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 };
 

@@ -68,6 +68,7 @@ void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
     saved_.k_TGN = k_columns(saved_.qkv_TM);
   }
   saved_.lse_TH = arena.take(Shape{n_tokens, heads_}, dtype);
+  entropy_.plan(arena, n_tokens, heads_, dtype);
   saved_.mix_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
 
@@ -92,7 +93,8 @@ void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   ops::attention_forward(mix_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch),
-                         ctx);
+                         ctx, entropy_.entropy_TH());
+  entropy_.finish(batch, ctx);
   ops::linear_forward(out_TD, mix_THN, store_.value(o_weight_), ops::Write::add, ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.value(*o_bias_), ctx);
 }

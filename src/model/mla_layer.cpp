@@ -76,6 +76,7 @@ void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.k_THN = rows(heads * (nope + rope));
   saved_.v_THV = rows(heads * value);
   saved_.lse_TH = rows(heads);
+  entropy_.plan(arena, n_tokens, heads, dtype);
   saved_.mix_THV = rows(heads * value);
 }
 
@@ -105,8 +106,9 @@ void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   ops::rope_forward(rope_columns(s.latent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
                     ctx);
   ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
-  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch),
-                         ctx);
+  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch), ctx,
+                         entropy_.entropy_TH());
+  entropy_.finish(batch, ctx);
   ops::linear_forward(out_TD, s.mix_THV, value(o_), ops::Write::add, ctx);
   if (o_bias_) ops::bias_forward(out_TD, value(*o_bias_), ctx);
 }

@@ -8,23 +8,40 @@
 
 namespace switchyard::model {
 
+namespace {
+
+router::RouterBatch router_batch(const Batch& batch) {
+  return {.token_T = batch.token_T,
+          .n_seq = batch.n_seq,
+          .seq_len = batch.seq_len,
+          .training = batch.training,
+          .seed = batch.seed,
+          .step = batch.step,
+          .first_sequence = batch.first_sequence,
+          .attention_entropy_T = batch.attention_entropy_T};
+}
+
+}  // namespace
+
 MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_options, std::int64_t layer,
                    ParameterStore& store)
     : hidden_(model.hidden_size),
       width_(model.moe_intermediate_size),
       n_experts_(model.num_experts),
-      n_slots_(model.num_experts_per_tok),
       store_(store) {
-  router_ = router::make_router(router_options,
-                                {.hidden_size = hidden_,
-                                 .n_experts = n_experts_,
-                                 .n_slots = n_slots_,
-                                 .n_group = model.n_group,
-                                 .topk_group = model.topk_group,
-                                 .normalise_weights = model.norm_topk_prob,
-                                 .weight_scale = model.routed_scaling_factor,
-                                 .init_std = model.initializer_range},
-                                moe_prefix(model.family, layer) + "gate.", store);
+  router_ =
+      std::make_unique<router::RouterStage>(router_options,
+                                            router::RouterShape{.hidden_size = hidden_,
+                                                                .n_experts = n_experts_,
+                                                                .n_slots = model.num_experts_per_tok,
+                                                                .n_group = model.n_group,
+                                                                .topk_group = model.topk_group,
+                                                                .normalise_weights = model.norm_topk_prob,
+                                                                .weight_scale = model.routed_scaling_factor,
+                                                                .init_std = model.initializer_range,
+                                                                .layer = layer},
+                                            moe_prefix(model.family, layer) + "gate.", store);
+  n_slots_ = router_->n_slots();
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
     return store.add({.name = name,
                       .shape = Shape{rows, columns},
@@ -63,9 +80,17 @@ void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTyp
 
 void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
-  decision = router_->forward(x_TD, batch.token_T, ctx);
+  decision = router_->forward(x_TD, router_batch(batch), ctx);
   ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
-  ops::moe_dispatch_forward(row_RD, x_TD, slot_row_TK, ctx);
+  {
+    ScratchScope scope(ctx.scratch);
+    Tensor input_TD = x_TD;
+    if (decision.expert_input_addend_TD.defined()) {
+      input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
+      ops::add(input_TD, x_TD, decision.expert_input_addend_TD, ctx);
+    }
+    ops::moe_dispatch_forward(row_RD, input_TD, slot_row_TK, ctx);
+  }
   ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
                               ctx);
   ops::swiglu_forward(act_RF, gate_up_R2F, ctx);
@@ -100,8 +125,16 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
     shared_->backward(dx_TD, dout_TD, x_TD, batch, nullptr, ctx);
   else
     ops::fill_zero(dx_TD, ctx);
-  ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
-  router_->backward(dx_TD, dweight_TK, x_TD, batch.token_T, *loss_gradient, ctx);
+  router::RoutingGradient gradient{.dweight_TK = dweight_TK};
+  if (decision.expert_input_addend_TD.defined()) {
+    gradient.daddend_TD = scratch_like(decision.expert_input_addend_TD);
+    ops::fill_zero(gradient.daddend_TD, ctx);
+    ops::moe_dispatch_backward(gradient.daddend_TD, drow_RD, slot_row_TK, ctx);
+    ops::add(dx_TD, dx_TD, gradient.daddend_TD, ctx);
+  } else {
+    ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
+  }
+  router_->backward(dx_TD, gradient, x_TD, router_batch(batch), *loss_gradient, ctx);
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {

@@ -21,7 +21,7 @@ class MoeLayer final : public FfnLayer {
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
-  router::Router* router() const override { return router_.get(); }
+  router::RouterStage* router() const override { return router_.get(); }
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:
@@ -38,7 +38,7 @@ class MoeLayer final : public FfnLayer {
 
   std::int64_t hidden_, width_, n_experts_, n_slots_;
   ParameterStore& store_;
-  std::unique_ptr<router::Router> router_;
+  std::unique_ptr<router::RouterStage> router_;
   std::unique_ptr<DenseLayer> shared_;  // the shared experts, one network; null without
   std::size_t gate_up_ = 0,
               down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert

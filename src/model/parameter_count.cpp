@@ -5,7 +5,9 @@
 namespace switchyard::model {
 
 ParameterCount count_parameters(const config::Model& config, const config::Router& router) {
-  const Transformer model(config, router, DType::f32, false);
+  config::Model main = config;
+  main.num_nextn_predict_layers = 0;
+  const Transformer model(main, router, DType::f32, false);
   ParameterCount count;
   std::int64_t expert_values = 0, matrix_values = 0;
   for (const Parameter& row : model.parameters().rows()) {
@@ -17,11 +19,13 @@ ParameterCount count_parameters(const config::Model& config, const config::Route
       matrix_values += values;
   }
   const std::int64_t active_experts =
-      expert_values == 0 ? 0 : expert_values / config.num_experts * config.num_experts_per_tok;
+      expert_values == 0 ? 0 : expert_values / config.num_experts * config::slots_per_token(router, config);
   // An embedding that is not also the output layer is looked up, not multiplied.
   const std::int64_t looked_up = config.tie_word_embeddings ? 0 : config.vocab_size * config.hidden_size;
   count.active = count.total - expert_values + active_experts;
   count.active_matmul = matrix_values - looked_up + active_experts;
+  if (config.num_nextn_predict_layers > 0)
+    count.mtp = Transformer(config, router, DType::f32, false).parameters().count() - count.total;
   return count;
 }
 

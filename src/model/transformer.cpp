@@ -1,10 +1,7 @@
 #include "model/transformer.h"
 
-#include "model/dense_layer.h"
-#include "model/gqa_layer.h"
-#include "model/mla_layer.h"
-#include "model/moe_layer.h"
-#include "model/names.h"
+#include <algorithm>
+
 #include "model/rope_frequencies.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
@@ -24,32 +21,24 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                             .init = Init::normal,
                             .init_std = model.initializer_range});
   };
-  const auto norm = [&](const std::string& name) {
-    parameters_.begin_group();
-    return parameters_.add(
-        {.name = name, .shape = Shape{model.hidden_size}, .init = Init::ones, .weight_decay = false});
-  };
   embedding_ = matrix("model.embed_tokens.weight");
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
-    Block block{};
-    block.attention_norm = norm(layer_prefix(l) + "input_layernorm.weight");
-    if (model.mla)
-      block.attention = std::make_unique<MlaLayer>(model, l, parameters_);
-    else
-      block.attention = std::make_unique<GqaLayer>(model, l, parameters_);
-    block.ffn_norm = norm(layer_prefix(l) + "post_attention_layernorm.weight");
-    if (model.is_moe_layer[static_cast<std::size_t>(l)]) {
-      block.ffn = std::make_unique<MoeLayer>(model, router, l, parameters_);
-      routed_blocks_.push_back(l);
-    } else {
-      block.ffn = std::make_unique<DenseLayer>(layer_prefix(l) + "mlp.", model.hidden_size,
-                                               model.intermediate_size, model.initializer_range, parameters_);
-    }
-    blocks_.push_back(std::move(block));
+    const bool is_moe = model.is_moe_layer[static_cast<std::size_t>(l)];
+    blocks_.emplace_back(model, router, l, is_moe, parameters_);
+    if (is_moe) routers_.push_back({blocks_.back().router(), l});
   }
-  final_norm_ = norm("model.norm.weight");
+  parameters_.begin_group();
+  final_norm_ = parameters_.add({.name = "model.norm.weight",
+                                 .shape = Shape{model.hidden_size},
+                                 .init = Init::ones,
+                                 .weight_decay = false});
   head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
-  loss_gradient_L_.resize(routed_blocks_.size());
+  n_main_routers_ = n_routers();
+  if (model.num_nextn_predict_layers > 0) mtp_.emplace(model, router, embedding_, head_, parameters_);
+  for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth) {
+    if (mtp_->router(depth)) routers_.push_back({mtp_->router(depth), model.num_hidden_layers + depth});
+  }
+  loss_gradient_L_.resize(routers_.size());
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
@@ -72,28 +61,24 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
   const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
   rope_ = {arena.take(Shape{seq_len, pairs}, dtype_), arena.take(Shape{seq_len, pairs}, dtype_)};
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
+  for (std::size_t l = 0; l < routers_.size(); ++l)
     loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
-  out_TD_ = rows(D);
+  stream_.clear();
+  for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
+    stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
   final_rstd_T1_ = rows(1);
-  for (Block& block : blocks_) block.ffn->plan_sums(arena, n_seq);
+  for (DecoderBlock& block : blocks_) block.plan_sums(arena, n_seq);
+  if (n_mtp_depths() > 0) {
+    mtp_->plan_sums(arena, n_seq);
+    mtp_->plan(arena, n_seq, seq_len, dtype_);
+  }
 
   const std::int64_t mark = arena.used();
-  Tensor in_TD;
-  for (Block& block : blocks_) {
+  for (DecoderBlock& block : blocks_) {
     if (!training_)
       arena.rewind(mark);  // nothing is kept for a backward pass: all blocks share one block's memory
-    block.in_TD = training_ || !in_TD.defined() ? rows(D) : in_TD;
-    if (!training_ && in_TD.defined()) rows(D);  // step over the shared stream
-    in_TD = block.in_TD;
-    block.attention_in_TD = rows(D);
-    block.attention_rstd_T1 = rows(1);
-    block.attention->plan(arena, n_tokens, dtype_);
-    block.mid_TD = rows(D);
-    block.ffn_in_TD = rows(D);
-    block.ffn_rstd_T1 = rows(1);
-    block.ffn->plan(arena, n_seq, seq_len, dtype_);
+    block.plan(arena, n_seq, seq_len, dtype_);
   }
 }
 
@@ -103,7 +88,7 @@ void Transformer::poison_activations(Context& ctx) {
 }
 
 void Transformer::check_batch(const Batch& batch) const {
-  SY_CHECK(arena_ && batch.seq_len == rope_.cos_SP.rows() && batch.n_seq * batch.seq_len == out_TD_.rows(),
+  SY_CHECK(arena_ && batch.seq_len == rope_.cos_SP.rows() && batch.n_seq * batch.seq_len == final_TD_.rows(),
            "a batch of {} x {} tokens was not planned", batch.n_seq, batch.seq_len);
   const Shape shape{batch.n_seq * batch.seq_len};
   SY_CHECK(
@@ -113,54 +98,57 @@ void Transformer::check_batch(const Batch& batch) const {
 
 void Transformer::forward(const Batch& batch, Context& ctx) {
   check_batch(batch);
-  const double eps = config_.rms_norm_eps;
-  const auto value = [&](std::size_t row) { return parameters_.value(row); };
-  ops::embedding_forward(blocks_.front().in_TD, batch.token_T, value(embedding_), ctx);
-  for (std::size_t l = 0; l < blocks_.size(); ++l) {
-    Block& block = blocks_[l];
-    ops::rmsnorm_forward(block.attention_in_TD, block.attention_rstd_T1, block.in_TD,
-                         value(block.attention_norm), eps, ctx);
-    ops::copy(block.mid_TD, block.in_TD, ctx);
-    block.attention->forward(block.mid_TD, block.attention_in_TD, rope_, batch, ctx);
+  ops::embedding_forward(stream_.front(), batch.token_T, parameters_.value(embedding_), ctx);
+  for (std::size_t l = 0; l < blocks_.size(); ++l)
+    blocks_[l].forward(stream_[l + 1], stream_[l], rope_, batch, ctx);
+  ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.value(final_norm_),
+                       config_.rms_norm_eps, ctx);
+}
 
-    const Tensor next_TD = l + 1 < blocks_.size() ? blocks_[l + 1].in_TD : out_TD_;
-    ops::rmsnorm_forward(block.ffn_in_TD, block.ffn_rstd_T1, block.mid_TD, value(block.ffn_norm), eps, ctx);
-    ops::copy(next_TD, block.mid_TD, ctx);
-    block.ffn->forward(next_TD, block.ffn_in_TD, batch, ctx);
-  }
-  ops::rmsnorm_forward(final_TD_, final_rstd_T1_, out_TD_, value(final_norm_), eps, ctx);
+void Transformer::forward_mtp(const Batch& batch, Context& ctx) {
+  check_batch(batch);
+  if (n_mtp_depths() > 0) mtp_->forward(final_TD_, rope_, batch, ctx);
+}
+
+std::vector<std::int64_t> Transformer::mtp_target_counts(const Batch& batch, Context& ctx) {
+  check_batch(batch);
+  return n_mtp_depths() > 0 ? mtp_->target_counts(batch, ctx) : std::vector<std::int64_t>{};
+}
+
+void Transformer::mtp_loss(Tensor loss_KT, Context& ctx) {
+  if (n_mtp_depths() > 0) mtp_->loss(loss_KT, ctx);
 }
 
 void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
   ops::classifier_forward(loss_T, final_TD_, parameters_.value(head_), batch.target_T, ctx);
 }
 
-void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx) {
+void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
+                                    const MtpLoss* mtp) {
   check_batch(batch);
   SY_CHECK(training_, "this model was made for evaluation");
   const auto value = [&](std::size_t row) { return parameters_.value(row); };
   const auto grad = [&](std::size_t row) { return parameters_.grad(row); };
   ScratchScope scope(ctx.scratch);
-  const Tensor dstream_TD = ctx.scratch.take(out_TD_.shape(), dtype_);  // gradient of the residual stream
-  const Tensor dnormed_TD = ctx.scratch.take(out_TD_.shape(), dtype_);
-
-  ops::classifier_forward_backward(loss_T, dnormed_TD, grad(head_), final_TD_, value(head_), batch.target_T,
-                                   dloss, ctx);
-  ops::fill_zero(dstream_TD, ctx);
-  ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dnormed_TD, out_TD_, final_rstd_T1_, value(final_norm_),
-                        ctx);
-  std::size_t router = routed_blocks_.size();
+  const Tensor dstream_TD = ctx.scratch.take(final_TD_.shape(), dtype_);  // gradient of the residual stream
+  {
+    ScratchScope of_head(ctx.scratch);
+    const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
+    ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, value(head_), batch.target_T,
+                                     dloss, ctx);
+    if (mtp && n_mtp_depths() > 0)
+      mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_,
+                              std::span(loss_gradient_L_).subspan(static_cast<std::size_t>(n_main_routers_)),
+                              ctx);
+    ops::fill_zero(dstream_TD, ctx);
+    ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dfinal_TD, stream_.back(), final_rstd_T1_,
+                          value(final_norm_), ctx);
+  }
+  auto router = static_cast<std::size_t>(n_main_routers_);
   for (std::size_t l = blocks_.size(); l-- > 0;) {
-    Block& block = blocks_[l];
     const router::RoutingLossGradient* loss_gradient =
-        block.ffn->router() ? &loss_gradient_L_[--router] : nullptr;
-    block.ffn->backward(dnormed_TD, dstream_TD, block.ffn_in_TD, batch, loss_gradient, ctx);
-    ops::rmsnorm_backward(dstream_TD, grad(block.ffn_norm), dnormed_TD, block.mid_TD, block.ffn_rstd_T1,
-                          value(block.ffn_norm), ctx);
-
-    block.attention->backward(dnormed_TD, dstream_TD, block.attention_in_TD, rope_, batch, ctx);
-    ops::rmsnorm_backward(dstream_TD, grad(block.attention_norm), dnormed_TD, block.in_TD,
-                          block.attention_rstd_T1, value(block.attention_norm), ctx);
+        blocks_[l].router() ? &loss_gradient_L_[--router] : nullptr;
+    blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, loss_gradient, ctx);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
 }
@@ -169,44 +157,77 @@ void Transformer::logits(Tensor logits_TV, Context& ctx) const {
   ops::linear_forward(logits_TV, final_TD_, parameters_.value(head_), ops::Write::set, ctx);
 }
 
-void Transformer::after_step(std::span<const double> count_LE, Context& ctx) {
+void Transformer::after_step(std::span<const double> count_LE, std::span<const double> statistics,
+                             Context& ctx) {
   const auto E = static_cast<std::size_t>(config_.num_experts);
-  SY_CHECK(count_LE.size() == routed_blocks_.size() * E, "{} counts for {} layers of {} experts",
-           count_LE.size(), routed_blocks_.size(), E);
-  for (std::size_t l = 0; l < routed_blocks_.size(); ++l)
-    blocks_[static_cast<std::size_t>(routed_blocks_[l])].ffn->router()->after_step(count_LE.subspan(l * E, E),
-                                                                                   ctx);
+  SY_CHECK(count_LE.size() == routers_.size() * E, "{} counts for {} layers of {} experts", count_LE.size(),
+           routers_.size(), E);
+  const auto statistics_L = by_router(statistics);
+  for (std::size_t l = 0; l < routers_.size(); ++l)
+    routers_[l].router->after_step(count_LE.subspan(l * E, E), statistics_L[l], ctx);
+}
+
+std::vector<std::span<const double>> Transformer::by_router(std::span<const double> statistics) const {
+  std::vector<std::span<const double>> parts;
+  std::size_t first = 0;
+  for (const RouterOfLayer& each : routers_) {
+    const std::size_t size = each.router->statistics().size();
+    SY_CHECK(first + size <= statistics.size(), "{} statistics do not reach for {} routers", statistics.size(),
+             routers_.size());
+    parts.push_back(statistics.subspan(first, size));
+    first += size;
+  }
+  SY_CHECK(first == statistics.size(), "{} statistics, expected {}", statistics.size(), first);
+  return parts;
+}
+
+std::vector<double> Transformer::routing_statistics() const {
+  std::vector<double> all;
+  for (const RouterOfLayer& each : routers_) {
+    const auto part = each.router->statistics();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+bool Transformer::needs_statistics_first() const {
+  return std::any_of(routers_.begin(), routers_.end(),
+                     [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
+}
+
+void Transformer::set_statistics(std::span<const double> statistics) {
+  const auto statistics_L = by_router(statistics);
+  for (std::size_t l = 0; l < routers_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
+}
+
+double Transformer::own_losses() const {
+  double sum = 0;
+  for (std::size_t l = 0; l < routers_.size(); ++l) sum += routers_[l].router->own_loss(loss_gradient_L_[l]);
+  return sum;
 }
 
 std::vector<router::RoutingSums> Transformer::routing_sums() const {
   std::vector<router::RoutingSums> sums;
-  for (const std::int64_t l : routed_blocks_)
-    sums.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->sums());
+  for (const RouterOfLayer& each : routers_) sums.push_back(each.router->sums());
   return sums;
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
   SY_CHECK(training_, "the layers of a model made for evaluation share one memory");
   std::vector<router::RoutingDecision> decisions;
-  for (const std::int64_t l : routed_blocks_)
-    decisions.push_back(blocks_[static_cast<std::size_t>(l)].ffn->router()->decision());
+  for (const RouterOfLayer& each : routers_) decisions.push_back(each.router->decision());
   return decisions;
 }
 
 void Transformer::visit_activations(const ActivationVisitor& visit) const {
-  visit(-1, "model.embed_tokens output", blocks_.front().in_TD);
+  visit(-1, "model.embed_tokens output", stream_.front());
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
-    const Block& block = blocks_[l];
     const auto layer = static_cast<std::int64_t>(l);
-    const auto of_layer = [&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); };
-    of_layer("input_layernorm output", block.attention_in_TD);
-    block.attention->visit_saved(of_layer);
-    of_layer("residual stream after self_attn", block.mid_TD);
-    of_layer("post_attention_layernorm output", block.ffn_in_TD);
-    block.ffn->visit_saved(of_layer);
-    of_layer("residual stream after mlp", l + 1 < blocks_.size() ? blocks_[l + 1].in_TD : out_TD_);
+    blocks_[l].visit_saved([&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); });
+    visit(layer, "residual stream after mlp", stream_[l + 1]);
   }
   visit(-1, "model.norm output", final_TD_);
+  if (n_mtp_depths() > 0) mtp_->visit_saved(visit);
 }
 
 }  // namespace switchyard::model

@@ -1,8 +1,11 @@
-// The whole model: embedding, blocks, final norm, classifier; forward and backward.
-//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts
+// The whole model: embedding, blocks, final norm, classifier, and layers for multi-token prediction; forward
+// and backward.
+//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts, K depths of
+//   multi-token prediction
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,16 +13,17 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "core/parameters.h"
-#include "model/attention_layer.h"
 #include "model/batch.h"
-#include "model/ffn_layer.h"
+#include "model/decoder_block.h"
+#include "model/mtp_layers.h"
 
 namespace switchyard::model {
 
 class Transformer {
  public:
   // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
-  // moments as well, and lets plan() keep every layer's activations. f64 is for tests.
+  // moments as well, and lets plan() keep every layer's activations. f64 is for tests. Layers for multi-token
+  // prediction have their rows in every model that has them; only one made for training computes with them.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
   void allocate() { parameters_.allocate(dtype_, training_); }
@@ -36,27 +40,53 @@ class Transformer {
 
   // Runs the blocks. Afterwards routing_sums() speaks of this batch.
   void forward(const Batch& batch, Context& ctx);
+  // Then runs the layers for multi-token prediction, if the model has them, on the same batch.
+  void forward_mtp(const Batch& batch, Context& ctx);
   // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no
   // target.
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
-  // The same, and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
+  void mtp_loss(Tensor loss_KT, Context& ctx);  // the same of forward_mtp, for each depth
+  // loss(), and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
   // gradient of the auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
-  void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx);
+  // With `mtp` (after forward_mtp) its losses are set and its gradients added too; without, the layers for
+  // multi-token prediction take no part.
+  void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
+                         const MtpLoss* mtp = nullptr);
   // logits_TV (compute type, set): of the last forward pass, all of them at once.
   void logits(Tensor logits_TV, Context& ctx) const;
 
-  std::int64_t n_routers() const { return static_cast<std::int64_t>(routed_blocks_.size()); }
-  // Which layer the l-th router sits in.
-  std::int64_t layer_of_router(std::int64_t l) const { return routed_blocks_[static_cast<std::size_t>(l)]; }
-  std::vector<router::RoutingSums> routing_sums() const;  // one a layer with a router
+  // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
+  std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
+  // How many positions of a batch have a target at each of these depths. Not between forward_mtp and what uses
+  // it.
+  std::vector<std::int64_t> mtp_target_counts(const Batch& batch, Context& ctx);
+
+  // The main layers' routers, then those of the depths that are computed.
+  std::int64_t n_routers() const { return static_cast<std::int64_t>(routers_.size()); }
+  std::int64_t n_main_routers() const { return n_main_routers_; }
+  // Which layer the l-th router sits in; num_hidden_layers and up: multi-token prediction.
+  std::int64_t layer_of_router(std::int64_t l) const { return routers_[static_cast<std::size_t>(l)].layer; }
+  std::vector<router::RoutingSums> routing_sums() const;  // one a router
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.
   std::vector<router::RoutingDecision> routing_decisions() const;
   std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
 
+  // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
+  // to be added up over micro-batches and ranks.
+  std::vector<double> routing_statistics() const;
+  // True: a router's own loss and gradient need the statistics of the whole global batch.
+  bool needs_statistics_first() const;
+  // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
+  // pass.
+  void set_statistics(std::span<const double> statistics);
+  // What the last forward pass adds to the routers' own losses of the global batch, by what loss_gradients()
+  // says.
+  double own_losses() const;
+
   // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
-  // global batch.
-  void after_step(std::span<const double> count_LE, Context& ctx);
+  // global batch; statistics: those of the global batch.
+  void after_step(std::span<const double> count_LE, std::span<const double> statistics, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).
@@ -65,13 +95,8 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
-  struct Block {
-    std::size_t attention_norm, ffn_norm;  // rows
-    std::unique_ptr<AttentionLayer> attention;
-    std::unique_ptr<FfnLayer> ffn;
-    Tensor in_TD, attention_in_TD, attention_rstd_T1;  // the residual stream; its norm
-    Tensor mid_TD, ffn_in_TD, ffn_rstd_T1;             // the same after attention
-  };
+  // The parts of `statistics`, one a router.
+  std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
   void fill_rope_table(Context& ctx);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   void check_batch(const Batch& batch) const;
@@ -81,12 +106,20 @@ class Transformer {
   bool training_;
   ParameterStore parameters_;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
-  std::vector<Block> blocks_;
-  std::vector<std::int64_t> routed_blocks_;
+  std::vector<DecoderBlock> blocks_;
+  std::optional<MtpLayers> mtp_;
+  struct RouterOfLayer {
+    router::RouterStage* router;
+    std::int64_t layer;
+  };
+  std::vector<RouterOfLayer> routers_;
+  std::int64_t n_main_routers_ = 0;
 
   std::unique_ptr<Arena> arena_;
   RopeTable rope_;
-  Tensor out_TD_, final_TD_, final_rstd_T1_;  // the residual stream behind the last block; its norm
+  // The residual stream: stream_[l] enters block l, the last one leaves the last block.
+  std::vector<Tensor> stream_;       // [T, D] each
+  Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
   std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 

@@ -32,12 +32,23 @@ void check_outputs(const Tensor& out_THM, const Tensor& lse_TH, const Tensor& q_
 }  // namespace
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
+                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH) {
   check_sizes(q_THN, k_TGN, v_TGM, kv_begin_T, shape);
   check_outputs(out_THM, lse_TH, q_THN, shape);
+  if (entropy_TH.defined()) check_like(entropy_TH, lse_TH, "entropy_TH");
   with_scalar(out_THM.dtype(), [&]<class T>() {
-    cpu::attention_forward<T>(out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx);
+    cpu::attention_forward<T>(out_THM, lse_TH, entropy_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx);
   });
+}
+
+void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
+                           Context&) {
+  check_shape(entropy_T, Shape{entropy_TH.rows()}, "entropy_T");
+  check_shape(kv_begin_T, entropy_T.shape(), "kv_begin_T");
+  check_dtype(entropy_T, entropy_TH.dtype(), "entropy_T");
+  check_dtype(kv_begin_T, DType::i32, "kv_begin_T");
+  with_scalar(entropy_T.dtype(),
+              [&]<class T>() { cpu::attention_row_entropy<T>(entropy_T, entropy_TH, kv_begin_T, seq_len); });
 }
 
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,

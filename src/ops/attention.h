@@ -12,10 +12,16 @@ namespace switchyard::ops {
 // Token t of a sequence sees the keys kv_begin_T[t] .. t of the same sequence (positions within the sequence,
 // kv_begin_T[t] <= t): causal, sliding-window and document masks are all of this form.
 //   out_THM[t,h] = sum_s softmax_s(scale * q[t,h].k[s,g]) v[s,g],  g = h / (H/G);   lse_TH = log sum exp.  Both
-//   set. q_THN, k_TGN: [T, heads*N] and v_TGM, out_THM: [T, heads*M] matrices whose rows may be strided;
+//   set. Where entropy_TH is given, it is set to the entropy of each row of the softmax.
+//   q_THN, k_TGN: [T, heads*N] and v_TGM, out_THM: [T, heads*M] matrices whose rows may be strided;
 //   kv_begin_T i32; f32|f64.
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx);
+                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH = {});
+
+// entropy_T = mean over heads of entropy_TH, over the logarithm of the number of keys that the token sees; 0
+// where it sees itself alone. Set.
+void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
+                           Context& ctx);
 
 // P = exp(scale q.k - lse), delta = rowsum(dout * out):
 //   dv = P^T dout;  dS = P * (dout v^T - delta);  dq = scale dS k;  dk = scale dS^T q.   dq, dk, dv set.

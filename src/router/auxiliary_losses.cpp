@@ -36,6 +36,7 @@ AuxiliaryLossValues AuxiliaryLosses::compute(std::span<const RoutingSums> sums_L
     const RoutingSums& sums = sums_L[static_cast<std::size_t>(l)];
     RoutingLossGradient& gradient = gradient_L[static_cast<std::size_t>(l)];
     gradient.dlse2 = z_factor;
+    gradient.token_share = 1 / all_tokens;
     for (std::int64_t b = 0; b < B; ++b) {
       values.z += z_factor * sums.lse2_sum_B.as<double>()[b];
       const auto sequence_tokens = static_cast<double>(tokens_B[static_cast<std::size_t>(b)]);

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "config/config.h"
-#include "router/router.h"
+#include "router/stage.h"
 
 namespace switchyard::router {
 
@@ -28,6 +28,7 @@ struct AuxiliaryLossValues {
 
 class AuxiliaryLosses {
  public:
+  // n_slots: the most that a token has (config::slots_per_token).
   AuxiliaryLosses(const config::Router& options, std::int64_t n_experts, std::int64_t n_slots)
       : options_(options), n_experts_(n_experts), n_slots_(n_slots) {}
 
@@ -37,8 +38,8 @@ class AuxiliaryLosses {
   }
 
   // One micro-batch: `sums_L` of its layers and the tokens of each sequence that are not padding. Sets
-  // gradient_L[l].dprob_BE and .dlse2, and returns what the micro-batch adds to the losses of the global batch
-  // (coefficients included).
+  // gradient_L[l].dprob_BE, .dlse2 and .token_share, and returns what the micro-batch adds to the losses of the
+  // global batch (coefficients included).
   AuxiliaryLossValues compute(std::span<const RoutingSums> sums_L, std::span<const std::int64_t> tokens_B,
                               const GlobalBatch& batch, std::span<RoutingLossGradient> gradient_L) const;
 

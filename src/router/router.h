@@ -1,10 +1,10 @@
-// The router stage: which experts a token goes to, and with what weight.
+// A router: which experts a token goes to, and with what weight.
 //   T tokens of B sequences, D hidden size, E experts, K slots a token
 //
-// A router is one class in one file of this room and one line of registry.cpp. It adds its parameters to the
-// store when it is made, reserves in plan() what its forward pass keeps for its backward pass, and leaves
-// permutation, experts, losses and balance figures to others: those work from what RoutingDecision and
-// RoutingSums say.
+// A router is one class in one file of this room and one line of registry.cpp (docs/routers.md walks through an
+// example). It adds its parameters to the store when it is made, reserves in plan() what its forward pass keeps
+// for its backward pass, and leaves capacity, sums, losses, permutation, experts and balance figures to others:
+// those work from what RouterOutput says (stage.h).
 #pragma once
 
 #include <functional>
@@ -13,38 +13,71 @@
 #include <string>
 
 #include "config/config.h"
+#include "config/router_schema.h"
 #include "core/context.h"
 #include "core/parameters.h"
+#include "core/rng.h"
 
 namespace switchyard::router {
 
 struct RouterShape {
   std::int64_t hidden_size;
   std::int64_t n_experts;
-  std::int64_t n_slots;
+  std::int64_t n_slots;  // num_experts_per_tok; a router with a dynamic number has max_experts slots instead
   std::int64_t n_group = 1;     // experts in so many groups of neighbours (DeepSeek-V3)
   std::int64_t topk_group = 1;  // of which so many stay
   bool normalise_weights;       // Hugging Face's norm_topk_prob
-  double weight_scale = 1.0;    // Hugging Face's routed_scaling_factor
+  double weight_scale = 1.0;    // Hugging Face's routed_scaling_factor: multiplies every router's weights
   double init_std;
+  std::int64_t layer = 0;  // of the model: no two layers draw the same noise
+};
+
+// One micro-batch of n_seq * seq_len tokens, as a router sees it.
+struct RouterBatch {
+  Tensor token_T;  // i32, negative: padding, which gets free slots only
+  std::int64_t n_seq = 1;
+  std::int64_t seq_len = 1;
+  // Noise is drawn and statistics are made only in training. Noise is a function of (seed, step, layer, the
+  // token's place in the global batch), so that neither micro-batches nor ranks change it.
+  bool training = false;
+  std::uint64_t seed = 0;
+  std::int64_t step = 0;
+  std::int64_t first_sequence = 0;  // in the global batch, of all ranks
+  // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
+  // Router::needs_attention_entropy().
+  Tensor attention_entropy_T{};
+  // The noise of latents, [T, latent width], where it is given instead of drawn: to compare with other programs.
+  Tensor epsilon_Td{};
 };
 
 struct RoutingDecision {
   Tensor expert_TK;  // i32; -1: a free slot
   Tensor weight_TK;  // compute type; 0 in free slots
+  // What the experts see beside x: x + addend. Shared experts and the residual stream see x. Not defined:
+  // nothing.
+  Tensor expert_input_addend_TD{};
 };
 
-// What auxiliary losses and balance figures are made of. Padding (a negative token) counts in none of it.
-struct RoutingSums {
-  Tensor count_BE;     // i32: slots on each expert
-  Tensor prob_sum_BE;  // f64: sum of the router's probabilities
-  Tensor lse2_sum_B;   // f64: sum of squared log-sum-exps of the logits
+struct RouterOutput {
+  RoutingDecision decision;
+  Tensor prob_TE;  // the router's probabilities: what the balance loss is made of
+  Tensor lse_T{};  // logsumexp of the logits: what the z-loss is made of; not defined: there is no z-loss
 };
 
-// What the auxiliary losses send back.
+// What comes back through the experts. A slot that was dropped since the decision has dweight 0.
+struct RoutingGradient {
+  Tensor dweight_TK;
+  Tensor daddend_TD{};  // defined where expert_input_addend_TD is; 0 for padding, which no expert sees
+};
+
+// What the losses send back, and what the router's own loss is made of.
 struct RoutingLossGradient {
-  Tensor dprob_BE;  // f64: with respect to the probabilities of each token of the sequence
-  double dlse2;     // with respect to each token's squared log-sum-exp
+  Tensor dprob_BE;         // f64: with respect to the probabilities of each token of the sequence
+  double dlse2;            // with respect to each token's squared log-sum-exp
+  double token_share = 0;  // 1 / the tokens of the global batch, without padding
+  // The router's statistics. Of the whole global batch where needs_statistics_first(); of this micro-batch and
+  // those before it elsewhere.
+  std::span<const double> statistics{};
 };
 
 using TensorVisitor = std::function<void(const std::string& name, const Tensor& tensor)>;
@@ -53,31 +86,60 @@ class Router {
  public:
   virtual ~Router() = default;
 
-  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan()
-  // reserves, and every layer's sums are read after the last layer has run.
-  virtual void plan_sums(Arena& arena, std::int64_t n_seq) = 0;
+  // Columns of expert_TK. A token may have fewer experts: the rest of its slots are free.
+  virtual std::int64_t n_slots() const = 0;
+  // True: RouterBatch::attention_entropy_T must be given.
+  virtual bool needs_attention_entropy() const { return false; }
+  // True: own_loss() and backward() need the statistics of the whole global batch.
+  virtual bool needs_statistics_first() const { return false; }
+
   // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
 
-  // x_TD, the normed hidden state; token_T i32, negative: padding, which gets free slots only.
-  virtual RoutingDecision forward(Tensor x_TD, Tensor token_T, Context& ctx) = 0;
-  // Of the last forward pass.
-  virtual const RoutingDecision& decision() const = 0;
-  virtual const RoutingSums& sums() const = 0;
+  // x_TD: the normed hidden state. All of a router is computed in x's dtype: float32 whatever train.dtype is.
+  virtual RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) = 0;
+
+  // Of the last forward pass: what this micro-batch adds to the router's own loss of the global batch,
+  // coefficient included. Its gradient is part of backward().
+  virtual double own_loss(const RoutingLossGradient&) const { return 0; }
 
   // dx_TD is added to; the router's own parameter gradients are added to the store.
-  virtual void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T,
+  virtual void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                         const RoutingLossGradient& loss_gradient, Context& ctx) = 0;
 
-  // After each optimizer step: what is no gradient. count_E: slots on each expert in the whole global batch.
-  virtual void after_step(std::span<const double> count_E, Context& ctx) = 0;
+  // Sums over tokens that the last forward pass in training has set, always as many. Over micro-batches and
+  // ranks they are added up.
+  virtual std::span<const double> statistics() const { return {}; }
+
+  // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics, of the whole
+  // global batch. What moves here is a row of the store that is not trained, so that checkpoints keep it.
+  virtual void after_step(std::span<const double>, std::span<const double>, Context&) {}
 
   // The tensors of the last forward pass, in the order in which they were computed.
   virtual void visit_saved(const TensorVisitor& visit) const = 0;
 };
 
-// Makes the configured router; its parameters are called `prefix` + their name ("model.layers.0.mlp.gate.").
-std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
-                                    const std::string& prefix, ParameterStore& store);
+// A type of router: how it is configured, and how one is made. Its parameters are called `prefix` + their name
+// ("model.layers.0.mlp.gate.").
+struct RouterKind {
+  config::RouterSchema schema;
+  std::unique_ptr<Router> (*make)(const config::Router& options, const RouterShape& shape,
+                                  const std::string& prefix, ParameterStore& store);
+};
+
+// The maker of a router whose constructor takes the same.
+template <class R>
+std::unique_ptr<Router> make_router_of(const config::Router& options, const RouterShape& shape,
+                                       const std::string& prefix, ParameterStore& store) {
+  return std::make_unique<R>(options, shape, prefix, store);
+}
+
+// The noise of one kind in a step and layer. The index of a value is (place of the token in the global batch) *
+// (values a token) + its number; first_token() is the place of the micro-batch's first token.
+inline Rng noise_of(RngPurpose purpose, const RouterBatch& batch, std::int64_t layer) {
+  return Rng(batch.seed, purpose,
+             (static_cast<std::uint64_t>(batch.step) << 20) + static_cast<std::uint64_t>(layer));
+}
+inline std::int64_t first_token(const RouterBatch& batch) { return batch.first_sequence * batch.seq_len; }
 
 }  // namespace switchyard::router

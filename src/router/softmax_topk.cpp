@@ -1,8 +1,8 @@
-#include "router/softmax_topk.h"
-
-#include "ops/linear.h"
+// The router of Mixtral and Qwen3-MoE: softmax over all experts, the K largest are chosen (ROUTERS.md, section
+// 1).
 #include "ops/routing.h"
 #include "ops/topk.h"
+#include "router/linear_gate.h"
 
 namespace switchyard::router {
 
@@ -10,19 +10,11 @@ namespace {
 
 class SoftmaxTopK final : public Router {
  public:
-  SoftmaxTopK(const RouterShape& shape, const std::string& prefix, ParameterStore& store)
-      : shape_(shape), store_(store) {
-    store.begin_group();
-    weight_ = store.add({.name = prefix + "weight",
-                         .shape = Shape{shape.n_experts, shape.hidden_size},
-                         .init = Init::normal,
-                         .init_std = shape.init_std});
-  }
+  SoftmaxTopK(const config::Router& options, const RouterShape& shape, const std::string& prefix,
+              ParameterStore& store)
+      : shape_(shape), gate_(options, shape, prefix, store) {}
 
-  void plan_sums(Arena& arena, std::int64_t n_seq) override {
-    sums_ = {arena.take(Shape{n_seq, shape_.n_experts}, DType::i32),
-             arena.take(Shape{n_seq, shape_.n_experts}, DType::f64), arena.take(Shape{n_seq}, DType::f64)};
-  }
+  std::int64_t n_slots() const override { return shape_.n_slots; }
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts, K = shape_.n_slots;
@@ -32,40 +24,27 @@ class SoftmaxTopK final : public Router {
     decision_ = {arena.take(Shape{n_tokens, K}, DType::i32), arena.take(Shape{n_tokens, K}, dtype)};
   }
 
-  RoutingDecision forward(Tensor x_TD, Tensor token_T, Context& ctx) override {
-    const Float32Products products(ctx);
-    ops::linear_forward(prob_TE_, x_TD, store_.value(weight_), ops::Write::set, ctx);
+  RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
+    gate_.forward(prob_TE_, x_TD, batch, ctx);
     ops::softmax_forward(prob_TE_, lse_T_, prob_TE_, ctx);
-    ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, token_T, ctx);
+    ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, batch.token_T, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
-    ops::routing_sums(sums_.count_BE, sums_.prob_sum_BE, sums_.lse2_sum_B, decision_.expert_TK, prob_TE_,
-                      lse_T_, token_T, ctx);
-    return decision_;
+    return {decision_, prob_TE_, lse_T_};
   }
 
-  const RoutingDecision& decision() const override { return decision_; }
-  const RoutingSums& sums() const override { return sums_; }
-
-  void backward(Tensor dx_TD, Tensor dweight_TK, Tensor x_TD, Tensor token_T,
+  void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                 const RoutingLossGradient& loss_gradient, Context& ctx) override {
-    const Float32Products products(ctx);
     ScratchScope scope(ctx.scratch);
     const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
-    ops::slot_weights_backward(dlogit_TE, dweight_TK, decision_.weight_TK, chosen_TK_, decision_.expert_TK,
-                               weighting(), ctx);
-    ops::add_sequence_gradient(dlogit_TE, loss_gradient.dprob_BE, token_T, ctx);
+    ops::slot_weights_backward(dlogit_TE, gradient.dweight_TK, decision_.weight_TK, chosen_TK_,
+                               decision_.expert_TK, weighting(), ctx);
+    ops::add_sequence_gradient(dlogit_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
     ops::softmax_backward(dlogit_TE, dlogit_TE, prob_TE_, ctx);
-    ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, token_T, loss_gradient.dlse2, ctx);
-    ops::linear_backward_weight(store_.grad(weight_), dlogit_TE, x_TD, ctx);
-    ops::linear_backward_input(dx_TD, dlogit_TE, store_.value(weight_), ops::Write::add, ctx);
+    ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
+    gate_.backward(dx_TD, dlogit_TE, x_TD, ctx);
   }
 
-  void after_step(std::span<const double>, Context&) override {}  // all of it is learned by gradient
-
-  void visit_saved(const TensorVisitor& visit) const override {
-    visit("router probabilities", prob_TE_);
-    visit("router weights", decision_.weight_TK);
-  }
+  void visit_saved(const TensorVisitor& visit) const override { visit("router probabilities", prob_TE_); }
 
  private:
   SlotWeighting weighting() const {
@@ -73,18 +52,15 @@ class SoftmaxTopK final : public Router {
   }
 
   RouterShape shape_;
-  ParameterStore& store_;
-  std::size_t weight_;
+  LinearGate gate_;
   Tensor prob_TE_, lse_T_, chosen_TK_;
   RoutingDecision decision_;
-  RoutingSums sums_;
 };
 
 }  // namespace
 
-std::unique_ptr<Router> make_softmax_topk(const config::Router&, const RouterShape& shape,
-                                          const std::string& prefix, ParameterStore& store) {
-  return std::make_unique<SoftmaxTopK>(shape, prefix, store);
+RouterKind softmax_topk_router() {
+  return {.schema = {.type = "softmax_topk"}, .make = make_router_of<SoftmaxTopK>};
 }
 
 }  // namespace switchyard::router

@@ -46,6 +46,7 @@ std::string format_step(const StepReport& report) {
   const std::string steps = std::to_string(report.steps);
   std::string line = fmt::format("step {:>{}}/{}  {:5.1f}%  loss {:.4f}", report.step, steps.size(), steps,
                                  100.0 * fraction_done(report), report.loss);
+  if (report.mtp_loss) line += fmt::format("  mtp {:.4f}", *report.mtp_loss);
   if (report.val_loss) line += fmt::format("  val {:.4f}", *report.val_loss);
   line += fmt::format("  lr {:.2e}  norm {:.2f}  {} tok/s", report.lr, report.grad_norm,
                       format_count(report.tokens_per_second));

@@ -11,7 +11,8 @@ namespace switchyard::train {
 struct StepReport {
   std::int64_t step = 0;
   std::int64_t steps = 0;
-  double loss = 0.0;  // nats a token
+  double loss = 0.0;               // nats a token
+  std::optional<double> mtp_loss;  // of multi-token prediction, where it is trained
   std::optional<double> val_loss;
   double lr = 0.0;
   double grad_norm = 0.0;  // before clipping

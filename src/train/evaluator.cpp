@@ -9,9 +9,10 @@ namespace switchyard::train {
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
                     Context& ctx) {
   const auto start = std::chrono::steady_clock::now();
-  EvalResult result{.domains = {},
-                    .load = LoadCounts(model.n_routers(), std::max<std::int64_t>(1, model.config().num_experts),
-                                       static_cast<std::int64_t>(domains.size()))};
+  EvalResult result{
+      .domains = {},
+      .load = LoadCounts(model.n_main_routers(), std::max<std::int64_t>(1, model.config().num_experts),
+                         static_cast<std::int64_t>(domains.size()))};
   BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token, model.config().sliding_window);
   std::vector<float> loss_values(static_cast<std::size_t>(settings.batch * settings.seq_len));
   const Tensor loss_T(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32);

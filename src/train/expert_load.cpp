@@ -1,6 +1,7 @@
 #include "train/expert_load.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace switchyard::train {
 
@@ -8,9 +9,13 @@ LoadCounts::LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64
     : n_layers_(n_layers),
       n_experts_(n_experts),
       n_domains_(n_domains),
-      count_LNE_(static_cast<std::size_t>(n_layers * n_domains * n_experts)) {}
+      count_LNE_(static_cast<std::size_t>(n_layers * n_domains * n_experts)),
+      dropped_L_(static_cast<std::size_t>(n_layers)) {}
 
-void LoadCounts::clear() { std::fill(count_LNE_.begin(), count_LNE_.end(), 0.0); }
+void LoadCounts::clear() {
+  std::fill(count_LNE_.begin(), count_LNE_.end(), 0.0);
+  std::fill(dropped_L_.begin(), dropped_L_.end(), 0.0);
+}
 
 double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
   return count_LNE_[static_cast<std::size_t>((l * n_domains_ + static_cast<std::int64_t>(domain)) * n_experts_ +
@@ -20,6 +25,7 @@ double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
 void LoadCounts::add(std::span<const router::RoutingSums> sums_L, std::span<const std::size_t> domain_B) {
   for (std::int64_t l = 0; l < n_layers_; ++l) {
     const Tensor& count_BE = sums_L[static_cast<std::size_t>(l)].count_BE;
+    dropped_L_[static_cast<std::size_t>(l)] += static_cast<double>(sums_L[static_cast<std::size_t>(l)].dropped);
     for (std::size_t b = 0; b < domain_B.size(); ++b)
       for (std::int64_t e = 0; e < n_experts_; ++e)
         at(l, domain_B[b], e) += count_BE.row<std::int32_t>(static_cast<std::int64_t>(b))[e];
@@ -55,6 +61,12 @@ std::vector<router::BalanceFigures> LoadCounts::figures() const {
   std::vector<router::BalanceFigures> figures;
   for (std::int64_t l = 0; l < n_layers_; ++l) figures.push_back(router::balance_figures(layer(l)));
   return figures;
+}
+
+double LoadCounts::drop_rate() const {
+  const double kept = std::accumulate(count_LNE_.begin(), count_LNE_.end(), 0.0);
+  const double dropped = std::accumulate(dropped_L_.begin(), dropped_L_.end(), 0.0);
+  return dropped > 0 ? dropped / (kept + dropped) : 0.0;
 }
 
 double LoadCounts::specialisation(std::int64_t l) const { return router::specialisation_bits(by_domain(l)); }

@@ -8,7 +8,7 @@
 
 #include "core/tensor.h"
 #include "router/balance_figures.h"
-#include "router/router.h"
+#include "router/stage.h"
 
 namespace switchyard::train {
 
@@ -27,11 +27,14 @@ class LoadCounts {
   double specialisation(std::int64_t l) const;                       // bits; 0 with one domain
   std::vector<std::vector<double>> by_domain(std::int64_t l) const;  // [domain][E]
   std::int64_t n_layers() const { return n_layers_; }
+  double dropped(std::int64_t l) const { return dropped_L_[static_cast<std::size_t>(l)]; }  // slots
+  double drop_rate() const;  // of all slots that routers chose, the share that no expert took
 
  private:
   double& at(std::int64_t l, std::size_t domain, std::int64_t e);
   std::int64_t n_layers_, n_experts_, n_domains_;
   std::vector<double> count_LNE_;  // layer, domain, expert
+  std::vector<double> dropped_L_;
 };
 
 // The load during training: an exponential moving average of each step's counts.

@@ -83,14 +83,15 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       model_(run.model, run.router, DType::f32, true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, run.model.num_experts, run.model.num_experts_per_tok),
+      auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
       buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window),
       domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
-      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)) {
+      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)),
+      mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()) {
   model_.allocate();
   ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
   ops::require_matmul(ctx_.matmul, ctx_.device);
@@ -139,63 +140,116 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
       differing_keys(before, now));
 }
 
-void Trainer::load_micro_batch(std::int64_t micro) {
-  const std::int64_t first_sample =
-      static_cast<std::int64_t>(state_.samples) + micro * run_.train.micro_batch_size;
+model::Batch Trainer::load_micro_batch(std::int64_t micro) {
+  const std::int64_t first_sequence = micro * run_.train.micro_batch_size;
+  const std::int64_t first_sample = static_cast<std::int64_t>(state_.samples) + first_sequence;
   for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
     const data::Sampler::Sample sample = sampler_.at(first_sample + b);
     train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
     buffers_.set_sequence(b, window_);
     domain_B_[static_cast<std::size_t>(b)] = sample.domain;
   }
+  model::Batch batch = buffers_.batch();
+  batch.training = true;
+  batch.seed = run_.train.seed;
+  batch.step = state_.step;
+  batch.first_sequence = first_sequence;
+  return batch;
+}
+
+// Positions of the whole global batch that have a target, for each depth of multi-token prediction: with a
+// document mask they depend on the data, and the first backward pass needs them.
+std::vector<double> Trainer::count_mtp_targets() {
+  std::vector<double> count_K(static_cast<std::size_t>(model_.n_mtp_depths()));
+  if (count_K.empty()) return count_K;
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    load_micro_batch(micro);
+    const auto counts = model_.mtp_target_counts(buffers_.batch(), ctx_);
+    for (std::size_t k = 0; k < count_K.size(); ++k) count_K[k] += static_cast<double>(counts[k]);
+  }
+  communicator_.all_reduce_sum(
+      Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64));
+  return count_K;
 }
 
 // The counts of the whole global batch before the first backward pass needs them. With one micro-batch its own
 // forward pass gives them; with several, all are run forward once more: exact, for a third more work.
 void Trainer::count_global_batch() {
-  step_load_.clear();
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    load_micro_batch(micro);
-    model_.forward(buffers_.batch(), ctx_);
-    step_load_.add(model_.routing_sums(), domain_B_);
+    const model::Batch batch = load_micro_batch(micro);
+    model_.forward(batch, ctx_);
+    model_.forward_mtp(batch, ctx_);
+    add_counts();
   }
-  sum_global_counts();
+  sum_over_ranks();
 }
 
-// What this rank has counted, summed over all ranks.
-void Trainer::sum_global_counts() {
+// What the last forward pass has counted.
+void Trainer::add_counts() {
+  step_load_.add(model_.routing_sums(), domain_B_);
+  const std::vector<double> statistics = model_.routing_statistics();
+  statistics_.resize(statistics.size());
+  std::transform(statistics.begin(), statistics.end(), statistics_.begin(), statistics_.begin(), std::plus<>());
+}
+
+void Trainer::sum_over_ranks() {
   global_count_LE_ = step_load_.all_layers();
-  communicator_.all_reduce_sum(
-      Tensor(global_count_LE_.data(), Shape{static_cast<std::int64_t>(global_count_LE_.size())}, DType::f64));
+  for (std::vector<double>* sums : {&global_count_LE_, &statistics_})
+    if (!sums->empty())
+      communicator_.all_reduce_sum(
+          Tensor(sums->data(), Shape{static_cast<std::int64_t>(sums->size())}, DType::f64));
 }
 
 Trainer::StepResult Trainer::step() {
   ParameterStore& parameters = model_.parameters();
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   const Tensor loss_T(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32);
-  const bool count_first = auxiliary_losses_.needs_global_counts() && micro_batches_ > 1;
+  // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
+  const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
+  const bool count_first = needs_sums && micro_batches_ > 1;
+  const std::int64_t n_depths = model_.n_mtp_depths();
+  const Tensor mtp_loss_KT(mtp_loss_values_.data(), Shape{n_depths, loss_T.rows()}, DType::f32);
+  // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
+  // nothing.
+  std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
+  for (double& share : mtp_share_K) {
+    share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
+    mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
+  }
+  const model::MtpLoss mtp{mtp_loss_KT, mtp_dloss_K};
   StepResult result;
   result.lr = learning_rate(run_.train, state_.step + 1);
+  const auto clear_counts = [&] {
+    step_load_.clear();
+    std::fill(statistics_.begin(), statistics_.end(), 0.0);
+  };
+  clear_counts();
   if (count_first) count_global_batch();
-  step_load_.clear();
   ops::fill_zero(parameters.grads(), ctx_);
 
   double loss_sum = 0;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    load_micro_batch(micro);
-    model_.forward(buffers_.batch(), ctx_);
+    const model::Batch batch = load_micro_batch(micro);
+    model_.forward(batch, ctx_);
+    model_.forward_mtp(batch, ctx_);
     const auto sums_L = model_.routing_sums();
-    step_load_.add(sums_L, domain_B_);
-    if (!count_first) global_count_LE_ = step_load_.all_layers();
+    if (!count_first) add_counts();
+    if (needs_sums && !count_first) sum_over_ranks();
+    model_.set_statistics(statistics_);
     const auto auxiliary = auxiliary_losses_.compute(
         sums_L, buffers_.tokens_B(),
         {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
         model_.loss_gradients());
     result.auxiliary.balance += auxiliary.balance;
     result.auxiliary.z += auxiliary.z;
-    model_.loss_and_backward(loss_T, buffers_.batch(), 1.0 / static_cast<double>(batch_tokens), ctx_);
+    result.router_loss += model_.own_losses();
+    model_.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
+    for (std::size_t k = 0; k < mtp_share_K.size(); ++k) {
+      const auto first = mtp_loss_values_.begin() + static_cast<std::int64_t>(k) * loss_T.rows();
+      result.mtp_loss += mtp_share_K[k] * std::accumulate(first, first + loss_T.rows(), 0.0);
+    }
     loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
-    if (!std::isfinite(loss_sum)) stop_for_loss();
+    if (!std::isfinite(loss_sum + result.mtp_loss)) stop_for_loss();
   }
   communicator_.all_reduce_sum(parameters.grads());
   result.loss = loss_sum / static_cast<double>(batch_tokens);
@@ -203,8 +257,8 @@ Trainer::StepResult Trainer::step() {
   if (!std::isfinite(result.grad_norm)) stop_for_gradient();
   optimizer_.update(parameters, result.lr, result.grad_norm, state_.step + 1, ctx_);
   if (model_.n_routers() > 0) {
-    sum_global_counts();
-    model_.after_step(global_count_LE_, ctx_);
+    if (!needs_sums) sum_over_ranks();
+    model_.after_step(global_count_LE_, statistics_, ctx_);
   }
   load_average_.update(step_load_);
 
@@ -253,17 +307,23 @@ void Trainer::stop_for_gradient() const {
       state_.step + 1, where, last_checkpoint_note());
 }
 
+// Over the main layers alone, which are what an evaluation sees.
+router::BalanceFigures Trainer::headline_figures() const {
+  const auto layers = load_average_.figures();
+  return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.n_main_routers())));
+}
+
 void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
   MetricsRecord record;
-  record.add("step", state_.step)
-      .add("tokens", state_.tokens)
-      .add("loss", result.loss)
-      .add("lr", result.lr)
-      .add("grad_norm", result.grad_norm)
-      .add("tokens_per_second", tokens_per_second);
+  record.add("step", state_.step).add("tokens", state_.tokens).add("loss", result.loss);
+  if (model_.n_mtp_depths() > 0) record.add("mtp_loss", result.mtp_loss);
+  record.add("lr", result.lr).add("grad_norm", result.grad_norm).add("tokens_per_second", tokens_per_second);
   const auto layers = load_average_.figures();
-  add_figures(record, router::mean_of(layers));
-  record.add("balance_loss", result.auxiliary.balance).add("z_loss", result.auxiliary.z);
+  add_figures(record, headline_figures());
+  record.add("balance_loss", result.auxiliary.balance)
+      .add("z_loss", result.auxiliary.z)
+      .add("router_loss", result.router_loss)
+      .add("drop_rate", step_load_.drop_rate());
   std::vector<MetricsRecord> layer_records;
   for (std::int64_t l = 0; l < model_.n_routers(); ++l) {
     MetricsRecord layer;
@@ -328,6 +388,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     StepReport report{.step = state_.step,
                       .steps = steps,
                       .loss = result.loss,
+                      .mtp_loss = model_.n_mtp_depths() > 0 ? std::optional(result.mtp_loss) : std::nullopt,
                       .val_loss = validation ? std::optional(validation->loss) : std::nullopt,
                       .lr = result.lr,
                       .grad_norm = result.grad_norm,
@@ -335,7 +396,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
                       .gini = std::nullopt,
                       .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
                                       static_cast<double>(steps - state_.step)};
-    if (model_.n_routers() > 0) report.gini = router::mean_of(load_average_.figures()).gini;
+    if (model_.n_routers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
   metrics_->close();

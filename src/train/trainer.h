@@ -46,14 +46,20 @@ class Trainer {
  private:
   struct StepResult {
     double loss = 0;       // nats a token, mean over the global batch
+    double mtp_loss = 0;   // the same of multi-token prediction: mean over depths of their means
     double grad_norm = 0;  // before clipping
     double lr = 0;
     router::AuxiliaryLossValues auxiliary;
+    double router_loss = 0;  // the routers' own
   };
   StepResult step();
-  void load_micro_batch(std::int64_t micro);
+  router::BalanceFigures headline_figures() const;
+  // The batch lives until the next one is loaded.
+  model::Batch load_micro_batch(std::int64_t micro);
+  std::vector<double> count_mtp_targets();
   void count_global_batch();
-  void sum_global_counts();
+  void add_counts();
+  void sum_over_ranks();
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save();
   void warn_of_changes(const Checkpoint& checkpoint) const;
@@ -77,8 +83,8 @@ class Trainer {
   BatchBuffers buffers_;
   std::vector<std::size_t> domain_B_;
   std::vector<std::int32_t> window_;
-  std::vector<float> loss_values_;
-  std::vector<double> global_count_LE_;
+  std::vector<float> loss_values_, mtp_loss_values_;
+  std::vector<double> global_count_LE_, statistics_;  // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard

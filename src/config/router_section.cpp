@@ -1,0 +1,163 @@
+#include "config/router_section.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "config/families.h"
+#include "config/load.h"
+#include "core/error.h"
+
+namespace switchyard::config {
+namespace {
+
+constexpr char kPath[] = "router";
+
+std::string_view default_type(Family family) {
+  switch (family) {
+    case Family::mixtral:
+    case Family::qwen3_moe:
+      return "softmax_topk";
+    case Family::deepseek_v3:
+      return "sigmoid_group";
+  }
+  SY_CHECK(false, "no such family");
+  return "";
+}
+
+bool is_option(const RouterSchema& schema, std::string_view key) {
+  return std::any_of(schema.options.begin(), schema.options.end(),
+                     [&](const RouterOption& option) { return option.key == key; });
+}
+
+OptionValue fallback_of(const RouterOption& option, const Model& model) {
+  return option.fallback_of != nullptr ? OptionValue(option.fallback_of(model)) : option.fallback;
+}
+
+// The type alone, before it is known which other keys there are.
+const RouterSchema& read_type(const Json* json, const Source& source, const Model& model,
+                              std::span<const RouterSchema> routers) {
+  std::vector<std::string_view> types;
+  for (const RouterSchema& schema : routers) types.push_back(schema.type);
+  Json type = std::string(default_type(model.family));
+  if (json != nullptr && json->get<Json::Object>() != nullptr)
+    if (const Json* found = find_member(*json->get<Json::Object>(), "type")) type = *found;
+  const Json::Object alone{{"type", type}};
+  const std::string_view key[] = {"type"};
+  const SectionKeys keys{kPath, "", key};
+  const Json object(alone);
+  return schema_of(Section(&object, kPath, source, keys).word("type", types, ""), routers);
+}
+
+// A key that another type has is worth another message than one that none has.
+void refuse_options_of_others(const Json* json, const Source& source, const RouterSchema& schema,
+                              std::span<const RouterSchema> routers) {
+  const auto* object = json != nullptr ? json->get<Json::Object>() : nullptr;
+  if (object == nullptr) return;
+  for (const JsonMember& member : *object) {
+    if (is_option(schema, member.key)) continue;
+    std::string others;
+    for (const RouterSchema& other : routers) {
+      if (is_option(other, member.key))
+        others += fmt::format("{}\"{}\"", others.empty() ? "" : ", ", other.type);
+    }
+    if (others.empty()) continue;
+    source.fail(
+        fmt::format("{}.{}", kPath, member.key),
+        fmt::format("router.type is \"{}\", which has no such option (of: {}); remove it", schema.type, others),
+        "router.type");
+  }
+}
+
+OptionValue read_option(Section& section, const RouterOption& option, const Model& model) {
+  const OptionValue fallback = fallback_of(option, model);
+  if (const auto* value = std::get_if<bool>(&fallback)) return section.boolean(option.key, *value);
+  if (const auto* value = std::get_if<double>(&fallback))
+    return section.number(option.key, option.range, *value);
+  if (const auto* value = std::get_if<std::string>(&fallback))
+    return section.word(option.key, option.choices, *value);
+  return section.integer(option.key, std::llround(option.range.low), std::llround(option.range.high),
+                         std::get<std::int64_t>(fallback));
+}
+
+}  // namespace
+
+Router default_of(const RouterSchema& schema, const Model& model) {
+  Router router;
+  router.type = schema.type;
+  router.balance_coef = schema.balance_coef;
+  router.balance_scope = schema.balance_scope;
+  for (const RouterOption& option : schema.options) router.own.set(option.key, fallback_of(option, model));
+  return router;
+}
+
+const RouterSchema& schema_of(std::string_view type, std::span<const RouterSchema> routers) {
+  const auto found = std::find_if(routers.begin(), routers.end(),
+                                  [&](const RouterSchema& schema) { return schema.type == type; });
+  SY_CHECK(found != routers.end(), "no router {}", type);
+  return *found;
+}
+
+RouterOption max_experts_option() {
+  return {
+      .key = "max_experts",
+      .fallback = std::int64_t{0},
+      .range = {1, static_cast<double>(kMaxSize)},
+      .fallback_of = [](const Model& model) { return std::max<std::int64_t>(1, model.num_experts_per_tok); }};
+}
+
+void check_max_experts(const Router& router, const Model& model, const RouterSchema::Refuse& refuse) {
+  const std::int64_t found = router.own.integer("max_experts");
+  if (has_moe_layer(model) && found > model.num_experts)
+    refuse("max_experts", fmt::format("is {}, more than the model has experts ({})", found, model.num_experts),
+           "");
+}
+
+Router read_router(const Json* json, const Source& source, const Model& model,
+                   std::optional<double> aux_loss_coef, std::span<const RouterSchema> routers) {
+  const RouterSchema& schema = read_type(json, source, model, routers);
+  refuse_options_of_others(json, source, schema, routers);
+  const SectionKeys& common = section_keys(kPath);
+  std::vector<std::string_view> all(common.keys.begin(), common.keys.end());
+  for (const RouterOption& option : schema.options) all.push_back(option.key);
+  const SectionKeys keys{kPath, "", all};
+  Section section(json, kPath, source, keys);
+
+  Router router = default_of(schema, model);
+  section.find("type");
+  router.balance_coef =
+      section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
+  if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
+    section.fail("balance_coef",
+                 fmt::format("is {}, but model.router_aux_loss_coef, the same quantity, is {}; remove one",
+                             router.balance_coef, *aux_loss_coef),
+                 "model.router_aux_loss_coef");
+  }
+  router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
+  router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
+  router.capacity_factor = section.nullable_number("capacity_factor", {0, 1e6, true});
+  router.jitter = section.number("jitter", {0, 1e3}, router.jitter);
+  for (const RouterOption& option : schema.options)
+    router.own.set(option.key, read_option(section, option, model));
+  if (router.z_loss_coef > 0 && !schema.no_z_loss.empty()) {
+    section.fail("z_loss_coef",
+                 fmt::format("is {}, but router.type is \"{}\", {}; set it to 0", router.z_loss_coef,
+                             router.type, schema.no_z_loss),
+                 section.path_of("type"));
+  }
+  const auto refuse = [&](std::string_view key, const std::string& problem, std::string_view other) {
+    section.fail(key, problem, other.empty() ? "" : section.path_of(other));
+  };
+  if (schema.check) schema.check(router, model, refuse);
+  section.finish();
+  return router;
+}
+
+Router default_router(Family family, std::span<const RouterSchema> routers) {
+  Model model;  // no default of a family's own router depends on the model
+  model.family = family;
+  return default_of(schema_of(default_type(family), routers), model);
+}
+
+}  // namespace switchyard::config

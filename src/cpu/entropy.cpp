@@ -1,0 +1,60 @@
+#include "cpu/entropy.h"
+
+#include "cpu/reduce.h"
+
+// Legend: T tokens, E experts.
+
+namespace switchyard::cpu {
+
+template <class T>
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T) {
+  const Rows<T> entropy(entropy_T), logit_rows(logit_TE), prob_rows(prob_TE), lse(lse_T);
+  const std::int64_t E = logit_TE.dim(1);
+#pragma omp parallel for schedule(static) if (logit_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < logit_TE.rows(); ++t) {
+    const T *logit = logit_rows[t], *prob = prob_rows[t];
+    // A probability that underflowed to 0 may stand beside a logit of minus infinity.
+    const double mean =
+        sum_in_lanes(E, [=](std::int64_t e) { return prob[e] > T(0) ? prob[e] * logit[e] : T(0); });
+    *entropy[t] = static_cast<T>(static_cast<double>(*lse[t]) - mean);
+  }
+}
+
+template <class T>
+void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+                              Tensor skip_T, double dentropy) {
+  const Rows<T> entropy(entropy_T), dlogit_rows(dlogit_TE), logit_rows(logit_TE), prob_rows(prob_TE),
+      lse(lse_T);
+  const Rows<std::int32_t> skip(skip_T);
+  const std::int64_t E = logit_TE.dim(1);
+#pragma omp parallel for schedule(static) if (logit_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < logit_TE.rows(); ++t) {
+    if (*skip[t] < 0) continue;
+    const T *logit = logit_rows[t], *prob = prob_rows[t];
+    T* dlogit = dlogit_rows[t];
+    const T shift = *entropy[t] - *lse[t], factor = static_cast<T>(-dentropy);
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e)
+      dlogit[e] += prob[e] > T(0) ? factor * prob[e] * (logit[e] + shift) : T(0);
+  }
+}
+
+template <class T>
+double sum_of_tokens(Tensor x_T, Tensor skip_T) {
+  const Rows<T> x(x_T);
+  const Rows<std::int32_t> skip(skip_T);
+  double sum = 0;
+  for (std::int64_t t = 0; t < x_T.rows(); ++t)
+    if (*skip[t] >= 0) sum += static_cast<double>(*x[t]);
+  return sum;
+}
+
+#define INSTANTIATE(T)                                                                               \
+  template void softmax_entropy_forward<T>(Tensor, Tensor, Tensor, Tensor);                          \
+  template void softmax_entropy_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, double); \
+  template double sum_of_tokens<T>(Tensor, Tensor);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,96 @@
+#include "cpu/layernorm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/reduce.h"
+#include "cpu/vector_math.h"
+
+// Legend: T rows, D width.
+
+namespace switchyard::cpu {
+
+template <class T>
+void layernorm_silu_forward(Tensor out_TD, Tensor mean_T, Tensor rstd_T, Tensor x_TD, Tensor weight_D,
+                            Tensor bias_D, double eps) {
+  const Rows<T> out_rows(out_TD), x_rows(x_TD), mean_rows(mean_T), rstd_rows(rstd_T);
+  const T *weight = weight_D.as<T>(), *bias = bias_D.as<T>();
+  const std::int64_t D = x_TD.dim(1);
+#pragma omp parallel for schedule(static) if (x_TD.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < x_TD.rows(); ++t) {
+    const T* x = x_rows[t];
+    T* out = out_rows[t];
+    const double mean = sum_in_lanes(D, [x](std::int64_t i) { return x[i]; }) / static_cast<double>(D);
+    const double squares = sum_in_lanes(D, [x, mean](std::int64_t i) {
+      const double difference = static_cast<double>(x[i]) - mean;
+      return difference * difference;
+    });
+    const T m = static_cast<T>(mean),
+            rstd = static_cast<T>(1 / std::sqrt(squares / static_cast<double>(D) + eps));
+    *mean_rows[t] = m;
+    *rstd_rows[t] = rstd;
+#pragma omp simd
+    for (std::int64_t i = 0; i < D; ++i) {
+      const T n = (x[i] - m) * rstd * weight[i] + bias[i];
+      out[i] = n * sigmoid_of(n);
+    }
+  }
+}
+
+template <class T>
+void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Tensor dout_TD, Tensor x_TD,
+                             Tensor mean_T, Tensor rstd_T, Tensor weight_D, Tensor bias_D, Scratch& scratch) {
+  const Rows<T> dx_rows(dx_TD), dout_rows(dout_TD), x_rows(x_TD), mean_rows(mean_T), rstd_rows(rstd_T);
+  const T *weight = weight_D.as<T>(), *bias = bias_D.as<T>();
+  const std::int64_t n_rows = x_TD.rows(), D = x_TD.dim(1);
+  const bool parallel = x_TD.numel() >= kParallelElements;
+
+  ScratchScope scope(scratch);
+  const RowBlocks blocks(n_rows);
+  // Of each block: its part of dweight, its part of dbias, and room for the row at hand.
+  const Rows<T> partial_rows(scratch.take({blocks.count, 4 * D}, DTypeOf<T>::value));
+#pragma omp parallel for schedule(static) if (parallel)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    T *weight_part = partial_rows[block], *bias_part = weight_part + D, *w = bias_part + D, *h = w + D;
+    std::fill_n(weight_part, 2 * D, T(0));
+    const std::int64_t last = std::min((block + 1) * blocks.rows, n_rows);
+    for (std::int64_t t = block * blocks.rows; t < last; ++t) {
+      const T *x = x_rows[t], *dout = dout_rows[t];
+      const T m = *mean_rows[t], rstd = *rstd_rows[t];
+#pragma omp simd
+      for (std::int64_t i = 0; i < D; ++i) {
+        h[i] = (x[i] - m) * rstd;
+        const T n = h[i] * weight[i] + bias[i], s = sigmoid_of(n);
+        const T g = dout[i] * s * (T(1) + n * (T(1) - s));
+        weight_part[i] += g * h[i];
+        bias_part[i] += g;
+        w[i] = g * weight[i];
+      }
+      const auto width = static_cast<double>(D);
+      const T w_mean = static_cast<T>(sum_in_lanes(D, [w](std::int64_t i) { return w[i]; }) / width);
+      const T wh_mean = static_cast<T>(sum_in_lanes(D, [w, h](std::int64_t i) { return w[i] * h[i]; }) / width);
+      T* dx = dx_rows[t];
+#pragma omp simd
+      for (std::int64_t i = 0; i < D; ++i) dx[i] += rstd * (w[i] - w_mean - h[i] * wh_mean);
+    }
+  }
+
+  T *dweight = dweight_D.as<T>(), *dbias = dbias_D.as<T>();
+#pragma omp parallel for schedule(static) if (parallel)
+  for (std::int64_t i = 0; i < 2 * D; ++i) {
+    double sum = 0;
+    for (std::int64_t block = 0; block < blocks.count; ++block)
+      sum += static_cast<double>(partial_rows[block][i]);
+    (i < D ? dweight[i] : dbias[i - D]) += static_cast<T>(sum);
+  }
+}
+
+#define INSTANTIATE(T)                                                                                     \
+  template void layernorm_silu_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, double);         \
+  template void layernorm_silu_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, \
+                                           Tensor, Scratch&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,50 @@
+// One block: attention, then a feed-forward layer, each behind its own norm and added to the residual stream.
+//   T tokens, D hidden size
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "model/attention_layer.h"
+#include "model/ffn_layer.h"
+
+namespace switchyard::model {
+
+class DecoderBlock {
+ public:
+  // Adds the block's rows to the store, under the names of layer `layer`. `is_moe`: experts, not a dense
+  // network.
+  DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer, bool is_moe,
+               ParameterStore& store);
+
+  // Reserves the router's sums, if there is a router (router.h says why apart).
+  void plan_sums(Arena& arena, std::int64_t n_seq) { ffn_->plan_sums(arena, n_seq); }
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
+
+  // out_TD = block(in_TD), set; out_TD may be in_TD where no backward pass follows.
+  void forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
+  // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.
+  // `loss_gradient` is null in a block without a router.
+  void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
+                const router::RoutingLossGradient* loss_gradient, Context& ctx);
+
+  router::RouterStage* router() const { return ffn_->router(); }  // null in a dense block
+  // The tensors of the last forward pass, in the order in which they were computed, but for the stream itself.
+  void visit_saved(const router::TensorVisitor& visit) const;
+
+ private:
+  struct Saved {
+    Tensor attention_in_TD, attention_rstd_T1;  // the normed stream
+    Tensor mid_TD, ffn_in_TD, ffn_rstd_T1;      // the stream after attention; its norm
+  };
+  double eps_;
+  ParameterStore& store_;
+  std::size_t attention_norm_ = 0, ffn_norm_ = 0;  // rows
+  std::unique_ptr<AttentionLayer> attention_;
+  std::unique_ptr<FfnLayer> ffn_;
+  Saved saved_;
+};
+
+}  // namespace switchyard::model

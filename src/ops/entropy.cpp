@@ -1,0 +1,45 @@
+#include "ops/entropy.h"
+
+#include "cpu/entropy.h"
+#include "ops/dispatch.h"
+
+namespace switchyard::ops {
+
+namespace {
+
+void check_softmax(const Tensor& entropy_T, const Tensor& logit_TE, const Tensor& prob_TE,
+                   const Tensor& lse_T) {
+  check_like(prob_TE, logit_TE, "prob_TE");
+  check_shape(lse_T, Shape{logit_TE.rows()}, "lse_T");
+  check_dtype(lse_T, logit_TE.dtype(), "lse_T");
+  check_like(entropy_T, lse_T, "entropy_T");
+}
+
+}  // namespace
+
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context&) {
+  check_softmax(entropy_T, logit_TE, prob_TE, lse_T);
+  with_scalar(logit_TE.dtype(),
+              [&]<class T>() { cpu::softmax_entropy_forward<T>(entropy_T, logit_TE, prob_TE, lse_T); });
+}
+
+void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+                              Tensor skip_T, double dentropy, Context&) {
+  check_softmax(entropy_T, logit_TE, prob_TE, lse_T);
+  check_like(dlogit_TE, logit_TE, "dlogit_TE");
+  check_shape(skip_T, lse_T.shape(), "skip_T");
+  check_dtype(skip_T, DType::i32, "skip_T");
+  with_scalar(logit_TE.dtype(), [&]<class T>() {
+    cpu::softmax_entropy_backward<T>(dlogit_TE, entropy_T, logit_TE, prob_TE, lse_T, skip_T, dentropy);
+  });
+}
+
+double sum_of_tokens(Tensor x_T, Tensor skip_T, Context&) {
+  check_shape(x_T, skip_T.shape(), "x_T");
+  check_dtype(skip_T, DType::i32, "skip_T");
+  double sum = 0;
+  with_scalar(x_T.dtype(), [&]<class T>() { sum = cpu::sum_of_tokens<T>(x_T, skip_T); });
+  return sum;
+}
+
+}  // namespace switchyard::ops

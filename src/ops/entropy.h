@@ -1,0 +1,16 @@
+// Entropy of a softmax.   T tokens, E experts
+#pragma once
+
+#include "core/context.h"
+
+namespace switchyard::ops {
+
+// entropy_T = -sum_e P log P = lse - sum_e P logit, set.   prob_TE, lse_T: of logit_TE (softmax_forward).
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context& ctx);
+// For the tokens with skip_T >= 0: dlogit_TE += -dentropy * P (logit - lse + entropy).
+void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+                              Tensor skip_T, double dentropy, Context& ctx);
+// The sum of x_T over the tokens with skip_T >= 0, in double, in token order.
+double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx);
+
+}  // namespace switchyard::ops

@@ -1,0 +1,127 @@
+#include "ops/latent.h"
+
+#include "cpu/latent.h"
+#include "ops/dispatch.h"
+
+namespace switchyard::ops {
+
+namespace {
+
+void check_matrix_like(const Tensor& tensor_Rd, const Tensor& other_Rd, const char* name) {
+  check_shape(other_Rd, Shape{other_Rd.rows(), other_Rd.dim(1)}, "the [R, d] rows");
+  check_like(tensor_Rd, other_Rd, name);
+}
+
+void check_skip(const Tensor& skip_R, const Tensor& in_Rd) {
+  if (!skip_R.defined()) return;
+  check_shape(skip_R, Shape{in_Rd.rows()}, "skip_R");
+  check_dtype(skip_R, DType::i32, "skip_R");
+}
+
+void check_f64(const Tensor& tensor, Shape shape, const char* name) {
+  check_shape(tensor, shape, name);
+  check_dtype(tensor, DType::f64, name);
+  check_contiguous(tensor, name);
+}
+
+}  // namespace
+
+void unit_rows_forward(Tensor unit_Rd, Tensor norm_R, Tensor in_Rd, Context&) {
+  check_matrix_like(unit_Rd, in_Rd, "unit_Rd");
+  check_shape(norm_R, Shape{in_Rd.rows()}, "norm_R");
+  check_dtype(norm_R, in_Rd.dtype(), "norm_R");
+  with_scalar(in_Rd.dtype(), [&]<class T>() { cpu::unit_rows_forward<T>(unit_Rd, norm_R, in_Rd); });
+}
+
+void unit_rows_backward(Tensor din_Rd, Tensor dunit_Rd, Tensor unit_Rd, Tensor norm_R, Context&) {
+  check_matrix_like(din_Rd, unit_Rd, "din_Rd");
+  check_matrix_like(dunit_Rd, unit_Rd, "dunit_Rd");
+  check_shape(norm_R, Shape{unit_Rd.rows()}, "norm_R");
+  check_dtype(norm_R, unit_Rd.dtype(), "norm_R");
+  with_scalar(unit_Rd.dtype(),
+              [&]<class T>() { cpu::unit_rows_backward<T>(din_Rd, dunit_Rd, unit_Rd, norm_R); });
+}
+
+void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Context& ctx) {
+  check_skip(skip_R, unit_Rd);
+  check_f64(gram_dd, Shape{unit_Rd.dim(1), unit_Rd.dim(1)}, "gram_dd");
+  check_f64(sum_d, Shape{unit_Rd.dim(1)}, "sum_d");
+  with_scalar(unit_Rd.dtype(),
+              [&]<class T>() { cpu::row_moments<T>(gram_dd, sum_d, unit_Rd, skip_R, ctx.scratch); });
+}
+
+void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R,
+                     Context&) {
+  check_matrix_like(dunit_Rd, unit_Rd, "dunit_Rd");
+  check_skip(skip_R, unit_Rd);
+  check_f64(matrix_dd, Shape{unit_Rd.dim(1), unit_Rd.dim(1)}, "matrix_dd");
+  check_f64(offset_d, Shape{unit_Rd.dim(1)}, "offset_d");
+  with_scalar(unit_Rd.dtype(),
+              [&]<class T>() { cpu::add_affine_rows<T>(dunit_Rd, unit_Rd, matrix_dd, offset_d, skip_R); });
+}
+
+double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+  check_skip(skip_R, Y_Rd);
+  double sum = 0;
+  with_scalar(Y_Rd.dtype(), [&]<class T>() { sum = cpu::pair_distance_sum<T>(Y_Rd, skip_R, ctx.scratch); });
+  return sum;
+}
+
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, double scale, Context& ctx) {
+  check_matrix_like(dY_Rd, Y_Rd, "dY_Rd");
+  check_skip(skip_R, Y_Rd);
+  with_scalar(Y_Rd.dtype(),
+              [&]<class T>() { cpu::pair_distance_backward<T>(dY_Rd, Y_Rd, skip_R, scale, ctx.scratch); });
+}
+
+void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context&) {
+  check_matrix_like(z_Td, mean_Td, "z_Td");
+  check_matrix_like(log_var_Td, mean_Td, "log_var_Td");
+  check_matrix_like(epsilon_Td, mean_Td, "epsilon_Td");
+  with_scalar(mean_Td.dtype(),
+              [&]<class T>() { cpu::sample_latent<T>(z_Td, mean_Td, log_var_Td, epsilon_Td); });
+}
+
+double standard_kl_sum(Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+  check_matrix_like(log_var_Td, mean_Td, "log_var_Td");
+  check_skip(skip_T, mean_Td);
+  double sum = 0;
+  with_scalar(mean_Td.dtype(),
+              [&]<class T>() { sum = cpu::standard_kl_sum<T>(mean_Td, log_var_Td, skip_T, ctx.scratch); });
+  return sum;
+}
+
+void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,
+                          double scale, Context&) {
+  check_matrix_like(dmean_Td, mean_Td, "dmean_Td");
+  check_matrix_like(dlog_var_Td, mean_Td, "dlog_var_Td");
+  check_matrix_like(log_var_Td, mean_Td, "log_var_Td");
+  check_skip(skip_T, mean_Td);
+  with_scalar(mean_Td.dtype(), [&]<class T>() {
+    cpu::standard_kl_backward<T>(dmean_Td, dlog_var_Td, mean_Td, log_var_Td, skip_T, scale);
+  });
+}
+
+void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK, Context& ctx) {
+  check_f64(sum_Ed, Shape{count_E.rows(), z_Td.dim(1)}, "sum_Ed");
+  check_f64(count_E, Shape{sum_Ed.rows()}, "count_E");
+  check_shape(expert_TK, Shape{z_Td.rows(), chosen_TK.dim(1)}, "expert_TK");
+  check_shape(chosen_TK, expert_TK.shape(), "chosen_TK");
+  check_dtype(expert_TK, DType::i32, "expert_TK");
+  check_dtype(chosen_TK, z_Td.dtype(), "chosen_TK");
+  with_scalar(z_Td.dtype(), [&]<class T>() {
+    cpu::routed_sums<T>(sum_Ed, count_E, z_Td, chosen_TK, expert_TK, ctx.scratch);
+  });
+}
+
+void clear_skipped_rows(Tensor x_RD, Tensor skip_R, Context&) {
+  check_skip(skip_R, x_RD);
+  with_scalar(x_RD.dtype(), [&]<class T>() { cpu::clear_skipped_rows<T>(x_RD, skip_R); });
+}
+
+void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor, Context&) {
+  check_matrix_like(out_Rd, in_Rd, "out_Rd");
+  with_scalar(in_Rd.dtype(), [&]<class T>() { cpu::scale_rows<T>(out_Rd, in_Rd, factor); });
+}
+
+}  // namespace switchyard::ops

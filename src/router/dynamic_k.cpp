@@ -1,0 +1,163 @@
+// As many experts as a token is hard: an estimate of its complexity says how many of the largest logits count
+// (complexity.h; ROUTERS.md, section 1).
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "ops/complexity.h"
+#include "ops/elementwise.h"
+#include "ops/routing.h"
+#include "ops/slots.h"
+#include "ops/topk.h"
+#include "router/complexity.h"
+#include "router/host_row.h"
+#include "router/linear_gate.h"
+
+namespace switchyard::router {
+
+namespace {
+
+class DynamicK final : public Router {
+ public:
+  DynamicK(const config::Router& options, const RouterShape& shape, const std::string& prefix,
+           ParameterStore& store)
+      : shape_(shape),
+        min_experts_(options.own.integer("min_experts")),
+        max_experts_(options.own.integer("max_experts")),
+        threshold_(options.own.number("threshold")),
+        decay_(options.own.number("statistics_decay")),
+        estimator_(complexity_estimator(options.own.word("estimator"))),
+        store_(store),
+        gate_(options, shape, prefix, store) {
+    if (estimator_.thresholded) return;
+    mean_ = add_expert_state(prefix + "complexity_mean", 1, store);
+    variance_ = add_expert_state(prefix + "complexity_var", 1, store);
+    moments_.resize(3);
+  }
+
+  std::int64_t n_slots() const override { return max_experts_; }
+  bool needs_attention_entropy() const override { return estimator_.needs_attention_entropy; }
+
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
+    const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts;
+    const Shape slots{n_tokens, max_experts_};
+    prob_TE_ = arena.take(Shape{n_tokens, E}, dtype);
+    lse_T_ = arena.take(Shape{n_tokens}, dtype);
+    complexity_T_ = arena.take(Shape{n_tokens}, dtype);
+    chosen_TK_ = arena.take(slots, dtype);
+    decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype)};
+  }
+
+  RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
+    ScratchScope scope(ctx.scratch);
+    const Tensor logit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
+    const Tensor raw_T = ctx.scratch.take(complexity_T_.shape(), complexity_T_.dtype());
+    const Tensor count_T = ctx.scratch.take(complexity_T_.shape(), DType::i32);
+    gate_.forward(logit_TE, x_TD, batch, ctx);
+    ops::softmax_forward(prob_TE_, lse_T_, logit_TE, ctx);
+    estimator_.raw(raw_T, {x_TD, logit_TE, prob_TE_, lse_T_, batch.attention_entropy_T}, ctx);
+    if (estimator_.thresholded)
+      ops::complexity_above(complexity_T_, raw_T, threshold_, ctx);
+    else
+      ops::complexity_calibrated(complexity_T_, raw_T, state(mean_), state(variance_), ctx);
+    if (batch.training && !moments_.empty()) {
+      const auto moments = ops::token_moments(raw_T, batch.token_T, ctx);
+      moments_.assign(moments.begin(), moments.end());
+    }
+    ops::slot_count(count_T, complexity_T_, min_experts_, max_experts_, ctx);
+    ops::top_k(decision_.expert_TK, chosen_TK_, logit_TE, batch.token_T, ctx);
+    ops::keep_count(decision_.expert_TK, chosen_TK_, count_T, ctx);
+    ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
+    return {decision_, prob_TE_, lse_T_};
+  }
+
+  // The complexity chooses, and has no gradient.
+  void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
+                const RoutingLossGradient& loss_gradient, Context& ctx) override {
+    ScratchScope scope(ctx.scratch);
+    const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
+    const Tensor dprob_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
+    ops::slot_softmax_backward(dlogit_TE, gradient.dweight_TK, decision_.weight_TK, decision_.expert_TK,
+                               shape_.weight_scale, ctx);
+    ops::fill_zero(dprob_TE, ctx);
+    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::softmax_backward(dprob_TE, dprob_TE, prob_TE_, ctx);
+    ops::add(dlogit_TE, dlogit_TE, dprob_TE, ctx);
+    ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
+    gate_.backward(dx_TD, dlogit_TE, x_TD, ctx);
+  }
+
+  std::span<const double> statistics() const override { return moments_; }
+
+  // Running mean and variance. A variance of 0 is the state before the first step, which takes what it finds.
+  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
+    if (statistics.empty() || statistics[0] == 0) return;
+    const double mean = statistics[1] / statistics[0];
+    const double variance = std::max(0.0, statistics[2] / statistics[0] - mean * mean);
+    const double keep = state(variance_) == 0 ? 0 : decay_;
+    write_row(store_.value(mean_), std::vector{keep * state(mean_) + (1 - keep) * mean});
+    write_row(store_.value(variance_), std::vector{keep * state(variance_) + (1 - keep) * variance});
+  }
+
+  void visit_saved(const TensorVisitor& visit) const override {
+    visit("router probabilities", prob_TE_);
+    visit("router complexity", complexity_T_);
+  }
+
+ private:
+  double state(std::size_t row) const { return read_row(store_.value(row)).front(); }
+
+  RouterShape shape_;
+  std::int64_t min_experts_, max_experts_;
+  double threshold_, decay_;
+  const ComplexityEstimator& estimator_;
+  ParameterStore& store_;
+  LinearGate gate_;
+  std::size_t mean_ = 0, variance_ = 0;  // rows
+  std::vector<double> moments_;          // tokens, sum and sum of squares of the raw measure
+  Tensor prob_TE_, lse_T_, complexity_T_, chosen_TK_;
+  RoutingDecision decision_;
+};
+
+config::RouterOption estimator_option() {
+  config::RouterOption option{.key = "estimator",
+                              .fallback = std::string(complexity_estimators().front().name)};
+  for (const ComplexityEstimator& estimator : complexity_estimators()) option.choices.push_back(estimator.name);
+  return option;
+}
+
+void check(const config::Router& router, const config::Model& model,
+           const config::RouterSchema::Refuse& refuse) {
+  config::check_max_experts(router, model, refuse);
+  const std::int64_t least = router.own.integer("min_experts"), most = router.own.integer("max_experts");
+  if (least > most)
+    refuse("min_experts", fmt::format("is {}, more than max_experts ({})", least, most), "max_experts");
+  const bool thresholded = complexity_estimator(router.own.word("estimator")).thresholded;
+  const double threshold = router.own.number("threshold");
+  if (thresholded && threshold == 0)
+    refuse("threshold",
+           "is 0 or missing, but estimator is \"threshold\", which needs a length to compare with; give one",
+           "estimator");
+  if (!thresholded && threshold != 0)
+    refuse("threshold",
+           fmt::format("is {}, but estimator is \"{}\", which is compared with no constant; remove it",
+                       threshold, router.own.word("estimator")),
+           "estimator");
+}
+
+}  // namespace
+
+RouterKind dynamic_k_router() {
+  return {.schema = {.type = "dynamic_k",
+                     .options = {{.key = "min_experts",
+                                  .fallback = std::int64_t{1},
+                                  .range = {1, static_cast<double>(config::kMaxSize)}},
+                                 config::max_experts_option(),
+                                 estimator_option(),
+                                 {.key = "threshold", .fallback = 0.0, .range = {0, 1e9}},
+                                 {.key = "statistics_decay", .fallback = 0.99, .range = {0, 1, false, true}}},
+                     .check = check},
+          .make = make_router_of<DynamicK>};
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,109 @@
+// Each expert takes the tokens whose score exceeds a threshold that it keeps: none, or up to max_experts a
+// token. No token is compared with a later one (arXiv 2603.11535; ROUTERS.md, section 1).
+#include "ops/elementwise.h"
+#include "ops/histogram.h"
+#include "ops/routing.h"
+#include "ops/slots.h"
+#include "ops/topk.h"
+#include "router/host_row.h"
+#include "router/linear_gate.h"
+#include "router/quantile.h"
+#include "router/score.h"
+
+namespace switchyard::router {
+
+namespace {
+
+class ExpertThreshold final : public Router {
+ public:
+  ExpertThreshold(const config::Router& options, const RouterShape& shape, const std::string& prefix,
+                  ParameterStore& store)
+      : shape_(shape),
+        max_experts_(options.own.integer("max_experts")),
+        decay_(options.own.number("threshold_decay")),
+        store_(store),
+        gate_(options, shape, prefix, store),
+        scores_(score_function(options.own), shape.n_experts),
+        threshold_(add_expert_state(prefix + "thresholds", shape.n_experts, store)),
+        gap_count_EN_(static_cast<std::size_t>(shape.n_experts * 2 * kGapBins)) {}
+
+  std::int64_t n_slots() const override { return max_experts_; }
+
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
+    const Shape slots{n_seq * seq_len, max_experts_};
+    scores_.plan(arena, n_seq * seq_len, dtype);
+    chosen_TK_ = arena.take(slots, dtype);
+    decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype)};
+  }
+
+  RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
+    ScratchScope scope(ctx.scratch);
+    const Tensor score_TE = scores_.score_TE();
+    const Tensor choice_TE = ctx.scratch.take(score_TE.shape(), score_TE.dtype());
+    gate_.forward(score_TE, x_TD, batch, ctx);
+    scores_.forward(score_TE, ctx);
+    ops::threshold_choice(choice_TE, score_TE, store_.value(threshold_), ctx);
+    ops::top_k(decision_.expert_TK, chosen_TK_, choice_TE, batch.token_T, ctx);
+    ops::keep_finite(decision_.expert_TK, chosen_TK_, ctx);
+    ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
+    if (batch.training)
+      ops::score_gap_histogram(Tensor(gap_count_EN_.data(), Shape{shape_.n_experts, 2 * kGapBins}, DType::f64),
+                               score_TE, store_.value(threshold_), batch.token_T, ctx);
+    return {decision_, scores_.prob_TE(), scores_.lse_T()};
+  }
+
+  void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
+                const RoutingLossGradient& loss_gradient, Context& ctx) override {
+    ScratchScope scope(ctx.scratch);
+    const Tensor dscore_TE = ctx.scratch.take(scores_.score_TE().shape(), chosen_TK_.dtype());
+    ops::slot_weights_backward(dscore_TE, gradient.dweight_TK, decision_.weight_TK, chosen_TK_,
+                               decision_.expert_TK, weighting(), ctx);
+    scores_.backward(dscore_TE, dscore_TE, batch, loss_gradient, ctx);
+    gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
+  }
+
+  std::span<const double> statistics() const override { return gap_count_EN_; }
+
+  // Towards the threshold that would have given each expert its even share of the global batch.
+  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
+    const double share = static_cast<double>(shape_.n_slots) / static_cast<double>(shape_.n_experts);
+    const std::vector<double> gap_E = gap_quantiles(statistics, 1 - share);
+    std::vector<double> threshold_E = read_row(store_.value(threshold_));
+    for (std::size_t e = 0; e < threshold_E.size(); ++e) threshold_E[e] += (1 - decay_) * gap_E[e];
+    write_row(store_.value(threshold_), threshold_E);
+  }
+
+  void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
+
+ private:
+  SlotWeighting weighting() const { return {.normalise = false, .scale = shape_.weight_scale}; }
+
+  RouterShape shape_;
+  std::int64_t max_experts_;
+  double decay_;
+  ParameterStore& store_;
+  LinearGate gate_;
+  Scores scores_;
+  std::size_t threshold_;
+  std::vector<double> gap_count_EN_;
+  Tensor chosen_TK_;
+  RoutingDecision decision_;
+};
+
+}  // namespace
+
+RouterKind expert_threshold_router() {
+  return {.schema = {.type = "expert_threshold",
+                     .balance_coef = 0,  // the thresholds balance
+                     .options = {score_function_option(),
+                                 {.key = "threshold_decay", .fallback = 0.99, .range = {0, 1, false, true}},
+                                 config::max_experts_option()},
+                     .check =
+                         [](const config::Router& router, const config::Model& model, const auto& refuse) {
+                           config::check_max_experts(router, model, refuse);
+                           check_score_function(router, refuse);
+                         }},
+          .make = make_router_of<ExpertThreshold>};
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,14 @@
+// A small row of router state (f32 or f64, on the host) as doubles: what is solved once a step.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace switchyard::router {
+
+std::vector<double> read_row(const Tensor& tensor);
+void write_row(const Tensor& tensor, std::span<const double> values);
+
+}  // namespace switchyard::router

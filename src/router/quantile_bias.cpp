@@ -1,0 +1,63 @@
+#include "router/quantile_bias.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "ops/elementwise.h"
+#include "ops/histogram.h"
+#include "ops/sigmoid_group.h"
+#include "ops/topk.h"
+#include "router/host_row.h"
+#include "router/linear_gate.h"
+#include "router/quantile.h"
+
+namespace switchyard::router {
+
+std::vector<double> solve_quantile_bias(std::span<const double> bias_E, std::span<const double> count_EN,
+                                        double share) {
+  std::vector<double> solved_E(bias_E.begin(), bias_E.end());
+  if (std::all_of(count_EN.begin(), count_EN.end(), [](double count) { return count == 0; })) return solved_E;
+  const std::vector<double> gap_E = gap_quantiles(count_EN, share);
+  for (std::size_t e = 0; e < solved_E.size(); ++e) solved_E[e] += gap_E[e];
+  const double mean =
+      std::accumulate(solved_E.begin(), solved_E.end(), 0.0) / static_cast<double>(solved_E.size());
+  for (double& bias : solved_E) bias -= mean;
+  return solved_E;
+}
+
+// Where every expert is chosen there is no cutoff and nothing to balance: then nothing is counted.
+QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::string& prefix,
+                           ParameterStore& store)
+    : n_experts_(shape.n_experts),
+      n_slots_(shape.n_slots),
+      ema_(ema),
+      store_(store),
+      bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)),
+      gap_count_EN_(n_slots_ < n_experts_ ? static_cast<std::size_t>(n_experts_ * 2 * kGapBins) : 0) {}
+
+void QuantileBias::choose(Tensor expert_TK, Tensor score_TE, const RouterBatch& batch, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const std::int64_t n_tokens = score_TE.rows(), K1 = std::min(n_slots_ + 1, n_experts_);
+  const Tensor choice_TE = ctx.scratch.take(score_TE.shape(), score_TE.dtype());
+  const Tensor best_TK1 = ctx.scratch.take(Shape{n_tokens, K1}, DType::i32);
+  const Tensor best_choice_TK1 = ctx.scratch.take(Shape{n_tokens, K1}, score_TE.dtype());
+  ops::group_choice(choice_TE, score_TE, store_.value(bias_), 1, 1, ctx);  // score + bias
+  ops::top_k(best_TK1, best_choice_TK1, choice_TE, batch.token_T, ctx);
+  ops::copy(expert_TK, best_TK1.columns(0, n_slots_), ctx);
+  if (!batch.training || gap_count_EN_.empty()) return;
+  const Tensor cutoff_T1 = ctx.scratch.take(Shape{n_tokens, 1}, score_TE.dtype());
+  ops::copy(cutoff_T1, best_choice_TK1.columns(n_slots_, 1), ctx);
+  ops::cutoff_gap_histogram(Tensor(gap_count_EN_.data(), Shape{n_experts_, 2 * kGapBins}, DType::f64),
+                            choice_TE, cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
+}
+
+void QuantileBias::after_step(std::span<const double> statistics) {
+  if (statistics.empty()) return;
+  std::vector<double> bias_E = read_row(store_.value(bias_));
+  const std::vector<double> solved_E =
+      solve_quantile_bias(bias_E, statistics, static_cast<double>(n_slots_) / static_cast<double>(n_experts_));
+  for (std::size_t e = 0; e < bias_E.size(); ++e) bias_E[e] = ema_ * bias_E[e] + (1 - ema_) * solved_E[e];
+  write_row(store_.value(bias_), bias_E);
+}
+
+}  // namespace switchyard::router

@@ -1,0 +1,43 @@
+// The bias of quantile balancing: one solve an optimizer step, no loss term (ROUTERS.md, section 1, quantile).
+// It composes with any scores S.   T tokens, E experts, K slots a token
+//
+// With cutoff_t the (K+1)-th largest S + b of token t, expert j is chosen by token t for any bias above
+// cutoff_t - S_tj; the new b_j is the K/E quantile of that margin over the tokens of the global batch, less the
+// mean over experts. What is counted is the margin's distance from the bias in force.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "router/router.h"
+
+namespace switchyard::router {
+
+// The new biases: bias_E moved by the `share` quantiles of the gaps that count_EN holds, less their mean. Where
+// nothing was counted at all, bias_E.
+std::vector<double> solve_quantile_bias(std::span<const double> bias_E, std::span<const double> count_EN,
+                                        double share);
+
+class QuantileBias {
+ public:
+  // Adds "e_score_correction_bias" [E]. `ema` is the share of the old bias that a step keeps.
+  QuantileBias(const RouterShape& shape, double ema, const std::string& prefix, ParameterStore& store);
+
+  // expert_TK i32, set: the K largest score_TE + bias, in descending order of that sum. In training the gaps
+  // are counted.
+  void choose(Tensor expert_TK, Tensor score_TE, const RouterBatch& batch, Context& ctx);
+
+  // Router::statistics() and Router::after_step() of a router with this bias.
+  std::span<const double> statistics() const { return gap_count_EN_; }
+  void after_step(std::span<const double> statistics);
+
+ private:
+  std::int64_t n_experts_, n_slots_;
+  double ema_;
+  ParameterStore& store_;
+  std::size_t bias_;
+  std::vector<double> gap_count_EN_;
+};
+
+}  // namespace switchyard::router

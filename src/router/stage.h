@@ -1,0 +1,64 @@
+// The router stage of one layer: a router, and what is the same for every router: the capacity of experts, and
+// the sums that losses and balance figures are made of.   T tokens of B sequences, E experts, K slots a token
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "router/router.h"
+
+namespace switchyard::router {
+
+// What auxiliary losses and balance figures are made of. Padding (a negative token) counts in none of it.
+struct RoutingSums {
+  Tensor count_BE;           // i32: slots on each expert, dropped ones not counted
+  Tensor prob_sum_BE;        // f64: sum of the router's probabilities
+  Tensor lse2_sum_B;         // f64: sum of squared log-sum-exps of the logits; 0 without logits
+  std::int64_t dropped = 0;  // slots that were dropped
+};
+
+class RouterStage {
+ public:
+  // Makes the configured router; its parameters are called `prefix` + their name.
+  RouterStage(const config::Router& options, const RouterShape& shape, const std::string& prefix,
+              ParameterStore& store);
+
+  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan()
+  // reserves, and every layer's sums are read after the last layer has run.
+  void plan_sums(Arena& arena, std::int64_t n_seq);
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
+
+  // The router's decision, and what an expert cannot take dropped.
+  RoutingDecision forward(Tensor x_TD, const RouterBatch& batch, Context& ctx);
+  // Of the last forward pass.
+  const RoutingDecision& decision() const { return decision_; }
+  const RoutingSums& sums() const { return sums_; }
+  std::span<const double> statistics() const { return router_->statistics(); }
+  double own_loss(const RoutingLossGradient& gradient) const { return router_->own_loss(gradient); }
+
+  // As Router::backward.
+  void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
+                const RoutingLossGradient& loss_gradient, Context& ctx);
+  // As Router::after_step.
+  void after_step(std::span<const double> count_E, std::span<const double> statistics, Context& ctx) {
+    router_->after_step(count_E, statistics, ctx);
+  }
+
+  std::int64_t n_slots() const { return router_->n_slots(); }
+  bool needs_attention_entropy() const { return router_->needs_attention_entropy(); }
+  bool needs_statistics_first() const { return router_->needs_statistics_first(); }
+  void visit_saved(const TensorVisitor& visit) const;
+
+ private:
+  std::int64_t n_experts_;
+  std::optional<double> capacity_factor_;
+  std::unique_ptr<Router> router_;
+  RoutingDecision decision_;
+  Tensor kept_expert_TK_, kept_weight_TK_;  // with a capacity: the decision without the dropped slots
+  Tensor no_lse_T_;                         // zeros, where the router has no logits
+  RoutingSums sums_;
+};
+
+}  // namespace switchyard::router

@@ -1,0 +1,136 @@
+// Multi-token prediction in the whole model; its gradients are in model_gradient_test.cpp.
+#include <gtest/gtest.h>
+
+#include "model/parameter_count.h"
+#include "model_test_support.h"
+#include "threads.h"
+
+namespace switchyard::model {
+namespace {
+
+config::Model with_depths(std::int64_t depths) {
+  config::Model model = tiny_model(config::Family::deepseek_v3);
+  model.num_nextn_predict_layers = depths;
+  return model;
+}
+
+TestBatch one_batch() {
+  TestBatch batch(2, 6);
+  batch.sequence(0, {3, 1, 4, 1, 5, 9}).sequence(1, {2, 6, 5, 3});
+  return batch;
+}
+
+const config::Router kRouter = all_losses(config::BalanceScope::sequence);
+
+Losses step(ReadyModel& model, const TestBatch& batch, std::span<const double> dloss_K) {
+  for (std::int64_t i = 0; i < model.parameters().grads().numel(); ++i)
+    test::set(model.parameters().grads(), i, 0);
+  const std::vector<double> no_counts;
+  return forward_backward(model, batch, kRouter, {.n_tokens = 10, .n_sequences = 2, .count_LE = no_counts},
+                          dloss_K);
+}
+
+TEST(ModelMtp, CountsTargetsByDepth) {
+  test::with_threads(1, [] {
+    ReadyModel model(with_depths(3), DType::f32, 2, 6);
+    TestBatch batch = one_batch();
+    EXPECT_EQ(model.mtp_target_counts(batch.batch(), model.ctx), (std::vector<std::int64_t>{8, 6, 4}));
+    batch.kv_begin(0, {0, 0, 0, 3, 3, 3});  // two documents of three instead of one of six
+    EXPECT_EQ(model.mtp_target_counts(batch.batch(), model.ctx), (std::vector<std::int64_t>{7, 4, 1}));
+  });
+}
+
+TEST(ModelMtp, PoisonBeforeAStepChangesNoBit) {
+  test::with_threads(1, [] {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      ReadyModel model(with_depths(2), dtype, 2, 6);
+      TestBatch batch = one_batch();
+      batch.kv_begin(0, {0, 0, 0, 3, 3, 3});
+      const std::vector<double> dloss_K = {0.2, 0.1};
+      const double expected = step(model, batch, dloss_K).sum();
+      const std::vector<double> grads = test::values(model.parameters().grads());
+      model.poison_activations(model.ctx);
+      model.ctx.scratch.set_poison(true);
+      EXPECT_EQ(step(model, batch, dloss_K).sum(), expected);
+      EXPECT_EQ(test::values(model.parameters().grads()), grads);
+    }
+  });
+}
+
+// The main model's own weights and gradients do not know of the layers behind it, unless their loss is asked
+// for.
+TEST(ModelMtp, WithoutItsLossTheMainModelIsTheSameBitForBit) {
+  test::with_threads(1, [] {
+    ReadyModel with(with_depths(2), DType::f32, 2, 6), without(with_depths(0), DType::f32, 2, 6);
+    with.parameters().initialise(7);
+    without.parameters().initialise(7);
+    const TestBatch batch = one_batch();
+    for (ReadyModel* model : {&with, &without}) {
+      model->forward(batch.batch(), model->ctx);
+      for (auto& gradient : model->loss_gradients()) {
+        for (std::int64_t i = 0; i < gradient.dprob_BE.numel(); ++i) test::set(gradient.dprob_BE, i, 0.01);
+        gradient.dlse2 = 0;
+      }
+      model->loss_and_backward(model->loss_T, batch.batch(), 0.1, model->ctx);
+    }
+    EXPECT_EQ(test::values(with.loss_T), test::values(without.loss_T));
+    for (std::size_t i = 0; i < with.parameters().rows().size(); ++i) {
+      const std::string& name = with.parameters().rows()[i].name;
+      if (i < without.parameters().rows().size()) {
+        ASSERT_EQ(name, without.parameters().rows()[i].name);
+        EXPECT_EQ(test::values(with.parameters().grad(i)), test::values(without.parameters().grad(i))) << name;
+      } else {
+        EXPECT_TRUE(name.starts_with("model.layers.2.") || name.starts_with("model.layers.3.")) << name;
+        for (const double value : test::values(with.parameters().grad(i))) ASSERT_EQ(value, 0.0) << name;
+      }
+    }
+  });
+}
+
+TEST(ModelMtp, AModelForEvaluationHasTheRowsAndComputesNothing) {
+  ReadyModel with(with_depths(1), DType::f32, 2, 6, false), without(with_depths(0), DType::f32, 2, 6, false);
+  EXPECT_GT(with.parameters().count(), without.parameters().count());
+  EXPECT_EQ(with.activation_bytes(), without.activation_bytes());
+  EXPECT_EQ(with.n_mtp_depths(), 0);
+  EXPECT_EQ(with.n_routers(), 2);
+}
+
+TEST(ModelMtp, RowsAreThoseOfThePublicFiles) {
+  const Transformer model(with_depths(1), kRouter, DType::f32, true);
+  EXPECT_EQ(model.n_main_routers(), 2);
+  EXPECT_EQ(model.n_routers(), 3);
+  EXPECT_EQ(model.layer_of_router(2), 2);
+  std::vector<std::string> names;
+  for (const Parameter& row : model.parameters().rows())
+    if (row.name.starts_with("model.layers.2.") && row.name.find(".mlp.") == std::string::npos)
+      names.push_back(row.name.substr(std::string("model.layers.2.").size()));
+  const std::vector<std::string> expected = {"enorm.weight",
+                                             "hnorm.weight",
+                                             "eh_proj.weight",
+                                             "input_layernorm.weight",
+                                             "self_attn.q_a_proj.weight",
+                                             "self_attn.q_a_layernorm.weight",
+                                             "self_attn.q_b_proj.weight",
+                                             "self_attn.kv_a_proj_with_mqa.weight",
+                                             "self_attn.kv_a_layernorm.weight",
+                                             "self_attn.kv_b_proj.weight",
+                                             "self_attn.o_proj.weight",
+                                             "post_attention_layernorm.weight",
+                                             "shared_head.norm.weight"};
+  EXPECT_EQ(names, expected);
+}
+
+TEST(ModelMtp, IsCountedApart) {
+  const config::Router router = config::default_router(config::Family::deepseek_v3);
+  const ParameterCount without = count_parameters(with_depths(0), router);
+  const ParameterCount with = count_parameters(with_depths(2), router);
+  EXPECT_EQ(without.mtp, 0);
+  EXPECT_EQ(with.total, without.total);
+  EXPECT_EQ(with.active_matmul, without.active_matmul);
+  // Three norms of 8 and eh_proj 8x16 besides the block: latent attention, its norms, the block's two, the
+  // router 4x8 with 4 biases, a shared expert and four more of 3 * 3x8.
+  EXPECT_EQ(with.mtp, 2 * (3 * 8 + 128 + 48 + 84 + 72 + 80 + 80 + 11 + 16 + 36 + 5 * 72));
+}
+
+}  // namespace
+}  // namespace switchyard::model
