@@ -108,7 +108,8 @@ class Report(unittest.TestCase):
 
     def test_the_page_asks_for_nothing_else(self):
         _, page = self.report(self.write_run())
-        addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\s'\"<)]*", page))
+        without_images = re.sub(r"data:image/png;base64,[\w+/=]*", "", page)
+        addresses = set(re.findall(r"(?:https?:)?//[\w.]+[^\s'\"<)]*", without_images))
         self.assertEqual(addresses, {"http://www.w3.org/2000/svg"})  # a name, not a request
         for link in re.findall(r"(?:href|src)\s*=\s*['\"]([^'\"]*)", page):
             self.assertTrue(link.startswith("data:image/png;base64,"), link[:60])
@@ -247,6 +248,8 @@ class Report(unittest.TestCase):
         (length,) = struct.unpack(">I", raw[33:37])
         data = zlib.decompress(raw[41:41 + length])
         self.assertEqual(data, bytes([0, 1, 2, 3, 250, 0, 7, 0, 9, 8, 7, 0, 0, 0]))
+        self.assertEqual(svg_chart.png([[(1, 2, 3), (4, 5, 6)]], 2, 3),
+                         svg_chart.png([[(1, 2, 3)] * 2 + [(4, 5, 6)] * 2] * 3))
         grey, idle, busy = (svg_chart.ratio_color(ratio) for ratio in (1.0, 0.0, 4.0))
         self.assertEqual(max(grey) - min(grey), 4)
         self.assertGreater(idle[2], idle[0])
@@ -275,8 +278,9 @@ class Report(unittest.TestCase):
             self.assertGreater(drawn[key]["height"], 100, key)
         for key in ("loss", "gini", "min-max"):
             self.assertTrue(drawn[key]["lines"] and min(drawn[key]["lines"]) > 50, key)
-        for key in ("load-0", "load-1"):  # the colours' key, then a panel of 4 experts x 12 steps for each layer
-            self.assertEqual(drawn[key]["images"], [128, 48, 48], key)
+        for key in ("load-0", "load-1"):  # the colours' key, then a panel for each layer
+            self.assertEqual(len(drawn[key]["images"]), 3, key)
+            self.assertGreater(min(drawn[key]["images"]), 1000, key)
 
     @unittest.skipUnless(BROWSER or shutil.which("rsvg-convert"), "neither Chromium nor rsvg-convert is installed")
     def test_pngs(self):
