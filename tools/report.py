@@ -79,6 +79,12 @@ def page(runs, parts):
         out.append(f"<h2>{html.escape(heading)}</h2><div class=figures>")
         out += [figure_html(figure) for figure in members]
         out.append("</div>")
+        if heading.startswith("Work"):
+            for run in runs:
+                table = figures.flop_table(run)
+                if table:
+                    out.append(f"<details><summary>Forward FLOPs a token by layer: {html.escape(run.name)}</summary>"
+                               f"{figures.html_table(*table, 1)}</details>")
         if heading.startswith("Specialisation"):
             for run in runs:
                 tables = figures.domain_count_tables(run)

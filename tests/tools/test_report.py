@@ -217,6 +217,16 @@ class Report(unittest.TestCase):
         self.assertIn("<svg", self.figure(page, "flops-saved"))
         self.assertIn(">25 %<", page)
 
+    def test_work_of_an_evaluation(self):
+        layer = {"layer": 0, "attention": 10.0, "router": 1.0, "experts": 30.0, "always": 9.0, "static": 80.0}
+        flops = {"per_token": 70.0, "per_token_static": 100.0, "saved": 0.3, "head": 20.0, "layers": [layer]}
+        run = self.write_run(evaluation={"loss": 1.0, "tokens": 5, "balance": {}, "flops": flops})
+        _, page = self.report(run)
+        cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td.*?</tr>", page)]
+        self.assertEqual(cells[0][8], "30 %")
+        self.assertIn(["layer 0", "10", "1", "30", "9", "50", "80", "37.5 %"], cells)
+        self.assertIn(["all", "", "", "", "", "70", "100", "30 %"], cells)
+
     def test_load_over_time(self):
         lines = [step_line(step, [[0, 4, 2, 2] if step <= 6 else [2, 2, 2, 2]]) for step in range(1, 13)]
         run = run_metrics.load_run(self.write_run(lines=lines))
