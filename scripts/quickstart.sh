@@ -17,7 +17,7 @@ domains=(finance legal code general)
 raw=data/quickstart_raw
 shards=data/quickstart
 run=runs/quickstart
-say() { printf '\n== %s\n' "$*"; }
+source scripts/common.sh
 
 say "1/5 what it needs"
 scripts/setup.sh
@@ -35,17 +35,9 @@ else
   mv "$raw.partial" "$raw"
   echo "$raw: made-up text of ${#domains[@]} domains, $(du -sh "$raw" | cut -f 1)"
 fi
-# has_split DOMAIN SPLIT: prepare_data.py names a split in meta.json once its shards are whole.
-has_split() {
-  python3 - "$shards/$1/meta.json" "$2" << 'PYTHON'
-import json, os, sys
-path, split = sys.argv[1:]
-sys.exit(not (os.path.exists(path) and split in json.load(open(path))["splits"]))
-PYTHON
-}
 for domain in "${domains[@]}"; do
   for split in train:train validation:val; do
-    if has_split "$domain" "${split#*:}"; then
+    if has_split "$shards/$domain" "${split#*:}"; then
       echo "$shards/$domain/${split#*:}_*.bin is there"
     else
       python3 tools/prepare_data.py --input "$raw/$domain-${split%:*}.json.gz" --tokenizer bytes \
@@ -55,20 +47,7 @@ for domain in "${domains[@]}"; do
 done
 
 say "4/5 train (about two minutes)"
-# Prints "new", "finished" or "step N of M", from the run's own configuration and its latest checkpoint.
-progress() {
-  python3 - "$run" << 'PYTHON'
-import json, os, re, sys
-run = sys.argv[1]
-if not os.path.exists(f"{run}/config.json"):
-    sys.exit(print("new"))
-steps = json.load(open(f"{run}/config.json"))["train"]["steps"]
-latest = re.search(r"step_(\d+)$", os.path.realpath(f"{run}/checkpoints/latest"))
-done = int(latest[1]) if latest else 0
-print("finished" if done >= steps else f"step {done} of {steps}")
-PYTHON
-}
-state=$(progress)
+state=$(progress "$run")
 trap : INT  # Ctrl-C is the trainer's: it saves and stops
 code=0
 case $state in
@@ -81,7 +60,7 @@ case $state in
 esac
 trap - INT
 if ((code > 128)); then
-  echo "Stopped at $(progress); scripts/quickstart.sh goes on from there."
+  echo "Stopped at $(progress "$run"); scripts/quickstart.sh goes on from there."
 fi
 ((code == 0)) || exit "$code"
 

@@ -19,7 +19,7 @@ TEST(ConfigRun, EverySectionIsRead) {
       "eval_tokens": 64})");
   text["parallel"]["threads"] = 2;
   text["checkpoint"] = {{"every", 5}, {"keep", 0}};
-  text["log"]["every"] = 7;
+  text["log"] = {{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
   EXPECT_EQ(r.router, (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25}));
@@ -46,7 +46,7 @@ TEST(ConfigRun, EverySectionIsRead) {
   EXPECT_EQ(r.train, expected);
   EXPECT_EQ(r.parallel, Parallel{2});
   EXPECT_EQ(r.checkpoint, (Checkpoint{5, 0}));
-  EXPECT_EQ(r.log, Log{7});
+  EXPECT_EQ(r.log, (Log{7, true}));
 }
 
 TEST(ConfigRun, DefaultsAreThoseOfTheStructs) {
@@ -77,7 +77,7 @@ TEST(ConfigRun, UnknownKeysNameTheNearestOne) {
   EXPECT_EQ(run_error(with(base, "/train/balance_coef", "1")),
             "run.json: train.balance_coef: unknown key; did you mean \"router.balance_coef\"?");
   EXPECT_EQ(run_error(with(base, "/log/bananas", "1")),
-            "run.json: log.bananas: unknown key; known here: every");
+            "run.json: log.bananas: unknown key; known here: every, tensorboard");
   EXPECT_EQ(run_error(with(base, "/data/validation", R"([{"path": "v.bin", "weight": 1}])")),
             "run.json: data.validation.0.weight: unknown key; known here: path, domain");
 }

@@ -37,7 +37,7 @@ def is_dark():
 def show_progress(run):
     last = run.steps[-1]
     columns = st.columns(6)
-    columns[0].metric("step", f"{last['step']:,}" + (f" of {run.total_steps:,}" if run.total_steps else ""))
+    columns[0].metric(f"step of {run.total_steps:,}" if run.total_steps else "step", f"{last['step']:,}")
     columns[1].metric("loss", figures.cell(last.get("loss")))
     columns[2].metric("validation loss", figures.cell(run.validations[-1].loss) if run.validations else "–")
     columns[3].metric("Gini", figures.cell(last.get("gini"), ".3f") if run.layer_numbers() else "–")

@@ -138,7 +138,7 @@ def domains_figure(run, index):
     svg = heat_maps(f"Experts by domain, {run.name}", panels, "expert", "", "× even share",
                     panel_height=24 * max((len(p.rows) for p in panels), default=1), row_gutter=16 + 6.4 * longest)
     caption = (f"How much more of a domain's tokens an expert takes than of all tokens, from {where}. Bits: mutual "
-               "information of expert and domain, 0 where experts know no domain.")
+               "information of expert and domain, 0 where experts know no domain. Dark grey: an expert without a token.")
     if not panels:
         caption = ("No counts by domain: they come with each evaluation of a run whose data.validation names two domains "
                    "or more.")
@@ -235,13 +235,33 @@ def summary_rows(runs):
     for run in runs:
         final, last = run.final(), run.steps[-1]
         routed = bool(run.layer_numbers())
-        slots, saved = run.experts_per_token(), run.saved_share()
+        slots, saved = run.experts_per_token(), run.final_saved_share()
         judged = final["from"] + (f", {final['tokens']:,} tokens" if is_number(final["tokens"]) else "")
         rows.append([run.name, run.label or "–", f"{last['step']:,}", short(last["tokens"]), cell(final["loss"]),
                      cell(final["gini"], ".3f") if routed else "–", min_max_cell(final["min_max"]) if routed else "–",
                      cell(slots[-1][1], ".2f") if slots else "–",
-                     percent(saved[-1][1]) if saved else "–", judged])
+                     percent(saved) if saved is not None else "–", judged])
     return header, rows
+
+
+FLOP_PARTS = ("attention", "router", "experts", "always")
+
+
+def flop_table(run):
+    """(header, rows) of the forward FLOPs a token by layer, from eval.json; None where it has none."""
+    flops = (run.evaluation or {}).get("flops", {})
+    if not flops.get("layers"):
+        return None
+    rows = []
+    for layer in flops["layers"]:
+        parts = [layer.get(part) or 0.0 for part in FLOP_PARTS]
+        static = layer.get("static") or 0.0
+        rows.append([f"layer {layer.get('layer')}", *map(short, parts), short(sum(parts)), short(static),
+                     percent(1 - sum(parts) / static) if static else "–"])
+    rows.append(["head", "", "", "", "", short(flops.get("head") or 0.0), short(flops.get("head") or 0.0), ""])
+    rows.append(["all", "", "", "", "", short(flops.get("per_token") or 0.0), short(flops.get("per_token_static") or 0.0),
+                 percent(flops.get("saved") or 0.0)])
+    return ["", *FLOP_PARTS, "sum", "static model", "saved"], rows
 
 
 def html_table(header, rows, numbers_from=2):
@@ -251,6 +271,10 @@ def html_table(header, rows, numbers_from=2):
             for i, c in enumerate(cells)) + "</tr>"
     return ("<div class=wide><table><thead>" + row("th", header) + "</thead><tbody>"
             + "".join(row("td", cells) for cells in rows) + "</tbody></table></div>")
+
+
+def markdown_table(header, rows):
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 def domain_count_tables(run):

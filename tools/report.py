@@ -21,6 +21,7 @@ examples:
   tools/report.py runs/quickstart                              writes report.html
   tools/report.py runs/mixtral runs/mixtral_lpr --out lpr.html    several runs, overlaid
   tools/report.py runs/quickstart --png figures                every figure as a PNG too
+  tools/report.py runs/lpr_small/* --markdown                  the table on the terminal too
 
 A run is a directory with metrics.jsonl (config.json and eval.json beside it are used if they are there), or a
 metrics.jsonl. It may still be going on: what is whole is used.
@@ -78,6 +79,12 @@ def page(runs, parts):
         out.append(f"<h2>{html.escape(heading)}</h2><div class=figures>")
         out += [figure_html(figure) for figure in members]
         out.append("</div>")
+        if heading.startswith("Work"):
+            for run in runs:
+                table = figures.flop_table(run)
+                if table:
+                    out.append(f"<details><summary>Forward FLOPs a token by layer: {html.escape(run.name)}</summary>"
+                               f"{figures.html_table(*table, 1)}</details>")
         if heading.startswith("Specialisation"):
             for run in runs:
                 tables = figures.domain_count_tables(run)
@@ -132,6 +139,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory or its metrics.jsonl")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write every figure as a PNG into this directory too")
     arguments = parser.parse_args()
     try:
@@ -148,6 +156,8 @@ def main():
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}")
+    if arguments.markdown:
+        print(figures.markdown_table(*figures.summary_rows(runs)))
     print(f"{arguments.out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, "
           f"{sum(1 for _, members in parts for figure in members if figure.svg)} figures"
           + (f"; {len(pngs)} PNGs in {arguments.png}" if pngs else ""))

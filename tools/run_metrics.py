@@ -81,6 +81,14 @@ class Run:
                     if is_number(line.get("flops_per_token")) and line.get("flops_per_token_static")]
         return self.series("flops_saved")
 
+    def final_saved_share(self):
+        """Of the evaluation, or else of the last step; None: not counted."""
+        flops = (self.evaluation or {}).get("flops", {})
+        if is_number(flops.get("saved")):
+            return flops["saved"]
+        points = self.saved_share()
+        return points[-1][1] if points else None
+
     def load_over_time(self, index, columns):
         """(edges in tokens, [column][expert] load as a multiple of the mean) of the index-th layer, in at most so many
         columns; a column without a slot is None."""

@@ -62,18 +62,20 @@ def ratio_color(ratio, limit=4.0):
     return diverging(0.5 + 0.5 * math.log(ratio) / math.log(limit))
 
 
-def png(rows):
-    """PNG bytes of rows of (r, g, b)."""
+def png(rows, across=1, down=1):
+    """PNG bytes of rows of (r, g, b), each of which becomes so many pixels across and down."""
     def chunk(kind, data):
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-    raw = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
-    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    raw = b"".join((b"\0" + b"".join(bytes(pixel) * across for pixel in row)) * down for row in rows)
+    header = struct.pack(">IIBBBBB", len(rows[0]) * across, len(rows) * down, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
 
 
 def image(rows, x, y, width, height):
-    data = base64.b64encode(png(rows)).decode()
+    # At twice the size that it is shown in, since not every program leaves the edges of enlarged pixels sharp.
+    enlarged = png(rows, math.ceil(2 * width / len(rows[0])), math.ceil(2 * height / len(rows)))
+    data = base64.b64encode(enlarged).decode()
     return (f"<image x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' preserveAspectRatio='none' "
             f"style='image-rendering:pixelated' href='data:image/png;base64,{data}'/>"
             f"<rect x='{x:.1f}' y='{y:.1f}' width='{width:.1f}' height='{height:.1f}' fill='none' "

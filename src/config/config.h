@@ -161,7 +161,8 @@ struct Checkpoint {
 };
 
 struct Log {
-  std::int64_t every = 1;  // steps from one console line to the next; metrics.jsonl has every step
+  std::int64_t every = 1;    // steps from one console line to the next; metrics.jsonl has every step
+  bool tensorboard = false;  // event files beside metrics.jsonl
 
   bool operator==(const Log&) const = default;
 };

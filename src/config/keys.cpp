@@ -154,7 +154,7 @@ constexpr Key kTrain[] = {
     "eps",          "clip_norm", "eval_every",   "eval_tokens",      "mtp_loss_coef"};
 constexpr Key kParallel[] = {"threads"};
 constexpr Key kCheckpoint[] = {"every", "keep", "max_shard_size"};
-constexpr Key kLog[] = {"every"};
+constexpr Key kLog[] = {"every", "tensorboard"};
 
 constexpr SectionKeys kSections[] = {{"", "", kTop},
                                      {"model", "mixtral", kMixtral},

@@ -266,6 +266,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   checkpoint.finish();
   Section log = open("log");
   run.log.every = log.integer("every", 1, kMaxSize, run.log.every);
+  run.log.tensorboard = log.boolean("tensorboard", run.log.tensorboard);
   log.finish();
   top.finish();
   run.resolved_json = to_resolved_json(run);

@@ -60,16 +60,16 @@ Json write_train(const Train& train) {
 }  // namespace
 
 std::string to_resolved_json(const Run& run) {
-  return to_text(
-      Json(Json::Object{{"model", write_model(run.model)},
-                        {"router", write_router(run.router)},
-                        {"data", write_data(run.data)},
-                        {"train", write_train(run.train)},
-                        {"parallel", Json(Json::Object{{"threads", run.parallel.threads}})},
-                        {"checkpoint", Json(Json::Object{{"every", run.checkpoint.every},
-                                                         {"keep", run.checkpoint.keep},
-                                                         {"max_shard_size", run.checkpoint.max_shard_size}})},
-                        {"log", Json(Json::Object{{"every", run.log.every}})}}));
+  return to_text(Json(Json::Object{
+      {"model", write_model(run.model)},
+      {"router", write_router(run.router)},
+      {"data", write_data(run.data)},
+      {"train", write_train(run.train)},
+      {"parallel", Json(Json::Object{{"threads", run.parallel.threads}})},
+      {"checkpoint", Json(Json::Object{{"every", run.checkpoint.every},
+                                       {"keep", run.checkpoint.keep},
+                                       {"max_shard_size", run.checkpoint.max_shard_size}})},
+      {"log", Json(Json::Object{{"every", run.log.every}, {"tensorboard", run.log.tensorboard}})}}));
 }
 
 }  // namespace switchyard::config

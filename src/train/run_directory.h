@@ -22,6 +22,7 @@ class RunDirectory {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config_path() const { return path_ / "config.json"; }
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
+  std::filesystem::path tensorboard_path() const { return path_ / "tensorboard"; }
 
  private:
   std::filesystem::path path_;

@@ -124,6 +124,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);
   MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
   metrics_.emplace(directory_->metrics_path());
+  if (run_.log.tensorboard) tensorboard_.emplace(directory_->tensorboard_path(), state_.step);
 
   const ParameterStore& parameters = model_.parameters();
   const double mib = 1.0 / (1 << 20);
@@ -368,6 +369,7 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
         .add("val_layers", evaluated_layers(*validation, model_));
   }
   metrics_->append(record);
+  if (tensorboard_) tensorboard_->append(state_.step, record.json());
 }
 
 void Trainer::save() {
@@ -423,6 +425,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
   metrics_->close();
+  if (tensorboard_) tensorboard_->close();
   return stopped && state_.step < steps ? RunEnd::interrupted : RunEnd::finished;
 }
 

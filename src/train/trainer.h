@@ -21,6 +21,7 @@
 #include "train/metrics_log.h"
 #include "train/optimizer.h"
 #include "train/run_directory.h"
+#include "train/tensorboard_log.h"
 #include "train/token_data.h"
 
 namespace switchyard::train {
@@ -92,6 +93,7 @@ class Trainer {
   std::vector<double> global_count_LE_, statistics_;  // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
+  std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard
 };
 
 }  // namespace switchyard::train

@@ -30,11 +30,12 @@ class Dashboard(unittest.TestCase):
                  for step in range(1, steps + 1)]
         (self.run_directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
 
-    def app(self, *arguments):
+    def app(self, *arguments, app=None):
+        """Runs the page, or draws one that has run once more."""
         from streamlit.testing.v1 import AppTest
 
         with mock.patch.object(sys, "argv", ["dashboard.py", *map(str, arguments)]):
-            app = AppTest.from_file(str(TOOLS / "dashboard.py"), default_timeout=60).run()
+            app = (app or AppTest.from_file(str(TOOLS / "dashboard.py"), default_timeout=60)).run()
         self.assertEqual([error.value for error in app.exception], [])
         return app
 
@@ -49,8 +50,9 @@ class Dashboard(unittest.TestCase):
         self.assertEqual(len(app.dataframe), 1)
 
     def test_it_follows(self):
-        self.write(9, tail='{"step": 10, "tok')
         app = self.app(self.run_directory)
+        self.write(9, tail='{"step": 10, "tok')
+        app = self.app(self.run_directory, app=app)
         self.assertEqual(self.metrics(app)["step"], "9")
         self.assertTrue(any("cut short" in caption.value for caption in app.caption))
 

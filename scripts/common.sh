@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# What scripts share that prepare data, train and may be called again. Sourced, from the repository's root.
+
+say() { printf '\n== %s\n' "$*"; }
+
+# has_split DIRECTORY SPLIT: prepare_data.py names a split in meta.json once its shards are whole.
+has_split() {
+  python3 - "$1/meta.json" "$2" << 'PYTHON'
+import json, os, sys
+path, split = sys.argv[1:]
+sys.exit(not (os.path.exists(path) and split in json.load(open(path))["splits"]))
+PYTHON
+}
+
+# progress RUN: prints "new", "finished" or "step N of M", from the run's own configuration and its latest checkpoint.
+progress() {
+  python3 - "$1" << 'PYTHON'
+import json, os, re, sys
+run = sys.argv[1]
+if not os.path.exists(f"{run}/config.json"):
+    sys.exit(print("new"))
+steps = json.load(open(f"{run}/config.json"))["train"]["steps"]
+latest = re.search(r"step_(\d+)$", os.path.realpath(f"{run}/checkpoints/latest"))
+done = int(latest[1]) if latest else 0
+print("finished" if done >= steps else f"step {done} of {steps}")
+PYTHON
+}
