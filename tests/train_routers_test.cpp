@@ -1,0 +1,189 @@
+// Every router in whole runs: it learns in every layout, does not care how a batch is cut, and goes on bit for
+// bit.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "config/load.h"
+#include "config/names.h"
+#include "config/resolve.h"
+#include "example_router.h"
+#include "router/registry.h"
+#include "shards.h"
+#include "tensors.h"
+#include "threads.h"
+#include "train/trainer.h"
+#include "train_test_support.h"
+
+namespace switchyard::train {
+namespace {
+
+using nlohmann::json;
+
+struct Case {
+  std::string name;
+  std::string type;
+  config::RouterOptions own{};
+};
+
+std::vector<Case> cases() {
+  const std::int64_t three = 3;
+  return {{"SoftmaxTopK", "softmax_topk"},
+          {"SigmoidGroup", "sigmoid_group"},
+          {"Quantile", "quantile"},
+          {"QuantileSoftmax", "quantile", {{"score_function", "softmax"}, {"bias_ema", 0.5}}},
+          {"TopP", "top_p", {{"max_experts", three}}},
+          {"DynamicKNorm", "dynamic_k", {{"max_experts", three}}},
+          {"DynamicKAttention", "dynamic_k", {{"estimator", "attention_entropy"}, {"max_experts", three}}},
+          {"DynamicKRouterEntropy", "dynamic_k", {{"estimator", "router_entropy"}, {"max_experts", three}}},
+          {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.8}}},
+          {"ExpertThreshold", "expert_threshold", {{"max_experts", three}, {"threshold_decay", 0.5}}},
+          {"KMeans", "kmeans"},
+          {"Example", "example"}};
+}
+
+class Routers : public ::testing::TestWithParam<Case> {
+ protected:
+  Routers() {
+    [[maybe_unused]] static const bool added = (router::add_router(router::example_router()), true);
+    std::vector<std::uint32_t> tokens = {1};
+    const Rng rng(9, RngPurpose::shuffle, 0);
+    for (std::uint64_t i = 0; i < 999; ++i)
+      tokens.push_back(rng.uniform(i) < 0.9 ? (3 * tokens.back() + 1) % 31
+                                            : static_cast<std::uint32_t>(rng.bits(i) % 31));
+    test::write_shard(dir_ / "train.bin", tokens);
+    tokens.resize(50);
+    test::write_shard(dir_ / "val.bin", tokens);
+  }
+
+  config::Run run(config::Family family = config::Family::qwen3_moe) const {
+    config::Run run = small_run();
+    run.model.family = family;
+    run.model.qk_norm = family == config::Family::qwen3_moe;
+    run.model.num_hidden_layers = 2;
+    run.model.is_moe_layer = {true, true};
+    run.model.initializer_range = 0.1;
+    if (family == config::Family::deepseek_v3) {
+      run.model.num_key_value_heads = run.model.num_attention_heads;
+      run.model.mla = {
+          .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
+      run.model.n_shared_experts = 1;
+      run.model.n_group = 2;
+      run.model.topk_group = 1;
+      run.model.routed_scaling_factor = 2.5;
+      run.model.rope.interleaved = true;
+    }
+    run.router = config::default_of(config::schema_of(GetParam().type, router::router_schemas()), run.model);
+    for (const auto& [key, value] : GetParam().own.all()) run.router.own.set(key, value);
+    run.router.balance_coef = 0.1;
+    run.data.train = {{(dir_ / "train.bin").string(), "default", std::nullopt}};
+    run.data.validation = {{(dir_ / "val.bin").string(), "default", std::nullopt}};
+    run.train.steps = 4;
+    run.train.seq_len = 8;
+    run.train.micro_batch_size = 2;
+    run.train.global_batch_size = 4;
+    run.train.lr = 0.01;
+    run.train.warmup_ratio = 0;
+    run.train.schedule = config::Schedule::constant;
+    run.checkpoint.keep = 0;
+    run.log.every = 1000;
+    return run;
+  }
+
+  void train(const std::string& name, const config::Run& run, const Resume& resume = {},
+             bool stop = false) const {
+    const config::Run read =
+        config::parse_run(config::to_resolved_json(run), "test", {}, router::router_schemas());
+    const auto communicator = parallel::make_single_process();
+    const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
+    // A team is not worth its start for a model as small as this.
+    test::with_threads(1,
+                       [&] { return Trainer(read, dir_ / name, resume, *communicator).run(stop_requested); });
+  }
+  std::vector<json> metrics(const std::string& name) const {
+    std::vector<json> lines;
+    std::istringstream text(slurp(dir_ / name / "metrics.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      lines.push_back(json::parse(line));
+      lines.back().erase("tokens_per_second");
+    }
+    return lines;
+  }
+  std::vector<double> weights(const std::string& name, const config::Run& run) const {
+    model::Transformer model(run.model, run.router, DType::f32, false);
+    model.allocate();
+    Checkpoint(checkpoint_path(dir_ / name, run.train.steps)).load_weights(model.parameters());
+    return test::values(model.parameters().values());
+  }
+  TempDir dir_;
+};
+
+TEST_P(Routers, LearnInEveryLayout) {
+  for (const config::Family family : config::kFamilies) {
+    config::Run run = this->run(family);
+    run.router.balance_coef = 0.01;
+    run.train.steps = 60;
+    const std::string name(config::name_of(family));
+    train(name, run);
+    const auto lines = metrics(name);
+    ASSERT_EQ(lines.size(), 60u);
+    EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.3) << name;  // log 31
+    EXPECT_LT(lines.back()["loss"].get<double>(), 2.8) << name;
+    EXPECT_LT(lines.back()["val_loss"].get<double>(), 2.8) << name;
+    EXPECT_LE(lines.back()["flops_per_token"], lines.back()["flops_per_token_static"]);
+    EXPECT_EQ(lines.back()["drop_rate"], 0);
+  }
+}
+
+// As long as neither capacity nor scope looks at the micro-batch. Jitter is on: its noise belongs to places in
+// the global batch.
+TEST_P(Routers, OneTimesFourIsFourTimesOne) {
+  config::Run run = this->run();
+  run.router.balance_scope = config::BalanceScope::global_batch;
+  run.router.jitter = 0.1;
+  run.train.eps = 1e-3;  // AdamW must not make much of a gradient that is all rounding
+  train("two", run);
+  run.train.micro_batch_size = 1;
+  train("one", run);
+  run.train.micro_batch_size = 4;
+  train("four", run);
+  for (const char* name : {"one", "two"}) {
+    // Rounding of 1e-7 in a gradient moves a weight by lr * 1e-4 = 1e-6 a step at most; a gradient that depends
+    // on the cut moves it by lr, 1e-2. State is summed in double from float32 scores.
+    EXPECT_TRUE(test::all_near(weights(name, run), weights("four", run), 1e-4, 2e-5)) << name;
+    const auto a = metrics(name), b = metrics("four");
+    for (std::size_t i = 0; i < a.size(); ++i)
+      for (const char* key : {"loss", "balance_loss", "router_loss", "flops_per_token"})
+        EXPECT_NEAR(a[i][key].get<double>(), b[i][key].get<double>(),
+                    1e-5 * std::abs(b[i][key].get<double>()) + 1e-9)
+            << name << ", step " << i + 1 << ", " << key;
+  }
+}
+
+TEST_P(Routers, AResumedRunEndsInTheSameBits) {
+  config::Run run = this->run();
+  run.router.jitter = 0.1;
+  run.router.capacity_factor = 0.8;
+  run.train.eval_every = 1;  // must change nothing
+  train("whole", run);
+  train("stopped", run, {}, true);
+  train("stopped", run, {.wanted = true, .checkpoint = find_latest(dir_ / "stopped")});
+  EXPECT_EQ(metrics("stopped"), metrics("whole"));
+  for (const char* file : {"model.safetensors", "state.safetensors"})
+    EXPECT_TRUE(slurp(checkpoint_path(dir_ / "whole", 4) / file) ==
+                slurp(checkpoint_path(dir_ / "stopped", 4) / file))
+        << file;
+  run.train.eval_every = 0;
+  train("without", run);
+  EXPECT_EQ(weights("without", run), weights("whole", run));
+  double dropped = 0;
+  for (const json& line : metrics("whole")) dropped += line["drop_rate"].get<double>();
+  EXPECT_GT(dropped, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, Routers, ::testing::ValuesIn(cases()),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace switchyard::train
