@@ -56,7 +56,7 @@ void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
 std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const model::Transformer& model) {
   std::vector<MetricsRecord> records;
   const auto figures = result.load.figures();
-  for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+  for (std::int64_t l = 0; l < model.n_main_routers(); ++l) {
     MetricsRecord layer, counts;
     layer.add("layer", model.layer_of_router(l));
     add_figures(layer, figures[static_cast<std::size_t>(l)]);

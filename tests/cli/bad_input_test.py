@@ -55,6 +55,14 @@ class BadConfiguration(RefusedTraining):
         self.refused(names=[r"train\.schedule", "cosine"], train__schedule="cosin")
         self.refused(names=[r"train\.dtype", "float32"], train__dtype="float16")
         self.refused(names=[r"router\.type", "softmax_topk"], router__type="softmax")
+        self.refused(names=[r"router\.p\b", "top_p"], router__p=0.5)
+        self.refused(names=[r"router\.p\b", r"\(0, 1\]"], router={"type": "top_p", "p": 1.5})
+        self.refused(names=[r"router\.min_experts", "max_experts"],
+                     router={"type": "dynamic_k", "min_experts": 2, "max_experts": 1})
+        self.refused(names=[r"router\.max_experts", "4"], router={"type": "top_p", "max_experts": 5})
+        self.refused(names=[r"router\.estimator", "attention_entropy"],
+                     router={"type": "dynamic_k", "estimator": "mood"})
+        self.refused(names=[r"router\.capacity_factor"], router__capacity_factor=0)
         self.refused(names=["seq_len", "max_position_embeddings"], model__max_position_embeddings=16)
         self.refused(names=["mlp_only_layers"], model__mlp_only_layers=[7])
 
