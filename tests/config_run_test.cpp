@@ -116,7 +116,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/router", "null", "router: is null, expected an object"},
       {"/router/type", "\"top_k\"",
        "router.type: is \"top_k\", expected one of: softmax_topk, sigmoid_group, quantile, top_p, dynamic_k, "
-       "expert_threshold, kmeans (did you mean \"top_p\"?)"},
+       "expert_threshold, kmeans, lpr (did you mean \"top_p\"?)"},
       {"/router/balance_coef", "-1", "router.balance_coef: is -1, expected a number in [0, 1000000]"},
       {"/data/train", "\"a.bin\"",
        "data.train: is \"a.bin\", expected an array of paths or of {\"path\", \"domain\", \"weight\"}"},

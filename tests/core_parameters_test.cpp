@@ -80,6 +80,21 @@ TEST(ParameterStore, InitialValuesAreAFunctionOfSeedNameAndIndex) {
   EXPECT_NE(other_seed.value(1).as<double>()[0], store.value(1).as<double>()[0]);
 }
 
+TEST(ParameterStore, UnitRowsAreNormalRowsOfLengthOne) {
+  ParameterStore normal, unit;
+  normal.add({.name = "k", .shape = {3, 4}, .init_std = 1});
+  unit.add({.name = "k", .shape = {3, 4}, .init = Init::unit_rows});
+  for (ParameterStore* store : {&normal, &unit}) {
+    store->allocate(DType::f64, false);
+    store->initialise(7);
+  }
+  for (std::int64_t r = 0; r < 3; ++r) {
+    const double *from = normal.value(0).row<double>(r), *to = unit.value(0).row<double>(r);
+    const double length = std::hypot(std::hypot(from[0], from[1]), std::hypot(from[2], from[3]));
+    for (std::int64_t i = 0; i < 4; ++i) EXPECT_NEAR(to[i], from[i] / length, 1e-15);
+  }
+}
+
 TEST(ParameterStore, InitialisationDoesNotDependOnThreads) {
   const int threads = omp_get_max_threads();
   ParameterStore one, many;

@@ -44,6 +44,22 @@ TEST(VectorMath, SigmoidIsWithinThreeRoundings) {
   EXPECT_GT(worst, 1e-9);
 }
 
+// Positive normal numbers below a quarter of the largest. The polynomial has one unit in the last place; the
+// parts of ln 2 and the correction of log1p add roundings of the size of the result. Where the logarithm is
+// below FLT_MIN (around x = 1) nothing is compared.
+TEST(VectorMath, LogarithmsAreWithinThreeRoundings) {
+  const auto usable = [](double x) { return x >= FLT_MIN && x <= FLT_MAX / 4; };
+  const auto of_log = [&](double x) { return usable(x) ? std::abs(std::log(x)) : 0; };
+  const auto of_log1p = [&](double x) { return usable(x) ? std::log1p(x) : 0; };
+  const double log = worst_error([](float x) { return std::abs(log_of(x)); }, of_log);
+  const double log1p = worst_error([](float x) { return log1p_of(x); }, of_log1p);
+  EXPECT_LE(log, 3e-7);
+  EXPECT_LE(log1p, 3e-7);
+  EXPECT_GT(std::min(log, log1p), 1e-9);  // the sweeps did compare something
+  EXPECT_EQ(log_of(1.0f), 0.0f);
+  EXPECT_EQ(log1p_of(0.0f), 0.0f);
+}
+
 TEST(VectorMath, EndsOfTheRange) {
   EXPECT_EQ(exp_of(0.0f), 1.0f);
   EXPECT_EQ(exp_of(-kInfinity), 0.0f);

@@ -40,6 +40,10 @@ std::vector<Case> cases() {
           {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.8}}},
           {"ExpertThreshold", "expert_threshold", {{"max_experts", three}, {"threshold_decay", 0.5}}},
           {"KMeans", "kmeans"},
+          {"Lpr", "lpr", {{"latent_dim", three}}},
+          {"LprDot", "lpr", {{"latent_dim", three}, {"similarity", "dot"}, {"reg_coef", 0.1}}},
+          {"LprAverageBias", "lpr", {{"latent_dim", three}, {"key_update", "ema"}, {"bias", "quantile"}}},
+          {"LprDistance", "lpr", {{"latent_dim", three}, {"similarity", "hellinger"}, {"unit_ball", true}}},
           {"Example", "example"}};
 }
 

@@ -188,6 +188,9 @@ class LatentPrototype final : public Router {
     if (ema_) follow_tokens(statistics.first(own));
   }
 
+  // Of the matrices in the gate, the keys make S; V is a second product of that size, and ema_sums is none.
+  std::int64_t extra_multiply_adds() const override { return ema_ ? 0 : shape_.n_experts * width_; }
+
   void visit_saved(const TensorVisitor& visit) const override {
     visit("router latents", latent_T2d_);
     visit("router similarities", score_TE_);
