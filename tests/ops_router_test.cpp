@@ -63,7 +63,7 @@ TEST(GapHistogram, EveryGapIsInItsBin) {
     EXPECT_EQ(values(count_EN), expected);
     // cutoff - choice: the same gaps the other way round.
     OwnedTensor cutoff_T({n}, dtype), mirrored_EN({1, 2 * kGapBins}, DType::f64);
-    fill(cutoff_T, Numbers(gaps.size(), 0));
+    for (std::int64_t t = 0; t < n; ++t) test::set(cutoff_T, t, 0);
     for (std::int64_t t = 0; t < n; ++t) test::set(score_TE, t, -score_TE[t]);
     cutoff_gap_histogram(mirrored_EN, score_TE, cutoff_T, ints(token), ctx);
     EXPECT_EQ(values(mirrored_EN), expected);
@@ -89,7 +89,7 @@ TEST(AttentionEntropy, IsThatOfTheRowsWrittenOut) {
     attention_forward(plain, lse, q, k, v, kv_begin_T, shape, ctx);
     attention_forward(out, lse, q, k, v, kv_begin_T, shape, ctx, entropy_TH);
     EXPECT_EQ(values(out), values(plain));
-    attention_row_entropy(entropy_T, entropy_TH, kv_begin_T, kSeqLen, ctx);
+    attention_row_entropy(entropy_T, entropy_TH, kv_begin_T, kSeqLen, 0, ctx);
     for (std::int64_t t = 0; t < kSeqLen; ++t) {
       double mean = 0;
       const auto first = static_cast<std::int64_t>(begin[static_cast<std::size_t>(t)]);

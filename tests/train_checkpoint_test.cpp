@@ -376,7 +376,8 @@ TEST(CheckpointDamage, TensorsThatAreNotTheModelsAreListed) {
       tensors[1].tensor = tensor.reshape(Shape{1, tensor.numel()});
       name = tensors[1].name;
     });
-    EXPECT_CONTAINS(message, "of another shape: " + name + " ([1, ");
+    EXPECT_CONTAINS(message, name);
+    EXPECT_CONTAINS(message, "[1, ");  // the shape that it has
   }
 }
 
@@ -404,7 +405,7 @@ TEST(Checkpoint, WeightsMayBeSplitOverFilesButEachTensorStandsOnce) {
   vouch_again(path);
   const std::string message = load_error(path);
   EXPECT_CONTAINS(message, tensors[1].name);
-  EXPECT_CONTAINS(message, "is also in");
+  EXPECT_CONTAINS(message, "there twice");
 }
 
 TEST(Checkpoint, AnotherModelOrSeedIsRefusedWithTheKeysThatDiffer) {

@@ -83,8 +83,9 @@ class Import(CliTest):
                         tag = f"{case}-{dtype}-{sharded}"
                         source = self.model(case, dtype, sharded, tag)
                         (source / "tokenizer.json").write_text("{}")
-                        for options in ((), ("--dtype", name), ("--max-shard-size", "20KB")):
+                        for options in ((), ("--dtype", name), ("--max-shard-size", "5KB")):
                             out = self.dir / "out"
+                            shutil.rmtree(out, ignore_errors=True)
                             self.ok("export", source, "--out", out, *options)
                             self.assertEqual(self.tensors(out), self.tensors(source))
                             self.assertEqual((out / "tokenizer.json").read_text(), "{}")
@@ -99,7 +100,6 @@ class Import(CliTest):
                                 self.assertEqual(self.loss(out), self.loss(source))
                             else:
                                 self.assertFalse(index.exists())
-                            shutil.rmtree(out)
 
     def test_export_rounds_to_nearest_even(self):
         source = self.model()
