@@ -119,7 +119,9 @@ int run_eval(const EvalOptions& options) {
   std::vector<config::DataEntry> entries;
   for (const std::string& path : options.data) entries.push_back({path, "data", std::nullopt});
   if (entries.empty() && run) entries = run->data.validation;
-  if (entries.empty()) throw_input("{}: names no validation data; give --data", options.checkpoint);
+  if (entries.empty())
+    throw_input("{}: {}; give --data", options.checkpoint,
+                run ? "the run has no data.validation" : "a model directory says nothing of data");
   if (run && run->data.document_mask) {
     const config::Data data{
         .train = entries, .validation = {}, .document_mask = true, .eot_token = run->data.eot_token};

@@ -38,7 +38,14 @@ ModelWeights open_weights(const fs::path& directory) {
     if (there.empty())
       throw_input("{}: holds no .safetensors file; weights of another format are not read, convert them",
                   directory.string());
-    return {directory, {there.begin(), there.end()}, false};
+    // Beside model*.safetensors some models hold the same weights under their makers' names.
+    std::vector<std::string> files, others;
+    for (const std::string& name : there) (name.starts_with("model") ? files : others).push_back(name);
+    if (files.empty()) files.swap(others);
+    if (!others.empty())
+      log_info(fmt::format("{}: not read, beside model*.safetensors: {}", directory.string(),
+                           fmt::join(others, ", ")));
+    return {directory, files, false};
   }
   std::set<std::string> listed;
   for (const auto& [name, file] : parse_weights_index(read_text_file(index_path), index_path.string()))

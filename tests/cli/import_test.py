@@ -163,8 +163,8 @@ class Import(CliTest):
 
     def test_another_model_is_refused_with_every_key(self):
         source = self.model("qwen3_moe")
-        config = self.run_of(source, model__norm_topk_prob=None, model__rms_norm_eps=0.01, model__rope_theta=77,
-                             model__initializer_range=0.5)
+        config = self.run_of(source, model__norm_topk_prob=None, model__rms_norm_eps=0.01, model__rope_parameters=None,
+                             model__rope_theta=77, model__initializer_range=0.5)
         failed = self.fails(2, "train", config, "--init-from", source, "--out", "run",
                             names=["rms_norm_eps is 0.01", "rope_theta is 77"])
         self.assertNotIn("initializer_range", failed.error)
