@@ -12,6 +12,7 @@
 
 #include "config/load.h"
 #include "model/transformer.h"
+#include "router/registry.h"
 #include "train/checkpoint.h"
 
 namespace {
@@ -37,7 +38,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    const config::Run run = config::load_run(argv[1], std::vector<std::string>(argv + 3, argv + argc));
+    const config::Run run =
+        config::load_run(argv[1], std::vector<std::string>(argv + 3, argv + argc), router::router_schemas());
     const std::filesystem::path directory(argv[2]);
     model::Transformer model(run.model, run.router, DType::f32, true);
     model.allocate();
