@@ -106,6 +106,7 @@ class Router:
         real = token_T >= 0
         sequence_T = (torch.arange(len(token_T)) // seq_len)[real]
         choice = self.choose(x_TD[real], **{name: tensor[real] for name, tensor in given.items()})
+        choice.weight_TE = choice.weight_TE * self.shape.routed_scaling_factor
         kept_TE = self.within_capacity(choice)
         weight_TE = torch.where(kept_TE, choice.weight_TE, torch.zeros_like(choice.weight_TE))
         expert_TK, weight_TK = slots(kept_TE, weight_TE, self.max_experts)
@@ -299,7 +300,7 @@ class SigmoidGroup(Router):
         weight_TE = S_TE * chosen_TE
         if shape.norm_topk_prob:
             weight_TE = over_sum(weight_TE)
-        return Choice(chosen_TE, weight_TE * shape.routed_scaling_factor, probability_TE, logits_TE)
+        return Choice(chosen_TE, weight_TE, probability_TE, logits_TE)
 
     def after_step(self, count_E):
         bias_E = self.rows["e_score_correction_bias"]
