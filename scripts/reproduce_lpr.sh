@@ -72,7 +72,7 @@ do_it() {
 if [[ $scale == small ]]; then
   base=configs/lpr_small/%s.json with_lpr=configs/lpr_small/%s_lpr.json
 else
-  base=configs/%s_0.6b.json with_lpr=configs/lpr_paper/%s_lpr.json
+  base=configs/%s_0.6b.json with_lpr=configs/%s_lpr_0.6b.json
 fi
 names=() configs=() overrides=()
 for layout in mixtral qwen3_moe deepseek_v3; do

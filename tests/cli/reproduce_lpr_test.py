@@ -121,7 +121,7 @@ class ReproduceLpr(CliTest):
         output = self.script("--scale", "paper", "--dry-run", "--launch", "mpirun -n 8").stdout
         for layout in LAYOUTS:
             self.assertIn(f"mpirun -n 8 {BINARY} train configs/{layout}_0.6b.json --out runs/lpr_paper/{layout} ", output)
-            self.assertIn(f"train configs/lpr_paper/{layout}_lpr.json --out runs/lpr_paper/{layout}_lpr_init ", output)
+            self.assertIn(f"train configs/{layout}_lpr_0.6b.json --out runs/lpr_paper/{layout}_lpr_init ", output)
         self.assertIn("huggingface-cli download HuggingFaceFW/fineweb", output)
         self.assertFalse((self.dir / "runs").exists())
 
