@@ -19,6 +19,9 @@ MIXTRAL_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 def build_config(options):
     """The configuration object of a config.json's content."""
     options = dict(options)
+    if options["model_type"] == "deepseek_v3":
+        # transformers' default is 128, and another number than the query heads' breaks its model.
+        options.setdefault("num_key_value_heads", options["num_attention_heads"])
     return AutoConfig.for_model(options.pop("model_type"), **options)
 
 
