@@ -58,6 +58,12 @@ Tensor Scratch::take(Shape shape, DType dtype) {
   return Tensor(p, shape, dtype);
 }
 
+std::int64_t Scratch::reserved() const {
+  std::int64_t bytes = 0;
+  for (const Chunk& chunk : chunks_) bytes += chunk.bytes;
+  return bytes;
+}
+
 ScratchScope::~ScratchScope() {
   scratch_.chunk_ = chunk_;
   scratch_.used_ = used_;

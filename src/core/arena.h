@@ -50,6 +50,7 @@ class Scratch {
   Tensor take(Shape shape, DType dtype);
   // When set, every tensor handed out is filled with NaN first.
   void set_poison(bool on) { poison_ = on; }
+  std::int64_t reserved() const;  // bytes that it has grown to
 
  private:
   friend class ScratchScope;

@@ -105,7 +105,7 @@ class DynamicK final : public Router {
   }
 
  private:
-  double state(std::size_t row) const { return read_row(store_.value(row)).front(); }
+  double state(std::size_t row) const { return read_number(store_.value(row)); }
 
   RouterShape shape_;
   std::int64_t min_experts_, max_experts_;

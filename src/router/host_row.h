@@ -9,6 +9,7 @@
 namespace switchyard::router {
 
 std::vector<double> read_row(const Tensor& tensor);
+double read_number(const Tensor& tensor);  // of one element; allocates nothing
 void write_row(const Tensor& tensor, std::span<const double> values);
 
 }  // namespace switchyard::router

@@ -1,11 +1,17 @@
 """`switchyard generate`: the same seed gives the same text, options are checked, a run's data names its tokenizer."""
 
+import hashlib
 import json
+import os
+import shutil
+import signal
 
 import harness
-from harness import CliTest
+from harness import CliTest, tiny_config
+from mtp_test import DEEPSEEK
 
 META = {"tokenizer": "bytes", "tokenizer_sha256": None, "vocab_size": 257, "eot_token": 256}
+TOKENIZER = harness.ROOT / "tests" / "tokenizers" / "gpt2" / "tokenizer.json"
 
 
 class Generate(CliTest):
@@ -39,6 +45,12 @@ class Generate(CliTest):
         expected = self.report("--greedy")
         self.assertEqual(self.report("--greedy", prompt=("--prompt-file", "prompt.txt"))["tokens"], expected["tokens"])
         self.assertEqual(self.report("--greedy", prompt=("--prompt-tokens", "256,56,65"))["tokens"], expected["tokens"])
+        with open(self.dir / "prompt.txt", "rb") as file:
+            report = json.loads(self.ok("generate", "run", "--prompt", "-", "--max-new-tokens", 12, "--greedy",
+                                        "--json", stdin=file).out)
+        self.assertEqual((report["prompt_tokens"], report["tokens"]), (expected["prompt_tokens"], expected["tokens"]))
+        self.fails(2, "generate", "run", "--prompt", "-", names=["empty"])
+        self.fails(2, "generate", "run", "--prompt-file", "nowhere.txt", names=["nowhere.txt"])
 
     def test_end_of_text_stops(self):
         first = self.report("--greedy")["tokens"][0]
@@ -69,6 +81,123 @@ class Generate(CliTest):
         self.fails(2, "generate", "run", "--prompt-tokens", "1,,2", names=["1,,2"])
         self.fails(2, "generate", "run", "--prompt-tokens", "257", names=["257"])
         self.fails(2, "generate", "nowhere", "--prompt", "a", names=["nowhere"])
+
+    def chunks(self, process):
+        """What arrives on the standard output, as it arrives."""
+        while chunk := os.read(process.stdout.fileno(), 1 << 16):
+            yield chunk
+
+    def train_long(self, positions):
+        config = self.write_config(train__steps=8, model__max_position_embeddings=positions)
+        self.ok("train", config, "--out", "long")
+
+    def test_every_write_is_utf8(self):
+        self.train_long(4096)
+        process = self.start("generate", "long", "--prompt", "8A", "--max-new-tokens", 2000, "--temperature", 30,
+                             "--seed", 4)
+        text = "".join(chunk.decode("utf-8") for chunk in self.chunks(process))  # throws where a character is cut
+        self.finish(process)
+        self.assertEqual(process.returncode, 0)
+        self.assertIn("\N{REPLACEMENT CHARACTER}", text, "bytes that are almost uniform are no text")
+        self.assertTrue(any("\x7f" < letter < "\N{REPLACEMENT CHARACTER}" for letter in text), text)
+
+    def test_interrupted(self):
+        self.train_long(200_000)
+        process = self.start("generate", "long", "--prompt", "8A", "--max-new-tokens", 200_000, "--greedy")
+        chunks = self.chunks(process)
+        text = next(chunks)  # the first of many: by then a signal only asks for an end
+        process.send_signal(signal.SIGINT)
+        text += b"".join(chunks)
+        finished = self.finish(process)
+        self.assertEqual(finished.code, 130, finished)
+        self.assertIn("stopped by interrupted", finished.err)
+        self.assertTrue(text.endswith(b"\n"), text[-20:])
+        self.assertLess(len(text), 200_000)
+        # One character a token: what was written is the beginning of the text that would have been.
+        whole = self.ok("generate", "long", "--prompt", "8A", "--max-new-tokens", len(text) - 1, "--greedy").out
+        self.assertEqual(text.decode(), whole)
+
+    def test_multi_token_prediction(self):
+        config = tiny_config()
+        config.pop("router")
+        config["model"] = DEEPSEEK
+        config["train"].update(mtp_loss_coef=0.3, steps=8)
+        self.ok("train", self.write_config(config), "--out", "mtp")
+        report = json.loads(self.ok("generate", "mtp", "--prompt", "8A", "--max-new-tokens", 12, "--greedy",
+                                    "--json").out)
+        self.assertEqual(len(report["tokens"]), 12)
+
+    def test_routers(self):
+        """Those that keep a state or ask the attention: a text goes on the same way from each of its beginnings."""
+        for options in ({"type": "dynamic_k", "estimator": "attention_entropy", "max_experts": 3},
+                        {"type": "lpr", "latent_dim": 4}, {"type": "expert_threshold", "max_experts": 3},
+                        {"type": "quantile"}):
+            with self.subTest(options["type"]):
+                run = options["type"]
+                self.ok("train", self.write_config(router=options, train__steps=8), "--out", run)
+                generated = json.loads(self.ok("generate", run, "--prompt", "8A", "--max-new-tokens", 12, "--greedy",
+                                               "--json").out)
+                self.assertEqual(len(generated["tokens"]), 12)
+                # Token for token: what follows each beginning of the text.
+                for n in (1, 7):
+                    tokens = generated["prompt_tokens"] + generated["tokens"][:n]
+                    rest = json.loads(self.ok("generate", run, "--prompt-tokens", ",".join(map(str, tokens)),
+                                              "--max-new-tokens", 12 - n, "--greedy", "--json").out)
+                    self.assertEqual(rest["tokens"], generated["tokens"][n:])
+
+
+class GenerateBpe(CliTest):
+    """Shards made by a BPE tokenizer, which lies beside them as tools/prepare_data.py leaves it."""
+
+    def setUp(self):
+        super().setUp()
+        content = TOKENIZER.read_bytes()
+        meta = {"tokenizer": "gpt2", "tokenizer_sha256": hashlib.sha256(content).hexdigest(), "vocab_size": 420,
+                "eot_token": 0}
+        (self.dir / "data" / "meta.json").write_text(json.dumps(meta))
+        (self.dir / "data" / "tokenizer.json").write_bytes(content)
+        self.ok("train", self.write_config(model__vocab_size=432, train__steps=harness.STEPS), "--out", "run")
+        # The same model without its tokenizer.
+        (self.dir / "plain").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(self.latest("run") / name, self.dir / "plain" / name)
+        self.hello = self.case("Hello world")
+
+    def case(self, text):
+        cases = json.loads((TOKENIZER.parent / "cases.json").read_text())["cases"]
+        return next(case["ids"] for case in cases if case["text"] == text)
+
+    def report(self, *arguments):
+        return json.loads(self.ok("generate", *arguments, "--max-new-tokens", 12, "--greedy", "--json").out)
+
+    def test_the_checkpoint_brings_its_tokenizer(self):
+        shutil.rmtree(self.dir / "data")
+        report = self.report("run", "--prompt", "Hello world")
+        self.assertEqual(report["prompt_tokens"], [0, *self.hello], "a document begins with end-of-text")
+        vocabulary = json.loads(TOKENIZER.read_text())["model"]["vocab"]
+        letters = {token: letter for letter, token in vocabulary.items()}
+        # The shards hold the tokens 40 to 63 alone: single letters and signs of ASCII.
+        self.assertTrue(set(report["tokens"]) <= set(range(40, 64)), report)
+        self.assertEqual(report["text"], "".join(letters[token] for token in report["tokens"]))
+
+    def test_another_tokenizer(self):
+        of_run = self.report("run", "--prompt-tokens", ",".join(map(str, self.hello)))
+        for path in (TOKENIZER, TOKENIZER.parent):
+            report = self.report("plain", "--prompt", "Hello world", "--tokenizer", path)
+            self.assertEqual(report["prompt_tokens"], self.hello)
+            self.assertEqual((report["tokens"], report["text"]), (of_run["tokens"], of_run["text"]))
+        self.fails(2, "generate", "plain", "--prompt", "Hello", names=["--tokenizer"])
+        self.ok("train", self.write_config(model__vocab_size=257), "--out", "small")
+        self.fails(2, "generate", "small", "--prompt", "a", "--tokenizer", TOKENIZER, names=["419", "257"])
+
+    def test_a_prompt_that_is_not_utf8(self):
+        (self.dir / "prompt.txt").write_bytes(b"caf\xe9 noir")
+        named = [r"not UTF-8 at byte 3 \(0xE9\)"]
+        self.fails(2, "generate", "run", "--prompt", os.fsdecode(b"caf\xe9 noir"), names=named)
+        self.fails(2, "generate", "run", "--prompt-file", "prompt.txt", names=named)
+        with open(self.dir / "prompt.txt", "rb") as file:
+            self.fails(2, "generate", "run", "--prompt", "-", names=named, stdin=file)
+        self.report("run", "--prompt", "caf\u00e9 noir")
 
 
 if __name__ == "__main__":

@@ -148,8 +148,9 @@ class CliTest(unittest.TestCase):
 
     def start(self, *arguments, **popen):
         arguments = [str(argument) for argument in arguments]
-        return subprocess.Popen([BINARY, *arguments], cwd=self.dir, env=environment(), stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        return subprocess.Popen([BINARY, *arguments], cwd=self.dir, env=environment(),
+                                **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                                   "text": True, **popen})
 
     def finish(self, process):
         try:

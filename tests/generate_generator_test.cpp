@@ -1,0 +1,165 @@
+// Text grown token by token equals full passes over it, whatever the router; and growing it takes no memory.
+#include "generate/generator.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "generate/sampling.h"
+#include "model_test_support.h"
+
+namespace {
+std::atomic<std::int64_t> allocations{0};
+}
+
+// Counted, for the whole test program. Inlined, GCC would take malloc and delete for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* p = std::malloc(size > 0 ? size : 1)) return p;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return std::malloc(size > 0 ? size : 1);
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+
+namespace switchyard::generate {
+namespace {
+
+struct Case {
+  std::string name;
+  config::Family family;
+  std::string router;  // "": the family's own
+  config::RouterOptions own{};
+  std::int64_t window = 0;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+std::vector<Case> cases() {
+  using enum config::Family;
+  const std::int64_t three = 3;
+  const config::RouterOptions attention{{"estimator", "attention_entropy"}, {"max_experts", three}};
+  return {{"Qwen3", qwen3_moe, ""},
+          {"DeepSeekV3", deepseek_v3, ""},
+          {"MixtralWindow", mixtral, "", {}, 5},
+          {"DynamicKAttention", qwen3_moe, "dynamic_k", attention},
+          {"DynamicKAttentionLatent", deepseek_v3, "dynamic_k", attention},
+          {"DynamicKAttentionWindow", mixtral, "dynamic_k", attention, 5},
+          {"DynamicKNorm", qwen3_moe, "dynamic_k", {{"max_experts", three}}},
+          {"Lpr", qwen3_moe, "lpr", {{"latent_dim", three}}},
+          {"LprLatent", deepseek_v3, "lpr", {{"latent_dim", three}, {"similarity", "hellinger"}}},
+          {"ExpertThreshold", qwen3_moe, "expert_threshold", {{"max_experts", three}}},
+          {"Quantile", qwen3_moe, "quantile"},
+          {"TopP", qwen3_moe, "top_p", {{"max_experts", three}}},
+          {"KMeans", qwen3_moe, "kmeans"}};
+}
+
+config::Model model_of(const Case& c) {
+  config::Model model = model::tiny_model(c.family);
+  model.sliding_window = c.window;
+  return model;
+}
+
+config::Router router_of(const Case& c, const config::Model& model) {
+  if (c.router.empty()) return config::default_router(c.family, router::router_schemas());
+  config::Router router = config::default_of(config::schema_of(c.router, router::router_schemas()), model);
+  for (const auto& [key, value] : c.own.all()) router.own.set(key, value);
+  return router;
+}
+
+class Growing : public ::testing::TestWithParam<Case> {
+ protected:
+  Growing()
+      : config_(model_of(GetParam())), model_(config_, router_of(GetParam(), config_), DType::f32, false) {
+    model_.allocate();
+    model::fill_weights(model_.parameters());
+    // Router state: thresholds, means and variances are not negative.
+    ParameterStore& store = model_.parameters();
+    for (std::size_t i = 0; i < store.rows().size(); ++i)
+      if (!store.rows()[i].trained)
+        for (std::int64_t j = 0; j < store.value(i).numel(); ++j)
+          test::set(store.value(i), j, std::abs(test::get(store.value(i), j)));
+    ctx_.scratch.set_poison(true);
+  }
+
+  // The logits behind the last token, of one pass over all of them.
+  std::vector<double> full_pass(const std::vector<std::int32_t>& tokens) {
+    const auto T = static_cast<std::int64_t>(tokens.size());
+    const test::OwnedTensor token_T({T}, DType::i32), target_T({T}, DType::i32), kv_begin_T({T}, DType::i32);
+    for (std::int64_t t = 0; t < T; ++t) {
+      test::set(token_T, t, tokens[static_cast<std::size_t>(t)]);
+      test::set(target_T, t, -1);
+      test::set(kv_begin_T, t,
+                config_.sliding_window > 0
+                    ? static_cast<double>(std::max<std::int64_t>(0, t + 1 - config_.sliding_window))
+                    : 0);
+    }
+    model_.plan(1, T, ctx_);
+    model_.poison_activations(ctx_);
+    model_.forward({token_T, target_T, kv_begin_T, 1, T}, ctx_);
+    const test::OwnedTensor logits_TV({T, config_.vocab_size}, DType::f32);
+    model_.logits(logits_TV, ctx_);
+    return test::values(logits_TV.view().slice(T - 1, 1));
+  }
+
+  config::Model config_;
+  model::Transformer model_;
+  Context ctx_;
+};
+
+TEST_P(Growing, GreedyTextIsTheArgmaxOfFullPasses) {
+  const std::vector<std::int32_t> prompt = {3, 1, 4, 1, 5, 9, 2, 6, 5};
+  constexpr std::size_t kTokens = 20;
+  std::vector<std::int32_t> expected = prompt;
+  std::vector<std::vector<double>> logits;
+  for (std::size_t i = 0; i < kTokens; ++i) {
+    logits.push_back(full_pass(expected));
+    expected.push_back(static_cast<std::int32_t>(std::max_element(logits.back().begin(), logits.back().end()) -
+                                                 logits.back().begin()));
+  }
+
+  Generator generator(model_, static_cast<std::int64_t>(prompt.size() + kTokens), ctx_);
+  model_.poison_activations(ctx_);
+  Sampler greedy({.temperature = 0});
+  std::vector<std::int32_t> tokens = prompt;
+  std::span<const float> last = generator.append(prompt);
+  for (std::size_t i = 0; i < kTokens; ++i) {
+    // Logits of order one: float32 sums of a few dozen terms in another order, through two layers.
+    ASSERT_TRUE(test::all_near({last.begin(), last.end()}, logits[i], 2e-5, 2e-5)) << "token " << i;
+    tokens.push_back(greedy.choose(last, 0));
+    last = generator.append(std::span(tokens).last(1));
+  }
+  EXPECT_EQ(tokens, expected);
+}
+
+TEST_P(Growing, TakesNoMemoryAfterTheFirstSteps) {
+  constexpr std::int64_t kTokens = 50;
+  Generator generator(model_, 3 + kTokens, ctx_);
+  Sampler greedy({.temperature = 0});
+  std::span<const float> last = generator.append(std::vector<std::int32_t>{3, 1, 4});
+  std::int64_t before = 0, scratch_before = 0;
+  for (std::int64_t i = 0; i < kTokens; ++i) {
+    if (i == 2) before = allocations, scratch_before = ctx_.scratch.reserved();
+    const std::int32_t token = greedy.choose(last, 0);
+    last = generator.append(std::span(&token, 1));
+  }
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(ctx_.scratch.reserved(), scratch_before);
+  EXPECT_GT(scratch_before, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Routers, Growing, ::testing::ValuesIn(cases()),
+                         [](const auto& each) { return each.param.name; });
+
+}  // namespace
+}  // namespace switchyard::generate
