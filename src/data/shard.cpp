@@ -56,7 +56,7 @@ ShardLayout parse_shard(std::span<const std::byte> bytes, const std::string& nam
 
   std::array<std::int32_t, 3> header;
   std::memcpy(header.data(), bytes.data(), sizeof(header));
-  const auto [magic, version, count] = header;
+  const std::int32_t magic = header[0], version = header[1], count = header[2];
   const auto* format =
       std::find_if(kFormats.begin(), kFormats.end(), [&](const Format& f) { return f.magic == magic; });
   if (format == kFormats.end())
