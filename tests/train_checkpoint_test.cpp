@@ -376,7 +376,8 @@ TEST(CheckpointDamage, TensorsThatAreNotTheModelsAreListed) {
       tensors[1].tensor = tensor.reshape(Shape{1, tensor.numel()});
       name = tensors[1].name;
     });
-    EXPECT_CONTAINS(message, "\"" + name + "\" has shape [1, ");
+    EXPECT_CONTAINS(message, name);
+    EXPECT_CONTAINS(message, "[1, ");
   }
 }
 
@@ -404,7 +405,8 @@ TEST(Checkpoint, WeightsMayBeSplitOverFilesButEachTensorStandsOnce) {
   vouch_again(path);
   const std::string message = load_error(path);
   EXPECT_CONTAINS(message, tensors[1].name);
-  EXPECT_CONTAINS(message, "is also in");
+  EXPECT_CONTAINS(message, "1 there twice: ");
+  EXPECT_CONTAINS(message, "model-00001-of-00002.safetensors and model-00002-of-00002.safetensors");
 }
 
 TEST(Checkpoint, AnotherModelOrSeedIsRefusedWithTheKeysThatDiffer) {

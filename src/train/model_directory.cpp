@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <system_error>
+#include <utility>
 
 #include "config/load.h"
 #include "core/error.h"
@@ -36,6 +37,14 @@ ModelWeights open_weights(const fs::path& directory) {
     if (there.empty())
       throw_input("{}: holds no .safetensors file; weights of another format are not read, convert them",
                   directory.string());
+    // Where some files are named model*, those are the weights; else all are.
+    std::set<std::string> weights;
+    for (const std::string& name : there)
+      if (name.starts_with("model")) weights.insert(name);
+    if (!weights.empty() && weights.size() < there.size())
+      log_info(
+          fmt::format("{}: of its .safetensors files only model*.safetensors are read", directory.string()));
+    if (!weights.empty()) there = std::move(weights);
     return {directory, {there.begin(), there.end()}, false};
   }
   std::set<std::string> listed;
