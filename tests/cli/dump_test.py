@@ -34,7 +34,8 @@ class Dump(CliTest):
         self.fails(2, "dump", "copy", "--tokens", self.dir / "copy" / "model.safetensors", "--out", "out.safetensors",
                    names=["tokens"])
         (self.dir / "copy" / "model.safetensors").unlink()
-        self.fails(2, "dump", "copy", "--tokens", tokens, "--out", "out.safetensors", names=["missing", "lm_head"])
+        (self.dir / "copy" / "golden.safetensors").unlink()
+        self.fails(2, "dump", "copy", "--tokens", tokens, "--out", "out.safetensors", names=["copy", "no .safetensors file"])
         self.assertFalse((self.dir / "out.safetensors").exists())
 
 
