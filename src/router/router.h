@@ -46,7 +46,8 @@ struct RouterBatch {
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};
-  // The noise of latents, [T, latent width], where it is given instead of drawn: to compare with other programs.
+  // The noise of latents, [T, latent width], where it is given instead of drawn: to compare with other
+  // programs.
   Tensor epsilon_Td{};
 };
 
