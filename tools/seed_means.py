@@ -26,7 +26,8 @@ def grouped(runs):
             raise UserError(f"{run.path}: the name does not end in _seedN; runs of several seeds are told apart by it")
         final = run.final()
         if not run.evaluation or not all(is_number(final[key]) for _, key, _ in COLUMNS):
-            raise UserError(f"{run.path}: no eval.json with loss and balance; switchyard eval RUN --json RUN/eval.json writes it")
+            raise UserError(f"{run.path}: no eval.json with loss and balance; "
+                            "switchyard eval RUN --json RUN/eval.json writes it")
         if tokens is None:
             tokens = final["tokens"]
         if final["tokens"] != tokens:
