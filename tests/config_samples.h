@@ -60,8 +60,6 @@ inline std::string model_error(const json& text) {
   return test::message_of<InputError>([&] { model_of(text); });
 }
 
-inline std::filesystem::path source_dir() {
-  return std::filesystem::path(__FILE__).parent_path().parent_path();
-}
+inline std::filesystem::path source_dir() { return SWITCHYARD_SOURCE_DIR; }
 
 }  // namespace switchyard::config
