@@ -95,7 +95,11 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
       ->capture_default_str();
   app.add_flag("--greedy", options.greedy, "Always the likeliest token; the same as --temperature 0");
   app.add_option("--temperature", options.temperature, "Divides the logits")
-      ->check(CLI::NonNegativeNumber)
+      ->check([](const std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1e6;
+        return good ? std::string() : "is " + text + ", expected 0 (greedy) or more, below 1000000";
+      })
       ->capture_default_str();
   app.add_option("--top-k", options.top_k, "Only the k likeliest tokens; 0: all")
       ->check(CLI::NonNegativeNumber)

@@ -6,7 +6,7 @@
 //   L_k = cross entropy of head(h^k) and t_{i+k+1}
 //
 // Embedding and head are the main model's. h^0 is the main model's output behind its final norm, and h^k is
-// likewise what the head reads: transformers' MTP model passes those on (the report leaves it open).
+// likewise what the head reads: transformers' MTP model passes those on.
 //   T tokens, D hidden size, K depths
 #pragma once
 

@@ -78,6 +78,9 @@ bool is_hugging_face(const fs::path& path) {
 }
 
 ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
+  if (std::error_code error; !fs::is_directory(path, error))
+    throw_input("{}: is not a directory; give a checkpoint, a run directory or a Hugging Face model directory",
+                path.string());
   if (!is_hugging_face(path)) {
     checkpoint_.emplace(path);
     path_ = checkpoint_->path();
