@@ -2,7 +2,8 @@
 # Latent Prototype Routing beside the routers that it replaces: trains Mixtral, Qwen3-MoE and DeepSeek-V3, each with its
 # own router and with LPR (prototypes as drawn, and scaled to the unit sphere), on the same data with the same seed,
 # evaluates all nine on the validation data and prints test loss, Gini and min-max. What is done is not done again; a run
-# that was interrupted goes on.
+# that was interrupted goes on. At the small scale LPR has the quantile bias on top (docs/results.md says why), at the
+# paper's it is as published.
 #
 #   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 5 M tokens
 #   scripts/reproduce_lpr.sh --scale paper --launch 'mpirun -n 8'     the published set-up, for GPUs
@@ -18,7 +19,7 @@
 #
 # PYTHON: the interpreter for the tools (default: python3); --scale small needs its module 'tokenizers' once.
 set -euo pipefail
-usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
   echo "reproduce_lpr: $*" >&2
   exit 2
