@@ -13,21 +13,44 @@ constexpr int kPoisonByte = 0xff;
 
 std::int64_t round_up(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-}  // namespace
-
-void AlignedFree::operator()(std::byte* p) const { std::free(p); }
-
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what) {
-  void* p = std::aligned_alloc(static_cast<std::size_t>(kAlignment),
-                               static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1))));
-  if (!p)
-    throw_run(
-        "out of memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
-        what, static_cast<double>(bytes) / (1 << 20));
-  return AlignedBuffer(static_cast<std::byte*>(p));
+void* allocate_host(std::int64_t bytes) {
+  return std::aligned_alloc(static_cast<std::size_t>(kAlignment), static_cast<std::size_t>(round_up(bytes)));
+}
+void fill_host(void* memory, int byte, std::int64_t bytes) {
+  std::memset(memory, byte, static_cast<std::size_t>(bytes));
 }
 
-Arena::Arena(std::int64_t bytes, const char* what) : buffer_(allocate_aligned(bytes, what)), capacity_(bytes) {}
+DeviceMemory memories[] = {{allocate_host, std::free, fill_host}, {nullptr, nullptr, nullptr}};
+
+const DeviceMemory& memory_of(Device device) {
+  const DeviceMemory& memory = memories[static_cast<std::size_t>(device)];
+  SY_CHECK(memory.allocate, "no backend has said how {} gives memory", name_of(device));
+  return memory;
+}
+
+void poison(void* memory, std::int64_t bytes, Device device) {
+  memory_of(device).fill(memory, kPoisonByte, bytes);
+}
+
+}  // namespace
+
+void set_device_memory(Device device, const DeviceMemory& memory) {
+  memories[static_cast<std::size_t>(device)] = memory;
+}
+
+void AlignedFree::operator()(std::byte* p) const { memory_of(device).release(p); }
+
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
+  void* p = memory_of(device).allocate(std::max<std::int64_t>(bytes, 1));
+  if (!p)
+    throw_run(
+        "out of {}memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
+        device == Device::cpu ? "" : "device ", what, static_cast<double>(bytes) / (1 << 20));
+  return AlignedBuffer(static_cast<std::byte*>(p), AlignedFree{device});
+}
+
+Arena::Arena(std::int64_t bytes, const char* what, Device device)
+    : buffer_(allocate_aligned(bytes, what, device)), device_(device), capacity_(bytes) {}
 
 Tensor Arena::take(Shape shape, DType dtype) {
   const std::int64_t offset = used_;
@@ -35,11 +58,11 @@ Tensor Arena::take(Shape shape, DType dtype) {
   peak_ = std::max(peak_, used_);
   if (capacity_ < 0) return Tensor(nullptr, shape, dtype);
   SY_CHECK(used_ <= capacity_, "an arena of {} bytes was planned, {} are asked for", capacity_, used_);
-  return Tensor(buffer_.get() + offset, shape, dtype);
+  return Tensor(buffer_.get() + offset, shape, dtype, device_);
 }
 
 void Arena::poison() {
-  if (capacity_ > 0) std::memset(buffer_.get(), kPoisonByte, static_cast<std::size_t>(capacity_));
+  if (capacity_ > 0) switchyard::poison(buffer_.get(), capacity_, device_);
 }
 
 Tensor Scratch::take(Shape shape, DType dtype) {
@@ -49,13 +72,13 @@ Tensor Scratch::take(Shape shape, DType dtype) {
     used_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space"), bytes});
+    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space", device_), bytes});
     used_ = 0;
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
   used_ += bytes;
-  if (poison_) std::memset(p, kPoisonByte, static_cast<std::size_t>(bytes));
-  return Tensor(p, shape, dtype);
+  if (poison_) poison(p, bytes, device_);
+  return Tensor(p, shape, dtype, device_);
 }
 
 std::int64_t Scratch::reserved() const {

@@ -10,6 +10,8 @@ bool has_fast_matmul(MatmulType type, Device device) {
   switch (device) {
     case Device::cpu:
       return type != MatmulType::bf16 || cpu::has_bf16_products();
+    case Device::cuda:
+      return true;
   }
   return false;
 }
