@@ -39,6 +39,20 @@ void copy(const Tensor& to, const Tensor& from, Context& ctx) {
   if (to_host || from_host) synchronise(ctx);
 }
 
+Tensor on_device(const Tensor& tensor, Context& ctx) {
+  const Tensor room = room_for(tensor, ctx);
+  if (room.raw() != tensor.raw()) copy(room, tensor, ctx);
+  return room;
+}
+
+Tensor room_for(const Tensor& result, Context& ctx) {
+  return result.device() == Device::cuda ? result : ctx.scratch.take(result.shape(), result.dtype());
+}
+
+void deliver(const Tensor& result, const Tensor& room, Context& ctx) {
+  if (room.raw() != result.raw()) copy(result, room, ctx);
+}
+
 void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }
 
 }  // namespace switchyard::cuda
