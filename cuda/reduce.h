@@ -31,6 +31,17 @@ __device__ __forceinline__ T reduce_warp(T value) {
   return value;
 }
 
+// The sum of the values of this lane and of those before it. All 32 lanes take part.
+template <class T>
+__device__ __forceinline__ T prefix_sum_warp(T value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+    const T before = __shfl_up_sync(kFullWarp, value, static_cast<unsigned>(lanes));
+    if (lane >= lanes) value += before;
+  }
+  return value;
+}
+
 template <class T, int kThreads>
 struct BlockReduction {
   T of_warp[kThreads / kWarp];
