@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/arena.h"
+#include "core/context.h"
 #include "cuda/device.h"
 #include "tensors.h"
 
@@ -20,31 +20,30 @@ struct DeviceContext : Context {
 class DeviceTensor {
  public:
   // Contiguous, poisoned.
-  DeviceTensor(Shape shape, DType dtype, Context& ctx)
-      : ctx_(ctx),
-        memory_(allocate_aligned(shape.numel() * size_of(dtype), "a test tensor", Device::cuda)),
+  DeviceTensor(Shape shape, DType dtype, const DeviceContext&)
+      : memory_(allocate_aligned(shape.numel() * size_of(dtype), "a test tensor", Device::cuda)),
         whole_(memory_.get(), shape, dtype, Device::cuda),
         view_(whole_) {
-    cuda::copy(whole_, OwnedTensor(shape, dtype), ctx);
+    copy(whole_, OwnedTensor(shape, dtype));
   }
   // A [rows, columns] matrix whose rows lie `margin` elements away from the edges of a wider, poisoned matrix.
-  static DeviceTensor strided(std::int64_t rows, std::int64_t columns, DType dtype, Context& ctx,
+  static DeviceTensor strided(std::int64_t rows, std::int64_t columns, DType dtype, const DeviceContext& ctx,
                               std::int64_t margin = 5) {
     DeviceTensor tensor({rows, columns + 2 * margin}, dtype, ctx);
     tensor.view_ = tensor.whole_.columns(margin, columns);
     return tensor;
   }
   // A copy of a host tensor, converted to dtype; with a margin (of a matrix) strided as above.
-  static DeviceTensor of(const Tensor& host, DType dtype, Context& ctx, std::int64_t margin = 0) {
+  static DeviceTensor of(const Tensor& host, DType dtype, const DeviceContext& ctx, std::int64_t margin = 0) {
     DeviceTensor tensor = margin > 0 ? strided(host.dim(0), host.dim(1), dtype, ctx, margin)
                                      : DeviceTensor(host.shape(), dtype, ctx);
     const OwnedTensor staged(tensor.whole_.shape(), dtype);  // poisoned
     const Tensor inner = margin > 0 ? staged.view().columns(margin, host.dim(1)) : staged.view();
     for (std::int64_t i = 0; i < host.numel(); ++i) set(inner, i, get(host, i));
-    cuda::copy(tensor.whole_, staged, ctx);
+    copy(tensor.whole_, staged);
     return tensor;
   }
-  static DeviceTensor of(const Tensor& host, Context& ctx) { return of(host, host.dtype(), ctx); }
+  static DeviceTensor of(const Tensor& host, const DeviceContext& ctx) { return of(host, host.dtype(), ctx); }
 
   operator const Tensor&() const { return view_; }
   const Tensor& view() const { return view_; }
@@ -71,11 +70,10 @@ class DeviceTensor {
   std::int64_t margin() const { return (whole_.row_size() - view_.row_size()) / 2; }
   OwnedTensor whole_on_host() const {
     OwnedTensor host(whole_.shape(), whole_.dtype());
-    cuda::copy(host, whole_, ctx_);
+    copy(host, whole_);
     return host;
   }
 
-  Context& ctx_;
   AlignedBuffer memory_;
   Tensor whole_, view_;
 };

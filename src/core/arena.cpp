@@ -1,8 +1,6 @@
 #include "core/arena.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 namespace switchyard {
 
@@ -13,41 +11,7 @@ constexpr int kPoisonByte = 0xff;
 
 std::int64_t round_up(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-void* allocate_host(std::int64_t bytes) {
-  return std::aligned_alloc(static_cast<std::size_t>(kAlignment), static_cast<std::size_t>(round_up(bytes)));
-}
-void fill_host(void* memory, int byte, std::int64_t bytes) {
-  std::memset(memory, byte, static_cast<std::size_t>(bytes));
-}
-
-DeviceMemory memories[] = {{allocate_host, std::free, fill_host}, {nullptr, nullptr, nullptr}};
-
-const DeviceMemory& memory_of(Device device) {
-  const DeviceMemory& memory = memories[static_cast<std::size_t>(device)];
-  SY_CHECK(memory.allocate, "no backend has said how {} gives memory", name_of(device));
-  return memory;
-}
-
-void poison(void* memory, std::int64_t bytes, Device device) {
-  memory_of(device).fill(memory, kPoisonByte, bytes);
-}
-
 }  // namespace
-
-void set_device_memory(Device device, const DeviceMemory& memory) {
-  memories[static_cast<std::size_t>(device)] = memory;
-}
-
-void AlignedFree::operator()(std::byte* p) const { memory_of(device).release(p); }
-
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
-  void* p = memory_of(device).allocate(std::max<std::int64_t>(bytes, 1));
-  if (!p)
-    throw_run(
-        "out of {}memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
-        device == Device::cpu ? "" : "device ", what, static_cast<double>(bytes) / (1 << 20));
-  return AlignedBuffer(static_cast<std::byte*>(p), AlignedFree{device});
-}
 
 Arena::Arena(std::int64_t bytes, const char* what, Device device)
     : buffer_(allocate_aligned(bytes, what, device)), device_(device), capacity_(bytes) {}
@@ -62,7 +26,7 @@ Tensor Arena::take(Shape shape, DType dtype) {
 }
 
 void Arena::poison() {
-  if (capacity_ > 0) switchyard::poison(buffer_.get(), capacity_, device_);
+  if (capacity_ > 0) fill_bytes(buffer_.get(), kPoisonByte, capacity_, device_);
 }
 
 Tensor Scratch::take(Shape shape, DType dtype) {
@@ -77,7 +41,7 @@ Tensor Scratch::take(Shape shape, DType dtype) {
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
   used_ += bytes;
-  if (poison_) poison(p, bytes, device_);
+  if (poison_) fill_bytes(p, kPoisonByte, bytes, device_);
   return Tensor(p, shape, dtype, device_);
 }
 

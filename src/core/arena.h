@@ -4,32 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "core/device_memory.h"
 #include "core/tensor.h"
 
 namespace switchyard {
-
-constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
-
-struct AlignedFree {
-  Device device = Device::cpu;
-  void operator()(std::byte* p) const;
-};
-using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
-// Bytes that are not initialised, of the host or of a device. Throws RunError, naming the size, where there is
-// no memory left.
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device = Device::cpu);
-
-// How a device gives memory; the CPU's way is built in, any other device's backend says its own before the
-// first use.
-struct DeviceMemory {
-  void* (*allocate)(std::int64_t bytes);  // null where there is none left
-  void (*release)(void* memory);
-  void (*fill)(void* memory, int byte, std::int64_t bytes);  // done when it returns
-};
-void set_device_memory(Device device, const DeviceMemory& memory);
 
 // A bump allocator. Plan twice with the same code: into a measuring arena, whose tensors have no memory, then
 // into one of that size.

@@ -106,6 +106,22 @@ inline unsigned vote(unsigned mask, bool predicate, const char* operation) {
   return args.result;
 }
 
+template <class T>
+struct Match {
+  T value;
+  unsigned result;
+};
+template <class T>
+void complete_match(void* const args[kWarpSize]) {
+  for (unsigned l = 0; l < kWarpSize; ++l) {
+    if (!args[l]) continue;
+    auto& to = *static_cast<Match<T>*>(args[l]);
+    for (unsigned other = 0; other < kWarpSize; ++other) {
+      if (args[other] && static_cast<const Match<T>*>(args[other])->value == to.value) to.result |= 1u << other;
+    }
+  }
+}
+
 }  // namespace simt::detail
 
 inline void __syncwarp(unsigned mask = simt::kFullMask) {
@@ -144,6 +160,13 @@ inline int __any_sync(unsigned mask, int predicate) {
 }
 inline int __all_sync(unsigned mask, int predicate) {
   return simt::detail::vote(mask, predicate == 0, "__all_sync") == 0;
+}
+// The lanes whose value is the caller's.
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  simt::detail::Match<T> args{value, 0};
+  simt::meet_warp(mask, "__match_any_sync", &args, simt::detail::complete_match<T>);
+  return args.result;
 }
 
 // ---- arithmetic ----
@@ -223,7 +246,12 @@ T atomicCAS(T* p, T compare, T value) {
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost = 2,
+  cudaMemcpyDeviceToDevice = 3,
+  cudaMemcpyDefault = 4
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -246,6 +274,12 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
 inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
   if (bytes > 0) std::memset(to, byte, bytes);
   return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+inline cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) {
+  return cudaMemsetAsync(to, byte, bytes, nullptr);
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
