@@ -122,22 +122,6 @@ void complete_match(void* const args[kWarpSize]) {
   }
 }
 
-template <class T>
-struct Match {
-  T value;
-  unsigned result;
-};
-template <class T>
-void complete_match(void* const args[kWarpSize]) {
-  for (unsigned l = 0; l < kWarpSize; ++l) {
-    if (!args[l]) continue;
-    auto& to = *static_cast<Match<T>*>(args[l]);
-    for (unsigned other = 0; other < kWarpSize; ++other) {
-      if (args[other] && static_cast<const Match<T>*>(args[other])->value == to.value) to.result |= 1u << other;
-    }
-  }
-}
-
 }  // namespace simt::detail
 
 inline void __syncwarp(unsigned mask = simt::kFullMask) {
@@ -177,14 +161,6 @@ inline int __any_sync(unsigned mask, int predicate) {
 inline int __all_sync(unsigned mask, int predicate) {
   return simt::detail::vote(mask, predicate == 0, "__all_sync") == 0;
 }
-// The lanes whose value is the caller's.
-template <class T>
-unsigned __match_any_sync(unsigned mask, T value) {
-  simt::detail::Match<T> args{value, 0};
-  simt::meet_warp(mask, "__match_any_sync", &args, simt::detail::complete_match<T>);
-  return args.result;
-}
-
 // The lanes whose value is the caller's.
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value) {
