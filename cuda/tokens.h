@@ -15,8 +15,8 @@ __device__ __forceinline__ std::int64_t index_of_warp() {
 }
 __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-// The sum of term(i), i < n, for all lanes. Lane l adds up i = l, l + 32, ... in ascending order, then the lanes
-// are added up in pairs.
+// The sum of term(i), i < n, for all lanes. Lane l adds up i = l, l + 32, ... in ascending order, then the
+// lanes are added up in pairs.
 template <class F>
 __device__ __forceinline__ auto sum_over_lanes(int n, F&& term) {
   decltype(term(0)) sum = 0;
