@@ -9,6 +9,16 @@
 
 #include "core/tensor.h"
 
+// Before a loop: all its turns, or n at a time, are written out. Arrays indexed by them stay in registers.
+#ifdef SWITCHYARD_SIMT
+#define SY_UNROLL
+#define SY_UNROLL_BY(n)
+#else
+#define SY_PRAGMA(text) _Pragma(#text)
+#define SY_UNROLL SY_PRAGMA(unroll)
+#define SY_UNROLL_BY(n) SY_PRAGMA(unroll n)
+#endif
+
 namespace switchyard {
 
 template <>
@@ -60,9 +70,11 @@ template <class T>
 Rows<T> rows_of(const Tensor& tensor) {
   return {tensor.as<std::remove_const_t<T>>(), tensor.row_stride()};
 }
-// True where every row starts at a multiple of 16 bytes and holds a whole number of packs.
+// True where every row starts at a multiple of 16 bytes and holds a whole number of packs. A vector is one row.
 template <class T>
 bool rows_are_packs(const Tensor& tensor) {
+  if (tensor.shape().rank() == 1)
+    return tensor.contiguous() && rows_are_packs<T>(tensor.reshape({1, tensor.dim(0)}));
   return reinterpret_cast<std::uintptr_t>(tensor.raw()) % 16 == 0 && tensor.row_size() % kPack<T> == 0 &&
          (tensor.rows() <= 1 || tensor.row_stride() % kPack<T> == 0);
 }
