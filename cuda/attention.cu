@@ -322,26 +322,58 @@ AttentionSizes sizes_of(const AttentionShape& shape) {
           static_cast<float>(shape.scale)};
 }
 
-void check_widths(std::int64_t width) {
+std::size_t shared_bytes(std::int64_t width) {
   SY_CHECK(width <= kMaxWidths, "heads of {} values together; the kernel has room for {}", width, kMaxWidths);
+  return static_cast<std::size_t>(width * kTile) * sizeof(float);
 }
-std::size_t shared_bytes(std::int64_t width) { return static_cast<std::size_t>(width * kTile) * sizeof(float); }
+
+template <class T, class Call>
+Operands<T> operands_of(const Call& x) {
+  return {rows_of<const T>(x.q_THN), rows_of<const T>(x.k_TGN), rows_of<const T>(x.v_TGM),
+          x.kv_begin_T.template as<std::int32_t>(), x.sizes};
+}
+
+template <class T>
+void forward_any(const AttentionForward& x, Context& ctx) {
+  const std::int64_t n_tiles = ceil_div(x.sizes.rows(), kTile);
+  launch("attention_forward", forward_kernel<T>,
+         {blocks(x.n_seq * x.sizes.n_kv_heads * n_tiles), kThreads, shared_bytes(x.sizes.width_M)}, ctx,
+         rows_of<T>(x.out_THM), rows_of<float>(x.lse_TH), entropy_rows(x), operands_of<T>(x), n_tiles);
+}
+
+template <class T>
+void backward_any(const AttentionBackward& x, Context& ctx) {
+  const std::int64_t heads = x.n_seq * x.sizes.n_kv_heads;
+  const std::int64_t row_tiles = ceil_div(x.sizes.rows(), kTile), key_tiles = ceil_div(x.sizes.keys(), kTile);
+  const Gradients<T> gradients{rows_of<const T>(x.dout_THM), rows_of<const float>(x.lse_TH),
+                               rows_of<const float>(x.delta_TH)};
+  launch("attention_backward: dq", dq_kernel<T>,
+         {blocks(heads * row_tiles), kThreads, shared_bytes(x.sizes.width_N)}, ctx, rows_of<T>(x.dq_THN),
+         operands_of<T>(x), gradients, row_tiles);
+  launch("attention_backward: dk, dv", dkv_kernel<T>,
+         {blocks(heads * key_tiles), kThreads, shared_bytes(x.sizes.width_N + x.sizes.width_M)}, ctx,
+         rows_of<T>(x.dk_TGN), rows_of<T>(x.dv_TGM), operands_of<T>(x), gradients, key_tiles);
+}
+
+template <class T>
+void delta(const Tensor& delta_TH, const Tensor& dout_THM, const Tensor& out_THM, Context& ctx) {
+  const std::int64_t n_heads = delta_TH.dim(1), width = dout_THM.row_size() / n_heads;
+  const bool packs = rows_are_packs<T>(dout_THM) && rows_are_packs<T>(out_THM) && width % kPack<T> == 0;
+  with_pack<T>(packs, [&]<int kSize>() {
+    launch("attention_backward: delta", delta_kernel<T, kSize>,
+           {blocks(ceil_div(delta_TH.numel() * kWarp, 256)), 256}, ctx, rows_of<float>(delta_TH),
+           rows_of<const T>(dout_THM), rows_of<const T>(out_THM), delta_TH.numel(), n_heads, width);
+  });
+}
 
 }  // namespace
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH) {
-  const AttentionSizes sizes = sizes_of(shape);
-  check_widths(sizes.width_M);
-  const Rows<float> entropy = entropy_TH.defined() ? rows_of<float>(entropy_TH) : Rows<float>{nullptr, 0};
-  const std::int64_t n_tiles = ceil_div(sizes.rows(), kTile);
-  with_element(q_THN.dtype(), [&]<class T>() {
-    const Operands<T> in{rows_of<const T>(q_THN), rows_of<const T>(k_TGN), rows_of<const T>(v_TGM),
-                         kv_begin_T.as<std::int32_t>(), sizes};
-    launch("attention_forward", forward_kernel<T>,
-           {blocks(shape.n_seq * shape.n_kv_heads * n_tiles), kThreads, shared_bytes(sizes.width_M)}, ctx,
-           rows_of<T>(out_THM), rows_of<float>(lse_TH), entropy, in, n_tiles);
-  });
+  const AttentionForward x{out_THM, lse_TH,     entropy_TH,      q_THN,      k_TGN,
+                           v_TGM,   kv_begin_T, sizes_of(shape), shape.n_seq};
+  if (attention_mma_serves(x)) return attention_mma(x, ctx);
+  with_element(q_THN.dtype(), [&]<class T>() { forward_any<T>(x, ctx); });
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
@@ -355,31 +387,14 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
   SY_CHECK(shape.first == 0, "gradients need the queries of all {} keys before", shape.first);
-  const AttentionSizes sizes = sizes_of(shape);
-  check_widths(sizes.width_N + sizes.width_M);
   ScratchScope scope(ctx.scratch);
   const Tensor delta_TH = ctx.scratch.take(lse_TH.shape(), DType::f32);
-  const std::int64_t heads = shape.n_seq * shape.n_kv_heads;
-  const std::int64_t row_tiles = ceil_div(sizes.rows(), kTile), key_tiles = ceil_div(sizes.keys(), kTile);
+  const AttentionBackward x{dq_THN, dk_TGN, dv_TGM, dout_THM,   delta_TH,        lse_TH,
+                            q_THN,  k_TGN,  v_TGM,  kv_begin_T, sizes_of(shape), shape.n_seq};
   with_element(q_THN.dtype(), [&]<class T>() {
-    const bool packs =
-        rows_are_packs<T>(dout_THM) && rows_are_packs<T>(out_THM) && sizes.width_M % kPack<T> == 0;
-    with_pack<T>(packs, [&]<int kSize>() {
-      launch("attention_backward: delta", delta_kernel<T, kSize>,
-             {blocks(ceil_div(lse_TH.numel() * kWarp, 256)), 256}, ctx, rows_of<float>(delta_TH),
-             rows_of<const T>(dout_THM), rows_of<const T>(out_THM), lse_TH.numel(), shape.n_heads,
-             sizes.width_M);
-    });
-    const Operands<T> in{rows_of<const T>(q_THN), rows_of<const T>(k_TGN), rows_of<const T>(v_TGM),
-                         kv_begin_T.as<std::int32_t>(), sizes};
-    const Gradients<T> gradients{rows_of<const T>(dout_THM), rows_of<const float>(lse_TH),
-                                 rows_of<const float>(delta_TH)};
-    launch("attention_backward: dq", dq_kernel<T>,
-           {blocks(heads * row_tiles), kThreads, shared_bytes(sizes.width_N)}, ctx, rows_of<T>(dq_THN), in,
-           gradients, row_tiles);
-    launch("attention_backward: dk, dv", dkv_kernel<T>,
-           {blocks(heads * key_tiles), kThreads, shared_bytes(sizes.width_N + sizes.width_M)}, ctx,
-           rows_of<T>(dk_TGN), rows_of<T>(dv_TGM), in, gradients, key_tiles);
+    delta<T>(delta_TH, dout_THM, out_THM, ctx);
+    if (attention_mma_serves(x)) return attention_mma(x, ctx);
+    backward_any<T>(x, ctx);
   });
 }
 

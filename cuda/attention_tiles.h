@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "core/attention_shape.h"
+#include "core/context.h"
 #include "numeric.h"
 #include "reduce.h"
 
@@ -103,5 +103,27 @@ __device__ __forceinline__ TileRows rows_of_keys(const int* kv_begin_S, const At
   latest = reduce_block<Max, kThreads>(latest);
   return {key0 * sizes.group, (last + 1) * sizes.group, latest > key0};
 }
+
+// A call, its shapes checked. entropy_TH may be undefined; delta_TH is in place.
+struct AttentionForward {
+  Tensor out_THM, lse_TH, entropy_TH, q_THN, k_TGN, v_TGM, kv_begin_T;
+  AttentionSizes sizes;
+  std::int64_t n_seq;
+};
+struct AttentionBackward {
+  Tensor dq_THN, dk_TGN, dv_TGM, dout_THM, delta_TH, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T;
+  AttentionSizes sizes;
+  std::int64_t n_seq;
+};
+
+inline Rows<float> entropy_rows(const AttentionForward& x) {
+  return x.entropy_TH.defined() ? rows_of<float>(x.entropy_TH) : Rows<float>{nullptr, 0};
+}
+
+// The kernels of the tensor cores: whether they can serve a call, and the call.
+bool attention_mma_serves(const AttentionForward& x);
+bool attention_mma_serves(const AttentionBackward& x);
+void attention_mma(const AttentionForward& x, Context& ctx);
+void attention_mma(const AttentionBackward& x, Context& ctx);
 
 }  // namespace switchyard::cuda

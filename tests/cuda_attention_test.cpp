@@ -156,6 +156,23 @@ TEST(CudaAttention, AnyHeadsInBf16EqualTheCpu) {
   for (const Case& c : kAnyCases) expect_equals_the_cpu(c, DType::bf16, 5, {0x1p-8, 2e-6, 2e-6, 1e-5});
 }
 
+// The tensor cores' tiles are of 128 rows by 64 keys, 32 rows by 128 (or 64) keys, 128 rows by 32 keys.
+const Case kTensorCoreCases[] = {
+    {1, 1, 1, 1, 16, 8, Mask::causal},        {1, 140, 1, 1, 32, 32, Mask::causal},
+    {2, 75, 4, 2, 48, 32, Mask::documents},   {1, 90, 3, 1, 64, 64, Mask::scattered},
+    {1, 70, 2, 1, 128, 128, Mask::window},    {1, 67, 1, 1, 192, 128, Mask::documents},
+    {1, 66, 1, 1, 256, 256, Mask::scattered}, {1, 33, 2, 2, 40, 200, Mask::causal},
+    {2, 1, 6, 2, 64, 64, Mask::window, 150},  {1, 5, 4, 1, 128, 128, Mask::causal, 130},
+    {1, 128, 2, 2, 32, 32, Mask::window},
+};
+
+TEST(CudaAttention, TensorCoresEqualTheCpu) {
+  // Forward rounds each P to 8 bits, backward each P and dS; terms are of order one and weighed by P, of sum 1
+  // over keys. dk and dv sum over rows too, with weights of a sum around the number of rows in the first keys.
+  for (const Case& c : kTensorCoreCases)
+    expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 1e-5, 0x1p-6});
+}
+
 TEST(CudaAttention, RowEntropyEqualsTheCpu) {
   DeviceContext ctx;
   Context host_ctx;
