@@ -1,0 +1,334 @@
+// Kernels for matrix products, dense or grouped by expert: each block computes a tile of 128 x 128 outputs. One
+// is for tensor cores (operands bf16, or float rounded to bf16 on the way), one for float32.
+//   M rows, N columns, K summed over, E experts
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "gemm_form.h"
+#include "launch.h"
+#include "mma.h"
+#include "numeric.h"
+#include "reduce.h"
+
+namespace switchyard::cuda {
+
+template <class T, class Out>
+struct Product {
+  Rows<const T> a, b;
+  Rows<Out> c_MN;  // = or += a b
+  int m, n, k;
+  int tiles_m, tiles_n;  // the grid has a block for each pair
+  bool add;
+  // Grouped: of expert e are the rows [offset_E1[e], offset_E1[e+1]).
+  //   mk_nk, mk_kn: of a and c, m in all; each expert has a b of its own
+  //   km_kn: of a and b, k in all; each expert has a c of its own
+  const int* offset_E1 = nullptr;  // null: one product
+  int n_experts = 0;
+  std::int64_t expert_stride = 0;  // elements from one expert's matrix to the next
+};
+
+namespace {
+
+constexpr int kTile = 128;  // rows and columns of c that a block computes
+
+// What a block computes: rows [m_first, m_end) and up to kTile columns from n_first on, summed over [k_first,
+// k_end). No rows: it has nothing to do.
+struct Tile {
+  int m_first, m_end, n_first, k_first, k_end;
+  int expert;
+};
+
+// Row tile number `tile` of the experts' rows, each expert's cut into tiles from its first row on. All lanes of
+// the warp ask for the same tile and receive the same answer. A tile past the last one has no rows.
+__device__ __forceinline__ Tile find_grouped_rows(const int* offset_E1, int n_experts, int tile) {
+  for (int first_expert = 0; first_expert < n_experts; first_expert += kWarp) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, e = first_expert + lane;
+    const int first = e < n_experts ? offset_E1[e] : 0, end = e < n_experts ? offset_E1[e + 1] : 0;
+    const int tiles = (end - first + kTile - 1) / kTile;
+    int through = tiles;  // tiles of this chunk's experts up to and with e
+    for (int delta = 1; delta < kWarp; delta *= 2) {
+      const int before = __shfl_up_sync(kFullWarp, through, static_cast<unsigned>(delta));
+      if (lane >= delta) through += before;
+    }
+    const unsigned reached = __ballot_sync(kFullWarp, tile < through);
+    if (reached != 0) {
+      const int owner = __ffs(static_cast<int>(reached)) - 1;
+      const int tile_of_expert = tile - __shfl_sync(kFullWarp, through - tiles, owner);
+      const int m_first = __shfl_sync(kFullWarp, first, owner) + tile_of_expert * kTile;
+      const int expert_end = __shfl_sync(kFullWarp, end, owner);
+      return {m_first, std::min(m_first + kTile, expert_end), 0, 0, 0, first_expert + owner};
+    }
+    tile -= __shfl_sync(kFullWarp, through, kWarp - 1);
+  }
+  return {};
+}
+
+// The block's tile. Blocks that run side by side work on a band of row tiles, column after column, so that they
+// find one another's operands in the L2 cache.
+template <Form kForm, class T, class Out>
+__device__ __forceinline__ Tile find_tile(const Product<T, Out>& p) {
+  constexpr int kBand = 8;
+  const int index = static_cast<int>(blockIdx.x);
+  const int band = index / (kBand * p.tiles_n) * kBand, height = std::min(kBand, p.tiles_m - band);
+  const int place = index - band * p.tiles_n;
+  int tile_m = band + place % height;
+  Tile tile{};
+  tile.k_end = p.k;
+  if (p.offset_E1 != nullptr && a_along_k(kForm)) {
+    tile = find_grouped_rows(p.offset_E1, p.n_experts, tile_m);
+    tile.k_end = p.k;
+  } else {
+    if (p.offset_E1 != nullptr) {
+      const int tiles_each = p.tiles_m / p.n_experts;
+      tile.expert = tile_m / tiles_each;
+      tile_m %= tiles_each;
+      tile.k_first = p.offset_E1[tile.expert];
+      tile.k_end = p.offset_E1[tile.expert + 1];
+      if (tile.k_first == tile.k_end) return {};
+    }
+    tile.m_first = tile_m * kTile;
+    tile.m_end = std::min(tile.m_first + kTile, p.m);
+  }
+  tile.n_first = place / height * kTile;
+  return tile;
+}
+
+// The product of the tile's expert: p with b or c moved there.
+template <Form kForm, class T, class Out>
+__device__ __forceinline__ Product<T, Out> of_expert(Product<T, Out> p, int expert) {
+  const std::int64_t moved = expert * p.expert_stride;
+  if constexpr (a_along_k(kForm)) {
+    p.b.data += moved;
+  } else {
+    p.c_MN.data += moved;
+  }
+  return p;
+}
+
+// kSize neighbours of c.
+template <int kSize, class Out>
+__device__ __forceinline__ void write(Out* c, const float (&value)[kSize], bool add) {
+  Elements<Out, kSize> result{};
+  if (add) result = load<kSize>(c);
+  for (int i = 0; i < kSize; ++i)
+    result.element[i] = from_float<Out>(add ? to_float(result.element[i]) + value[i] : value[i]);
+  store<kSize>(c, result);
+}
+
+// Columns n and n + 1 of a row of c, as far as there are any. kPacks: there are both or none.
+template <bool kPacks, class Out>
+__device__ __forceinline__ void write_pair(Out* c_N, int n, int n_end, const float (&pair)[2], bool add) {
+  if constexpr (kPacks) {
+    if (n < n_end) write<2>(c_N + n, pair, add);
+  } else {
+    if (n < n_end) write<1>(c_N + n, {pair[0]}, add);
+    if (n + 1 < n_end) write<1>(c_N + n + 1, {pair[1]}, add);
+  }
+}
+
+// ---- bf16 on tensor cores ----
+// Four warps, each with 64 x 64 outputs in registers: two blocks find room on a multiprocessor. Operands come
+// through a ring of kStages tiles in shared memory; while one is multiplied the next ones are on their way.
+
+constexpr int kMmaThreads = 128, kStages = 4, kTileK = 32;
+constexpr int kChunk = 8;  // bf16 in 16 bytes: what ldmatrix and async_copy_16 move
+constexpr int kWarpTile = 64, kFragmentM = 16, kFragmentN = 8, kFragmentK = 16;
+
+struct MmaStage {
+  bf16 a[kTile * kTileK], b[kTile * kTileK];
+};
+constexpr std::size_t kMmaSharedBytes = kStages * sizeof(MmaStage);
+
+// Where a chunk of a tile with kColumns columns lies. Chunks of a row change places from row to row: then the
+// eight rows that ldmatrix reads at a time lie in different banks.
+template <int kColumns>
+__device__ __forceinline__ int chunk_place(int row, int chunk) {
+  constexpr int kChunks = kColumns / kChunk, kBankChunks = 8;  // chunks in all 32 banks together
+  const int turn = kChunks >= kBankChunks ? row % kBankChunks : row / (kBankChunks / kChunks) % kChunks;
+  return (row * kChunks + (chunk ^ turn)) * kChunk;
+}
+
+// The first `valid` of eight elements, the rest zero.
+template <bool kPacks, class T>
+__device__ __forceinline__ Elements<bf16, kChunk> rounded_chunk(const T* from, int valid) {
+  Elements<bf16, kChunk> chunk;
+  if (kPacks && valid == kChunk) {
+    for (int i = 0; i < kChunk; i += kPack<T>) {
+      const auto pack = load<kPack<T>>(from + i);
+      for (int j = 0; j < kPack<T>; ++j) chunk.element[i + j] = from_float<bf16>(to_float(pack.element[j]));
+    }
+  } else {
+    for (int i = 0; i < kChunk; ++i) chunk.element[i] = from_float<bf16>(i < valid ? to_float(from[i]) : 0.0f);
+  }
+  return chunk;
+}
+
+// Copies kRows x kColumns elements of `from`, whose first is at (row, column), to shared memory; zeros where
+// the source ends. kPacks: its rows are packs. bf16 packs go without passing through registers; they have
+// arrived after async_wait.
+template <int kRows, int kColumns, bool kPacks, class T>
+__device__ __forceinline__ void copy_tile(bf16* to, const Rows<const T>& from, int row, int row_end, int column,
+                                          int column_end) {
+  constexpr int kChunks = kColumns / kChunk, kEach = kRows * kChunks / kMmaThreads;
+  SY_UNROLL_BY(kPacks ? kEach : 1)  // one at a time where registers are short
+  for (int i = 0; i < kEach; ++i) {
+    const int place = static_cast<int>(threadIdx.x) + i * kMmaThreads;
+    const int r = row + place / kChunks, c = column + place % kChunks * kChunk;
+    const int valid = r < row_end ? std::clamp(column_end - c, 0, int{kChunk}) : 0;
+    const T* source = valid > 0 ? from[r] + c : from.data;
+    bf16* const chunk = to + chunk_place<kColumns>(place / kChunks, place % kChunks);
+    if constexpr (kPacks && std::is_same_v<T, bf16>) {
+      async_copy_16(chunk, source, valid * static_cast<int>(sizeof(bf16)));
+    } else {
+      store<kChunk>(chunk, rounded_chunk<kPacks>(source, valid));
+    }
+  }
+}
+
+// An operand's tile in shared memory: [kTile, kTileK] where it lies along K, else [kTileK, kTile].
+template <bool kAlongK, bool kPacks, class T>
+__device__ __forceinline__ void copy_operand(bf16* to, const Rows<const T>& from, int first, int end, int k,
+                                             int k_end) {
+  if constexpr (kAlongK) {
+    copy_tile<kTile, kTileK, kPacks>(to, from, first, end, k, k_end);
+  } else {
+    copy_tile<kTileK, kTile, kPacks>(to, from, k, k_end, first, end);
+  }
+}
+
+// The 16 x 16 piece at row or column `first` and at k as four 8 x 8 matrices. kKFirst: the matrices' order is
+// along K first (b's fragments of two neighbouring columns of c), else across it first (a's fragment).
+template <bool kAlongK, bool kKFirst>
+__device__ __forceinline__ void load_fragment(unsigned (&r)[4], const bf16* tile, int first, int k) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, row = lane % 8, matrix = lane / 8;
+  const int of_k = 8 * (kKFirst ? matrix % 2 : matrix / 2), of_other = 8 * (kKFirst ? matrix / 2 : matrix % 2);
+  if constexpr (kAlongK) {
+    ldmatrix_x4(r, tile + chunk_place<kTileK>(first + of_other + row, (k + of_k) / kChunk));
+  } else {
+    ldmatrix_x4_transposed(r, tile + chunk_place<kTile>(k + of_k + row, (first + of_other) / kChunk));
+  }
+}
+
+template <class T, class Out, Form kForm, bool kPacks>
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
+  const Tile tile = find_tile<kForm>(product);
+  if (tile.m_first >= tile.m_end) return;  // the whole block
+  const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
+  MmaStage* const stages = static_cast<MmaStage*>(dynamic_shared());
+  const int steps = (tile.k_end - tile.k_first + kTileK - 1) / kTileK;
+  const auto copy_step = [&](int step) {
+    if (step < steps) {
+      MmaStage& stage = stages[step % kStages];
+      const int k = tile.k_first + step * kTileK;
+      copy_operand<a_along_k(kForm), kPacks>(stage.a, p.a, tile.m_first, tile.m_end, k, tile.k_end);
+      copy_operand<b_along_k(kForm), kPacks>(stage.b, p.b, tile.n_first, p.n, k, tile.k_end);
+    }
+    async_commit();  // an empty group too: the groups count the steps
+  };
+
+  constexpr int kAcross = kWarpTile / kFragmentN, kDown = kWarpTile / kFragmentM;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp_m = warp / 2 * kWarpTile, warp_n = warp % 2 * kWarpTile;
+  float sum[kDown][kAcross][4] = {};
+  for (int step = 0; step < kStages - 1; ++step) copy_step(step);
+  for (int step = 0; step < steps; ++step) {
+    async_wait<kStages - 2>();
+    __syncthreads();                // this step's tiles are there, and all have done with the previous one's
+    copy_step(step + kStages - 1);  // into the previous step's place
+    const MmaStage& stage = stages[step % kStages];
+    for (int k = 0; k < kTileK; k += kFragmentK) {
+      unsigned a[kDown][4], b[kAcross / 2][4];
+      for (int i = 0; i < kDown; ++i)
+        load_fragment<a_along_k(kForm), false>(a[i], stage.a, warp_m + i * kFragmentM, k);
+      for (int j = 0; j < kAcross / 2; ++j)
+        load_fragment<b_along_k(kForm), true>(b[j], stage.b, warp_n + j * 2 * kFragmentN, k);
+      for (int i = 0; i < kDown; ++i) {
+        for (int j = 0; j < kAcross; ++j) {
+          const unsigned b_of_column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+          mma_16x8x16(sum[i][j], a[i], b_of_column);
+        }
+      }
+    }
+  }
+
+  SY_UNROLL
+  for (int i = 0; i < kDown; ++i) {
+    SY_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int m = tile.m_first + warp_m + i * kFragmentM + 8 * half + lane / 4;
+      SY_UNROLL
+      for (int j = 0; j < kAcross; ++j) {
+        const int n = tile.n_first + warp_n + j * kFragmentN + lane % 4 * 2;
+        const float pair[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
+        if (m < tile.m_end) write_pair<kPacks>(p.c_MN[m], n, p.n, pair, p.add);
+      }
+    }
+  }
+}
+
+// ---- float32 ----
+// 256 threads with 8 x 8 outputs each, in four groups of 4 x 4 that are half a tile apart.
+
+constexpr int kFloatThreads = 256, kFloatTileK = 16, kQuad = 4;
+using FloatTile = float[kFloatTileK][kTile + kQuad];  // longer rows: fewer bank conflicts
+
+struct FloatTiles {
+  FloatTile a_KM, b_KN;
+};
+
+// Rows or columns [first, first + kTile) of an operand at [k_first, k_first + kFloatTileK) of its sum; zeros
+// where it ends. Neighbouring threads read neighbours.
+template <bool kAlongK>
+__device__ __forceinline__ void copy_floats(FloatTile& to, const Rows<const float>& from, int first, int end,
+                                            int k_first, int k_end) {
+  for (int place = static_cast<int>(threadIdx.x); place < kFloatTileK * kTile; place += kFloatThreads) {
+    const int k = kAlongK ? place % kFloatTileK : place / kTile;
+    const int i = kAlongK ? place / kFloatTileK : place % kTile;
+    const bool valid = first + i < end && k_first + k < k_end;
+    to[k][i] = valid ? (kAlongK ? from[first + i][k_first + k] : from[k_first + k][first + i]) : 0.0f;
+  }
+}
+
+template <Form kForm>
+__global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, float> product) {
+  const Tile tile = find_tile<kForm>(product);
+  if (tile.m_first >= tile.m_end) return;  // the whole block
+  const Product<float, float> p = of_expert<kForm>(product, tile.expert);
+  auto& shared = static_shared<FloatTiles>();
+  const int row = static_cast<int>(threadIdx.x) / 16 * kQuad,
+            column = static_cast<int>(threadIdx.x) % 16 * kQuad;
+  float sum[2 * kQuad][2 * kQuad] = {};
+  for (int k_first = tile.k_first; k_first < tile.k_end; k_first += kFloatTileK) {
+    copy_floats<a_along_k(kForm)>(shared.a_KM, p.a, tile.m_first, tile.m_end, k_first, tile.k_end);
+    copy_floats<b_along_k(kForm)>(shared.b_KN, p.b, tile.n_first, p.n, k_first, tile.k_end);
+    __syncthreads();
+    for (int k = 0; k < kFloatTileK; ++k) {
+      float a[2 * kQuad], b[2 * kQuad];
+      for (int half = 0; half < 2; ++half) {
+        const auto a_quad = load<kQuad>(&shared.a_KM[k][row + half * kTile / 2]);
+        const auto b_quad = load<kQuad>(&shared.b_KN[k][column + half * kTile / 2]);
+        for (int i = 0; i < kQuad; ++i) {
+          a[half * kQuad + i] = a_quad.element[i];
+          b[half * kQuad + i] = b_quad.element[i];
+        }
+      }
+      for (int i = 0; i < 2 * kQuad; ++i)
+        for (int j = 0; j < 2 * kQuad; ++j) sum[i][j] += a[i] * b[j];
+    }
+    __syncthreads();  // before the tiles are overwritten
+  }
+  for (int i = 0; i < 2 * kQuad; ++i) {
+    const int m = tile.m_first + row + i / kQuad * kTile / 2 + i % kQuad;
+    if (m >= tile.m_end) continue;
+    for (int j = 0; j < 2 * kQuad; ++j) {
+      const int n = tile.n_first + column + j / kQuad * kTile / 2 + j % kQuad;
+      if (n < p.n) write<1>(p.c_MN[m] + n, {sum[i][j]}, p.add);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace switchyard::cuda
