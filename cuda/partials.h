@@ -1,13 +1,17 @@
-// The second half of a sum over rows: each block of a kernel has written its own sums as a row of partial_BN,
-// and here these are added. The order is a function of the number of blocks alone.
+// Sums over rows in two steps: each block of a kernel writes its own sums as a row of partial_BN, then these
+// are added. The order is a function of the number of rows alone.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
 
 #include "launch.h"
 #include "numeric.h"
 #include "reduce.h"
 #include "shared.h"
+#include "staging.h"
 
 namespace switchyard::cuda {
 
@@ -48,6 +52,47 @@ void sum_partials(const char* op, const Tensor& out_N, const Tensor& partial_BN,
   launch(op, sum_partials_kernel<Out, Partial>,
          {blocks(ceil_div(out_N.numel(), kWarp)), kPartialRanges * kWarp}, ctx, out_N.as<Out>(),
          rows_of<const Partial>(partial_BN), partial_BN.rows(), out_N.numel(), write == Partials::add);
+}
+
+// How rows are cut: as many blocks as fill a large device twice, none of fewer rows than are worth a block.
+struct RowRange {
+  std::int64_t rows;  // of each block but the last
+  std::int64_t blocks;
+  RowRange(std::int64_t n_rows, std::int64_t fewest, std::int64_t most_blocks = 264)
+      : rows(std::max(fewest, ceil_div(n_rows, most_blocks))), blocks(ceil_div(n_rows, rows)) {}
+};
+
+namespace {
+
+constexpr int kSumThreads = 256;
+
+template <int kCount, class F>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_rows_kernel(F add, Rows<double> partial_BN, std::int64_t n_rows, std::int64_t rows_a_block) {
+  const std::int64_t first = std::int64_t{blockIdx.x} * rows_a_block;
+  const std::int64_t last = first + rows_a_block < n_rows ? first + rows_a_block : n_rows;
+  double sum[kCount] = {};
+  for (std::int64_t r = first + threadIdx.x; r < last; r += kSumThreads) add(r, sum);
+  for (int i = 0; i < kCount; ++i) {
+    const double of_block = reduce_block<Sum, kSumThreads>(sum[i]);
+    if (threadIdx.x == 0) partial_BN[blockIdx.x][i] = of_block;
+  }
+}
+
+}  // namespace
+
+// The sums over rows of what add(row, sum) adds to sum, an array of kCount doubles, on the device; read by the
+// host, which waits. F is a struct with a const operator().
+template <int kCount, class F>
+std::array<double, kCount> sum_rows(const char* op, std::int64_t n_rows, Context& ctx, const F& add) {
+  const RowRange range(n_rows, 4 * kSumThreads);
+  ScratchScope scope(ctx.scratch);
+  const Tensor partial_BN = ctx.scratch.take({range.blocks, kCount}, DType::f64);
+  const Tensor sum_N = ctx.scratch.take({kCount}, DType::f64);
+  launch(op, sum_rows_kernel<kCount, F>, {blocks(range.blocks), kSumThreads}, ctx, add,
+         rows_of<double>(partial_BN), n_rows, range.rows);
+  sum_partials<double, double>(op, sum_N, partial_BN, Partials::set, ctx);
+  return read<kCount>(sum_N);
 }
 
 }  // namespace switchyard::cuda
