@@ -29,7 +29,31 @@ void copy(void* to, const void* from, std::int64_t bytes) {
   SY_CUDA(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault));
 }
 
+constexpr int kOldestMajor = 8;  // compute capability: bf16 products and asynchronous copies
+
+cudaDeviceProp properties() {
+  cudaDeviceProp prop;
+  SY_CUDA(cudaGetDeviceProperties(&prop, 0));
+  return prop;
+}
+
 }  // namespace
+
+std::string obstacle() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return fmt::format("no CUDA device can be used ({})", cudaGetErrorString(error));
+  if (count == 0) return "there is no CUDA device";
+  const cudaDeviceProp prop = properties();
+  if (prop.major >= kOldestMajor) return "";
+  return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major, prop.minor,
+                     kOldestMajor);
+}
+
+std::string description() {
+  const cudaDeviceProp prop = properties();
+  return fmt::format("{}, {:.1f} GiB", prop.name, static_cast<double>(prop.totalGlobalMem) / (1 << 30));
+}
 
 void use_device_memory() { set_device_memory(Device::cuda, {allocate, release, fill, copy}); }
 

@@ -36,15 +36,16 @@ struct DeviceMemory {
 };
 void set_device_memory(Device device, const DeviceMemory& memory);
 
-// The elements of a tensor where they can be read or written directly, as a tensor of `device`: the tensor
-// itself if it lies there, a copy made now if not. write_back() copies what was written to where the tensor
-// lies.
+// The elements of a tensor where `device` can read and write them: the tensor itself if it lies there, a copy
+// made now if not. write_back() copies what was written to where the tensor lies, refresh() what has been
+// written there since.
 class CopyOn {
  public:
   CopyOn(Device device, const Tensor& tensor);
   const Tensor& tensor() const { return here_; }
   const Tensor* operator->() const { return &here_; }
   void write_back() const;
+  void refresh() const;
 
  private:
   Tensor there_, here_;

@@ -258,6 +258,19 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "an error of the emulator";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+struct cudaDeviceProp {
+  char name[256];
+  std::size_t totalGlobalMem;
+  int major, minor;
+};
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
+  *prop = {"the emulator", std::size_t{1} << 30, 9, 0};
+  return cudaSuccess;
+}
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   *memory = simt::allocate(bytes);
   return cudaSuccess;
