@@ -26,7 +26,8 @@ struct RangeSums {
 // A warp has one range and 32 columns, so that neighbours read neighbours.
 template <class Out, class Partial>
 __global__ void __launch_bounds__(kPartialRanges* kWarp)
-    sum_partials_kernel(Out* out_N, Rows<const Partial> partial_BN, int n_blocks, int width, bool add) {
+    sum_partials_kernel(Rows<Out> out_N, int row_size, Rows<const Partial> partial_BN, int n_blocks, int width,
+                        bool add) {
   const int range = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int n = static_cast<int>(blockIdx.x) * kWarp + lane;
   const int per_range = (n_blocks + kPartialRanges - 1) / kPartialRanges, first = range * per_range;
@@ -40,26 +41,31 @@ __global__ void __launch_bounds__(kPartialRanges* kWarp)
   __syncthreads();
   if (range > 0 || n >= width) return;
   for (int r = 1; r < kPartialRanges; ++r) sum += sums.of[r][lane];
-  out_N[n] = add ? static_cast<Out>(static_cast<double>(out_N[n]) + sum) : static_cast<Out>(sum);
+  Out& out = out_N[n / row_size][n % row_size];
+  out = add ? static_cast<Out>(static_cast<double>(out) + sum) : static_cast<Out>(sum);
 }
 
 }  // namespace
 
-// out_N = (or +=) the sum of partial_BN's rows, each an Out and a Partial: f32 or f64. In double.
+// out_N = (or +=) the sum of partial_BN's rows, each an Out and a Partial: f32 or f64. In double. A matrix for
+// out_N has N elements in all; its rows may be strided.
 enum class Partials { set, add };
 template <class Out, class Partial>
 void sum_partials(const char* op, const Tensor& out_N, const Tensor& partial_BN, Partials write, Context& ctx) {
   launch(op, sum_partials_kernel<Out, Partial>,
-         {blocks(ceil_div(out_N.numel(), kWarp)), kPartialRanges * kWarp}, ctx, out_N.as<Out>(),
-         rows_of<const Partial>(partial_BN), partial_BN.rows(), out_N.numel(), write == Partials::add);
+         {blocks(ceil_div(out_N.numel(), kWarp)), kPartialRanges * kWarp}, ctx, rows_of<Out>(out_N),
+         out_N.row_size(), rows_of<const Partial>(partial_BN), partial_BN.rows(), out_N.numel(),
+         write == Partials::add);
 }
 
-// How rows are cut: as many blocks as fill a large device twice, none of fewer rows than are worth a block.
+// How rows are cut: as many blocks as fill a large device twice, each of a multiple of `unit` rows, which are
+// worth a block.
 struct RowRange {
   std::int64_t rows;  // of each block but the last
   std::int64_t blocks;
-  RowRange(std::int64_t n_rows, std::int64_t fewest, std::int64_t most_blocks = 264)
-      : rows(std::max(fewest, ceil_div(n_rows, most_blocks))), blocks(ceil_div(n_rows, rows)) {}
+  RowRange(std::int64_t n_rows, std::int64_t unit, std::int64_t most_blocks = 264)
+      : rows(std::max<std::int64_t>(1, ceil_div(n_rows, unit * most_blocks)) * unit),
+        blocks(ceil_div(n_rows, rows)) {}
 };
 
 namespace {
