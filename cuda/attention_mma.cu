@@ -32,11 +32,18 @@ struct SharedRows {
 template <int kThreads, int kRowsOf, int kWidth, class R>
 __device__ __forceinline__ void start_copy(SharedRows<kRowsOf, kWidth>& to, const R& rows, int row0, int n_rows,
                                            int width) {
-  constexpr int kPacks = kWidth / kPack<bf16>;
-  for (int i = static_cast<int>(threadIdx.x); i < kRowsOf * kPacks; i += kThreads) {
-    const int row = i / kPacks, x = i % kPacks * kPack<bf16>;
-    const bool inside = row0 + row < n_rows && x < width;
-    async_copy_16(to.row(row) + x, inside ? rows[row0 + row] + x : rows.data, inside ? 16 : 0);
+  constexpr int kSize = kPack<bf16>, kLanes = std::min(8, kWidth / kSize);  // that copy a row side by side
+  const int first_x = static_cast<int>(threadIdx.x) % kLanes * kSize;
+  SY_UNROLL_BY(2)
+  for (int row = static_cast<int>(threadIdx.x) / kLanes; row < kRowsOf; row += kThreads / kLanes) {
+    const bool row_inside = row0 + row < n_rows;
+    const bf16* const from = row_inside ? rows[row0 + row] : rows.data;
+    SY_UNROLL
+    for (int i = 0; i < kWidth; i += kLanes * kSize) {
+      const int x = first_x + i;
+      const bool inside = row_inside && x < width;
+      async_copy_16(to.row(row) + x, inside ? from + x : from, inside ? 16 : 0);
+    }
   }
 }
 
@@ -65,12 +72,16 @@ __device__ __forceinline__ void multiply_transposed(Sums<kTiles, kColumns>& sum,
   a += lane() % 16 * kStride + lane() / 16 * 8;
   b += (lane() % 8 + lane() / 16 * 8) * kStride + lane() / 8 % 2 * 8;
   sum = {};
+  SY_UNROLL_BY(4)
   for (int x = 0; x < kDepth; x += 16) {
     unsigned a_x[kTiles][4];
+    SY_UNROLL
     for (int i = 0; i < kTiles; ++i) ldmatrix_x4(a_x[i], a + 16 * i * kStride + x);
+    SY_UNROLL
     for (int c = 0; c < kColumns / 8; c += 2) {
       unsigned b_x[4];
       ldmatrix_x4(b_x, b + 8 * c * kStride + x);
+      SY_UNROLL
       for (int i = 0; i < kTiles; ++i) mma_16x16x16(sum.at[i][c], sum.at[i][c + 1], a_x[i], b_x);
     }
   }
@@ -88,15 +99,20 @@ template <int kStride, int kDepth, int kTiles, int kColumns>
 __device__ __forceinline__ void multiply_add(Sums<kTiles, kColumns>& sum, const Sums<kTiles, kDepth>& a,
                                              const bf16* b) {
   b += lane() % 16 * kStride + lane() / 16 * 8;
+  SY_UNROLL
   for (int x = 0; x < kDepth / 8; x += 2) {
     unsigned a_x[kTiles][4];
+    SY_UNROLL
     for (int i = 0; i < kTiles; ++i) {
+      SY_UNROLL
       for (int j = 0; j < 4; ++j)
         a_x[i][j] = bf16_pair(a.at[i][x + j / 2][j % 2 * 2], a.at[i][x + j / 2][j % 2 * 2 + 1]);
     }
+    SY_UNROLL
     for (int c = 0; c < kColumns / 8; c += 2) {
       unsigned b_x[4];
       ldmatrix_x4_transposed(b_x, b + 8 * x * kStride + 8 * c);
+      SY_UNROLL
       for (int i = 0; i < kTiles; ++i) mma_16x16x16(sum.at[i][c], sum.at[i][c + 1], a_x[i], b_x);
     }
   }
@@ -113,6 +129,7 @@ __device__ __forceinline__ float reduce_row(float value) {
 template <int kTiles, int kColumns>
 __device__ __forceinline__ void write_row(bf16* to, const Sums<kTiles, kColumns>& sum, int i, int h,
                                           float factor, int x0, int width) {
+  SY_UNROLL
   for (int c = 0; c < kColumns / 8; ++c) {
     const int x = x0 + sum_column(c);
     if (x >= width) continue;
@@ -137,8 +154,9 @@ struct Gradients {
 
 template <int kN, int kM>
 struct Forward {
-  static constexpr int kRows = 128, kKeys = 64;
-  static constexpr int kTiles = kM <= 128 ? 2 : 1;  // of 16 rows a warp, as many as its sums find registers for
+  static constexpr int kRows = 128;
+  // Of 16 rows a warp, and keys: as many as sums and scores find registers for.
+  static constexpr int kTiles = kM <= 128 ? 2 : 1, kKeys = kM == 128 ? 48 : 64;
   static constexpr int kThreads = kRows / (16 * kTiles) * kWarp;
   struct Shared {
     SharedRows<kRows, kN> q;
@@ -153,7 +171,7 @@ struct Running {
   float max[kTiles][2], sum[kTiles][2], product[kTiles][2];
 };
 
-template <int kN, int kM>
+template <int kN, int kM, bool kEntropy>
 __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     forward_kernel(Rows<bf16> out_THM, Rows<float> lse_TH, Rows<float> entropy_TH, Operands in, int n_tiles) {
   using F = Forward<kN, kM>;
@@ -173,12 +191,12 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
   start_copy<F::kThreads>(shared.q, q, row0, n_rows, sizes.width_N);
   start_copy<F::kThreads>(shared.k, k, keys.some.begin, keys.some.end, sizes.width_N);
   async_commit();
-  KeyRange seen[F::kTiles][2];
   Running<F::kTiles> running;
   Sums<F::kTiles, kM> out{};
+  SY_UNROLL
   for (int i = 0; i < F::kTiles; ++i) {
+    SY_UNROLL
     for (int h = 0; h < 2; ++h) {
-      seen[i][h] = keys_of_row(kv_begin_S, sizes, row0 + warp_row + 16 * i + sum_row(h));
       running.max[i][h] = -INFINITY;
       running.sum[i][h] = running.product[i][h] = 0;
     }
@@ -197,13 +215,19 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     async_commit();
 
     const bool masked = key0 < keys.all.begin || key0 + F::kKeys > keys.all.end;
+    SY_UNROLL
     for (int i = 0; i < F::kTiles; ++i) {
+      SY_UNROLL
       for (int h = 0; h < 2; ++h) {
+        KeyRange seen{};
+        if (masked) seen = keys_of_row(kv_begin_S, sizes, row0 + warp_row + 16 * i + sum_row(h));
         float tile_max = -INFINITY;
+        SY_UNROLL
         for (int c = 0; c < F::kKeys / 8; ++c) {
+          SY_UNROLL
           for (int e = 0; e < 2; ++e) {
             float& score = s.at[i][c][2 * h + e];
-            if (masked && !seen[i][h].has(key0 + sum_column(c) + e)) score = -INFINITY;
+            if (masked && !seen.has(key0 + sum_column(c) + e)) score = -INFINITY;
             tile_max = std::max(tile_max, score);
           }
         }
@@ -211,11 +235,13 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
         const float shift = max == -INFINITY ? 0 : max * scale;  // nothing seen so far
         const float shrink = exp2f(running.max[i][h] * scale - shift);
         float sum = 0, product = 0;
+        SY_UNROLL
         for (int c = 0; c < F::kKeys / 8; ++c) {
+          SY_UNROLL
           for (int e = 0; e < 2; ++e) {
             float& score = s.at[i][c][2 * h + e];
             const float p = exp2f(score * scale - shift);
-            if (entropy_TH.data != nullptr && p > 0) product += p * score;
+            if (kEntropy) product += p > 0 ? p * score : 0;
             sum += p;
             score = p;
           }
@@ -223,6 +249,7 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
         running.max[i][h] = max;
         running.sum[i][h] = running.sum[i][h] * shrink + sum;
         running.product[i][h] = running.product[i][h] * shrink + product;
+        SY_UNROLL
         for (int c = 0; c < kM / 8; ++c) {
           out.at[i][c][2 * h] *= shrink;
           out.at[i][c][2 * h + 1] *= shrink;
@@ -233,7 +260,9 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
   }
 
   const auto out_rows = query_rows(out_THM, sizes, place, sizes.width_M);
+  SY_UNROLL
   for (int i = 0; i < F::kTiles; ++i) {
+    SY_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int r = row0 + warp_row + 16 * i + sum_row(h);
       const float sum = reduce_row<Sum>(running.sum[i][h]), product = reduce_row<Sum>(running.product[i][h]);
@@ -243,8 +272,7 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
       const float lse = running.max[i][h] * sizes.scale + logf(sum);
       *query_rows(lse_TH, sizes, place, 1)[r] = lse;
       // -sum P log P with log P = scale s - lse
-      if (entropy_TH.data != nullptr)
-        *query_rows(entropy_TH, sizes, place, 1)[r] = lse - product * sizes.scale / sum;
+      if (kEntropy) *query_rows(entropy_TH, sizes, place, 1)[r] = lse - product * sizes.scale / sum;
     }
   }
 }
@@ -292,12 +320,12 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM>::kThreads)
   start_copy<B::kThreads>(shared.q, q, row0, n_rows, sizes.width_N);
   start_copy<B::kThreads>(shared.dout, dout, row0, n_rows, sizes.width_M);
   start_keys(0, keys.some.begin);
-  KeyRange seen[B::kTiles][2];
   float lse[B::kTiles][2], delta[B::kTiles][2];  // lse in base 2
+  SY_UNROLL
   for (int i = 0; i < B::kTiles; ++i) {
+    SY_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int r = row0 + warp_row + 16 * i + sum_row(h);
-      seen[i][h] = keys_of_row(kv_begin_S, sizes, r);
       lse[i][h] = r < n_rows ? *query_rows(gradients.lse_TH, sizes, place, 1)[r] * kLog2E : INFINITY;
       delta[i][h] = r < n_rows ? *query_rows(gradients.delta_TH, sizes, place, 1)[r] : 0;
     }
@@ -312,20 +340,30 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM>::kThreads)
     multiply_transposed<kN>(s, shared.q.row(warp_row), shared.k[stage].row(0));
     multiply_transposed<kM>(dprob, shared.dout.row(warp_row), shared.v[stage].row(0));
     const bool masked = key0 < keys.all.begin || key0 + B::kKeys > keys.all.end;
+    SY_UNROLL
     for (int i = 0; i < B::kTiles; ++i) {
-      for (int c = 0; c < B::kKeys / 8; ++c) {
-        for (int j = 0; j < 4; ++j) {
-          const int h = j / 2;
-          float p = exp2f(s.at[i][c][j] * scale - lse[i][h]);
-          if (masked && !seen[i][h].has(key0 + sum_column(c) + j % 2)) p = 0;
-          s.at[i][c][j] = p * (dprob.at[i][c][j] - delta[i][h]);
+      SY_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        KeyRange seen{};
+        if (masked) seen = keys_of_row(kv_begin_S, sizes, row0 + warp_row + 16 * i + sum_row(h));
+        SY_UNROLL
+        for (int c = 0; c < B::kKeys / 8; ++c) {
+          SY_UNROLL
+          for (int e = 0; e < 2; ++e) {
+            float& score = s.at[i][c][2 * h + e];
+            float p = exp2f(score * scale - lse[i][h]);
+            if (masked && !seen.has(key0 + sum_column(c) + e)) p = 0;
+            score = p * (dprob.at[i][c][2 * h + e] - delta[i][h]);
+          }
         }
       }
     }
     multiply_add<kN + kPad>(dq, s, shared.k[stage].row(0));
   }
   const auto dq_rows = query_rows(dq_THN, sizes, place, sizes.width_N);
+  SY_UNROLL
   for (int i = 0; i < B::kTiles; ++i) {
+    SY_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int r = row0 + warp_row + 16 * i + sum_row(h);
       if (r < n_rows) write_row(dq_rows[r], dq, i, h, sizes.scale, 0, sizes.width_N);
@@ -400,9 +438,12 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads)
     multiply_transposed<kN>(s, shared.k.row(warp_key), shared.q[stage].row(0));
     multiply_transposed<kM>(dprob, shared.v.row(warp_key), shared.dout[stage].row(0));
     const bool masked = rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group;
+    SY_UNROLL
     for (int c = 0; c < B::kRows / 8; ++c) {
+      SY_UNROLL
       for (int e = 0; e < 2; ++e) {
         const RowFacts row = shared.facts[stage][sum_column(c) + e];
+        SY_UNROLL
         for (int h = 0; h < 2; ++h) {
           float& score = s.at[0][c][2 * h + e];
           float p = exp2f(score * scale - row.lse);
@@ -418,6 +459,7 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads)
   }
   const auto dk_rows = key_rows(dk_TGN, sizes, place, sizes.width_N);
   const auto dv_rows = key_rows(dv_TGM, sizes, place, sizes.width_M);
+  SY_UNROLL
   for (int h = 0; h < 2; ++h) {
     const int key = key0 + warp_key + sum_row(h);
     if (key >= n_keys) continue;
@@ -469,9 +511,13 @@ void attention_mma(const AttentionForward& x, Context& ctx) {
   with_padded_heads(x.sizes, [&]<int kN, int kM>() {
     using F = Forward<kN, kM>;
     const std::int64_t n_tiles = ceil_div(x.sizes.rows(), F::kRows);
-    launch("attention_forward", forward_kernel<kN, kM>,
-           {blocks(x.n_seq * x.sizes.n_kv_heads * n_tiles), F::kThreads, sizeof(typename F::Shared)}, ctx,
-           rows_of<bf16>(x.out_THM), rows_of<float>(x.lse_TH), entropy_rows(x), operands_of(x), n_tiles);
+    const auto start = [&]<bool kEntropy>() {
+      launch("attention_forward", forward_kernel<kN, kM, kEntropy>,
+             {blocks(x.n_seq * x.sizes.n_kv_heads * n_tiles), F::kThreads, sizeof(typename F::Shared)}, ctx,
+             rows_of<bf16>(x.out_THM), rows_of<float>(x.lse_TH), entropy_rows(x), operands_of(x), n_tiles);
+    };
+    if (x.entropy_TH.defined()) return start.template operator()<true>();
+    start.template operator()<false>();
   });
 }
 
