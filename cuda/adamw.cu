@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     update_kernel(Arrays arrays, std::int64_t count, int before, Factors factors) {
   const std::int64_t pack = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, first = pack * kSize - before;
   if (first >= 0 && first + kSize <= count) return update<kSize>(arrays, first, factors);
+  SY_UNROLL_BY(1)
   for (std::int64_t i = first; i < first + kSize; ++i) {
     if (i >= 0 && i < count) update<1>(arrays, i, factors);
   }
