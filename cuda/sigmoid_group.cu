@@ -70,12 +70,9 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   unsigned kept[kMaxExpertGroups / kWarp];  // bit l of kept[i]: group 32 i + l
   for (int i = 0; i < static_cast<int>(kMaxExpertGroups) / kWarp; ++i) {
     const int g = i * kWarp + lane;
-    int better = topk_group;
-    if (g < n_group) {
-      better = 0;
-      for (int other = 0; other < n_group; ++other)
-        better += sum_G[other] > sum_G[g] || (sum_G[other] == sum_G[g] && other < g);
-    }
+    int better = 0;
+    for (int other = 0; g < n_group && other < n_group; ++other)
+      better += sum_G[other] > sum_G[g] || (sum_G[other] == sum_G[g] && other < g);
     kept[i] = __ballot_sync(kFullWarp, better < topk_group);
   }
   for (int e = lane; e < n_experts; e += kWarp) {
