@@ -380,6 +380,7 @@ struct alignas(16) RowFacts {
 template <int kN, int kM>
 struct BackwardKv {
   static constexpr int kRows = 32, kThreads = 256;
+  static constexpr int kBlocks = kN + kM <= 128 ? 2 : 1;  // on a multiprocessor, as registers allow
   static constexpr int kSplit =
       kN + kM <= 320 ? 1 : 2;  // warps that share 16 keys: each has a part of the columns
   static constexpr int kKeys = kThreads / kWarp / kSplit * 16;
@@ -394,7 +395,7 @@ struct BackwardKv {
 
 // Scores are transposed here: a sum's rows are keys, its columns query rows.
 template <int kN, int kM>
-__global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads)
+__global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads, BackwardKv<kN, kM>::kBlocks)
     dkv_kernel(Rows<bf16> dk_TGN, Rows<bf16> dv_TGM, Operands in, Gradients gradients, int n_tiles) {
   using B = BackwardKv<kN, kM>;
   auto& shared = *static_cast<typename B::Shared*>(dynamic_shared());
