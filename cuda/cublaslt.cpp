@@ -62,7 +62,8 @@ struct Problem {
 struct Plan {
   Description product;
   Layout c, a, b;
-  cublasLtMatmulAlgo_t algorithm;
+  bool possible = false;
+  cublasLtMatmulAlgo_t algorithm{};
 };
 
 cudaDataType_t type_of(DType dtype) {
@@ -115,10 +116,14 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& problem, const char* op) 
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, problem.c_MN.alignment);
   cublasLtMatmulHeuristicResult_t best{};
   int n_found = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(handle, description, plan.b.get(), plan.a.get(), plan.c.get(),
-                                       plan.c.get(), preference, 1, &best, &n_found),
-        op, "cublasLtMatmulAlgoGetHeuristic");
-  check(n_found > 0 ? best.state : CUBLAS_STATUS_NOT_SUPPORTED, op, "cublasLtMatmulAlgoGetHeuristic");
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(handle, description, plan.b.get(), plan.a.get(), plan.c.get(),
+                                     plan.c.get(), preference, 1, &best, &n_found);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plan;
+  check(status, op, "cublasLtMatmulAlgoGetHeuristic");
+  if (n_found == 0) return plan;
+  check(best.state, op, "cublasLtMatmulAlgoGetHeuristic");
+  plan.possible = true;
   plan.algorithm = best.algo;
   return plan;
 }
@@ -145,10 +150,11 @@ class Library {
 
 }  // namespace
 
-void cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
+bool cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
                        bool add, Context& ctx) {
   thread_local Library library(op);
   const Plan& plan = library.plan_for({form, Matrix(c_MN), Matrix(a), Matrix(b)}, op);
+  if (!plan.possible) return false;
   ScratchScope scope(ctx.scratch);  // allocated once, and used in the stream's order
   const Tensor workspace = ctx.scratch.take({kWorkspaceBytes / size_of(DType::f32)}, DType::f32);
   const float alpha = 1, beta = add ? 1 : 0;
@@ -156,6 +162,7 @@ void cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tens
                        plan.a.get(), &beta, c_MN.raw(), plan.c.get(), c_MN.raw(), plan.c.get(), &plan.algorithm,
                        workspace.raw(), static_cast<std::size_t>(kWorkspaceBytes), stream_of(ctx)),
         op, "cublasLtMatmul");
+  return true;
 }
 
 }  // namespace switchyard::cuda

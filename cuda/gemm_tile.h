@@ -150,53 +150,62 @@ __device__ __forceinline__ int chunk_place(int row, int chunk) {
   return (row * kChunks + (chunk ^ turn)) * kChunk;
 }
 
-// The first `valid` of eight elements, the rest zero.
+// The first `valid` of eight elements, the rest zero. kPacks: all are valid or none.
 template <bool kPacks, class T>
 __device__ __forceinline__ Elements<bf16, kChunk> rounded_chunk(const T* from, int valid) {
+  constexpr int kSize = kPacks ? kPack<T> : 1;
   Elements<bf16, kChunk> chunk;
-  if (kPacks && valid == kChunk) {
-    for (int i = 0; i < kChunk; i += kPack<T>) {
-      const auto pack = load<kPack<T>>(from + i);
-      for (int j = 0; j < kPack<T>; ++j) chunk.element[i + j] = from_float<bf16>(to_float(pack.element[j]));
-    }
-  } else {
-    for (int i = 0; i < kChunk; ++i) chunk.element[i] = from_float<bf16>(i < valid ? to_float(from[i]) : 0.0f);
+  SY_UNROLL
+  for (int i = 0; i < kChunk; i += kSize) {
+    Elements<T, kSize> some{};
+    if (i < valid) some = load<kSize>(from + i);
+    for (int j = 0; j < kSize; ++j) chunk.element[i + j] = from_float<bf16>(to_float(some.element[j]));
   }
   return chunk;
 }
 
-// Copies kRows x kColumns elements of `from`, whose first is at (row, column), to shared memory; zeros where
-// the source ends. kPacks: its rows are packs. bf16 packs go without passing through registers; they have
-// arrived after async_wait.
-template <int kRows, int kColumns, bool kPacks, class T>
-__device__ __forceinline__ void copy_tile(bf16* to, const Rows<const T>& from, int row, int row_end, int column,
-                                          int column_end) {
-  constexpr int kChunks = kColumns / kChunk, kEach = kRows * kChunks / kMmaThreads;
-  SY_UNROLL_BY(kPacks ? kEach : 1)  // one at a time where registers are short
-  for (int i = 0; i < kEach; ++i) {
-    const int place = static_cast<int>(threadIdx.x) + i * kMmaThreads;
-    const int r = row + place / kChunks, c = column + place % kChunks * kChunk;
-    const int valid = r < row_end ? std::clamp(column_end - c, 0, int{kChunk}) : 0;
-    const T* source = valid > 0 ? from[r] + c : from.data;
-    bf16* const chunk = to + chunk_place<kColumns>(place / kChunks, place % kChunks);
-    if constexpr (kPacks && std::is_same_v<T, bf16>) {
-      async_copy_16(chunk, source, valid * static_cast<int>(sizeof(bf16)));
-    } else {
-      store<kChunk>(chunk, rounded_chunk<kPacks>(source, valid));
-    }
-  }
-}
-
-// An operand's tile in shared memory: [kTile, kTileK] where it lies along K, else [kTileK, kTile].
+// A thread's share of an operand's tiles, which lie in shared memory as [kTile, kTileK] where the operand lies
+// along K, else as [kTileK, kTile]: a chunk in every kRowsATurn-th row. kPacks: the operand's rows are packs.
 template <bool kAlongK, bool kPacks, class T>
-__device__ __forceinline__ void copy_operand(bf16* to, const Rows<const T>& from, int first, int end, int k,
-                                             int k_end) {
-  if constexpr (kAlongK) {
-    copy_tile<kTile, kTileK, kPacks>(to, from, first, end, k, k_end);
-  } else {
-    copy_tile<kTileK, kTile, kPacks>(to, from, k, k_end, first, end);
+class OperandTiles {
+ public:
+  // The operand's rows or columns [first, end), of which there may be more than kTile, from k on.
+  __device__ __forceinline__ OperandTiles(const Rows<const T>& from, int first, int end, int k, int k_end)
+      : stride_(from.stride) {
+    const int row = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+    const int column = chunk * kChunk;
+    to_ = chunk_place<kColumns>(row, chunk);
+    from_ = kAlongK ? from[first + row] + k + column : from[k + row] + first + column;
+    rows_left_ = (kAlongK ? end - first : k_end - k) - row;
+    columns_left_ = (kAlongK ? k_end - k : end - first) - column;
   }
-}
+  // Copies the next tile; zeros where the operand ends. bf16 packs do not pass through registers and have
+  // arrived after async_wait.
+  __device__ __forceinline__ void copy_next(bf16* tile) {
+    SY_UNROLL_BY(kPacks ? kRows / kRowsATurn : 1)  // one at a time where registers are short
+    for (int row = 0; row < kRows; row += kRowsATurn) {
+      const int valid = row < rows_left_ ? std::clamp(columns_left_, 0, int{kChunk}) : 0;
+      const T* const from = from_ + row * stride_;
+      bf16* const to = tile + to_ + row * kColumns;  // chunks change places alike in all turns
+      if constexpr (kPacks && std::is_same_v<T, bf16>) {
+        async_copy_16(to, from, valid > 0 ? 16 : 0);
+      } else {
+        store<kChunk>(to, rounded_chunk<kPacks>(from, valid));
+      }
+    }
+    from_ += kAlongK ? kTileK : kTileK * stride_;
+    (kAlongK ? columns_left_ : rows_left_) -= kTileK;
+  }
+
+ private:
+  static constexpr int kRows = kAlongK ? kTile : kTileK, kColumns = kAlongK ? kTileK : kTile;
+  static constexpr int kChunks = kColumns / kChunk, kRowsATurn = kMmaThreads / kChunks;
+  static_assert(kRowsATurn % 8 == 0);
+
+  const T* from_;
+  std::int64_t stride_;
+  int to_, rows_left_, columns_left_;
+};
 
 // The 16 x 16 piece at row or column `first` and at k as four 8 x 8 matrices. kKFirst: the matrices' order is
 // along K first (b's fragments of two neighbouring columns of c), else across it first (a's fragment).
@@ -218,12 +227,12 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
   const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
   MmaStage* const stages = static_cast<MmaStage*>(dynamic_shared());
   const int steps = (tile.k_end - tile.k_first + kTileK - 1) / kTileK;
+  OperandTiles<a_along_k(kForm), kPacks, T> a_tiles(p.a, tile.m_first, tile.m_end, tile.k_first, tile.k_end);
+  OperandTiles<b_along_k(kForm), kPacks, T> b_tiles(p.b, tile.n_first, p.n, tile.k_first, tile.k_end);
   const auto copy_step = [&](int step) {
     if (step < steps) {
-      MmaStage& stage = stages[step % kStages];
-      const int k = tile.k_first + step * kTileK;
-      copy_operand<a_along_k(kForm), kPacks>(stage.a, p.a, tile.m_first, tile.m_end, k, tile.k_end);
-      copy_operand<b_along_k(kForm), kPacks>(stage.b, p.b, tile.n_first, p.n, k, tile.k_end);
+      a_tiles.copy_next(stages[step % kStages].a);
+      b_tiles.copy_next(stages[step % kStages].b);
     }
     async_commit();  // an empty group too: the groups count the steps
   };

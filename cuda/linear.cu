@@ -112,8 +112,9 @@ void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, co
 #ifndef SWITCHYARD_SIMT
   // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
   const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
-  if (as_they_are && a.numel() > 0 && b.numel() > 0)
-    return cublaslt_multiply(op, form, c_MN, a, b, write == Write::add, ctx);
+  if (as_they_are && a.numel() > 0 && b.numel() > 0 &&
+      cublaslt_multiply(op, form, c_MN, a, b, write == Write::add, ctx))
+    return;
 #endif
   multiply_in_tiles(op, form, c_MN, a, b, write, {}, ctx);
 }
