@@ -13,11 +13,11 @@ namespace switchyard::test {
 namespace {
 
 struct Case {
-  std::int64_t tokens, width, vocabulary,
-      margin;  // margin > 0: strided rows; 8 keeps them at multiples of 16 bytes
+  std::int64_t tokens, width, vocabulary;
+  std::int64_t margin;  // > 0: strided rows; 8 keeps them at multiples of 16 bytes
 };
-// No tokens, one, more than a block looks at in one step with blocks of several kinds of tokens each, one kind
-// of token that fills a block's room more than once; widths with and without whole packs and beyond a warp's.
+// No tokens, one, blocks with several kinds of tokens, more tokens than a block looks at in one step; widths
+// with and without whole packs and beyond a warp's.
 const Case kCases[] = {{0, 8, 3, 0},     {1, 1, 1, 0},    {9, 17, 5, 5},
                        {40, 136, 70, 8}, {130, 24, 3, 3}, {1100, 8, 2000, 0}};
 
