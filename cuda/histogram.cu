@@ -22,10 +22,10 @@ namespace {
 constexpr int kSide = static_cast<int>(kGapBins), kBins = 2 * kSide;
 constexpr int kExperts = 8;  // of a block
 
-// The borders of gap_bins.h, each rounded up to a float: no float lies between the two, so that a float is on
-// the same side of both. The last is infinity, since what is farther belongs to the last bin.
+// Where each bin of a side begins, gap_bins.h, rounded up to a float: no float lies between the two, so that a
+// float is on the same side of both.
 struct Borders {
-  float of_bin[kSide + 1];
+  float of_bin[kSide];
 };
 Borders float_borders() {
   Borders borders;
@@ -36,7 +36,6 @@ Borders float_borders() {
                             ? std::nextafter(nearest, std::numeric_limits<float>::infinity())
                             : nearest;
   }
-  borders.of_bin[kSide] = std::numeric_limits<float>::infinity();
   return borders;
 }
 
@@ -77,7 +76,7 @@ __global__ void __launch_bounds__(kBlockThreads)
                      std::int64_t tokens_a_block, int n_experts) {
   auto& shared = static_shared<BlockBins>();
   const int thread = static_cast<int>(threadIdx.x), first_expert = static_cast<int>(blockIdx.y) * kExperts;
-  for (int i = thread; i <= kSide; i += kBlockThreads) shared.borders.of_bin[i] = borders.of_bin[i];
+  for (int i = thread; i < kSide; i += kBlockThreads) shared.borders.of_bin[i] = borders.of_bin[i];
   for (int i = thread; i < kExperts * kBins; i += kBlockThreads) shared.count[i / kBins][i % kBins] = 0;
   __syncthreads();
   const int expert = thread % kExperts;
