@@ -16,6 +16,7 @@
 #include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
+#include "slots_of_expert.h"
 
 namespace switchyard::cuda {
 
@@ -306,13 +307,9 @@ __global__ void __launch_bounds__(kThreads)
       for (int t = 0; t < tokens; ++t)
         if (shared.other[t] > 0) own += shared.other[t] * z_at(t);
     } else {
-      for (int from = 0; from < n_slots; from += kWarp) {
-        const bool here = from + lane < n_slots && shared.expert[from + lane] == e;
-        for (unsigned found = __ballot_sync(kFullWarp, here); found != 0; found &= found - 1) {
-          const int slot = from + __ffs(static_cast<int>(found)) - 1;
-          own += shared.share[slot] * z_at(slot / slots);
-        }
-      }
+      for_slots_of_expert(
+          e, n_slots, [&](int slot) { return shared.expert[slot]; },
+          [&](int slot) { own += shared.share[slot] * z_at(slot / slots); });
     }
     if (column <= width) sum[static_cast<std::int64_t>(e) * (width + 1)] = own;
   }
