@@ -9,7 +9,8 @@
 
 namespace switchyard::cuda {
 
-// Room on the device for a result: its own where it lies there, else scratch space, from where deliver() copies.
+// Room on the device for a result: its own where it lies there, else scratch space, from where deliver()
+// copies.
 inline Tensor room_for(const Tensor& result, Context& ctx) {
   return result.device() == Device::cuda ? result : ctx.scratch.take(result.shape(), result.dtype());
 }

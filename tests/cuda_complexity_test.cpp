@@ -13,19 +13,13 @@ namespace {
 class CudaComplexity : public ::testing::TestWithParam<std::int64_t> {
  protected:
   std::int64_t tokens() const { return GetParam(); }
-  static OwnedTensor as_f64(const DeviceTensor& tensor) {
-    OwnedTensor copy(tensor.view().shape(), DType::f64);
-    fill(copy, tensor.values());
-    return copy;
-  }
-
   DeviceContext ctx_;
   Context host_ctx_;
 };
 
 TEST_P(CudaComplexity, EqualsTheCpu) {
   const auto raw = DeviceTensor::of(normal({tokens()}, DType::f32, "raw", 3.0, 20.0), ctx_);
-  const OwnedTensor raw64 = as_f64(raw), c64({tokens()}, DType::f64);
+  const OwnedTensor raw64 = raw.as_f64(), c64({tokens()}, DType::f64);
   const DeviceTensor c({tokens()}, DType::f32, ctx_), count({tokens()}, DType::i32, ctx_);
   for (const double variance : {9.0, 0.0}) {
     ops::complexity_calibrated(c64, raw64, 20.5, variance, host_ctx_);

@@ -18,12 +18,6 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 1, 0},   {3, 5, 17, 3}, {20, 40, 32, 8},
                         {9, 3, 264, 0}, {70, 8, 5, 0}, {0, 2, 8, 0}};
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor copy(tensor.view().shape(), DType::f64);
-  fill(copy, tensor.values());
-  return copy;
-}
-
 TEST(CudaCosine, EqualsTheCpu) {
   for (const Sizes& s : kSizes) {
     SCOPED_TRACE(::testing::Message() << s.tokens << " x " << s.experts << " x " << s.width);
@@ -44,12 +38,12 @@ TEST(CudaCosine, EqualsTheCpu) {
                dscore = DeviceTensor::of(normal({s.tokens, s.experts}, DType::f64, "dscore"), DType::f32, ctx);
     const DeviceTensor l1({s.tokens}, DType::f32, ctx), x_norm({s.tokens}, DType::f32, ctx),
         mean_norm({s.experts}, DType::f32, ctx);
-    const OwnedTensor x64 = as_f64(x), score64 = as_f64(score), dscore64 = as_f64(dscore), dx64 = as_f64(dx),
-                      l1_64({s.tokens}, DType::f64), x_norm64({s.tokens}, DType::f64),
+    const OwnedTensor x64 = x.as_f64(), score64 = score.as_f64(), dscore64 = dscore.as_f64(),
+                      dx64 = dx.as_f64(), l1_64({s.tokens}, DType::f64), x_norm64({s.tokens}, DType::f64),
                       mean_norm64({s.experts}, DType::f64);
     ops::row_norm_l1(l1_64, x64, host_ctx);
     ops::row_norm_l2(x_norm64, x64, host_ctx);
-    ops::row_norm_l2(mean_norm64, as_f64(mean), host_ctx);
+    ops::row_norm_l2(mean_norm64, mean.as_f64(), host_ctx);
     ops::cosine_forward(score64, x_norm64, mean_norm64, host_ctx);
     ops::cosine_backward(dscore64, dx64, score64, x64, x_norm64, mean_norm64, host_ctx);
 

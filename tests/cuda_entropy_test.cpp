@@ -16,11 +16,6 @@ struct Sizes {
 };
 const Sizes kSizes[] = {{1, 1, 0}, {3, 5, 3}, {70, 64, 8}, {9, 33, 0}, {20, 8, 0}, {0, 4, 0}};
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor copy(tensor.view().shape(), DType::f64);
-  fill(copy, tensor.values());
-  return copy;
-}
 // Every seventh token does not count.
 OwnedTensor padding(std::int64_t tokens) {
   std::vector<double> ids;
@@ -51,8 +46,8 @@ TEST(CudaEntropy, EqualsTheCpu) {
                    DeviceTensor::of(normal({s.tokens, s.experts}, DType::f64, "d"), DType::f32, ctx, s.margin),
                device_skip = DeviceTensor::of(skip, ctx);
     const DeviceTensor entropy({s.tokens}, DType::f32, ctx);
-    const OwnedTensor entropy64({s.tokens}, DType::f64), dlogit64 = as_f64(dlogit), logit64 = as_f64(logit),
-                                                         prob64 = as_f64(prob), lse64 = as_f64(lse);
+    const OwnedTensor entropy64({s.tokens}, DType::f64), dlogit64 = dlogit.as_f64(), logit64 = logit.as_f64(),
+                                                         prob64 = prob.as_f64(), lse64 = lse.as_f64();
     ops::softmax_entropy_forward(entropy64, logit64, prob64, lse64, host_ctx);
     ops::softmax_entropy_backward(dlogit64, entropy64, logit64, prob64, lse64, skip, 0.3, host_ctx);
     const double sum64 = ops::sum_of_tokens(entropy64, skip, host_ctx);

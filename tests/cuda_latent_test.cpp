@@ -34,11 +34,6 @@ class CudaLatent : public ::testing::Test {
     return s.margin > 0 ? DeviceTensor::strided(s.rows, s.width, DType::f32, ctx_, s.margin)
                         : DeviceTensor({s.rows, s.width}, DType::f32, ctx_);
   }
-  static OwnedTensor as_f64(const DeviceTensor& tensor) {
-    OwnedTensor copy(tensor.view().shape(), DType::f64);
-    fill(copy, tensor.values());
-    return copy;
-  }
   // Every seventh row does not count.
   static OwnedTensor padding(std::int64_t rows) {
     std::vector<double> ids;
@@ -61,10 +56,10 @@ TEST_F(CudaLatent, UnitRowsEqualTheCpu) {
     const auto in = DeviceTensor::of(host, DType::f32, ctx_, s.margin);
     const auto dunit = rows(s, "dunit"), din = rows(s, "din"), unit = unset(s);
     const DeviceTensor norm({s.rows}, DType::f32, ctx_);
-    const OwnedTensor din64 = as_f64(din), unit64(unit.view().shape(), DType::f64),
+    const OwnedTensor din64 = din.as_f64(), unit64(unit.view().shape(), DType::f64),
                       norm64({s.rows}, DType::f64);
-    ops::unit_rows_forward(unit64, norm64, as_f64(in), host_ctx_);
-    ops::unit_rows_backward(din64, as_f64(dunit), unit64, norm64, host_ctx_);
+    ops::unit_rows_forward(unit64, norm64, in.as_f64(), host_ctx_);
+    ops::unit_rows_backward(din64, dunit.as_f64(), unit64, norm64, host_ctx_);
     cuda::unit_rows_forward(unit, norm, in, ctx_);
     cuda::unit_rows_backward(din, dunit, unit, norm, ctx_);
     // Sums of up to 33 terms, then a few roundings of 6e-8. The gradient is divided by lengths from about 0.3.
@@ -86,7 +81,7 @@ TEST_F(CudaLatent, MomentsEqualTheCpu) {
       const OwnedTensor gram64({s.width, s.width}, DType::f64), sum64({s.width}, DType::f64);
       const OwnedTensor host_gram({s.width, s.width}, DType::f64), host_sum({s.width}, DType::f64);
       const DeviceTensor gram({s.width, s.width}, DType::f64, ctx_), sum({s.width}, DType::f64, ctx_);
-      ops::row_moments(gram64, sum64, as_f64(unit), padded ? skip.view() : Tensor(), host_ctx_);
+      ops::row_moments(gram64, sum64, unit.as_f64(), padded ? skip.view() : Tensor(), host_ctx_);
       cuda::row_moments(gram, sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
       cuda::row_moments(host_gram, host_sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
       // In double, of up to 150 terms.
@@ -104,8 +99,8 @@ TEST_F(CudaLatent, AffineRowsEqualTheCpu) {
                       offset = normal({s.width}, DType::f64, "offset");
     const auto device_skip = DeviceTensor::of(skip, ctx_), device_matrix = DeviceTensor::of(matrix, ctx_),
                unit = rows(s, "unit"), out = rows(s, "out"), same = rows(s, "out");
-    const OwnedTensor out64 = as_f64(out);
-    ops::add_affine_rows(out64, as_f64(unit), matrix, offset, skip, host_ctx_);
+    const OwnedTensor out64 = out.as_f64();
+    ops::add_affine_rows(out64, unit.as_f64(), matrix, offset, skip, host_ctx_);
     cuda::add_affine_rows(out, unit, device_matrix, offset, device_skip, ctx_);
     cuda::add_affine_rows(same, unit, matrix, offset, device_skip, ctx_);
     // Summed in double; rounded to float32, as the sum with what was there is.
@@ -124,9 +119,9 @@ TEST_F(CudaLatent, PairDistancesEqualTheCpu) {
       const Tensor skip_R = padded ? skip.view() : Tensor(),
                    device_skip_R = padded ? device_skip.view() : Tensor();
       const auto Y = rows(s, "Y", 1, padded ? &skip : nullptr), dY = rows(s, "dY");
-      const OwnedTensor dY64 = as_f64(dY);
-      const double sum64 = ops::pair_distance_sum(as_f64(Y), skip_R, host_ctx_);
-      ops::pair_distance_backward(dY64, as_f64(Y), skip_R, 0.3, host_ctx_);
+      const OwnedTensor dY64 = dY.as_f64();
+      const double sum64 = ops::pair_distance_sum(Y.as_f64(), skip_R, host_ctx_);
+      ops::pair_distance_backward(dY64, Y.as_f64(), skip_R, 0.3, host_ctx_);
       // Each distance is a root of a sum in float32, rounded to some 1e-7; their sum is in double.
       EXPECT_NEAR(cuda::pair_distance_sum(Y, device_skip_R, ctx_), sum64, 1e-6 * sum64);
       cuda::pair_distance_backward(dY, Y, device_skip_R, 0.3, ctx_);
@@ -151,10 +146,11 @@ TEST_F(CudaLatent, SamplesAndTheirDivergenceEqualTheCpu) {
     const auto device_skip = DeviceTensor::of(skip, ctx_);
     const auto mean = rows(s, "mean"), log_var = rows(s, "log_var"), epsilon = rows(s, "epsilon");
     const auto z = unset(s), dmean = rows(s, "dmean"), dlog_var = rows(s, "dlog_var");
-    const OwnedTensor z64(z.view().shape(), DType::f64), dmean64 = as_f64(dmean), dlog_var64 = as_f64(dlog_var);
-    ops::sample_latent(z64, as_f64(mean), as_f64(log_var), as_f64(epsilon), host_ctx_);
-    const double kl64 = ops::standard_kl_sum(as_f64(mean), as_f64(log_var), skip, host_ctx_);
-    ops::standard_kl_backward(dmean64, dlog_var64, as_f64(mean), as_f64(log_var), skip, 0.3, host_ctx_);
+    const OwnedTensor z64(z.view().shape(), DType::f64), dmean64 = dmean.as_f64(),
+                                                         dlog_var64 = dlog_var.as_f64();
+    ops::sample_latent(z64, mean.as_f64(), log_var.as_f64(), epsilon.as_f64(), host_ctx_);
+    const double kl64 = ops::standard_kl_sum(mean.as_f64(), log_var.as_f64(), skip, host_ctx_);
+    ops::standard_kl_backward(dmean64, dlog_var64, mean.as_f64(), log_var.as_f64(), skip, 0.3, host_ctx_);
     cuda::sample_latent(z, mean, log_var, epsilon, ctx_);
     cuda::standard_kl_backward(dmean, dlog_var, mean, log_var, device_skip, 0.3, ctx_);
     // A few roundings of 6e-8, of numbers up to about 30.

@@ -45,25 +45,19 @@ struct Case {
   }
 };
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor copy(tensor.view().shape(), DType::f64);
-  fill(copy, tensor.values());
-  return copy;
-}
-
 TEST(CudaLayerNormSilu, EqualsTheCpu) {
   for (const double mean_of_x : {0.0, 30.0}) {
     for (const Sizes& s : kSizes) {
       SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
       Case c(s, mean_of_x);
       Context host_ctx;
-      const OwnedTensor dx64 = as_f64(c.dx), dweight64 = as_f64(c.dweight), dbias64 = as_f64(c.dbias);
+      const OwnedTensor dx64 = c.dx.as_f64(), dweight64 = c.dweight.as_f64(), dbias64 = c.dbias.as_f64();
       const OwnedTensor out64(c.x.view().shape(), DType::f64), mean64({s.rows}, DType::f64),
           rstd64({s.rows}, DType::f64);
-      ops::layernorm_silu_forward(out64, mean64, rstd64, as_f64(c.x), as_f64(c.weight), as_f64(c.bias), kEps,
+      ops::layernorm_silu_forward(out64, mean64, rstd64, c.x.as_f64(), c.weight.as_f64(), c.bias.as_f64(), kEps,
                                   host_ctx);
-      ops::layernorm_silu_backward(dx64, dweight64, dbias64, as_f64(c.dout), as_f64(c.x), mean64, rstd64,
-                                   as_f64(c.weight), as_f64(c.bias), host_ctx);
+      ops::layernorm_silu_backward(dx64, dweight64, dbias64, c.dout.as_f64(), c.x.as_f64(), mean64, rstd64,
+                                   c.weight.as_f64(), c.bias.as_f64(), host_ctx);
       c.run();
       // The mean is rounded to 6e-8 of itself, which every difference from it inherits; some twenty roundings
       // behind it, and sums over up to 70 rows.

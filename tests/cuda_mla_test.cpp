@@ -19,12 +19,6 @@ const Case kCases[] = {{1, {1, 1, 2, 1}, 1, 0},       {7, {4, 5, 4, 7}, 9, 3},  
                        {5, {3, 16, 8, 12}, 264, 0},   {9, {3, 9, 16, 8}, 130, 5}, {300, {2, 4, 2, 4}, 8, 0},
                        {1, {2, 136, 64, 128}, 48, 0}, {0, {2, 8, 8, 8}, 8, 0}};
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor copy(tensor.view().shape(), DType::f64);
-  fill(copy, tensor.values());
-  return copy;
-}
-
 class CudaMla : public ::testing::TestWithParam<DType> {
  protected:
   DeviceTensor input(std::int64_t rows, std::int64_t columns, const char* name, std::int64_t margin = 0) const {
@@ -52,8 +46,8 @@ TEST_P(CudaMla, SplitEqualsTheCpu) {
                dkv = output(tokens, kv_width, margin), dk_rope = output(tokens, w.rope, margin);
     const OwnedTensor k64(k.view().shape(), DType::f64), v64(v.view().shape(), DType::f64),
         dkv64(kv.view().shape(), DType::f64), dk_rope64(k_rope.view().shape(), DType::f64);
-    ops::mla_split_forward(k64, v64, as_f64(kv), as_f64(k_rope), w, host_ctx_);
-    ops::mla_split_backward(dkv64, dk_rope64, as_f64(dk), as_f64(dv), w, host_ctx_);
+    ops::mla_split_forward(k64, v64, kv.as_f64(), k_rope.as_f64(), w, host_ctx_);
+    ops::mla_split_backward(dkv64, dk_rope64, dk.as_f64(), dv.as_f64(), w, host_ctx_);
     cuda::mla_split_forward(k, v, kv, k_rope, w, ctx_);
     cuda::mla_split_backward(dkv, dk_rope, dk, dv, w, ctx_);
     EXPECT_EQ(k.values(), values(k64));  // moved, not computed
@@ -74,8 +68,8 @@ TEST_P(CudaMla, AbsorbedProductsEqualTheCpu) {
                out = output(tokens, w.heads * w.value, margin);
     const OwnedTensor q_latent64(q_latent.view().shape(), DType::f64), out64(out.view().shape(), DType::f64);
     if (tokens > 0) {
-      ops::mla_absorb_query(q_latent64, as_f64(q), as_f64(kv_b), w, host_ctx_);
-      ops::mla_expand_value(out64, as_f64(mix), as_f64(kv_b), w, host_ctx_);
+      ops::mla_absorb_query(q_latent64, q.as_f64(), kv_b.as_f64(), w, host_ctx_);
+      ops::mla_expand_value(out64, mix.as_f64(), kv_b.as_f64(), w, host_ctx_);
     }
     cuda::mla_absorb_query(q_latent, q, kv_b, w, ctx_);
     cuda::mla_expand_value(out, mix, kv_b, w, ctx_);

@@ -22,12 +22,6 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 1, 0},    {3, 5, 4, 3},    {70, 33, 3, 4},
                         {37, 70, 17, 2}, {200, 6, 16, 0}, {0, 3, 2, 0}};
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor copy(tensor.view().shape(), DType::f64);
-  fill(copy, tensor.values());
-  return copy;
-}
-
 // Of a distribution or its gradient, on the device and as the CPU has it in double.
 struct RowPair {
   DeviceTensor mean, log_var;
@@ -36,8 +30,8 @@ struct RowPair {
   RowPair(std::int64_t rows, const Sizes& s, const char* name, DeviceContext& ctx)
       : mean(of(rows, s, std::string(name) + " mean", 0.6, ctx)),
         log_var(of(rows, s, std::string(name) + " log_var", 0.8, ctx)),
-        mean64(as_f64(mean)),
-        log_var64(as_f64(log_var)) {}
+        mean64(mean.as_f64()),
+        log_var64(log_var.as_f64()) {}
   static DeviceTensor of(std::int64_t rows, const Sizes& s, const std::string& name, double scale,
                          DeviceContext& ctx) {
     const OwnedTensor host = normal({rows, s.width}, DType::f64, name, scale);
@@ -66,8 +60,8 @@ struct Case {
         dlog_sigma(DeviceTensor::of(normal({s.width}, DType::f32, "dlog_sigma"), ctx)),
         dscore(DeviceTensor::of(normal({s.tokens, s.experts}, DType::f32, "dscore"), ctx)),
         score({s.tokens, s.experts}, DType::f32, ctx),
-        log_sigma64(as_f64(log_sigma)),
-        dlog_sigma64(as_f64(dlog_sigma)),
+        log_sigma64(log_sigma.as_f64()),
+        dlog_sigma64(dlog_sigma.as_f64()),
         score64(score.view().shape(), DType::f64) {}
   void run() {
     const PrototypeMetric metric{similarity, kSigma, log_sigma, dlog_sigma};
@@ -78,7 +72,7 @@ struct Case {
   void run_on_host() {
     const PrototypeMetric metric{similarity, kSigma, log_sigma64, dlog_sigma64};
     ops::prototype_similarity_forward(score64, token.host(), key.host(), metric, host_ctx);
-    ops::prototype_similarity_backward(dtoken.host(), dkey.host(), as_f64(dscore), score64, token.host(),
+    ops::prototype_similarity_backward(dtoken.host(), dkey.host(), dscore.as_f64(), score64, token.host(),
                                        key.host(), metric, host_ctx);
   }
 };

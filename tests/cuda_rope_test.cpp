@@ -37,12 +37,7 @@ TEST_P(CudaRope, EqualsTheCpu) {
     const auto sin = DeviceTensor::of(normal(table_shape, DType::f64, "sin"), DType::f32, ctx);
     const auto x = DeviceTensor::of(normal(shape, DType::f64, "x"), GetParam(), ctx, s.margin);
     const auto dx = DeviceTensor::of(normal(shape, DType::f64, "dx"), GetParam(), ctx, s.margin);
-    const OwnedTensor x64(shape, DType::f64), dx64(shape, DType::f64), cos64(table_shape, DType::f64),
-        sin64(table_shape, DType::f64);
-    fill(x64, x.values());
-    fill(dx64, dx.values());
-    fill(cos64, cos.values());
-    fill(sin64, sin.values());
+    const OwnedTensor x64 = x.as_f64(), dx64 = dx.as_f64(), cos64 = cos.as_f64(), sin64 = sin.as_f64();
     const RopeLayout layout{s.head_dim(), s.kind};
     ops::rope_forward(x64, cos64, sin64, s.seq_len, layout, host_ctx);
     ops::rope_backward(dx64, cos64, sin64, s.seq_len, layout, host_ctx);

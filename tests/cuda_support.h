@@ -53,6 +53,12 @@ class DeviceTensor {
     return test::values(
         whole_.row_size() == view_.row_size() ? host.view() : host.view().columns(margin(), view_.row_size()));
   }
+  // On the host, in double: of the elements as they were rounded for the device.
+  OwnedTensor as_f64() const {
+    OwnedTensor tensor(view_.shape(), DType::f64);
+    fill(tensor, values());
+    return tensor;
+  }
   // Of a strided tensor: whether all that lies outside its columns is still poisoned.
   bool margins_untouched() const {
     const OwnedTensor host = whole_on_host();
