@@ -117,17 +117,6 @@ __device__ __forceinline__ void write(Out* c, const float (&value)[kSize], bool 
   store<kSize>(c, result);
 }
 
-// Columns n and n + 1 of a row of c, as far as there are any. kPacks: there are both or none.
-template <bool kPacks, class Out>
-__device__ __forceinline__ void write_pair(Out* c_N, int n, int n_end, const float (&pair)[2], bool add) {
-  if constexpr (kPacks) {
-    if (n < n_end) write<2>(c_N + n, pair, add);
-  } else {
-    if (n < n_end) write<1>(c_N + n, {pair[0]}, add);
-    if (n + 1 < n_end) write<1>(c_N + n + 1, {pair[1]}, add);
-  }
-}
-
 // ---- bf16 on tensor cores ----
 // Four warps, each with 64 x 64 outputs in registers: two blocks find room on a multiprocessor. Operands come
 // through a ring of kStages tiles in shared memory; while one is multiplied the next ones are on their way.
@@ -220,6 +209,32 @@ __device__ __forceinline__ void load_fragment(unsigned (&r)[4], const bf16* tile
   }
 }
 
+// Writes 16 columns from n on of the row that a quad of lanes holds, as far as there are any: of both halves
+// `left` and `right` lane p has columns 2p and 2p + 1. kPacks: lanes exchange pairs first, so that each writes
+// four neighbours and the quad whole sectors of 32 bytes. All lanes come, `valid` or not.
+template <bool kPacks, class Out>
+__device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const float (&left)[2],
+                                           const float (&right)[2], bool valid, bool add) {
+  const int p = static_cast<int>(threadIdx.x) % 4;
+  if constexpr (kPacks) {
+    const bool odd = p % 2 != 0;
+    float four[4];
+    for (int q = 0; q < 2; ++q) {
+      const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
+      four[q] = odd ? other : left[q];
+      four[2 + q] = odd ? right[q] : other;
+    }
+    n += (odd ? kFragmentN : 0) + p / 2 * 4;
+    if (valid && n < n_end) write<4>(c_N + n, four, add);
+  } else {
+    for (int q = 0; q < 2; ++q) {
+      const int column = n + 2 * p + q;
+      if (valid && column < n_end) write<1>(c_N + column, {left[q]}, add);
+      if (valid && column + kFragmentN < n_end) write<1>(c_N + column + kFragmentN, {right[q]}, add);
+    }
+  }
+}
+
 template <class T, class Out, Form kForm, bool kPacks>
 __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
   const Tile tile = find_tile<kForm>(product);
@@ -268,10 +283,11 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
     for (int half = 0; half < 2; ++half) {
       const int m = tile.m_first + warp_m + i * kFragmentM + 8 * half + lane / 4;
       SY_UNROLL
-      for (int j = 0; j < kAcross; ++j) {
-        const int n = tile.n_first + warp_n + j * kFragmentN + lane % 4 * 2;
-        const float pair[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
-        if (m < tile.m_end) write_pair<kPacks>(p.c_MN[m], n, p.n, pair, p.add);
+      for (int j = 0; j < kAcross; j += 2) {
+        const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
+        const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
+        write_quad<kPacks>(p.c_MN[m], tile.n_first + warp_n + j * kFragmentN, p.n, left, right, m < tile.m_end,
+                           p.add);
       }
     }
   }
