@@ -1,11 +1,9 @@
 // The latent width is small, sixteen as a rule, so most of this is a few loads a row. Three sums are more:
 //   - moments: a thread has one entry of the matrix and goes over a block's rows, which stay in the L1 cache;
-//   - pair distances: 64 x 64 tiles of pairs, the rows in shared memory, each thread 4 x 4 pairs in registers:
-//   a
-//     row read serves 64 others, where the CPU reads all rows for each;
-//   - routed sums: a warp takes an expert and votes on 32 slots at a time, so that its sums stay in registers
-//   and
-//     tokens are added in ascending order, without an atomic.
+//   - pair distances: tiles of 64 x 64 pairs, their rows in shared memory, 4 x 4 pairs a thread in registers:
+//     a row read serves 64 others, where the CPU reads all rows for each;
+//   - routed sums: a warp takes an expert and votes on 32 slots at a time: its sums stay in registers, tokens
+//     are added in ascending order, and there is no atomic.
 // Lengths and a row's distances are in float32, what is added up over rows in double.
 #include "latent.h"
 
