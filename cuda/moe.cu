@@ -4,8 +4,6 @@
 // token or a slot: no barrier, and enough warps to fill the memory's queue.
 #include "moe.h"
 
-#include <algorithm>
-
 #include "numeric.h"
 #include "tokens.h"
 
@@ -166,8 +164,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
     const T *const dout = dout_TD[t], *const row = row_RD[r];
     T* const drow = drow_RD[r];
     for (int d = lane * kSize; d < width; d += kWarp * kSize) {
-      const auto dy = load<kSize>(dout + d),
-                 x = load<kSize>(row + d);  // x before drow, which may be its memory
+      const auto dy = load<kSize>(dout + d), x = load<kSize>(row + d);  // before drow, which may be row
       Elements<T, kSize> dx;
       for (int i = 0; i < kSize; ++i) {
         dot += to_float(dy.element[i]) * to_float(x.element[i]);
