@@ -14,6 +14,8 @@
 
 namespace switchyard::cuda {
 
+namespace {
+
 template <class T, class Out>
 struct Product {
   Rows<const T> a, b;
@@ -28,8 +30,6 @@ struct Product {
   int n_experts = 0;
   std::int64_t expert_stride = 0;  // elements from one expert's matrix to the next
 };
-
-namespace {
 
 constexpr int kTile = 128;  // rows and columns of c that a block computes
 
@@ -255,12 +255,15 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
   constexpr int kAcross = kWarpTile / kFragmentN, kDown = kWarpTile / kFragmentM;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp_m = warp / 2 * kWarpTile, warp_n = warp % 2 * kWarpTile;
+  // The warp's part of the tile lies beyond c: of an expert with few rows only half is computed.
+  const bool idle = tile.m_first + warp_m >= tile.m_end || tile.n_first + warp_n >= p.n;
   float sum[kDown][kAcross][4] = {};
   for (int step = 0; step < kStages - 1; ++step) copy_step(step);
   for (int step = 0; step < steps; ++step) {
     async_wait<kStages - 2>();
     __syncthreads();                // this step's tiles are there, and all have done with the previous one's
     copy_step(step + kStages - 1);  // into the previous step's place
+    if (idle) continue;
     const MmaStage& stage = stages[step % kStages];
     for (int k = 0; k < kTileK; k += kFragmentK) {
       unsigned a[kDown][4], b[kAcross / 2][4];
