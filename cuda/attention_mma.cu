@@ -32,7 +32,7 @@ struct SharedRows {
 template <int kThreads, int kRowsOf, int kWidth, class R>
 __device__ __forceinline__ void start_copy(SharedRows<kRowsOf, kWidth>& to, const R& rows, int row0, int n_rows,
                                            int width) {
-  constexpr int kSize = kPack<bf16>, kLanes = std::min(8, kWidth / kSize);  // that copy a row side by side
+  constexpr int kSize = kPack<bf16>, kLanes = kWidth % 64 == 0 ? 8 : 4;  // that copy a row side by side
   const int first_x = static_cast<int>(threadIdx.x) % kLanes * kSize;
   SY_UNROLL_BY(2)
   for (int row = static_cast<int>(threadIdx.x) / kLanes; row < kRowsOf; row += kThreads / kLanes) {
@@ -125,6 +125,25 @@ __device__ __forceinline__ float reduce_row(float value) {
   return Op::of(value, __shfl_xor_sync(kFullWarp, value, 2));
 }
 
+// Scores become minus infinity where the row does not see the key; seen and key0: of this warp's first.
+template <int kTiles, int kKeys>
+__device__ __forceinline__ void hide_unseen(Sums<kTiles, kKeys>& score, const KeyRange* seen, int key0) {
+  SY_UNROLL
+  for (int i = 0; i < kTiles; ++i) {
+    SY_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const KeyRange keys = seen[16 * i + sum_row(h)];
+      SY_UNROLL
+      for (int c = 0; c < kKeys / 8; ++c) {
+        SY_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          if (!keys.has(key0 + sum_column(c) + e)) score.at[i][c][2 * h + e] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
 // Row 16 i + sum_row(h) of this warp's sums, times factor, to columns from x0 up to width of `to`.
 template <int kTiles, int kColumns>
 __device__ __forceinline__ void write_row(bf16* to, const Sums<kTiles, kColumns>& sum, int i, int h,
@@ -162,6 +181,7 @@ struct Forward {
     SharedRows<kRows, kN> q;
     SharedRows<kKeys, kN> k;
     SharedRows<kKeys, kM> v;
+    KeyRange seen[kRows];
   };
 };
 
@@ -191,6 +211,8 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
   start_copy<F::kThreads>(shared.q, q, row0, n_rows, sizes.width_N);
   start_copy<F::kThreads>(shared.k, k, keys.some.begin, keys.some.end, sizes.width_N);
   async_commit();
+  for (int row = static_cast<int>(threadIdx.x); row < F::kRows; row += F::kThreads)
+    shared.seen[row] = keys_of_row(kv_begin_S, sizes, row0 + row);
   Running<F::kTiles> running;
   Sums<F::kTiles, kM> out{};
   SY_UNROLL
@@ -214,33 +236,27 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
       start_copy<F::kThreads>(shared.k, k, key0 + F::kKeys, keys.some.end, sizes.width_N);
     async_commit();
 
-    const bool masked = key0 < keys.all.begin || key0 + F::kKeys > keys.all.end;
+    if (key0 < keys.all.begin || key0 + F::kKeys > keys.all.end) hide_unseen(s, shared.seen + warp_row, key0);
     SY_UNROLL
     for (int i = 0; i < F::kTiles; ++i) {
       SY_UNROLL
       for (int h = 0; h < 2; ++h) {
-        KeyRange seen{};
-        if (masked) seen = keys_of_row(kv_begin_S, sizes, row0 + warp_row + 16 * i + sum_row(h));
         float tile_max = -INFINITY;
         SY_UNROLL
         for (int c = 0; c < F::kKeys / 8; ++c) {
           SY_UNROLL
-          for (int e = 0; e < 2; ++e) {
-            float& score = s.at[i][c][2 * h + e];
-            if (masked && !seen.has(key0 + sum_column(c) + e)) score = -INFINITY;
-            tile_max = std::max(tile_max, score);
-          }
+          for (int e = 0; e < 2; ++e) tile_max = fmaxf(tile_max, s.at[i][c][2 * h + e]);
         }
-        const float max = std::max(running.max[i][h], reduce_row<Max>(tile_max));
+        const float max = fmaxf(running.max[i][h], reduce_row<Max>(tile_max));
         const float shift = max == -INFINITY ? 0 : max * scale;  // nothing seen so far
-        const float shrink = exp2f(running.max[i][h] * scale - shift);
+        const float shrink = approximate_exp2(running.max[i][h] * scale - shift);
         float sum = 0, product = 0;
         SY_UNROLL
         for (int c = 0; c < F::kKeys / 8; ++c) {
           SY_UNROLL
           for (int e = 0; e < 2; ++e) {
             float& score = s.at[i][c][2 * h + e];
-            const float p = exp2f(score * scale - shift);
+            const float p = approximate_exp2(score * scale - shift);
             if (kEntropy) product += p > 0 ? p * score : 0;
             sum += p;
             score = p;
@@ -291,6 +307,7 @@ struct BackwardQ {
     SharedRows<kRows, kM> dout;
     SharedRows<kKeys, kN> k[2];
     SharedRows<kKeys, kM> v[2];
+    KeyRange seen[kRows];
   };
 };
 
@@ -320,6 +337,8 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM>::kThreads)
   start_copy<B::kThreads>(shared.q, q, row0, n_rows, sizes.width_N);
   start_copy<B::kThreads>(shared.dout, dout, row0, n_rows, sizes.width_M);
   start_keys(0, keys.some.begin);
+  for (int row = static_cast<int>(threadIdx.x); row < B::kRows; row += B::kThreads)
+    shared.seen[row] = keys_of_row(kv_begin_S, sizes, row0 + row);
   float lse[B::kTiles][2], delta[B::kTiles][2];  // lse in base 2
   SY_UNROLL
   for (int i = 0; i < B::kTiles; ++i) {
@@ -339,21 +358,17 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM>::kThreads)
     Sums<B::kTiles, B::kKeys> s, dprob;
     multiply_transposed<kN>(s, shared.q.row(warp_row), shared.k[stage].row(0));
     multiply_transposed<kM>(dprob, shared.dout.row(warp_row), shared.v[stage].row(0));
-    const bool masked = key0 < keys.all.begin || key0 + B::kKeys > keys.all.end;
+    if (key0 < keys.all.begin || key0 + B::kKeys > keys.all.end) hide_unseen(s, shared.seen + warp_row, key0);
     SY_UNROLL
     for (int i = 0; i < B::kTiles; ++i) {
       SY_UNROLL
       for (int h = 0; h < 2; ++h) {
-        KeyRange seen{};
-        if (masked) seen = keys_of_row(kv_begin_S, sizes, row0 + warp_row + 16 * i + sum_row(h));
         SY_UNROLL
         for (int c = 0; c < B::kKeys / 8; ++c) {
           SY_UNROLL
           for (int e = 0; e < 2; ++e) {
             float& score = s.at[i][c][2 * h + e];
-            float p = exp2f(score * scale - lse[i][h]);
-            if (masked && !seen.has(key0 + sum_column(c) + e)) p = 0;
-            score = p * (dprob.at[i][c][2 * h + e] - delta[i][h]);
+            score = approximate_exp2(score * scale - lse[i][h]) * (dprob.at[i][c][2 * h + e] - delta[i][h]);
           }
         }
       }
@@ -447,10 +462,9 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads, BackwardKv<kN, k
         SY_UNROLL
         for (int h = 0; h < 2; ++h) {
           float& score = s.at[0][c][2 * h + e];
-          float p = exp2f(score * scale - row.lse);
-          if (masked && !row.seen.has(key0 + warp_key + sum_row(h))) p = 0;
-          score = p;
-          dprob.at[0][c][2 * h + e] = p * (dprob.at[0][c][2 * h + e] - row.delta);
+          if (masked && !row.seen.has(key0 + warp_key + sum_row(h))) score = -INFINITY;
+          score = approximate_exp2(score * scale - row.lse);
+          dprob.at[0][c][2 * h + e] = score * (dprob.at[0][c][2 * h + e] - row.delta);
         }
       }
     }
@@ -482,6 +496,7 @@ void with_padded_heads(const AttentionSizes& sizes, F&& f) {
   };
   if (fits(32, 32)) return f.template operator()<32, 32>();
   if (fits(64, 64)) return f.template operator()<64, 64>();
+  if (fits(96, 96)) return f.template operator()<96, 96>();
   if (fits(128, 128)) return f.template operator()<128, 128>();
   if (fits(192, 128)) return f.template operator()<192, 128>();  // latent attention
   f.template operator()<256, 256>();

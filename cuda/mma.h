@@ -1,5 +1,6 @@
-// Tensor-core products and the copies that feed them, one function an instruction of sm_80 and newer. The
-// emulator has each in plain C++ (tests/simt/include/simt_mma.h).   PTX ISA: mma.m16n8k16, ldmatrix, cp.async
+// Tensor-core products, the copies that feed them and exponentials, one function an instruction of sm_80 and
+// newer. The emulator has each in plain C++ (tests/simt/include/simt_mma.h).   PTX ISA: mma.m16n8k16, ldmatrix,
+// cp.async
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,6 +17,17 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 #endif
+
+// 2^x to two units in the last place; results too small for a normal float are zero.
+__device__ __forceinline__ float approximate_exp2(float x) {
+#ifdef SWITCHYARD_SIMT
+  return std::exp2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
 
 // d += a b for a 16 x 16 tile of bf16 (row-major fragments), b 16 x 8 (column-major), d 16 x 8 float. All 32
 // lanes.
