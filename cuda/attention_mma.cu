@@ -173,9 +173,8 @@ struct Gradients {
 
 template <int kN, int kM>
 struct Forward {
-  static constexpr int kRows = 128;
-  // Of 16 rows a warp, and keys: as many as sums and scores find registers for.
-  static constexpr int kTiles = kM <= 128 ? 2 : 1, kKeys = kM == 128 ? 48 : 64;
+  static constexpr int kRows = 128, kKeys = 64;
+  static constexpr int kTiles = kM <= 128 ? 2 : 1;  // of 16 rows a warp, as many as its sums find registers for
   static constexpr int kThreads = kRows / (16 * kTiles) * kWarp;
   struct Shared {
     SharedRows<kRows, kN> q;
@@ -300,7 +299,7 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
 template <int kN, int kM>
 struct BackwardQ {
   static constexpr int kRows = 128, kKeys = 32;
-  static constexpr int kTiles = kN <= 128 ? 2 : 1;
+  static constexpr int kTiles = kN <= 128 ? 2 : 1;  // as in Forward
   static constexpr int kThreads = kRows / (16 * kTiles) * kWarp;
   struct Shared {
     SharedRows<kRows, kN> q;
@@ -453,19 +452,25 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads, BackwardKv<kN, k
     Sums<1, B::kRows> s, dprob;
     multiply_transposed<kN>(s, shared.k.row(warp_key), shared.q[stage].row(0));
     multiply_transposed<kM>(dprob, shared.v.row(warp_key), shared.dout[stage].row(0));
-    const bool masked = rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group;
+    const RowFacts* const facts = shared.facts[stage];
+    if (rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group) {  // some row may not see some key
+      SY_UNROLL
+      for (int c = 0; c < B::kRows / 8; ++c) {
+        SY_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          if (!facts[sum_column(c) + j % 2].seen.has(key0 + warp_key + sum_row(j / 2)))
+            s.at[0][c][j] = -INFINITY;
+        }
+      }
+    }
     SY_UNROLL
     for (int c = 0; c < B::kRows / 8; ++c) {
       SY_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const RowFacts row = shared.facts[stage][sum_column(c) + e];
-        SY_UNROLL
-        for (int h = 0; h < 2; ++h) {
-          float& score = s.at[0][c][2 * h + e];
-          if (masked && !row.seen.has(key0 + warp_key + sum_row(h))) score = -INFINITY;
-          score = approximate_exp2(score * scale - row.lse);
-          dprob.at[0][c][2 * h + e] = score * (dprob.at[0][c][2 * h + e] - row.delta);
-        }
+      for (int j = 0; j < 4; ++j) {
+        const RowFacts& row = facts[sum_column(c) + j % 2];
+        const float p = approximate_exp2(s.at[0][c][j] * scale - row.lse);
+        s.at[0][c][j] = p;
+        dprob.at[0][c][j] = p * (dprob.at[0][c][j] - row.delta);
       }
     }
     multiply_add<kM + kPad>(dv, s, shared.dout[stage].row(0) + part * (kM / B::kSplit));
