@@ -18,8 +18,8 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kLargestHead = 256;
-constexpr int kPad =
-    kPack<bf16>;  // behind a row: the 8 rows that ldmatrix reads at once lie in different banks
+// Behind a row in shared memory: the 8 rows that ldmatrix reads at once lie in different banks.
+constexpr int kPad = kPack<bf16>;
 
 template <int kRowsOf, int kWidth>
 struct SharedRows {

@@ -40,6 +40,7 @@ struct Case {
   std::int64_t n_seq, seq_len, n_heads, n_kv_heads, head_dim, v_head_dim;
   Mask mask;
   std::int64_t first = 0;
+  double q_scale = 1;
   AttentionShape shape() const {
     return {n_seq, seq_len, n_heads, n_kv_heads, head_dim, v_head_dim, 1 / std::sqrt(head_dim), first};
   }
@@ -70,7 +71,7 @@ struct DeviceCall {
 
   DeviceCall(const Case& shape, DType dtype, std::int64_t margin)
       : c(shape),
-        q(DeviceTensor::of(normal({c.tokens(), c.q_width()}, DType::f64, "q"), dtype, ctx, margin)),
+        q(DeviceTensor::of(normal({c.tokens(), c.q_width()}, DType::f64, "q", c.q_scale), dtype, ctx, margin)),
         k(DeviceTensor::of(normal({c.keys(), c.k_width()}, DType::f64, "k"), dtype, ctx, margin)),
         v(DeviceTensor::of(normal({c.keys(), c.v_width()}, DType::f64, "v"), dtype, ctx, margin)),
         dout(DeviceTensor::of(normal({c.tokens(), c.out_width()}, DType::f64, "dout"), dtype, ctx, margin)),
@@ -175,6 +176,14 @@ TEST(CudaAttention, TensorCoresEqualTheCpu) {
   // over keys. dk and dv sum over rows too, with weights of a sum around the number of rows in the first keys.
   for (const Case& c : kTensorCoreCases)
     expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
+}
+
+TEST(CudaAttention, BigScoresNeitherOverflowNorVanish) {
+  // Scores of up to 400, each off by some 400 * 2^-24 in float: so is a P, relative to itself, and an entropy,
+  // which is a difference of numbers of that size. dk is as large as q.
+  const Case c{1, 70, 2, 1, 64, 64, Mask::scattered, 0, 100};
+  expect_equals_the_cpu(c, DType::f32, 8, {1e-4, 2e-4, 2e-4, 1e-2});
+  expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-7, 2e-4, 1});
 }
 
 #ifdef SWITCHYARD_SIMT
