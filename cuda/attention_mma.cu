@@ -190,6 +190,48 @@ struct Running {
   float max[kTiles][2], sum[kTiles][2], product[kTiles][2];
 };
 
+// Scores become exp(s - maximum so far), in base 2 with `scale`, and what was summed before shrinks to the new
+// maximum.
+template <bool kEntropy, int kTiles, int kKeys, int kM>
+__device__ __forceinline__ void weigh(Sums<kTiles, kKeys>& score, Running<kTiles>& running,
+                                      Sums<kTiles, kM>& out, float scale) {
+  SY_UNROLL
+  for (int i = 0; i < kTiles; ++i) {
+    SY_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      float tile_max = -INFINITY;
+      SY_UNROLL
+      for (int c = 0; c < kKeys / 8; ++c) {
+        SY_UNROLL
+        for (int e = 0; e < 2; ++e) tile_max = fmaxf(tile_max, score.at[i][c][2 * h + e]);
+      }
+      const float max = fmaxf(running.max[i][h], reduce_row<Max>(tile_max));
+      const float shift = max == -INFINITY ? 0 : max * scale;  // nothing seen so far
+      const float shrink = approximate_exp2(running.max[i][h] * scale - shift);
+      float sum = 0, product = 0;
+      SY_UNROLL
+      for (int c = 0; c < kKeys / 8; ++c) {
+        SY_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          float& s = score.at[i][c][2 * h + e];
+          const float p = approximate_exp2(s * scale - shift);
+          if (kEntropy) product += p > 0 ? p * s : 0;
+          sum += p;
+          s = p;
+        }
+      }
+      running.max[i][h] = max;
+      running.sum[i][h] = running.sum[i][h] * shrink + sum;
+      running.product[i][h] = running.product[i][h] * shrink + product;
+      SY_UNROLL
+      for (int c = 0; c < kM / 8; ++c) {
+        out.at[i][c][2 * h] *= shrink;
+        out.at[i][c][2 * h + 1] *= shrink;
+      }
+    }
+  }
+}
+
 template <int kN, int kM, bool kEntropy>
 __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     forward_kernel(Rows<bf16> out_THM, Rows<float> lse_TH, Rows<float> entropy_TH, Operands in, int n_tiles) {
@@ -236,41 +278,7 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     async_commit();
 
     if (key0 < keys.all.begin || key0 + F::kKeys > keys.all.end) hide_unseen(s, shared.seen + warp_row, key0);
-    SY_UNROLL
-    for (int i = 0; i < F::kTiles; ++i) {
-      SY_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        float tile_max = -INFINITY;
-        SY_UNROLL
-        for (int c = 0; c < F::kKeys / 8; ++c) {
-          SY_UNROLL
-          for (int e = 0; e < 2; ++e) tile_max = fmaxf(tile_max, s.at[i][c][2 * h + e]);
-        }
-        const float max = fmaxf(running.max[i][h], reduce_row<Max>(tile_max));
-        const float shift = max == -INFINITY ? 0 : max * scale;  // nothing seen so far
-        const float shrink = approximate_exp2(running.max[i][h] * scale - shift);
-        float sum = 0, product = 0;
-        SY_UNROLL
-        for (int c = 0; c < F::kKeys / 8; ++c) {
-          SY_UNROLL
-          for (int e = 0; e < 2; ++e) {
-            float& score = s.at[i][c][2 * h + e];
-            const float p = approximate_exp2(score * scale - shift);
-            if (kEntropy) product += p > 0 ? p * score : 0;
-            sum += p;
-            score = p;
-          }
-        }
-        running.max[i][h] = max;
-        running.sum[i][h] = running.sum[i][h] * shrink + sum;
-        running.product[i][h] = running.product[i][h] * shrink + product;
-        SY_UNROLL
-        for (int c = 0; c < kM / 8; ++c) {
-          out.at[i][c][2 * h] *= shrink;
-          out.at[i][c][2 * h + 1] *= shrink;
-        }
-      }
-    }
+    weigh<kEntropy>(s, running, out, scale);
     multiply_add<kM + kPad>(out, s, shared.v.row(0));
   }
 
