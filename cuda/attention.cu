@@ -2,8 +2,7 @@
 // the keys that they see (output, dq), or a tile of keys and goes over the rows that see them (dk, dv): each
 // result is written by one block, in a fixed order, at the price of computing the scores twice in backward.
 //   The kernels of this file compute in float32 and take any head sizes: they serve f32, and the bf16 heads
-//   that
-// attention_mma.cu's, of the tensor cores, do not, such as absorbed latent attention's of 576 values.
+// that attention_mma.cu's, of the tensor cores, do not, such as absorbed latent attention's of 576 values.
 // Legend: as ops/attention.h; R rows of a query tile (attention_tiles.h), C keys of a key tile, X a head's
 // width.
 #include "attention.h"
