@@ -6,12 +6,15 @@
 
 namespace switchyard::ops {
 
-void fill_zero(Tensor out, Context&) { cpu::fill_zero(out); }
+void fill_zero(Tensor out, Context& ctx) {
+  SY_ON_CUDA(ctx, cuda::fill_zero(out, ctx));
+  cpu::fill_zero(out);
+}
 
 void copy(Tensor out, Tensor in, Context& ctx) {
   check_shape(out, in.shape(), "out");
   check_dtype(out, in.dtype(), "out");
-  SY_ON_CUDA(ctx, cuda::fill_zero(out, out, in, ctx));
+  SY_ON_CUDA(ctx, cuda::copy(out, in, ctx));
   cpu::copy(out, in);
 }
 

@@ -50,14 +50,15 @@ class OnTheDevice(CliTest):
         config["checkpoint"] = {"every": STEPS}
         return self.write_config(config, **changes)
 
-    def assert_same_on_both(self, config, relative=1e-5):
-        """Losses, gradient norms and loads of three steps; the weights then differ by their rounding alone."""
+    def assert_same_on_both(self, config):
+        """Losses, gradient norms and loads of three steps."""
         self.ok("train", config, "--out", "cpu")
         self.on_device("train", config, "--out", "device")
         for cpu, device in zip(self.metrics("cpu"), self.metrics("device"), strict=True):
             step = cpu["step"]
-            # Sums of float32 in another order: a few units of 6e-8 in each of some hundred terms.
-            for key in ("loss", "grad_norm"):
+            # Sums of float32 in another order: a few units of 6e-8 in each of some hundred terms. AdamW divides a
+            # gradient by its own size, so that from the second step on small ones hand on their relative rounding.
+            for key, relative in (("loss", 1e-5), ("grad_norm", 1e-5 if step == 1 else 1e-4)):
                 self.assertLess(abs(cpu[key] - device[key]), relative * abs(cpu[key]), f"step {step}: {key}")
             # Load figures are counts: one token that is routed otherwise, on a tie in rounding, moves them.
             self.assertAlmostEqual(cpu["gini"], device["gini"], delta=0.02, msg=f"step {step}")
