@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "model/transformer.h"
+#include "ops/device.h"
 #include "train/evaluator.h"
 #include "train/model_directory.h"
 
@@ -129,9 +130,9 @@ int run_eval(const EvalOptions& options) {
   }
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
 
-  Context ctx;
+  Context ctx(ops::choose_device(options.device));
   model::Transformer model(config, directory.router(), DType::f32, false);
-  model.allocate();
+  model.allocate(ctx.device);
   directory.weights().load(config, model.parameters());
   model.plan(settings.batch, settings.seq_len, ctx);
   const train::EvalResult result = train::evaluate(model, domains, settings, ctx);

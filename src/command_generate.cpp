@@ -20,6 +20,7 @@
 #include "model/transformer.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
+#include "ops/device.h"
 #include "train/model_directory.h"
 #include "train/tokenizer_record.h"
 
@@ -48,12 +49,12 @@ struct Loaded {
   std::unique_ptr<model::Transformer> model;
 };
 
-Loaded load_model(const std::string& path) {
+Loaded load_model(const std::string& path, Device device) {
   const train::ModelDirectory directory(path);
   config::Model config = directory.model();
   config.num_nextn_predict_layers = 0;  // which are for training
   auto model = std::make_unique<model::Transformer>(config, directory.router(), DType::f32, false);
-  model->allocate();
+  model->allocate(device);
   directory.weights().load(config, model->parameters());
   return {directory.path(), std::move(model)};
 }
@@ -159,7 +160,8 @@ std::vector<std::int32_t> prompt_tokens(const GenerateOptions& options, const Te
 
 int run_generate(const GenerateOptions& options) {
   set_threads(static_cast<int>(options.threads));
-  const Loaded loaded = load_model(options.checkpoint);
+  const Device device = ops::choose_device(options.device);
+  const Loaded loaded = load_model(options.checkpoint, device);
   const config::Model& config = loaded.model->config();
   const Text text = find_text(options, loaded.directory, config.vocab_size);
   const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);
@@ -167,7 +169,7 @@ int run_generate(const GenerateOptions& options) {
   const std::int64_t most = std::min(options.max_new_tokens, config.max_position_embeddings - n_prompt + 1);
   const std::string full = most < options.max_new_tokens ? "max_position_embeddings" : "max_new_tokens";
 
-  Context ctx;
+  Context ctx(device);
   generate::Generator generator(*loaded.model, n_prompt + most - 1, ctx);
   generate::Sampler sampler({.temperature = options.greedy ? 0 : options.temperature,
                              .top_k = options.top_k,

@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/threads.h"
+#include "ops/device.h"
 #include "parallel/communicator.h"
 #include "router/registry.h"
 #include "train/model_directory.h"
@@ -72,7 +73,7 @@ int run_train(const TrainOptions& options) {
     }
   }
   const auto communicator = parallel::make_single_process();
-  train::Trainer trainer(run, out, resume, *communicator);
+  train::Trainer trainer(run, out, resume, *communicator, ops::choose_device(options.device));
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);

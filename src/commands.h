@@ -14,6 +14,7 @@ struct TrainOptions {
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;  // empty: random weights; or a model directory, checkpoint or run directory
+  std::string device = "auto";  // auto, cpu, cuda
 };
 
 struct EvalOptions {
@@ -24,6 +25,7 @@ struct EvalOptions {
   std::int64_t max_tokens = 0;  // 0: all
   std::int64_t threads = 0;     // 0: one a core
   std::string json;             // empty: none; "-": standard output
+  std::string device = "auto";
 };
 
 // Everything of one step on one batch, for tools/compare_hf.py.
@@ -45,6 +47,7 @@ struct GenerateOptions {
   std::uint64_t seed = 1;
   std::int64_t threads = 0;  // 0: one a core
   bool json = false;
+  std::string device = "auto";
 };
 
 struct ExportOptions {

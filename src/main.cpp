@@ -16,6 +16,12 @@ namespace {
 constexpr int kExitRun = 1;    // the run itself failed
 constexpr int kExitInput = 2;  // usage, configuration, data
 
+void describe_device(CLI::App& app, std::string& device) {
+  app.add_option("--device", device, "Where to compute; auto: on a CUDA device if one can be used")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+}
+
 void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
   app.add_option("CONFIG", options.config,
                  "The run: a JSON file (configs/ has ready ones, docs/configuration.md the keys)")
@@ -37,6 +43,7 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
          "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
          "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
       ->type_name("DIR");
+  describe_device(app, options.device);
   app.footer(
       "Examples:\n"
       "  switchyard train configs/qwen3_moe_cpu_small.json\n"
@@ -69,6 +76,7 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
       ->check(CLI::PositiveNumber);
   app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
       ->type_name("FILE|-");
+  describe_device(app, options.device);
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once.\n"
       "Examples:\n"
@@ -115,6 +123,7 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
   app.add_option("--threads", options.threads, "Threads to use (default: one a core)")
       ->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
+  describe_device(app, options.device);
   app.footer(
       "Examples:\n"
       "  switchyard generate runs/quickstart --prompt 'The court held'\n"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -28,11 +29,23 @@ inline std::byte* element(const Tensor& tensor, std::int64_t i) {
   return static_cast<std::byte*>(tensor.raw()) + (row * tensor.row_stride() + column) * size_of(tensor.dtype());
 }
 
+// The bits of the nearest bfloat16, ties to even; a NaN stays one.
+inline std::uint16_t round_to_bf16(float value) {
+  if (std::isnan(value)) return 0x7fff;
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
 // Element i in row-major order as a double (an i32 as its value), and its assignment.
 inline double get(const Tensor& tensor, std::int64_t i) {
   const auto load = [&]<class T>(T value) {
     std::memcpy(&value, element(tensor, i), sizeof value);
     return static_cast<double>(value);
+  };
+  const auto load_bits = [&] {
+    std::uint16_t bits;
+    std::memcpy(&bits, element(tensor, i), sizeof bits);
+    return bits;
   };
   switch (tensor.dtype()) {
     case DType::f32:
@@ -42,9 +55,9 @@ inline double get(const Tensor& tensor, std::int64_t i) {
     case DType::i32:
       return load(std::int32_t{});
     case DType::bf16:
-      break;
+      return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(load_bits()) << 16));
   }
-  throw std::logic_error("test tensors are f32, f64 or i32");
+  throw std::logic_error("not a dtype");
 }
 inline void set(const Tensor& tensor, std::int64_t i, double value) {
   const auto store = [&](auto converted) { std::memcpy(element(tensor, i), &converted, sizeof converted); };
@@ -56,9 +69,9 @@ inline void set(const Tensor& tensor, std::int64_t i, double value) {
     case DType::i32:
       return store(static_cast<std::int32_t>(value));
     case DType::bf16:
-      break;
+      return store(round_to_bf16(static_cast<float>(value)));
   }
-  throw std::logic_error("test tensors are f32, f64 or i32");
+  throw std::logic_error("not a dtype");
 }
 
 // Every element becomes NaN (an i32: kUnsetInt), to prove that an output is set before it is read.

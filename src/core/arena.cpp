@@ -1,8 +1,6 @@
 #include "core/arena.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 namespace switchyard {
 
@@ -15,19 +13,8 @@ std::int64_t round_up(std::int64_t bytes) { return (bytes + kAlignment - 1) / kA
 
 }  // namespace
 
-void AlignedFree::operator()(std::byte* p) const { std::free(p); }
-
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what) {
-  void* p = std::aligned_alloc(static_cast<std::size_t>(kAlignment),
-                               static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1))));
-  if (!p)
-    throw_run(
-        "out of memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
-        what, static_cast<double>(bytes) / (1 << 20));
-  return AlignedBuffer(static_cast<std::byte*>(p));
-}
-
-Arena::Arena(std::int64_t bytes, const char* what) : buffer_(allocate_aligned(bytes, what)), capacity_(bytes) {}
+Arena::Arena(std::int64_t bytes, const char* what, Device device)
+    : buffer_(allocate_aligned(bytes, what, device)), device_(device), capacity_(bytes) {}
 
 Tensor Arena::take(Shape shape, DType dtype) {
   const std::int64_t offset = used_;
@@ -35,11 +22,11 @@ Tensor Arena::take(Shape shape, DType dtype) {
   peak_ = std::max(peak_, used_);
   if (capacity_ < 0) return Tensor(nullptr, shape, dtype);
   SY_CHECK(used_ <= capacity_, "an arena of {} bytes was planned, {} are asked for", capacity_, used_);
-  return Tensor(buffer_.get() + offset, shape, dtype);
+  return Tensor(buffer_.get() + offset, shape, dtype, device_);
 }
 
 void Arena::poison() {
-  if (capacity_ > 0) std::memset(buffer_.get(), kPoisonByte, static_cast<std::size_t>(capacity_));
+  if (capacity_ > 0) fill_bytes(buffer_.get(), kPoisonByte, capacity_, device_);
 }
 
 Tensor Scratch::take(Shape shape, DType dtype) {
@@ -49,13 +36,13 @@ Tensor Scratch::take(Shape shape, DType dtype) {
     used_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space"), bytes});
+    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space", device_), bytes});
     used_ = 0;
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
   used_ += bytes;
-  if (poison_) std::memset(p, kPoisonByte, static_cast<std::size_t>(bytes));
-  return Tensor(p, shape, dtype);
+  if (poison_) fill_bytes(p, kPoisonByte, bytes, device_);
+  return Tensor(p, shape, dtype, device_);
 }
 
 std::int64_t Scratch::reserved() const {

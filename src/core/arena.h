@@ -4,28 +4,19 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "core/device_memory.h"
 #include "core/tensor.h"
 
 namespace switchyard {
-
-constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
-
-struct AlignedFree {
-  void operator()(std::byte* p) const;
-};
-using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
-// Bytes that are not initialised. Throws RunError, naming the size, where the system has no memory.
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what);
 
 // A bump allocator. Plan twice with the same code: into a measuring arena, whose tensors have no memory, then
 // into one of that size.
 class Arena {
  public:
   static Arena measuring() { return Arena(); }
-  Arena(std::int64_t bytes, const char* what);
+  Arena(std::int64_t bytes, const char* what, Device device = Device::cpu);
 
   // A tensor that is not initialised, aligned to kAlignment. Throws std::logic_error past the planned size.
   Tensor take(Shape shape, DType dtype);
@@ -39,6 +30,7 @@ class Arena {
  private:
   Arena() = default;
   AlignedBuffer buffer_;
+  Device device_ = Device::cpu;
   std::int64_t capacity_ = -1;  // -1: measuring
   std::int64_t used_ = 0;
   std::int64_t peak_ = 0;
@@ -47,6 +39,7 @@ class Arena {
 // A stack of short-lived tensors. It grows while it is first used and then stays.
 class Scratch {
  public:
+  explicit Scratch(Device device = Device::cpu) : device_(device) {}
   Tensor take(Shape shape, DType dtype);
   // When set, every tensor handed out is filled with NaN first.
   void set_poison(bool on) { poison_ = on; }
@@ -58,6 +51,7 @@ class Scratch {
     AlignedBuffer buffer;
     std::int64_t bytes;
   };
+  Device device_;
   std::vector<Chunk> chunks_;
   std::size_t chunk_ = 0;  // the one in use
   std::int64_t used_ = 0;  // bytes used in it

@@ -10,9 +10,12 @@ namespace switchyard {
 enum class MatmulType : std::uint8_t { f32, bf16 };  // bf16: operands rounded to bf16, sums in float32
 
 struct Context {
-  Device device = Device::cpu;
+  explicit Context(Device where = Device::cpu) : device(where), scratch(where) {}
+
+  Device device;
   MatmulType matmul = MatmulType::f32;
   Scratch scratch;
+  void* stream = nullptr;  // the device's own handle of the queue that all of the run's work goes to
 };
 
 // Matrix products of a block in float32, whatever the run has chosen: a router's logits are float32 everywhere.

@@ -17,7 +17,8 @@ constexpr std::int64_t kLine = kAlignment / 4;
 
 std::int64_t round_up(std::int64_t n) { return (n + kLine - 1) / kLine * kLine; }
 
-void zero(std::byte* data, std::int64_t bytes) {
+void zero(std::byte* data, std::int64_t bytes, Device device) {
+  if (device != Device::cpu) return fill_bytes(data, 0, bytes, device);
   constexpr std::int64_t kPiece = 1 << 20;
   const std::int64_t pieces = (bytes + kPiece - 1) / kPiece;
 #pragma omp parallel for schedule(static)
@@ -85,7 +86,7 @@ std::size_t ParameterStore::add(Parameter parameter) {
   return rows_.size() - 1;
 }
 
-void ParameterStore::allocate(DType dtype, bool training) {
+void ParameterStore::allocate(DType dtype, bool training, Device device) {
   SY_CHECK(!memory_, "parameters are allocated once");
   SY_CHECK(dtype == DType::f32 || dtype == DType::f64, "parameters are f32 or f64, not {}", name_of(dtype));
   std::vector<std::string_view> names;
@@ -99,10 +100,10 @@ void ParameterStore::allocate(DType dtype, bool training) {
   size_ = round_up(size_);
   const std::int64_t array_bytes = size_ * size_of(dtype);
   const std::int64_t bytes = array_bytes * (training ? 4 : 1);
-  memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters");
-  zero(memory_.get(), bytes);
+  memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters", device);
+  zero(memory_.get(), bytes, device);
   const auto flat = [&](std::int64_t i) {
-    return Tensor(memory_.get() + i * array_bytes, Shape{size_}, dtype);
+    return Tensor(memory_.get() + i * array_bytes, Shape{size_}, dtype, device);
   };
   value_P_ = flat(0);
   if (!training) return;
@@ -114,11 +115,13 @@ void ParameterStore::allocate(DType dtype, bool training) {
 void ParameterStore::initialise(std::uint64_t seed) {
   SY_CHECK(memory_ != nullptr, "initialise() comes before allocate()");
   for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const HostCopy host(value(i));
     if (value_P_.dtype() == DType::f64) {
-      initialise_row<double>(rows_[i], value(i), seed);
+      initialise_row<double>(rows_[i], host.tensor(), seed);
     } else {
-      initialise_row<float>(rows_[i], value(i), seed);
+      initialise_row<float>(rows_[i], host.tensor(), seed);
     }
+    host.write_back();
   }
 }
 

@@ -34,8 +34,8 @@ class ParameterStore {
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
 
-  // Allocates the flat arrays: values and, if training, gradients and moments (zeroed).
-  void allocate(DType dtype, bool training);
+  // Allocates the flat arrays on the device: values and, if training, gradients and moments (zeroed).
+  void allocate(DType dtype, bool training, Device device = Device::cpu);
   // Fills every value as its row says: a function of (seed, name, index).
   void initialise(std::uint64_t seed);
 

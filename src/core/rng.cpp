@@ -8,21 +8,6 @@
 
 namespace switchyard {
 
-std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
-                                        std::array<std::uint32_t, 2> key) {
-  constexpr std::uint32_t kMul0 = 0xD2511F53, kMul1 = 0xCD9E8D57;
-  constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{kMul0} * counter[0];
-    const std::uint64_t p1 = std::uint64_t{kMul1} * counter[2];
-    counter = {static_cast<std::uint32_t>(p1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(p1),
-               static_cast<std::uint32_t>(p0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(p0)};
-    key[0] += kWeyl0;
-    key[1] += kWeyl1;
-  }
-  return counter;
-}
-
 Rng::Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream) : stream_(stream) {
   // The purpose goes into the key by way of one Philox block, so that nearby seeds and purposes share nothing.
   const auto block = philox4x32({static_cast<std::uint32_t>(purpose), 0, 0, 0},
@@ -31,11 +16,8 @@ Rng::Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream) : stream_
 }
 
 std::uint64_t Rng::bits(std::uint64_t index) const {
-  const auto block =
-      philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                  static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
-                 key_);
-  return (std::uint64_t{block[1]} << 32) | block[0];
+  const auto words = block(index);
+  return (std::uint64_t{words[1]} << 32) | words[0];
 }
 
 double Rng::uniform(std::uint64_t index) const {
@@ -43,12 +25,9 @@ double Rng::uniform(std::uint64_t index) const {
 }
 
 double Rng::normal(std::uint64_t index) const {
-  const auto block =
-      philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                  static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
-                 key_);
-  const double u = (static_cast<double>(block[0]) + 0.5) * 0x1.0p-32;
-  const double v = (static_cast<double>(block[1]) + 0.5) * 0x1.0p-32;
+  const auto words = block(index);
+  const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+  const double v = (static_cast<double>(words[1]) + 0.5) * 0x1.0p-32;
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
 }
 

@@ -17,12 +17,32 @@ enum class RngPurpose : std::uint32_t {
   sampling = 6        // of generated tokens
 };
 
-std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
+// This and Rng::block() are constexpr for device code, which may call such functions.
+constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                                  std::array<std::uint32_t, 2> key) {
+  constexpr std::uint32_t kMul0 = 0xD2511F53, kMul1 = 0xCD9E8D57;
+  constexpr std::uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{kMul0} * counter[0];
+    const std::uint64_t p1 = std::uint64_t{kMul1} * counter[2];
+    counter = {static_cast<std::uint32_t>(p1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(p1),
+               static_cast<std::uint32_t>(p0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(p0)};
+    key[0] += kWeyl0;
+    key[1] += kWeyl1;
+  }
+  return counter;
+}
 
 // One stream of random values, addressed by index.
 class Rng {
  public:
   Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream);
+  // The 128 bits that the values at an index are made of.
+  constexpr std::array<std::uint32_t, 4> block(std::uint64_t index) const {
+    return philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                       static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                      key_);
+  }
   std::uint64_t bits(std::uint64_t index) const;  // 64 uniform bits
   double uniform(std::uint64_t index) const;      // in (0, 1)
   double normal(std::uint64_t index) const;       // mean 0, variance 1 (Box-Muller)

@@ -38,6 +38,8 @@ const char* name_of(Device device) {
   switch (device) {
     case Device::cpu:
       return "cpu";
+    case Device::cuda:
+      return "cuda";
   }
   return "?";
 }

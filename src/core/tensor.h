@@ -15,11 +15,11 @@
 namespace switchyard {
 
 enum class DType : std::uint8_t { f32, f64, bf16, i32 };
-enum class Device : std::uint8_t { cpu };
+enum class Device : std::uint8_t { cpu, cuda };
 
 std::int64_t size_of(DType dtype);   // bytes of one element
 const char* name_of(DType dtype);    // "f32", "f64", ...
-const char* name_of(Device device);  // "cpu"
+const char* name_of(Device device);  // "cpu", "cuda"
 
 template <class T>
 struct DTypeOf;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "core/gap_bins.h"
@@ -35,7 +36,8 @@ class BinFinder {
   }
   // In ascending order of the gap. A NaN goes where 0 goes.
   std::int32_t operator()(double gap) const {
-    const double distance = std::abs(gap);
+    // An infinite gap is as far as any; min() keeps a NaN.
+    const double distance = std::min(std::abs(gap), std::numeric_limits<double>::max());
     const std::int32_t at = std::clamp(cell(static_cast<float>(distance)), first_, last_);
     std::int32_t bin = bin_[static_cast<std::size_t>(at - first_)];
     bin += distance >= border_[static_cast<std::size_t>(bin) + 1];

@@ -27,9 +27,11 @@ std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
           static_cast<std::int32_t>(window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0);
     }
     const Shape shape{static_cast<std::int64_t>(n)};
-    model_.forward({.token_T = Tensor(token_T_.data(), shape, DType::i32),
+    const CopyOn token_T(ctx_.device, Tensor(token_T_.data(), shape, DType::i32)),
+        kv_begin_T(ctx_.device, Tensor(kv_begin_T_.data(), shape, DType::i32));
+    model_.forward({.token_T = token_T.tensor(),
                     .target_T = {},
-                    .kv_begin_T = Tensor(kv_begin_T_.data(), shape, DType::i32),
+                    .kv_begin_T = kv_begin_T.tensor(),
                     .n_seq = 1,
                     .seq_len = shape[0],
                     .cached = size_},
@@ -37,8 +39,10 @@ std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
     size_ += shape[0];
     tokens = tokens.subspan(n);
   }
-  model_.last_logits(
-      Tensor(logits_V_.data(), Shape{1, static_cast<std::int64_t>(logits_V_.size())}, DType::f32), ctx_);
+  const CopyOn logits_1V(
+      ctx_.device, Tensor(logits_V_.data(), Shape{1, static_cast<std::int64_t>(logits_V_.size())}, DType::f32));
+  model_.last_logits(logits_1V.tensor(), ctx_);
+  logits_1V.write_back();
   return logits_V_;
 }
 

@@ -3,6 +3,7 @@
 #include <numeric>
 #include <string>
 
+#include "core/device_memory.h"
 #include "model/names.h"
 
 namespace switchyard::model {
@@ -25,7 +26,8 @@ double Flops::total() const {
 }
 
 TokenCounts count_tokens(const Batch& batch) {
-  const std::int32_t *token = batch.token_T.as<std::int32_t>(), *begin = batch.kv_begin_T.as<std::int32_t>();
+  const HostCopy token_T(batch.token_T), kv_begin_T(batch.kv_begin_T);
+  const std::int32_t *token = token_T->as<std::int32_t>(), *begin = kv_begin_T->as<std::int32_t>();
   TokenCounts counts;
   for (std::int64_t t = 0; t < batch.token_T.rows(); ++t) {
     if (token[t] < 0) continue;

@@ -1,5 +1,6 @@
 #include "model/moe_layer.h"
 
+#include "core/device_memory.h"
 #include "model/names.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
@@ -138,7 +139,7 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
-  const std::int64_t rows = saved_.offset_E1.as<std::int32_t>()[n_experts_];
+  const std::int64_t rows = HostCopy(saved_.offset_E1)->as<std::int32_t>()[n_experts_];
   router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
   visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
   visit("mlp.experts act_fn output", saved_.act_RF.slice(0, rows));

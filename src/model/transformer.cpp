@@ -65,7 +65,7 @@ void Transformer::plan_generation(std::int64_t n_positions, std::int64_t most_to
 void Transformer::allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx) {
   Arena measure = Arena::measuring();
   lay_out_all(measure);
-  arena_ = std::make_unique<Arena>(measure.peak(), "the model's activations");
+  arena_ = std::make_unique<Arena>(measure.peak(), "the model's activations", ctx.device);
   lay_out_all(*arena_);
   fill_rope_table(ctx);
 }

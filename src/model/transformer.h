@@ -27,7 +27,7 @@ class Transformer {
   // prediction have their rows in every model that has them; only one made for training computes with them.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
-  void allocate() { parameters_.allocate(dtype_, training_); }
+  void allocate(Device device = Device::cpu) { parameters_.allocate(dtype_, training_, device); }
 
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }

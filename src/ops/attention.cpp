@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include "cpu/attention.h"
+#include "cuda/attention.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -37,17 +38,20 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
   check_sizes(q_THN, k_TGN, v_TGM, kv_begin_T, shape);
   check_outputs(out_THM, lse_TH, q_THN, shape);
   if (entropy_TH.defined()) check_like(entropy_TH, lse_TH, "entropy_TH");
+  SY_ON_CUDA(ctx,
+             cuda::attention_forward(out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx, entropy_TH));
   with_scalar(out_THM.dtype(), [&]<class T>() {
     cpu::attention_forward<T>(out_THM, lse_TH, entropy_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx);
   });
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           std::int64_t first, Context&) {
+                           std::int64_t first, Context& ctx) {
   check_shape(entropy_T, Shape{entropy_TH.rows()}, "entropy_T");
   check_shape(kv_begin_T, entropy_T.shape(), "kv_begin_T");
   check_dtype(entropy_T, entropy_TH.dtype(), "entropy_T");
   check_dtype(kv_begin_T, DType::i32, "kv_begin_T");
+  SY_ON_CUDA(ctx, cuda::attention_row_entropy(entropy_T, entropy_TH, kv_begin_T, seq_len, first, ctx));
   with_scalar(entropy_T.dtype(), [&]<class T>() {
     cpu::attention_row_entropy<T>(entropy_T, entropy_TH, kv_begin_T, seq_len, first);
   });
@@ -62,6 +66,8 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
   check_like(dk_TGN, k_TGN, "dk_TGN");
   check_like(dv_TGM, v_TGM, "dv_TGM");
   check_like(dout_THM, out_THM, "dout_THM");
+  SY_ON_CUDA(ctx, cuda::attention_backward(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN,
+                                           v_TGM, kv_begin_T, shape, ctx));
   with_scalar(dq_THN.dtype(), [&]<class T>() {
     cpu::attention_backward<T>(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM,
                                kv_begin_T, shape, ctx);

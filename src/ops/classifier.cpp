@@ -1,6 +1,7 @@
 #include "ops/classifier.h"
 
 #include "cpu/classifier.h"
+#include "cuda/classifier.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -20,6 +21,7 @@ void check_inputs(const Tensor& loss_T, const Tensor& x_TD, const Tensor& weight
 
 void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
   check_inputs(loss_T, x_TD, weight_VD, target_T);
+  SY_ON_CUDA(ctx, cuda::classifier_forward(loss_T, x_TD, weight_VD, target_T, ctx));
   with_scalar(loss_T.dtype(),
               [&]<class T>() { cpu::classifier_forward<T>(loss_T, x_TD, weight_VD, target_T, ctx); });
 }
@@ -29,6 +31,8 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
   check_inputs(loss_T, x_TD, weight_VD, target_T);
   check_like(dx_TD, x_TD, "dx_TD");
   check_like(dweight_VD, weight_VD, "dweight_VD");
+  SY_ON_CUDA(
+      ctx, cuda::classifier_forward_backward(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx));
   with_scalar(loss_T.dtype(), [&]<class T>() {
     cpu::classifier_forward_backward<T>(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx);
   });

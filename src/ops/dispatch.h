@@ -1,10 +1,23 @@
-// From a checked operator call to a backend: the scalar type becomes a template argument. Only ops/*.cpp
-// include this.
+// From a checked operator call to a backend: on the CPU the scalar type becomes a template argument. Only
+// ops/*.cpp include this.
 #pragma once
 
 #include "core/tensor.h"
 
+// Returns from an operator with what `call` gives where the run is on a CUDA device. Without the CUDA backend
+// there is no such run, and nothing of it is named.
+#define SY_ON_CUDA(ctx, call)                      \
+  if constexpr (kHasCuda) {                        \
+    if ((ctx).device == Device::cuda) return call; \
+  }
+
 namespace switchyard::ops {
+
+#ifdef SWITCHYARD_HAS_CUDA
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
 
 // Calls f.operator()<float>() or <double>(), as the dtype says.
 template <class F>

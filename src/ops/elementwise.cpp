@@ -1,28 +1,35 @@
 #include "ops/elementwise.h"
 
 #include "cpu/elementwise.h"
+#include "cuda/elementwise.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
 
-void fill_zero(Tensor out, Context&) { cpu::fill_zero(out); }
+void fill_zero(Tensor out, Context& ctx) {
+  SY_ON_CUDA(ctx, cuda::fill_zero(out, ctx));
+  cpu::fill_zero(out);
+}
 
-void copy(Tensor out, Tensor in, Context&) {
+void copy(Tensor out, Tensor in, Context& ctx) {
   check_shape(out, in.shape(), "out");
   check_dtype(out, in.dtype(), "out");
+  SY_ON_CUDA(ctx, cuda::copy(out, in, ctx));
   cpu::copy(out, in);
 }
 
-void add(Tensor out, Tensor a, Tensor b, Context&) {
+void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   check_shape(out, a.shape(), "out");
   check_shape(b, a.shape(), "b");
   check_dtype(out, a.dtype(), "out");
   check_dtype(b, a.dtype(), "b");
+  SY_ON_CUDA(ctx, cuda::add(out, a, b, ctx));
   with_scalar(out.dtype(), [&]<class T>() { cpu::add<T>(out, a, b); });
 }
 
 double sum_of_squares(Tensor in, Context& ctx) {
   check_contiguous(in, "in");
+  SY_ON_CUDA(ctx, cuda::sum_of_squares(in, ctx));
   double sum = 0;
   with_scalar(in.dtype(), [&]<class T>() { sum = cpu::sum_of_squares<T>(in, ctx.scratch); });
   return sum;

@@ -1,6 +1,7 @@
 #include "ops/embedding.h"
 
 #include "cpu/embedding.h"
+#include "cuda/embedding.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -17,13 +18,15 @@ void check_embedding(const Tensor& row_TD, const Tensor& token_T, const Tensor& 
 
 }  // namespace
 
-void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context&) {
+void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context& ctx) {
   check_embedding(out_TD, token_T, weight_VD);
+  SY_ON_CUDA(ctx, cuda::embedding_forward(out_TD, token_T, weight_VD, ctx));
   with_scalar(out_TD.dtype(), [&]<class T>() { cpu::embedding_forward<T>(out_TD, token_T, weight_VD); });
 }
 
-void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Context&) {
+void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Context& ctx) {
   check_embedding(dout_TD, token_T, dweight_VD);
+  SY_ON_CUDA(ctx, cuda::embedding_backward(dweight_VD, dout_TD, token_T, ctx));
   with_scalar(dout_TD.dtype(), [&]<class T>() { cpu::embedding_backward<T>(dweight_VD, dout_TD, token_T); });
 }
 

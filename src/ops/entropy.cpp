@@ -1,6 +1,7 @@
 #include "ops/entropy.h"
 
 #include "cpu/entropy.h"
+#include "cuda/entropy.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -17,26 +18,30 @@ void check_softmax(const Tensor& entropy_T, const Tensor& logit_TE, const Tensor
 
 }  // namespace
 
-void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context&) {
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context& ctx) {
   check_softmax(entropy_T, logit_TE, prob_TE, lse_T);
+  SY_ON_CUDA(ctx, cuda::softmax_entropy_forward(entropy_T, logit_TE, prob_TE, lse_T, ctx));
   with_scalar(logit_TE.dtype(),
               [&]<class T>() { cpu::softmax_entropy_forward<T>(entropy_T, logit_TE, prob_TE, lse_T); });
 }
 
 void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
-                              Tensor skip_T, double dentropy, Context&) {
+                              Tensor skip_T, double dentropy, Context& ctx) {
   check_softmax(entropy_T, logit_TE, prob_TE, lse_T);
   check_like(dlogit_TE, logit_TE, "dlogit_TE");
   check_shape(skip_T, lse_T.shape(), "skip_T");
   check_dtype(skip_T, DType::i32, "skip_T");
+  SY_ON_CUDA(ctx, cuda::softmax_entropy_backward(dlogit_TE, entropy_T, logit_TE, prob_TE, lse_T, skip_T,
+                                                 dentropy, ctx));
   with_scalar(logit_TE.dtype(), [&]<class T>() {
     cpu::softmax_entropy_backward<T>(dlogit_TE, entropy_T, logit_TE, prob_TE, lse_T, skip_T, dentropy);
   });
 }
 
-double sum_of_tokens(Tensor x_T, Tensor skip_T, Context&) {
+double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx) {
   check_shape(x_T, skip_T.shape(), "x_T");
   check_dtype(skip_T, DType::i32, "skip_T");
+  SY_ON_CUDA(ctx, cuda::sum_of_tokens(x_T, skip_T, ctx));
   double sum = 0;
   with_scalar(x_T.dtype(), [&]<class T>() { sum = cpu::sum_of_tokens<T>(x_T, skip_T); });
   return sum;

@@ -1,6 +1,7 @@
 #include "ops/layernorm.h"
 
 #include "cpu/layernorm.h"
+#include "cuda/layernorm.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -23,9 +24,10 @@ void check_rows(const Tensor& x_TD, const Tensor& mean_T, const Tensor& rstd_T, 
 }  // namespace
 
 void layernorm_silu_forward(Tensor out_TD, Tensor mean_T, Tensor rstd_T, Tensor x_TD, Tensor weight_D,
-                            Tensor bias_D, double eps, Context&) {
+                            Tensor bias_D, double eps, Context& ctx) {
   check_rows(x_TD, mean_T, rstd_T, weight_D, bias_D);
   check_like(out_TD, x_TD, "out_TD");
+  SY_ON_CUDA(ctx, cuda::layernorm_silu_forward(out_TD, mean_T, rstd_T, x_TD, weight_D, bias_D, eps, ctx));
   with_scalar(x_TD.dtype(), [&]<class T>() {
     cpu::layernorm_silu_forward<T>(out_TD, mean_T, rstd_T, x_TD, weight_D, bias_D, eps);
   });
@@ -38,6 +40,8 @@ void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Ten
   check_like(dout_TD, x_TD, "dout_TD");
   check_like(dweight_D, weight_D, "dweight_D");
   check_like(dbias_D, weight_D, "dbias_D");
+  SY_ON_CUDA(ctx, cuda::layernorm_silu_backward(dx_TD, dweight_D, dbias_D, dout_TD, x_TD, mean_T, rstd_T,
+                                                weight_D, bias_D, ctx));
   with_scalar(x_TD.dtype(), [&]<class T>() {
     cpu::layernorm_silu_backward<T>(dx_TD, dweight_D, dbias_D, dout_TD, x_TD, mean_T, rstd_T, weight_D, bias_D,
                                     ctx.scratch);

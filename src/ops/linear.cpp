@@ -2,6 +2,7 @@
 
 #include "cpu/gemm_bf16.h"
 #include "cpu/linear.h"
+#include "cuda/linear.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -10,6 +11,8 @@ bool has_fast_matmul(MatmulType type, Device device) {
   switch (device) {
     case Device::cpu:
       return type != MatmulType::bf16 || cpu::has_bf16_products();
+    case Device::cuda:
+      return true;
   }
   return false;
 }
@@ -28,6 +31,7 @@ void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, 
   check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
   check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
   check_one_dtype(out_TN, in_TK, weight_NK);
+  SY_ON_CUDA(ctx, cuda::linear_forward(out_TN, in_TK, weight_NK, write, ctx));
   with_scalar(out_TN.dtype(), [&]<class T>() {
     cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
   });
@@ -37,6 +41,7 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
   check_shape(din_TK, Shape{dout_TN.rows(), weight_NK.dim(1)}, "din_TK");
   check_shape(weight_NK, Shape{dout_TN.dim(1), din_TK.dim(1)}, "weight_NK");
   check_one_dtype(dout_TN, din_TK, weight_NK);
+  SY_ON_CUDA(ctx, cuda::linear_backward_input(din_TK, dout_TN, weight_NK, write, ctx));
   with_scalar(din_TK.dtype(), [&]<class T>() {
     cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add, ctx.matmul);
   });
@@ -46,6 +51,7 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
   check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
   check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
   check_one_dtype(dout_TN, in_TK, dweight_NK);
+  SY_ON_CUDA(ctx, cuda::linear_backward_weight(dweight_NK, dout_TN, in_TK, ctx));
   with_scalar(dweight_NK.dtype(),
               [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
 }
@@ -68,6 +74,7 @@ void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& wei
 
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
   check_grouped(out_RN, in_RK, weight_ENK, offset_E1);
+  SY_ON_CUDA(ctx, cuda::grouped_linear_forward(out_RN, in_RK, weight_ENK, offset_E1, ctx));
   with_scalar(out_RN.dtype(),
               [&]<class T>() { cpu::grouped_linear_forward<T>(out_RN, in_RK, weight_ENK, offset_E1, ctx); });
 }
@@ -75,6 +82,7 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
                                    Context& ctx) {
   check_grouped(dout_RN, din_RK, weight_ENK, offset_E1);
+  SY_ON_CUDA(ctx, cuda::grouped_linear_backward_input(din_RK, dout_RN, weight_ENK, offset_E1, ctx));
   with_scalar(din_RK.dtype(), [&]<class T>() {
     cpu::grouped_linear_backward_input<T>(din_RK, dout_RN, weight_ENK, offset_E1, ctx);
   });
@@ -83,6 +91,7 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx) {
   check_grouped(dout_RN, in_RK, dweight_ENK, offset_E1);
+  SY_ON_CUDA(ctx, cuda::grouped_linear_backward_weight(dweight_ENK, dout_RN, in_RK, offset_E1, ctx));
   with_scalar(dweight_ENK.dtype(), [&]<class T>() {
     cpu::grouped_linear_backward_weight<T>(dweight_ENK, dout_RN, in_RK, offset_E1, ctx);
   });

@@ -1,6 +1,7 @@
 #include "ops/mla.h"
 
 #include "cpu/mla.h"
+#include "cuda/mla.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -22,15 +23,17 @@ void check_widths(const Tensor& k_THN, const Tensor& v_THV, const Tensor& kv_TM,
 }  // namespace
 
 void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_TR, const MlaWidths& widths,
-                       Context&) {
+                       Context& ctx) {
   check_widths(k_THN, v_THV, kv_TM, k_rope_TR, widths);
+  SY_ON_CUDA(ctx, cuda::mla_split_forward(k_THN, v_THV, kv_TM, k_rope_TR, widths, ctx));
   with_scalar(k_THN.dtype(),
               [&]<class T>() { cpu::mla_split_forward<T>(k_THN, v_THV, kv_TM, k_rope_TR, widths); });
 }
 
 void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor dv_THV, const MlaWidths& widths,
-                        Context&) {
+                        Context& ctx) {
   check_widths(dk_THN, dv_THV, dkv_TM, dk_rope_TR, widths);
+  SY_ON_CUDA(ctx, cuda::mla_split_backward(dkv_TM, dk_rope_TR, dk_THN, dv_THV, widths, ctx));
   with_scalar(dk_THN.dtype(),
               [&]<class T>() { cpu::mla_split_backward<T>(dkv_TM, dk_rope_TR, dk_THN, dv_THV, widths); });
 }
@@ -50,14 +53,18 @@ void check_absorbed(const Tensor& latent, std::int64_t latent_extra, const Tenso
 
 }  // namespace
 
-void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths, Context&) {
+void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths,
+                      Context& ctx) {
   check_absorbed(q_latent_THL, widths.rope, q_THN, widths.nope + widths.rope, kv_b_MC, widths);
+  SY_ON_CUDA(ctx, cuda::mla_absorb_query(q_latent_THL, q_THN, kv_b_MC, widths, ctx));
   with_scalar(q_THN.dtype(),
               [&]<class T>() { cpu::mla_absorb_query<T>(q_latent_THL, q_THN, kv_b_MC, widths); });
 }
 
-void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths, Context&) {
+void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths,
+                      Context& ctx) {
   check_absorbed(latent_THC, 0, out_THV, widths.value, kv_b_MC, widths);
+  SY_ON_CUDA(ctx, cuda::mla_expand_value(out_THV, latent_THC, kv_b_MC, widths, ctx));
   with_scalar(out_THV.dtype(),
               [&]<class T>() { cpu::mla_expand_value<T>(out_THV, latent_THC, kv_b_MC, widths); });
 }

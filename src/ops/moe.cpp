@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "cpu/moe.h"
+#include "cuda/moe.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -16,6 +17,7 @@ void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tenso
   check_dtype(expert_TK, DType::i32, "expert_TK");
   SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
            expert_TK.numel());
+  SY_ON_CUDA(ctx, cuda::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx));
   cpu::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
 }
 
@@ -31,31 +33,36 @@ void check_rows(const Tensor& row_RD, const Tensor& token_TD, const Tensor& slot
 
 }  // namespace
 
-void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context&) {
+void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx) {
   check_rows(row_RD, x_TD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_dispatch_forward(row_RD, x_TD, slot_row_TK, ctx));
   with_scalar(x_TD.dtype(), [&]<class T>() { cpu::moe_dispatch_forward<T>(row_RD, x_TD, slot_row_TK); });
 }
 
-void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context&) {
+void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context& ctx) {
   check_rows(drow_RD, dx_TD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx));
   with_scalar(dx_TD.dtype(), [&]<class T>() { cpu::moe_dispatch_backward<T>(dx_TD, drow_RD, slot_row_TK); });
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context&) {
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx) {
   check_rows(row_RD, out_TD, slot_row_TK);
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
   check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
+  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, row_RD, weight_TK, slot_row_TK, ctx));
   with_scalar(out_TD.dtype(),
               [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
-                          Tensor slot_row_TK, Context&) {
+                          Tensor slot_row_TK, Context& ctx) {
   check_rows(row_RD, dout_TD, slot_row_TK);
   check_like(drow_RD, row_RD, "drow_RD");
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
   check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
   check_like(dweight_TK, weight_TK, "dweight_TK");
+  SY_ON_CUDA(ctx,
+             cuda::moe_combine_backward(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK, ctx));
   with_scalar(dout_TD.dtype(), [&]<class T>() {
     cpu::moe_combine_backward<T>(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK);
   });

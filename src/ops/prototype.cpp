@@ -1,6 +1,7 @@
 #include "ops/prototype.h"
 
 #include "cpu/prototype.h"
+#include "cuda/prototype.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -29,6 +30,7 @@ void prototype_similarity_forward(Tensor score_TE, GaussianRows token_Td, Gaussi
   check_rows(token_Td, score_TE.rows(), d, score_TE, metric.of_distributions(), "token_Td");
   check_rows(key_Ed, score_TE.dim(1), d, score_TE, metric.of_distributions(), "key_Ed");
   check_metric(metric.log_sigma_d, token_Td.mean, metric);
+  SY_ON_CUDA(ctx, cuda::prototype_similarity_forward(score_TE, token_Td, key_Ed, metric, ctx));
   with_scalar(score_TE.dtype(), [&]<class T>() {
     cpu::prototype_similarity_forward<T>(score_TE, token_Td, key_Ed, metric, ctx.scratch);
   });
@@ -45,6 +47,8 @@ void prototype_similarity_backward(GaussianRows dtoken_Td, GaussianRows dkey_Ed,
     check_rows(rows, score_TE.dim(1), d, score_TE, metric.of_distributions(), "key_Ed");
   check_metric(metric.log_sigma_d, token_Td.mean, metric);
   check_metric(metric.dlog_sigma_d, token_Td.mean, metric);
+  SY_ON_CUDA(ctx, cuda::prototype_similarity_backward(dtoken_Td, dkey_Ed, dscore_TE, score_TE, token_Td, key_Ed,
+                                                      metric, ctx));
   with_scalar(score_TE.dtype(), [&]<class T>() {
     cpu::prototype_similarity_backward<T>(dtoken_Td, dkey_Ed, dscore_TE, score_TE, token_Td, key_Ed, metric,
                                           ctx.scratch);

@@ -1,6 +1,7 @@
 #include "ops/rmsnorm.h"
 
 #include "cpu/rmsnorm.h"
+#include "cuda/rmsnorm.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -18,9 +19,10 @@ void check_statistics(const Tensor& in_TGN, const Tensor& rstd_TG, const Tensor&
 
 }  // namespace
 
-void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context&) {
+void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context& ctx) {
   check_statistics(in_TGN, rstd_TG, weight_N);
   check_like(out_TGN, in_TGN, "out_TGN");
+  SY_ON_CUDA(ctx, cuda::rmsnorm_forward(out_TGN, rstd_TG, in_TGN, weight_N, eps, ctx));
   with_scalar(in_TGN.dtype(),
               [&]<class T>() { cpu::rmsnorm_forward<T>(out_TGN, rstd_TG, in_TGN, weight_N, eps); });
 }
@@ -32,6 +34,7 @@ void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor 
   check_like(dout_TGN, in_TGN, "dout_TGN");
   check_like(dweight_N, weight_N, "dweight_N");
   check_contiguous(dweight_N, "dweight_N");
+  SY_ON_CUDA(ctx, cuda::rmsnorm_backward(din_TGN, dweight_N, dout_TGN, in_TGN, rstd_TG, weight_N, ctx));
   with_scalar(in_TGN.dtype(), [&]<class T>() {
     cpu::rmsnorm_backward<T>(din_TGN, dweight_N, dout_TGN, in_TGN, rstd_TG, weight_N, ctx.scratch);
   });

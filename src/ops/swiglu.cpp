@@ -1,6 +1,7 @@
 #include "ops/swiglu.h"
 
 #include "cpu/swiglu.h"
+#include "cuda/swiglu.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -15,14 +16,16 @@ void check_halves(const Tensor& row_RF, const Tensor& gate_up_R2F, const char* n
 
 }  // namespace
 
-void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context&) {
+void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context& ctx) {
   check_halves(out_RF, gate_up_R2F, "gate_up_R2F");
+  SY_ON_CUDA(ctx, cuda::swiglu_forward(out_RF, gate_up_R2F, ctx));
   with_scalar(out_RF.dtype(), [&]<class T>() { cpu::swiglu_forward<T>(out_RF, gate_up_R2F); });
 }
 
-void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context&) {
+void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context& ctx) {
   check_halves(dout_RF, gate_up_R2F, "gate_up_R2F");
   check_halves(dout_RF, dgate_up_R2F, "dgate_up_R2F");
+  SY_ON_CUDA(ctx, cuda::swiglu_backward(dgate_up_R2F, dout_RF, gate_up_R2F, ctx));
   with_scalar(dout_RF.dtype(), [&]<class T>() { cpu::swiglu_backward<T>(dgate_up_R2F, dout_RF, gate_up_R2F); });
 }
 

@@ -1,4 +1,4 @@
-// A small row of router state (f32 or f64, on the host) as doubles: what is solved once a step.
+// A small row of router state (f32 or f64, wherever it lies) as doubles: what is solved once a step.
 #pragma once
 
 #include <span>
@@ -9,7 +9,7 @@
 namespace switchyard::router {
 
 std::vector<double> read_row(const Tensor& tensor);
-double read_number(const Tensor& tensor);  // of one element; allocates nothing
+double read_number(const Tensor& tensor);  // of one element; allocates nothing on the host
 void write_row(const Tensor& tensor, std::span<const double> values);
 
 }  // namespace switchyard::router

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/device_memory.h"
 #include "ops/latent.h"
 #include "router/host_row.h"
 
@@ -102,7 +103,8 @@ void LatentRegularisation::observe(const LatentRows& token, const LatentRows& ke
   const std::int64_t d = width_, E = n_experts_;
   const auto moments = static_cast<std::size_t>(d * d),
              routed = kMoments + moments + static_cast<std::size_t>(d);
-  const auto* id = token_T.as<std::int32_t>();
+  const HostCopy host_token_T(token_T);
+  const auto* id = host_token_T->as<std::int32_t>();
   statistics_[kTokens] =
       static_cast<double>(std::count_if(id, id + token_T.rows(), [](std::int32_t t) { return t >= 0; }));
   statistics_[kKl] = kl_coef_ != 0 ? ops::standard_kl_sum(token.mean, token.log_var, token_T, ctx) : 0;

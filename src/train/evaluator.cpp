@@ -13,9 +13,11 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
       .domains = {},
       .load = LoadCounts(model.n_main_routers(), std::max<std::int64_t>(1, model.config().num_experts),
                          static_cast<std::int64_t>(domains.size()))};
-  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token, model.config().sliding_window);
+  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token, model.config().sliding_window,
+                       ctx.device);
   std::vector<float> loss_values(static_cast<std::size_t>(settings.batch * settings.seq_len));
-  const Tensor loss_T(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32);
+  const CopyOn loss_T(ctx.device,
+                      Tensor(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32));
   std::vector<std::int32_t> window(static_cast<std::size_t>(settings.seq_len) + 1);
   double loss_sum = 0;
 
@@ -37,7 +39,8 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
         next += std::max<std::int64_t>(inputs, 0);
       }
       model.forward(buffers.batch(), ctx);
-      model.loss(loss_T, buffers.batch(), ctx);
+      model.loss(loss_T.tensor(), buffers.batch(), ctx);
+      loss_T.write_back();
       result.load.add(model.routing_sums(), domain_B);
       result.counts += model::count_tokens(buffers.batch());
       for (const float loss : loss_values) domain_sum += loss;

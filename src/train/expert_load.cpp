@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/device_memory.h"
+
 namespace switchyard::train {
 
 LoadCounts::LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64_t n_domains)
@@ -24,11 +26,11 @@ double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
 
 void LoadCounts::add(std::span<const router::RoutingSums> sums_L, std::span<const std::size_t> domain_B) {
   for (std::int64_t l = 0; l < n_layers_; ++l) {
-    const Tensor& count_BE = sums_L[static_cast<std::size_t>(l)].count_BE;
+    const HostCopy count_BE(sums_L[static_cast<std::size_t>(l)].count_BE);
     dropped_L_[static_cast<std::size_t>(l)] += static_cast<double>(sums_L[static_cast<std::size_t>(l)].dropped);
     for (std::size_t b = 0; b < domain_B.size(); ++b)
       for (std::int64_t e = 0; e < n_experts_; ++e)
-        at(l, domain_B[b], e) += count_BE.row<std::int32_t>(static_cast<std::int64_t>(b))[e];
+        at(l, domain_B[b], e) += count_BE->row<std::int32_t>(static_cast<std::int64_t>(b))[e];
   }
 }
 

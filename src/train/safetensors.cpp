@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/device_memory.h"
 #include "core/error.h"
 #include "train/json_text.h"
 #include "train/small_floats.h"
@@ -227,6 +228,12 @@ bool widen(const StoredTensor& stored, Tensor out) {
 
 void SafetensorsFile::read(const StoredTensor& stored, Tensor out) const {
   SY_CHECK(out.defined() && out.contiguous(), "{} is read into a tensor that is not contiguous", stored.name);
+  if (out.device() != Device::cpu) {
+    const HostCopy host(out);
+    read(stored, host.tensor());
+    host.write_back();
+    return;
+  }
   bool same = static_cast<int>(stored.shape.size()) == out.shape().rank();
   for (int i = 0; same && i < out.shape().rank(); ++i)
     same = stored.shape[static_cast<std::size_t>(i)] == out.dim(i);

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
+#include "core/device_memory.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "train/small_floats.h"
@@ -98,6 +99,7 @@ std::vector<WrittenTensor> as_written(std::span<const NamedTensor> tensors) {
         .type = written.type,
         .shape = {},
         .bytes = {static_cast<const std::byte*>(tensor.raw()), static_cast<std::size_t>(tensor.nbytes())}};
+    if (tensor.device() != Device::cpu) written.on_device = tensor;
     for (int i = 0; i < tensor.shape().rank(); ++i) written.from.shape.push_back(tensor.dim(i));
     list.push_back(std::move(written));
   }
@@ -116,7 +118,10 @@ FileDigest write_safetensors(const std::filesystem::path& path, std::span<const 
   OutputFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(header);
-  for (const WrittenTensor& tensor : tensors) {
+  for (WrittenTensor tensor : tensors) {
+    const HostCopy host(tensor.on_device);  // one at a time
+    if (tensor.on_device.defined())
+      tensor.from.bytes = {static_cast<const std::byte*>(host->raw()), tensor.from.bytes.size()};
     if (tensor.type == tensor.from.type) {
       file.write(tensor.from.bytes);
     } else {

@@ -23,6 +23,7 @@ struct WrittenTensor {
   StoredTensor from;
   StoredType type = StoredType::f32;
   const SafetensorsFile* file = nullptr;  // that `from` lies in, if any: its pages are released once written
+  Tensor on_device{};                     // defined: `from` has no bytes, only their number; they lie here
   std::uint64_t bytes() const;            // in the file to be written
 };
 

@@ -12,6 +12,10 @@ struct DomainFiles {
   std::vector<std::filesystem::path> paths;
 };
 
+Tensor view(std::vector<std::int32_t>& values) {
+  return Tensor(values.data(), Shape{static_cast<std::int64_t>(values.size())}, DType::i32);
+}
+
 std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entries) {
   std::vector<DomainFiles> domains;
   for (const config::DataEntry& entry : entries) {
@@ -59,17 +63,24 @@ std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size) {
 }
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
-                           std::int64_t sliding_window)
+                           std::int64_t sliding_window, Device device)
     : token_T_(static_cast<std::size_t>(n_seq * seq_len), -1),
       target_T_(token_T_.size(), -1),
       kv_begin_T_(token_T_.size(), 0),
       tokens_B_(static_cast<std::size_t>(n_seq), 0),
       eot_token_(eot_token),
-      sliding_window_(sliding_window) {
-  const auto view = [&](std::vector<std::int32_t>& values) {
-    return Tensor(values.data(), Shape{n_seq * seq_len}, DType::i32);
-  };
-  batch_ = {view(token_T_), view(target_T_), view(kv_begin_T_), n_seq, seq_len};
+      sliding_window_(sliding_window),
+      token_copy_T_(device, view(token_T_)),
+      target_copy_T_(device, view(target_T_)),
+      kv_begin_copy_T_(device, view(kv_begin_T_)),
+      batch_{token_copy_T_.tensor(), target_copy_T_.tensor(), kv_begin_copy_T_.tensor(), n_seq, seq_len} {}
+
+const model::Batch& BatchBuffers::batch() const {
+  if (stale_) {
+    for (const CopyOn* each : {&token_copy_T_, &target_copy_T_, &kv_begin_copy_T_}) each->refresh();
+    stale_ = false;
+  }
+  return batch_;
 }
 
 void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> window) {
@@ -78,6 +89,7 @@ void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> wi
   const std::size_t inputs = window.empty() ? 0 : window.size() - 1;
   SY_CHECK(inputs <= seq_len && b < batch_.n_seq, "a window of {} tokens for sequences of {}", window.size(),
            seq_len);
+  stale_ = true;
   std::int64_t document = 0;
   for (std::size_t i = 0; i < seq_len; ++i) {
     const auto position = static_cast<std::int64_t>(i);

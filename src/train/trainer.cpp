@@ -10,6 +10,7 @@
 
 #include "core/log.h"
 #include "core/threads.h"
+#include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "train/console.h"
@@ -73,7 +74,7 @@ std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const mode
 }  // namespace
 
 Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-                 parallel::Communicator& communicator)
+                 parallel::Communicator& communicator, Device device)
     : run_(run),
       communicator_(communicator),
       micro_batches_(run.train.global_batch_size / run.train.micro_batch_size),
@@ -82,6 +83,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       train_domains_(open_domains(run.data.train, run.model.vocab_size)),
       val_domains_(open_domains(run.data.validation, run.model.vocab_size)),
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
+      ctx_(device),
       model_(run.model, run.router, DType::f32, true),
       optimizer_(run.train, model_.parameters()),
       auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
@@ -89,12 +91,17 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
                  static_cast<std::int64_t>(train_domains_.size())),
       flop_counter_(model_),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
-      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window),
+      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window, device),
       domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
       loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)),
-      mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()) {
-  model_.allocate();
+      mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()),
+      loss_T_(device,
+              Tensor(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32)),
+      mtp_loss_KT_(device, Tensor(mtp_loss_values_.data(),
+                                  Shape{model_.n_mtp_depths(), static_cast<std::int64_t>(loss_values_.size())},
+                                  DType::f32)) {
+  model_.allocate(device);
   ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
   if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
@@ -128,6 +135,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
 
   const ParameterStore& parameters = model_.parameters();
   const double mib = 1.0 / (1 << 20);
+  if (ctx_.device != Device::cpu) log_info("computes on " + ops::describe_device(ctx_.device));
   log_info(fmt::format(
       "{:.1f}M parameters; memory: weights {:.0f} MiB, gradients {:.0f}, moments {:.0f}, activations "
       "{:.0f}; {} threads",
@@ -216,12 +224,10 @@ void Trainer::sum_over_ranks() {
 Trainer::StepResult Trainer::step() {
   ParameterStore& parameters = model_.parameters();
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
-  const Tensor loss_T(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32);
   // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
   const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
   const bool count_first = needs_sums && micro_batches_ > 1;
   const std::int64_t n_depths = model_.n_mtp_depths();
-  const Tensor mtp_loss_KT(mtp_loss_values_.data(), Shape{n_depths, loss_T.rows()}, DType::f32);
   // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
   // nothing.
   std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
@@ -229,7 +235,7 @@ Trainer::StepResult Trainer::step() {
     share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
     mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
   }
-  const model::MtpLoss mtp{mtp_loss_KT, mtp_dloss_K};
+  const model::MtpLoss mtp{mtp_loss_KT_.tensor(), mtp_dloss_K};
   StepResult result;
   result.lr = learning_rate(run_.train, state_.step + 1);
   const auto clear_counts = [&] {
@@ -257,10 +263,12 @@ Trainer::StepResult Trainer::step() {
     result.auxiliary.balance += auxiliary.balance;
     result.auxiliary.z += auxiliary.z;
     result.router_loss += model_.own_losses();
-    model_.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
+    model_.loss_and_backward(loss_T_.tensor(), batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
+    loss_T_.write_back();
+    mtp_loss_KT_.write_back();
     for (std::size_t k = 0; k < mtp_share_K.size(); ++k) {
-      const auto first = mtp_loss_values_.begin() + static_cast<std::int64_t>(k) * loss_T.rows();
-      result.mtp_loss += mtp_share_K[k] * std::accumulate(first, first + loss_T.rows(), 0.0);
+      const auto first = mtp_loss_values_.begin() + static_cast<std::int64_t>(k) * loss_T_->rows();
+      result.mtp_loss += mtp_share_K[k] * std::accumulate(first, first + loss_T_->rows(), 0.0);
     }
     loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
     if (!std::isfinite(loss_sum + result.mtp_loss)) stop_for_loss();
@@ -290,7 +298,7 @@ std::string Trainer::last_checkpoint_note() const {
 void Trainer::stop_for_loss() const {
   std::string where = "the logits of lm_head";
   bool found = false;
-  Context ctx;
+  Context ctx(ctx_.device);
   for (std::size_t i = 0; i < model_.parameters().rows().size() && !found; ++i) {
     if (std::isfinite(ops::sum_of_squares(model_.parameters().value(i), ctx))) continue;
     where = "the weights of " + model_.parameters().rows()[i].name;
@@ -308,7 +316,7 @@ void Trainer::stop_for_loss() const {
 }
 
 void Trainer::stop_for_gradient() const {
-  Context ctx;
+  Context ctx(ctx_.device);
   std::string where = "none alone, only the sum of all overflows";
   for (std::size_t i = model_.parameters().rows().size(); i-- > 0;) {  // the order of the backward pass
     if (std::isfinite(ops::sum_of_squares(model_.parameters().grad(i), ctx))) continue;

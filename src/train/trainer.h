@@ -40,7 +40,7 @@ class Trainer {
   // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws
   // InputError before anything is written where one of these cannot be.
   Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-          parallel::Communicator& communicator);
+          parallel::Communicator& communicator, Device device = Device::cpu);
 
   // Trains up to train.steps, or until `stop_requested` reads true after a step; then saves and returns. Throws
   // RunError where a loss or gradient is not finite.
@@ -90,6 +90,7 @@ class Trainer {
   std::vector<std::size_t> domain_B_;
   std::vector<std::int32_t> window_;
   std::vector<float> loss_values_, mtp_loss_values_;
+  CopyOn loss_T_, mtp_loss_KT_;                       // the same where the device writes them
   std::vector<double> global_count_LE_, statistics_;  // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;

@@ -10,7 +10,7 @@ BELOW = {
     "config": ["core"],
     "data": ["core"],
     "cpu": ["core"],
-    "ops": ["core", "cpu"],
+    "ops": ["core", "cpu", "cuda"],
     "parallel": ["core", "ops"],
     "router": ["core", "config", "ops"],
     "model": ["core", "config", "ops", "router"],

@@ -1,0 +1,87 @@
+// One pass, bound by memory: four streams read, three written, in packs of 16 bytes. A range of parameters may
+// begin and end anywhere, at the same place in all four arrays: packs are cut from the last multiple of 16
+// bytes before it, and only the first and the last of them go element by element.
+#include "adamw.h"
+
+#include <cmath>
+
+#include "launch.h"
+#include "numeric.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// What does not change from element to element, made in double and rounded once, as on the CPU.
+struct Factors {
+  float grad_scale, beta1, rest1, beta2, rest2, correction1, correction2, lr, eps, decay;
+
+  explicit Factors(const AdamWStep& step)
+      : grad_scale(static_cast<float>(step.grad_scale)),
+        beta1(static_cast<float>(step.beta1)),
+        rest1(static_cast<float>(1 - step.beta1)),
+        beta2(static_cast<float>(step.beta2)),
+        rest2(static_cast<float>(1 - step.beta2)),
+        correction1(static_cast<float>(1 / (1 - std::pow(step.beta1, static_cast<double>(step.step))))),
+        correction2(static_cast<float>(1 / (1 - std::pow(step.beta2, static_cast<double>(step.step))))),
+        lr(static_cast<float>(step.lr)),
+        eps(static_cast<float>(step.eps)),
+        decay(static_cast<float>(step.weight_decay)) {}
+};
+
+struct Arrays {
+  float *param, *m, *v;
+  const float* grad;
+};
+
+template <int kSize>
+__device__ __forceinline__ void update(const Arrays& at, std::int64_t i, const Factors& f) {
+  auto param = load<kSize>(at.param + i), m = load<kSize>(at.m + i), v = load<kSize>(at.v + i);
+  const auto grad = load<kSize>(at.grad + i);
+  for (int j = 0; j < kSize; ++j) {
+    const float g = f.grad_scale * grad.element[j];
+    m.element[j] = f.beta1 * m.element[j] + f.rest1 * g;
+    v.element[j] = f.beta2 * v.element[j] + f.rest2 * (g * g);
+    const float step = (m.element[j] * f.correction1) / (sqrtf(v.element[j] * f.correction2) + f.eps);
+    param.element[j] -= f.lr * (step + f.decay * param.element[j]);
+  }
+  store<kSize>(at.param + i, param);
+  store<kSize>(at.m + i, m);
+  store<kSize>(at.v + i, v);
+}
+
+// Pack p holds elements [p * kSize - before, (p + 1) * kSize - before), as far as they are in [0, count).
+template <int kSize>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(Arrays arrays, std::int64_t count, int before, Factors factors) {
+  const std::int64_t pack = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, first = pack * kSize - before;
+  if (first >= 0 && first + kSize <= count) return update<kSize>(arrays, first, factors);
+  SY_UNROLL_BY(1)
+  for (std::int64_t i = first; i < first + kSize; ++i) {
+    if (i >= 0 && i < count) update<1>(arrays, i, factors);
+  }
+}
+
+// How many elements lie between the last multiple of 16 bytes and the tensor's first.
+int elements_before(const Tensor& tensor) {
+  return static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.raw()) / sizeof(float) % kPack<float>);
+}
+
+}  // namespace
+
+void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const AdamWStep& step, Context& ctx) {
+  const std::int64_t count = param_P.numel();
+  const int before = elements_before(param_P);
+  const bool alike =
+      elements_before(m_P) == before && elements_before(v_P) == before && elements_before(grad_P) == before;
+  with_pack<float>(alike, [&]<int kSize>() {
+    launch("adamw_update", update_kernel<kSize>,
+           {blocks(ceil_div(ceil_div(count + before, kSize), kThreads)), kThreads}, ctx,
+           Arrays{param_P.as<float>(), m_P.as<float>(), v_P.as<float>(), grad_P.as<float>()}, count,
+           kSize > 1 ? before : 0, Factors(step));
+  });
+}
+
+}  // namespace switchyard::cuda

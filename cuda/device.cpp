@@ -1,0 +1,62 @@
+#include "device.h"
+
+#include "error.h"
+#include "launch.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+void* allocate(std::int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, static_cast<std::size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) return nullptr;
+  SY_CUDA(error);
+  return memory;
+}
+
+// What a destructor calls must not throw; a failure here is seen by the next call.
+void release(void* memory) { (void)cudaFree(memory); }
+
+// The run's stream may be any: both wait for all of them.
+void fill(void* memory, int byte, std::int64_t bytes) {
+  SY_CUDA(cudaDeviceSynchronize());
+  SY_CUDA(cudaMemset(memory, byte, static_cast<std::size_t>(bytes)));
+  SY_CUDA(cudaDeviceSynchronize());
+}
+void copy(void* to, const void* from, std::int64_t bytes) {
+  SY_CUDA(cudaDeviceSynchronize());
+  SY_CUDA(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault));
+}
+
+constexpr int kOldestMajor = 8;  // compute capability: bf16 products and asynchronous copies
+
+cudaDeviceProp properties() {
+  cudaDeviceProp prop;
+  SY_CUDA(cudaGetDeviceProperties(&prop, 0));
+  return prop;
+}
+
+}  // namespace
+
+std::string obstacle() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return fmt::format("no CUDA device can be used ({})", cudaGetErrorString(error));
+  if (count == 0) return "there is no CUDA device";
+  const cudaDeviceProp prop = properties();
+  if (prop.major >= kOldestMajor) return "";
+  return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major, prop.minor,
+                     kOldestMajor);
+}
+
+std::string description() {
+  const cudaDeviceProp prop = properties();
+  return fmt::format("{}, {:.1f} GiB", prop.name, static_cast<double>(prop.totalGlobalMem) / (1 << 30));
+}
+
+void use_device_memory() { set_device_memory(Device::cuda, {allocate, release, fill, copy}); }
+
+void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,157 @@
+// What moves bytes takes an unsigned integer of the element's size for it. Contiguous tensors are one row, so
+// that an odd width costs no packs; copying and zeroing them is the runtime's own.
+#include "elementwise.h"
+
+#include <algorithm>
+
+#include "for_each_pack.h"
+#include "reduce.h"
+#include "staging.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+template <class Bytes, int kSize>
+struct Zero {
+  Rows<Bytes> out;
+
+  __device__ void operator()(std::int64_t row, std::int64_t column) const {
+    store<kSize>(out[row] + column, Elements<Bytes, kSize>{});
+  }
+};
+
+template <class Bytes, int kSize>
+struct Copy {
+  Rows<Bytes> out;
+  Rows<const Bytes> in;
+
+  __device__ void operator()(std::int64_t row, std::int64_t column) const {
+    store<kSize>(out[row] + column, load<kSize>(in[row] + column));
+  }
+};
+
+template <class T, int kSize>
+struct Add {
+  Rows<T> out;  // may be a or b
+  Rows<const T> a, b;
+
+  __device__ void operator()(std::int64_t row, std::int64_t column) const {
+    const auto x = load<kSize>(a[row] + column), y = load<kSize>(b[row] + column);
+    Elements<T, kSize> sum;
+    for (int i = 0; i < kSize; ++i)
+      sum.element[i] = from_float<T>(to_float(x.element[i]) + to_float(y.element[i]));
+    store<kSize>(out[row] + column, sum);
+  }
+};
+
+constexpr int kSumThreads = 512;
+constexpr std::int64_t kSumBlocks = 528;  // fill a large device; a fixed number, so that the order is fixed
+
+// partial_B[block] = sum of the squares of every gridDim.x-th piece of kSumThreads packs; the elements after
+// the last whole pack go to the first threads of the first block.
+template <class T, int kSize>
+__global__ void __launch_bounds__(kSumThreads)
+    squares_kernel(double* partial_B, const T* in, std::int64_t n_packs, int n_rest) {
+  double sum = 0;
+  const auto add = [&](T value) {
+    const double x = to_float(value);
+    sum += x * x;
+  };
+  const std::int64_t stride = std::int64_t{gridDim.x} * kSumThreads;
+  for (std::int64_t pack = std::int64_t{blockIdx.x} * kSumThreads + threadIdx.x; pack < n_packs;
+       pack += stride) {
+    const auto x = load<kSize>(in + pack * kSize);
+    for (int i = 0; i < kSize; ++i) add(x.element[i]);
+  }
+  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < n_rest) add(in[n_packs * kSize + threadIdx.x]);
+  sum = reduce_block<Sum, kSumThreads>(sum);
+  if (threadIdx.x == 0) partial_B[blockIdx.x] = sum;
+}
+
+// sum_1[0] = the sum of partial_B. One block.
+__global__ void __launch_bounds__(kSumThreads)
+    add_partials_kernel(double* sum_1, const double* partial_B, int n_blocks) {
+  double sum = 0;
+  for (int b = static_cast<int>(threadIdx.x); b < n_blocks; b += kSumThreads) sum += partial_B[b];
+  sum = reduce_block<Sum, kSumThreads>(sum);
+  if (threadIdx.x == 0) sum_1[0] = sum;
+}
+
+// Calls f.operator()<an unsigned integer as large as an element>().
+template <class F>
+void with_bytes(DType dtype, F&& f) {
+  switch (size_of(dtype)) {
+    case 2:
+      return f.template operator()<std::uint16_t>();
+    case 4:
+      return f.template operator()<std::uint32_t>();
+    case 8:
+      return f.template operator()<std::uint64_t>();
+  }
+  SY_CHECK(false, "elements of {} bytes", size_of(dtype));
+}
+template <class Bytes>
+Rows<Bytes> bytes_of(const Tensor& tensor) {
+  return {static_cast<Bytes*>(tensor.raw()), tensor.row_stride()};
+}
+
+Tensor one_row(const Tensor& tensor) { return tensor.reshape(Shape{1, tensor.numel()}); }
+
+}  // namespace
+
+void fill_zero(Tensor out, Context& ctx) {
+  if (out.contiguous()) {
+    SY_CUDA(cudaMemsetAsync(out.raw(), 0, static_cast<std::size_t>(out.nbytes()), stream_of(ctx)));
+    return;
+  }
+  with_bytes(out.dtype(), [&]<class Bytes>() {
+    with_pack<Bytes>(rows_are_packs<Bytes>(out), [&]<int kSize>() {
+      for_each_pack<kSize>("fill_zero", out.rows(), out.row_size(), ctx,
+                           Zero<Bytes, kSize>{bytes_of<Bytes>(out)});
+    });
+  });
+}
+
+void copy(Tensor out, Tensor in, Context& ctx) {
+  if (out.contiguous() && in.contiguous()) {
+    SY_CUDA(cudaMemcpyAsync(out.raw(), in.raw(), static_cast<std::size_t>(out.nbytes()),
+                            cudaMemcpyDeviceToDevice, stream_of(ctx)));
+    return;
+  }
+  with_bytes(out.dtype(), [&]<class Bytes>() {
+    with_pack<Bytes>(rows_are_packs<Bytes>(out) && rows_are_packs<Bytes>(in), [&]<int kSize>() {
+      for_each_pack<kSize>("copy", out.rows(), out.row_size(), ctx,
+                           Copy<Bytes, kSize>{bytes_of<Bytes>(out), bytes_of<const Bytes>(in)});
+    });
+  });
+}
+
+void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
+  if (out.contiguous() && a.contiguous() && b.contiguous()) out = one_row(out), a = one_row(a), b = one_row(b);
+  with_element(out.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(out) && rows_are_packs<T>(a) && rows_are_packs<T>(b), [&]<int kSize>() {
+      for_each_pack<kSize>("add", out.rows(), out.row_size(), ctx,
+                           Add<T, kSize>{rows_of<T>(out), rows_of<const T>(a), rows_of<const T>(b)});
+    });
+  });
+}
+
+double sum_of_squares(Tensor in, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Tensor sum_1 = ctx.scratch.take({1}, DType::f64);
+  with_element(in.dtype(), [&]<class T>() {
+    with_pack<T>(reinterpret_cast<std::uintptr_t>(in.raw()) % 16 == 0, [&]<int kSize>() {
+      const std::int64_t n_packs = in.numel() / kSize;
+      const std::int64_t n_blocks = std::clamp<std::int64_t>(ceil_div(n_packs, kSumThreads), 1, kSumBlocks);
+      double* const partial_B = ctx.scratch.take({n_blocks}, DType::f64).as<double>();
+      launch("sum_of_squares", squares_kernel<T, kSize>, {blocks(n_blocks), kSumThreads}, ctx, partial_B,
+             in.as<T>(), n_packs, in.numel() % kSize);
+      launch("sum_of_squares: blocks", add_partials_kernel, {1, kSumThreads}, ctx, sum_1.as<double>(),
+             partial_B, n_blocks);
+    });
+  });
+  return read<1>(sum_1)[0];
+}
+
+}  // namespace switchyard::cuda

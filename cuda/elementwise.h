@@ -1,0 +1,15 @@
+// Sums over whole tensors and other small things on the device; what they do: ops/elementwise.h. fill_zero and
+// copy take any dtype, the others f32 or bf16.
+#pragma once
+
+#include "core/context.h"
+
+namespace switchyard::cuda {
+
+void fill_zero(Tensor out, Context& ctx);
+void copy(Tensor out, Tensor in, Context& ctx);
+void add(Tensor out, Tensor a, Tensor b, Context& ctx);
+// Waits for the device: the sum is returned. The same bits on any device.
+double sum_of_squares(Tensor in, Context& ctx);
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,168 @@
+// The gradient needs no sort of all tokens and no atomics: token v belongs to block v modulo the number of
+// blocks, each block looks through all ids for its own, in ascending t, and adds their rows. The ids are read
+// once a block, from the L2 cache; a row is read once. Sums run over t in ascending order, as on the CPU: the
+// bits are those of the CPU in f32.
+#include "embedding.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "for_each_pack.h"
+#include "reduce.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+template <class T, int kSize>
+struct Forward {
+  Rows<T> out_TD;
+  const std::int32_t* token_T;
+  Rows<const T> weight_VD;
+
+  __device__ void operator()(std::int64_t t, std::int64_t d) const {
+    const std::int32_t v = token_T[t];
+    Elements<T, kSize> row{};
+    if (v >= 0) row = load<kSize>(weight_VD[v] + d);
+    store<kSize>(out_TD[t] + d, row);
+  }
+};
+
+constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+constexpr int kIds = 4, kStep = kThreads * kIds;  // of a thread, of a block: what is looked at at once
+constexpr int kRoom = 2 * kStep;
+constexpr std::int64_t kBlocks = 512;  // about four for each multiprocessor of a large device
+
+struct Tokens {
+  int token[kRoom], t[kRoom];
+};
+struct Found {
+  Tokens next;          // tokens of the block that are still to be added, in ascending t
+  Tokens sorted;        // the same by token, then t
+  int of_warp[kWarps];  // how many each warp has found
+};
+
+// Appends those of tokens [first, first + kStep) that are the block's. Returns how many there are now.
+__device__ __forceinline__ int find(Found& found, int n_found, const std::int32_t* token_T, int first,
+                                    int n_tokens) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  first += warp * kIds * kWarp + lane;
+  int token[kIds];
+  for (int i = 0; i < kIds; ++i) token[i] = first + i * kWarp < n_tokens ? token_T[first + i * kWarp] : -1;
+  unsigned hits[kIds];
+  int count = 0;
+  for (int i = 0; i < kIds; ++i) {
+    const bool hit = token[i] >= 0 && (static_cast<unsigned>(token[i]) & (gridDim.x - 1)) == blockIdx.x;
+    hits[i] = __ballot_sync(kFullWarp, hit);
+    count += __popc(hits[i]);
+  }
+  if (lane == 0) found.of_warp[warp] = count;
+  __syncthreads();
+  int at = n_found;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) at += found.of_warp[w];
+    n_found += found.of_warp[w];
+  }
+  const unsigned lanes_before = (1u << lane) - 1;
+  for (int i = 0; i < kIds; ++i) {
+    if (hits[i] >> lane & 1) {
+      found.next.token[at + __popc(hits[i] & lanes_before)] = token[i];
+      found.next.t[at + __popc(hits[i] & lanes_before)] = first + i * kWarp;
+    }
+    at += __popc(hits[i]);
+  }
+  __syncthreads();
+  return n_found;
+}
+
+// By counting for each token those that come before it. There are few, T / blocks, unless most tokens are one.
+__device__ __forceinline__ void sort(Found& found, int n_found) {
+  for (int n = static_cast<int>(threadIdx.x); n < n_found; n += kThreads) {
+    const int token = found.next.token[n];
+    int place = 0;
+    for (int m = 0; m < n_found; ++m) {
+      const int other = found.next.token[m];
+      place += other < token || (other == token && m < n) ? 1 : 0;
+    }
+    found.sorted.token[place] = token;
+    found.sorted.t[place] = found.next.t[n];
+  }
+  __syncthreads();
+}
+
+// A warp takes kWarp * kSize columns of one token, and all its rows one after another, kAhead of them loaded at
+// once.
+template <class T, int kSize>
+__device__ __forceinline__ void add_rows(Rows<float> dweight_VD, Rows<const T> dout_TD, const Tokens& found,
+                                         int n_found, int width) {
+  constexpr int kAhead = 16 / sizeof(T), kColumns = kWarp * kSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int n_ranges = (width + kColumns - 1) / kColumns;
+  for (int item = warp; item < n_found * n_ranges; item += kWarps) {
+    const int first = item / n_ranges, d = item % n_ranges * kColumns + lane * kSize;
+    const int token = found.token[first];
+    if ((first > 0 && found.token[first - 1] == token) || d >= width) continue;
+    auto sum = load<kSize>(dweight_VD[token] + d);
+    for (int n = first; n < n_found && found.token[n] == token; n += kAhead) {
+      Elements<T, kSize> row[kAhead];
+      bool more[kAhead];
+      for (int i = 0; i < kAhead; ++i) {
+        more[i] = n + i < n_found && found.token[n + i] == token;
+        if (more[i]) row[i] = load<kSize>(dout_TD[found.t[n + i]] + d);
+      }
+      for (int i = 0; i < kAhead; ++i) {
+        if (!more[i]) break;
+        for (int j = 0; j < kSize; ++j) sum.element[j] += to_float(row[i].element[j]);
+      }
+    }
+    store<kSize>(dweight_VD[token] + d, sum);
+  }
+}
+
+template <class T, int kSize>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_kernel(Rows<float> dweight_VD, Rows<const T> dout_TD, const std::int32_t* token_T, int n_tokens,
+                    int width) {
+  auto& found = static_shared<Found>();
+  int n_found = 0;
+  for (int first = 0; first < n_tokens; first += kStep) {
+    n_found = find(found, n_found, token_T, first, n_tokens);
+    if (n_found <= kRoom - kStep && first + kStep < n_tokens) continue;
+    sort(found, n_found);
+    add_rows<T, kSize>(dweight_VD, dout_TD, found.sorted, n_found, width);
+    n_found = 0;
+  }
+}
+
+}  // namespace
+
+void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context& ctx) {
+  with_element(out_TD.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(weight_VD), [&]<int kSize>() {
+      for_each_pack<kSize>(
+          "embedding_forward", out_TD.rows(), out_TD.dim(1), ctx,
+          Forward<T, kSize>{rows_of<T>(out_TD), token_T.as<std::int32_t>(), rows_of<const T>(weight_VD)});
+    });
+  });
+}
+
+void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Context& ctx) {
+  const std::int64_t n_tokens = token_T.rows(), width = dout_TD.dim(1);
+  SY_CHECK(n_tokens <= 0x7fffffff - kStep, "{} tokens at once", n_tokens);
+  // A power of two, so that a token's block is a few of its bits; more than there are tokens would find
+  // nothing.
+  const auto most = static_cast<std::uint64_t>(std::min(n_tokens, kBlocks));
+  with_element(dout_TD.dtype(), [&]<class T>() {
+    const auto go = [&]<int kSize>() {
+      launch("embedding_backward", backward_kernel<T, kSize>,
+             {blocks(static_cast<std::int64_t>(std::bit_floor(most))), kThreads}, ctx,
+             rows_of<float>(dweight_VD), rows_of<const T>(dout_TD), token_T.as<std::int32_t>(), n_tokens,
+             width);
+    };
+    // Four columns of float32 are 16 bytes, whatever the rows are made of.
+    if (rows_are_packs<float>(dweight_VD) && rows_are_packs<T>(dout_TD)) return go.template operator()<4>();
+    go.template operator()<1>();
+  });
+}
+
+}  // namespace switchyard::cuda

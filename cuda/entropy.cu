@@ -1,0 +1,85 @@
+// Forward: a warp a token, its sum in float32. Backward: element by element.
+#include "entropy.h"
+
+#include "for_each_pack.h"
+#include "launch.h"
+#include "numeric.h"
+#include "partials.h"
+#include "reduce.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+constexpr int kWarps = 8;
+
+__global__ void __launch_bounds__(kWarps* kWarp)
+    forward_kernel(Rows<float> entropy_T, Rows<const float> logit_TE, Rows<const float> prob_TE,
+                   Rows<const float> lse_T, std::int64_t n_tokens, int experts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t t = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  if (t >= n_tokens) return;  // the whole warp
+  float mean = 0;
+  for (int e = lane; e < experts; e += kWarp) {
+    const float prob = prob_TE[t][e];
+    if (prob > 0) mean += prob * logit_TE[t][e];  // one that underflowed may stand beside minus infinity
+  }
+  mean = reduce_warp<Sum>(mean);
+  if (lane == 0) *entropy_T[t] = *lse_T[t] - mean;
+}
+
+template <int kSize>
+struct Backward {
+  Rows<float> dlogit_TE;
+  Rows<const float> entropy_T, logit_TE, prob_TE, lse_T;
+  Rows<const std::int32_t> skip_T;
+  float factor;
+
+  __device__ void operator()(std::int64_t t, std::int64_t e) const {
+    if (*skip_T[t] < 0) return;
+    const auto logit = load<kSize>(logit_TE[t] + e), prob = load<kSize>(prob_TE[t] + e);
+    auto dlogit = load<kSize>(dlogit_TE[t] + e);
+    const float shift = *entropy_T[t] - *lse_T[t];
+    for (int i = 0; i < kSize; ++i) {
+      if (prob.element[i] > 0) dlogit.element[i] += factor * prob.element[i] * (logit.element[i] + shift);
+    }
+    store<kSize>(dlogit_TE[t] + e, dlogit);
+  }
+};
+
+struct AddToken {
+  Rows<const float> x_T;
+  Rows<const std::int32_t> skip_T;
+
+  __device__ void operator()(std::int64_t t, double* sum) const {
+    if (*skip_T[t] >= 0) *sum += static_cast<double>(*x_T[t]);
+  }
+};
+
+}  // namespace
+
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context& ctx) {
+  launch("softmax_entropy_forward", forward_kernel, {blocks(ceil_div(logit_TE.rows(), kWarps)), kWarps * kWarp},
+         ctx, rows_of<float>(entropy_T), rows_of<const float>(logit_TE), rows_of<const float>(prob_TE),
+         rows_of<const float>(lse_T), logit_TE.rows(), logit_TE.dim(1));
+}
+
+void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+                              Tensor skip_T, double dentropy, Context& ctx) {
+  const bool packs =
+      rows_are_packs<float>(dlogit_TE) && rows_are_packs<float>(logit_TE) && rows_are_packs<float>(prob_TE);
+  with_pack<float>(packs, [&]<int kSize>() {
+    for_each_pack<kSize>("softmax_entropy_backward", logit_TE.rows(), logit_TE.dim(1), ctx,
+                         Backward<kSize>{rows_of<float>(dlogit_TE), rows_of<const float>(entropy_T),
+                                         rows_of<const float>(logit_TE), rows_of<const float>(prob_TE),
+                                         rows_of<const float>(lse_T), rows_of<const std::int32_t>(skip_T),
+                                         static_cast<float>(-dentropy)});
+  });
+}
+
+double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx) {
+  return sum_rows<1>("sum_of_tokens", x_T.rows(), ctx,
+                     AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(skip_T)})[0];
+}
+
+}  // namespace switchyard::cuda

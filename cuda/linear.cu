@@ -1,0 +1,155 @@
+// Dense products go to cuBLASLt, which knows each device best. Grouped ones are one launch for all experts
+// (gemm_tile.h): blocks find their expert and rows in offset_E1 themselves, so that the host need not know the
+// counts. The grid has room for the worst split of the rows; blocks without a tile leave at once.
+#include "linear.h"
+
+#include "gemm_tile.h"
+#ifndef SWITCHYARD_SIMT
+#include "cublaslt.h"
+#endif
+
+namespace switchyard::cuda {
+
+namespace {
+
+int int_of(std::int64_t n) {
+  SY_CHECK(n <= 0x7fffffff - kTile, "a product with a dimension of {}", n);
+  return static_cast<int>(n);
+}
+
+template <class F>
+void with_form(Form form, F&& f) {
+  switch (form) {
+    case Form::mk_nk:
+      return f.template operator()<Form::mk_nk>();
+    case Form::mk_kn:
+      return f.template operator()<Form::mk_kn>();
+    case Form::km_kn:
+      return f.template operator()<Form::km_kn>();
+  }
+}
+
+// A matrix of a product; what each expert has one of its own of is [E, rows, columns].
+struct Matrix {
+  std::int64_t rows, columns, stride, expert_stride;
+  Tensor tensor;
+
+  Matrix(const Tensor& t) : tensor(t) {
+    const bool of_experts = t.shape().rank() == 3;
+    rows = t.dim(of_experts ? 1 : 0);
+    columns = t.dim(of_experts ? 2 : 1);
+    stride = of_experts ? columns : t.row_stride();
+    expert_stride = of_experts ? t.row_stride() : 0;
+  }
+  template <class T>
+  Rows<T> rows_of() const {
+    return {tensor.as<std::remove_const_t<T>>(), stride};
+  }
+  bool packs() const {
+    const std::int64_t pack = 16 / size_of(tensor.dtype());
+    return reinterpret_cast<std::uintptr_t>(tensor.raw()) % 16 == 0 && columns % pack == 0 &&
+           stride % pack == 0;
+  }
+};
+
+struct Groups {
+  const int* offset_E1 = nullptr;  // null: no groups
+  std::int64_t n_experts = 0;
+};
+
+template <class T, class Out>
+void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
+                  const Groups& groups, Context& ctx) {
+  const std::int64_t k = a_along_k(form) ? a.columns : a.rows;
+  std::int64_t tiles_m = ceil_div(c.rows, kTile);
+  std::int64_t expert_stride = 0;
+  if (groups.offset_E1 != nullptr) {
+    // Rows of experts: every expert may have a tile that is not full.
+    tiles_m =
+        a_along_k(form) ? c.rows / kTile + std::min(c.rows, groups.n_experts) : tiles_m * groups.n_experts;
+    expert_stride = a_along_k(form) ? b.expert_stride : c.expert_stride;
+  }
+  const std::int64_t tiles_n = ceil_div(c.columns, kTile);
+  const Product<T, Out> product{.a = a.rows_of<const T>(),
+                                .b = b.rows_of<const T>(),
+                                .c_MN = c.rows_of<Out>(),
+                                .m = int_of(c.rows),
+                                .n = int_of(c.columns),
+                                .k = int_of(k),
+                                .tiles_m = int_of(tiles_m),
+                                .tiles_n = int_of(tiles_n),
+                                .add = write == Write::add,
+                                .offset_E1 = groups.offset_E1,
+                                .n_experts = int_of(groups.n_experts),
+                                .expert_stride = expert_stride};
+  const unsigned grid = blocks(tiles_m * tiles_n);
+  with_form(form, [&]<Form kForm>() {
+    if constexpr (std::is_same_v<T, float>) {
+      if (ctx.matmul == MatmulType::f32)
+        return launch(op, float_kernel<kForm>, {grid, kFloatThreads}, ctx, product);
+    }
+    if (a.packs() && b.packs() && c.packs()) {
+      launch(op, mma_kernel<T, Out, kForm, true>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
+    } else {
+      launch(op, mma_kernel<T, Out, kForm, false>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
+    }
+  });
+}
+
+void multiply_in_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
+                       Write write, const Groups& groups, Context& ctx) {
+  with_element(a.tensor.dtype(), [&]<class T>() {
+    if (c.tensor.dtype() == DType::f32) {
+      launch_tiles<T, float>(op, form, c, a, b, write, groups, ctx);
+    } else {
+      launch_tiles<T, T>(op, form, c, a, b, write, groups, ctx);
+    }
+  });
+}
+
+void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b, Write write,
+              Context& ctx) {
+#ifndef SWITCHYARD_SIMT
+  // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
+  const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
+  if (as_they_are && a.numel() > 0 && b.numel() > 0 &&
+      cublaslt_multiply(op, form, c_MN, a, b, write == Write::add, ctx))
+    return;
+#endif
+  multiply_in_tiles(op, form, c_MN, a, b, write, {}, ctx);
+}
+
+Groups groups_of(const Tensor& offset_E1) { return {offset_E1.as<std::int32_t>(), offset_E1.dim(0) - 1}; }
+
+}  // namespace
+
+void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
+  multiply("linear_forward", Form::mk_nk, out_TN, in_TK, weight_NK, write, ctx);
+}
+
+void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
+  multiply("linear_backward_input", Form::mk_kn, din_TK, dout_TN, weight_NK, write, ctx);
+}
+
+void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
+  multiply("linear_backward_weight", Form::km_kn, dweight_NK, dout_TN, in_TK, Write::add, ctx);
+}
+
+void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
+  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, Write::set,
+                    groups_of(offset_E1), ctx);
+}
+
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                                   Context& ctx) {
+  multiply_in_tiles("grouped_linear_backward_input", Form::mk_kn, din_RK, dout_RN, weight_ENK, Write::set,
+                    groups_of(offset_E1), ctx);
+}
+
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+                                    Context& ctx) {
+  multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, Write::add,
+                    groups_of(offset_E1), ctx);
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,245 @@
+// The counting sort is done by all of the device: blocks count their slots, a warp an expert turns the counts
+// into each block's first row, and blocks rank their slots. Counts are whole numbers and ranks come from lane
+// numbers, so the result is the CPU's, in any order of the blocks. Rows move in packs of 16 bytes, a warp a
+// token or a slot: no barrier, and enough warps to fill the memory's queue.
+#include "moe.h"
+
+#include "numeric.h"
+#include "tokens.h"
+
+// Legend: T tokens, K slots a token, R routed rows, E experts, D width, B blocks, W warps of a block.
+
+namespace switchyard::cuda {
+
+namespace {
+
+constexpr int kSlotsAWarp = 256, kSlotsABlock = kTokenWarps * kSlotsAWarp;
+
+// ---- the permutation ----
+
+// count_EB[e][b]: slots of expert e in block b.
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    count_kernel(Rows<int> count_EB, const int* expert_S, int n_slots, int n_experts) {
+  int* const count_E = static_cast<int*>(dynamic_shared());
+  const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * kSlotsABlock;
+  for (int e = thread; e < n_experts; e += kTokenWarps * kWarp) count_E[e] = 0;
+  __syncthreads();
+  const int last = n_slots - first < kSlotsABlock ? n_slots : first + kSlotsABlock;
+  for (int s = first + thread; s < last; s += kTokenWarps * kWarp) {
+    if (const int expert = expert_S[s]; expert >= 0) atomicAdd(&count_E[expert], 1);
+  }
+  __syncthreads();
+  for (int e = thread; e < n_experts; e += kTokenWarps * kWarp) count_EB[e][blockIdx.x] = count_E[e];
+}
+
+// to[i] = the sum of from[j], j < i; returns the sum of all n. By one warp; `to` may be `from`.
+__device__ int exclusive_sums(int* to, const int* from, int n) {
+  int sum = 0;
+  for (int first = 0; first < n; first += kWarp) {
+    const int i = first + lane_of_warp(), value = i < n ? from[i] : 0;
+    const int through = prefix_sum_warp(value);
+    if (i < n) to[i] = sum + through - value;
+    sum += __shfl_sync(kFullWarp, through, kWarp - 1);
+  }
+  return sum;
+}
+
+// One warp an expert: count_EB becomes before_EB, the expert's slots in earlier blocks.
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    before_kernel(Rows<int> count_EB, int* count_E, int n_blocks, int n_experts) {
+  const auto expert = static_cast<int>(index_of_warp());
+  if (expert >= n_experts) return;  // the whole warp
+  const int count = exclusive_sums(count_EB[expert], count_EB[expert], n_blocks);
+  if (lane_of_warp() == 0) count_E[expert] = count;
+}
+
+// One warp.
+__global__ void offset_kernel(int* offset_E1, const int* count_E, int n_experts) {
+  const int n_rows = exclusive_sums(offset_E1, count_E, n_experts);
+  if (lane_of_warp() == 0) offset_E1[n_experts] = n_rows;
+}
+
+// Each warp has kSlotsAWarp slots that follow one another, and a counter of its own an expert: next_WE, first
+// the count of its slots, then the row of its next slot.
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    place_kernel(int* slot_row_S, const int* expert_S, const int* offset_E1, Rows<const int> before_EB,
+                 int n_slots, int n_experts) {
+  int* const next_WE = static_cast<int*>(dynamic_shared());
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  int* const next_E = next_WE + warp * n_experts;
+  for (int i = thread; i < kTokenWarps * n_experts; i += kTokenWarps * kWarp) next_WE[i] = 0;
+  __syncthreads();
+  const int first = static_cast<int>(blockIdx.x) * kSlotsABlock + warp * kSlotsAWarp;
+  int expert[kSlotsAWarp / kWarp];
+  for (int i = 0; i < kSlotsAWarp / kWarp; ++i) {
+    const int s = first + i * kWarp + lane;
+    expert[i] = s < n_slots ? expert_S[s] : -1;
+    if (expert[i] >= 0) atomicAdd(&next_E[expert[i]], 1);
+  }
+  __syncthreads();
+  for (int e = thread; e < n_experts; e += kTokenWarps * kWarp) {
+    int row = offset_E1[e] + before_EB[e][blockIdx.x];
+    for (int w = 0; w < kTokenWarps; ++w) {
+      const int count = next_WE[w * n_experts + e];
+      next_WE[w * n_experts + e] = row;
+      row += count;
+    }
+  }
+  __syncthreads();
+  for (int i = 0; i < kSlotsAWarp / kWarp; ++i) {
+    const unsigned same = __match_any_sync(kFullWarp, expert[i]);
+    const int rank = __popc(same & ((1u << lane) - 1));
+    const int row = expert[i] >= 0 ? next_E[expert[i]] + rank : -1;
+    __syncwarp();  // all have read before one adds
+    if (expert[i] >= 0 && rank == 0) next_E[expert[i]] += __popc(same);
+    __syncwarp();
+    if (const int s = first + i * kWarp + lane; s < n_slots) slot_row_S[s] = row;
+  }
+}
+
+// ---- rows ----
+
+template <class T, int kSize>
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    dispatch_kernel(Rows<T> row_RD, Rows<const T> x_TD, Rows<const int> slot_row_TK, std::int64_t n_tokens,
+                    int K, int width) {
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  const T* const x = x_TD[t];
+  const int* const slot_row = slot_row_TK[t];
+  for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
+    const auto pack = load<kSize>(x + d);
+    for (int k = 0; k < K; ++k) {
+      if (const int r = slot_row[k]; r >= 0) store<kSize>(row_RD[r] + d, pack);
+    }
+  }
+}
+
+// out_TD[t] += sum_k weight row_RD[slot_row_TK[t,k]], k ascending; unweighted: weight 1.
+template <class T, int kSize, bool kWeighted>
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    add_rows_kernel(Rows<T> out_TD, Rows<const T> row_RD, Rows<const float> weight_TK,
+                    Rows<const int> slot_row_TK, std::int64_t n_tokens, int K, int width) {
+  constexpr int kAtOnce = 4;  // rows whose loads are under way together
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  const int* const slot_row = slot_row_TK[t];
+  T* const out = out_TD[t];
+  for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
+    auto pack = load<kSize>(out + d);
+    float sum[kSize];
+    for (int i = 0; i < kSize; ++i) sum[i] = to_float(pack.element[i]);
+    for (int first = 0; first < K; first += kAtOnce) {
+      int r[kAtOnce];
+      Elements<T, kSize> row[kAtOnce];
+      for (int j = 0; j < kAtOnce; ++j) {
+        r[j] = first + j < K ? slot_row[first + j] : -1;
+        if (r[j] >= 0) row[j] = load<kSize>(row_RD[r[j]] + d);
+      }
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (r[j] < 0) continue;
+        const float weight = kWeighted ? weight_TK[t][first + j] : 1.0f;
+        for (int i = 0; i < kSize; ++i) sum[i] += weight * to_float(row[j].element[i]);
+      }
+    }
+    for (int i = 0; i < kSize; ++i) pack.element[i] = from_float<T>(sum[i]);
+    store<kSize>(out + d, pack);
+  }
+}
+
+// One warp a slot. Slots of a token are neighbours in a block, so that all but one find dout_TD[t] in the L1
+// cache.
+template <class T, int kSize>
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    combine_backward_kernel(Rows<T> drow_RD, Rows<float> dweight_TK, Rows<const T> dout_TD,
+                            Rows<const T> row_RD, Rows<const float> weight_TK, Rows<const int> slot_row_TK,
+                            std::int64_t n_slots, int K, int width) {
+  const std::int64_t slot = index_of_warp();
+  if (slot >= n_slots) return;
+  const std::int64_t t = slot / K, k = slot % K;
+  const int lane = lane_of_warp(), r = slot_row_TK[t][k];
+  float dot = 0;
+  if (r >= 0) {
+    const float weight = weight_TK[t][k];
+    const T *const dout = dout_TD[t], *const row = row_RD[r];
+    T* const drow = drow_RD[r];
+    for (int d = lane * kSize; d < width; d += kWarp * kSize) {
+      const auto dy = load<kSize>(dout + d), x = load<kSize>(row + d);  // before drow, which may be row
+      Elements<T, kSize> dx;
+      for (int i = 0; i < kSize; ++i) {
+        dot += to_float(dy.element[i]) * to_float(x.element[i]);
+        dx.element[i] = from_float<T>(weight * to_float(dy.element[i]));
+      }
+      store<kSize>(drow + d, dx);
+    }
+  }
+  dot = reduce_warp<Sum>(dot);
+  if (lane == 0) dweight_TK[t][k] = dot;
+}
+
+template <bool kWeighted>
+void add_rows(const char* op, const Tensor& out_TD, const Tensor& row_RD, const Tensor& weight_TK,
+              const Tensor& slot_row_TK, Context& ctx) {
+  const Rows<const float> weights = kWeighted ? rows_of<const float>(weight_TK) : Rows<const float>{};
+  with_element(out_TD.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(row_RD), [&]<int kSize>() {
+      launch(op, add_rows_kernel<T, kSize, kWeighted>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
+             rows_of<const T>(row_RD), weights, rows_of<const int>(slot_row_TK), out_TD.rows(),
+             slot_row_TK.dim(1), out_TD.dim(1));
+    });
+  });
+}
+
+}  // namespace
+
+void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+  SY_CHECK(expert_TK.contiguous() && slot_row_TK.contiguous(), "slots are walked as one run of elements");
+  const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
+  const std::int64_t n_blocks = ceil_div(n_slots, kSlotsABlock);
+  const std::size_t counter_bytes = static_cast<std::size_t>(n_experts) * sizeof(int);
+  const unsigned threads = kTokenWarps * kWarp;
+  const int* expert = expert_TK.as<int>();
+  ScratchScope scope(ctx.scratch);
+  const Tensor count_EB = ctx.scratch.take(Shape{n_experts, n_blocks}, DType::i32);
+  launch("moe_permutation: count", count_kernel, {blocks(n_blocks), threads, counter_bytes}, ctx,
+         rows_of<int>(count_EB), expert, n_slots, n_experts);
+  launch("moe_permutation: before", before_kernel, one_warp_each(n_experts), ctx, rows_of<int>(count_EB),
+         count_E.as<int>(), n_blocks, n_experts);
+  launch("moe_permutation: offset", offset_kernel, {1, kWarp}, ctx, offset_E1.as<int>(), count_E.as<int>(),
+         n_experts);
+  launch("moe_permutation: place", place_kernel, {blocks(n_blocks), threads, kTokenWarps * counter_bytes}, ctx,
+         slot_row_TK.as<int>(), expert, offset_E1.as<int>(), rows_of<const int>(count_EB), n_slots, n_experts);
+}
+
+void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx) {
+  with_element(x_TD.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(row_RD) && rows_are_packs<T>(x_TD), [&]<int kSize>() {
+      launch("moe_dispatch_forward", dispatch_kernel<T, kSize>, one_warp_each(x_TD.rows()), ctx,
+             rows_of<T>(row_RD), rows_of<const T>(x_TD), rows_of<const int>(slot_row_TK), x_TD.rows(),
+             slot_row_TK.dim(1), x_TD.dim(1));
+    });
+  });
+}
+
+void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context& ctx) {
+  add_rows<false>("moe_dispatch_backward", dx_TD, drow_RD, {}, slot_row_TK, ctx);
+}
+
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx) {
+  add_rows<true>("moe_combine_forward", out_TD, row_RD, weight_TK, slot_row_TK, ctx);
+}
+
+void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
+                          Tensor slot_row_TK, Context& ctx) {
+  with_element(dout_TD.dtype(), [&]<class T>() {
+    const bool packs = rows_are_packs<T>(drow_RD) && rows_are_packs<T>(dout_TD) && rows_are_packs<T>(row_RD);
+    with_pack<T>(packs, [&]<int kSize>() {
+      launch("moe_combine_backward", combine_backward_kernel<T, kSize>, one_warp_each(slot_row_TK.numel()), ctx,
+             rows_of<T>(drow_RD), rows_of<float>(dweight_TK), rows_of<const T>(dout_TD),
+             rows_of<const T>(row_RD), rows_of<const float>(weight_TK), rows_of<const int>(slot_row_TK),
+             slot_row_TK.numel(), slot_row_TK.dim(1), dout_TD.dim(1));
+    });
+  });
+}
+
+}  // namespace switchyard::cuda

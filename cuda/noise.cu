@@ -1,0 +1,36 @@
+// The same Philox blocks as on the CPU, a thread an element, and the same formula in double: what the device's
+// logarithm and cosine differ by, a unit or two in the last place, hardly ever survives the rounding to
+// float32. In float32 the logarithm of a u close to one would be wrong in its third digit.
+#include "noise.h"
+
+#include <numbers>
+
+#include "for_each_pack.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+struct AddNormal {
+  Rows<float> x_TN;
+  Rng rng;
+  std::int64_t first_row, width;
+  double sigma;
+
+  __device__ void operator()(std::int64_t t, std::int64_t n) const {
+    const auto words = rng.block(static_cast<std::uint64_t>((first_row + t) * width + n));
+    const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+    const double v = (static_cast<double>(words[1]) + 0.5) * 0x1.0p-32;
+    const double normal = sqrt(-2.0 * log(u)) * cos(2.0 * std::numbers::pi * v);
+    x_TN[t][n] += static_cast<float>(sigma * normal);
+  }
+};
+
+}  // namespace
+
+void add_normal(Tensor x_TN, const Rng& rng, std::int64_t first_row, double sigma, Context& ctx) {
+  for_each_pack<1>("add_normal", x_TN.rows(), x_TN.dim(1), ctx,
+                   AddNormal{rows_of<float>(x_TN), rng, first_row, x_TN.dim(1), sigma});
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,11 @@
+// Random numbers for tensors on the device; see ops/noise.h. x_TN is f32: noise is the router's.
+#pragma once
+
+#include "core/context.h"
+#include "core/rng.h"
+
+namespace switchyard::cuda {
+
+void add_normal(Tensor x_TN, const Rng& rng, std::int64_t first_row, double sigma, Context& ctx);
+
+}  // namespace switchyard::cuda

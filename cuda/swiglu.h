@@ -1,0 +1,11 @@
+// SwiGLU on the device; shapes and formulas: ops/swiglu.h. All tensors f32, or all bf16.
+#pragma once
+
+#include "core/context.h"
+
+namespace switchyard::cuda {
+
+void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context& ctx);
+void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context& ctx);  // in place, too
+
+}  // namespace switchyard::cuda

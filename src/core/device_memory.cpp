@@ -1,0 +1,75 @@
+#include "core/device_memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace switchyard {
+
+namespace {
+
+void* allocate_host(std::int64_t bytes) {
+  const std::int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return std::aligned_alloc(static_cast<std::size_t>(kAlignment), static_cast<std::size_t>(rounded));
+}
+void fill_host(void* memory, int byte, std::int64_t bytes) {
+  std::memset(memory, byte, static_cast<std::size_t>(bytes));
+}
+void copy_host(void* to, const void* from, std::int64_t bytes) {
+  std::memmove(to, from, static_cast<std::size_t>(bytes));
+}
+
+DeviceMemory memories[] = {{allocate_host, std::free, fill_host, copy_host}, {}};
+
+const DeviceMemory& memory_of(Device device) {
+  const DeviceMemory& memory = memories[static_cast<std::size_t>(device)];
+  SY_CHECK(memory.allocate, "no backend has said how {} gives memory", name_of(device));
+  return memory;
+}
+
+}  // namespace
+
+void set_device_memory(Device device, const DeviceMemory& memory) {
+  memories[static_cast<std::size_t>(device)] = memory;
+}
+
+void AlignedFree::operator()(std::byte* p) const { memory_of(device).release(p); }
+
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
+  void* p = memory_of(device).allocate(std::max<std::int64_t>(bytes, 1));
+  if (!p)
+    throw_run(
+        "out of {}memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
+        device == Device::cpu ? "" : "device ", what, static_cast<double>(bytes) / (1 << 20));
+  return AlignedBuffer(static_cast<std::byte*>(p), AlignedFree{device});
+}
+
+void fill_bytes(void* memory, int byte, std::int64_t bytes, Device device) {
+  if (bytes > 0) memory_of(device).fill(memory, byte, bytes);
+}
+
+void copy(const Tensor& to, const Tensor& from) {
+  SY_CHECK(to.shape() == from.shape() && to.dtype() == from.dtype(), "a copy of {} {} to {} {}",
+           name_of(from.dtype()), from.shape().to_string(), name_of(to.dtype()), to.shape().to_string());
+  SY_CHECK(to.contiguous() && from.contiguous(), "a copy between strided tensors");
+  if (from.numel() == 0) return;
+  const Device device = to.device() == Device::cpu ? from.device() : to.device();
+  memory_of(device).copy(to.raw(), from.raw(), from.nbytes());
+}
+
+CopyOn::CopyOn(Device device, const Tensor& tensor) : there_(tensor), here_(tensor) {
+  if (!tensor.defined() || tensor.device() == device) return;
+  memory_ = allocate_aligned(tensor.nbytes(), "a copy of a tensor", device);
+  here_ = Tensor(memory_.get(), tensor.shape(), tensor.dtype(), device);
+  copy(here_, there_);
+}
+
+void CopyOn::refresh() const {
+  if (memory_) copy(here_, there_);
+}
+
+void CopyOn::write_back() const {
+  if (memory_) copy(there_, here_);
+}
+
+}  // namespace switchyard

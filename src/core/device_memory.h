@@ -1,0 +1,59 @@
+// Memory of the host and of devices, and copies between them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/tensor.h"
+
+namespace switchyard {
+
+constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
+
+struct AlignedFree {
+  Device device = Device::cpu;
+  void operator()(std::byte* p) const;
+};
+using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
+// Bytes that are not initialised, of the host or of a device. Throws RunError, naming the size, where there is
+// no memory left.
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device = Device::cpu);
+
+// Every byte becomes `byte`; done when it returns.
+void fill_bytes(void* memory, int byte, std::int64_t bytes, Device device);
+
+// Copies the elements of a contiguous tensor, wherever the two lie; same shape and dtype. Waits for the device
+// before and after, so it is for set-up, read-backs and files, not for the inner loop.
+void copy(const Tensor& to, const Tensor& from);
+
+// What a backend says once about its device, before the first use of it. The CPU's is built in.
+struct DeviceMemory {
+  void* (*allocate)(std::int64_t bytes);  // null where there is none left
+  void (*release)(void* memory);
+  void (*fill)(void* memory, int byte, std::int64_t bytes);
+  void (*copy)(void* to, const void* from, std::int64_t bytes);  // any of the two on the device
+};
+void set_device_memory(Device device, const DeviceMemory& memory);
+
+// The elements of a tensor where `device` can read and write them: the tensor itself if it lies there, a copy
+// made now if not. write_back() copies what was written to where the tensor lies, refresh() what has been
+// written there since.
+class CopyOn {
+ public:
+  CopyOn(Device device, const Tensor& tensor);
+  const Tensor& tensor() const { return here_; }
+  const Tensor* operator->() const { return &here_; }
+  void write_back() const;
+  void refresh() const;
+
+ private:
+  Tensor there_, here_;
+  AlignedBuffer memory_;
+};
+class HostCopy : public CopyOn {
+ public:
+  explicit HostCopy(const Tensor& tensor) : CopyOn(Device::cpu, tensor) {}
+};
+
+}  // namespace switchyard

@@ -1,0 +1,123 @@
+"""`--device cuda`: training, evaluation and generation on the device give what the CPU gives.
+
+CTest sets SWITCHYARD_DEVICE_BIN: the binary itself where it was built for CUDA (a test without a device is skipped), else
+one whose device is the emulator of tests/simt.
+"""
+
+import json
+import os
+import subprocess
+import unittest
+
+import harness
+from harness import CliTest, tiny_config
+
+DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
+STEPS = 3
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3", "vocab_size": harness.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "max_position_embeddings": 64,
+}
+LPR = {"type": "lpr", "latent_dim": 8, "reg_coef": 0.1, "align_weight": 0.05}
+
+
+@unittest.skipUnless(DEVICE_BINARY, "SWITCHYARD_DEVICE_BIN is not set")
+class OnTheDevice(CliTest):
+    def setUp(self):
+        super().setUp()
+        if DEVICE_BINARY == harness.BINARY and self.run_on_device("eval", "none").err.find("no CUDA") >= 0:
+            self.skipTest("no CUDA device")
+
+    def run_on_device(self, *arguments):
+        done = subprocess.run([DEVICE_BINARY, *map(str, arguments), "--device", "cuda"], cwd=self.dir, text=True,
+                              capture_output=True, env=harness.environment(), timeout=10 * harness.TIMEOUT)
+        return harness.Finished(list(map(str, arguments)), done.returncode, done.stdout, done.stderr)
+
+    def on_device(self, *arguments):
+        done = self.run_on_device(*arguments)
+        self.assertEqual(done.code, 0, str(done))
+        return done
+
+    def config(self, model, router=None, **changes):
+        config = tiny_config()
+        config["model"] = model
+        if router:
+            config["router"] = router
+        config["train"].update(steps=STEPS, seq_len=16, micro_batch_size=2, global_batch_size=4)
+        config["checkpoint"] = {"every": STEPS}
+        return self.write_config(config, **changes)
+
+    def assert_same_on_both(self, config):
+        """Losses, gradient norms and loads of three steps."""
+        self.ok("train", config, "--out", "cpu")
+        self.on_device("train", config, "--out", "device")
+        for cpu, device in zip(self.metrics("cpu"), self.metrics("device"), strict=True):
+            step = cpu["step"]
+            # Sums of float32 in another order: a few units of 6e-8 in each of some hundred terms. AdamW divides a
+            # gradient by its own size, so that from the second step on small ones hand on their relative rounding.
+            for key, relative in (("loss", 1e-5), ("grad_norm", 1e-5 if step == 1 else 1e-4)):
+                self.assertLess(abs(cpu[key] - device[key]), relative * abs(cpu[key]), f"step {step}: {key}")
+            # Load figures are counts: one token that is routed otherwise, on a tie in rounding, moves them.
+            self.assertAlmostEqual(cpu["gini"], device["gini"], delta=0.02, msg=f"step {step}")
+
+    def test_qwen3_moe(self):
+        self.assert_same_on_both(self.config(harness.QWEN3_MOE))
+
+    def test_mixtral_with_a_sliding_window_and_documents(self):
+        self.assert_same_on_both(self.config({**harness.MIXTRAL, "sliding_window": 9},
+                                         data__document_mask=True, data__eot_token=40))
+
+    def test_deepseek_v3(self):
+        self.assert_same_on_both(self.config(DEEPSEEK_V3, {"type": "sigmoid_group"}))
+
+    def test_multi_token_prediction(self):
+        self.assert_same_on_both(self.config({**DEEPSEEK_V3, "num_nextn_predict_layers": 1}, {"type": "sigmoid_group"},
+                                         train__mtp_loss_coef=0.3))
+
+    def test_latent_prototypes(self):
+        self.assert_same_on_both(self.config(harness.QWEN3_MOE, LPR))
+
+    def test_latent_prototypes_with_quantile_bias(self):
+        self.assert_same_on_both(self.config(harness.QWEN3_MOE, {**LPR, "bias": "quantile", "bias_ema": 0.5}))
+
+    def test_dense(self):
+        self.assert_same_on_both(self.config({**harness.QWEN3_MOE, "mlp_only_layers": [0, 1]}))
+
+    def test_evaluation_and_text_of_a_checkpoint_are_the_same_on_both(self):
+        self.ok("train", self.config(harness.QWEN3_MOE), "--out", "run")
+        self.ok("eval", "run", "--json", "cpu.json")
+        self.on_device("eval", "run", "--json", "device.json")
+        cpu, device = (json.loads((self.dir / f"{name}.json").read_text()) for name in ("cpu", "device"))
+        self.assertAlmostEqual(cpu["loss"], device["loss"], delta=1e-5 * cpu["loss"])
+        self.assertEqual(cpu["tokens"], device["tokens"])
+        generate = ("generate", "run", "--prompt-tokens", "41,42,43", "--greedy", "--max-new-tokens", "8", "--json")
+        self.assertEqual(json.loads(self.ok(*generate).out)["tokens"], json.loads(self.on_device(*generate).out)["tokens"])
+
+    def test_a_checkpoint_of_one_goes_on_on_the_other(self):
+        config = self.config(harness.QWEN3_MOE)
+        self.on_device("train", config, "--out", "run")
+        longer = ("--set", f"train.steps={STEPS + 1}", "--out", "run", "--resume", "auto")
+        self.ok("train", config, *longer)
+        self.assertEqual(self.metrics("run")[-1]["step"], STEPS + 1)
+
+
+class WithoutTheBackend(CliTest):
+    def test_cuda_is_refused_with_the_reason(self):
+        if DEVICE_BINARY == harness.BINARY:
+            self.skipTest("this binary has the CUDA backend")
+        self.ok("train", self.write_config(), "--out", "run", "--device", "auto")
+        done = self.run_binary("eval", "run", "--device", "cuda")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertIn("--device cuda: this program was built without the CUDA backend", done.err)
+
+    def test_an_unknown_device_is_refused(self):
+        done = self.run_binary("eval", "run", "--device", "tpu")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertIn("--device", done.err)
+
+
+if __name__ == "__main__":
+    unittest.main()

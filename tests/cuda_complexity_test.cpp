@@ -1,0 +1,59 @@
+#include "cuda/complexity.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "cuda_support.h"
+#include "ops/complexity.h"
+
+namespace switchyard::test {
+namespace {
+
+class CudaComplexity : public ::testing::TestWithParam<std::int64_t> {
+ protected:
+  std::int64_t tokens() const { return GetParam(); }
+  DeviceContext ctx_;
+  Context host_ctx_;
+};
+
+TEST_P(CudaComplexity, EqualsTheCpu) {
+  const auto raw = DeviceTensor::of(normal({tokens()}, DType::f32, "raw", 3.0, 20.0), ctx_);
+  const OwnedTensor raw64 = raw.as_f64(), c64({tokens()}, DType::f64);
+  const DeviceTensor c({tokens()}, DType::f32, ctx_), count({tokens()}, DType::i32, ctx_);
+  for (const double variance : {9.0, 0.0}) {
+    ops::complexity_calibrated(c64, raw64, 20.5, variance, host_ctx_);
+    cuda::complexity_calibrated(c, raw, 20.5, variance, ctx_);
+    // An exponential and two roundings of 6e-8; the exponent, up to some 5, is rounded as well.
+    EXPECT_TRUE(all_near(c.values(), values(c64), 1e-6, 0));
+  }
+  ops::complexity_above(c64, raw64, 20.25, host_ctx_);
+  cuda::complexity_above(c, raw, 20.25, ctx_);
+  EXPECT_EQ(c.values(), values(c64));
+
+  std::vector<double> ids;
+  for (std::int64_t t = 0; t < tokens(); ++t) ids.push_back(t % 7 == 2 ? -1 : 3);
+  const OwnedTensor skip = ints(ids);
+  const auto moments = cuda::token_moments(raw, DeviceTensor::of(skip, ctx_), ctx_),
+             moments64 = ops::token_moments(raw64, skip, host_ctx_);
+  EXPECT_EQ(moments[0], moments64[0]);
+  EXPECT_NEAR(moments[1], moments64[1], 1e-13 * moments64[1]);  // in double, in another order
+  EXPECT_NEAR(moments[2], moments64[2], 1e-13 * moments64[2]);
+}
+
+// All sixteenths, so that every step of the sum is exact, ties included.
+TEST_P(CudaComplexity, CountsSlotsAsTheCpu) {
+  const DeviceTensor count({tokens()}, DType::i32, ctx_);
+  const OwnedTensor c64({tokens()}, DType::f64), count_host({tokens()}, DType::i32);
+  for (std::int64_t t = 0; t < tokens(); ++t)
+    set(c64, t, t == 4 ? std::nan("") : static_cast<double>(t % 17) / 16);
+  ops::slot_count(count_host, c64, 2, 10, host_ctx_);
+  cuda::slot_count(count, DeviceTensor::of(c64, DType::f32, ctx_), 2, 10, ctx_);
+  EXPECT_EQ(count.values(), values(count_host));
+}
+
+INSTANTIATE_TEST_SUITE_P(Tokens, CudaComplexity, ::testing::Values(0, 1, 37, 2500),
+                         [](const auto& instance) { return std::to_string(instance.param); });
+
+}  // namespace
+}  // namespace switchyard::test

@@ -1,0 +1,128 @@
+#include "cuda/elementwise.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "cuda_support.h"
+
+#ifdef SWITCHYARD_SIMT
+#include "engine.h"
+#endif
+
+namespace switchyard::test {
+namespace {
+
+struct Sizes {
+  std::int64_t rows, width, margin;  // margin > 0: strided rows; 8 keeps them at multiples of 16 bytes
+};
+// With and without whole packs, more packs than a block has threads, no rows at all.
+const Sizes kSizes[] = {{1, 1, 0}, {3, 3, 0}, {5, 17, 5}, {3, 16, 3},   {9, 24, 8},
+                        {2, 5, 8}, {0, 8, 0}, {0, 8, 8},  {33, 129, 0}, {40, 128, 8}};
+
+DeviceTensor tensor_of(const Sizes& s, DType dtype, const DeviceContext& ctx) {
+  return s.margin > 0 ? DeviceTensor::strided(s.rows, s.width, dtype, ctx, s.margin)
+                      : DeviceTensor({s.rows, s.width}, dtype, ctx);
+}
+DeviceTensor normal_of(const Sizes& s, DType dtype, std::string_view name, const DeviceContext& ctx) {
+  return DeviceTensor::of(normal({s.rows, s.width}, DType::f64, name, 1000.0), dtype, ctx, s.margin);
+}
+
+TEST(CudaElementwise, FillZeroSetsAllAndNothingElse) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::i32}) {
+    for (const Sizes& s : kSizes) {
+      SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+      DeviceContext ctx;
+      const auto out = tensor_of(s, dtype, ctx);
+      cuda::fill_zero(out, ctx);
+      EXPECT_EQ(out.values(), std::vector<double>(static_cast<std::size_t>(s.rows * s.width), 0.0));
+      EXPECT_TRUE(out.margins_untouched());
+    }
+  }
+}
+
+TEST(CudaElementwise, CopyMovesBitsBetweenStrides) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::i32}) {
+    for (const Sizes& s : kSizes) {
+      SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+      DeviceContext ctx;
+      const auto in = normal_of(s, dtype, "in", ctx);
+      const auto like = tensor_of(s, dtype, ctx), flat = tensor_of({s.rows, s.width, 0}, dtype, ctx);
+      cuda::copy(like, in, ctx);
+      cuda::copy(flat, in, ctx);
+      EXPECT_EQ(like.values(), in.values());
+      EXPECT_EQ(flat.values(), in.values());
+      EXPECT_TRUE(like.margins_untouched());
+    }
+  }
+}
+
+TEST(CudaElementwise, AddAlsoIntoAnInput) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Sizes& s : kSizes) {
+      SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+      DeviceContext ctx;
+      const auto a = normal_of(s, dtype, "a", ctx), b = normal_of({s.rows, s.width, 0}, dtype, "b", ctx);
+      const auto out = tensor_of(s, dtype, ctx);
+      std::vector<double> expected = a.values();
+      const std::vector<double> addend = b.values();
+      for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += addend[i];
+      cuda::add(out, a, b, ctx);
+      // One rounding of the sum; in bf16 a second one.
+      EXPECT_TRUE(all_near(out.values(), expected, dtype == DType::f32 ? 0x1p-24 : 0x1.001p-8, 0));
+      EXPECT_TRUE(out.margins_untouched());
+      cuda::add(a, a, b, ctx);
+      EXPECT_EQ(a.values(), out.values());
+    }
+  }
+}
+
+// Around a pack, a block's packs and all blocks' packs at once.
+const std::int64_t kCounts[] = {0, 1, 3, 17, 2047, 2049, 20001};
+
+// Small integers: every partial sum is exact, so each element must be in it exactly once.
+TEST(CudaElementwise, SumOfSquaresCountsEveryElementOnce) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t count : kCounts) {
+      for (const std::int64_t first : {0, 1}) {  // the second start is no multiple of 16 bytes
+        SCOPED_TRACE(::testing::Message() << count << " from " << first);
+        DeviceContext ctx;
+        OwnedTensor host({count + 1}, DType::f64);
+        fill_int(host, "in", -9, 10);
+        const auto in = DeviceTensor::of(host, dtype, ctx);
+        const Tensor part = host.view().slice(first, count);
+        EXPECT_EQ(cuda::sum_of_squares(in.view().slice(first, count), ctx), dot(part, part));
+      }
+    }
+  }
+}
+
+TEST(CudaElementwise, SumOfSquaresIsMadeInDouble) {
+  DeviceContext ctx;
+  OwnedTensor in({4}, DType::f32);
+  fill(in, {1e25, 1, 1, 1});  // its square is no float, and 1e25 itself is rounded to one
+  EXPECT_NEAR(cuda::sum_of_squares(DeviceTensor::of(in, ctx), ctx) / 1e50, 1.0, 1e-6);
+}
+
+TEST(CudaElementwise, SumOfSquaresOfNonFiniteIsNonFinite) {
+  DeviceContext ctx;
+  const OwnedTensor in = normal({129}, DType::f32, "in");
+  set(in, 77, std::numeric_limits<double>::quiet_NaN());
+  EXPECT_TRUE(std::isnan(cuda::sum_of_squares(DeviceTensor::of(in, ctx), ctx)));
+}
+
+TEST(CudaElementwise, SumOfSquaresHasTheSameBitsInAnyBlockOrder) {
+  DeviceContext ctx;
+  const OwnedTensor host = normal({20001}, DType::f32, "in");
+  const auto in = DeviceTensor::of(host, ctx);
+  const double sum = cuda::sum_of_squares(in, ctx);
+  EXPECT_NEAR(sum, dot(host, host), 1e-9);  // 20,000 roundings of numbers of 20,000, in double: 4e-12 each
+#ifdef SWITCHYARD_SIMT
+  simt::set_block_order(simt::BlockOrder::descending);
+  EXPECT_EQ(cuda::sum_of_squares(in, ctx), sum);
+  simt::set_block_order(simt::BlockOrder::ascending);
+#endif
+}
+
+}  // namespace
+}  // namespace switchyard::test

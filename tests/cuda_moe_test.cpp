@@ -1,0 +1,170 @@
+#include "cuda/moe.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cuda_support.h"
+#include "ops/moe.h"
+
+#ifdef SWITCHYARD_SIMT
+#include "engine.h"
+#endif
+
+namespace switchyard::test {
+namespace {
+
+OwnedTensor as_f64(const DeviceTensor& tensor) {
+  OwnedTensor host(tensor.view().shape(), DType::f64);
+  fill(host, tensor.values());
+  return host;
+}
+
+struct Sizes {
+  std::int64_t tokens, slots, n_experts, width,
+      margin;  // margin > 0: strided; 8 keeps rows at multiples of 16 bytes
+};
+
+// About one slot in n_experts + 1 is free.
+OwnedTensor random_experts(const Sizes& s) {
+  OwnedTensor expert({s.tokens, s.slots}, DType::i32);
+  fill_int(expert, "expert", -1, s.n_experts);
+  return expert;
+}
+
+struct Permutation {
+  DeviceTensor count_E, offset_E1, slot_row_TK;
+  Permutation(const Tensor& expert_TK, std::int64_t n_experts, DeviceContext& ctx)
+      : count_E({n_experts}, DType::i32, ctx),
+        offset_E1({n_experts + 1}, DType::i32, ctx),
+        slot_row_TK(expert_TK.shape(), DType::i32, ctx) {
+    cuda::moe_permutation(count_E, offset_E1, slot_row_TK, DeviceTensor::of(expert_TK, ctx), ctx);
+  }
+};
+
+// All are whole numbers: exact.
+void expect_equal_to_cpu(const Tensor& expert_TK, std::int64_t n_experts) {
+  DeviceContext ctx;
+  Context host_ctx;
+  const OwnedTensor count({n_experts}, DType::i32), offset({n_experts + 1}, DType::i32),
+      slot_row(expert_TK.shape(), DType::i32);
+  ops::moe_permutation(count, offset, slot_row, expert_TK, host_ctx);
+  const Permutation p(expert_TK, n_experts, ctx);
+  EXPECT_EQ(p.count_E.values(), values(count));
+  EXPECT_EQ(p.offset_E1.values(), values(offset));
+  EXPECT_EQ(p.slot_row_TK.values(), values(slot_row));
+}
+
+// A slot, a warp's slots and less, several warps, several blocks, more experts than slots and than a warp has
+// lanes, experts that come to no slot, no tokens.
+TEST(CudaMoePermutation, EqualsTheCpu) {
+  const Sizes sizes[] = {{1, 1, 1, 0, 0},   {17, 4, 6, 0, 0},   {65, 2, 40, 0, 0},   {300, 8, 128, 0, 0},
+                         {700, 8, 3, 0, 0}, {75, 6, 512, 0, 0}, {2500, 2, 64, 0, 0}, {0, 2, 5, 0, 0}};
+  for (const Sizes& s : sizes) {
+    SCOPED_TRACE(::testing::Message() << s.tokens << " tokens, " << s.slots << " slots, " << s.n_experts);
+    expect_equal_to_cpu(random_experts(s), s.n_experts);
+  }
+}
+
+TEST(CudaMoePermutation, AllToOneExpertAndNoneToAny) {
+  OwnedTensor expert({600, 4}, DType::i32);
+  for (const double to : {6.0, -1.0}) {
+    fill(expert, std::vector<double>(2400, to));
+    expect_equal_to_cpu(expert, 9);
+  }
+}
+
+#ifdef SWITCHYARD_SIMT
+TEST(CudaMoePermutation, DoesNotDependOnTheOrderOfBlocks) {
+  DeviceContext ctx;
+  const OwnedTensor expert = random_experts({700, 8, 12, 0, 0});
+  const Permutation ascending(expert, 12, ctx);
+  simt::set_block_order(simt::BlockOrder::descending);
+  const Permutation descending(expert, 12, ctx);
+  simt::set_block_order(simt::BlockOrder::ascending);
+  EXPECT_EQ(ascending.slot_row_TK.values(), descending.slot_row_TK.values());
+}
+#endif
+
+// Odd widths, whole packs, widths of several packs a lane, more slots than are loaded at once, rows that are
+// strided.
+const Sizes kSizes[] = {{1, 1, 1, 1, 0},   {7, 3, 4, 17, 5},   {9, 2, 3, 24, 0},   {12, 5, 40, 33, 3},
+                        {5, 9, 16, 64, 8}, {21, 2, 6, 264, 8}, {3, 4, 5, 1032, 0}, {0, 2, 4, 8, 0}};
+
+class CudaMoeRows : public ::testing::TestWithParam<DType> {
+ protected:
+  // f32: sums of up to nine terms, a dot product of up to 1032, each rounding 6e-8; bf16: one more rounding of
+  // what is stored, to 8 bits.
+  double relative() const { return GetParam() == DType::bf16 ? 0x1p-8 : 1e-6; }
+};
+
+TEST_P(CudaMoeRows, EqualTheCpu) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.tokens << " tokens, " << s.slots << " slots, width " << s.width);
+    DeviceContext ctx;
+    Context host_ctx;
+    const DType dtype = GetParam();
+    const Permutation p(random_experts(s), s.n_experts, ctx);
+    const OwnedTensor slot_row({s.tokens, s.slots}, DType::i32);
+    fill(slot_row, p.slot_row_TK.values());
+    const auto routed = static_cast<std::int64_t>(p.offset_E1.values().back());
+    const Shape tokens{s.tokens, s.width}, rows{s.tokens * s.slots, s.width}, slots{s.tokens, s.slots};
+    const auto input = [&](Shape shape, const char* name, DType type) {
+      return DeviceTensor::of(normal(shape, DType::f64, name), type, ctx, s.margin);
+    };
+    const auto output = [&](Shape shape, DType type) {
+      return s.margin > 0 ? DeviceTensor::strided(shape[0], shape[1], type, ctx, s.margin)
+                          : DeviceTensor(shape, type, ctx);
+    };
+    const DeviceTensor x = input(tokens, "x", dtype), row = input(rows, "row", dtype),
+                       dout = input(tokens, "dout", dtype), weight = input(slots, "weight", DType::f32),
+                       out = input(tokens, "out", dtype), dx = input(tokens, "dx", dtype);
+    const DeviceTensor sent = output(rows, dtype), drow = output(rows, dtype),
+                       dweight = output(slots, DType::f32);
+    const auto in_place = DeviceTensor::of(as_f64(row), dtype, ctx, s.margin);
+
+    const OwnedTensor x64 = as_f64(x), row64 = as_f64(row), dout64 = as_f64(dout), weight64 = as_f64(weight),
+                      out64 = as_f64(out), dx64 = as_f64(dx), sent64(rows, DType::f64),
+                      drow64(rows, DType::f64), dweight64(slots, DType::f64);
+    ops::moe_dispatch_forward(sent64, x64, slot_row, host_ctx);
+    ops::moe_dispatch_backward(dx64, row64, slot_row, host_ctx);
+    ops::moe_combine_forward(out64, row64, weight64, slot_row, host_ctx);
+    ops::moe_combine_backward(drow64, dweight64, dout64, row64, weight64, slot_row, host_ctx);
+
+    cuda::moe_dispatch_forward(sent, x, p.slot_row_TK, ctx);
+    cuda::moe_dispatch_backward(dx, row, p.slot_row_TK, ctx);
+    cuda::moe_combine_forward(out, row, weight, p.slot_row_TK, ctx);
+    cuda::moe_combine_backward(drow, dweight, dout, row, weight, p.slot_row_TK, ctx);
+
+    // Of the rows only the first `routed` are set, and the others not touched.
+    const auto first = [&](std::vector<double> values) {
+      const auto end = values.begin() + static_cast<std::ptrdiff_t>(routed * s.width);
+      EXPECT_TRUE(std::all_of(end, values.end(), [](double value) { return std::isnan(value); }));
+      values.erase(end, values.end());
+      return values;
+    };
+    EXPECT_EQ(first(sent.values()), first(values(sent64)));
+    // Sums of terms of both signs: their rounding is relative to the terms, not to what is left.
+    const double absolute = dtype == DType::bf16 ? 1e-5 : 2e-6;
+    EXPECT_TRUE(all_near(dx.values(), values(dx64), relative(), absolute));
+    EXPECT_TRUE(all_near(out.values(), values(out64), relative(), absolute));
+    EXPECT_TRUE(all_near(first(drow.values()), first(values(drow64)), relative(), 0));
+    EXPECT_TRUE(all_near(dweight.values(), values(dweight64), 1e-6, 2e-5));
+    for (const DeviceTensor* tensor : {&sent, &drow, &dx, &out, &dweight})
+      EXPECT_TRUE(tensor->margins_untouched());
+
+    cuda::moe_combine_backward(in_place, dweight, dout, in_place, weight, p.slot_row_TK, ctx);
+    EXPECT_TRUE(all_near(dweight.values(), values(dweight64), 1e-6, 2e-5));
+    const auto in_place_rows = in_place.values(), drows = drow.values();
+    EXPECT_TRUE(std::equal(drows.begin(), drows.begin() + static_cast<std::ptrdiff_t>(routed * s.width),
+                           in_place_rows.begin()));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaMoeRows, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& instance) { return name_of(instance.param); });
+
+}  // namespace
+}  // namespace switchyard::test

@@ -1,0 +1,84 @@
+#include "cuda/rmsnorm.h"
+
+#include <gtest/gtest.h>
+
+#include "cuda_support.h"
+#include "ops/rmsnorm.h"
+
+namespace switchyard::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Sizes {
+  std::int64_t rows, groups, width, margin;  // margin > 0: strided rows; 8 keeps them at multiples of 16 bytes
+};
+// Widths that are no multiple of a pack or a warp, one wider than a warp's packs, rows that fill several
+// blocks.
+const Sizes kSizes[] = {{1, 1, 1, 0},  {3, 2, 3, 5},    {5, 3, 17, 5},  {70, 1, 24, 0},
+                        {9, 4, 32, 8}, {40, 2, 129, 3}, {33, 1, 520, 8}};
+
+// What the CPU computes in double of the same (rounded) inputs is what the kernels are held to.
+class CudaRmsNorm : public ::testing::TestWithParam<DType> {
+ protected:
+  // f32: a sum of up to 520 terms, each rounding 6e-8; bf16: the result is rounded once more, to 8 bits.
+  double relative() const { return GetParam() == DType::bf16 ? 0x1p-7 : 1e-5; }
+  static OwnedTensor as_f64(const std::vector<double>& values, Shape shape) {
+    OwnedTensor tensor(shape, DType::f64);
+    fill(tensor, values);
+    return tensor;
+  }
+};
+
+TEST_P(CudaRmsNorm, EqualsTheCpu) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.groups << " x " << s.width << " margin "
+                                      << s.margin);
+    DeviceContext ctx;
+    Context host_ctx;
+    const Shape shape{s.rows, s.groups * s.width};
+    const DType dtype = GetParam();
+    const auto in = DeviceTensor::of(normal(shape, DType::f64, "in"), dtype, ctx, s.margin);
+    const auto weight = DeviceTensor::of(normal({s.width}, DType::f64, "weight", 0.3, 1.0), dtype, ctx);
+    const auto dout = DeviceTensor::of(normal(shape, DType::f64, "dout"), dtype, ctx, s.margin);
+    const auto din = DeviceTensor::of(normal(shape, DType::f64, "din"), dtype, ctx, s.margin);
+    const auto dweight = DeviceTensor::of(normal({s.width}, DType::f64, "dweight"), DType::f32, ctx);
+    const auto out = s.margin > 0 ? DeviceTensor::strided(s.rows, shape[1], dtype, ctx, s.margin)
+                                  : DeviceTensor(shape, dtype, ctx);
+    const DeviceTensor rstd({s.rows, s.groups}, DType::f32, ctx);
+
+    const OwnedTensor in64 = as_f64(in.values(), shape), weight64 = as_f64(weight.values(), {s.width}),
+                      dout64 = as_f64(dout.values(), shape), din64 = as_f64(din.values(), shape),
+                      dweight64 = as_f64(dweight.values(), {s.width}), out64(shape, DType::f64),
+                      rstd64({s.rows, s.groups}, DType::f64);
+    ops::rmsnorm_forward(out64, rstd64, in64, weight64, kEps, host_ctx);
+    ops::rmsnorm_backward(din64, dweight64, dout64, in64, rstd64, weight64, host_ctx);
+
+    cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
+    cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx);
+    EXPECT_TRUE(all_near(rstd.values(), values(rstd64), 1e-6, 0));
+    EXPECT_TRUE(all_near(out.values(), values(out64), relative(), 1e-6));
+    // Sums of terms of order one and of both signs: the rounding is relative to the terms, not to what is left.
+    EXPECT_TRUE(all_near(din.values(), values(din64), relative(), dtype == DType::bf16 ? 0x1p-7 : 1e-5));
+    EXPECT_TRUE(all_near(dweight.values(), values(dweight64), 1e-5, 1e-4));
+    EXPECT_TRUE(out.margins_untouched());
+    EXPECT_TRUE(din.margins_untouched());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaRmsNorm, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& instance) { return name_of(instance.param); });
+
+TEST(CudaRmsNormInPlace, OutMayBeIn) {
+  DeviceContext ctx;
+  const OwnedTensor host = normal({6, 40}, DType::f32, "in");
+  const auto in = DeviceTensor::of(host, ctx), in_place = DeviceTensor::of(host, ctx);
+  const auto weight = DeviceTensor::of(normal({40}, DType::f32, "weight"), ctx);
+  const DeviceTensor out({6, 40}, DType::f32, ctx), rstd({6, 1}, DType::f32, ctx);
+  cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
+  cuda::rmsnorm_forward(in_place, rstd, in_place, weight, kEps, ctx);
+  EXPECT_EQ(out.values(), in_place.values());
+}
+
+}  // namespace
+}  // namespace switchyard::test

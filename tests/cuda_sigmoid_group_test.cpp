@@ -1,0 +1,146 @@
+#include "cuda/sigmoid_group.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "cuda_support.h"
+#include "ops/sigmoid_group.h"
+
+namespace switchyard::test {
+namespace {
+
+OwnedTensor as_f64(const DeviceTensor& tensor) {
+  OwnedTensor host(tensor.view().shape(), DType::f64);
+  fill(host, tensor.values());
+  return host;
+}
+
+struct Sizes {
+  std::int64_t tokens, n_experts, margin;  // margin > 0: strided rows
+};
+const Sizes kSizes[] = {{1, 1, 0}, {9, 8, 3}, {17, 33, 5}, {11, 256, 0}, {2, 515, 0}, {0, 4, 0}};
+
+class CudaSigmoid : public ::testing::TestWithParam<Sizes> {
+ protected:
+  Shape shape() const { return {GetParam().tokens, GetParam().n_experts}; }
+  DeviceTensor input(const Tensor& host) { return DeviceTensor::of(host, DType::f32, ctx_, GetParam().margin); }
+  DeviceTensor normal_TE(const char* name, double scale = 1.0) {
+    return input(normal(shape(), DType::f64, name, scale));
+  }
+  DeviceTensor output() {
+    return GetParam().margin > 0
+               ? DeviceTensor::strided(shape()[0], shape()[1], DType::f32, ctx_, GetParam().margin)
+               : DeviceTensor(shape(), DType::f32, ctx_);
+  }
+  DeviceContext ctx_;
+  Context host_ctx_;
+};
+
+TEST_P(CudaSigmoid, EqualsTheCpu) {
+  const DeviceTensor logit = normal_TE("logit", 5.0), dscore = normal_TE("dscore"), score = output(),
+                     dlogit = output();
+  cuda::sigmoid_forward(score, logit, ctx_);
+  cuda::sigmoid_backward(dlogit, dscore, score, ctx_);
+  const OwnedTensor score64(shape(), DType::f64), dlogit64(shape(), DType::f64);
+  ops::sigmoid_forward(score64, as_f64(logit), host_ctx_);
+  ops::sigmoid_backward(dlogit64, as_f64(dscore), as_f64(score), host_ctx_);
+  // A few roundings of 6e-8 each.
+  EXPECT_TRUE(all_near(score.values(), values(score64), 5e-7, 0));
+  EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 5e-7, 0));
+  EXPECT_TRUE(score.margins_untouched());
+  EXPECT_TRUE(dlogit.margins_untouched());
+
+  const std::vector<double> scores = score.values(), dlogits = dlogit.values();
+  cuda::sigmoid_forward(logit, logit, ctx_);
+  cuda::sigmoid_backward(dscore, dscore, score, ctx_);
+  EXPECT_EQ(logit.values(), scores);
+  EXPECT_EQ(dscore.values(), dlogits);
+}
+
+TEST_P(CudaSigmoid, RowSharesEqualTheCpu) {
+  OwnedTensor host_score(shape(), DType::f64);  // between 0 and 1, as sigmoids are
+  for (std::int64_t i = 0; i < host_score.numel(); ++i)
+    set(host_score, i, static_cast<double>(1 + i % 13) / 16);
+  const DeviceTensor score = input(host_score), dprob = normal_TE("dprob"), dscore = normal_TE("dscore"),
+                     prob = output();
+  const OwnedTensor score64 = as_f64(score), dscore64 = as_f64(dscore), prob64(shape(), DType::f64);
+  cuda::row_share_forward(prob, score, ctx_);
+  cuda::row_share_backward(dscore, dprob, prob, score, ctx_);
+  ops::row_share_forward(prob64, score64, host_ctx_);
+  ops::row_share_backward(dscore64, as_f64(dprob), as_f64(prob), score64, host_ctx_);
+  // Sums of up to 515 positive terms, 17 of them in a row; differences of numbers of order one, divided by at
+  // least 1/16 (a row of one).
+  EXPECT_TRUE(all_near(prob.values(), values(prob64), 1e-6, 0));
+  EXPECT_TRUE(all_near(dscore.values(), values(dscore64), 1e-6, 1e-5));
+  EXPECT_TRUE(prob.margins_untouched());
+  EXPECT_TRUE(dscore.margins_untouched());
+}
+
+TEST_P(CudaSigmoid, GatheredSlotsAreTheScores) {
+  constexpr std::int64_t kSlots = 3;
+  OwnedTensor expert({shape()[0], kSlots}, DType::i32), chosen({shape()[0], kSlots}, DType::f64);
+  fill_int(expert, "expert", -1, shape()[1]);
+  const DeviceTensor score = normal_TE("score"), device_expert = DeviceTensor::of(expert, ctx_),
+                     device_chosen({shape()[0], kSlots}, DType::f32, ctx_);
+  cuda::gather_slots(device_chosen, score, device_expert, ctx_);
+  ops::gather_slots(chosen, as_f64(score), expert, host_ctx_);
+  EXPECT_EQ(device_chosen.values(), values(chosen));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CudaSigmoid, ::testing::ValuesIn(kSizes));
+
+// A choice is exact: what the CPU says of the same float32 scores.
+void expect_choice_of_cpu(const Tensor& score_TE, const Tensor& bias_E, std::int64_t n_group,
+                          std::int64_t topk_group, std::int64_t margin = 0) {
+  SCOPED_TRACE(::testing::Message() << topk_group << " of " << n_group << " groups");
+  DeviceContext ctx;
+  Context host_ctx;
+  const OwnedTensor choice(score_TE.shape(), DType::f32);
+  ops::group_choice(choice, score_TE, bias_E, n_group, topk_group, host_ctx);
+  const auto device_choice = DeviceTensor::strided(score_TE.rows(), score_TE.dim(1), DType::f32, ctx);
+  cuda::group_choice(device_choice, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
+                     DeviceTensor::of(bias_E, ctx), n_group, topk_group, ctx);
+  EXPECT_EQ(device_choice.values(), values(choice));
+  EXPECT_TRUE(device_choice.margins_untouched());
+}
+
+// One group, one expert a group, more groups than a warp has lanes, the most that there may be.
+TEST(CudaGroupChoice, EqualsTheCpu) {
+  struct {
+    std::int64_t tokens, n_experts, n_group, topk_group;
+  } const sizes[] = {{3, 5, 1, 1},   {9, 16, 4, 2},  {5, 6, 6, 1},
+                     {10, 64, 8, 8}, {3, 80, 40, 7}, {2, 512, 256, 100}};
+  for (const auto& s : sizes) {
+    const OwnedTensor score = normal({s.tokens, s.n_experts}, DType::f32, "score");
+    expect_choice_of_cpu(score, normal({s.n_experts}, DType::f32, "bias", 0.1), s.n_group, s.topk_group, 3);
+  }
+}
+
+TEST(CudaGroupChoice, OfEqualGroupsTheFirstStay) {
+  OwnedTensor score({20, 24}, DType::f32), bias({24}, DType::f32);
+  fill_int(score, "few values", 0, 2);
+  fill(bias, std::vector<double>(24, 0.25));
+  expect_choice_of_cpu(score, bias, 8, 3);
+  fill(score, std::vector<double>(20 * 24, 1.0));
+  expect_choice_of_cpu(score, bias, 6, 2);
+}
+
+TEST(CudaBalanceBias, EqualsTheCpu) {
+  for (const std::int64_t n_experts : {4, 300, 1500}) {
+    DeviceContext ctx;
+    Context host_ctx;
+    const OwnedTensor bias = normal({n_experts}, DType::f32, "bias");
+    std::vector<double> count_E(static_cast<std::size_t>(n_experts));
+    for (std::size_t e = 0; e < count_E.size(); ++e)
+      count_E[e] = static_cast<double>(e % 3);   // below, at, above
+    if (n_experts == 4) count_E = {1, 2, 4, 1};  // mean 2
+    const auto device_bias = DeviceTensor::of(bias, ctx);
+    cuda::balance_bias(device_bias, count_E, 0.001, ctx);
+    ops::balance_bias(bias, count_E, 0.001, host_ctx);
+    EXPECT_EQ(device_bias.values(), values(bias));
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::test

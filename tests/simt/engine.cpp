@@ -1,0 +1,385 @@
+#include "engine.h"
+
+#include <boost/context/fiber.hpp>
+#include <boost/context/protected_fixedsize_stack.hpp>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace simt {
+
+namespace {
+
+namespace context = boost::context;
+
+constexpr std::size_t kStackBytes = 256 * 1024;
+constexpr std::size_t kMarkBytes = 64;
+constexpr int kMark = 0xa5;
+constexpr int kPoison = 0xff;  // all bits set: NaN in every float type, -1 as an integer
+
+bool mark_is_whole(const std::byte* mark) {
+  for (std::size_t i = 0; i < kMarkBytes; ++i) {
+    if (mark[i] != std::byte{kMark}) return false;
+  }
+  return true;
+}
+
+// A piece of memory between two marks.
+struct Marked {
+  std::unique_ptr<std::byte[]> storage;
+  std::size_t bytes;
+
+  explicit Marked(std::size_t size) : storage(new std::byte[size + 3 * kMarkBytes]), bytes(size) {
+    std::memset(storage.get(), kMark, bytes + 3 * kMarkBytes);
+    std::memset(data(), kPoison, bytes);
+  }
+  // 64-byte aligned, with at least one whole mark before and after it.
+  std::byte* data() const {
+    const auto start = reinterpret_cast<std::uintptr_t>(storage.get()) + kMarkBytes;
+    return reinterpret_cast<std::byte*>((start + kMarkBytes - 1) / kMarkBytes * kMarkBytes);
+  }
+  bool whole() const { return mark_is_whole(data() - kMarkBytes) && mark_is_whole(data() + bytes); }
+};
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  unsigned bytes, zeros_after;
+};
+
+enum class State { ready, at_barrier, in_warp, finished };
+
+struct Thread {
+  Dim3 index;
+  unsigned number = 0;
+  State state = State::finished;
+  context::fiber fiber;
+  std::vector<AsyncCopy> open_group;
+  std::deque<std::vector<AsyncCopy>> groups;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  const void* stack_bottom = nullptr;
+  std::size_t stack_size = 0;
+#endif
+};
+
+// Lanes of one warp on their way to meet.
+struct Meeting {
+  unsigned mask, arrived;
+  const char* operation;
+  void* args[kWarpSize];
+};
+
+class Engine {
+ public:
+  BlockOrder order = BlockOrder::ascending;
+  std::map<std::uintptr_t, Marked> memory;
+
+  const char* kernel = "";
+  Dim3 grid, block, block_index;
+  Thread* current = nullptr;
+
+  void run_grid(std::size_t dynamic_bytes, const std::function<void()>& body);
+  void sync_block();
+  void meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const*));
+  void* static_shared(const void* key, std::size_t bytes);
+  void* dynamic_shared();
+  [[noreturn]] void fail(const std::string& what) const {
+    throw std::runtime_error(std::string(kernel) + ", block (" + std::to_string(block_index.x) + ", " +
+                             std::to_string(block_index.y) + ", " + std::to_string(block_index.z) +
+                             "): " + what);
+  }
+
+ private:
+  std::vector<std::unique_ptr<Thread>> threads_;
+  std::vector<std::vector<Meeting>> meetings_;  // of each warp
+  std::map<const void*, Marked> static_pieces_;
+  std::unique_ptr<Marked> dynamic_piece_;
+  std::size_t dynamic_bytes_ = 0;
+  unsigned n_threads_ = 0, n_waiting_ = 0, n_finished_ = 0;
+  const std::function<void()>* body_ = nullptr;
+  std::exception_ptr error_;
+  context::fiber scheduler_;
+#if defined(__SANITIZE_ADDRESS__)
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_bottom_ = nullptr;
+  std::size_t scheduler_size_ = 0;
+#endif
+
+  void run_block();
+  void resume(Thread& thread);
+  void pause();  // back to the scheduler, until resumed
+  void make_fiber(Thread& thread);
+  void check_shared() const;
+  [[noreturn]] void fail_stuck() const;
+};
+
+Engine& engine() {
+  static Engine instance;
+  return instance;
+}
+
+void Engine::make_fiber(Thread& thread) {
+  thread.fiber =
+      context::fiber(std::allocator_arg, context::protected_fixedsize_stack(kStackBytes),
+                     [this, &thread](context::fiber&& back) {
+                       scheduler_ = std::move(back);
+#if defined(__SANITIZE_ADDRESS__)
+                       __sanitizer_finish_switch_fiber(thread.fake_stack, &scheduler_bottom_, &scheduler_size_);
+#endif
+                       for (;;) {  // one turn for each block: stacks are made once
+                         try {
+                           (*body_)();
+                         } catch (const context::detail::forced_unwind&) {
+                           throw;
+                         } catch (...) {
+                           error_ = std::current_exception();
+                         }
+                         thread.state = State::finished;
+                         ++n_finished_;
+                         pause();
+                       }
+                       return std::move(scheduler_);
+                     });
+}
+
+void Engine::resume(Thread& thread) {
+  current = &thread;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack_, thread.stack_bottom, thread.stack_size);
+#endif
+  thread.fiber = std::move(thread.fiber).resume();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack_, &thread.stack_bottom, &thread.stack_size);
+#endif
+}
+
+void Engine::pause() {
+#if defined(__SANITIZE_ADDRESS__)
+  Thread& thread = *current;
+  __sanitizer_start_switch_fiber(&thread.fake_stack, scheduler_bottom_, scheduler_size_);
+#endif
+  scheduler_ = std::move(scheduler_).resume();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(thread.fake_stack, &scheduler_bottom_, &scheduler_size_);
+#endif
+}
+
+void Engine::run_block() {
+  n_waiting_ = n_finished_ = 0;
+  static_pieces_.clear();
+  dynamic_piece_ = dynamic_bytes_ > 0 ? std::make_unique<Marked>(dynamic_bytes_) : nullptr;
+  for (auto& meetings : meetings_) meetings.clear();
+  for (unsigned i = 0; i < n_threads_; ++i) {
+    Thread& thread = *threads_[i];
+    thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    thread.number = i;
+    thread.state = State::ready;
+    thread.open_group.clear();
+    thread.groups.clear();
+  }
+  while (n_finished_ < n_threads_) {
+    bool moved = false;
+    for (unsigned i = 0; i < n_threads_; ++i) {
+      Thread& thread = *threads_[i];
+      if (thread.state != State::ready) continue;
+      resume(thread);
+      if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+      moved = true;
+    }
+    if (moved) continue;
+    if (n_waiting_ < n_threads_) fail_stuck();
+    n_waiting_ = 0;
+    for (unsigned i = 0; i < n_threads_; ++i) threads_[i]->state = State::ready;
+  }
+  check_shared();
+}
+
+void Engine::fail_stuck() const {
+  for (unsigned warp = 0; warp < meetings_.size(); ++warp) {
+    for (const Meeting& meeting : meetings_[warp]) {
+      fail("warp " + std::to_string(warp) + " waits in " + meeting.operation + " for lanes " +
+           std::to_string(meeting.mask & ~meeting.arrived) + " (a bit mask) that never come");
+    }
+  }
+  fail(std::to_string(n_waiting_) + " of " + std::to_string(n_threads_) +
+       " threads wait at a barrier that the others have left or never reach");
+}
+
+void Engine::check_shared() const {
+  for (const auto& [key, piece] : static_pieces_) {
+    if (!piece.whole())
+      fail("writes outside a piece of shared memory of " + std::to_string(piece.bytes) + " bytes");
+  }
+  if (dynamic_piece_ && !dynamic_piece_->whole())
+    fail("writes outside its " + std::to_string(dynamic_bytes_) + " bytes of dynamic shared memory");
+}
+
+void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& body) {
+  n_threads_ = block.x * block.y * block.z;
+  if (n_threads_ == 0 || n_threads_ > 1024) fail("a block of " + std::to_string(n_threads_) + " threads");
+  if (dynamic_bytes > kMaxSharedBytes) fail(std::to_string(dynamic_bytes) + " bytes of dynamic shared memory");
+  dynamic_bytes_ = dynamic_bytes;
+  body_ = &body;
+  meetings_.resize((n_threads_ + kWarpSize - 1) / kWarpSize);
+  while (threads_.size() < n_threads_) {
+    threads_.push_back(std::make_unique<Thread>());
+    make_fiber(*threads_.back());
+  }
+  const std::uint64_t n_blocks = std::uint64_t{grid.x} * grid.y * grid.z;
+  try {
+    for (std::uint64_t b = 0; b < n_blocks; ++b) {
+      const std::uint64_t i = order == BlockOrder::ascending ? b : n_blocks - 1 - b;
+      block_index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                     static_cast<unsigned>(i / grid.x / grid.y)};
+      run_block();
+    }
+  } catch (...) {
+    threads_.clear();  // unwinds the stacks of those that wait
+    static_pieces_.clear();
+    throw;
+  }
+}
+
+void Engine::sync_block() {
+  current->state = State::at_barrier;
+  ++n_waiting_;
+  pause();
+}
+
+void Engine::meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const*)) {
+  const unsigned warp = current->number / kWarpSize, bit = 1u << (current->number % kWarpSize);
+  if (!(mask & bit)) fail(std::string(operation) + ": a lane that is not in its own mask");
+  const unsigned lanes = std::min(kWarpSize, n_threads_ - warp * kWarpSize);
+  if (lanes < kWarpSize) mask &= (1u << lanes) - 1;  // the last warp of a block may be short
+  auto& meetings = meetings_[warp];
+  Meeting* meeting = nullptr;
+  for (Meeting& m : meetings) {
+    if (m.mask == mask && std::strcmp(m.operation, operation) == 0) {
+      meeting = &m;
+    } else if (m.mask & mask) {
+      fail("lanes of warp " + std::to_string(warp) + " meet in different operations: " + m.operation + " and " +
+           operation);
+    }
+  }
+  if (!meeting) {
+    meetings.push_back({mask, 0, operation, {}});
+    meeting = &meetings.back();
+  }
+  meeting->arrived |= bit;
+  meeting->args[current->number % kWarpSize] = args;
+  if (meeting->arrived != mask) {
+    current->state = State::in_warp;
+    pause();
+    return;
+  }
+  complete(meeting->args);
+  meetings.erase(meetings.begin() + (meeting - meetings.data()));
+  for (unsigned l = 0; l < kWarpSize; ++l) {
+    if (mask >> l & 1) threads_[warp * kWarpSize + l]->state = State::ready;
+  }
+}
+
+void* Engine::static_shared(const void* key, std::size_t bytes) {
+  auto found = static_pieces_.find(key);
+  if (found == static_pieces_.end()) {
+    std::size_t used = bytes;
+    for (const auto& [other, piece] : static_pieces_) used += piece.bytes;
+    if (used > kStaticSharedBytes) fail("more than 48 KiB of static shared memory");
+    found = static_pieces_.emplace(key, Marked(bytes)).first;
+  }
+  return found->second.data();
+}
+
+void* Engine::dynamic_shared() {
+  if (!dynamic_piece_) fail("asks for dynamic shared memory, of which its launch has none");
+  return dynamic_piece_->data();
+}
+
+void arrive(const std::vector<AsyncCopy>& group) {
+  for (const AsyncCopy& copy : group) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0, copy.zeros_after);
+  }
+}
+
+}  // namespace
+
+void set_block_order(BlockOrder order) { engine().order = order; }
+
+void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
+            const std::function<void()>& body) {
+  Engine& e = engine();
+  e.kernel = kernel;
+  e.grid = grid;
+  e.block = block;
+  e.block_index = {0, 0, 0};
+  e.run_grid(dynamic_shared_bytes, body);
+  check_memory(kernel);
+}
+
+const Dim3& thread_index() { return engine().current->index; }
+const Dim3& block_index() { return engine().block_index; }
+const Dim3& block_dim() { return engine().block; }
+const Dim3& grid_dim() { return engine().grid; }
+unsigned lane() { return engine().current->number % kWarpSize; }
+
+void sync_block() { engine().sync_block(); }
+void meet_warp(unsigned mask, const char* operation, void* args,
+               void (*complete)(void* const args[kWarpSize])) {
+  engine().meet_warp(mask, operation, args, complete);
+}
+
+void* static_shared(const void* key, std::size_t bytes) { return engine().static_shared(key, bytes); }
+void* dynamic_shared() { return engine().dynamic_shared(); }
+
+void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after) {
+  engine().current->open_group.push_back({to, from, bytes, zeros_after});
+}
+void async_commit() {
+  Thread& thread = *engine().current;
+  thread.groups.push_back(std::exchange(thread.open_group, {}));
+}
+void async_wait(unsigned groups_left) {
+  Thread& thread = *engine().current;
+  while (thread.groups.size() > groups_left) {
+    arrive(thread.groups.front());
+    thread.groups.pop_front();
+  }
+}
+
+void* allocate(std::size_t bytes) {
+  Marked piece(bytes);
+  std::byte* const data = piece.data();
+  engine().memory.emplace(reinterpret_cast<std::uintptr_t>(data), std::move(piece));
+  return data;
+}
+
+void release(void* memory) {
+  if (!memory) return;
+  if (engine().memory.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0)
+    throw std::runtime_error("release of memory that was not allocated");
+}
+
+void check_memory(const char* kernel) {
+  for (const auto& [address, piece] : engine().memory) {
+    if (piece.whole()) continue;
+    const std::string bytes = std::to_string(piece.bytes);
+    std::memset(piece.data() - kMarkBytes, kMark, kMarkBytes);  // told once
+    std::memset(piece.data() + piece.bytes, kMark, kMarkBytes);
+    throw std::runtime_error(std::string(kernel) + ": writes outside a piece of device memory of " + bytes +
+                             " bytes");
+  }
+}
+
+}  // namespace simt

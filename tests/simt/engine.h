@@ -1,0 +1,66 @@
+// Runs CUDA kernels on the CPU: every thread of a block is a fiber, blocks run one after another in one thread
+// of the operating system. The headers beside this file (include/cuda_runtime.h and its neighbours) give
+// kernels the names of the toolkit and call what is declared here. Nothing of this is part of the trainer.
+//
+// What is checked while a kernel runs, each with the kernel's name in the message (std::runtime_error):
+//   - a barrier or a warp-wide operation that some of its threads never reach;
+//   - lanes of one warp that meet in different warp-wide operations;
+//   - writes outside device memory and shared memory, by marks around each piece, looked at after each block;
+//   - more shared memory than the launch asked for or the device has.
+// Shared memory is filled with NaN when a block starts and fresh device memory is, too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace simt {
+
+struct Dim3 {
+  unsigned x, y, z;
+  constexpr Dim3(unsigned x_size = 1, unsigned y_size = 1, unsigned z_size = 1) : x(x_size), y(y_size), z(z_size) {}
+};
+
+constexpr unsigned kWarpSize = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+constexpr std::size_t kMaxSharedBytes = 227 * 1024;    // of a block, on a device of compute capability 9.0
+constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // of it, what needs no wish at launch
+
+enum class BlockOrder { ascending, descending };
+// The order in which blocks run: a result that depends on it is a race between blocks. Default: ascending.
+void set_block_order(BlockOrder order);
+
+// Runs `body` once for each thread of the grid.
+void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
+            const std::function<void()>& body);
+
+// Below, only within a kernel.
+
+const Dim3& thread_index();
+const Dim3& block_index();
+const Dim3& block_dim();
+const Dim3& grid_dim();
+unsigned lane();
+
+void sync_block();
+
+// All lanes of `mask` meet; the last one to arrive runs complete(args of each lane, null outside the mask),
+// then all go on. `operation` names the kind of meeting: lanes of one mask must mean the same one.
+void meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const args[kWarpSize]));
+
+// One piece of the block's shared memory for each key; the same piece for all threads of the block.
+void* static_shared(const void* key, std::size_t bytes);
+void* dynamic_shared();
+
+// Asynchronous copies to shared memory: nothing arrives before its group is waited for.
+void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after);
+void async_commit();
+void async_wait(unsigned groups_left);
+
+// Device memory.
+void* allocate(std::size_t bytes);  // filled with NaN
+void release(void* memory);         // of allocate(), or null
+// Throws where a mark around a piece of device memory was overwritten.
+void check_memory(const char* kernel);
+
+}  // namespace simt
