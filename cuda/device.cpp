@@ -46,8 +46,8 @@ std::string obstacle() {
   if (count == 0) return "there is no CUDA device";
   const cudaDeviceProp prop = properties();
   if (prop.major >= kOldestMajor) return "";
-  return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major, prop.minor,
-                     kOldestMajor);
+  return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major,
+                     prop.minor, kOldestMajor);
 }
 
 std::string description() {

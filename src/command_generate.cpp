@@ -18,9 +18,9 @@
 #include "generate/generator.h"
 #include "generate/sampling.h"
 #include "model/transformer.h"
+#include "ops/device.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
-#include "ops/device.h"
 #include "train/model_directory.h"
 #include "train/tokenizer_record.h"
 

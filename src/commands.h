@@ -13,7 +13,7 @@ struct TrainOptions {
   std::vector<std::string> overrides;  // "a.b=c"
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
-  std::string init_from;  // empty: random weights; or a model directory, checkpoint or run directory
+  std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
   std::string device = "auto";  // auto, cpu, cuda
 };
 

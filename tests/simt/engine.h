@@ -18,7 +18,8 @@ namespace simt {
 
 struct Dim3 {
   unsigned x, y, z;
-  constexpr Dim3(unsigned x_size = 1, unsigned y_size = 1, unsigned z_size = 1) : x(x_size), y(y_size), z(z_size) {}
+  constexpr Dim3(unsigned x_size = 1, unsigned y_size = 1, unsigned z_size = 1)
+      : x(x_size), y(y_size), z(z_size) {}
 };
 
 constexpr unsigned kWarpSize = 32;
