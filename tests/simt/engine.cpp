@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <boost/context/fiber.hpp>
+#include <boost/context/preallocated.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
 #include <cstdlib>
 #include <cstring>
@@ -57,12 +58,16 @@ struct AsyncCopy {
   unsigned bytes, zeros_after;
 };
 
+// Thrown into the threads of a block that failed.
+struct Abandoned {};
+
 enum class State { ready, at_barrier, in_warp, finished };
 
 struct Thread {
   Dim3 index;
   unsigned number = 0;
   State state = State::finished;
+  bool in_kernel = false;
   context::fiber fiber;
   std::vector<AsyncCopy> open_group;
   std::deque<std::vector<AsyncCopy>> groups;
@@ -82,6 +87,8 @@ struct Meeting {
 
 class Engine {
  public:
+  ~Engine();
+
   BlockOrder order = BlockOrder::ascending;
   std::map<std::uintptr_t, Marked> memory;
 
@@ -109,6 +116,7 @@ class Engine {
   unsigned n_threads_ = 0, n_waiting_ = 0, n_finished_ = 0;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
+  bool abandoned_ = false, quit_ = false;
   context::fiber scheduler_;
 #if defined(__SANITIZE_ADDRESS__)
   void* scheduler_fake_stack_ = nullptr;
@@ -130,27 +138,42 @@ Engine& engine() {
 }
 
 void Engine::make_fiber(Thread& thread) {
+  context::protected_fixedsize_stack stacks(kStackBytes);
+  const context::stack_context stack = stacks.allocate();
+#if defined(__SANITIZE_ADDRESS__)
+  thread.stack_bottom = static_cast<const std::byte*>(stack.sp) - stack.size;
+  thread.stack_size = stack.size;
+#endif
   thread.fiber =
-      context::fiber(std::allocator_arg, context::protected_fixedsize_stack(kStackBytes),
+      context::fiber(std::allocator_arg, context::preallocated(stack.sp, stack.size, stack), stacks,
                      [this, &thread](context::fiber&& back) {
                        scheduler_ = std::move(back);
 #if defined(__SANITIZE_ADDRESS__)
                        __sanitizer_finish_switch_fiber(thread.fake_stack, &scheduler_bottom_, &scheduler_size_);
 #endif
-                       for (;;) {  // one turn for each block: stacks are made once
+                       while (!quit_) {  // one turn for each block: stacks are made once
+                         thread.in_kernel = true;
                          try {
                            (*body_)();
-                         } catch (const context::detail::forced_unwind&) {
-                           throw;
+                         } catch (const Abandoned&) {
                          } catch (...) {
                            error_ = std::current_exception();
                          }
+                         thread.in_kernel = false;
                          thread.state = State::finished;
                          ++n_finished_;
                          pause();
                        }
+#if defined(__SANITIZE_ADDRESS__)
+                       __sanitizer_start_switch_fiber(nullptr, scheduler_bottom_, scheduler_size_);
+#endif
                        return std::move(scheduler_);
                      });
+}
+
+Engine::~Engine() {
+  quit_ = true;
+  for (const auto& thread : threads_) resume(*thread);
 }
 
 void Engine::resume(Thread& thread) {
@@ -173,6 +196,7 @@ void Engine::pause() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(thread.fake_stack, &scheduler_bottom_, &scheduler_size_);
 #endif
+  if (abandoned_ && current->in_kernel) throw Abandoned();
 }
 
 void Engine::run_block() {
@@ -245,8 +269,12 @@ void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& bo
       run_block();
     }
   } catch (...) {
-    threads_.clear();  // unwinds the stacks of those that wait
-    static_pieces_.clear();
+    abandoned_ = true;  // those that wait leave their kernel
+    for (const auto& thread : threads_) {
+      if (thread->in_kernel) resume(*thread);
+    }
+    abandoned_ = false;
+    error_ = nullptr;
     throw;
   }
 }

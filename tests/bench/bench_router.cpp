@@ -1,0 +1,155 @@
+// What the router stage costs: its forward and backward pass over one micro-batch, times the layers that have
+// one, beside a whole training step of the same model.
+//   bench_router CONFIG [a.b=value ...]
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "config/load.h"
+#include "core/rng.h"
+#include "model/transformer.h"
+#include "ops/elementwise.h"
+#include "router/registry.h"
+#include "router/stage.h"
+#include "train/optimizer.h"
+#include "train/token_data.h"
+
+namespace {
+
+using namespace switchyard;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kRounds = 7;
+
+// The median of several rounds after one that warms up, in milliseconds.
+double milliseconds(const std::function<void()>& work) {
+  work();
+  std::vector<double> times;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto start = Clock::now();
+    work();
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+  }
+  std::nth_element(times.begin(), times.begin() + kRounds / 2, times.end());
+  return times[kRounds / 2];
+}
+
+void fill_normal(const Tensor& tensor, std::uint64_t seed, double scale) {
+  const Rng rng(seed, RngPurpose::init, 0);
+  for (std::int64_t i = 0; i < tensor.numel(); ++i)
+    tensor.as<float>()[i] = static_cast<float>(scale * rng.normal(static_cast<std::uint64_t>(i)));
+}
+
+double time_stage(const config::Run& run, Context& ctx) {
+  const config::Model& model = run.model;
+  const std::int64_t B = run.train.micro_batch_size, S = run.train.seq_len, E = model.num_experts,
+                     D = model.hidden_size;
+  ParameterStore store;
+  router::RouterStage stage(run.router,
+                            {.hidden_size = D,
+                             .n_experts = E,
+                             .n_slots = model.num_experts_per_tok,
+                             .n_group = model.n_group,
+                             .topk_group = model.topk_group,
+                             .normalise_weights = model.norm_topk_prob,
+                             .weight_scale = model.routed_scaling_factor,
+                             .init_std = model.initializer_range},
+                            "gate.", store);
+  store.allocate(DType::f32, true);
+  store.initialise(run.train.seed);
+  const std::int64_t K = stage.n_slots();
+  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, dprob_BE, token_T, entropy_T;
+  const auto lay_out = [&](Arena& arena) {
+    stage.plan_sums(arena, B);
+    stage.plan(arena, B, S, DType::f32);
+    for (Tensor* rows : {&x_TD, &dx_TD, &daddend_TD}) *rows = arena.take({B * S, D}, DType::f32);
+    dweight_TK = arena.take({B * S, K}, DType::f32);
+    dprob_BE = arena.take({B, E}, DType::f64);
+    token_T = arena.take({B * S}, DType::i32);
+    entropy_T = arena.take({B * S}, DType::f32);
+  };
+  Arena measure = Arena::measuring();
+  lay_out(measure);
+  Arena arena(measure.peak(), "the router stage");
+  lay_out(arena);
+  fill_normal(x_TD, 1, 1.0);
+  fill_normal(daddend_TD, 2, 1e-3);
+  fill_normal(dweight_TK, 3, 1e-3);
+  std::fill_n(dprob_BE.as<double>(), dprob_BE.numel(), 1e-6);
+  std::fill_n(token_T.as<std::int32_t>(), B * S, 1);
+  std::fill_n(entropy_T.as<float>(), B * S, 0.5f);
+  const router::RouterBatch batch{
+      .token_T = token_T, .n_seq = B, .seq_len = S, .training = true, .attention_entropy_T = entropy_T};
+  return milliseconds([&] {
+    const bool has_addend = stage.forward(x_TD, batch, ctx).expert_input_addend_TD.defined();
+    const std::vector<double> statistics(stage.statistics().begin(), stage.statistics().end());
+    stage.backward(dx_TD, {.dweight_TK = dweight_TK, .daddend_TD = has_addend ? daddend_TD : Tensor()}, x_TD,
+                   batch, {dprob_BE, 1e-6, 1e-3, statistics}, ctx);
+  });
+}
+
+double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) {
+  const std::int64_t B = run.train.micro_batch_size, S = run.train.seq_len;
+  model::Transformer model(run.model, run.router, DType::f32, true);
+  model.allocate();
+  model.parameters().initialise(run.train.seed);
+  model.plan(B, S, ctx);
+  train::AdamW optimizer(run.train, model.parameters());
+  n_routers = model.n_routers();
+  train::BatchBuffers buffers(B, S, std::nullopt, 0);
+  const Rng rng(run.train.seed, RngPurpose::init, 1);
+  std::vector<std::int32_t> window(static_cast<std::size_t>(S) + 1);
+  for (std::int64_t b = 0; b < B; ++b) {
+    for (std::size_t i = 0; i < window.size(); ++i)
+      window[i] = static_cast<std::int32_t>(rng.uniform(static_cast<std::uint64_t>(b) * window.size() + i) *
+                                            static_cast<double>(run.model.vocab_size));
+    buffers.set_sequence(b, window);
+  }
+  model::Batch batch = buffers.batch();
+  batch.training = true;
+  std::vector<float> loss(static_cast<std::size_t>(B * S));
+  const Tensor loss_T(loss.data(), Shape{B * S}, DType::f32);
+  const router::AuxiliaryLosses losses(run.router, run.model.num_experts, run.model.num_experts_per_tok);
+  std::int64_t step = 0;
+  return milliseconds([&] {
+    ops::fill_zero(model.parameters().grads(), ctx);
+    model.forward(batch, ctx);
+    const auto sums_L = model.routing_sums();
+    const std::vector<double> statistics = model.routing_statistics();
+    model.set_statistics(statistics);
+    const std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
+    losses.compute(sums_L, buffers.tokens_B(), {.n_tokens = B * S, .n_sequences = B, .count_LE = count_LE},
+                   model.loss_gradients());
+    model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
+    optimizer.update(model.parameters(), run.train.lr, optimizer.grad_norm(model.parameters(), ctx), ++step,
+                     ctx);
+    model.after_step(count_LE, statistics, ctx);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    fmt::print(stderr, "usage: bench_router CONFIG [a.b=value ...]\n");
+    return 2;
+  }
+  try {
+    const config::Run run =
+        config::load_run(argv[1], std::vector<std::string>(argv + 2, argv + argc), router::router_schemas());
+    Context ctx;
+    std::int64_t n_routers = 0;
+    const double step = time_step(run, ctx, n_routers);
+    const double stage = time_stage(run, ctx) * static_cast<double>(n_routers);
+    fmt::print("{:<18} step {:7.1f} ms, router stage of {} layers {:6.2f} ms, {:.2f} %\n", run.router.type,
+               step, n_routers, stage, 100 * stage / step);
+  } catch (const InputError& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 2;
+  }
+  return 0;
+}
