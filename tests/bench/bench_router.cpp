@@ -13,6 +13,7 @@
 #include "core/rng.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
+#include "router/auxiliary_losses.h"
 #include "router/registry.h"
 #include "router/stage.h"
 #include "train/optimizer.h"
