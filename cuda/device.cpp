@@ -42,8 +42,10 @@ cudaDeviceProp properties() {
 std::string obstacle() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess) return fmt::format("no CUDA device can be used ({})", cudaGetErrorString(error));
-  if (count == 0) return "there is no CUDA device";
+  if (error != cudaSuccess)
+    return fmt::format("no CUDA device can be used ({}); install or update NVIDIA's driver",
+                       cudaGetErrorString(error));
+  if (count == 0) return "there is no CUDA device on this machine";
   const cudaDeviceProp prop = properties();
   if (prop.major >= kOldestMajor) return "";
   return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major,

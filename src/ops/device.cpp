@@ -11,7 +11,7 @@ Device choose_device(const std::string& wish) {
   std::string obstacle = "this program was built without the CUDA backend; build it with the preset 'cuda'";
   if constexpr (kHasCuda) obstacle = cuda::obstacle();
   if (!obstacle.empty()) {
-    if (wish == "cuda") throw_input("--device cuda: {}, or use --device cpu", obstacle);
+    if (wish == "cuda") throw_input("--device cuda: {}; or use --device cpu", obstacle);
     return Device::cpu;
   }
   if constexpr (kHasCuda) cuda::use_device_memory();
