@@ -57,12 +57,6 @@ std::ostream& operator<<(std::ostream& to, const Case& c) {
             << static_cast<int>(c.mask);
 }
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor result(tensor.view().shape(), DType::f64);
-  fill(result, tensor.values());
-  return result;
-}
-
 // A call's inputs on the device, as `dtype` rounds them, and its outputs there.
 struct DeviceCall {
   Case c;
@@ -100,10 +94,10 @@ struct HostCall {
   Context ctx;
   OwnedTensor q, k, v, dout, kv_begin, out, lse, entropy, dq, dk, dv;
   explicit HostCall(const DeviceCall& x)
-      : q(as_f64(x.q)),
-        k(as_f64(x.k)),
-        v(as_f64(x.v)),
-        dout(as_f64(x.dout)),
+      : q(x.q.as_f64()),
+        k(x.k.as_f64()),
+        v(x.v.as_f64()),
+        dout(x.dout.as_f64()),
         kv_begin(x.begins()),
         out(dout.view().shape(), DType::f64),
         lse({x.c.tokens(), x.c.n_heads}, DType::f64),
@@ -114,7 +108,7 @@ struct HostCall {
     ops::attention_forward(out, lse, q, k, v, kv_begin, x.c.shape(), ctx, entropy);
   }
   void backward(const DeviceCall& x) {
-    ops::attention_backward(dq, dk, dv, dout, as_f64(x.out), as_f64(x.lse), q, k, v, kv_begin, x.c.shape(),
+    ops::attention_backward(dq, dk, dv, dout, x.out.as_f64(), x.lse.as_f64(), q, k, v, kv_begin, x.c.shape(),
                             ctx);
   }
 };

@@ -22,11 +22,6 @@ const Sizes kSizes[] = {{1, 1, 0},   {3, 5, 5},   {0, 8, 0},    {0, 7, 0},
 
 class CudaBias : public ::testing::TestWithParam<DType> {
  protected:
-  static OwnedTensor as_f64(const DeviceTensor& tensor) {
-    OwnedTensor host(tensor.view().shape(), DType::f64);
-    fill(host, tensor.values());
-    return host;
-  }
   static DeviceTensor rows(const Sizes& s, const char* name, const DeviceContext& ctx) {
     return DeviceTensor::of(normal({s.rows, s.width}, DType::f64, name), GetParam(), ctx, s.margin);
   }
@@ -39,8 +34,8 @@ TEST_P(CudaBias, ForwardEqualsTheCpu) {
     Context host_ctx;
     const auto out = rows(s, "out", ctx);
     const auto bias = DeviceTensor::of(normal({s.width}, DType::f64, "bias"), GetParam(), ctx);
-    const OwnedTensor out64 = as_f64(out);
-    ops::bias_forward(out64, as_f64(bias), host_ctx);
+    const OwnedTensor out64 = out.as_f64();
+    ops::bias_forward(out64, bias.as_f64(), host_ctx);
     cuda::bias_forward(out, bias, ctx);
     // One rounding of the sum; in bf16 a second one.
     EXPECT_TRUE(all_near(out.values(), values(out64), GetParam() == DType::f32 ? 0x1p-24 : 0x1.001p-8, 0));
@@ -56,7 +51,7 @@ TEST_P(CudaBias, BackwardIsWithinRoundingInAnyBlockOrder) {
     const auto dout = rows(s, "dout", ctx);
     const OwnedTensor start = normal({s.width}, DType::f32, "start");
     const auto dbias = DeviceTensor::of(start, ctx), again = DeviceTensor::of(start, ctx);
-    const OwnedTensor dout64 = as_f64(dout), exact = as_f64(dbias), magnitude = absolute(exact);
+    const OwnedTensor dout64 = dout.as_f64(), exact = dbias.as_f64(), magnitude = absolute(exact);
     ops::bias_backward(exact, dout64, host_ctx);
     ops::bias_backward(magnitude, absolute(dout64), host_ctx);
     cuda::bias_backward(dbias, dout, ctx);

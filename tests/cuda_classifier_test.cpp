@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_precisions.h"
 #include "cuda_support.h"
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -28,16 +29,6 @@ OwnedTensor random_targets(const Sizes& s) {
     if (target[t] < 0) set(target, t, -1);
   return target;
 }
-
-// What is stored and in what precision it is multiplied.
-struct Precision {
-  const char* name;
-  DType dtype;
-  MatmulType matmul;
-};
-const Precision kPrecisions[] = {{"f32", DType::f32, MatmulType::f32},
-                                 {"f32_rounded", DType::f32, MatmulType::bf16},
-                                 {"bf16", DType::bf16, MatmulType::bf16}};
 
 class CudaClassifierTypes : public ::testing::TestWithParam<Precision> {
  protected:

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_precisions.h"
 #include "cuda_support.h"
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -19,22 +20,6 @@ namespace {
 
 using ops::Write;
 
-OwnedTensor f64_of(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
-// What is stored and in what precision it is multiplied.
-struct Precision {
-  const char* name;
-  DType dtype;
-  MatmulType matmul;
-};
-const Precision kPrecisions[] = {{"f32", DType::f32, MatmulType::f32},
-                                 {"f32_rounded", DType::f32, MatmulType::bf16},
-                                 {"bf16", DType::bf16, MatmulType::bf16}};
-
 class CudaLinearTypes : public ::testing::TestWithParam<Precision> {
  protected:
   CudaLinearTypes() { ctx.matmul = GetParam().matmul; }
@@ -42,7 +27,7 @@ class CudaLinearTypes : public ::testing::TestWithParam<Precision> {
 
   // What the kernels multiply, exactly.
   OwnedTensor operand(const DeviceTensor& tensor) const {
-    OwnedTensor host = f64_of(tensor);
+    OwnedTensor host = tensor.as_f64();
     if (GetParam().matmul == MatmulType::bf16) {
       const OwnedTensor rounded(host.view().shape(), DType::bf16);
       fill(rounded, values(host));
@@ -102,7 +87,7 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
       const bool add = write == Write::add;
       const auto out = add ? device(s.rows, s.outputs, dtype(), "out") : output(s.rows, s.outputs, dtype());
       const auto din = add ? device(s.rows, s.inputs, dtype(), "din") : output(s.rows, s.inputs, dtype());
-      const OwnedTensor out64 = f64_of(out), din64 = f64_of(din), out_size = absolute(out64),
+      const OwnedTensor out64 = out.as_f64(), din64 = din.as_f64(), out_size = absolute(out64),
                         din_size = absolute(din64);
       ops::linear_forward(out64, in64, weight64, write, host_ctx);
       ops::linear_forward(out_size, in_size, weight_size, write, host_ctx);
@@ -125,7 +110,7 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
     EXPECT_TRUE(s.margin == 0 || out.margins_untouched());
 
     const auto dweight = device(s.outputs, s.inputs, DType::f32, "dweight");
-    const OwnedTensor dweight64 = f64_of(dweight), dweight_size = absolute(dweight64);
+    const OwnedTensor dweight64 = dweight.as_f64(), dweight_size = absolute(dweight64);
     ops::linear_backward_weight(dweight64, dout64, in64, host_ctx);
     ops::linear_backward_weight(dweight_size, dout_size, in_size, host_ctx);
     cuda::linear_backward_weight(dweight, dout, in, ctx);

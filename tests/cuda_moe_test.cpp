@@ -16,12 +16,6 @@
 namespace switchyard::test {
 namespace {
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
 struct Sizes {
   std::int64_t tokens, slots, n_experts, width,
       margin;  // margin > 0: strided; 8 keeps rows at multiples of 16 bytes
@@ -123,11 +117,11 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
                        out = input(tokens, "out", dtype), dx = input(tokens, "dx", dtype);
     const DeviceTensor sent = output(rows, dtype), drow = output(rows, dtype),
                        dweight = output(slots, DType::f32);
-    const auto in_place = DeviceTensor::of(as_f64(row), dtype, ctx, s.margin);
+    const auto in_place = DeviceTensor::of(row.as_f64(), dtype, ctx, s.margin);
 
-    const OwnedTensor x64 = as_f64(x), row64 = as_f64(row), dout64 = as_f64(dout), weight64 = as_f64(weight),
-                      out64 = as_f64(out), dx64 = as_f64(dx), sent64(rows, DType::f64),
-                      drow64(rows, DType::f64), dweight64(slots, DType::f64);
+    const OwnedTensor x64 = x.as_f64(), row64 = row.as_f64(), dout64 = dout.as_f64(),
+                      weight64 = weight.as_f64(), out64 = out.as_f64(), dx64 = dx.as_f64(),
+                      sent64(rows, DType::f64), drow64(rows, DType::f64), dweight64(slots, DType::f64);
     ops::moe_dispatch_forward(sent64, x64, slot_row, host_ctx);
     ops::moe_dispatch_backward(dx64, row64, slot_row, host_ctx);
     ops::moe_combine_forward(out64, row64, weight64, slot_row, host_ctx);

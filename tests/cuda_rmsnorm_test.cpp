@@ -23,11 +23,6 @@ class CudaRmsNorm : public ::testing::TestWithParam<DType> {
  protected:
   // f32: a sum of up to 520 terms, each rounding 6e-8; bf16: the result is rounded once more, to 8 bits.
   double relative() const { return GetParam() == DType::bf16 ? 0x1p-7 : 1e-5; }
-  static OwnedTensor as_f64(const std::vector<double>& values, Shape shape) {
-    OwnedTensor tensor(shape, DType::f64);
-    fill(tensor, values);
-    return tensor;
-  }
 };
 
 TEST_P(CudaRmsNorm, EqualsTheCpu) {
@@ -47,9 +42,8 @@ TEST_P(CudaRmsNorm, EqualsTheCpu) {
                                   : DeviceTensor(shape, dtype, ctx);
     const DeviceTensor rstd({s.rows, s.groups}, DType::f32, ctx);
 
-    const OwnedTensor in64 = as_f64(in.values(), shape), weight64 = as_f64(weight.values(), {s.width}),
-                      dout64 = as_f64(dout.values(), shape), din64 = as_f64(din.values(), shape),
-                      dweight64 = as_f64(dweight.values(), {s.width}), out64(shape, DType::f64),
+    const OwnedTensor in64 = in.as_f64(), weight64 = weight.as_f64(), dout64 = dout.as_f64(),
+                      din64 = din.as_f64(), dweight64 = dweight.as_f64(), out64(shape, DType::f64),
                       rstd64({s.rows, s.groups}, DType::f64);
     ops::rmsnorm_forward(out64, rstd64, in64, weight64, kEps, host_ctx);
     ops::rmsnorm_backward(din64, dweight64, dout64, in64, rstd64, weight64, host_ctx);

@@ -15,12 +15,6 @@
 namespace switchyard::test {
 namespace {
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
 struct Sizes {
   std::int64_t sequences, seq_len, n_experts, slots, margin;  // margin > 0: strided rows
 };
@@ -81,9 +75,9 @@ TEST(CudaRouting, SlotWeightsEqualTheCpu) {
       cuda::slot_weights_backward(dscore, dweight, weight, chosen, expert, weighting, device.ctx);
 
       const OwnedTensor weight64({T, s.slots}, DType::f64), dscore64({T, s.n_experts}, DType::f64);
-      const OwnedTensor chosen64 = as_f64(chosen);
+      const OwnedTensor chosen64 = chosen.as_f64();
       ops::slot_weights_forward(weight64, chosen64, slots.expert_TK, weighting, host_ctx);
-      ops::slot_weights_backward(dscore64, as_f64(dweight), as_f64(weight), chosen64, slots.expert_TK,
+      ops::slot_weights_backward(dscore64, dweight.as_f64(), weight.as_f64(), chosen64, slots.expert_TK,
                                  weighting, host_ctx);
       // Sums of up to 40 terms; the gradient is a difference of numbers of up to 10, divided by as little as
       // 0.01.
@@ -122,7 +116,7 @@ TEST(CudaRouting, SumsEqualTheCpu) {
     const Sums sums = device_sums(s, slots, prob, lse, device);
     const OwnedTensor count({s.sequences, s.n_experts}, DType::i32),
         prob_sum({s.sequences, s.n_experts}, DType::f64), lse2_sum({s.sequences}, DType::f64);
-    ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, as_f64(prob), as_f64(lse), slots.token_T,
+    ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(), slots.token_T,
                       host_ctx);
     EXPECT_EQ(sums.count_BE.values(), values(count));
     // Up to 200 terms of order one in double, in another order.
@@ -151,7 +145,7 @@ TEST(CudaRouting, SumsOfALongSequence) {
   const auto lse = DeviceTensor::of(normal({8200}, DType::f64, "lse"), DType::f32, device.ctx);
   const Sums sums = device_sums(s, slots, prob, lse, device);
   const OwnedTensor count({1, 2}, DType::i32), prob_sum({1, 2}, DType::f64), lse2_sum({1}, DType::f64);
-  ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, as_f64(prob), as_f64(lse), slots.token_T,
+  ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(), slots.token_T,
                     host_ctx);
   EXPECT_EQ(sums.count_BE.values(), values(count));
   EXPECT_TRUE(all_near(sums.prob_sum_BE.values(), values(prob_sum), 1e-12, 1e-11));  // 8200 terms of order one
@@ -172,11 +166,11 @@ TEST(CudaRouting, LossGradientsEqualTheCpu) {
     const auto lse = DeviceTensor::of(normal({T}, DType::f64, "lse", 2.0), DType::f32, device.ctx);
     const auto token = DeviceTensor::of(slots.token_T, device.ctx);
     const OwnedTensor host_dprob_BE = normal({s.sequences, s.n_experts}, DType::f64, "sequences");
-    const OwnedTensor dprob64 = as_f64(dprob), dlogit64 = as_f64(dlogit);
+    const OwnedTensor dprob64 = dprob.as_f64(), dlogit64 = dlogit.as_f64();
     ops::add_sequence_gradient(dprob64, host_dprob_BE, slots.token_T, host_ctx);
-    ops::z_loss_backward(dlogit64, as_f64(prob), as_f64(lse), slots.token_T, 0.25, host_ctx);
+    ops::z_loss_backward(dlogit64, prob.as_f64(), lse.as_f64(), slots.token_T, 0.25, host_ctx);
 
-    const auto again = DeviceTensor::of(as_f64(dprob), DType::f32, device.ctx, s.margin);
+    const auto again = DeviceTensor::of(dprob.as_f64(), DType::f32, device.ctx, s.margin);
     cuda::add_sequence_gradient(dprob, DeviceTensor::of(host_dprob_BE, device.ctx), token, device.ctx);
     cuda::add_sequence_gradient(again, host_dprob_BE, token, device.ctx);
     cuda::z_loss_backward(dlogit, prob, lse, token, 0.25, device.ctx);

@@ -10,12 +10,6 @@
 namespace switchyard::test {
 namespace {
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
 struct Sizes {
   std::int64_t tokens, n_experts, margin;  // margin > 0: strided rows
 };
@@ -43,8 +37,8 @@ TEST_P(CudaSigmoid, EqualsTheCpu) {
   cuda::sigmoid_forward(score, logit, ctx_);
   cuda::sigmoid_backward(dlogit, dscore, score, ctx_);
   const OwnedTensor score64(shape(), DType::f64), dlogit64(shape(), DType::f64);
-  ops::sigmoid_forward(score64, as_f64(logit), host_ctx_);
-  ops::sigmoid_backward(dlogit64, as_f64(dscore), as_f64(score), host_ctx_);
+  ops::sigmoid_forward(score64, logit.as_f64(), host_ctx_);
+  ops::sigmoid_backward(dlogit64, dscore.as_f64(), score.as_f64(), host_ctx_);
   // A few roundings of 6e-8 each.
   EXPECT_TRUE(all_near(score.values(), values(score64), 5e-7, 0));
   EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 5e-7, 0));
@@ -64,11 +58,11 @@ TEST_P(CudaSigmoid, RowSharesEqualTheCpu) {
     set(host_score, i, static_cast<double>(1 + i % 13) / 16);
   const DeviceTensor score = input(host_score), dprob = normal_TE("dprob"), dscore = normal_TE("dscore"),
                      prob = output();
-  const OwnedTensor score64 = as_f64(score), dscore64 = as_f64(dscore), prob64(shape(), DType::f64);
+  const OwnedTensor score64 = score.as_f64(), dscore64 = dscore.as_f64(), prob64(shape(), DType::f64);
   cuda::row_share_forward(prob, score, ctx_);
   cuda::row_share_backward(dscore, dprob, prob, score, ctx_);
   ops::row_share_forward(prob64, score64, host_ctx_);
-  ops::row_share_backward(dscore64, as_f64(dprob), as_f64(prob), score64, host_ctx_);
+  ops::row_share_backward(dscore64, dprob.as_f64(), prob.as_f64(), score64, host_ctx_);
   // Sums of up to 515 positive terms, 17 of them in a row; differences of numbers of order one, divided by at
   // least 1/16 (a row of one).
   EXPECT_TRUE(all_near(prob.values(), values(prob64), 1e-6, 0));
@@ -84,7 +78,7 @@ TEST_P(CudaSigmoid, GatheredSlotsAreTheScores) {
   const DeviceTensor score = normal_TE("score"), device_expert = DeviceTensor::of(expert, ctx_),
                      device_chosen({shape()[0], kSlots}, DType::f32, ctx_);
   cuda::gather_slots(device_chosen, score, device_expert, ctx_);
-  ops::gather_slots(chosen, as_f64(score), expert, host_ctx_);
+  ops::gather_slots(chosen, score.as_f64(), expert, host_ctx_);
   EXPECT_EQ(device_chosen.values(), values(chosen));
 }
 

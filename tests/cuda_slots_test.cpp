@@ -15,12 +15,6 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
 struct Sizes {
   std::int64_t tokens, slots, margin;  // margin > 0: strided rows
 };
@@ -120,8 +114,8 @@ TEST(CudaSlots, SoftmaxEqualsTheCpu) {
     const OwnedTensor weight64(slots, DType::f64), dscore64(scores, DType::f64);
     cuda::slot_softmax_forward(weight, chosen, expert, kScale, ctx);
     cuda::slot_softmax_backward(dscore, dweight, weight, expert, kScale, ctx);
-    ops::slot_softmax_forward(weight64, as_f64(chosen), host_expert, kScale, host_ctx);
-    ops::slot_softmax_backward(dscore64, as_f64(dweight), as_f64(weight), host_expert, kScale, host_ctx);
+    ops::slot_softmax_forward(weight64, chosen.as_f64(), host_expert, kScale, host_ctx);
+    ops::slot_softmax_backward(dscore64, dweight.as_f64(), weight.as_f64(), host_expert, kScale, host_ctx);
     // Exponents of up to some 12, rounded to 6e-8 of that, and sums of up to 40 terms.
     EXPECT_TRUE(all_near(weight.values(), values(weight64), 3e-6, 0));
     EXPECT_TRUE(all_near(dscore.values(), values(dscore64), 1e-6, 1e-6));

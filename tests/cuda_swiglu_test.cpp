@@ -16,11 +16,6 @@ const Sizes kSizes[] = {{1, 1, 0}, {3, 3, 5}, {0, 8, 0}, {5, 17, 0}, {9, 40, 8},
 
 class CudaSwiGlu : public ::testing::TestWithParam<DType> {
  protected:
-  static OwnedTensor as_f64(const DeviceTensor& tensor) {
-    OwnedTensor host(tensor.view().shape(), DType::f64);
-    fill(host, tensor.values());
-    return host;
-  }
   static DeviceTensor empty(std::int64_t rows, std::int64_t width, const Sizes& s, const DeviceContext& ctx) {
     return s.margin > 0 ? DeviceTensor::strided(rows, width, GetParam(), ctx, s.margin)
                         : DeviceTensor({rows, width}, GetParam(), ctx);
@@ -40,8 +35,8 @@ TEST_P(CudaSwiGlu, EqualsTheCpu) {
         DeviceTensor::of(normal({s.rows, s.width}, DType::f64, "dout"), GetParam(), ctx, s.margin);
     const auto out = empty(s.rows, s.width, s, ctx), dgate_up = empty(s.rows, 2 * s.width, s, ctx);
 
-    const OwnedTensor gate_up64 = as_f64(gate_up), dout64 = as_f64(dout), out64({s.rows, s.width}, DType::f64),
-                      dgate_up64({s.rows, 2 * s.width}, DType::f64);
+    const OwnedTensor gate_up64 = gate_up.as_f64(), dout64 = dout.as_f64(),
+                      out64({s.rows, s.width}, DType::f64), dgate_up64({s.rows, 2 * s.width}, DType::f64);
     ops::swiglu_forward(out64, gate_up64, host_ctx);
     ops::swiglu_backward(dgate_up64, dout64, gate_up64, host_ctx);
 

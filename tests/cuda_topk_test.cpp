@@ -11,12 +11,6 @@
 namespace switchyard::test {
 namespace {
 
-OwnedTensor as_f64(const DeviceTensor& tensor) {
-  OwnedTensor host(tensor.view().shape(), DType::f64);
-  fill(host, tensor.values());
-  return host;
-}
-
 struct Sizes {
   std::int64_t tokens, n_experts, slots, margin;  // margin > 0: strided rows
 };
@@ -41,8 +35,8 @@ TEST(CudaSoftmax, EqualsTheCpu) {
     cuda::softmax_forward(prob, lse, logit, ctx);
     cuda::softmax_backward(dlogit, dprob, prob, ctx);
     const OwnedTensor prob64(shape, DType::f64), lse64({s.tokens}, DType::f64), dlogit64(shape, DType::f64);
-    ops::softmax_forward(prob64, lse64, as_f64(logit), host_ctx);
-    ops::softmax_backward(dlogit64, as_f64(dprob), as_f64(prob), host_ctx);
+    ops::softmax_forward(prob64, lse64, logit.as_f64(), host_ctx);
+    ops::softmax_backward(dlogit64, dprob.as_f64(), prob.as_f64(), host_ctx);
     // The exponents are up to some 30, each rounded to 6e-8 of that; then sums of up to 512 positive terms.
     EXPECT_TRUE(all_near(prob.values(), values(prob64), 5e-6, 1e-30));
     EXPECT_TRUE(all_near(lse.values(), values(lse64), 1e-6, 1e-6));
