@@ -92,9 +92,8 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
     }
     ops::moe_dispatch_forward(row_RD, weight_R, input_TD, decision.weight_TK, slot_row_TK, ctx);
   }
-  ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
-                              ctx);
-  ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  ops::grouped_gate_up_forward(act_RF, gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()),
+                               weight_R, offset_E1, ctx);
   {
     ScratchScope scope(ctx.scratch);
     const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
