@@ -238,16 +238,16 @@ void Engine::run_block() {
 }
 
 void Engine::fail_stuck() const {
+  for (const auto& thread : threads_) {
+    if (thread->state == State::waiting)
+      fail("thread " + std::to_string(thread->number) + " waits for " + *thread->awaited_name +
+           ", which never comes");
+  }
   for (unsigned warp = 0; warp < meetings_.size(); ++warp) {
     for (const Meeting& meeting : meetings_[warp]) {
       fail("warp " + std::to_string(warp) + " waits in " + meeting.operation + " for lanes " +
            std::to_string(meeting.mask & ~meeting.arrived) + " (a bit mask) that never come");
     }
-  }
-  for (const auto& thread : threads_) {
-    if (thread->state == State::waiting)
-      fail("thread " + std::to_string(thread->number) + " waits for " + *thread->awaited_name +
-           ", which never comes");
   }
   fail(std::to_string(n_waiting_) + " of " + std::to_string(n_threads_) +
        " threads wait at a barrier that the others have left or never reach");

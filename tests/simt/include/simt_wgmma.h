@@ -77,7 +77,7 @@ class Hopper : public BlockState {
 
   // ---- memory ----
   void fence_proxy_async() {
-    std::memcpy(view_.data(), base(), view_.size());
+    fenced_ = true;
     for (auto& [address, barrier] : barriers_) barrier.published = true;
   }
   // One box of a tensor with rows of 128 bytes, swizzled.
@@ -119,6 +119,7 @@ class Hopper : public BlockState {
   };
   void wgmma_fence() { thread().fenced = true; }
   void wgmma(float* d, const Wgmma& product) {
+    if (std::exchange(fenced_, false)) std::memcpy(view_.data(), base(), view_.size());
     Args args{this, product, {}};
     meet_warp(kFullMask, "wgmma.mma_async", &args, begin);
     Thread& t = thread();
@@ -194,6 +195,7 @@ class Hopper : public BlockState {
   std::map<unsigned, Barrier> barriers_;
   std::map<unsigned, Named> named_;
   std::vector<std::byte> view_;  // shared memory as products see it
+  bool fenced_ = false;          // it is to be brought up to date before the next product
   std::map<unsigned, Thread> threads_;
   std::map<unsigned, std::vector<Wgmma>> begun_by_group_;  // all warps of a group must begin the same
   std::map<unsigned, std::size_t> n_begun_;                // of each warp
@@ -278,8 +280,9 @@ inline void Hopper::finish(Thread& t, const Begun& begun) {
   }
   const auto found = t.accumulators.find(begun.d);
   Accumulator& accumulator = found->second;
+  const unsigned l = lane();
   for (unsigned i = 0; i < n / 2; ++i) {
-    const unsigned row = lane() / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane() % 4) + i % 2;
+    const unsigned row = l / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
     const float value = product.value[row * n + column];
     accumulator.value[i] = product.wgmma.add ? accumulator.value[i] + value : value;
   }
