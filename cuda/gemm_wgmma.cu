@@ -21,6 +21,7 @@ static_assert(kTile == kGroups * kGroupRows && kBoxColumns == 64 && kStepK == 64
 
 template <int kTileN>
 struct WgmmaShared {
+  static constexpr int kColumns = kTileN;
   static constexpr int kDepth = kTileN > 128 ? 4 : 6;  // stages: 192 KiB
   struct Stage {
     // Of an operand along K a line for each row of the tile; else blocks of 64 rows, with a line for each k.
@@ -55,13 +56,26 @@ __device__ __forceinline__ void copy_operand(bf16* to, const TensorMap& map, Bar
   }
 }
 
-// Zeros where a step goes on past the last k of its sum, into rows of the next expert or of none.
+// Zeros in the lines of an operand across K from line first_k of each block on.
 template <int kRows>
 __device__ __forceinline__ void clear_lines(bf16* operand, int first_k) {
-  const int chunks = (kStepK - first_k) * kLineBytes / 16;  // of a block: its last lines
+  const int chunks = (kStepK - first_k) * kLineBytes / 16;  // of a block
   for (int i = static_cast<int>(threadIdx.x); i < kRows / kBoxColumns * chunks; i += kConsumers)
     store<kChunk>(operand + (i / chunks * kStepK + first_k) * kBoxColumns + i % chunks * kChunk,
                   Elements<bf16, kChunk>{});
+}
+// Waits for a stage, of which the first k_left of K belong to the tile. Matrices along K end with it. Across K
+// rows of the next expert follow, or rows of none with anything in them: they count as zeros. All consumers.
+template <bool kAlongK, class Shared>
+__device__ __forceinline__ void wait_for(Shared& shared, int stage, unsigned parity, int k_left) {
+  barrier_wait(shared.full[stage], parity);
+  if constexpr (!kAlongK) {
+    if (k_left >= kStepK) return;
+    clear_lines<kTile>(shared.stage[stage].a, k_left);
+    clear_lines<Shared::kColumns>(shared.stage[stage].b, k_left);
+    fence_proxy_async();
+    sync_some(1, kConsumers);
+  }
 }
 
 // An operand's row `first` and its first k, and how far the next 16 of K are.
@@ -114,18 +128,18 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
     const Tile tile = find_tile<kForm, kTileN>(product, index);
     if (tile.m_first >= tile.m_end) continue;
+    if (tile.m_first + group_m >= tile.m_end) {  // of an expert with few rows only half a tile is computed
+      for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
+        wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
+        if (lane == 0) barrier_arrive(shared.empty[ring.stage]);
+        ring.advance();
+      }
+      continue;
+    }
     Barrier* multiplied = nullptr;  // `empty` of the stage that is being multiplied
     for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
       typename Shared::Stage& stage = shared.stage[ring.stage];
-      barrier_wait(shared.full[ring.stage], ring.parity);
-      if constexpr (!kA) {  // along K matrices end, and what lies beyond is zero already
-        if (k + kStepK > tile.k_end) {
-          clear_lines<kTile>(stage.a, tile.k_end - k);
-          clear_lines<kTileN>(stage.b, tile.k_end - k);
-          fence_proxy_async();
-          sync_some(1, kConsumers);
-        }
-      }
+      wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
       const std::uint64_t a = operand_from<kA>(stage.a, group_m), b = operand_from<kB>(stage.b, 0);
       wgmma_fence();
       SY_UNROLL
