@@ -34,7 +34,7 @@ struct Product {
 
 constexpr int kTile = 128;  // rows and columns of c that a block computes
 
-// What a block computes: rows [m_first, m_end) and up to kTile columns from n_first on, summed over [k_first,
+// What a block computes: rows [m_first, m_end) and a tile's columns from n_first on, summed over [k_first,
 // k_end). No rows: it has nothing to do.
 struct Tile {
   int m_first, m_end, n_first, k_first, k_end;
@@ -66,12 +66,11 @@ __device__ __forceinline__ Tile find_grouped_rows(const int* offset_E1, int n_ex
   return {};
 }
 
-// The block's tile. Blocks that run side by side work on a band of row tiles, column after column, so that they
-// find one another's operands in the L2 cache.
-template <Form kForm, class T, class Out>
-__device__ __forceinline__ Tile find_tile(const Product<T, Out>& p) {
+// Tile number `index`. Blocks that run side by side work on a band of row tiles, column after column, so that
+// they find one another's operands in the L2 cache.
+template <Form kForm, int kTileN = kTile, class T, class Out>
+__device__ __forceinline__ Tile find_tile(const Product<T, Out>& p, int index) {
   constexpr int kBand = 8;
-  const int index = static_cast<int>(blockIdx.x);
   const int band = index / (kBand * p.tiles_n) * kBand, height = std::min(kBand, p.tiles_m - band);
   const int place = index - band * p.tiles_n;
   int tile_m = band + place % height;
@@ -92,7 +91,7 @@ __device__ __forceinline__ Tile find_tile(const Product<T, Out>& p) {
     tile.m_first = tile_m * kTile;
     tile.m_end = std::min(tile.m_first + kTile, p.m);
   }
-  tile.n_first = place / height * kTile;
+  tile.n_first = place / height * kTileN;
   return tile;
 }
 
@@ -316,7 +315,7 @@ __device__ __forceinline__ void for_rows_of_lane(const Tile& tile, F&& f) {
 
 template <class T, class Out, Form kForm, bool kPacks>
 __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
-  const Tile tile = find_tile<kForm>(product);
+  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
   const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
   WarpSums sum;
@@ -338,7 +337,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
 template <class T>
 __global__ void __launch_bounds__(kMmaThreads, 2)
     gate_up_kernel(Product<T, T> product, Rows<T> act_RF, const float* weight_R) {
-  const Tile tile = find_tile<Form::mk_nk>(product);
+  const Tile tile = find_tile<Form::mk_nk>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
   const Product<T, T> p = of_expert<Form::mk_nk>(product, tile.expert);
   WarpSums sum;
@@ -391,7 +390,7 @@ __device__ __forceinline__ void copy_floats(FloatTile& to, const Rows<const floa
 
 template <Form kForm>
 __global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, float> product) {
-  const Tile tile = find_tile<kForm>(product);
+  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
   const Product<float, float> p = of_expert<kForm>(product, tile.expert);
   auto& shared = static_shared<FloatTiles>();

@@ -4,6 +4,7 @@
 #include "linear.h"
 
 #include "gemm_tile.h"
+#include "gemm_wgmma.h"
 #include "swiglu.h"
 #ifndef SWITCHYARD_SIMT
 #include "cublaslt.h"
@@ -109,6 +110,8 @@ void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, c
 
 void multiply_in_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
                        Write write, const Groups& groups, Context& ctx) {
+  if (wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, write == Write::add, groups.offset_E1, ctx))
+    return;
   with_element(a.tensor.dtype(), [&]<class T>() {
     if (c.tensor.dtype() == DType::f32) {
       launch_tiles<T, float>(op, form, c, a, b, write, groups, ctx);

@@ -61,7 +61,7 @@ struct AsyncCopy {
 // Thrown into the threads of a block that failed.
 struct Abandoned {};
 
-enum class State { ready, at_barrier, in_warp, finished };
+enum class State { ready, at_barrier, in_warp, waiting, finished };
 
 struct Thread {
   Dim3 index;
@@ -69,6 +69,8 @@ struct Thread {
   State state = State::finished;
   bool in_kernel = false;
   context::fiber fiber;
+  const std::function<bool()>* awaited = nullptr;
+  const std::string* awaited_name = nullptr;
   std::vector<AsyncCopy> open_group;
   std::deque<std::vector<AsyncCopy>> groups;
 #if defined(__SANITIZE_ADDRESS__)
@@ -96,12 +98,15 @@ class Engine {
   const char* kernel = "";
   Dim3 grid, block, block_index;
   Thread* current = nullptr;
+  std::unique_ptr<BlockState> block_state;
 
   void run_grid(std::size_t dynamic_bytes, const std::function<void()>& body);
   void sync_block();
+  void wait_until(const std::function<bool()>& ready, const std::string& what);
   void meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const*));
   void* static_shared(const void* key, std::size_t bytes);
   void* dynamic_shared();
+  std::size_t dynamic_bytes() const { return dynamic_bytes_; }
   [[noreturn]] void fail(const std::string& what) const {
     throw std::runtime_error(std::string(kernel) + ", block (" + std::to_string(block_index.x) + ", " +
                              std::to_string(block_index.y) + ", " + std::to_string(block_index.z) +
@@ -205,6 +210,7 @@ void Engine::run_block() {
   static_pieces_.clear();
   dynamic_piece_ = dynamic_bytes_ > 0 ? std::make_unique<Marked>(dynamic_bytes_) : nullptr;
   for (auto& meetings : meetings_) meetings.clear();
+  block_state = nullptr;
   for (unsigned i = 0; i < n_threads_; ++i) {
     Thread& thread = *threads_[i];
     thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
@@ -217,6 +223,7 @@ void Engine::run_block() {
     bool moved = false;
     for (unsigned i = 0; i < n_threads_; ++i) {
       Thread& thread = *threads_[i];
+      if (thread.state == State::waiting && (*thread.awaited)()) thread.state = State::ready;
       if (thread.state != State::ready) continue;
       resume(thread);
       if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
@@ -228,9 +235,15 @@ void Engine::run_block() {
     for (unsigned i = 0; i < n_threads_; ++i) threads_[i]->state = State::ready;
   }
   check_shared();
+  if (block_state) block_state->check_end();
 }
 
 void Engine::fail_stuck() const {
+  for (const auto& thread : threads_) {
+    if (thread->state == State::waiting)
+      fail("thread " + std::to_string(thread->number) + " waits for " + *thread->awaited_name +
+           ", which never comes");
+  }
   for (unsigned warp = 0; warp < meetings_.size(); ++warp) {
     for (const Meeting& meeting : meetings_[warp]) {
       fail("warp " + std::to_string(warp) + " waits in " + meeting.operation + " for lanes " +
@@ -283,6 +296,14 @@ void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& bo
 void Engine::sync_block() {
   current->state = State::at_barrier;
   ++n_waiting_;
+  pause();
+}
+
+void Engine::wait_until(const std::function<bool()>& ready, const std::string& what) {
+  if (ready()) return;
+  current->awaited = &ready;
+  current->awaited_name = &what;
+  current->state = State::waiting;
   pause();
 }
 
@@ -365,7 +386,13 @@ const Dim3& block_dim() { return engine().block; }
 const Dim3& grid_dim() { return engine().grid; }
 unsigned lane() { return engine().current->number % kWarpSize; }
 
+unsigned thread_number() { return engine().current->number; }
+void fail(const std::string& what) { engine().fail(what); }
+
 void sync_block() { engine().sync_block(); }
+void wait_until(const std::function<bool()>& ready, const std::string& what) {
+  engine().wait_until(ready, what);
+}
 void meet_warp(unsigned mask, const char* operation, void* args,
                void (*complete)(void* const args[kWarpSize])) {
   engine().meet_warp(mask, operation, args, complete);
@@ -373,6 +400,8 @@ void meet_warp(unsigned mask, const char* operation, void* args,
 
 void* static_shared(const void* key, std::size_t bytes) { return engine().static_shared(key, bytes); }
 void* dynamic_shared() { return engine().dynamic_shared(); }
+std::size_t dynamic_shared_bytes() { return engine().dynamic_bytes(); }
+std::unique_ptr<BlockState>& block_state() { return engine().block_state; }
 
 void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after) {
   engine().current->open_group.push_back({to, from, bytes, zeros_after});

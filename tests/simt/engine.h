@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <string>
 
 namespace simt {
 
@@ -24,6 +26,12 @@ struct Dim3 {
 
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
+struct Capability {
+  int major, minor, multiprocessors;
+};
+// What the device says of itself.
+inline Capability capability{9, 0, 2};
+
 constexpr std::size_t kMaxSharedBytes = 227 * 1024;    // of a block, on a device of compute capability 9.0
 constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // of it, what needs no wish at launch
 
@@ -46,8 +54,12 @@ const Dim3& block_index();
 const Dim3& block_dim();
 const Dim3& grid_dim();
 unsigned lane();
+unsigned thread_number();  // within the block
+[[noreturn]] void fail(const std::string& what);
 
 void sync_block();
+// Waits until ready() is true, which others bring about. `what` stands in the message if none does.
+void wait_until(const std::function<bool()>& ready, const std::string& what);
 
 // All lanes of `mask` meet; the last one to arrive runs complete(args of each lane, null outside the mask),
 // then all go on. `operation` names the kind of meeting: lanes of one mask must mean the same one.
@@ -56,6 +68,14 @@ void meet_warp(unsigned mask, const char* operation, void* args, void (*complete
 // One piece of the block's shared memory for each key; the same piece for all threads of the block.
 void* static_shared(const void* key, std::size_t bytes);
 void* dynamic_shared();
+std::size_t dynamic_shared_bytes();
+
+// What instructions remember of a block while it runs (include/simt_wgmma.h).
+struct BlockState {
+  virtual ~BlockState() = default;
+  virtual void check_end() = 0;  // fails where the block left something undone
+};
+std::unique_ptr<BlockState>& block_state();  // null when a block starts
 
 // Asynchronous copies to shared memory: nothing arrives before its group is waited for.
 void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after);

@@ -1,0 +1,262 @@
+// A warp begins bulk copies into a ring of stages in shared memory; two warpgroups multiply, each 64 rows of a
+// tile of 128 x kTileN sums in registers. Operands reach the tensor cores without passing through registers,
+// and nobody but the one warp computes addresses. One block a multiprocessor, which goes from tile to tile: the
+// copies for the next one begin while this one's sums are written.
+//   Compiled for sm_90a alone (CMakeLists.txt).
+#include "gemm_wgmma.h"
+
+#include "gemm_tile.h"
+#include "wgmma.h"
+
+namespace switchyard::cuda {
+
+namespace {
+
+constexpr int kGroupRows = 64, kGroups = 2;  // of a tile: a warpgroup each
+constexpr int kGroupThreads = 128, kConsumers = kGroups * kGroupThreads, kConsumerWarps = kConsumers / kWarp;
+constexpr int kWgmmaThreads = kConsumers + kWarp;
+constexpr int kStepK = 64, kInstructionK = 16;
+constexpr int kLineBytes = 2 * kBoxColumns;
+static_assert(kTile == kGroups * kGroupRows && kBoxColumns == 64 && kStepK == 64);
+
+template <int kTileN>
+struct WgmmaShared {
+  static constexpr int kColumns = kTileN;
+  static constexpr int kDepth = kTileN > 128 ? 4 : 6;  // stages: 192 KiB
+  struct Stage {
+    // Of an operand along K a line for each row of the tile; else blocks of 64 rows, with a line for each k.
+    bf16 a[kTile * kStepK], b[kTileN * kStepK];
+  };
+  Stage stage[kDepth];
+  Barrier full[kDepth];   // the stage's copies have arrived
+  Barrier empty[kDepth];  // all warps have multiplied it
+};
+
+// Goes round the stages. In each round the barriers' phase has the other parity.
+template <int kDepth>
+struct Ring {
+  int stage = 0;
+  unsigned parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage < kDepth) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// Begins to copy a step's piece of an operand: kRows rows from `first` on, K from k on.
+template <bool kAlongK, int kRows>
+__device__ __forceinline__ void copy_operand(bf16* to, const TensorMap& map, Barrier& full, int matrix,
+                                             int first, int k) {
+  if constexpr (kAlongK) {
+    bulk_copy(to, map, full, matrix, first, k);
+  } else {
+    for (int block = 0; block < kRows / kBoxColumns; ++block)
+      bulk_copy(to + block * kBoxColumns * kStepK, map, full, matrix, k, first + block * kBoxColumns);
+  }
+}
+
+// Zeros in the lines of an operand across K from line first_k of each block on.
+template <int kRows>
+__device__ __forceinline__ void clear_lines(bf16* operand, int first_k) {
+  const int chunks = (kStepK - first_k) * kLineBytes / 16;  // of a block
+  for (int i = static_cast<int>(threadIdx.x); i < kRows / kBoxColumns * chunks; i += kConsumers)
+    store<kChunk>(operand + (i / chunks * kStepK + first_k) * kBoxColumns + i % chunks * kChunk,
+                  Elements<bf16, kChunk>{});
+}
+// Waits for a stage, of which the first k_left of K belong to the tile. Matrices along K end with it. Across K
+// rows of the next expert follow, or rows of none with anything in them: they count as zeros. All consumers.
+template <bool kAlongK, class Shared>
+__device__ __forceinline__ void wait_for(Shared& shared, int stage, unsigned parity, int k_left) {
+  barrier_wait(shared.full[stage], parity);
+  if constexpr (!kAlongK) {
+    if (k_left >= kStepK) return;
+    clear_lines<kTile>(shared.stage[stage].a, k_left);
+    clear_lines<Shared::kColumns>(shared.stage[stage].b, k_left);
+    fence_proxy_async();
+    sync_some(1, kConsumers);
+  }
+}
+
+// An operand's row `first` and its first k, and how far the next 16 of K are.
+template <bool kAlongK>
+__device__ __forceinline__ std::uint64_t operand_from(const bf16* operand, int first) {
+  constexpr int kNextLines = 8 * kLineBytes, kNextBlock = kStepK * kLineBytes;
+  return operand_at(operand + first * kStepK, kAlongK ? 16 : kNextBlock, kNextLines);
+}
+template <bool kAlongK>
+constexpr int kNextK = kInstructionK*(kAlongK ? 2 : kLineBytes);
+
+template <class Out, Form kForm, int kTileN>
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
+    wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
+                 Product<bf16, Out> product) {
+  constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
+  using Shared = WgmmaShared<kTileN>;
+  auto& shared = swizzled_shared<Shared>();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Shared::kDepth; ++stage) {
+      barrier_init(shared.full[stage], 1);
+      barrier_init(shared.empty[stage], kConsumerWarps);
+    }
+    fence_proxy_async();
+  }
+  __syncthreads();
+  const int n_tiles = product.tiles_m * product.tiles_n;
+  Ring<Shared::kDepth> ring;
+
+  if (warp == kConsumerWarps) {
+    for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
+      const Tile tile = find_tile<kForm, kTileN>(product, index);
+      if (tile.m_first >= tile.m_end || lane > 0) continue;
+      for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
+        typename Shared::Stage& stage = shared.stage[ring.stage];
+        Barrier& full = shared.full[ring.stage];
+        barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+        barrier_arrive_expecting(full, sizeof stage);
+        copy_operand<kA, kTile>(stage.a, a_map, full, 0, tile.m_first, k);
+        copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
+        ring.advance();
+      }
+    }
+    return;
+  }
+
+  const int group_m = warp / (kGroupThreads / kWarp) * kGroupRows;
+  float sum[kTileN / 2] = {};
+  for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
+    const Tile tile = find_tile<kForm, kTileN>(product, index);
+    if (tile.m_first >= tile.m_end) continue;
+    if (tile.m_first + group_m >= tile.m_end) {  // of an expert with few rows only half a tile is computed
+      for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
+        wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
+        if (lane == 0) barrier_arrive(shared.empty[ring.stage]);
+        ring.advance();
+      }
+      continue;
+    }
+    Barrier* multiplied = nullptr;  // `empty` of the stage that is being multiplied
+    for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
+      typename Shared::Stage& stage = shared.stage[ring.stage];
+      wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
+      const std::uint64_t a = operand_from<kA>(stage.a, group_m), b = operand_from<kB>(stage.b, 0);
+      wgmma_fence();
+      SY_UNROLL
+      for (int i = 0; i < kStepK / kInstructionK; ++i)
+        wgmma<!kA, !kB>(sum, moved(a, i * kNextK<kA>), moved(b, i * kNextK<kB>), k > tile.k_first || i > 0);
+      wgmma_commit();
+      wgmma_wait<1>();  // the previous step's: two are in flight
+      if (multiplied != nullptr && lane == 0) barrier_arrive(*multiplied);
+      multiplied = &shared.empty[ring.stage];
+      ring.advance();
+    }
+    wgmma_wait<0>();
+    if (lane == 0) barrier_arrive(*multiplied);
+
+    const Product<bf16, Out> p = of_expert<kForm>(product, tile.expert);
+    SY_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int m = tile.m_first + group_m + warp % 4 * 16 + 8 * half + lane / 4;
+      SY_UNROLL
+      for (int j = 0; j < kTileN / 8; j += 2) {  // a quad of lanes holds 8 columns in four of its sums
+        const float left[2] = {sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
+        const float right[2] = {sum[4 * j + 4 + 2 * half], sum[4 * j + 4 + 2 * half + 1]};
+        write_quad<true>(p.c_MN[m], tile.n_first + 8 * j, p.n, left, right, m < tile.m_end, p.add);
+      }
+    }
+  }
+}
+
+// ---- the choice of a kernel ----
+
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  SY_CUDA(cudaGetDevice(&device));
+  SY_CUDA(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+// Code for sm_90a runs on nothing else.
+bool device_has_wgmma() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+// One matrix, or [E, rows, columns].
+BoxedMatrices matrices_of(const Tensor& t) {
+  const bool many = t.shape().rank() == 3;
+  const std::int64_t rows = t.dim(many ? 1 : 0), columns = t.dim(many ? 2 : 1);
+  if (many) return {t.raw(), t.dim(0), rows, columns, columns, t.row_stride()};
+  return {t.raw(), 1, rows, columns, t.row_stride(), rows * t.row_stride()};
+}
+// Whether write_quad may write packs.
+bool writes_packs(const Tensor& c) {
+  const BoxedMatrices m = matrices_of(c);
+  const std::int64_t pack = 16 / size_of(c.dtype());
+  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.columns % pack == 0 && m.stride % pack == 0;
+}
+
+template <class Out, Form kForm, int kTileN>
+void launch_wgmma(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
+                  int multiprocessors, Context& ctx) {
+  constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
+  product.tiles_n = static_cast<int>(ceil_div(product.n, kTileN));
+  const std::int64_t n_tiles = std::int64_t{product.tiles_m} * product.tiles_n;
+  SY_CHECK(n_tiles < 0x7fffffff - multiprocessors, "{}: {} tiles", op, n_tiles);
+  const unsigned grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
+  launch(op, wgmma_kernel<Out, kForm, kTileN>, {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
+         make_tensor_map(op, a, kA ? kTile : kStepK), make_tensor_map(op, b, kB ? kTileN : kStepK), product);
+}
+
+template <class Out, Form kForm>
+void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
+              const int* offset_E1, Context& ctx) {
+  constexpr bool kA = a_along_k(kForm);
+  const BoxedMatrices c_matrices = matrices_of(c);
+  const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
+  const std::int64_t n_experts = kA ? b.matrices : c_matrices.matrices;
+  for (std::int64_t size : {m, n, k}) SY_CHECK(size < 0x7fffffff - 256, "{}: a dimension of {}", op, size);
+  std::int64_t tiles_m = ceil_div(m, kTile);
+  if (offset_E1 != nullptr) tiles_m = kA ? m / kTile + std::min(m, n_experts) : tiles_m * n_experts;
+  SY_CHECK(tiles_m < 0x7fffffff, "{}: {} tiles", op, tiles_m);
+  const Product<bf16, Out> product{.a = {},
+                                   .b = {},
+                                   .c_MN = {c.as<Out>(), c_matrices.stride},
+                                   .m = static_cast<int>(m),
+                                   .n = static_cast<int>(n),
+                                   .k = static_cast<int>(k),
+                                   .tiles_m = static_cast<int>(tiles_m),
+                                   .tiles_n = 0,
+                                   .add = add,
+                                   .offset_E1 = offset_E1,
+                                   .n_experts = static_cast<int>(n_experts),
+                                   .expert_stride = kA ? b.matrix_stride : c_matrices.matrix_stride};
+  // Wide tiles read less, if there are enough of them for every multiprocessor.
+  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
+    launch_wgmma<Out, kForm, 256>(op, a, b, product, multiprocessors, ctx);
+  } else {
+    launch_wgmma<Out, kForm, 128>(op, a, b, product, multiprocessors, ctx);
+  }
+}
+
+}  // namespace
+
+bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
+                    const int* offset_E1, Context& ctx) {
+  if (a.dtype() != DType::bf16 || b.dtype() != DType::bf16 || !device_has_wgmma()) return false;
+  const BoxedMatrices a_matrices = matrices_of(a), b_matrices = matrices_of(b);
+  if (!fits_tensor_map(a_matrices) || !fits_tensor_map(b_matrices) || !writes_packs(c)) return false;
+  with_element(c.dtype(), [&]<class Out>() {
+    switch (form) {
+      case Form::mk_nk:
+        return multiply<Out, Form::mk_nk>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+      case Form::mk_kn:
+        return multiply<Out, Form::mk_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+      case Form::km_kn:
+        return multiply<Out, Form::km_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+    }
+  });
+  return true;
+}
+
+}  // namespace switchyard::cuda

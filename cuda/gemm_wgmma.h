@@ -1,0 +1,16 @@
+// Products of bf16 matrices by the instructions of compute capability 9.0.
+#pragma once
+
+#include "core/context.h"
+#include "gemm_form.h"
+
+namespace switchyard::cuda {
+
+// c = or += a b, dense or grouped by expert as gemm_tile.h has it: offset_E1 on the device, null for one
+// product; what each expert has one of is [E, rows, columns]. Sums in f32, c f32 or bf16, the same bits in
+// every run. False, and nothing done, where the device is of another compute capability, the operands are not
+// bf16 or rows are not multiples of 16 bytes.
+bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
+                    const int* offset_E1, Context& ctx);
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,224 @@
+// Instructions of sm_90a: products of a warpgroup from shared memory, the bulk copies that feed them and the
+// barriers that say when those have arrived. One function an instruction; the emulator has each in plain C++
+// (tests/simt/include/simt_wgmma.h).   PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier, fence.proxy
+//
+// Shared memory holds operands as lines of 128 bytes with 128-byte swizzle: of the line at a multiple of 1024
+// bytes plus 128 r the 16-byte piece c lies at place c ^ (r % 8). Bulk copies write it so (tensor_map.h).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "mma.h"
+#include "shared.h"
+#include "tensor_map.h"
+
+namespace switchyard::cuda {
+
+#ifdef SWITCHYARD_SIMT
+inline unsigned shared_address(const void* p) { return simt::hopper().address_of(p); }
+#endif
+
+constexpr int kSwizzleSpan = 1024;  // bytes in which the swizzle repeats
+
+// The dynamic shared memory from a multiple of kSwizzleSpan on; the launch asks for as much more.
+template <class S>
+__device__ __forceinline__ S& swizzled_shared() {
+  auto* const bytes = static_cast<unsigned char*>(dynamic_shared());
+  return *reinterpret_cast<S*>(bytes + (-shared_address(bytes) & (kSwizzleSpan - 1)));
+}
+template <class S>
+constexpr std::size_t kSwizzledBytes = sizeof(S) + kSwizzleSpan;
+
+// ---- barriers in shared memory ----
+// A barrier's phase ends when as many have arrived as it was made for and all bytes expected have come. To wait
+// for a parity is to wait for the end of the phase of that parity: phases count from 0, and parity 1 of a new
+// barrier has passed.
+
+struct Barrier {
+  std::uint64_t state;
+};
+
+// One thread; then fence_proxy_async() before the barrier serves a bulk copy, __syncthreads() before others.
+__device__ __forceinline__ void barrier_init(Barrier& barrier, int arrivals) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().barrier_init(&barrier, static_cast<unsigned>(arrivals));
+#else
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void barrier_arrive(Barrier& barrier) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().barrier_arrive(&barrier, 0);
+#else
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+#endif
+}
+// Arrives, and lets the phase wait for that many bytes of bulk copies.
+__device__ __forceinline__ void barrier_arrive_expecting(Barrier& barrier, int bytes) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().barrier_arrive(&barrier, static_cast<unsigned>(bytes));
+#else
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void barrier_wait(Barrier& barrier, unsigned parity) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().barrier_wait(&barrier, parity);
+#else
+  unsigned passed = 0;
+  while (passed == 0) {  // each try sleeps a while
+    asm volatile(
+        "{\n"
+        ".reg .pred passed;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 passed, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, passed;\n"
+        "}\n"
+        : "=r"(passed)
+        : "r"(shared_address(&barrier)), "r"(parity)
+        : "memory");
+  }
+#endif
+}
+// Meets `threads` of the block's threads, whole warps; id 1 to 15 (__syncthreads() is 0).
+__device__ __forceinline__ void sync_some(int id, int threads) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().named_barrier(static_cast<unsigned>(id), static_cast<unsigned>(threads));
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
+// ---- copies ----
+
+// What this thread has written to shared memory is there for bulk copies and products that begin after it.
+__device__ __forceinline__ void fence_proxy_async() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().fence_proxy_async();
+#else
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// Begins to copy the box at (matrix, row, column) to shared memory, to a multiple of 1024 bytes. One thread.
+// `barrier` receives the bytes of the whole box, in the matrix or outside.
+__device__ __forceinline__ void bulk_copy(void* to_shared, const TensorMap& map, Barrier& barrier, int matrix,
+                                          int row, int column) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_copy(to_shared, map, &barrier, {column, row, matrix});
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+      "%5}], [%2];" ::"r"(shared_address(to_shared)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(row), "r"(matrix)
+      : "memory");
+#endif
+}
+
+// ---- products ----
+
+// Where a product finds an operand: 16 elements of K times 64 (a) or N (b) of the other dimension.
+//   along K:  a line for each row, the 16 elements 32 bytes of it; eight lines, then the next eight
+//             `stride_bytes` further
+//   across:   a line of 64 rows for each k; eight lines, then the next eight `stride_bytes` further; the next
+//             64 rows `leading_bytes` further
+// All in bytes, multiples of 16. Without a use for leading_bytes: 16.
+__device__ __forceinline__ std::uint64_t operand_at(const void* start, int leading_bytes, int stride_bytes) {
+  const auto field = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
+  constexpr std::uint64_t kSwizzle128 = 1;
+  return field(shared_address(start)) | field(static_cast<unsigned>(leading_bytes)) << 16 |
+         field(static_cast<unsigned>(stride_bytes)) << 32 | kSwizzle128 << 62;
+}
+// The operand `bytes` further.
+__device__ __forceinline__ std::uint64_t moved(std::uint64_t operand, int bytes) {
+  return operand + (static_cast<unsigned>(bytes) >> 4);
+}
+
+// Before the first product, and before each whose registers were read or written since.
+__device__ __forceinline__ void wgmma_fence() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma_fence();
+#else
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wgmma_commit() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma_commit();
+#else
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Until all but the last kGroupsLeft groups are computed: then their operands may be overwritten, and their
+// sums be read.
+template <int kGroupsLeft>
+__device__ __forceinline__ void wgmma_wait() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma_wait(kGroupsLeft);
+#else
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
+#endif
+}
+
+#define SY_SUMS_4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
+#define SY_SUMS_16(i) SY_SUMS_4(i), SY_SUMS_4(i + 4), SY_SUMS_4(i + 8), SY_SUMS_4(i + 12)
+
+// Begins sum = a b, or += where `add`, for 64 x N sums of a warpgroup: four warps, the first a multiple of
+// four. a lies along K or (kAAlongM) along M, b along K or (kBAlongN) along N. All threads name the same
+// operands.
+//   sum[i] of lane l of warp w: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2
+template <bool kAAlongM, bool kBAlongN>
+__device__ __forceinline__ void wgmma(float (&sum)[64], std::uint64_t a, std::uint64_t b, bool add) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma(sum, {128, a, b, kAAlongM, kBAlongN, add});
+#else
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, "
+      "%39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "
+      "%58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, %67, %68;\n"
+      "}\n"
+      : SY_SUMS_16(0), SY_SUMS_16(16), SY_SUMS_16(32), SY_SUMS_16(48)
+      : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
+      : "memory");
+#endif
+}
+template <bool kAAlongM, bool kBAlongN>
+__device__ __forceinline__ void wgmma(float (&sum)[128], std::uint64_t a, std::uint64_t b, bool add) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma(sum, {256, a, b, kAAlongM, kBAlongN, add});
+#else
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, "
+      "%39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "
+      "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "
+      "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127}, "
+      "%128, %129, p, 1, 1, %131, %132;\n"
+      "}\n"
+      : SY_SUMS_16(0), SY_SUMS_16(16), SY_SUMS_16(32), SY_SUMS_16(48), SY_SUMS_16(64), SY_SUMS_16(80),
+        SY_SUMS_16(96), SY_SUMS_16(112)
+      : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
+      : "memory");
+#endif
+}
+
+#undef SY_SUMS_16
+#undef SY_SUMS_4
+
+}  // namespace switchyard::cuda
