@@ -30,7 +30,7 @@ def kernel_lines(kernels):
     for case in kernels["cases"]:
         if "error" in case:
             yield f"  {case['kernel']}: FAILED: {case['error']}"
-        elif "bar" in case:
+        elif "reached" in case:
             yield (f"  {case['kernel']:<40} {case['shape']:<52} {100 * case['share']:6.1f} %  "
                    f"{100 * case['bar']:.0f} % {verdict(case['reached'])}")
 
