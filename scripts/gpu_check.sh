@@ -169,7 +169,7 @@ stage_cli() {
 # One tool of compute-sanitizer over every family of kernels once (bench_cuda --smoke), then over cuda_test as far as
 # the time goes. Tests fill memory with NaN first, so initcheck would find nothing there.
 sanitize() {
-  local tool=$1 seconds=$2 sanitizer result=0
+  local tool=$1 sanitizer result=0 seconds
   sanitizer=$(command -v compute-sanitizer || compgen -G "$TOOLKIT/compute-sanitizer" || true)
   [[ -n $sanitizer ]] || skip "compute-sanitizer is not there"
   local command=("$sanitizer" --tool "$tool" --error-exitcode 9 --report-api-errors no --print-limit 20)
@@ -178,6 +178,8 @@ sanitize() {
   said="bench_cuda --smoke: $(grep -E 'SUMMARY' "$WORK/$tool" | tail -n 1 | sed 's/^=* *//' || true)"
   if [[ $tool != initcheck ]]; then
     local code=0
+    seconds=$((STAGE_SECONDS - SECONDS - 15)) # before the stage's own limit, which would take the result away
+    ((seconds > 0)) || fail "$said; no time was left for cuda_test"
     with_libraries timeout "$seconds" "${command[@]}" "$CUDA_TEST" > "$WORK/$tool.tests" 2>&1 || code=$?
     grep -vE '^\[( RUN|       OK|---)' "$WORK/$tool.tests" || true
     said+="; cuda_test: $(grep -c '^\[       OK' "$WORK/$tool.tests" || true) tests"
@@ -194,10 +196,10 @@ sanitize() {
   remark "$said"
   return $result
 }
-stage_memcheck() { sanitize memcheck 200; }
-stage_racecheck() { sanitize racecheck 200; }
-stage_synccheck() { sanitize synccheck 200; }
-stage_initcheck() { sanitize initcheck 0; }
+stage_memcheck() { sanitize memcheck; }
+stage_racecheck() { sanitize racecheck; }
+stage_synccheck() { sanitize synccheck; }
+stage_initcheck() { sanitize initcheck; }
 
 stage_kernels() {
   with_libraries "$BENCH_CUDA" $SMOKE --json "$OUT/kernels.json"
@@ -231,7 +233,7 @@ for name in "${stages[@]}"; do
   printf '\n== %s\n' "$name" | tee -a "$OUT/log.txt"
   rm -f "$WORK/remark"
   start=$SECONDS code=0
-  timeout --kill-after=10 "$seconds" bash -euo pipefail -c "stage_$name" 2>&1 | tee "$WORK/output" | tee -a "$OUT/log.txt" ||
+  STAGE_SECONDS=$seconds timeout --kill-after=10 "$seconds" bash -euo pipefail -c "stage_$name" 2>&1 | tee "$WORK/output" | tee -a "$OUT/log.txt" ||
     code=${PIPESTATUS[0]}
   case $code in
     0) result=ok ;;

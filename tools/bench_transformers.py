@@ -10,6 +10,7 @@ Exit code 3 where something is missing that it needs.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -90,6 +91,7 @@ def measure(torch, way, options, args):
         finally:
             del model
             torch._dynamo.reset()
+            gc.collect()
             if args.device == "cuda":
                 torch.cuda.empty_cache()
     return result
