@@ -66,9 +66,10 @@ make_bundle() {
       "$(objdump -p "$directory"/bin/switchyard | grep -o 'libcublasLt.so.[0-9]*')"
   } > "$directory/bundle.txt"
   mkdir -p "$bundle"
-  tar -C "$directory" -czf "$bundle/switchyard-gpu.tar.gz" bin lib bundle.txt
+  # In one stream, so that the kernels, which are in each of the binaries, are stored once.
+  tar -C "$directory" -cf - bin lib bundle.txt | xz -9 > "$bundle/switchyard-gpu.tar.xz"
   cat "$directory/bundle.txt"
-  du -h "$bundle/switchyard-gpu.tar.gz"
+  du -h "$bundle/switchyard-gpu.tar.xz"
 }
 
 if [[ -n $bundle ]]; then
@@ -133,7 +134,9 @@ stage_build() {
     if [[ -d $FROM/bin ]]; then
       cp -r "$FROM"/. "$UNPACKED"
     else
-      tar -C "$UNPACKED" -xzf "$FROM/switchyard-gpu.tar.gz" || fail "$FROM holds no bundle of gpu_check.sh --bundle"
+      # By Python, since a bare machine may have no xz.
+      python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' \
+        "$FROM/switchyard-gpu.tar.xz" "$UNPACKED" || fail "$FROM holds no bundle of gpu_check.sh --bundle"
     fi
     [[ ! -f $UNPACKED/bundle.txt ]] || cat "$UNPACKED/bundle.txt"
   else
