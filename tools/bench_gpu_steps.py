@@ -106,7 +106,7 @@ def measure(run, args, directory):
                    "flops_per_token": steps[-1]["flops_per_token"], "loss": steps[-1]["loss"]}
         if args.peak:
             result["utilisation"] = 3 * result["flops_per_token"] * result["tokens_per_second"] / args.peak
-            if run.bar:
+            if run.bar and not args.smoke:
                 result["reached"] = result["utilisation"] >= run.bar
         break
     return result
@@ -124,7 +124,7 @@ def show(result):
           f"{result['flops_per_token'] / 1e6:.1f} MFLOP a token forward, loss {result['loss']:.3f}")
     if "utilisation" in result:
         bar = ""
-        if result["bar"]:
+        if "reached" in result:
             bar = f"; {100 * result['bar']:.0f} % {'reached' if result['reached'] else 'MISSED'}"
         print(f"  utilisation {100 * result['utilisation']:.1f} % of the product rate{bar}")
 
@@ -160,6 +160,10 @@ def main():
             if args.json:
                 with open(args.json, "w") as file:
                     json.dump(results, file, indent=1)
+    reached = [result["reached"] for result in results if "reached" in result]
+    figures = sum("tokens_per_second" in result for result in results)
+    print("SMOKE: tiny models, no measurement" if args.smoke else
+          f"{figures} of {len(results)} have a figure; {sum(reached)} of {len(reached)} bars reached")
     # Too little memory is a result; anything else that left no figure is a failure.
     failed = any("tokens_per_second" not in result and "memory" not in result["refused"][-1]["reason"]
                  for result in results)

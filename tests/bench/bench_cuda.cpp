@@ -149,7 +149,14 @@ int run_all(const Options& options) {
     if (!file.flush()) throw_input("{}: cannot be written", options.json);
   }
   const auto failed = std::count_if(results.begin(), results.end(), [](auto& r) { return !r.error.empty(); });
-  if (failed > 0) fmt::print("\n{} of {} cases failed\n", failed, results.size());
+  fmt::print("\n{} of {} cases ran", results.size() - static_cast<std::size_t>(failed), results.size());
+  if (shown) {
+    const auto barred = [](const Result& r) { return r.error.empty() && r.bar > 0; };
+    const auto reached = [&](const Result& r) { return barred(r) && r.share(*shown) >= r.bar; };
+    fmt::print("; {} of {} bars reached", std::count_if(results.begin(), results.end(), reached),
+               std::count_if(results.begin(), results.end(), barred));
+  }
+  fmt::print("\n");
   return failed > 0 ? 1 : 0;
 }
 

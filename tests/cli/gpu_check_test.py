@@ -105,6 +105,7 @@ class GpuCheck(CliTest):
         self.assertEqual([run["name"] for run in runs], ["qwen3_moe_0.6b", "32_layers", "6_of_32_layers"])
         for run in runs:
             self.assertEqual(run["refused"], [])
+            self.assertNotIn("reached", run)  # of a tiny model
             self.assertAlmostEqual(run["utilisation"], 3 * run["flops_per_token"] * run["tokens_per_second"] /
                                    json.loads((self.dir / "out" / "kernels.json").read_text())["product_flops"])
 
