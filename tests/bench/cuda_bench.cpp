@@ -194,7 +194,7 @@ Platform platform() {
 
 Times measure(const Case& measured, bool smoke, Context& ctx, Work& work) {
   constexpr std::int64_t kWorkingSet = std::int64_t{512} << 20;  // ten times an H100's L2
-  constexpr std::size_t kMostCopies = 16, kRuns = 31;
+  constexpr std::size_t kMostCopies = 64, kRuns = 31;
   Workspace workspace(ctx);
   std::vector<Work> copies;
   do {
