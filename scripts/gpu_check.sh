@@ -47,7 +47,7 @@ newest_symbol() { # newest_symbol PREFIX FILE...: the newest version of a librar
 }
 
 make_bundle() {
-  local build=build-bundle target directory
+  local build=build-bundle directory
   cmake --preset cuda -B $build -DSWITCHYARD_NATIVE=OFF ${arch:+-DCMAKE_CUDA_ARCHITECTURES="$arch"}
   cmake --build $build --target switchyard cuda_test bench_cuda
   directory=$(mktemp -d)
@@ -113,7 +113,8 @@ cublas_directory() {
 
 # Not exported to all: PyTorch brings libraries of its own.
 with_libraries() {
-  local path=${UNPACKED:+$UNPACKED/lib:}$(cublas_directory)
+  local path
+  path=${UNPACKED:+$UNPACKED/lib:}$(cublas_directory)
   LD_LIBRARY_PATH="${path%:}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
 }
 
