@@ -1,6 +1,6 @@
-// One pass, bound by memory: four streams read, three written, in packs of 16 bytes. A range of parameters may
-// begin and end anywhere, at the same place in all four arrays: packs are cut from the last multiple of 16
-// bytes before it, and only the first and the last of them go element by element.
+// One pass, bound by memory: four streams read, three or four written, in packs of four elements. A range of
+// parameters may begin and end anywhere, at the same place in all arrays: packs are cut from the last multiple
+// of 16 bytes before it, and only the first and the last of them go element by element.
 #include "adamw.h"
 
 #include <cmath>
@@ -34,6 +34,7 @@ struct Factors {
 struct Arrays {
   float *param, *m, *v;
   const float* grad;
+  bf16* weight;  // null: none
 };
 
 template <int kSize>
@@ -48,6 +49,11 @@ __device__ __forceinline__ void update(const Arrays& at, std::int64_t i, const F
     param.element[j] -= f.lr * (step + f.decay * param.element[j]);
   }
   store<kSize>(at.param + i, param);
+  if (at.weight != nullptr) {
+    Elements<bf16, kSize> weight;
+    for (int j = 0; j < kSize; ++j) weight.element[j] = from_float<bf16>(param.element[j]);
+    store<kSize>(at.weight + i, weight);
+  }
   store<kSize>(at.m + i, m);
   store<kSize>(at.v + i, v);
 }
@@ -64,23 +70,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// How many elements lie between the last multiple of 16 bytes and the tensor's first.
+// How many elements lie between the last multiple of a pack and the tensor's first.
 int elements_before(const Tensor& tensor) {
-  return static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.raw()) / sizeof(float) % kPack<float>);
+  const auto size = static_cast<std::uintptr_t>(size_of(tensor.dtype()));
+  return static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.raw()) / size % kPack<float>);
 }
 
 }  // namespace
 
-void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const AdamWStep& step, Context& ctx) {
+void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const AdamWStep& step, Context& ctx,
+                  Tensor weight_P) {
   const std::int64_t count = param_P.numel();
   const int before = elements_before(param_P);
-  const bool alike =
-      elements_before(m_P) == before && elements_before(v_P) == before && elements_before(grad_P) == before;
+  const bool has_weight = weight_P.defined();
+  const bool alike = elements_before(m_P) == before && elements_before(v_P) == before &&
+                     elements_before(grad_P) == before && (!has_weight || elements_before(weight_P) == before);
   with_pack<float>(alike, [&]<int kSize>() {
     launch("adamw_update", update_kernel<kSize>,
            {blocks(ceil_div(ceil_div(count + before, kSize), kThreads)), kThreads}, ctx,
-           Arrays{param_P.as<float>(), m_P.as<float>(), v_P.as<float>(), grad_P.as<float>()}, count,
-           kSize > 1 ? before : 0, Factors(step));
+           Arrays{param_P.as<float>(), m_P.as<float>(), v_P.as<float>(), grad_P.as<float>(),
+                  has_weight ? weight_P.as<bf16>() : nullptr},
+           count, kSize > 1 ? before : 0, Factors(step));
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cuda/elementwise.h"
 #include "cuda_support.h"
 #include "ops/adamw.h"
 
@@ -52,12 +53,18 @@ TEST(CudaAdamW, EqualsTheCpuAndLeavesTheRestAlone) {
     const auto param_after = expected(param, param64, r.first), m_after = expected(m, m64, r.moments_first),
                v_after = expected(v, v64, r.moments_first);
 
-    cuda::adamw_update(param_P, m_P, v_P, grad_P, step, ctx);
+    const DeviceTensor weight({kSize}, DType::bf16, ctx);
+    cuda::fill_zero(weight, ctx);
+    cuda::adamw_update(param_P, m_P, v_P, grad_P, step, ctx, part(weight, r.first));
     // Some ten roundings of 6e-8 of numbers of order one.
     EXPECT_TRUE(all_near(param.values(), param_after, 1e-6, 1e-6));
     EXPECT_TRUE(all_near(m.values(), m_after, 1e-6, 1e-6));
     EXPECT_TRUE(all_near(v.values(), v_after, 1e-6, 1e-6));
     EXPECT_EQ(grad.values(), grad_before);
+    const DeviceTensor rounded({kSize}, DType::bf16, ctx);
+    cuda::fill_zero(rounded, ctx);
+    cuda::copy(part(rounded, r.first), param_P, ctx);
+    EXPECT_EQ(weight.values(), rounded.values());  // what is outside of the range stays zero
   }
 }
 

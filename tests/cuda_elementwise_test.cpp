@@ -77,6 +77,35 @@ TEST(CudaElementwise, AddAlsoIntoAnInput) {
   }
 }
 
+TEST(CudaElementwise, CopyConvertsBetweenFloatAndBf16) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+    DeviceContext ctx;
+    const auto wide = normal_of(s, DType::f32, "in", ctx), as_bf16 = normal_of(s, DType::bf16, "in", ctx);
+    const auto narrow = tensor_of(s, DType::bf16, ctx), flat = tensor_of({s.rows, s.width, 0}, DType::f32, ctx);
+    cuda::copy(narrow, wide, ctx);
+    EXPECT_EQ(narrow.values(), as_bf16.values());  // rounded to the nearest, as the host does
+    EXPECT_TRUE(narrow.margins_untouched());
+    cuda::copy(flat, narrow, ctx);
+    EXPECT_EQ(flat.values(), as_bf16.values());  // every bf16 is a float
+  }
+}
+
+TEST(CudaElementwise, AddOfFloatToBf16RoundsOnce) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+    DeviceContext ctx;
+    const auto a = normal_of(s, DType::bf16, "a", ctx),
+               b = normal_of({s.rows, s.width, 0}, DType::f32, "b", ctx);
+    std::vector<double> expected = a.values();
+    const std::vector<double> addend = b.values();
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += addend[i];
+    cuda::add(a, a, b, ctx);
+    EXPECT_TRUE(all_near(a.values(), expected, 0x1.001p-8, 0));  // the sum in float32, then bf16's rounding
+    EXPECT_TRUE(a.margins_untouched());
+  }
+}
+
 // Around a pack, a block's packs and all blocks' packs at once.
 const std::int64_t kCounts[] = {0, 1, 3, 17, 2047, 2049, 20001};
 

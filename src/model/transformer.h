@@ -20,14 +20,26 @@
 
 namespace switchyard::model {
 
+// What a model is made of to compute in `type`: f32, but bf16 for bfloat16 on a CUDA device. Elsewhere the
+// operands of products alone are rounded: Context::matmul.
+DType dtype_of(config::ComputeType type, Device device);
+MatmulType matmul_type_of(config::ComputeType type);
+
 class Transformer {
  public:
   // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
   // moments as well, and lets plan() keep every layer's activations. f64 is for tests. Layers for multi-token
   // prediction have their rows in every model that has them; only one made for training computes with them.
+  // bf16 is for a device: activations and weights are bf16; the parameters they are rounded from, gradients of
+  // parameters, statistics, losses and all of the routers f32.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
-  void allocate(Device device = Device::cpu) { parameters_.allocate(dtype_, training_, device); }
+  void allocate(Device device = Device::cpu) {
+    parameters_.allocate(statistics_type(dtype_), dtype_, training_, device);
+  }
+  // Rounds the parameters to the weights that a bf16 model computes with. After whatever sets them, but for the
+  // optimizer, which does it itself.
+  void round_weights(Context& ctx);
 
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
@@ -46,8 +58,8 @@ class Transformer {
   void forward(const Batch& batch, Context& ctx);
   // Then runs the layers for multi-token prediction, if the model has them, on the same batch.
   void forward_mtp(const Batch& batch, Context& ctx);
-  // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no
-  // target.
+  // loss_T (f32 in a bf16 model, else the model's type; set): cross entropy of each token of the last forward
+  // pass, 0 where there is no target.
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
   void mtp_loss(Tensor loss_KT, Context& ctx);  // the same of forward_mtp, for each depth
   // loss(), and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
@@ -56,7 +68,7 @@ class Transformer {
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                          const MtpLoss* mtp = nullptr);
-  // logits_TV (compute type, set): of the last forward pass, all of them at once.
+  // logits_TV (f32 in a bf16 model, else the model's type; set): of the last forward pass, all of them at once.
   void logits(Tensor logits_TV, Context& ctx) const;
   void last_logits(Tensor logits_1V, Context& ctx) const;  // of its last token alone
 

@@ -44,6 +44,11 @@ inline void check_dtype(const Tensor& tensor, DType expected, const char* name) 
            name_of(expected));
 }
 
+// `tensor` holds sums or statistics of `other`, or a weight's gradient beside it.
+inline void check_statistics_of(const Tensor& tensor, const Tensor& other, const char* name) {
+  check_dtype(tensor, statistics_type(other.dtype()), name);
+}
+
 // The same shape and dtype.
 inline void check_like(const Tensor& tensor, const Tensor& other, const char* name) {
   check_shape(tensor, other.shape(), name);

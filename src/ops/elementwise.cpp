@@ -13,8 +13,8 @@ void fill_zero(Tensor out, Context& ctx) {
 
 void copy(Tensor out, Tensor in, Context& ctx) {
   check_shape(out, in.shape(), "out");
-  check_dtype(out, in.dtype(), "out");
   SY_ON_CUDA(ctx, cuda::copy(out, in, ctx));
+  check_dtype(out, in.dtype(), "out");
   cpu::copy(out, in);
 }
 
@@ -22,8 +22,8 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   check_shape(out, a.shape(), "out");
   check_shape(b, a.shape(), "b");
   check_dtype(out, a.dtype(), "out");
-  check_dtype(b, a.dtype(), "b");
   SY_ON_CUDA(ctx, cuda::add(out, a, b, ctx));
+  check_dtype(b, a.dtype(), "b");
   with_scalar(out.dtype(), [&]<class T>() { cpu::add<T>(out, a, b); });
 }
 

@@ -48,7 +48,7 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Con
 void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx) {
   check_rows(row_RD, out_TD, slot_row_TK);
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
+  check_statistics_of(weight_TK, row_RD, "weight_TK");
   SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, row_RD, weight_TK, slot_row_TK, ctx));
   with_scalar(out_TD.dtype(),
               [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
@@ -59,7 +59,7 @@ void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Ten
   check_rows(row_RD, dout_TD, slot_row_TK);
   check_like(drow_RD, row_RD, "drow_RD");
   check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
+  check_statistics_of(weight_TK, row_RD, "weight_TK");
   check_like(dweight_TK, weight_TK, "dweight_TK");
   SY_ON_CUDA(ctx,
              cuda::moe_combine_backward(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK, ctx));

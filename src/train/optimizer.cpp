@@ -35,7 +35,7 @@ void AdamW::update(ParameterStore& store, double lr, double grad_norm, std::int6
                        .weight_decay = range.decay ? options_.weight_decay : 0.0,
                        .grad_scale = clip,
                        .step = step},
-                      ctx);
+                      ctx, store.has_rounded_weights() ? part(store.weights()) : Tensor{});
   }
 }
 

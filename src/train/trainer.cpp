@@ -84,7 +84,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       val_domains_(open_domains(run.data.validation, run.model.vocab_size)),
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       ctx_(device),
-      model_(run.model, run.router, DType::f32, true),
+      model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       optimizer_(run.train, model_.parameters()),
       auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
@@ -102,7 +102,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
                                   Shape{model_.n_mtp_depths(), static_cast<std::int64_t>(loss_values_.size())},
                                   DType::f32)) {
   model_.allocate(device);
-  ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  ctx_.matmul = model::matmul_type_of(run.train.dtype);
   if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
         "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
@@ -127,6 +127,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       log_info(fmt::format("begins with the weights of {}", directory.path().string()));
     }
   }
+
+  model_.round_weights(ctx_);
 
   directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);
   MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
