@@ -1,6 +1,7 @@
 // Memory of the device and the way to it.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "core/context.h"
@@ -12,9 +13,14 @@ std::string obstacle();
 // Its name and memory.
 std::string description();
 
+std::int64_t free_memory();  // bytes
+
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
 // before the first of them.
 void use_device_memory();
+
+// to = from, of staging memory (core/device_memory.h), when the run's stream comes to it.
+void upload(const Tensor& to, const Tensor& from, Context& ctx);
 
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);

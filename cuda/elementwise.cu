@@ -6,7 +6,6 @@
 
 #include "for_each_pack.h"
 #include "reduce.h"
-#include "staging.h"
 
 namespace switchyard::cuda {
 
@@ -182,9 +181,8 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   });
 }
 
-double sum_of_squares(Tensor in, Context& ctx) {
+void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   ScratchScope scope(ctx.scratch);
-  const Tensor sum_1 = ctx.scratch.take({1}, DType::f64);
   with_element(in.dtype(), [&]<class T>() {
     with_pack<T>(reinterpret_cast<std::uintptr_t>(in.raw()) % 16 == 0, [&]<int kSize>() {
       const std::int64_t n_packs = in.numel() / kSize;
@@ -196,7 +194,6 @@ double sum_of_squares(Tensor in, Context& ctx) {
              partial_B, n_blocks);
     });
   });
-  return read<1>(sum_1)[0];
 }
 
 }  // namespace switchyard::cuda

@@ -99,7 +99,7 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
   SY_CHECK(twice == names.end(), "two parameters are named {}", *twice);
 
   training_ = training;
-  size_ = round_up(size_);
+  size_ = flat_size();
   const std::int64_t array_bytes = size_ * size_of(dtype);
   const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
   const std::int64_t bytes = array_bytes * (training ? 4 : 1) + weight_bytes;
@@ -129,6 +129,8 @@ void ParameterStore::initialise(std::uint64_t seed) {
     host.write_back();
   }
 }
+
+std::int64_t ParameterStore::flat_size() const { return round_up(size_); }
 
 std::int64_t ParameterStore::count() const {
   std::int64_t n = 0;

@@ -44,7 +44,8 @@ class ParameterStore {
   void initialise(std::uint64_t seed);
 
   const std::vector<Parameter>& rows() const { return rows_; }
-  std::int64_t count() const;  // elements of all rows, without alignment gaps
+  std::int64_t count() const;      // elements of all rows, without alignment gaps
+  std::int64_t flat_size() const;  // elements of a flat array, with them
   bool training() const { return training_; }
 
   Tensor value(std::size_t row) const { return view(value_P_, row); }

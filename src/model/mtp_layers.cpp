@@ -42,10 +42,6 @@ MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, s
   }
 }
 
-void MtpLayers::plan_sums(Arena& arena, std::int64_t n_seq) {
-  for (Depth& depth : depths_) depth.block.plan_sums(arena, n_seq);
-}
-
 void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const std::int64_t n_tokens = n_seq * seq_len;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };

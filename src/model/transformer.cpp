@@ -53,6 +53,13 @@ void Transformer::round_weights(Context& ctx) {
   if (parameters_.has_rounded_weights()) ops::copy(parameters_.weights(), parameters_.values(), ctx);
 }
 
+std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t seq_len) {
+  Arena measure = Arena::measuring();
+  lay_out_positions(measure, seq_len);
+  lay_out(measure, n_seq, seq_len);
+  return measure.peak();
+}
+
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
   allocate_activations(
       [&](Arena& arena) {
@@ -98,18 +105,19 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  for (std::size_t l = 0; l < routers_.size(); ++l)
-    loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
+  sums_ = router::LayerSums::plan(arena, n_routers(), n_seq, config_.num_experts);
+  if (n_routers() > 0) dprob_LBE_ = arena.take(sums_.count_LBE.shape(), DType::f64);
+  for (std::size_t l = 0; l < routers_.size(); ++l) {
+    const auto layer = static_cast<std::int64_t>(l);
+    routers_[l].router->set_sums(sums_.of(layer));
+    loss_gradient_L_[l] = {dprob_LBE_.slice(layer, 1).reshape(Shape{n_seq, config_.num_experts}), 0.0};
+  }
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
   final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, statistics_type(dtype_));
-  for (DecoderBlock& block : blocks_) block.plan_sums(arena, n_seq);
-  if (n_mtp_depths() > 0) {
-    mtp_->plan_sums(arena, n_seq);
-    mtp_->plan(arena, n_seq, seq_len, dtype_);
-  }
+  if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_);
 
   const std::int64_t mark = arena.used();
   for (DecoderBlock& block : blocks_) {
@@ -251,6 +259,12 @@ bool Transformer::needs_statistics_first() const {
                      [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
 }
 
+bool Transformer::steps_are_alike() const {
+  return n_mtp_depths() == 0 && std::all_of(routers_.begin(), routers_.end(), [](const RouterOfLayer& each) {
+           return each.router->steps_are_alike();
+         });
+}
+
 void Transformer::set_statistics(std::span<const double> statistics) {
   const auto statistics_L = by_router(statistics);
   for (std::size_t l = 0; l < routers_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
@@ -260,12 +274,6 @@ double Transformer::own_losses() const {
   double sum = 0;
   for (std::size_t l = 0; l < routers_.size(); ++l) sum += routers_[l].router->own_loss(loss_gradient_L_[l]);
   return sum;
-}
-
-std::vector<router::RoutingSums> Transformer::routing_sums() const {
-  std::vector<router::RoutingSums> sums;
-  for (const RouterOfLayer& each : routers_) sums.push_back(each.router->sums());
-  return sums;
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {

@@ -17,6 +17,7 @@
 #include "model/batch.h"
 #include "model/decoder_block.h"
 #include "model/mtp_layers.h"
+#include "router/auxiliary_losses.h"
 
 namespace switchyard::model {
 
@@ -45,6 +46,9 @@ class Transformer {
   const ParameterStore& parameters() const { return parameters_; }
   const config::Model& config() const { return config_; }
 
+  DType dtype() const { return dtype_; }  // of activations
+  // How many bytes plan() is going to reserve. Before it.
+  std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len);
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
   // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
@@ -86,17 +90,22 @@ class Transformer {
   const router::RouterStage& router(std::int64_t l) const {
     return *routers_[static_cast<std::size_t>(l)].router;
   }
-  std::vector<router::RoutingSums> routing_sums() const;  // one a router
+  // Of all of them, of the last forward pass.
+  const router::LayerSums& routing_sums() const { return sums_; }
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.
   std::vector<router::RoutingDecision> routing_decisions() const;
-  std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
+  router::LossGradients loss_gradients() { return {dprob_LBE_, loss_gradient_L_}; }
 
   // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
   // to be added up over micro-batches and ranks.
   std::vector<double> routing_statistics() const;
   // True: a router's own loss and gradient need the statistics of the whole global batch.
   bool needs_statistics_first() const;
+  // True: forward, loss_and_backward and what the losses need between them start the same operators every time
+  // and nothing of them waits for the device. Not so with multi-token prediction, and where a router draws
+  // noise or has statistics.
+  bool steps_are_alike() const;
   // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
   // pass.
   void set_statistics(std::span<const double> statistics);
@@ -145,6 +154,8 @@ class Transformer {
   // The residual stream: stream_[l] enters block l, the last one leaves the last block.
   std::vector<Tensor> stream_;       // [T, D] each
   Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
+  router::LayerSums sums_;
+  Tensor dprob_LBE_;  // f64
   std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 

@@ -88,6 +88,22 @@ class OnTheDevice(CliTest):
     def test_dense(self):
         self.assert_same_on_both(self.config({**harness.QWEN3_MOE, "mlp_only_layers": [0, 1]}))
 
+    def test_steps_that_are_alike_are_replayed(self):
+        """A micro-batch that neither waits for the device nor draws noise is recorded: the emulator refuses both then."""
+        for name, model, router, replayed in (
+                ("alike", harness.QWEN3_MOE, None, True), ("groups", DEEPSEEK_V3, {"type": "sigmoid_group"}, True),
+                ("noise", harness.QWEN3_MOE, {"type": "softmax_topk", "jitter": 0.1}, False),
+                ("statistics", harness.QWEN3_MOE, LPR, False)):
+            done = self.on_device("train", self.config(model, router, train__steps=1), "--out", name)
+            self.assertEqual("replayed as a CUDA graph" in done.err, replayed, name)
+
+    def test_a_model_that_does_not_fit_is_refused_with_the_numbers(self):
+        done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 4096, "vocab_size": 60000}),
+                                  "--out", "large")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertRegex(done.err, r"needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
+        self.assertFalse((self.dir / "large").exists())
+
     def test_bfloat16_learns_what_float32_learns(self):
         """Activations and weights in bf16 on the device: the same curve but for rounding, in training and evaluation."""
         models = {"qwen3": (harness.QWEN3_MOE, None), "v3": ({**DEEPSEEK_V3, "num_nextn_predict_layers": 1}, {"type": "sigmoid_group"}),
