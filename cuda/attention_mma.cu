@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "attention_tiles.h"
+#include "device.h"
 #include "launch.h"
 #include "mma.h"
 #include "numeric.h"
@@ -304,9 +305,9 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
 // Tiles of 32 rows or keys come in turn to two places in shared memory: one is multiplied while the next
 // arrives. dS = P (dP - delta) is multiplied by the scale when all has been summed.
 
-template <int kN, int kM>
+template <int kN, int kM, int kRowsOf>
 struct BackwardQ {
-  static constexpr int kRows = 128, kKeys = 32;
+  static constexpr int kRows = kRowsOf, kKeys = 32;
   static constexpr int kTiles = kN <= 128 ? 2 : 1;  // as in Forward
   static constexpr int kThreads = kRows / (16 * kTiles) * kWarp;
   struct Shared {
@@ -318,10 +319,10 @@ struct BackwardQ {
   };
 };
 
-template <int kN, int kM>
-__global__ void __launch_bounds__(BackwardQ<kN, kM>::kThreads)
+template <int kN, int kM, int kRows>
+__global__ void __launch_bounds__(BackwardQ<kN, kM, kRows>::kThreads)
     dq_kernel(Rows<bf16> dq_THN, Operands in, Gradients gradients, int n_tiles) {
-  using B = BackwardQ<kN, kM>;
+  using B = BackwardQ<kN, kM, kRows>;
   auto& shared = *static_cast<typename B::Shared*>(dynamic_shared());
   const AttentionSizes& sizes = in.sizes;
   AttentionPlace place = attention_place(sizes, n_tiles);
@@ -515,6 +516,17 @@ void with_padded_heads(const AttentionSizes& sizes, F&& f) {
   f.template operator()<256, 256>();
 }
 
+// Calls f.operator()<rows of a tile for dq>(): 128, or 64 where so many do not fit into the device's shared
+// memory. Compute capability 8.0 has 163 KiB, 9.0 has 227.
+template <int kN, int kM, class F>
+void with_rows(F&& f) {
+  constexpr std::size_t kBytes = sizeof(typename BackwardQ<kN, kM, 128>::Shared);
+  if constexpr (kBytes > 163 * 1024) {
+    if (kBytes > shared_bytes_of_block()) return f.template operator()<64>();
+  }
+  f.template operator()<128>();
+}
+
 template <class Call>
 Operands operands_of(const Call& x) {
   return {rows_of<const bf16>(x.q_THN), rows_of<const bf16>(x.k_TGN), rows_of<const bf16>(x.v_TGM),
@@ -556,11 +568,13 @@ void attention_mma(const AttentionBackward& x, Context& ctx) {
                             rows_of<const float>(x.delta_TH)};
   const std::int64_t heads = x.n_seq * x.sizes.n_kv_heads;
   with_padded_heads(x.sizes, [&]<int kN, int kM>() {
-    using Q = BackwardQ<kN, kM>;
-    const std::int64_t row_tiles = ceil_div(x.sizes.rows(), Q::kRows);
-    launch("attention_backward: dq", dq_kernel<kN, kM>,
-           {blocks(heads * row_tiles), Q::kThreads, sizeof(typename Q::Shared)}, ctx, rows_of<bf16>(x.dq_THN),
-           in, gradients, row_tiles);
+    with_rows<kN, kM>([&]<int kRows>() {
+      using Q = BackwardQ<kN, kM, kRows>;
+      const std::int64_t row_tiles = ceil_div(x.sizes.rows(), kRows);
+      launch("attention_backward: dq", dq_kernel<kN, kM, kRows>,
+             {blocks(heads * row_tiles), Q::kThreads, sizeof(typename Q::Shared)}, ctx, rows_of<bf16>(x.dq_THN),
+             in, gradients, row_tiles);
+    });
     using Kv = BackwardKv<kN, kM>;
     const std::int64_t key_tiles = ceil_div(x.sizes.keys(), Kv::kKeys);
     launch("attention_backward: dk, dv", dkv_kernel<kN, kM>,

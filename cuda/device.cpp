@@ -57,6 +57,12 @@ std::string description() {
   return fmt::format("{}, {:.1f} GiB", prop.name, static_cast<double>(prop.totalGlobalMem) / (1 << 30));
 }
 
+std::size_t shared_bytes_of_block() {
+  int bytes = 0;
+  SY_CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  return static_cast<std::size_t>(bytes);
+}
+
 void use_device_memory() { set_device_memory(Device::cuda, {allocate, release, fill, copy}); }
 
 void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }

@@ -1,6 +1,7 @@
 // Memory of the device and the way to it.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "core/context.h"
@@ -11,6 +12,9 @@ namespace switchyard::cuda {
 std::string obstacle();
 // Its name and memory.
 std::string description();
+
+// The most shared memory that a block may ask for.
+std::size_t shared_bytes_of_block();
 
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
 // before the first of them.

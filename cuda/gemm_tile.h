@@ -11,6 +11,7 @@
 #include "mma.h"
 #include "numeric.h"
 #include "reduce.h"
+#include "silu.h"
 
 namespace switchyard::cuda {
 
@@ -152,9 +153,14 @@ __device__ __forceinline__ Elements<bf16, kChunk> rounded_chunk(const T* from, i
   return chunk;
 }
 
+// How the rows of b, each a column of c, are numbered in tiles. halves: eight of the first half, eight of the
+// second and so on, so that neighbouring fragments of a thread's sums hold a gate and the up that belongs to
+// it.
+enum class Order { as_stored, halves };
+
 // A thread's share of an operand's tiles, which lie in shared memory as [kTile, kTileK] where the operand lies
 // along K, else as [kTileK, kTile]: a chunk in every kRowsATurn-th row. kPacks: the operand's rows are packs.
-template <bool kAlongK, bool kPacks, class T>
+template <bool kAlongK, bool kPacks, Order kOrder, class T>
 class OperandTiles {
  public:
   // The operand's rows or columns [first, end), of which there may be more than kTile, from k on.
@@ -163,7 +169,11 @@ class OperandTiles {
     const int row = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
     const int column = chunk * kChunk;
     to_ = chunk_place<kColumns>(row, chunk);
-    from_ = kAlongK ? from[first + row] + k + column : from[k + row] + first + column;
+    if constexpr (kOrder == Order::halves) {
+      from_ = from[row / 8 % 2 * (end / 2) + (first + row) / 16 * 8 + row % 8] + k + column;
+    } else {
+      from_ = kAlongK ? from[first + row] + k + column : from[k + row] + first + column;
+    }
     rows_left_ = (kAlongK ? end - first : k_end - k) - row;
     columns_left_ = (kAlongK ? k_end - k : end - first) - column;
   }
@@ -173,7 +183,7 @@ class OperandTiles {
     SY_UNROLL_BY(kPacks ? kRows / kRowsATurn : 1)  // one at a time where registers are short
     for (int row = 0; row < kRows; row += kRowsATurn) {
       const int valid = row < rows_left_ ? std::clamp(columns_left_, 0, int{kChunk}) : 0;
-      const T* const from = from_ + row * stride_;
+      const T* const from = from_ + (kOrder == Order::halves ? row / 2 : row) * stride_;
       bf16* const to = tile + to_ + row * kColumns;  // chunks change places alike in all turns
       if constexpr (kPacks && std::is_same_v<T, bf16>) {
         async_copy_16(to, from, valid > 0 ? 16 : 0);
@@ -189,6 +199,7 @@ class OperandTiles {
   static constexpr int kRows = kAlongK ? kTile : kTileK, kColumns = kAlongK ? kTileK : kTile;
   static constexpr int kChunks = kColumns / kChunk, kRowsATurn = kMmaThreads / kChunks;
   static_assert(kRowsATurn % 8 == 0);
+  static_assert(kOrder == Order::as_stored || (kAlongK && kRowsATurn % 16 == 0));
 
   const T* from_;
   std::int64_t stride_;
@@ -234,15 +245,24 @@ __device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const flo
   }
 }
 
-template <class T, class Out, Form kForm, bool kPacks>
-__global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
-  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
-  if (tile.m_first >= tile.m_end) return;  // the whole block
-  const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
+// A warp's outputs, spread over its lanes as mma_16x8x16 has them: pieces of 16 x 8.
+constexpr int kAcross = kWarpTile / kFragmentN, kDown = kWarpTile / kFragmentM;
+using WarpSums = float[kDown][kAcross][4];
+__device__ __forceinline__ int first_row_of_warp() {
+  return static_cast<int>(threadIdx.x) / kWarp / 2 * kWarpTile;
+}
+__device__ __forceinline__ int first_column_of_warp() {
+  return static_cast<int>(threadIdx.x) / kWarp % 2 * kWarpTile;
+}
+
+// sum = the warp's part of the tile, by all threads of the block.
+template <Form kForm, bool kPacks, Order kOrder, class T, class Out>
+__device__ __forceinline__ void multiply_tile(WarpSums& sum, const Product<T, Out>& p, const Tile& tile) {
   MmaStage* const stages = static_cast<MmaStage*>(dynamic_shared());
   const int steps = (tile.k_end - tile.k_first + kTileK - 1) / kTileK;
-  OperandTiles<a_along_k(kForm), kPacks, T> a_tiles(p.a, tile.m_first, tile.m_end, tile.k_first, tile.k_end);
-  OperandTiles<b_along_k(kForm), kPacks, T> b_tiles(p.b, tile.n_first, p.n, tile.k_first, tile.k_end);
+  OperandTiles<a_along_k(kForm), kPacks, Order::as_stored, T> a_tiles(p.a, tile.m_first, tile.m_end,
+                                                                      tile.k_first, tile.k_end);
+  OperandTiles<b_along_k(kForm), kPacks, kOrder, T> b_tiles(p.b, tile.n_first, p.n, tile.k_first, tile.k_end);
   const auto copy_step = [&](int step) {
     if (step < steps) {
       a_tiles.copy_next(stages[step % kStages].a);
@@ -251,12 +271,12 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
     async_commit();  // an empty group too: the groups count the steps
   };
 
-  constexpr int kAcross = kWarpTile / kFragmentN, kDown = kWarpTile / kFragmentM;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp_m = warp / 2 * kWarpTile, warp_n = warp % 2 * kWarpTile;
+  const int warp_m = first_row_of_warp(), warp_n = first_column_of_warp();
   // The warp's part of the tile lies beyond c: of an expert with few rows only half is computed.
   const bool idle = tile.m_first + warp_m >= tile.m_end || tile.n_first + warp_n >= p.n;
-  float sum[kDown][kAcross][4] = {};
+  for (int i = 0; i < kDown; ++i)
+    for (int j = 0; j < kAcross; ++j)
+      for (int q = 0; q < 4; ++q) sum[i][j][q] = 0;
   for (int step = 0; step < kStages - 1; ++step) copy_step(step);
   for (int step = 0; step < steps; ++step) {
     async_wait<kStages - 2>();
@@ -278,21 +298,71 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
       }
     }
   }
+}
 
+// f(m, the number of a piece's first row, its first or second pair of sums) for each row that the lane has some
+// of.
+template <class F>
+__device__ __forceinline__ void for_rows_of_lane(const Tile& tile, F&& f) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   SY_UNROLL
   for (int i = 0; i < kDown; ++i) {
     SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int m = tile.m_first + warp_m + i * kFragmentM + 8 * half + lane / 4;
-      SY_UNROLL
-      for (int j = 0; j < kAcross; j += 2) {
-        const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
-        const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
-        write_quad<kPacks>(p.c_MN[m], tile.n_first + warp_n + j * kFragmentN, p.n, left, right, m < tile.m_end,
-                           p.add);
-      }
-    }
+    for (int half = 0; half < 2; ++half)
+      f(tile.m_first + first_row_of_warp() + i * kFragmentM + 8 * half + lane / 4, i, half);
   }
+}
+
+template <class T, class Out, Form kForm, bool kPacks>
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
+  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
+  if (tile.m_first >= tile.m_end) return;  // the whole block
+  const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
+  WarpSums sum;
+  multiply_tile<kForm, kPacks, Order::as_stored>(sum, p, tile);
+  for_rows_of_lane(tile, [&](int m, int i, int half) {
+    SY_UNROLL
+    for (int j = 0; j < kAcross; j += 2) {
+      const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
+      const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
+      write_quad<kPacks>(p.c_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n, left, right,
+                         m < tile.m_end, p.add);
+    }
+  });
+}
+
+// The product of experts' gates and ups that activates them too: of the pieces of a thread's sums every other
+// one holds gates, the next one the ups of the same columns. c_MN is gate_up_R2F with F a multiple of eight,
+// and all rows are packs.
+template <class T>
+__global__ void __launch_bounds__(kMmaThreads, 2)
+    gate_up_kernel(Product<T, T> product, Rows<T> act_RF, const float* weight_R) {
+  const Tile tile = find_tile<Form::mk_nk>(product, static_cast<int>(blockIdx.x));
+  if (tile.m_first >= tile.m_end) return;  // the whole block
+  const Product<T, T> p = of_expert<Form::mk_nk>(product, tile.expert);
+  WarpSums sum;
+  multiply_tile<Form::mk_nk, true, Order::halves>(sum, p, tile);
+  const int width = p.n / 2;
+  for_rows_of_lane(tile, [&](int m, int i, int half) {
+    const bool valid = m < tile.m_end;
+    const float weight = valid ? weight_R[m] : 0.0f;
+    SY_UNROLL
+    for (int j = 0; j < kAcross; j += 4) {
+      float gate[2][2], up[2][2], act[2][2];  // of eight columns, and of the eight after them
+      for (int side = 0; side < 2; ++side) {
+        for (int q = 0; q < 2; ++q) {
+          // Rounded first, to what the backward pass will read.
+          gate[side][q] = to_float(from_float<T>(sum[i][j + 2 * side][2 * half + q]));
+          up[side][q] = to_float(from_float<T>(sum[i][j + 2 * side + 1][2 * half + q]));
+          act[side][q] = weight * (silu(gate[side][q]) * up[side][q]);
+        }
+      }
+      const int f = (tile.n_first + first_column_of_warp() + j * kFragmentN) / 2;
+      write_quad<true>(p.c_MN[m], f, width, gate[0], gate[1], valid, false);
+      write_quad<true>(p.c_MN[m] + width, f, width, up[0], up[1], valid, false);
+      write_quad<true>(act_RF[m], f, width, act[0], act[1], valid, false);
+    }
+  });
 }
 
 // ---- float32 ----

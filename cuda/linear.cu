@@ -5,6 +5,7 @@
 
 #include "gemm_tile.h"
 #include "gemm_wgmma.h"
+#include "swiglu.h"
 #ifndef SWITCHYARD_SIMT
 #include "cublaslt.h"
 #endif
@@ -59,8 +60,8 @@ struct Groups {
 };
 
 template <class T, class Out>
-void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
-                  const Groups& groups, Context& ctx) {
+Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
+                             const Groups& groups) {
   const std::int64_t k = a_along_k(form) ? a.columns : a.rows;
   std::int64_t tiles_m = ceil_div(c.rows, kTile);
   std::int64_t expert_stride = 0;
@@ -71,19 +72,29 @@ void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, c
     expert_stride = a_along_k(form) ? b.expert_stride : c.expert_stride;
   }
   const std::int64_t tiles_n = ceil_div(c.columns, kTile);
-  const Product<T, Out> product{.a = a.rows_of<const T>(),
-                                .b = b.rows_of<const T>(),
-                                .c_MN = c.rows_of<Out>(),
-                                .m = int_of(c.rows),
-                                .n = int_of(c.columns),
-                                .k = int_of(k),
-                                .tiles_m = int_of(tiles_m),
-                                .tiles_n = int_of(tiles_n),
-                                .add = write == Write::add,
-                                .offset_E1 = groups.offset_E1,
-                                .n_experts = int_of(groups.n_experts),
-                                .expert_stride = expert_stride};
-  const unsigned grid = blocks(tiles_m * tiles_n);
+  return {.a = a.rows_of<const T>(),
+          .b = b.rows_of<const T>(),
+          .c_MN = c.rows_of<Out>(),
+          .m = int_of(c.rows),
+          .n = int_of(c.columns),
+          .k = int_of(k),
+          .tiles_m = int_of(tiles_m),
+          .tiles_n = int_of(tiles_n),
+          .add = write == Write::add,
+          .offset_E1 = groups.offset_E1,
+          .n_experts = int_of(groups.n_experts),
+          .expert_stride = expert_stride};
+}
+template <class T, class Out>
+unsigned grid_of(const Product<T, Out>& product) {
+  return blocks(std::int64_t{product.tiles_m} * product.tiles_n);
+}
+
+template <class T, class Out>
+void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
+                  const Groups& groups, Context& ctx) {
+  const auto product = make_product<T, Out>(form, c, a, b, write, groups);
+  const unsigned grid = grid_of(product);
   with_form(form, [&]<Form kForm>() {
     if constexpr (std::is_same_v<T, float>) {
       if (ctx.matmul == MatmulType::f32)
@@ -141,6 +152,18 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
   multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, Write::set,
                     groups_of(offset_E1), ctx);
+}
+
+void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+                             Tensor weight_R, Tensor offset_E1, Context& ctx) {
+  const Matrix c(gate_up_R2F), a(in_RK), b(weight_E2FK), act(act_RF);
+  if (act_RF.dtype() != DType::bf16 || !(a.packs() && b.packs() && c.packs() && act.packs())) {
+    grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
+    return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  }
+  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, Write::set, groups_of(offset_E1));
+  launch("grouped_gate_up_forward", gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx,
+         product, act.rows_of<bf16>(), weight_R.as<float>());
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,

@@ -1,7 +1,7 @@
 // The counting sort is done by all of the device: blocks count their slots, a warp an expert turns the counts
 // into each block's first row, and blocks rank their slots. Counts are whole numbers and ranks come from lane
 // numbers, so the result is the CPU's, in any order of the blocks. Rows move in packs of 16 bytes, a warp a
-// token or a slot: no barrier, and enough warps to fill the memory's queue.
+// token: no barrier, and enough warps to fill the memory's queue.
 #include "moe.h"
 
 #include "numeric.h"
@@ -99,14 +99,20 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
 
 // ---- rows ----
 
+// A null weight_R: rows alone.
 template <class T, int kSize>
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    dispatch_kernel(Rows<T> row_RD, Rows<const T> x_TD, Rows<const int> slot_row_TK, std::int64_t n_tokens,
-                    int K, int width) {
+    copy_to_rows_kernel(Rows<T> row_RD, float* weight_R, Rows<const T> x_TD, Rows<const float> weight_TK,
+                        Rows<const int> slot_row_TK, std::int64_t n_tokens, int K, int width) {
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
   const T* const x = x_TD[t];
   const int* const slot_row = slot_row_TK[t];
+  if (weight_R != nullptr) {
+    for (int k = lane_of_warp(); k < K; k += kWarp) {
+      if (const int r = slot_row[k]; r >= 0) weight_R[r] = weight_TK[t][k];
+    }
+  }
   for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
     const auto pack = load<kSize>(x + d);
     for (int k = 0; k < K; ++k) {
@@ -115,15 +121,21 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
-// out_TD[t] += sum_k weight row_RD[slot_row_TK[t,k]], k ascending; unweighted: weight 1.
-template <class T, int kSize, bool kWeighted>
+// out_TD[t] += sum_k row_RD[slot_row_TK[t,k]], k ascending. A null weight_R: rows alone.
+template <class T, int kSize>
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    add_rows_kernel(Rows<T> out_TD, Rows<const T> row_RD, Rows<const float> weight_TK,
+    add_rows_kernel(Rows<T> out_TD, Rows<float> weight_TK, Rows<const T> row_RD, const float* weight_R,
                     Rows<const int> slot_row_TK, std::int64_t n_tokens, int K, int width) {
   constexpr int kAtOnce = 4;  // rows whose loads are under way together
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
   const int* const slot_row = slot_row_TK[t];
+  if (weight_R != nullptr) {
+    for (int k = lane_of_warp(); k < K; k += kWarp) {
+      const int r = slot_row[k];
+      weight_TK[t][k] = r >= 0 ? weight_R[r] : 0.0f;
+    }
+  }
   T* const out = out_TD[t];
   for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
     auto pack = load<kSize>(out + d);
@@ -138,8 +150,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
       }
       for (int j = 0; j < kAtOnce; ++j) {
         if (r[j] < 0) continue;
-        const float weight = kWeighted ? weight_TK[t][first + j] : 1.0f;
-        for (int i = 0; i < kSize; ++i) sum[i] += weight * to_float(row[j].element[i]);
+        for (int i = 0; i < kSize; ++i) sum[i] += to_float(row[j].element[i]);
       }
     }
     for (int i = 0; i < kSize; ++i) pack.element[i] = from_float<T>(sum[i]);
@@ -147,45 +158,35 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
-// One warp a slot. Slots of a token are neighbours in a block, so that all but one find dout_TD[t] in the L1
-// cache.
-template <class T, int kSize>
-__global__ void __launch_bounds__(kTokenWarps* kWarp)
-    combine_backward_kernel(Rows<T> drow_RD, Rows<float> dweight_TK, Rows<const T> dout_TD,
-                            Rows<const T> row_RD, Rows<const float> weight_TK, Rows<const int> slot_row_TK,
-                            std::int64_t n_slots, int K, int width) {
-  const std::int64_t slot = index_of_warp();
-  if (slot >= n_slots) return;
-  const std::int64_t t = slot / K, k = slot % K;
-  const int lane = lane_of_warp(), r = slot_row_TK[t][k];
-  float dot = 0;
-  if (r >= 0) {
-    const float weight = weight_TK[t][k];
-    const T *const dout = dout_TD[t], *const row = row_RD[r];
-    T* const drow = drow_RD[r];
-    for (int d = lane * kSize; d < width; d += kWarp * kSize) {
-      const auto dy = load<kSize>(dout + d), x = load<kSize>(row + d);  // before drow, which may be row
-      Elements<T, kSize> dx;
-      for (int i = 0; i < kSize; ++i) {
-        dot += to_float(dy.element[i]) * to_float(x.element[i]);
-        dx.element[i] = from_float<T>(weight * to_float(dy.element[i]));
-      }
-      store<kSize>(drow + d, dx);
-    }
+// Numbers that travel with the rows, one a slot. Not defined: none do.
+struct Weights {
+  Tensor of_row_R, of_slot_TK;
+
+  float* rows() const { return of_row_R.defined() ? of_row_R.as<float>() : nullptr; }
+  template <class T>
+  Rows<T> slots() const {
+    return of_slot_TK.defined() ? rows_of<T>(of_slot_TK) : Rows<T>{};
   }
-  dot = reduce_warp<Sum>(dot);
-  if (lane == 0) dweight_TK[t][k] = dot;
+};
+
+void copy_to_rows(const char* op, const Tensor& row_RD, const Tensor& x_TD, const Weights& weights,
+                  const Tensor& slot_row_TK, Context& ctx) {
+  with_element(x_TD.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(row_RD) && rows_are_packs<T>(x_TD), [&]<int kSize>() {
+      launch(op, copy_to_rows_kernel<T, kSize>, one_warp_each(x_TD.rows()), ctx, rows_of<T>(row_RD),
+             weights.rows(), rows_of<const T>(x_TD), weights.slots<const float>(),
+             rows_of<const int>(slot_row_TK), x_TD.rows(), slot_row_TK.dim(1), x_TD.dim(1));
+    });
+  });
 }
 
-template <bool kWeighted>
-void add_rows(const char* op, const Tensor& out_TD, const Tensor& row_RD, const Tensor& weight_TK,
+void add_rows(const char* op, const Tensor& out_TD, const Tensor& row_RD, const Weights& weights,
               const Tensor& slot_row_TK, Context& ctx) {
-  const Rows<const float> weights = kWeighted ? rows_of<const float>(weight_TK) : Rows<const float>{};
   with_element(out_TD.dtype(), [&]<class T>() {
     with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(row_RD), [&]<int kSize>() {
-      launch(op, add_rows_kernel<T, kSize, kWeighted>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
-             rows_of<const T>(row_RD), weights, rows_of<const int>(slot_row_TK), out_TD.rows(),
-             slot_row_TK.dim(1), out_TD.dim(1));
+      launch(op, add_rows_kernel<T, kSize>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
+             weights.slots<float>(), rows_of<const T>(row_RD), weights.rows(), rows_of<const int>(slot_row_TK),
+             out_TD.rows(), slot_row_TK.dim(1), out_TD.dim(1));
     });
   });
 }
@@ -211,35 +212,22 @@ void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tenso
          slot_row_TK.as<int>(), expert, offset_E1.as<int>(), rows_of<const int>(count_EB), n_slots, n_experts);
 }
 
-void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx) {
-  with_element(x_TD.dtype(), [&]<class T>() {
-    with_pack<T>(rows_are_packs<T>(row_RD) && rows_are_packs<T>(x_TD), [&]<int kSize>() {
-      launch("moe_dispatch_forward", dispatch_kernel<T, kSize>, one_warp_each(x_TD.rows()), ctx,
-             rows_of<T>(row_RD), rows_of<const T>(x_TD), rows_of<const int>(slot_row_TK), x_TD.rows(),
-             slot_row_TK.dim(1), x_TD.dim(1));
-    });
-  });
+void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
+                          Context& ctx) {
+  copy_to_rows("moe_dispatch_forward", row_RD, x_TD, {weight_R, weight_TK}, slot_row_TK, ctx);
 }
 
-void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context& ctx) {
-  add_rows<false>("moe_dispatch_backward", dx_TD, drow_RD, {}, slot_row_TK, ctx);
+void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+                           Tensor slot_row_TK, Context& ctx) {
+  add_rows("moe_dispatch_backward", dx_TD, drow_RD, {dweight_R, dweight_TK}, slot_row_TK, ctx);
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx) {
-  add_rows<true>("moe_combine_forward", out_TD, row_RD, weight_TK, slot_row_TK, ctx);
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+  add_rows("moe_combine_forward", out_TD, row_RD, {}, slot_row_TK, ctx);
 }
 
-void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
-                          Tensor slot_row_TK, Context& ctx) {
-  with_element(dout_TD.dtype(), [&]<class T>() {
-    const bool packs = rows_are_packs<T>(drow_RD) && rows_are_packs<T>(dout_TD) && rows_are_packs<T>(row_RD);
-    with_pack<T>(packs, [&]<int kSize>() {
-      launch("moe_combine_backward", combine_backward_kernel<T, kSize>, one_warp_each(slot_row_TK.numel()), ctx,
-             rows_of<T>(drow_RD), rows_of<float>(dweight_TK), rows_of<const T>(dout_TD),
-             rows_of<const T>(row_RD), rows_of<const float>(weight_TK), rows_of<const int>(slot_row_TK),
-             slot_row_TK.numel(), slot_row_TK.dim(1), dout_TD.dim(1));
-    });
-  });
+void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {
+  copy_to_rows("moe_combine_backward", drow_RD, dout_TD, {}, slot_row_TK, ctx);
 }
 
 }  // namespace switchyard::cuda

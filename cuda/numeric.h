@@ -70,13 +70,14 @@ template <class T>
 Rows<T> rows_of(const Tensor& tensor) {
   return {tensor.as<std::remove_const_t<T>>(), tensor.row_stride()};
 }
-// True where every row starts at a multiple of 16 bytes and holds a whole number of packs. A vector is one row.
-template <class T>
+// True where every row starts at a multiple of kSize elements' size and holds a whole number of times that
+// many. A vector is one row.
+template <class T, int kSize = kPack<T>>
 bool rows_are_packs(const Tensor& tensor) {
   if (tensor.shape().rank() == 1)
-    return tensor.contiguous() && rows_are_packs<T>(tensor.reshape({1, tensor.dim(0)}));
-  return reinterpret_cast<std::uintptr_t>(tensor.raw()) % 16 == 0 && tensor.row_size() % kPack<T> == 0 &&
-         (tensor.rows() <= 1 || tensor.row_stride() % kPack<T> == 0);
+    return tensor.contiguous() && rows_are_packs<T, kSize>(tensor.reshape({1, tensor.dim(0)}));
+  return reinterpret_cast<std::uintptr_t>(tensor.raw()) % alignof(Elements<T, kSize>) == 0 &&
+         tensor.row_size() % kSize == 0 && (tensor.rows() <= 1 || tensor.row_stride() % kSize == 0);
 }
 // Calls f.operator()<elements at once>(): a pack or one.
 template <class T, class F>

@@ -6,6 +6,7 @@
 
 #include "launch.h"
 #include "numeric.h"
+#include "partials.h"
 #include "reduce.h"
 
 namespace switchyard::cuda {
@@ -90,15 +91,6 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// dweight_N[n] += sum over blocks of partial_BN, in ascending order.
-__global__ void add_partials_kernel(float* dweight_N, Rows<const float> partial_BN, int n_blocks, int width) {
-  const int n = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (n >= width) return;
-  float sum = 0;
-  for (int b = 0; b < n_blocks; ++b) sum += partial_BN[b][n];
-  dweight_N[n] += sum;
-}
-
 template <class T>
 bool groups_are_packs(const Tensor& x_TGN, const Tensor& weight_N) {
   return rows_are_packs<T>(x_TGN) && rows_are_packs<T>(weight_N) && weight_N.dim(0) % kPack<T> == 0;
@@ -120,31 +112,28 @@ void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weigh
 void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor in_TGN, Tensor rstd_TG,
                       Tensor weight_N, Context& ctx) {
   const std::int64_t groups_a_row = rstd_TG.dim(1), n_groups = rstd_TG.numel(), width = weight_N.dim(0);
-  // As many warps as their sums find room in a block's shared memory; as many blocks as fill a large device
-  // twice.
-  constexpr std::int64_t kSharedBytes = 128 * 1024, kBlocks = 264, kFewestGroups = 16;
+  // As many warps as their sums find room in a block's shared memory.
+  constexpr std::int64_t kSharedBytes = 128 * 1024;
   const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t warps = std::clamp<std::int64_t>(kSharedBytes / row_bytes, 1, kWarps);
   SY_CHECK(row_bytes <= kSharedBytes, "RMSNorm over {} values; the kernel has room for {}", width,
            kSharedBytes / static_cast<std::int64_t>(sizeof(float)));
-  const std::int64_t groups_a_block = std::max(kFewestGroups, ceil_div(n_groups, kBlocks));
-  const std::int64_t n_blocks = ceil_div(n_groups, groups_a_block);
+  const RowRange range(n_groups, kWarps);
   ScratchScope scope(ctx.scratch);
-  const Tensor partial_BN = ctx.scratch.take({n_blocks, width}, DType::f32);
+  const Tensor partial_BN = ctx.scratch.take({range.blocks, width}, DType::f32);
   with_element(in_TGN.dtype(), [&]<class T>() {
     const bool packs =
         groups_are_packs<T>(in_TGN, weight_N) && rows_are_packs<T>(dout_TGN) && rows_are_packs<T>(din_TGN);
     with_pack<T>(packs, [&]<int kSize>() {
-      launch(
-          "rmsnorm_backward", backward_kernel<T, kSize>,
-          {blocks(n_blocks), static_cast<unsigned>(warps * kWarp), static_cast<std::size_t>(warps * row_bytes)},
-          ctx, rows_of<T>(din_TGN), rows_of<float>(partial_BN), rows_of<const T>(dout_TGN),
-          rows_of<const T>(in_TGN), rows_of<const float>(rstd_TG), weight_N.as<T>(), n_groups, groups_a_block,
-          groups_a_row, width);
+      launch("rmsnorm_backward", backward_kernel<T, kSize>,
+             {blocks(range.blocks), static_cast<unsigned>(warps * kWarp),
+              static_cast<std::size_t>(warps * row_bytes)},
+             ctx, rows_of<T>(din_TGN), rows_of<float>(partial_BN), rows_of<const T>(dout_TGN),
+             rows_of<const T>(in_TGN), rows_of<const float>(rstd_TG), weight_N.as<T>(), n_groups, range.rows,
+             groups_a_row, width);
     });
   });
-  launch("rmsnorm_backward: dweight", add_partials_kernel, {blocks(ceil_div(width, 256)), 256}, ctx,
-         dweight_N.as<float>(), rows_of<const float>(partial_BN), n_blocks, width);
+  sum_partials<float, float>("rmsnorm_backward: dweight", dweight_N, partial_BN, Partials::add, ctx);
 }
 
 }  // namespace switchyard::cuda

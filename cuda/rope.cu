@@ -61,12 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 bool turns_are_packs(const Tensor& x_THN, const Tensor& cos_SP, const Tensor& sin_SP,
                      const RopeLayout& layout) {
-  const auto table_is_packs = [](const Tensor& table) {
-    return reinterpret_cast<std::uintptr_t>(table.raw()) % alignof(Elements<float, kPack<T>>) == 0 &&
-           table.dim(1) % kPack<T> == 0 && table.row_stride() % kPack<T> == 0;
-  };
-  return rows_are_packs<T>(x_THN) && layout.head_dim % kPack<T> == 0 && table_is_packs(cos_SP) &&
-         table_is_packs(sin_SP);
+  return rows_are_packs<T>(x_THN) && layout.head_dim % kPack<T> == 0 &&
+         rows_are_packs<float, kPack<T>>(cos_SP) && rows_are_packs<float, kPack<T>>(sin_SP);
 }
 
 void rotate(const char* op, Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len,

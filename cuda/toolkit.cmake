@@ -1,9 +1,26 @@
-# Finds the CUDA toolkit: in PATH, in CUDACXX, or in its usual place. Included from the top, as CMake wants it.
+# Finds the CUDA toolkit: in PATH, in CUDACXX, in its usual place, or among the packages of the Python that is found
+# (nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime, nvidia-cublas; CUDA 13 and newer put all of
+# them into one directory). Included from the top, as CMake wants it.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80 90)
 endif()
-if(NOT CMAKE_CUDA_COMPILER AND EXISTS /usr/local/cuda/bin/nvcc)
-  set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(SWITCHYARD_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(NOT SWITCHYARD_NVCC)
+    execute_process(COMMAND python3 -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+      OUTPUT_VARIABLE packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    file(GLOB found ${packages}/nvidia/cu*/bin/nvcc)
+    if(found)
+      list(GET found -1 found)
+      set(SWITCHYARD_NVCC ${found} CACHE FILEPATH "The CUDA compiler" FORCE)
+    endif()
+  endif()
+  if(SWITCHYARD_NVCC)
+    get_filename_component(CMAKE_CUDA_COMPILER ${SWITCHYARD_NVCC} REALPATH)
+  endif()
+endif()
+if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()
 enable_language(CUDA)
 if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.25.2 does not know how nvcc is asked for C++20
@@ -14,4 +31,17 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
   message(FATAL_ERROR "CUDA ${CMAKE_CUDA_COMPILER_VERSION} was found (${CMAKE_CUDA_COMPILER}); 12.8 or newer is needed. "
                       "Name another with -DCMAKE_CUDA_COMPILER=PATH/nvcc, or configure with -DSWITCHYARD_CUDA=OFF")
 endif()
+# Python packages hold shared libraries under their versioned names alone, which CMake does not look for.
+get_filename_component(toolkit ${CMAKE_CUDA_COMPILER} REALPATH)
+get_filename_component(toolkit ${toolkit}/../.. ABSOLUTE)
+foreach(library cudart cublasLt)
+  file(GLOB versioned ${toolkit}/lib/lib${library}.so.*)
+  if(versioned AND NOT EXISTS ${toolkit}/lib/lib${library}.so)
+    list(GET versioned 0 versioned)
+    set(CUDA_${library}_LIBRARY ${versioned} CACHE FILEPATH "of a Python package")
+    if(library STREQUAL cudart)
+      set(CUDA_CUDART ${versioned} CACHE FILEPATH "of a Python package")
+    endif()
+  endif()
+endforeach()
 find_package(CUDAToolkit REQUIRED)

@@ -172,6 +172,19 @@ TEST(CudaAttention, TensorCoresEqualTheCpu) {
     expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
 }
 
+#ifdef SWITCHYARD_SIMT
+// A tile for dq is then of 64 rows: several of them, of which the last is not whole.
+TEST(CudaAttention, WidestHeadsFitComputeCapability80) {
+  struct SmallerDevice {
+    SmallerDevice() { simt::set_max_shared_bytes(163 * 1024); }
+    ~SmallerDevice() { simt::set_max_shared_bytes(simt::kMaxSharedBytes); }
+  } device;
+  for (const Case& c :
+       {Case{1, 75, 2, 1, 256, 256, Mask::scattered}, Case{2, 33, 2, 1, 200, 136, Mask::documents}})
+    expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
+}
+#endif
+
 TEST(CudaAttention, BigScoresNeitherOverflowNorVanish) {
   // Scores of up to 400, each off by some 400 * 2^-24 in float: so is a P, relative to itself, and an entropy,
   // which is a difference of numbers of that size. dk is as large as q.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/swiglu.h"
 #include "cuda_precisions.h"
 #include "cuda_support.h"
 #ifdef SWITCHYARD_SIMT
@@ -249,6 +250,42 @@ TEST_P(CudaLinearTypes, GroupedEqualsTheCpu) {
         EXPECT_TRUE(after[static_cast<std::size_t>(i)] == 0 &&
                     std::signbit(after[static_cast<std::size_t>(i)]));
       }
+    }
+  }
+}
+
+// Gates, ups and activations in one pass are, bit for bit, those of the two that it replaces.
+TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
+  for (const GroupedCase& c : kGroupedCases) {
+    const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs});
+    SCOPED_TRACE(::testing::Message() << g.n_routed << " rows of " << g.n_experts << " experts, width "
+                                      << c.outputs);
+    for (std::int64_t margin : {3, 8}) {
+      const auto in = DeviceTensor::of(g.in, dtype(), ctx, margin),
+                 weight = DeviceTensor::of(g.weight, dtype(), ctx), offset = DeviceTensor::of(g.offset, ctx);
+      const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
+      poison(row_weight.view().slice(g.n_routed, c.spare_rows));
+      const auto weight_R = DeviceTensor::of(row_weight, ctx);
+      const auto output = [&](std::int64_t columns) {
+        return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);
+      };
+      const auto act = output(c.outputs), gate_up = output(2 * c.outputs);
+      cuda::grouped_gate_up_forward(act, gate_up, in, weight, weight_R, offset, ctx);
+      const auto act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
+      cuda::grouped_linear_forward(gate_up_apart, in, weight, offset, ctx);
+      cuda::expert_swiglu_forward(act_apart, gate_up_apart, weight_R, offset, ctx);
+      // No difference at all; spare rows are NaN in all of them.
+      const auto equal = [&](const DeviceTensor& one, const DeviceTensor& other) {
+        std::vector<double> actual = one.values(), expected = other.values();
+        const auto end = static_cast<std::size_t>(g.n_routed * one.view().row_size());
+        EXPECT_TRUE(std::all_of(actual.begin() + static_cast<std::ptrdiff_t>(end), actual.end(),
+                                [](double value) { return std::isnan(value); }));
+        actual.resize(end), expected.resize(end);
+        return all_near(actual, expected, 0, 0);
+      };
+      EXPECT_TRUE(equal(gate_up, gate_up_apart));
+      EXPECT_TRUE(equal(act, act_apart));
+      EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
     }
   }
 }

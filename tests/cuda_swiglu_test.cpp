@@ -2,8 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "cuda_support.h"
 #include "ops/swiglu.h"
+#include "rounding_bound.h"
 
 namespace switchyard::test {
 namespace {
@@ -51,6 +56,62 @@ TEST_P(CudaSwiGlu, EqualsTheCpu) {
     cuda::swiglu_backward(gate_up, dout, gate_up, ctx);
     EXPECT_EQ(gate_up.values(), dgate_up.values()) << "in place";
     EXPECT_TRUE(gate_up.margins_untouched());
+  }
+}
+
+// Of experts: as many rows are routed as there are before the last two, which are NaN.
+TEST_P(CudaSwiGlu, OfExpertsEqualsTheCpu) {
+  const double relative = GetParam() == DType::bf16 ? 0x1p-8 : 3e-6;
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+    DeviceContext ctx;
+    Context host_ctx;
+    const std::int64_t rows = s.rows + 2;
+    const auto host_rows = [&](std::int64_t width, const char* name, double scale) {
+      OwnedTensor host = normal({rows, width}, DType::f64, name, scale);
+      poison(host.view().slice(s.rows, 2));
+      return host;
+    };
+    const OwnedTensor offset = ints({0, static_cast<double>(s.rows / 2), static_cast<double>(s.rows)});
+    const auto device_offset = DeviceTensor::of(offset, ctx);
+    const auto gate_up = DeviceTensor::of(host_rows(2 * s.width, "gate_up", 3.0), GetParam(), ctx, s.margin),
+               dout = DeviceTensor::of(host_rows(s.width, "dout", 1.0), GetParam(), ctx, s.margin);
+    const auto weight = DeviceTensor::of(host_rows(1, "weight", 1.0).view().reshape({rows}), DType::f32, ctx);
+    const DeviceTensor dweight({rows}, DType::f32, ctx);
+    const auto out = empty(rows, s.width, s, ctx), dgate_up = empty(rows, 2 * s.width, s, ctx);
+
+    const OwnedTensor gate_up64 = gate_up.as_f64(), dout64 = dout.as_f64(), weight64 = weight.as_f64();
+    const OwnedTensor out64({rows, s.width}, DType::f64), dgate_up64({rows, 2 * s.width}, DType::f64),
+        dweight64({rows}, DType::f64), magnitude({rows}, DType::f64), ignored({rows, 2 * s.width}, DType::f64);
+    ops::expert_swiglu_forward(out64, gate_up64, weight64, offset, host_ctx);
+    ops::expert_swiglu_backward(dgate_up64, dweight64, dout64, gate_up64, weight64, offset, host_ctx);
+    ops::expert_swiglu_backward(ignored, magnitude, absolute(dout64), absolute(gate_up64), weight64, offset,
+                                host_ctx);
+
+    cuda::expert_swiglu_forward(out, gate_up, weight, device_offset, ctx);
+    cuda::expert_swiglu_backward(dgate_up, dweight, dout, gate_up, weight, device_offset, ctx);
+    const auto near = [&](const DeviceTensor& actual, const Tensor& exact, double tolerance, double absolute) {
+      const std::vector<double> found = actual.values();
+      const auto routed = static_cast<std::ptrdiff_t>(s.rows * exact.row_size());
+      EXPECT_TRUE(std::all_of(found.begin() + routed, found.end(), [](double x) { return std::isnan(x); }));
+      EXPECT_TRUE(actual.view().shape().rank() == 1 || actual.margins_untouched());
+      return all_near({found.begin(), found.begin() + routed}, values(exact.slice(0, s.rows)), tolerance,
+                      absolute);
+    };
+    EXPECT_TRUE(near(out, out64, relative, 0));
+    EXPECT_TRUE(near(dgate_up, dgate_up64, relative, 3e-5));  // weights of up to 3 on what is said above
+    // The terms are those of the output, to 3e-6; each partial sum of a lane and of the warp is rounded.
+    const std::vector<double> found = dweight.values();
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      EXPECT_NEAR(found[static_cast<std::size_t>(r)], get(dweight64, r),
+                  (3e-6 + static_cast<double>(s.width) * kFloatUnit) * get(magnitude, r));
+    }
+    EXPECT_TRUE(near(dweight, dweight64, 0, 1e9));  // spare rows alone
+
+    const DeviceTensor again({rows}, DType::f32, ctx);
+    cuda::expert_swiglu_backward(gate_up, again, dout, gate_up, weight, device_offset, ctx);
+    EXPECT_TRUE(near(gate_up, dgate_up.as_f64(), 0, 0)) << "in place";
+    EXPECT_TRUE(near(again, dweight.as_f64(), 0, 0)) << "in place";
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gradient_check.h"
+#include "ops/swiglu.h"
 #include "poisoned_context.h"
 #include "rounding_bound.h"
 #include "tensors.h"
@@ -299,6 +300,45 @@ TEST(GroupedLinear, IsALoopOverExperts) {
     EXPECT_TRUE(g.spare_rows_are_nan(out) && g.spare_rows_are_nan(din));
     EXPECT_TRUE(out.margins_untouched() && din.margins_untouched());
   }
+}
+
+TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
+  for (const GroupedCase& c : kGroupedCases) {
+    PoisonedContext ctx;
+    const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs}, DType::f32);
+    const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
+    poison(row_weight.view().slice(g.n_routed, c.spare_rows));
+    const auto output = [&](std::int64_t columns) {
+      return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
+    };
+    const OwnedTensor act = output(c.outputs), gate_up = output(2 * c.outputs);
+    ops::grouped_gate_up_forward(act, gate_up, g.in, g.weight, row_weight, g.offset, ctx);
+    const OwnedTensor act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
+    ops::grouped_linear_forward(gate_up_apart, g.in, g.weight, g.offset, ctx);
+    ops::expert_swiglu_forward(act_apart, gate_up_apart, row_weight, g.offset, ctx);
+    EXPECT_TRUE(same_bits(gate_up.view().slice(0, g.n_routed), gate_up_apart.view().slice(0, g.n_routed)));
+    EXPECT_TRUE(same_bits(act.view().slice(0, g.n_routed), act_apart.view().slice(0, g.n_routed)));
+    EXPECT_TRUE(g.spare_rows_are_nan(act) && g.spare_rows_are_nan(gate_up));
+    EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
+  }
+}
+
+TEST(GroupedLinear, GateUpRefusesOtherShapesAndDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor in({2, 3}, DType::f32), weight({2, 4, 3}, DType::f32), gate_up({2, 4}, DType::f32);
+  const OwnedTensor act({2, 2}, DType::f32), wide({2, 3}, DType::f32), act64({2, 2}, DType::f64);
+  const OwnedTensor row_weight({2}, DType::f32), short_weight({1}, DType::f32), weight64({2}, DType::f64);
+  const OwnedTensor offset = ints({0, 1, 2});
+  EXPECT_THROW(ops::grouped_gate_up_forward(wide, gate_up, in, weight, row_weight, offset, ctx),
+               std::logic_error);
+  EXPECT_THROW(ops::grouped_gate_up_forward(act64, gate_up, in, weight, row_weight, offset, ctx),
+               std::logic_error);
+  EXPECT_THROW(ops::grouped_gate_up_forward(act, wide, in, weight, row_weight, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_gate_up_forward(act, gate_up, in, weight, short_weight, offset, ctx),
+               std::logic_error);
+  EXPECT_THROW(ops::grouped_gate_up_forward(act, gate_up, in, weight, weight64, offset, ctx), std::logic_error);
+  EXPECT_THROW(ops::grouped_gate_up_forward(act, gate_up, in, weight, row_weight, row_weight, ctx),
+               std::logic_error);
 }
 
 TEST(GroupedLinear, GradientsMatchFiniteDifferences) {

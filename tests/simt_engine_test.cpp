@@ -168,6 +168,14 @@ TEST(Simt, TooMuchSharedMemoryIsReported) {
                   "greedy", 1, 32, [] {}, 228 * 1024);
             }),
             "greedy, block (0, 0, 0): 233472 bytes of dynamic shared memory");
+  simt::set_max_shared_bytes(163 * 1024);
+  EXPECT_EQ(simt::max_shared_bytes(), 163 * 1024);
+  EXPECT_EQ(error_of([] {
+              run(
+                  "greedy", 1, 32, [] {}, 164 * 1024);
+            }),
+            "greedy, block (0, 0, 0): 167936 bytes of dynamic shared memory");
+  simt::set_max_shared_bytes(simt::kMaxSharedBytes);
 }
 
 TEST(Simt, AnErrorInAKernelLeavesTheEmulatorUsable) {

@@ -32,8 +32,11 @@ void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tenso
   }
 }
 
+namespace {
+
+// row_RD[slot_row_TK[t,k]] = x_TD[t]
 template <class T>
-void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
+void copy_to_rows(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
   const std::int64_t n_tokens = x_TD.rows(), K = slot_row_TK.dim(1), D = x_TD.dim(1);
 #pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
@@ -43,24 +46,9 @@ void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
   }
 }
 
+// out_TD[t] += sum_k row_RD[slot_row_TK[t,k]]
 template <class T>
-void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK) {
-  const std::int64_t n_tokens = dx_TD.rows(), K = slot_row_TK.dim(1), D = dx_TD.dim(1);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t t = 0; t < n_tokens; ++t) {
-    T* dx = dx_TD.row<T>(t);
-    for (std::int64_t k = 0; k < K; ++k) {
-      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
-      if (r < 0) continue;
-      const T* drow = drow_RD.row<T>(r);
-#pragma omp simd
-      for (std::int64_t d = 0; d < D; ++d) dx[d] += drow[d];
-    }
-  }
-}
-
-template <class T>
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK) {
+void add_rows(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK) {
   const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
 #pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
@@ -69,45 +57,53 @@ void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor 
       const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
       if (r < 0) continue;
       const T* row = row_RD.row<T>(r);
-      const T weight = weight_TK.row<T>(t)[k];
 #pragma omp simd
-      for (std::int64_t d = 0; d < D; ++d) out[d] += weight * row[d];
+      for (std::int64_t d = 0; d < D; ++d) out[d] += row[d];
     }
   }
+}
+
+// f(t, k, the slot's row, negative where it is free). By one thread: a number a slot.
+template <class F>
+void for_each_slot(Tensor slot_row_TK, F&& f) {
+  for (std::int64_t t = 0; t < slot_row_TK.rows(); ++t)
+    for (std::int64_t k = 0; k < slot_row_TK.dim(1); ++k) f(t, k, slot_row_TK.row<std::int32_t>(t)[k]);
+}
+
+}  // namespace
+
+template <class T>
+void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK) {
+  copy_to_rows<T>(row_RD, x_TD, slot_row_TK);
+  for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
+    if (r >= 0) *weight_R.row<T>(r) = weight_TK.row<T>(t)[k];
+  });
 }
 
 template <class T>
-void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
-                          Tensor slot_row_TK) {
-  const std::int64_t n_tokens = dout_TD.rows(), K = slot_row_TK.dim(1), D = dout_TD.dim(1);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t t = 0; t < n_tokens; ++t) {
-    const T* dout = dout_TD.row<T>(t);
-    for (std::int64_t k = 0; k < K; ++k) {
-      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
-      if (r < 0) {
-        dweight_TK.row<T>(t)[k] = T(0);
-        continue;
-      }
-      const T* row = row_RD.row<T>(r);
-      T* drow = drow_RD.row<T>(r);
-      const T weight = weight_TK.row<T>(t)[k];
-      T dot = 0;
-#pragma omp simd reduction(+ : dot)
-      for (std::int64_t d = 0; d < D; ++d) {
-        dot += dout[d] * row[d];  // read before drow, which may be the same memory, is written
-        drow[d] = weight * dout[d];
-      }
-      dweight_TK.row<T>(t)[k] = dot;
-    }
-  }
+void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+                           Tensor slot_row_TK) {
+  add_rows<T>(dx_TD, drow_RD, slot_row_TK);
+  for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
+    dweight_TK.row<T>(t)[k] = r >= 0 ? *dweight_R.row<T>(r) : T(0);
+  });
 }
 
-#define INSTANTIATE(T)                                                  \
-  template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor);        \
-  template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor);       \
-  template void moe_combine_forward<T>(Tensor, Tensor, Tensor, Tensor); \
-  template void moe_combine_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);
+template <class T>
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK) {
+  add_rows<T>(out_TD, row_RD, slot_row_TK);
+}
+
+template <class T>
+void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK) {
+  copy_to_rows<T>(drow_RD, dout_TD, slot_row_TK);
+}
+
+#define INSTANTIATE(T)                                                            \
+  template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor);  \
+  template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor); \
+  template void moe_combine_forward<T>(Tensor, Tensor, Tensor);                   \
+  template void moe_combine_backward<T>(Tensor, Tensor, Tensor);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

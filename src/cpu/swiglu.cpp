@@ -5,44 +5,78 @@
 
 namespace switchyard::cpu {
 
+namespace {
+
+template <class T>
+void forward_row(T* out, const T* gate_up, std::int64_t width, T weight) {
+  const T *gate = gate_up, *up = gate_up + width;
+#pragma omp simd
+  for (std::int64_t f = 0; f < width; ++f) out[f] = weight * (gate[f] * sigmoid_of(gate[f]) * up[f]);
+}
+
+// Returns the weight's gradient.
+template <class T>
+T backward_row(T* dgate_up, const T* dout, const T* gate_up, std::int64_t width, T weight) {
+  const T *gate = gate_up, *up = gate_up + width;
+  T *dgate = dgate_up, *dup = dgate_up + width;
+  T dweight = 0;
+#pragma omp simd reduction(+ : dweight)
+  for (std::int64_t f = 0; f < width; ++f) {
+    const T g = gate[f], u = up[f], d = weight * dout[f],
+            sigmoid = sigmoid_of(g);  // read before dgate and dup, which may be their memory
+    dweight += dout[f] * (g * sigmoid * u);
+    dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
+    dup[f] = d * g * sigmoid;
+  }
+  return dweight;
+}
+
+std::int64_t routed_rows(const Tensor& offset_E1) { return offset_E1.as<std::int32_t>()[offset_E1.rows() - 1]; }
+
+}  // namespace
+
 template <class T>
 void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F) {
-  const Rows<T> out_rows(out_RF), gate_up_rows(gate_up_R2F);
+  const Rows<T> out(out_RF), gate_up(gate_up_R2F);
   const std::int64_t width = out_RF.row_size();
 #pragma omp parallel for schedule(static) if (out_RF.numel() >= kParallelElements)
-  for (std::int64_t r = 0; r < out_RF.rows(); ++r) {
-    const T* gate = gate_up_rows[r];
-    const T* up = gate + width;
-    T* out = out_rows[r];
-#pragma omp simd
-    for (std::int64_t f = 0; f < width; ++f) out[f] = gate[f] * sigmoid_of(gate[f]) * up[f];
-  }
+  for (std::int64_t r = 0; r < out_RF.rows(); ++r) forward_row(out[r], gate_up[r], width, T(1));
 }
 
 template <class T>
 void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F) {
-  const Rows<T> dgate_up_rows(dgate_up_R2F), dout_rows(dout_RF), gate_up_rows(gate_up_R2F);
+  const Rows<T> dgate_up(dgate_up_R2F), dout(dout_RF), gate_up(gate_up_R2F);
   const std::int64_t width = dout_RF.row_size();
 #pragma omp parallel for schedule(static) if (dout_RF.numel() >= kParallelElements)
-  for (std::int64_t r = 0; r < dout_RF.rows(); ++r) {
-    const T* dout = dout_rows[r];
-    const T* gate = gate_up_rows[r];
-    const T* up = gate + width;
-    T* dgate = dgate_up_rows[r];
-    T* dup = dgate + width;
-#pragma omp simd
-    for (std::int64_t f = 0; f < width; ++f) {
-      const T g = gate[f], u = up[f],
-              sigmoid = sigmoid_of(g);  // read before dgate and dup, which may be their memory
-      dgate[f] = dout[f] * u * sigmoid * (1 + g * (1 - sigmoid));
-      dup[f] = dout[f] * g * sigmoid;
-    }
-  }
+  for (std::int64_t r = 0; r < dout_RF.rows(); ++r) backward_row(dgate_up[r], dout[r], gate_up[r], width, T(1));
 }
 
-template void swiglu_forward<float>(Tensor, Tensor);
-template void swiglu_forward<double>(Tensor, Tensor);
-template void swiglu_backward<float>(Tensor, Tensor, Tensor);
-template void swiglu_backward<double>(Tensor, Tensor, Tensor);
+template <class T>
+void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1) {
+  const Rows<T> out(out_RF), gate_up(gate_up_R2F), weight(weight_R);
+  const std::int64_t n_rows = routed_rows(offset_E1), width = out_RF.row_size();
+#pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
+  for (std::int64_t r = 0; r < n_rows; ++r) forward_row(out[r], gate_up[r], width, *weight[r]);
+}
+
+template <class T>
+void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
+                            Tensor weight_R, Tensor offset_E1) {
+  const Rows<T> dgate_up(dgate_up_R2F), dweight(dweight_R), dout(dout_RF), gate_up(gate_up_R2F),
+      weight(weight_R);
+  const std::int64_t n_rows = routed_rows(offset_E1), width = dout_RF.row_size();
+#pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
+  for (std::int64_t r = 0; r < n_rows; ++r)
+    *dweight[r] = backward_row(dgate_up[r], dout[r], gate_up[r], width, *weight[r]);
+}
+
+#define INSTANTIATE(T)                                                    \
+  template void swiglu_forward<T>(Tensor, Tensor);                        \
+  template void swiglu_backward<T>(Tensor, Tensor, Tensor);               \
+  template void expert_swiglu_forward<T>(Tensor, Tensor, Tensor, Tensor); \
+  template void expert_swiglu_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
 
 }  // namespace switchyard::cpu

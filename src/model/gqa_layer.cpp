@@ -7,7 +7,7 @@
 #include "ops/bias.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
-#include "ops/rmsnorm.h"
+#include "ops/qk_norm_rope.h"
 #include "ops/rope.h"
 
 namespace switchyard::model {
@@ -93,11 +93,13 @@ void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   ops::linear_forward(qkv_TM, x_TD, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
   if (q_bias_) ops::bias_forward(qkv_TM, store_.value_block(*q_bias_, qkv_bias_shape()), ctx);
   if (qk_norm_) {
-    ops::rmsnorm_forward(q_THN, q_rstd_TH, q_columns(qkv_TM), store_.value(q_norm_), eps_, ctx);
-    ops::rmsnorm_forward(k_TGN, k_rstd_TG, k_columns(qkv_TM), store_.value(k_norm_), eps_, ctx);
+    ops::qk_norm_rope_forward({q_THN, k_TGN}, {q_rstd_TH, k_rstd_TG}, qkv_TM,
+                              {store_.value(q_norm_), store_.value(k_norm_)}, rope.cos_SP, rope.sin_SP,
+                              batch.seq_len, eps_, ctx);
+  } else {
+    ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
+    ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   }
-  ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
-  ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   Tensor all_k_SGN = k_TGN, all_v_SGN = v_columns(qkv_TM);
   if (batch.cached) {
     const std::int64_t first = *batch.cached, end = first + batch.seq_len;
@@ -128,16 +130,15 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   if (o_bias_) ops::bias_backward(store_.grad(*o_bias_), dout_TD, ctx);
   ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, mix_THN, ctx);
   ops::linear_backward_input(dmix_THN, dout_TD, store_.value(o_weight_), ops::Write::set, ctx);
-  if (qk_norm_) ops::fill_zero(dqkv_TM, ctx);  // the norms' gradients are added
   ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dmix_THN, mix_THN, lse_TH, q_THN, k_TGN,
                           v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
-  ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
-  ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   if (qk_norm_) {
-    ops::rmsnorm_backward(k_columns(dqkv_TM), store_.grad(k_norm_), dk_TGN, k_columns(qkv_TM), k_rstd_TG,
-                          store_.value(k_norm_), ctx);
-    ops::rmsnorm_backward(q_columns(dqkv_TM), store_.grad(q_norm_), dq_THN, q_columns(qkv_TM), q_rstd_TH,
-                          store_.value(q_norm_), ctx);
+    ops::qk_norm_rope_backward(dqkv_TM, {store_.grad(q_norm_), store_.grad(k_norm_)}, {dq_THN, dk_TGN}, qkv_TM,
+                               {q_rstd_TH, k_rstd_TG}, {store_.value(q_norm_), store_.value(k_norm_)},
+                               rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
+  } else {
+    ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
+    ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   }
   if (q_bias_) ops::bias_backward(store_.grad_block(*q_bias_, qkv_bias_shape()), dqkv_TM, ctx);
   ops::linear_backward_weight(store_.grad_block(q_weight_, qkv_shape()), dqkv_TM, x_TD, ctx);

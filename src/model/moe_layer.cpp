@@ -74,13 +74,13 @@ void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTyp
   saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
   saved_.row_RD = arena.take(Shape{max_rows, hidden_}, dtype);
+  saved_.weight_R = arena.take(Shape{max_rows}, dtype);
   saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
   saved_.act_RF = arena.take(Shape{max_rows, width_}, dtype);
-  saved_.out_RD = arena.take(Shape{max_rows, hidden_}, dtype);
 }
 
 void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
-  auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
+  auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
   decision = router_->forward(x_TD, router_batch(batch), ctx);
   ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
   {
@@ -90,33 +90,37 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
       input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
       ops::add(input_TD, x_TD, decision.expert_input_addend_TD, ctx);
     }
-    ops::moe_dispatch_forward(row_RD, input_TD, slot_row_TK, ctx);
+    ops::moe_dispatch_forward(row_RD, weight_R, input_TD, decision.weight_TK, slot_row_TK, ctx);
   }
-  ops::grouped_linear_forward(gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()), offset_E1,
-                              ctx);
-  ops::swiglu_forward(act_RF, gate_up_R2F, ctx);
-  ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
-  ops::moe_combine_forward(out_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
+  ops::grouped_gate_up_forward(act_RF, gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()),
+                               weight_R, offset_E1, ctx);
+  {
+    ScratchScope scope(ctx.scratch);
+    const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
+    ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
+    ops::moe_combine_forward(out_TD, out_RD, slot_row_TK, ctx);
+  }
   if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                         const router::RoutingLossGradient* loss_gradient, Context& ctx) {
-  const auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, gate_up_R2F, act_RF, out_RD] = saved_;
+  const auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
   SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
-  const Tensor dout_RD = scratch_like(out_RD);
+  const Tensor dweight_R = scratch_like(weight_R);
+  const Tensor dout_RD = scratch_like(row_RD);
   const Tensor dact_RF = scratch_like(act_RF);
   const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
 
-  ops::moe_combine_backward(dout_RD, dweight_TK, dout_TD, out_RD, decision.weight_TK, slot_row_TK, ctx);
+  ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
   ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.value_block(down_, down_shape()), offset_E1, ctx);
-  ops::swiglu_backward(dgate_up_R2F, dact_RF, gate_up_R2F, ctx);
+  ops::expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
                                       offset_E1, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
@@ -130,10 +134,10 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   if (decision.expert_input_addend_TD.defined()) {
     gradient.daddend_TD = scratch_like(decision.expert_input_addend_TD);
     ops::fill_zero(gradient.daddend_TD, ctx);
-    ops::moe_dispatch_backward(gradient.daddend_TD, drow_RD, slot_row_TK, ctx);
+    ops::moe_dispatch_backward(gradient.daddend_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
     ops::add(dx_TD, dx_TD, gradient.daddend_TD, ctx);
   } else {
-    ops::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx);
+    ops::moe_dispatch_backward(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
   }
   router_->backward(dx_TD, gradient, x_TD, router_batch(batch), *loss_gradient, ctx);
 }
@@ -142,8 +146,7 @@ void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
   const std::int64_t rows = HostCopy(saved_.offset_E1)->as<std::int32_t>()[n_experts_];
   router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
   visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
-  visit("mlp.experts act_fn output", saved_.act_RF.slice(0, rows));
-  visit("mlp.experts down_proj output", saved_.out_RD.slice(0, rows));
+  visit("mlp.experts weighted act_fn output", saved_.act_RF.slice(0, rows));
   if (shared_)
     shared_->visit_saved(
         [&](const std::string& name, const Tensor& tensor) { visit("shared_experts " + name, tensor); });

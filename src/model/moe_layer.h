@@ -1,4 +1,4 @@
-// A mixture of SwiGLU experts: route, bring tokens to their experts, multiply, bring the results back weighted.
+// A mixture of SwiGLU experts: route, bring tokens to their experts, multiply, bring the weighted results back.
 //   T tokens, D hidden size, E experts, K slots a token, R routed rows, F expert width
 #pragma once
 
@@ -29,9 +29,9 @@ class MoeLayer final : public FfnLayer {
     router::RoutingDecision decision;
     Tensor count_E, offset_E1, slot_row_TK;  // i32
     Tensor row_RD;                           // the experts' inputs, expert after expert
+    Tensor weight_R;                         // the routing weights of the rows
     Tensor gate_up_R2F;
-    Tensor act_RF;
-    Tensor out_RD;  // the experts' outputs, not weighted
+    Tensor act_RF;  // weighted, so that the experts' outputs are
   };
   Shape gate_up_shape() const { return Shape{n_experts_, 2 * width_, hidden_}; }
   Shape down_shape() const { return Shape{n_experts_, hidden_, width_}; }

@@ -34,6 +34,9 @@ void with_scalar(DType dtype, F&& f) {
   SY_CHECK(false, "operators compute in f32 or f64, not in {}", name_of(dtype));
 }
 
+// The type of what stays in full precision beside tensors of dtype: routing weights.
+inline DType precise(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+
 inline void check_shape(const Tensor& tensor, const Shape& expected, const char* name) {
   SY_CHECK(tensor.shape() == expected, "{} is {}, expected {}", name, tensor.shape().to_string(),
            expected.to_string());

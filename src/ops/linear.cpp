@@ -4,6 +4,7 @@
 #include "cpu/linear.h"
 #include "cuda/linear.h"
 #include "ops/dispatch.h"
+#include "ops/swiglu.h"
 
 namespace switchyard::ops {
 
@@ -77,6 +78,20 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
   SY_ON_CUDA(ctx, cuda::grouped_linear_forward(out_RN, in_RK, weight_ENK, offset_E1, ctx));
   with_scalar(out_RN.dtype(),
               [&]<class T>() { cpu::grouped_linear_forward<T>(out_RN, in_RK, weight_ENK, offset_E1, ctx); });
+}
+
+void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+                             Tensor weight_R, Tensor offset_E1, Context& ctx) {
+  check_grouped(gate_up_R2F, in_RK, weight_E2FK, offset_E1);
+  check_shape(act_RF, Shape{gate_up_R2F.rows(), act_RF.dim(1)}, "act_RF");
+  check_shape(gate_up_R2F, Shape{act_RF.rows(), 2 * act_RF.dim(1)}, "gate_up_R2F");
+  check_dtype(act_RF, gate_up_R2F.dtype(), "act_RF");
+  check_shape(weight_R, Shape{act_RF.rows()}, "weight_R");
+  check_dtype(weight_R, precise(act_RF.dtype()), "weight_R");
+  SY_ON_CUDA(ctx,
+             cuda::grouped_gate_up_forward(act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, offset_E1, ctx));
+  grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
+  expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,

@@ -1,5 +1,5 @@
 // Matrix products with a weight: dense, and grouped by expert.
-//   T rows, K inputs, N outputs, E experts, R routed rows
+//   T rows, K inputs, N outputs, E experts, R routed rows, F width of an expert
 #pragma once
 
 #include "core/context.h"
@@ -22,6 +22,10 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
 // The same with one weight an expert: rows [offset_E1[e], offset_E1[e+1]) belong to expert e, offset_E1 i32
 // [E+1]. An expert without rows reads and writes nothing; rows from offset_E1[E] on are not touched.
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+// grouped_linear_forward to gate_up_R2F, then expert_swiglu_forward (ops/swiglu.h) to act_RF. On the device one
+// pass where the layout lets it be: the gates and ups that the backward pass wants are not read again.
+void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+                             Tensor weight_R, Tensor offset_E1, Context& ctx);
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
                                    Context& ctx);
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,

@@ -31,41 +31,45 @@ void check_rows(const Tensor& row_RD, const Tensor& token_TD, const Tensor& slot
   check_dtype(row_RD, token_TD.dtype(), "row_RD");
 }
 
+void check_weights(const Tensor& weight_R, const Tensor& weight_TK, const Tensor& row_RD,
+                   const Tensor& slot_row_TK) {
+  check_shape(weight_TK, slot_row_TK.shape(), "the weights of slots");
+  check_dtype(weight_TK, precise(row_RD.dtype()), "the weights of slots");
+  check_shape(weight_R, Shape{row_RD.rows()}, "the weights of rows");
+  check_dtype(weight_R, weight_TK.dtype(), "the weights of rows");
+}
+
 }  // namespace
 
-void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx) {
+void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
+                          Context& ctx) {
   check_rows(row_RD, x_TD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_dispatch_forward(row_RD, x_TD, slot_row_TK, ctx));
-  with_scalar(x_TD.dtype(), [&]<class T>() { cpu::moe_dispatch_forward<T>(row_RD, x_TD, slot_row_TK); });
+  check_weights(weight_R, weight_TK, row_RD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_dispatch_forward(row_RD, weight_R, x_TD, weight_TK, slot_row_TK, ctx));
+  with_scalar(x_TD.dtype(),
+              [&]<class T>() { cpu::moe_dispatch_forward<T>(row_RD, weight_R, x_TD, weight_TK, slot_row_TK); });
 }
 
-void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context& ctx) {
+void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+                           Tensor slot_row_TK, Context& ctx) {
   check_rows(drow_RD, dx_TD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_dispatch_backward(dx_TD, drow_RD, slot_row_TK, ctx));
-  with_scalar(dx_TD.dtype(), [&]<class T>() { cpu::moe_dispatch_backward<T>(dx_TD, drow_RD, slot_row_TK); });
-}
-
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx) {
-  check_rows(row_RD, out_TD, slot_row_TK);
-  check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
-  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, row_RD, weight_TK, slot_row_TK, ctx));
-  with_scalar(out_TD.dtype(),
-              [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, weight_TK, slot_row_TK); });
-}
-
-void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
-                          Tensor slot_row_TK, Context& ctx) {
-  check_rows(row_RD, dout_TD, slot_row_TK);
-  check_like(drow_RD, row_RD, "drow_RD");
-  check_shape(weight_TK, slot_row_TK.shape(), "weight_TK");
-  check_dtype(weight_TK, row_RD.dtype(), "weight_TK");
-  check_like(dweight_TK, weight_TK, "dweight_TK");
-  SY_ON_CUDA(ctx,
-             cuda::moe_combine_backward(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK, ctx));
-  with_scalar(dout_TD.dtype(), [&]<class T>() {
-    cpu::moe_combine_backward<T>(drow_RD, dweight_TK, dout_TD, row_RD, weight_TK, slot_row_TK);
+  check_weights(dweight_R, dweight_TK, drow_RD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_dispatch_backward(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx));
+  with_scalar(dx_TD.dtype(), [&]<class T>() {
+    cpu::moe_dispatch_backward<T>(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK);
   });
+}
+
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+  check_rows(row_RD, out_TD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, row_RD, slot_row_TK, ctx));
+  with_scalar(out_TD.dtype(), [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, slot_row_TK); });
+}
+
+void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {
+  check_rows(drow_RD, dout_TD, slot_row_TK);
+  SY_ON_CUDA(ctx, cuda::moe_combine_backward(drow_RD, dout_TD, slot_row_TK, ctx));
+  with_scalar(dout_TD.dtype(), [&]<class T>() { cpu::moe_combine_backward<T>(drow_RD, dout_TD, slot_row_TK); });
 }
 
 }  // namespace switchyard::ops

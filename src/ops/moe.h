@@ -12,18 +12,22 @@ namespace switchyard::ops {
 //   slot_row_TK[t,k] = the row of that slot, -1 where free. All set.
 void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
 
-// Below, row_RD has room for T*K rows; those from R on are neither read nor written.
+// Below, row_RD and weight_R have room for T*K rows; those from R on are neither read nor written. Beside rows
+// of bf16, weights and their gradients are f32.
 
-// row_RD[r] = x_TD[token of row r], set for r < R.
-void moe_dispatch_forward(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK, Context& ctx);
-// dx_TD[t] += sum_k drow_RD[slot_row_TK[t,k]], k ascending.
-void moe_dispatch_backward(Tensor dx_TD, Tensor drow_RD, Tensor slot_row_TK, Context& ctx);
+// The tokens with their weights to the experts, for every slot that is not free:
+//   row_RD[slot_row_TK[t,k]] = x_TD[t];  weight_R[slot_row_TK[t,k]] = weight_TK[t,k]. Both set.
+void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
+                          Context& ctx);
+// dx_TD[t] += sum_k drow_RD[slot_row_TK[t,k]], k ascending;  dweight_TK[t,k] = dweight_R[slot_row_TK[t,k]], 0
+// for a free slot, set.
+void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+                           Tensor slot_row_TK, Context& ctx);
 
-// out_TD[t] += sum_k weight_TK[t,k] * row_RD[slot_row_TK[t,k]], k ascending.
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor weight_TK, Tensor slot_row_TK, Context& ctx);
-// drow_RD[slot_row_TK[t,k]] = weight_TK[t,k] * dout_TD[t];  dweight_TK[t,k] = dout_TD[t] .
-// row_RD[slot_row_TK[t,k]], 0 for a free slot. Both set. drow_RD may be row_RD.
-void moe_combine_backward(Tensor drow_RD, Tensor dweight_TK, Tensor dout_TD, Tensor row_RD, Tensor weight_TK,
-                          Tensor slot_row_TK, Context& ctx);
+// The experts' outputs, weighted already (ops/swiglu.h), back to the tokens:
+//   out_TD[t] += sum_k row_RD[slot_row_TK[t,k]], k ascending.
+void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
+// drow_RD[slot_row_TK[t,k]] = dout_TD[t]. Set.
+void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);
 
 }  // namespace switchyard::ops

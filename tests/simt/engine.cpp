@@ -92,6 +92,7 @@ class Engine {
   ~Engine();
 
   BlockOrder order = BlockOrder::ascending;
+  std::size_t max_shared_bytes = kMaxSharedBytes;
   std::map<std::uintptr_t, Marked> memory;
 
   const char* kernel = "";
@@ -265,7 +266,7 @@ void Engine::check_shared() const {
 void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& body) {
   n_threads_ = block.x * block.y * block.z;
   if (n_threads_ == 0 || n_threads_ > 1024) fail("a block of " + std::to_string(n_threads_) + " threads");
-  if (dynamic_bytes > kMaxSharedBytes) fail(std::to_string(dynamic_bytes) + " bytes of dynamic shared memory");
+  if (dynamic_bytes > max_shared_bytes) fail(std::to_string(dynamic_bytes) + " bytes of dynamic shared memory");
   dynamic_bytes_ = dynamic_bytes;
   body_ = &body;
   meetings_.resize((n_threads_ + kWarpSize - 1) / kWarpSize);
@@ -365,6 +366,8 @@ void arrive(const std::vector<AsyncCopy>& group) {
 }  // namespace
 
 void set_block_order(BlockOrder order) { engine().order = order; }
+void set_max_shared_bytes(std::size_t bytes) { engine().max_shared_bytes = bytes; }
+std::size_t max_shared_bytes() { return engine().max_shared_bytes; }
 
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body) {

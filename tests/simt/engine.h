@@ -39,6 +39,10 @@ enum class BlockOrder { ascending, descending };
 // The order in which blocks run: a result that depends on it is a race between blocks. Default: ascending.
 void set_block_order(BlockOrder order);
 
+// The most shared memory that a block may ask for: another device's. Default: kMaxSharedBytes.
+void set_max_shared_bytes(std::size_t bytes);
+std::size_t max_shared_bytes();
+
 // Runs `body` once for each thread of the grid.
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body);

@@ -1,0 +1,139 @@
+#include "cpu/qk_norm_rope.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/reduce.h"
+
+namespace switchyard::cpu {
+
+namespace {
+
+template <class T>
+struct Tables {
+  Rows<T> cos_SP, sin_SP;
+  std::int64_t seq_len, pairs;
+};
+
+// Of q or of k, here and below.
+template <class T>
+void forward(const Tensor& out_THN, const Tensor& rstd_TH, const Tensor& in_THN, const Tensor& weight_N,
+             const Tables<T>& tables, double eps) {
+  const Rows<T> out_rows(out_THN), rstd_rows(rstd_TH), in_rows(in_THN);
+  const T* weight = weight_N.as<T>();
+  const std::int64_t heads = rstd_TH.dim(1), pairs = tables.pairs, width = 2 * pairs;
+#pragma omp parallel for schedule(static) if (in_THN.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < in_THN.rows(); ++t) {
+    const T* cos = tables.cos_SP[t % tables.seq_len];
+    const T* sin = tables.sin_SP[t % tables.seq_len];
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const T* in = in_rows[t] + h * width;
+      T* out = out_rows[t] + h * width;
+      const double squares = sum_in_lanes(width, [in](std::int64_t n) {
+        const auto x = static_cast<double>(in[n]);
+        return x * x;
+      });
+      const T rstd = static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + eps));
+      rstd_rows[t][h] = rstd;
+#pragma omp simd
+      for (std::int64_t p = 0; p < pairs; ++p) {
+        const T a = in[p] * rstd * weight[p], b = in[p + pairs] * rstd * weight[p + pairs];
+        out[p] = a * cos[p] - b * sin[p];
+        out[p + pairs] = b * cos[p] + a * sin[p];
+      }
+    }
+  }
+}
+
+template <class T>
+void backward(const Tensor& din_THN, const Tensor& dweight_N, const Tensor& dout_THN, const Tensor& in_THN,
+              const Tensor& rstd_TH, const Tensor& weight_N, const Tables<T>& tables, Scratch& scratch) {
+  const Rows<T> din_rows(din_THN), dout_rows(dout_THN), in_rows(in_THN), rstd_rows(rstd_TH);
+  const T* weight = weight_N.as<T>();
+  const std::int64_t n_rows = in_THN.rows(), heads = rstd_TH.dim(1), pairs = tables.pairs, width = 2 * pairs;
+  const bool parallel = in_THN.numel() >= kParallelElements;
+
+  ScratchScope scope(scratch);
+  const RowBlocks blocks(n_rows);
+  const Rows<T> partial_rows(scratch.take({blocks.count, width}, DTypeOf<T>::value));
+#pragma omp parallel for schedule(static) if (parallel)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    T* partial = partial_rows[block];  // the block's part of dweight
+    std::fill_n(partial, width, T(0));
+    const std::int64_t last = std::min((block + 1) * blocks.rows, n_rows);
+    for (std::int64_t t = block * blocks.rows; t < last; ++t) {
+      const T* cos = tables.cos_SP[t % tables.seq_len];
+      const T* sin = tables.sin_SP[t % tables.seq_len];
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const T* dout = dout_rows[t] + h * width;
+        const T* in = in_rows[t] + h * width;
+        T* din = din_rows[t] + h * width;  // dy first
+        const T rstd = rstd_rows[t][h];
+#pragma omp simd
+        for (std::int64_t p = 0; p < pairs; ++p) {
+          din[p] = dout[p] * cos[p] + dout[p + pairs] * sin[p];
+          din[p + pairs] = dout[p + pairs] * cos[p] - dout[p] * sin[p];
+        }
+        const double sum =
+            sum_in_lanes(width, [=](std::int64_t n) { return din[n] * weight[n] * (in[n] * rstd); });
+        const T mean = static_cast<T>(sum / static_cast<double>(width));
+#pragma omp simd
+        for (std::int64_t n = 0; n < width; ++n) {
+          const T x = in[n] * rstd, dy = din[n];
+          din[n] = rstd * (dy * weight[n] - x * mean);
+          partial[n] += dy * x;
+        }
+      }
+    }
+  }
+
+  T* dweight = dweight_N.as<T>();
+  for (std::int64_t n = 0; n < width; ++n) {
+    double sum = 0;
+    for (std::int64_t block = 0; block < blocks.count; ++block)
+      sum += static_cast<double>(partial_rows[block][n]);
+    dweight[n] += static_cast<T>(sum);
+  }
+}
+
+// q's and k's columns of a projection.
+QueryKey columns_of(const Tensor& qkv_TM, const QueryKey& like) {
+  return {qkv_TM.columns(0, like.q.dim(1)), qkv_TM.columns(like.q.dim(1), like.k.dim(1))};
+}
+
+template <class T>
+Tables<T> tables_of(const Tensor& cos_SP, const Tensor& sin_SP, std::int64_t seq_len) {
+  return {Rows<T>(cos_SP), Rows<T>(sin_SP), seq_len, cos_SP.dim(1)};
+}
+
+}  // namespace
+
+template <class T>
+void qk_norm_rope_forward(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey weight_N, Tensor cos_SP,
+                          Tensor sin_SP, std::int64_t seq_len, double eps) {
+  const QueryKey in = columns_of(qkv_TM, out);
+  const Tables<T> tables = tables_of<T>(cos_SP, sin_SP, seq_len);
+  forward<T>(out.q, rstd.q, in.q, weight_N.q, tables, eps);
+  forward<T>(out.k, rstd.k, in.k, weight_N.k, tables, eps);
+}
+
+template <class T>
+void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Tensor qkv_TM, QueryKey rstd,
+                           QueryKey weight_N, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len,
+                           Scratch& scratch) {
+  const QueryKey din = columns_of(dqkv_TM, dout), in = columns_of(qkv_TM, dout);
+  const Tables<T> tables = tables_of<T>(cos_SP, sin_SP, seq_len);
+  backward<T>(din.q, dweight_N.q, dout.q, in.q, rstd.q, weight_N.q, tables, scratch);
+  backward<T>(din.k, dweight_N.k, dout.k, in.k, rstd.k, weight_N.k, tables, scratch);
+}
+
+template void qk_norm_rope_forward<float>(QueryKey, QueryKey, Tensor, QueryKey, Tensor, Tensor, std::int64_t,
+                                          double);
+template void qk_norm_rope_forward<double>(QueryKey, QueryKey, Tensor, QueryKey, Tensor, Tensor, std::int64_t,
+                                           double);
+template void qk_norm_rope_backward<float>(Tensor, QueryKey, QueryKey, Tensor, QueryKey, QueryKey, Tensor,
+                                           Tensor, std::int64_t, Scratch&);
+template void qk_norm_rope_backward<double>(Tensor, QueryKey, QueryKey, Tensor, QueryKey, QueryKey, Tensor,
+                                            Tensor, std::int64_t, Scratch&);
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,181 @@
+// Latent prototype routing: the encoder's norm, the latent rows, their prototypes and what keeps them apart.
+// All float32 but the sums; T tokens, E experts, d width of the latent space.
+#include <fmt/core.h>
+
+#include "core/prototype_metric.h"
+#include "core/rng.h"
+#include "cuda/latent.h"
+#include "cuda/layernorm.h"
+#include "cuda/noise.h"
+#include "cuda/prototype.h"
+#include "cuda_bench.h"
+
+namespace switchyard::bench {
+
+namespace {
+
+constexpr DType f32 = DType::f32;
+
+std::vector<Case> layernorm(const Sizes& s) {
+  struct Tensors {
+    Tensor x, out, mean, rstd, weight, bias;
+    Tensors(Workspace& w, const Sizes& s)
+        : x(w.normal({s.tokens, s.hidden}, f32)),
+          out(w.take(x.shape(), f32)),
+          mean(w.take({s.tokens}, f32)),
+          rstd(w.take({s.tokens}, f32)),
+          weight(w.normal({s.hidden}, f32)),
+          bias(w.normal({s.hidden}, f32)) {}
+    void forward(Context& ctx) const {
+      cuda::layernorm_silu_forward(out, mean, rstd, x, weight, bias, 1e-5, ctx);
+    }
+  };
+  return {{"layernorm_silu_forward", kMoveBar,
+           [=](Workspace& w) {
+             const Tensors c(w, s);
+             return Work{.shape = text(c.x), .bytes = bytes_of({c.x, c.out}), .call = [=](Context& ctx) {
+                           c.forward(ctx);
+                         }};
+           }},
+          {"layernorm_silu_backward", kMoveBar, [=](Workspace& w) {
+             const Tensors c(w, s);
+             c.forward(w.ctx());
+             const Tensor dout = w.normal(c.x.shape(), f32), dx = w.zeros(c.x.shape(), f32),
+                          dweight = w.zeros({s.hidden}, f32), dbias = w.zeros({s.hidden}, f32);
+             return Work{.shape = text(c.x), .bytes = bytes_of({c.x, dout, dx, dx}), .call = [=](Context& ctx) {
+                           cuda::layernorm_silu_backward(dx, dweight, dbias, dout, c.x, c.mean, c.rstd,
+                                                         c.weight, c.bias, ctx);
+                         }};
+           }}};
+}
+
+// Rows of the latent space, as many as tokens.
+using RowsCall = std::function<void(const Tensor& a_Td, const Tensor& b_Td, const Tensor& c_Td,
+                                    const Tensor& norm_T, const Tensor& skip_T, Context&)>;
+Case on_rows(const Sizes& s, const char* kernel, int passes, const RowsCall& call) {
+  return {kernel, 0, [=](Workspace& w) {
+            const Shape rows{s.router_tokens, s.latent};
+            const Tensor a = w.normal(rows, f32), b = w.normal(rows, f32), c = w.normal(rows, f32),
+                         norm = w.normal({s.router_tokens}, f32), skip = w.zeros({s.router_tokens}, DType::i32);
+            return Work{.shape = text(a), .bytes = passes * bytes_of({a}), .call = [=](Context& ctx) {
+                          call(a, b, c, norm, skip, ctx);
+                        }};
+          }};
+}
+
+std::vector<Case> latent(const Sizes& s) {
+  return {
+      on_rows(s, "unit_rows_forward", 2,
+              [](auto& a, auto& b, auto&, auto& norm, auto&, Context& ctx) {
+                cuda::unit_rows_forward(a, norm, b, ctx);
+              }),
+      on_rows(s, "unit_rows_backward", 4,
+              [](auto& a, auto& b, auto& c, auto& norm, auto&, Context& ctx) {
+                cuda::unit_rows_backward(a, b, c, norm, ctx);
+              }),
+      on_rows(
+          s, "sample_latent", 3,
+          [](auto& a, auto& b, auto& c, auto&, auto&, Context& ctx) { cuda::sample_latent(a, b, c, b, ctx); }),
+      on_rows(s, "standard_kl_sum (waits)", 2,
+              [](auto& a, auto& b, auto&, auto&, auto& skip, Context& ctx) {
+                (void)cuda::standard_kl_sum(a, b, skip, ctx);
+              }),
+      on_rows(s, "standard_kl_backward", 6,
+              [](auto& a, auto& b, auto& c, auto&, auto& skip, Context& ctx) {
+                cuda::standard_kl_backward(a, b, c, c, skip, 1e-6, ctx);
+              }),
+      on_rows(s, "scale_rows", 2,
+              [](auto& a, auto& b, auto&, auto&, auto&, Context& ctx) { cuda::scale_rows(a, b, 0.5, ctx); }),
+      on_rows(s, "clear_skipped_rows", 1,
+              [](auto& a, auto&, auto&, auto&, auto& skip, Context& ctx) {
+                cuda::clear_skipped_rows(a, skip, ctx);
+              }),
+      on_rows(s, "add_normal", 2, [](auto& a, auto&, auto&, auto&, auto&, Context& ctx) {
+        cuda::add_normal(a, Rng(1, RngPurpose::router_noise, 1), 0, 0.1, ctx);
+      })};
+}
+
+std::vector<Case> regularisation(const Sizes& s) {
+  const std::int64_t T = s.router_tokens, d = s.latent, E = s.experts, K = s.slots;
+  const auto moments = [=](Workspace& w) {
+    const Tensor unit = w.normal({T, d}, f32), gram = w.take({d, d}, DType::f64), sum = w.take({d}, DType::f64);
+    return Work{.shape = text(unit), .bytes = bytes_of({unit}), .call = [=](Context& ctx) {
+                  cuda::row_moments(gram, sum, unit, {}, ctx);
+                }};
+  };
+  const auto affine = [=](Workspace& w) {
+    const Tensor unit = w.normal({T, d}, f32), dunit = w.normal({T, d}, f32),
+                 matrix = w.zeros({d, d}, DType::f64), offset = w.zeros({d}, DType::f64);
+    return Work{.shape = text(unit), .bytes = bytes_of({unit, dunit, dunit}), .call = [=](Context& ctx) {
+                  cuda::add_affine_rows(dunit, unit, matrix, offset, {}, ctx);
+                }};
+  };
+  const auto pairs = [=](Workspace& w) {
+    const Tensor key = w.normal({E, d}, f32), dkey = w.zeros({E, d}, f32);
+    return Work{.shape = text(key), .bytes = bytes_of({key, dkey, dkey}), .call = [=](Context& ctx) {
+                  cuda::pair_distance_backward(dkey, key, {}, 1e-6, ctx);
+                }};
+  };
+  const auto alignment = [=](Workspace& w) {
+    std::vector<std::int32_t> choice;
+    for (std::int64_t i = 0; i < T * K; ++i) choice.push_back(static_cast<std::int32_t>(i * 7 % E));
+    const Tensor z = w.normal({T, d}, f32), chosen = w.normal({T, K}, f32), expert = w.ints({T, K}, choice),
+                 sum = w.take({E, d}, DType::f64), count = w.take({E}, DType::f64);
+    return Work{.shape = fmt::format("{}, {} slots", text(z), K),
+                .bytes = bytes_of({z, chosen, expert}),
+                .call = [=](Context& ctx) { cuda::routed_sums(sum, count, z, chosen, expert, ctx); }};
+  };
+  return {{"row_moments", 0, moments},
+          {"add_affine_rows", 0, affine},
+          {"pair_distance_backward", 0, pairs},
+          {"routed_sums", 0, alignment}};
+}
+
+std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, const char* name) {
+  struct Tensors {
+    GaussianRows token, key, dtoken, dkey;
+    Tensor score, dscore;
+    PrototypeMetric metric;
+    Tensors(Workspace& w, const Sizes& s, PrototypeSimilarity similarity) : metric{similarity} {
+      const Shape tokens{s.router_tokens, s.latent}, keys{s.experts, s.latent},
+          scores{s.router_tokens, s.experts};
+      token = {w.normal(tokens, f32), w.normal(tokens, f32, 0.02)};
+      key = {w.normal(keys, f32), w.normal(keys, f32, 0.02)};
+      dtoken = {w.zeros(tokens, f32), w.zeros(tokens, f32)};
+      dkey = {w.zeros(keys, f32), w.zeros(keys, f32)};
+      score = w.take(scores, f32);
+      dscore = w.normal(scores, f32);
+    }
+    void forward(Context& ctx) const { cuda::prototype_similarity_forward(score, token, key, metric, ctx); }
+  };
+  return {{fmt::format("prototype_similarity_forward, {}", name), 0,
+           [=](Workspace& w) {
+             const Tensors c(w, s, similarity);
+             return Work{.shape = fmt::format("{} of {}", text(c.score), s.latent),
+                         .bytes = bytes_of({c.token.mean, c.score}),
+                         .call = [=](Context& ctx) { c.forward(ctx); }};
+           }},
+          {fmt::format("prototype_similarity_backward, {}", name), 0, [=](Workspace& w) {
+             const Tensors c(w, s, similarity);
+             c.forward(w.ctx());
+             return Work{.shape = fmt::format("{} of {}", text(c.score), s.latent),
+                         .bytes = bytes_of({c.token.mean, c.dtoken.mean, c.dtoken.mean, c.score, c.dscore}),
+                         .call = [=](Context& ctx) {
+                           cuda::prototype_similarity_backward(c.dtoken, c.dkey, c.dscore, c.score, c.token,
+                                                               c.key, c.metric, ctx);
+                         }};
+           }}};
+}
+
+}  // namespace
+
+std::vector<Case> lpr_cases(const Sizes& s) {
+  std::vector<Case> all;
+  for (const auto& family :
+       {layernorm(s), latent(s), regularisation(s), prototypes(s, PrototypeSimilarity::gaussian, "gaussian"),
+        prototypes(s, PrototypeSimilarity::hellinger, "hellinger")})
+    all.insert(all.end(), family.begin(), family.end());
+  return all;
+}
+
+}  // namespace switchyard::bench

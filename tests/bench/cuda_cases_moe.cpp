@@ -1,0 +1,183 @@
+// Tokens to experts, the experts' products, and back.
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "core/rng.h"
+#include "cuda/capacity.h"
+#include "cuda/linear.h"
+#include "cuda/moe.h"
+#include "cuda_bench.h"
+
+namespace switchyard::bench {
+
+namespace {
+
+enum class Load { zipf, even };
+
+// offset_E1: the n-th expert has 1/n as many rows as the first, all together `rows`; or all have as many.
+std::vector<std::int32_t> expert_offsets(std::int64_t experts, std::int64_t rows, Load load) {
+  double all = 0, until = 0;
+  const auto weight = [=](std::int64_t e) {
+    return load == Load::zipf ? 1.0 / static_cast<double>(e + 1) : 1.0;
+  };
+  for (std::int64_t e = 0; e < experts; ++e) all += weight(e);
+  std::vector<std::int32_t> offsets{0};
+  for (std::int64_t e = 0; e < experts; ++e) {
+    until += weight(e);
+    offsets.push_back(static_cast<std::int32_t>(std::llround(until / all * static_cast<double>(rows))));
+  }
+  return offsets;
+}
+
+std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load load) {
+  const std::int64_t R = s.gemm_rows, E = s.experts;
+  const double flop = 2.0 * static_cast<double>(R) * static_cast<double>(N) * static_cast<double>(K);
+  const double bar = load == Load::zipf ? kGroupedBar : 0;
+  const std::string shape =
+      fmt::format("{} rows, {} experts of {} x {} bf16, {}", R, E, N, K, load == Load::zipf ? "Zipf" : "even");
+  const auto offsets = [=](Workspace& w) { return w.ints({E + 1}, expert_offsets(E, R, load)); };
+  return {
+      {"grouped_linear_forward", bar,
+       [=](Workspace& w) {
+         const Tensor in = w.normal({R, K}, DType::bf16), weight = w.normal({E, N, K}, DType::bf16, 0.02),
+                      out = w.take({R, N}, DType::bf16), offset = offsets(w);
+         return Work{
+             .shape = shape, .bytes = bytes_of({in, weight, out}), .flop = flop, .call = [=](Context& ctx) {
+               cuda::grouped_linear_forward(out, in, weight, offset, ctx);
+             }};
+       }},
+      {"grouped_linear_backward_input", bar,
+       [=](Workspace& w) {
+         const Tensor dout = w.normal({R, N}, DType::bf16), weight = w.normal({E, N, K}, DType::bf16, 0.02),
+                      din = w.take({R, K}, DType::bf16), offset = offsets(w);
+         return Work{
+             .shape = shape, .bytes = bytes_of({dout, weight, din}), .flop = flop, .call = [=](Context& ctx) {
+               cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
+             }};
+       }},
+      {"grouped_linear_backward_weight", bar, [=](Workspace& w) {
+         const Tensor dout = w.normal({R, N}, DType::bf16), in = w.normal({R, K}, DType::bf16),
+                      dweight = w.zeros({E, N, K}, DType::f32), offset = offsets(w);
+         return Work{.shape = shape,
+                     .bytes = bytes_of({dout, in, dweight, dweight}),
+                     .flop = flop,
+                     .call = [=](Context& ctx) {
+                       cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
+                     }};
+       }}};
+}
+
+// Distinct experts for each token, low ones more often.
+std::vector<std::int32_t> uneven_choice(std::int64_t tokens, std::int64_t slots, std::int64_t experts) {
+  const Rng rng(3, RngPurpose::init, 1);
+  std::vector<std::int32_t> choice;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    std::vector<bool> taken(static_cast<std::size_t>(experts));
+    for (std::int64_t k = 0; k < slots; ++k) {
+      const double u = rng.uniform(static_cast<std::uint64_t>(t * slots + k));
+      auto e = static_cast<std::size_t>(u * u * static_cast<double>(experts));
+      while (taken[e]) e = (e + 1) % taken.size();
+      taken[e] = true;
+      choice.push_back(static_cast<std::int32_t>(e));
+    }
+  }
+  return choice;
+}
+
+// A micro-batch's choice and where its slots go.
+struct Slots {
+  Tensor expert_TK, count_E, offset_E1, slot_row_TK, weight_TK;
+  Slots(Workspace& w, const Sizes& s) {
+    const Shape slots{s.routed_tokens, s.slots};
+    expert_TK = w.ints(slots, uneven_choice(s.routed_tokens, s.slots, s.experts));
+    count_E = w.take({s.experts}, DType::i32);
+    offset_E1 = w.take({s.experts + 1}, DType::i32);
+    slot_row_TK = w.take(slots, DType::i32);
+    weight_TK = w.normal(slots, DType::f32);
+    permute(w.ctx());
+  }
+  void permute(Context& ctx) const { cuda::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx); }
+};
+
+std::vector<Case> permutation(const Sizes& s) {
+  return {{"moe_permutation", 0,
+           [=](Workspace& w) {
+             const Slots slots(w, s);
+             return Work{.shape = fmt::format("{}, {} experts", text(slots.expert_TK), s.experts),
+                         .bytes = bytes_of({slots.expert_TK, slots.slot_row_TK}),
+                         .call = [=](Context& ctx) { slots.permute(ctx); }};
+           }},
+          {"limit_capacity (waits)", 0, [=](Workspace& w) {
+             const Slots slots(w, s);
+             const Tensor kept_expert = w.take(slots.expert_TK.shape(), DType::i32),
+                          kept_weight = w.take(slots.expert_TK.shape(), DType::f32),
+                          skip = w.zeros({s.routed_tokens}, DType::i32);
+             return Work{.shape = fmt::format("{}, {} experts", text(slots.expert_TK), s.experts),
+                         .bytes = bytes_of({slots.expert_TK, slots.weight_TK, kept_expert, kept_weight}),
+                         .call = [=](Context& ctx) {
+                           (void)cuda::limit_capacity(kept_expert, kept_weight, slots.expert_TK,
+                                                      slots.weight_TK, skip, s.experts, 1.25, ctx);
+                         }};
+           }}};
+}
+
+std::vector<Case> dispatch(const Sizes& s) {
+  const std::int64_t T = s.routed_tokens, R = T * s.slots;
+  return {{"moe_dispatch_forward", kMoveBar,
+           [=](Workspace& w) {
+             const Slots slots(w, s);
+             const Tensor x = w.normal({T, s.hidden}, DType::bf16), row = w.take({R, s.hidden}, DType::bf16);
+             return Work{
+                 .shape = fmt::format("{} to {} rows", text(x), R),
+                 .bytes = bytes_of({x, row, slots.slot_row_TK}),
+                 .call = [=](Context& ctx) { cuda::moe_dispatch_forward(row, x, slots.slot_row_TK, ctx); }};
+           }},
+          {"moe_dispatch_backward", kMoveBar, [=](Workspace& w) {
+             const Slots slots(w, s);
+             const Tensor dx = w.zeros({T, s.hidden}, DType::bf16), drow = w.normal({R, s.hidden}, DType::bf16);
+             return Work{
+                 .shape = fmt::format("{} from {} rows", text(dx), R),
+                 .bytes = bytes_of({dx, dx, drow, slots.slot_row_TK}),
+                 .call = [=](Context& ctx) { cuda::moe_dispatch_backward(dx, drow, slots.slot_row_TK, ctx); }};
+           }}};
+}
+
+std::vector<Case> combine(const Sizes& s) {
+  const std::int64_t T = s.routed_tokens, R = T * s.slots;
+  return {{"moe_combine_forward", kMoveBar,
+           [=](Workspace& w) {
+             const Slots slots(w, s);
+             const Tensor out = w.zeros({T, s.hidden}, DType::bf16), row = w.normal({R, s.hidden}, DType::bf16);
+             return Work{.shape = fmt::format("{} from {} rows", text(out), R),
+                         .bytes = bytes_of({out, out, row, slots.slot_row_TK, slots.weight_TK}),
+                         .call = [=](Context& ctx) {
+                           cuda::moe_combine_forward(out, row, slots.weight_TK, slots.slot_row_TK, ctx);
+                         }};
+           }},
+          {"moe_combine_backward", kMoveBar, [=](Workspace& w) {
+             const Slots slots(w, s);
+             const Tensor dout = w.normal({T, s.hidden}, DType::bf16),
+                          row = w.normal({R, s.hidden}, DType::bf16), drow = w.take({R, s.hidden}, DType::bf16),
+                          dweight = w.take({T, s.slots}, DType::f32);
+             return Work{.shape = fmt::format("{} to {} rows", text(dout), R),
+                         .bytes = bytes_of({dout, row, drow, slots.slot_row_TK, slots.weight_TK, dweight}),
+                         .call = [=](Context& ctx) {
+                           cuda::moe_combine_backward(drow, dweight, dout, row, slots.weight_TK,
+                                                      slots.slot_row_TK, ctx);
+                         }};
+           }}};
+}
+
+}  // namespace
+
+std::vector<Case> moe_cases(const Sizes& s) {
+  std::vector<Case> all;
+  for (const auto& family :
+       {grouped(s, s.hidden, s.expert_width, Load::zipf), grouped(s, 2 * s.expert_width, s.hidden, Load::zipf),
+        grouped(s, s.hidden, s.expert_width, Load::even), permutation(s), dispatch(s), combine(s)})
+    all.insert(all.end(), family.begin(), family.end());
+  return all;
+}
+
+}  // namespace switchyard::bench
