@@ -89,7 +89,7 @@ __device__ unsigned nth_largest(Selection& shared, const unsigned* rank, int n, 
 
 // A block an expert.
 __global__ void __launch_bounds__(kThreads)
-    drop_kernel(Rows<int> kept_expert_TK, Rows<float> kept_weight_TK, double* n_dropped, const unsigned* rank_R,
+    drop_kernel(Rows<int> kept_expert_TK, Rows<float> kept_weight_TK, int* n_dropped, const unsigned* rank_R,
                 const int* slot_R, const int* offset_E1, const int* n_real, double factor, int K) {
   auto& shared = static_shared<Selection>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
@@ -121,20 +121,19 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();  // before the next counts
   }
-  if (thread == 0) atomicAdd(n_dropped, static_cast<double>(n - capacity));  // exact in any order
+  if (thread == 0) atomicAdd(n_dropped, n - capacity);
 }
 
 }  // namespace
 
-std::int64_t limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor expert_TK, Tensor weight_TK,
-                            Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
+void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
   const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1), n_slots = expert_TK.numel();
   ScratchScope scope(ctx.scratch);
   const auto ints = [&](std::int64_t n) { return ctx.scratch.take(Shape{n}, DType::i32); };
   const Tensor count_E = ints(n_experts), offset_E1 = ints(n_experts + 1), rank_R = ints(n_slots),
                slot_R = ints(n_slots), n_real = ints(1);
   const Tensor slot_row_TK = ctx.scratch.take(expert_TK.shape(), DType::i32);
-  const Tensor n_dropped = ctx.scratch.take(Shape{1}, DType::f64);
   moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
   launch("limit_capacity: tokens", count_tokens_kernel, {1, kThreads}, ctx, n_real.as<int>(), skip_T.as<int>(),
          n_tokens);
@@ -142,11 +141,10 @@ std::int64_t limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor
          reinterpret_cast<unsigned*>(rank_R.as<int>()), slot_R.as<int>(), rows_of<int>(kept_expert_TK),
          rows_of<float>(kept_weight_TK), slot_row_TK.as<int>(), rows_of<const int>(expert_TK),
          rows_of<const float>(weight_TK), n_slots, K);
-  SY_CUDA(cudaMemsetAsync(n_dropped.raw(), 0, static_cast<std::size_t>(n_dropped.nbytes()), stream_of(ctx)));
+  SY_CUDA(cudaMemsetAsync(dropped_1.raw(), 0, static_cast<std::size_t>(dropped_1.nbytes()), stream_of(ctx)));
   launch("limit_capacity: drop", drop_kernel, {blocks(n_experts), kThreads}, ctx, rows_of<int>(kept_expert_TK),
-         rows_of<float>(kept_weight_TK), n_dropped.as<double>(), reinterpret_cast<unsigned*>(rank_R.as<int>()),
+         rows_of<float>(kept_weight_TK), dropped_1.as<int>(), reinterpret_cast<unsigned*>(rank_R.as<int>()),
          slot_R.as<int>(), offset_E1.as<int>(), n_real.as<int>(), factor, K);
-  return static_cast<std::int64_t>(read<1>(n_dropped)[0]);
 }
 
 }  // namespace switchyard::cuda

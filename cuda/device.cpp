@@ -18,6 +18,16 @@ void* allocate(std::int64_t bytes) {
 // What a destructor calls must not throw; a failure here is seen by the next call.
 void release(void* memory) { (void)cudaFree(memory); }
 
+// Page-locked: copies from it go on while the host does.
+void* allocate_staging(std::int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMallocHost(&memory, static_cast<std::size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) return nullptr;
+  SY_CUDA(error);
+  return memory;
+}
+void release_staging(void* memory) { (void)cudaFreeHost(memory); }
+
 // The run's stream may be any: both wait for all of them.
 void fill(void* memory, int byte, std::int64_t bytes) {
   SY_CUDA(cudaDeviceSynchronize());
@@ -63,7 +73,20 @@ std::size_t shared_bytes_of_block() {
   return static_cast<std::size_t>(bytes);
 }
 
-void use_device_memory() { set_device_memory(Device::cuda, {allocate, release, fill, copy}); }
+std::int64_t free_memory() {
+  std::size_t free = 0, total = 0;
+  SY_CUDA(cudaMemGetInfo(&free, &total));
+  return static_cast<std::int64_t>(free);
+}
+
+void use_device_memory() {
+  set_device_memory(Device::cuda, {allocate, release, fill, copy, allocate_staging, release_staging});
+}
+
+void upload(const Tensor& to, const Tensor& from, Context& ctx) {
+  SY_CUDA(cudaMemcpyAsync(to.raw(), from.raw(), static_cast<std::size_t>(from.nbytes()), cudaMemcpyHostToDevice,
+                          stream_of(ctx)));
+}
 
 void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "core/context.h"
@@ -15,10 +16,14 @@ std::string description();
 
 // The most shared memory that a block may ask for.
 std::size_t shared_bytes_of_block();
+std::int64_t free_memory();  // bytes
 
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
 // before the first of them.
 void use_device_memory();
+
+// to = from, of staging memory (core/device_memory.h), when the run's stream comes to it.
+void upload(const Tensor& to, const Tensor& from, Context& ctx);
 
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);

@@ -1,12 +1,11 @@
-// What moves bytes takes an unsigned integer of the element's size for it. Contiguous tensors are one row, so
-// that an odd width costs no packs; copying and zeroing them is the runtime's own.
+// What moves bytes alone takes an unsigned integer of the element's size for it. Contiguous tensors are one
+// row, so that an odd width costs no packs; copying and zeroing them is the runtime's own.
 #include "elementwise.h"
 
 #include <algorithm>
 
 #include "for_each_pack.h"
 #include "reduce.h"
-#include "staging.h"
 
 namespace switchyard::cuda {
 
@@ -31,13 +30,28 @@ struct Copy {
   }
 };
 
-template <class T, int kSize>
-struct Add {
-  Rows<T> out;  // may be a or b
-  Rows<const T> a, b;
+template <class To, class From, int kSize>
+struct Convert {
+  Rows<To> out;
+  Rows<const From> in;
 
   __device__ void operator()(std::int64_t row, std::int64_t column) const {
-    const auto x = load<kSize>(a[row] + column), y = load<kSize>(b[row] + column);
+    const auto x = load<kSize>(in[row] + column);
+    Elements<To, kSize> y;
+    for (int i = 0; i < kSize; ++i) y.element[i] = from_float<To>(to_float(x.element[i]));
+    store<kSize>(out[row] + column, y);
+  }
+};
+
+template <class T, class B, int kSize>
+struct Add {
+  Rows<T> out;  // may be a or b
+  Rows<const T> a;
+  Rows<const B> b;
+
+  __device__ void operator()(std::int64_t row, std::int64_t column) const {
+    const auto x = load<kSize>(a[row] + column);
+    const auto y = load<kSize>(b[row] + column);
     Elements<T, kSize> sum;
     for (int i = 0; i < kSize; ++i)
       sum.element[i] = from_float<T>(to_float(x.element[i]) + to_float(y.element[i]));
@@ -113,7 +127,29 @@ void fill_zero(Tensor out, Context& ctx) {
   });
 }
 
+namespace {
+
+// Of tensors that are f32 and bf16: as many elements as 16 bytes of the wider one hold.
+template <class F>
+void with_pack_of_both(const Tensor& f32, const Tensor& bf16_, F&& f) {
+  with_pack<float>(rows_are_packs<float>(f32) && rows_are_packs<bf16>(bf16_), std::forward<F>(f));
+}
+
+template <class To, class From>
+void convert(Tensor out, Tensor in, Context& ctx) {
+  if (out.contiguous() && in.contiguous()) out = one_row(out), in = one_row(in);
+  with_pack_of_both(out.dtype() == DType::f32 ? out : in, out.dtype() == DType::f32 ? in : out,
+                    [&]<int kSize>() {
+                      for_each_pack<kSize>("copy", out.rows(), out.row_size(), ctx,
+                                           Convert<To, From, kSize>{rows_of<To>(out), rows_of<const From>(in)});
+                    });
+}
+
+}  // namespace
+
 void copy(Tensor out, Tensor in, Context& ctx) {
+  if (out.dtype() != in.dtype())
+    return out.dtype() == DType::f32 ? convert<float, bf16>(out, in, ctx) : convert<bf16, float>(out, in, ctx);
   if (out.contiguous() && in.contiguous()) {
     SY_CUDA(cudaMemcpyAsync(out.raw(), in.raw(), static_cast<std::size_t>(out.nbytes()),
                             cudaMemcpyDeviceToDevice, stream_of(ctx)));
@@ -129,17 +165,24 @@ void copy(Tensor out, Tensor in, Context& ctx) {
 
 void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   if (out.contiguous() && a.contiguous() && b.contiguous()) out = one_row(out), a = one_row(a), b = one_row(b);
+  if (b.dtype() != a.dtype()) {
+    with_pack_of_both(b, rows_are_packs<bf16>(out) ? a : out, [&]<int kSize>() {
+      for_each_pack<kSize>(
+          "add", out.rows(), out.row_size(), ctx,
+          Add<bf16, float, kSize>{rows_of<bf16>(out), rows_of<const bf16>(a), rows_of<const float>(b)});
+    });
+    return;
+  }
   with_element(out.dtype(), [&]<class T>() {
     with_pack<T>(rows_are_packs<T>(out) && rows_are_packs<T>(a) && rows_are_packs<T>(b), [&]<int kSize>() {
       for_each_pack<kSize>("add", out.rows(), out.row_size(), ctx,
-                           Add<T, kSize>{rows_of<T>(out), rows_of<const T>(a), rows_of<const T>(b)});
+                           Add<T, T, kSize>{rows_of<T>(out), rows_of<const T>(a), rows_of<const T>(b)});
     });
   });
 }
 
-double sum_of_squares(Tensor in, Context& ctx) {
+void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   ScratchScope scope(ctx.scratch);
-  const Tensor sum_1 = ctx.scratch.take({1}, DType::f64);
   with_element(in.dtype(), [&]<class T>() {
     with_pack<T>(reinterpret_cast<std::uintptr_t>(in.raw()) % 16 == 0, [&]<int kSize>() {
       const std::int64_t n_packs = in.numel() / kSize;
@@ -151,7 +194,6 @@ double sum_of_squares(Tensor in, Context& ctx) {
              partial_B, n_blocks);
     });
   });
-  return read<1>(sum_1)[0];
 }
 
 }  // namespace switchyard::cuda

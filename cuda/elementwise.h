@@ -9,7 +9,6 @@ namespace switchyard::cuda {
 void fill_zero(Tensor out, Context& ctx);
 void copy(Tensor out, Tensor in, Context& ctx);
 void add(Tensor out, Tensor a, Tensor b, Context& ctx);
-// Waits for the device: the sum is returned. The same bits on any device.
-double sum_of_squares(Tensor in, Context& ctx);
+void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx);  // the same bits on any device
 
 }  // namespace switchyard::cuda

@@ -39,8 +39,10 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
 #ifdef SWITCHYARD_SIMT
   (void)ctx;
-  simt::launch(op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes,
-               [&] { kernel(static_cast<P>(args)...); });
+  simt::enqueue([=] {
+    simt::launch(op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes,
+                 [&] { kernel(static_cast<P>(args)...); });
+  });
 #else
   if (shape.shared_bytes > 48 * 1024) {
     SY_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

@@ -77,22 +77,22 @@ int run_dump(const DumpOptions& options) {
     std::copy(first + 1, first + S, target_T.begin() + b * S);
     target_T[static_cast<std::size_t>((b + 1) * S - 1)] = -1;
   }
-  model::Batch batch = buffers.batch();
+  model::Batch batch = buffers.load(ctx);
   batch.target_T = Tensor(target_T.data(), Shape{T}, DType::i32);
 
   model.forward(batch, ctx);
   std::vector<float> logits(static_cast<std::size_t>(T * config.vocab_size));
   model.logits(Tensor(logits.data(), Shape{T, config.vocab_size}, DType::f32), ctx);
-  const auto auxiliary =
-      router::AuxiliaryLosses(router, config.num_experts, config.num_experts_per_tok)
-          .compute(model.routing_sums(), buffers.tokens_B(), {.n_tokens = T, .n_sequences = B, .count_LE = {}},
-                   model.loss_gradients());
+  double auxiliary[2] = {};  // balance, z
+  router::AuxiliaryLosses(router, config.num_experts_per_tok)
+      .compute(Tensor(auxiliary, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
+               batch.tokens_B, {.n_tokens = T, .n_sequences = B, .count_LE = {}}, ctx);
   const double n_targets = static_cast<double>(B * (S - 1));
   std::vector<float> loss_T(static_cast<std::size_t>(T));
   model.loss_and_backward(Tensor(loss_T.data(), Shape{T}, DType::f32), batch, 1.0 / n_targets, ctx);
   const double mean = std::accumulate(loss_T.begin(), loss_T.end(), 0.0) / n_targets;
   float cross_entropy = static_cast<float>(mean);
-  float loss = static_cast<float>(mean + auxiliary.balance);
+  float loss = static_cast<float>(mean + auxiliary[0]);
 
   std::vector<train::NamedTensor> out;
   out.push_back({"logits", Tensor(logits.data(), Shape{B, S, config.vocab_size}, DType::f32)});

@@ -131,9 +131,12 @@ int run_eval(const EvalOptions& options) {
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
 
   Context ctx(ops::choose_device(options.device));
-  model::Transformer model(config, directory.router(), DType::f32, false);
+  const config::ComputeType type = directory.compute_type(options.dtype, ctx.device);
+  ctx.matmul = model::matmul_type_of(type);
+  model::Transformer model(config, directory.router(), model::dtype_of(type, ctx.device), false);
   model.allocate(ctx.device);
   directory.weights().load(config, model.parameters());
+  model.round_weights(ctx);
   model.plan(settings.batch, settings.seq_len, ctx);
   const train::EvalResult result = train::evaluate(model, domains, settings, ctx);
   const bool json_to_stdout = options.json == "-";

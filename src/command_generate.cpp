@@ -49,13 +49,17 @@ struct Loaded {
   std::unique_ptr<model::Transformer> model;
 };
 
-Loaded load_model(const std::string& path, Device device) {
+Loaded load_model(const std::string& path, const std::string& dtype, Context& ctx) {
   const train::ModelDirectory directory(path);
   config::Model config = directory.model();
   config.num_nextn_predict_layers = 0;  // which are for training
-  auto model = std::make_unique<model::Transformer>(config, directory.router(), DType::f32, false);
-  model->allocate(device);
+  const config::ComputeType type = directory.compute_type(dtype, ctx.device);
+  ctx.matmul = model::matmul_type_of(type);
+  auto model = std::make_unique<model::Transformer>(config, directory.router(),
+                                                    model::dtype_of(type, ctx.device), false);
+  model->allocate(ctx.device);
   directory.weights().load(config, model->parameters());
+  model->round_weights(ctx);
   return {directory.path(), std::move(model)};
 }
 
@@ -160,8 +164,8 @@ std::vector<std::int32_t> prompt_tokens(const GenerateOptions& options, const Te
 
 int run_generate(const GenerateOptions& options) {
   set_threads(static_cast<int>(options.threads));
-  const Device device = ops::choose_device(options.device);
-  const Loaded loaded = load_model(options.checkpoint, device);
+  Context ctx(ops::choose_device(options.device));
+  const Loaded loaded = load_model(options.checkpoint, options.dtype, ctx);
   const config::Model& config = loaded.model->config();
   const Text text = find_text(options, loaded.directory, config.vocab_size);
   const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);
@@ -169,7 +173,6 @@ int run_generate(const GenerateOptions& options) {
   const std::int64_t most = std::min(options.max_new_tokens, config.max_position_embeddings - n_prompt + 1);
   const std::string full = most < options.max_new_tokens ? "max_position_embeddings" : "max_new_tokens";
 
-  Context ctx(device);
   generate::Generator generator(*loaded.model, n_prompt + most - 1, ctx);
   generate::Sampler sampler({.temperature = options.greedy ? 0 : options.temperature,
                              .top_k = options.top_k,

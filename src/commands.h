@@ -26,6 +26,7 @@ struct EvalOptions {
   std::int64_t threads = 0;     // 0: one a core
   std::string json;             // empty: none; "-": standard output
   std::string device = "auto";
+  std::string dtype;  // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
 };
 
 // Everything of one step on one batch, for tools/compare_hf.py.
@@ -48,6 +49,7 @@ struct GenerateOptions {
   std::int64_t threads = 0;  // 0: one a core
   bool json = false;
   std::string device = "auto";
+  std::string dtype;  // as EvalOptions::dtype
 };
 
 struct ExportOptions {

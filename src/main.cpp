@@ -54,6 +54,12 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
       "there.");
 }
 
+void describe_dtype(CLI::App& app, std::string& dtype) {
+  app.add_option("--dtype", dtype,
+                 "What to compute in (default: on a CUDA device the run's train.dtype, else float32)")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+}
+
 void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   app.add_option(
          "CHECKPOINT", options.checkpoint,
@@ -77,6 +83,7 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
       ->type_name("FILE|-");
   describe_device(app, options.device);
+  describe_dtype(app, options.dtype);
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once.\n"
       "Examples:\n"
@@ -124,6 +131,7 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
   describe_device(app, options.device);
+  describe_dtype(app, options.dtype);
   app.footer(
       "Examples:\n"
       "  switchyard generate runs/quickstart --prompt 'The court held'\n"

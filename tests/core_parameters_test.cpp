@@ -50,13 +50,13 @@ TEST(ParameterStore, ArraysDoNotOverlapAndBeginAtZero) {
 TEST(ParameterStore, BlockIsTheRowsOfAGroupAsOneMatrix) {
   ParameterStore store = three_rows(DType::f32, true);
   store.initialise(1);
-  const Tensor qk = store.value_block(0, {5, 5});
+  const Tensor qk = store.weight_block(0, {5, 5});
   EXPECT_EQ(qk.raw(), store.value(0).raw());
   EXPECT_EQ(qk.row<float>(3), store.value(1).as<float>());
   EXPECT_EQ(store.grad_block(1, {2, 5}).raw(), store.grad(1).raw());
-  EXPECT_THROW(store.value_block(0, {6, 5}), std::logic_error);  // into the next group
-  EXPECT_THROW(store.value_block(0, {4, 5}), std::logic_error);  // ends inside k
-  EXPECT_THROW(store.value_block(3, {2, 4}), std::logic_error);  // past the end
+  EXPECT_THROW(store.weight_block(0, {6, 5}), std::logic_error);  // into the next group
+  EXPECT_THROW(store.weight_block(0, {4, 5}), std::logic_error);  // ends inside k
+  EXPECT_THROW(store.weight_block(3, {2, 4}), std::logic_error);  // past the end
 }
 
 TEST(ParameterStore, InitialValuesAreAFunctionOfSeedNameAndIndex) {

@@ -38,8 +38,8 @@ void expect_slots_of_cpu(const Tensor& expert_TK, const Tensor& weight_TK, const
   DeviceContext ctx;
   Context host_ctx;
   const OwnedTensor kept(expert_TK.shape(), DType::i32), kept_weight(expert_TK.shape(), DType::f32);
-  const std::int64_t dropped =
-      ops::limit_capacity(kept, kept_weight, expert_TK, weight_TK, token_T, n_experts, factor, host_ctx);
+  const OwnedTensor dropped({1}, DType::i32);
+  ops::limit_capacity(kept, kept_weight, dropped, expert_TK, weight_TK, token_T, n_experts, factor, host_ctx);
 
   const auto output = [&](DType dtype) {
     return margin > 0 ? DeviceTensor::strided(expert_TK.rows(), expert_TK.dim(1), dtype, ctx, margin)
@@ -49,8 +49,10 @@ void expect_slots_of_cpu(const Tensor& expert_TK, const Tensor& weight_TK, const
   const auto weight = DeviceTensor::of(weight_TK, DType::f32, ctx, margin);
   const auto run = [&] {
     const DeviceTensor device_kept = output(DType::i32), device_weight = output(DType::f32);
-    EXPECT_EQ(cuda::limit_capacity(device_kept, device_weight, expert, weight, token, n_experts, factor, ctx),
-              dropped);
+    const DeviceTensor device_dropped({1}, DType::i32, ctx);
+    cuda::limit_capacity(device_kept, device_weight, device_dropped, expert, weight, token, n_experts, factor,
+                         ctx);
+    EXPECT_EQ(device_dropped.values(), values(dropped));
     EXPECT_EQ(device_kept.values(), values(kept));
     const std::vector<double> actual = device_weight.values(), expected = values(kept_weight);
     for (std::size_t i = 0; i < expected.size(); ++i)

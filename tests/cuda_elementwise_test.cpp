@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cuda_support.h"
+#include "ops/elementwise.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -77,6 +78,35 @@ TEST(CudaElementwise, AddAlsoIntoAnInput) {
   }
 }
 
+TEST(CudaElementwise, CopyConvertsBetweenFloatAndBf16) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+    DeviceContext ctx;
+    const auto wide = normal_of(s, DType::f32, "in", ctx), as_bf16 = normal_of(s, DType::bf16, "in", ctx);
+    const auto narrow = tensor_of(s, DType::bf16, ctx), flat = tensor_of({s.rows, s.width, 0}, DType::f32, ctx);
+    cuda::copy(narrow, wide, ctx);
+    EXPECT_EQ(narrow.values(), as_bf16.values());  // rounded to the nearest, as the host does
+    EXPECT_TRUE(narrow.margins_untouched());
+    cuda::copy(flat, narrow, ctx);
+    EXPECT_EQ(flat.values(), as_bf16.values());  // every bf16 is a float
+  }
+}
+
+TEST(CudaElementwise, AddOfFloatToBf16RoundsOnce) {
+  for (const Sizes& s : kSizes) {
+    SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
+    DeviceContext ctx;
+    const auto a = normal_of(s, DType::bf16, "a", ctx),
+               b = normal_of({s.rows, s.width, 0}, DType::f32, "b", ctx);
+    std::vector<double> expected = a.values();
+    const std::vector<double> addend = b.values();
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += addend[i];
+    cuda::add(a, a, b, ctx);
+    EXPECT_TRUE(all_near(a.values(), expected, 0x1.001p-8, 0));  // the sum in float32, then bf16's rounding
+    EXPECT_TRUE(a.margins_untouched());
+  }
+}
+
 // Around a pack, a block's packs and all blocks' packs at once.
 const std::int64_t kCounts[] = {0, 1, 3, 17, 2047, 2049, 20001};
 
@@ -91,7 +121,7 @@ TEST(CudaElementwise, SumOfSquaresCountsEveryElementOnce) {
         fill_int(host, "in", -9, 10);
         const auto in = DeviceTensor::of(host, dtype, ctx);
         const Tensor part = host.view().slice(first, count);
-        EXPECT_EQ(cuda::sum_of_squares(in.view().slice(first, count), ctx), dot(part, part));
+        EXPECT_EQ(ops::sum_of_squares(in.view().slice(first, count), ctx), dot(part, part));
       }
     }
   }
@@ -101,25 +131,25 @@ TEST(CudaElementwise, SumOfSquaresIsMadeInDouble) {
   DeviceContext ctx;
   OwnedTensor in({4}, DType::f32);
   fill(in, {1e25, 1, 1, 1});  // its square is no float, and 1e25 itself is rounded to one
-  EXPECT_NEAR(cuda::sum_of_squares(DeviceTensor::of(in, ctx), ctx) / 1e50, 1.0, 1e-6);
+  EXPECT_NEAR(ops::sum_of_squares(DeviceTensor::of(in, ctx), ctx) / 1e50, 1.0, 1e-6);
 }
 
 TEST(CudaElementwise, SumOfSquaresOfNonFiniteIsNonFinite) {
   DeviceContext ctx;
   const OwnedTensor in = normal({129}, DType::f32, "in");
   set(in, 77, std::numeric_limits<double>::quiet_NaN());
-  EXPECT_TRUE(std::isnan(cuda::sum_of_squares(DeviceTensor::of(in, ctx), ctx)));
+  EXPECT_TRUE(std::isnan(ops::sum_of_squares(DeviceTensor::of(in, ctx), ctx)));
 }
 
 TEST(CudaElementwise, SumOfSquaresHasTheSameBitsInAnyBlockOrder) {
   DeviceContext ctx;
   const OwnedTensor host = normal({20001}, DType::f32, "in");
   const auto in = DeviceTensor::of(host, ctx);
-  const double sum = cuda::sum_of_squares(in, ctx);
+  const double sum = ops::sum_of_squares(in, ctx);
   EXPECT_NEAR(sum, dot(host, host), 1e-9);  // 20,000 roundings of numbers of 20,000, in double: 4e-12 each
 #ifdef SWITCHYARD_SIMT
   simt::set_block_order(simt::BlockOrder::descending);
-  EXPECT_EQ(cuda::sum_of_squares(in, ctx), sum);
+  EXPECT_EQ(ops::sum_of_squares(in, ctx), sum);
   simt::set_block_order(simt::BlockOrder::ascending);
 #endif
 }

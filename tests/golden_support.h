@@ -145,7 +145,7 @@ class GoldenModel {
       window.push_back(window.back());  // stands for the target that there is not
       buffers_.set_sequence(b, window);
     }
-    batch_ = buffers_.batch();
+    batch_ = buffers_.on_host();
     for (std::int64_t t = 0; t < n_seq() * seq_len(); ++t)
       test::set(target_T_, t, (t + 1) % seq_len() == 0 ? -1 : test::get(batch_.target_T, t));
     batch_.target_T = target_T_;
@@ -181,11 +181,11 @@ class GoldenModel {
   };
   // Of the last forward pass; gradients are added to the store's.
   Loss loss_and_backward() {
-    const auto auxiliary =
-        router::AuxiliaryLosses(router_, model_.config().num_experts, model_.config().num_experts_per_tok)
-            .compute(model_.routing_sums(), buffers_.tokens_B(),
-                     {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
-                     model_.loss_gradients());
+    double auxiliary[2] = {};  // balance, z
+    router::AuxiliaryLosses(router_, model_.config().num_experts_per_tok)
+        .compute(Tensor(auxiliary, Shape{2}, DType::f64), model_.loss_gradients(), model_.routing_sums(),
+                 batch_.tokens_B, {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
+                 ctx_);
     const double targets = static_cast<double>(n_seq() * (seq_len() - 1));
     // At depth k all but the last k + 1 of a sequence have a target.
     std::vector<double> share_K, dloss_K;
@@ -203,7 +203,7 @@ class GoldenModel {
     double mtp_loss = 0;
     for (std::int64_t k = 0; k < depths; ++k)
       mtp_loss += share_K[static_cast<std::size_t>(k)] * sum(mtp_loss_KT_.view().slice(k, 1));
-    return {sum(loss_T_) / targets, auxiliary.balance, mtp_loss};
+    return {sum(loss_T_) / targets, auxiliary[0], mtp_loss};
   }
 
   // [B,S,V], of the last forward pass.

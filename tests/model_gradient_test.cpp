@@ -163,11 +163,9 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
     const router::GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = count_LE};
 
     // f_i is a constant to the balance loss's gradient: the perturbed losses keep these counts.
-    std::vector<test::OwnedTensor> frozen;
-    for (const router::RoutingSums& sums : model.routing_sums()) {
-      frozen.emplace_back(sums.count_BE.shape(), DType::i32);
-      test::fill(frozen.back(), test::values(sums.count_BE));
-    }
+    const bool routed = model.n_routers() > 0;
+    const test::OwnedTensor frozen(routed ? model.routing_sums().count_LBE.shape() : Shape{0}, DType::i32);
+    if (routed) test::fill(frozen, test::values(model.routing_sums().count_LBE));
     std::vector<double> mtp_dloss_K{0.3, 0.2};  // one a depth, different ones
     mtp_dloss_K.resize(static_cast<std::size_t>(model.n_mtp_depths()));
     const auto loss = [&] {
@@ -177,10 +175,9 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
       model.mtp_loss(model.mtp_loss_KT, model.ctx);
       // A step over the border between two choices has no derivative to compare with.
       EXPECT_EQ(counts_of(model), own_counts);
-      std::vector<router::RoutingSums> sums_L = model.routing_sums();
-      for (std::size_t l = 0; l < sums_L.size(); ++l) sums_L[l].count_BE = frozen[l];
-      const auto auxiliary =
-          auxiliary_losses(model, router).compute(sums_L, batch.tokens_B(), global, model.loss_gradients());
+      router::LayerSums sums = model.routing_sums();
+      if (routed) sums.count_LBE = frozen;
+      const auto auxiliary = compute_auxiliary(model, sums, batch, router, global);
       return sum_of(model.loss_T) / 20 + weighted_mtp_loss(model, mtp_dloss_K) + auxiliary.balance +
              auxiliary.z;
     };

@@ -184,8 +184,8 @@ TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
   for (const Family family : kFamilies) {
     ReadyModel model(mixed_model(family), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
-    for (const router::RoutingSums& sums : model.routing_sums()) {
-      const std::vector<double> count_BE = values(sums.count_BE);
+    for (std::int64_t l = 0; l < model.n_routers(); ++l) {
+      const std::vector<double> count_BE = values(model.routing_sums().of(l).count_BE);
       EXPECT_EQ(std::accumulate(count_BE.begin(), count_BE.begin() + 4, 0.0), 6 * 2);
       EXPECT_EQ(std::accumulate(count_BE.begin() + 4, count_BE.end(), 0.0), 4 * 2);
     }
@@ -197,7 +197,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
     ReadyModel model(mixed_model(family), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
     const auto decisions = model.routing_decisions();
-    ASSERT_EQ(decisions.size(), model.routing_sums().size());
+    ASSERT_EQ(static_cast<std::int64_t>(decisions.size()), model.n_routers());
     std::vector<double> count_LE(decisions.size() * 4, 0.0);
     for (std::size_t l = 0; l < decisions.size(); ++l) {
       EXPECT_EQ(decisions[l].expert_TK.shape(), (Shape{12, 2}));

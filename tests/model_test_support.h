@@ -10,6 +10,7 @@
 
 #include "config/load.h"
 #include "model/transformer.h"
+#include "ops/balance_loss.h"
 #include "router/auxiliary_losses.h"
 #include "router/registry.h"
 #include "tensors.h"
@@ -85,8 +86,14 @@ class TestBatch {
       : token_T_({n_seq * seq_len}, DType::i32),
         target_T_({n_seq * seq_len}, DType::i32),
         kv_begin_T_({n_seq * seq_len}, DType::i32),
-        batch_{token_T_, target_T_, kv_begin_T_, n_seq, seq_len},
-        tokens_B_(static_cast<std::size_t>(n_seq), 0) {
+        tokens_B_({n_seq}, DType::i32),
+        batch_{.token_T = token_T_,
+               .target_T = target_T_,
+               .kv_begin_T = kv_begin_T_,
+               .n_seq = n_seq,
+               .seq_len = seq_len,
+               .tokens_B = tokens_B_} {
+    for (std::int64_t b = 0; b < n_seq; ++b) test::set(tokens_B_, b, 0);
     for (std::int64_t i = 0; i < n_seq * seq_len; ++i) {
       test::set(token_T_, i, -1);
       test::set(target_T_, i, -1);
@@ -100,7 +107,7 @@ class TestBatch {
       test::set(token_T_, at, tokens[i]);
       test::set(target_T_, at, i + 1 < tokens.size() ? tokens[i + 1] : last_target);
     }
-    tokens_B_[static_cast<std::size_t>(b)] = static_cast<std::int64_t>(tokens.size());
+    test::set(tokens_B_, b, static_cast<double>(tokens.size()));
     return *this;
   }
   TestBatch& kv_begin(std::int64_t b, const std::vector<int>& positions) {
@@ -109,14 +116,16 @@ class TestBatch {
     return *this;
   }
   const Batch& batch() const { return batch_; }
-  const std::vector<std::int64_t>& tokens_B() const { return tokens_B_; }
-  std::int64_t tokens() const { return std::accumulate(tokens_B_.begin(), tokens_B_.end(), std::int64_t{0}); }
-  std::int64_t sequences() const { return static_cast<std::int64_t>(tokens_B_.size()); }
+  std::int64_t tokens() const {
+    std::int64_t sum = 0;
+    for (const double tokens : test::values(tokens_B_)) sum += static_cast<std::int64_t>(tokens);
+    return sum;
+  }
+  std::int64_t sequences() const { return batch_.n_seq; }
 
  private:
-  test::OwnedTensor token_T_, target_T_, kv_begin_T_;
+  test::OwnedTensor token_T_, target_T_, kv_begin_T_, tokens_B_;
   Batch batch_;
-  std::vector<std::int64_t> tokens_B_;
 };
 
 struct Losses {
@@ -149,18 +158,32 @@ inline double weighted_mtp_loss(const ReadyModel& model, std::span<const double>
 
 // Slots on each expert of each layer in the last forward pass.
 inline std::vector<double> counts_of(const Transformer& model) {
-  std::vector<double> count_LE;
-  for (const router::RoutingSums& sums : model.routing_sums())
-    for (std::int64_t e = 0; e < sums.count_BE.dim(1); ++e) {
-      double count = 0;
-      for (std::int64_t b = 0; b < sums.count_BE.rows(); ++b) count += sums.count_BE.row<std::int32_t>(b)[e];
-      count_LE.push_back(count);
-    }
-  return count_LE;
+  if (model.n_routers() == 0) return {};
+  Context ctx;
+  const test::OwnedTensor count_LE({model.n_routers(), model.config().num_experts}, DType::f64);
+  for (std::int64_t i = 0; i < count_LE.view().numel(); ++i) test::set(count_LE, i, 0);
+  ops::add_counts(count_LE, model.routing_sums().count_LBE, ctx);
+  return test::values(count_LE);
 }
 
 inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
-  return {router, model.config().num_experts, config::slots_per_token(router, model.config())};
+  return {router, config::slots_per_token(router, model.config())};
+}
+
+// The tensor that GlobalBatch takes.
+inline Tensor as_counts(std::vector<double>& count_LE, const Transformer& model) {
+  return Tensor(count_LE.data(), Shape{model.n_routers(), model.config().num_experts}, DType::f64);
+}
+
+inline router::AuxiliaryLossValues compute_auxiliary(Transformer& model, const router::LayerSums& sums,
+                                                     const TestBatch& batch, const config::Router& router,
+                                                     const router::GlobalBatch& global) {
+  Context ctx;
+  double values[2] = {};
+  auxiliary_losses(model, router)
+      .compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), sums, batch.batch().tokens_B,
+               global, ctx);
+  return {values[0], values[1]};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.
@@ -168,8 +191,7 @@ inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const 
                                const router::GlobalBatch& global, std::span<const double> mtp_dloss_K = {}) {
   model.forward(batch.batch(), model.ctx);
   model.forward_mtp(batch.batch(), model.ctx);
-  const auto auxiliary = auxiliary_losses(model, router)
-                             .compute(model.routing_sums(), batch.tokens_B(), global, model.loss_gradients());
+  const auto auxiliary = compute_auxiliary(model, model.routing_sums(), batch, router, global);
   const double share = 1.0 / static_cast<double>(global.n_tokens);
   const MtpLoss mtp{model.mtp_loss_KT, mtp_dloss_K};
   model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx, mtp_dloss_K.empty() ? nullptr : &mtp);
@@ -182,11 +204,12 @@ inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const 
   for (std::int64_t i = 0; i < grads.numel(); ++i) test::set(grads, i, 0);
   model.forward(batch.batch(), model.ctx);
   model.forward_mtp(batch.batch(), model.ctx);
-  const std::vector<double> count_LE = counts_of(model);
+  std::vector<double> count_LE = counts_of(model);
   std::int64_t n_sequences = 0;
-  for (const std::int64_t tokens : batch.tokens_B()) n_sequences += tokens > 0 ? 1 : 0;
-  return forward_backward(model, batch, router,
-                          {.n_tokens = batch.tokens(), .n_sequences = n_sequences, .count_LE = count_LE});
+  for (const double tokens : test::values(batch.batch().tokens_B)) n_sequences += tokens > 0 ? 1 : 0;
+  return forward_backward(
+      model, batch, router,
+      {.n_tokens = batch.tokens(), .n_sequences = n_sequences, .count_LE = as_counts(count_LE, model)});
 }
 
 }  // namespace switchyard::model

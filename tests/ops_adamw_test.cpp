@@ -11,7 +11,13 @@ namespace switchyard::test {
 namespace {
 
 const ops::AdamWStep kFirst{
-    .lr = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 0.125, .weight_decay = 0.1, .grad_scale = 0.5, .step = 1};
+    .lr = 0.1, .beta1 = 0.9, .beta2 = 0.95, .eps = 0.125, .weight_decay = 0.1, .step = 1};
+
+OwnedTensor scale(double factor) {
+  OwnedTensor scale_1({1}, DType::f64);
+  set(scale_1, 0, factor);
+  return scale_1;
+}
 
 struct State {
   OwnedTensor param, m, v, grad;
@@ -25,7 +31,7 @@ TEST(AdamW, FirstStepByHand) {
   fill(s.m, {0});
   fill(s.v, {0});
   fill(s.grad, {-1});
-  ops::adamw_update(s.param, s.m, s.v, s.grad, kFirst, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, ctx);
   // g = -1/2; both corrected moments are those of g: update = -0.5 / (0.5 + 0.125) = -0.8, decay 0.1.
   EXPECT_NEAR(s.m[0], -0.05, 1e-15);
   EXPECT_NEAR(s.v[0], 0.0125, 1e-15);
@@ -41,7 +47,7 @@ TEST(AdamW, WeightDecayIsDecoupled) {
   fill(s.m, {0});
   fill(s.v, {0});
   fill(s.grad, {0});
-  ops::adamw_update(s.param, s.m, s.v, s.grad, kFirst, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, ctx);
   EXPECT_NEAR(s.param[0], 2 - 0.1 * 0.1 * 2, 1e-15);
   EXPECT_EQ(s.m[0], 0);
   EXPECT_EQ(s.v[0], 0);
@@ -52,8 +58,8 @@ struct Reference {
 };
 
 // The contract, one element at a time.
-Reference update_one(Reference x, double grad, const ops::AdamWStep& a) {
-  const double g = a.grad_scale * grad, t = static_cast<double>(a.step);
+Reference update_one(Reference x, double g, const ops::AdamWStep& a) {
+  const double t = static_cast<double>(a.step);
   x.m = a.beta1 * x.m + (1 - a.beta1) * g;
   x.v = a.beta2 * x.v + (1 - a.beta2) * g * g;
   const double m_hat = x.m / (1 - std::pow(a.beta1, t)), v_hat = x.v / (1 - std::pow(a.beta2, t));
@@ -74,11 +80,11 @@ TEST(AdamW, FollowsTheFormulaOverThreeSteps) {
       for (std::int64_t i = 0; i < count; ++i) reference.push_back({s.param[i], 0, 0});
       for (std::int64_t step = 1; step <= 3; ++step) {
         fill_normal(s.grad, "grad" + std::to_string(step));
-        ops::AdamWStep a{1e-2, 0.9, 0.95, 1e-8, 0.1, 0.7, step};
-        ops::adamw_update(s.param, s.m, s.v, s.grad, a, ctx);
+        ops::AdamWStep a{1e-2, 0.9, 0.95, 1e-8, 0.1, step};
+        ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), a, ctx);
         for (std::int64_t i = 0; i < count; ++i) {
           auto& x = reference[static_cast<std::size_t>(i)];
-          x = update_one(x, s.grad[i], a);
+          x = update_one(x, 0.7 * s.grad[i], a);
         }
       }
       std::vector<double> param, m, v;
@@ -97,21 +103,45 @@ TEST(AdamW, LateStepsNeedNoCorrection) {
   fill(s.m, {0.5});
   fill(s.v, {0.25});
   fill(s.grad, {0.5});
-  ops::AdamWStep late{0.5, 0.9, 0.95, 0.0, 0.0, 1.0, 1000000};
-  ops::adamw_update(s.param, s.m, s.v, s.grad, late, ctx);
+  ops::AdamWStep late{0.5, 0.9, 0.95, 0.0, 0.0, 1000000};
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), late, ctx);
   EXPECT_NEAR(s.param[0], 0.5, 1e-6);  // ten float roundings of numbers of at most one
+}
+
+// A gradient that is not finite has no factor, and changes nothing.
+TEST(AdamW, UpdatesNothingWithoutAFactor) {
+  Context ctx;
+  const State s({3}, DType::f32);
+  for (const Tensor& tensor : {s.param.view(), s.m.view(), s.v.view()}) fill(tensor, {1, 2, 3});
+  fill(s.grad, {1, NAN, 1});
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(NAN), kFirst, ctx);
+  for (const Tensor& tensor : {s.param.view(), s.m.view(), s.v.view()})
+    EXPECT_EQ(values(tensor), (std::vector<double>{1, 2, 3}));
+}
+
+TEST(AdamW, ClipsByTheNorm) {
+  Context ctx;
+  const auto factor = [&](double sum_of_squares, double clip_norm) {
+    const OwnedTensor result({1}, DType::f64);
+    ops::clip_factor(result, scale(sum_of_squares), clip_norm, ctx);
+    return result[0];
+  };
+  EXPECT_EQ(factor(25, 1), 1 / (5 + 1e-6));
+  EXPECT_EQ(factor(25, 6), 1);  // never scaled up
+  EXPECT_EQ(factor(25, 0), 1);  // off
+  EXPECT_TRUE(std::isnan(factor(INFINITY, 1)) && std::isnan(factor(NAN, 0)));
 }
 
 TEST(AdamW, SameBitsOnAnyThreadCount) {
   Context ctx;
-  const ops::AdamWStep step{1e-3, 0.9, 0.95, 1e-8, 0.1, 0.7, 7};
+  const ops::AdamWStep step{1e-3, 0.9, 0.95, 1e-8, 0.1, 7};
   expect_same_bits_on_any_thread_count([&] {
     State s({50001}, DType::f32);
     fill_normal(s.param, "param");
     fill_normal(s.m, "m");
     fill_normal(s.v, "v", 0.1, 1.0);
     fill_normal(s.grad, "grad");
-    ops::adamw_update(s.param, s.m, s.v, s.grad, step, ctx);
+    ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), step, ctx);
     return std::move(s.param);
   });
 }
@@ -122,11 +152,11 @@ TEST(AdamW, RefusesOtherShapesDtypesAndStepZero) {
   const OwnedTensor flat({8}, DType::f32), f64({4, 2}, DType::f64),
       strided = OwnedTensor::strided(4, 2, DType::f32);
   ops::AdamWStep step = kFirst;
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, flat, step, ctx), std::logic_error);
-  EXPECT_THROW(ops::adamw_update(s.param, f64, s.v, s.grad, step, ctx), std::logic_error);
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, strided, s.grad, step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, flat, scale(1), step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, f64, s.v, s.grad, scale(1), step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, strided, s.grad, scale(1), step, ctx), std::logic_error);
   step.step = 0;
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, s.grad, step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), step, ctx), std::logic_error);
 }
 
 }  // namespace

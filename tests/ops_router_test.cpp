@@ -26,17 +26,18 @@ TEST(Capacity, EqualWeightsStayInOrderOfPosition) {
     test::PoisonedContext ctx;
     // Four tokens of one slot, all on expert 1 of two; the second is padding. ceil(1 * 3 / 2) = 2 may stay.
     OwnedTensor expert_TK({4, 1}, DType::i32), kept_TK({4, 1}, DType::i32), weight_TK({4, 1}, dtype),
-        kept_weight_TK({4, 1}, dtype);
+        kept_weight_TK({4, 1}, dtype), dropped_1({1}, DType::i32);
     fill(expert_TK, {1, -1, 1, 1});
     fill(weight_TK, {0.5, 0, 0.5, 0.5});
-    EXPECT_EQ(limit_capacity(kept_TK, kept_weight_TK, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1, ctx), 1);
+    limit_capacity(kept_TK, kept_weight_TK, dropped_1, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1, ctx);
+    EXPECT_EQ(dropped_1[0], 1);
     EXPECT_EQ(values(kept_TK), (Numbers{1, -1, 1, -1}));
     EXPECT_EQ(values(kept_weight_TK), (Numbers{0.5, 0, 0.5, 0}));
     fill(weight_TK, {0.25, 0, 0.5, 0.75});
-    limit_capacity(kept_TK, kept_weight_TK, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1, ctx);
+    limit_capacity(kept_TK, kept_weight_TK, dropped_1, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1, ctx);
     EXPECT_EQ(values(kept_TK), (Numbers{-1, -1, 1, 1}));
-    EXPECT_EQ(limit_capacity(kept_TK, kept_weight_TK, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1e9, ctx),
-              0);
+    limit_capacity(kept_TK, kept_weight_TK, dropped_1, expert_TK, weight_TK, ints({1, -1, 1, 1}), 2, 1e9, ctx);
+    EXPECT_EQ(dropped_1[0], 0);
   }
 }
 

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <numeric>
 #include <vector>
 
+#include "ops/balance_loss.h"
 #include "tensors.h"
 
 namespace switchyard::router {
@@ -18,73 +20,79 @@ constexpr BalanceScope kScopes[] = {BalanceScope::layer, BalanceScope::sequence,
 // Sums of a few dozen products of order one, in double.
 constexpr double kRounding = 1e-14;
 
-// What the routers of a batch report, sequence by sequence, and memory for what comes back.
+// What the routers of a batch report, layer after layer and sequence by sequence, and memory for what comes
+// back.
 class Routing {
  public:
-  Routing(std::int64_t n_layers, std::int64_t n_experts, std::vector<std::int64_t> tokens_B)
-      : tokens_B_(std::move(tokens_B)), n_experts_(n_experts) {
-    const auto B = static_cast<std::int64_t>(tokens_B_.size());
-    for (std::int64_t l = 0; l < n_layers; ++l) {
-      count_.emplace_back(Shape{B, n_experts}, DType::i32);
-      prob_.emplace_back(Shape{B, n_experts}, DType::f64);
-      lse2_.emplace_back(Shape{B}, DType::f64);
-      dprob_.emplace_back(Shape{B, n_experts}, DType::f64);
-    }
+  Routing(std::int64_t n_layers, std::int64_t n_experts, std::vector<double> tokens_B)
+      : L_(n_layers),
+        B_(static_cast<std::int64_t>(tokens_B.size())),
+        E_(n_experts),
+        tokens_({B_}, DType::i32),
+        count_({L_, B_, E_}, DType::i32),
+        prob_({L_, B_, E_}, DType::f64),
+        lse2_({L_, B_}, DType::f64),
+        dprob_({L_, B_, E_}, DType::f64),
+        gradient_L_(static_cast<std::size_t>(L_)) {
+    test::fill(tokens_, tokens_B);
   }
-  void set(std::size_t layer, const std::vector<double>& count_BE, const std::vector<double>& prob_BE,
+  void set(std::int64_t layer, const std::vector<double>& count_BE, const std::vector<double>& prob_BE,
            const std::vector<double>& lse2_B) {
-    test::fill(count_[layer], count_BE);
-    test::fill(prob_[layer], prob_BE);
-    test::fill(lse2_[layer], lse2_B);
+    test::fill(count_.view().slice(layer, 1), count_BE);
+    test::fill(prob_.view().slice(layer, 1), prob_BE);
+    test::fill(lse2_.view().slice(layer, 1), lse2_B);
   }
   // Sequences [first, first + n) as a micro-batch of their own.
   Routing part(std::size_t first, std::size_t n) const {
-    Routing result(n_layers(), n_experts_, {tokens_B_.begin() + first, tokens_B_.begin() + first + n});
-    const auto rows = [&](const OwnedTensor& tensor) {
-      return test::values(tensor.view().slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(n)));
+    const std::vector<double> tokens_B = tokens();
+    Routing result(L_, E_, {tokens_B.begin() + first, tokens_B.begin() + first + n});
+    const auto rows = [&](const OwnedTensor& all, std::int64_t layer, std::int64_t width) {
+      return test::values(all.view()
+                              .slice(layer, 1)
+                              .reshape(Shape{B_, width})
+                              .slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(n)));
     };
-    for (std::size_t l = 0; l < count_.size(); ++l)
-      result.set(l, rows(count_[l]), rows(prob_[l]), rows(lse2_[l]));
+    for (std::int64_t l = 0; l < L_; ++l)
+      result.set(l, rows(count_, l, E_), rows(prob_, l, E_), rows(lse2_, l, 1));
     return result;
   }
-  AuxiliaryLossValues compute(const AuxiliaryLosses& losses, const GlobalBatch& batch) {
-    std::vector<RoutingSums> sums_L;
-    gradient_L_.clear();
-    for (std::size_t l = 0; l < count_.size(); ++l) {
-      sums_L.push_back({count_[l], prob_[l], lse2_[l]});
-      test::poison(dprob_[l]);
-      gradient_L_.push_back({dprob_[l], std::numeric_limits<double>::quiet_NaN()});
-    }
-    return losses.compute(sums_L, tokens_B_, batch, gradient_L_);
+  // count_LE: of the global batch.
+  AuxiliaryLossValues compute(const AuxiliaryLosses& losses, std::int64_t n_tokens, std::int64_t n_sequences,
+                              std::vector<double> count_LE) {
+    Context ctx;
+    double values[2] = {};
+    test::poison(dprob_);
+    for (RoutingLossGradient& gradient : gradient_L_) gradient.dlse2 = std::numeric_limits<double>::quiet_NaN();
+    losses.compute(Tensor(values, Shape{2}, DType::f64), {dprob_, gradient_L_}, {count_, prob_, lse2_, {}},
+                   tokens_,
+                   {.n_tokens = n_tokens,
+                    .n_sequences = n_sequences,
+                    .count_LE = Tensor(count_LE.data(), Shape{L_, E_}, DType::f64)},
+                   ctx);
+    return {values[0], values[1]};
   }
   // The whole of it as one global batch.
   AuxiliaryLossValues compute_alone(const AuxiliaryLosses& losses) {
-    const std::vector<double> count_LE = counts();
-    return compute(losses, {.n_tokens = std::accumulate(tokens_B_.begin(), tokens_B_.end(), std::int64_t{0}),
-                            .n_sequences = static_cast<std::int64_t>(tokens_B_.size()),
-                            .count_LE = count_LE});
+    const std::vector<double> tokens_B = tokens();
+    const double n_tokens = std::accumulate(tokens_B.begin(), tokens_B.end(), 0.0);
+    return compute(losses, static_cast<std::int64_t>(n_tokens), B_, counts());
   }
   std::vector<double> counts() const {
-    std::vector<double> count_LE;
-    for (const OwnedTensor& count_BE : count_)
-      for (std::int64_t e = 0; e < n_experts_; ++e) {
-        double sum = 0;
-        for (std::int64_t b = 0; b < count_BE.view().rows(); ++b) sum += count_BE[b * n_experts_ + e];
-        count_LE.push_back(sum);
-      }
-    return count_LE;
+    Context ctx;
+    const OwnedTensor count_LE({L_, E_}, DType::f64);
+    test::fill(count_LE, std::vector<double>(static_cast<std::size_t>(L_ * E_), 0.0));
+    ops::add_counts(count_LE, count_, ctx);
+    return test::values(count_LE);
   }
-  std::vector<double> dprob(std::size_t layer) const { return test::values(dprob_[layer]); }
+  std::vector<double> dprob(std::int64_t layer) const { return test::values(dprob_.view().slice(layer, 1)); }
   double dlse2(std::size_t layer) const { return gradient_L_[layer].dlse2; }
-  double prob(std::size_t layer, std::int64_t i) const { return prob_[layer][i]; }
-  double lse2(std::size_t layer, std::int64_t b) const { return lse2_[layer][b]; }
-  std::int64_t n_layers() const { return static_cast<std::int64_t>(count_.size()); }
-  const std::vector<std::int64_t>& tokens() const { return tokens_B_; }
+  double prob(std::int64_t layer, std::int64_t i) const { return prob_[layer * B_ * E_ + i]; }
+  double lse2(std::int64_t layer, std::int64_t b) const { return lse2_[layer * B_ + b]; }
+  std::vector<double> tokens() const { return test::values(tokens_); }
 
  private:
-  std::vector<std::int64_t> tokens_B_;
-  std::int64_t n_experts_;
-  std::vector<OwnedTensor> count_, prob_, lse2_, dprob_;
+  std::int64_t L_, B_, E_;
+  OwnedTensor tokens_, count_, prob_, lse2_, dprob_;
   std::vector<RoutingLossGradient> gradient_L_;
 };
 
@@ -103,17 +111,17 @@ Routing two_layers() {
 TEST(AuxiliaryLosses, BalancedLoadCostsTheCoefficientOrKTimesIt) {
   // Four experts, two slots; every expert has its share in every sequence, and so has its probability.
   Routing routing(3, 4, {2, 6});
-  for (std::size_t l = 0; l < 3; ++l)
+  for (std::int64_t l = 0; l < 3; ++l)
     routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0});
   for (const BalanceScope scope : kScopes) {
-    const AuxiliaryLosses losses(options(scope, 0.25, 0), 4, 2);
+    const AuxiliaryLosses losses(options(scope, 0.25, 0), 2);
     EXPECT_NEAR(routing.compute_alone(losses).balance, scope == BalanceScope::model ? 0.5 : 0.25, kRounding);
   }
 }
 
 TEST(AuxiliaryLosses, LayerScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 2, 1));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 1));
   // Layer 0: f = 2 (3, 1) / 4, Pbar = (2.5, 1.5) / 4: 1.125.   Layer 1: f = (1, 1): 1.
   EXPECT_NEAR(values.balance, 0.1 * (1.125 + 1.0) / 2, kRounding);
   // 0.1 f_i / (2 layers * 4 tokens), for every token alike.
@@ -123,7 +131,7 @@ TEST(AuxiliaryLosses, LayerScopeByHand) {
 
 TEST(AuxiliaryLosses, SequenceScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 2, 1));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 1));
   // Layer 0: f = (4/3, 2/3), Pbar = (.6, .4): 16/15;  f = (2, 0), Pbar = (.7, .3): 7/5.
   // Layer 1: f = (2/3, 4/3), Pbar = (.2, .8): 6/5;    f = (2, 0), Pbar = (.5, .5): 1.
   EXPECT_NEAR(values.balance, 0.1 * (16.0 / 15 + 7.0 / 5 + 6.0 / 5 + 1) / 4, kRounding);
@@ -136,8 +144,8 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
   Routing routing = two_layers();
   // As many tokens again lie in other micro-batches; these are the counts of both.
   const std::vector<double> count_LE = {5, 3, 2, 6};
-  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 2, 1);
-  const auto values = routing.compute(losses, {.n_tokens = 8, .n_sequences = 4, .count_LE = count_LE});
+  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 1);
+  const auto values = routing.compute(losses, 8, 4, count_LE);
   // Layer 0: f = 2 (5, 3) / 8, this part of Pbar = (2.5, 1.5) / 8: .53125.
   // Layer 1: f = 2 (2, 6) / 8, this part of Pbar = (1.1, 2.9) / 8: .6125.
   EXPECT_NEAR(values.balance, 0.1 * (0.53125 + 0.6125) / 2, kRounding);
@@ -148,29 +156,29 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
 
 TEST(AuxiliaryLosses, ModelScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 2, 1));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 1));
   // The tokens of both layers as one batch of 8: c = (5, 3), Pbar = (3.6, 4.4) / 8.
   EXPECT_NEAR(values.balance, 0.1 * 2 * (5.0 / 8 * 0.45 + 3.0 / 8 * 0.55), kRounding);
-  for (const std::size_t layer : {0u, 1u})
+  for (const int layer : {0, 1})
     EXPECT_TRUE(test::all_near(routing.dprob(layer), {0.015625, 0.009375, 0.015625, 0.009375}, kRounding, 0));
 }
 
 TEST(AuxiliaryLosses, ZLossByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 2, 1));
+  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 1));
   EXPECT_NEAR(values.z, 0.01 * (6 + 2 + 3 + 1) / (2 * 4), kRounding);
   EXPECT_EQ(values.balance, 0.0);
-  for (const std::size_t layer : {0u, 1u}) {
-    EXPECT_NEAR(routing.dlse2(layer), 0.01 / (2 * 4), kRounding);
+  for (const int layer : {0, 1}) {
+    EXPECT_NEAR(routing.dlse2(static_cast<std::size_t>(layer)), 0.01 / (2 * 4), kRounding);
     EXPECT_EQ(routing.dprob(layer), (std::vector<double>(4, 0.0)));
   }
 }
 
 TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
   for (const BalanceScope scope : kScopes) {
-    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 2, 1).needs_global_counts(),
+    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 1).needs_global_counts(),
               scope == BalanceScope::global_batch);
-    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 2, 1).needs_global_counts());
+    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 1).needs_global_counts());
   }
 }
 
@@ -179,12 +187,13 @@ TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
 TEST(AuxiliaryLosses, GradientTimesSumsIsTheLoss) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = two_layers();
-    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 2, 1));
+    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 1));
     double balance = 0, z = 0;
-    for (const std::size_t layer : {0u, 1u}) {
+    for (const int layer : {0, 1}) {
       for (std::int64_t i = 0; i < 4; ++i)
         balance += routing.dprob(layer)[static_cast<std::size_t>(i)] * routing.prob(layer, i);
-      for (std::int64_t b = 0; b < 2; ++b) z += routing.dlse2(layer) * routing.lse2(layer, b);
+      for (std::int64_t b = 0; b < 2; ++b)
+        z += routing.dlse2(static_cast<std::size_t>(layer)) * routing.lse2(layer, b);
     }
     EXPECT_NEAR(values.balance, balance, kRounding);
     EXPECT_NEAR(values.z, z, kRounding);
@@ -206,21 +215,21 @@ class Cutting : public ::testing::TestWithParam<std::size_t> {};  // sequences a
 TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
   for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
     Routing whole = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2);
     const auto expected = whole.compute_alone(losses);
     const std::vector<double> count_LE = whole.counts();
     AuxiliaryLossValues sum;
     for (std::size_t first = 0; first < 4; first += GetParam()) {
       Routing micro = whole.part(first, GetParam());
-      const auto values = micro.compute(losses, {.n_tokens = 16, .n_sequences = 4, .count_LE = count_LE});
+      const auto values = micro.compute(losses, 16, 4, count_LE);
       sum.balance += values.balance;
       sum.z += values.z;
-      for (const std::size_t layer : {0u, 1u}) {
+      for (const int layer : {0, 1}) {
         const std::vector<double> all = whole.dprob(layer);
         EXPECT_TRUE(test::all_near(micro.dprob(layer),
                                    {all.begin() + 3 * first, all.begin() + 3 * (first + GetParam())}, kRounding,
                                    0));
-        EXPECT_EQ(micro.dlse2(layer), whole.dlse2(layer));
+        EXPECT_EQ(micro.dlse2(static_cast<std::size_t>(layer)), whole.dlse2(static_cast<std::size_t>(layer)));
       }
     }
     EXPECT_NEAR(sum.balance, expected.balance, kRounding);
@@ -235,11 +244,11 @@ INSTANTIATE_TEST_SUITE_P(AuxiliaryLosses, Cutting, ::testing::Values(1u, 2u, 4u)
 TEST(AuxiliaryLosses, TwoEqualMicroBatchesAreOneTwiceAsLong) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 3, 2);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2);
     const auto alone = routing.compute_alone(losses);
     std::vector<double> count_LE = routing.counts();
     for (double& count : count_LE) count *= 2;
-    const auto half = routing.compute(losses, {.n_tokens = 32, .n_sequences = 8, .count_LE = count_LE});
+    const auto half = routing.compute(losses, 32, 8, count_LE);
     EXPECT_NEAR(2 * half.balance, alone.balance, kRounding);
     EXPECT_NEAR(2 * half.z, alone.z, kRounding);
   }
@@ -250,13 +259,12 @@ TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
     Routing bare = two_layers(), padded(2, 2, {3, 0, 1});
     padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2});
     padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1});
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2, 1);
+    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 1);
     const std::vector<double> count_LE = bare.counts();
-    const GlobalBatch batch{.n_tokens = 4, .n_sequences = 2, .count_LE = count_LE};
-    const auto expected = bare.compute(losses, batch), actual = padded.compute(losses, batch);
+    const auto expected = bare.compute(losses, 4, 2, count_LE), actual = padded.compute(losses, 4, 2, count_LE);
     EXPECT_EQ(actual.balance, expected.balance);
     EXPECT_EQ(actual.z, expected.z);
-    for (const std::size_t layer : {0u, 1u}) {
+    for (const int layer : {0, 1}) {
       const auto without = bare.dprob(layer), with = padded.dprob(layer);
       EXPECT_EQ((std::vector<double>{with[0], with[1], with[4], with[5]}), without);
       // No token reads these; they must still be numbers.

@@ -150,9 +150,11 @@ class RouterComparison {
 
  private:
   void plan(Arena& arena) {
-    stage_.plan_sums(arena, golden_.n_seq());
+    sums_ = router::LayerSums::plan(arena, 1, golden_.n_seq(), golden_.router_shape().n_experts);
+    stage_.set_sums(sums_.of(0));
     stage_.plan(arena, golden_.n_seq(), golden_.seq_len(), DType::f32);
-    dprob_BE_ = arena.take(Shape{golden_.n_seq(), golden_.router_shape().n_experts}, DType::f64);
+    dprob_LBE_ = arena.take(Shape{1, golden_.n_seq(), golden_.router_shape().n_experts}, DType::f64);
+    tokens_B_ = arena.take(Shape{golden_.n_seq()}, DType::i32);
   }
 
   void compare_decision(const router::RoutingDecision& decision) {
@@ -190,11 +192,10 @@ class RouterComparison {
       test::set(dweight_TK, static_cast<std::int64_t>(i), slot == slots.end() ? 0 : slot->second);
     }
     std::int64_t tokens = 0, sequences = 0;
-    std::vector<std::int64_t> tokens_B;
     for (std::int64_t b = 0; b < golden_.n_seq(); ++b) {
       std::int64_t real = 0;
       for (std::int64_t s = 0; s < golden_.seq_len(); ++s) real += token_T_[b * golden_.seq_len() + s] >= 0;
-      tokens_B.push_back(real);
+      test::set(tokens_B_, b, static_cast<double>(real));
       tokens += real;
       sequences += real > 0;
     }
@@ -202,20 +203,23 @@ class RouterComparison {
     for (std::int64_t b = 0; b < golden_.n_seq(); ++b)
       for (std::size_t e = 0; e < count_E.size(); ++e)
         count_E[e] += stage_.sums().count_BE.row<std::int32_t>(b)[e];
-    router::RoutingLossGradient gradient{.dprob_BE = dprob_BE_, .dlse2 = 0};
-    const router::RoutingSums sums = stage_.sums();
-    const auto losses = router::AuxiliaryLosses(options_, golden_.router_shape().n_experts, stage_.n_slots())
-                            .compute(std::span(&sums, 1), tokens_B,
-                                     {.n_tokens = tokens, .n_sequences = sequences, .count_LE = count_E},
-                                     std::span(&gradient, 1));
+    const auto E = golden_.router_shape().n_experts;
+    router::RoutingLossGradient gradient{.dprob_BE = dprob_LBE_.reshape(Shape{golden_.n_seq(), E}), .dlse2 = 0};
+    double losses[2] = {};  // balance, z
+    router::AuxiliaryLosses(options_, stage_.n_slots())
+        .compute(Tensor(losses, Shape{2}, DType::f64), {dprob_LBE_, std::span(&gradient, 1)}, sums_, tokens_B_,
+                 {.n_tokens = tokens,
+                  .n_sequences = sequences,
+                  .count_LE = Tensor(count_E.data(), Shape{1, E}, DType::f64)},
+                 ctx_);
     const std::vector<double> statistics(stage_.statistics().begin(), stage_.statistics().end());
     gradient.statistics = statistics;
     const auto near = [&](const char* name, double got) {
       const double want = golden_.expected(name).values.at(0);
       EXPECT_NEAR(got, want, kRouterForward.of_largest * std::max(std::abs(want), 1e-6)) << name;
     };
-    near("balance_loss", losses.balance);
-    near("z_loss", losses.z);
+    near("balance_loss", losses[0]);
+    near("z_loss", losses[1]);
     near("router_loss", stage_.own_loss(gradient));
 
     const test::OwnedTensor dx_TD(x_TD_.view().shape(), DType::f32);
@@ -237,7 +241,8 @@ class RouterComparison {
   test::OwnedTensor x_TD_, token_T_;
   std::optional<test::OwnedTensor> attention_entropy_T_, epsilon_Td_;
   std::optional<Arena> arena_;
-  Tensor dprob_BE_;
+  router::LayerSums sums_;
+  Tensor dprob_LBE_, tokens_B_;
   router::RouterBatch batch_;
   Context ctx_;
 };

@@ -106,7 +106,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
   batch.attention_entropy_T = entropy_T;
   const RoutingLossGradient loss_gradient{.dprob_BE = s_BE, .dlse2 = kDz, .token_share = 1.0 / 6};
   const Numbers chosen = values(fixture.stage.forward(x_TD, batch, fixture.ctx).expert_TK);
-  EXPECT_EQ(fixture.stage.sums().dropped > 0, test_case.capacity_factor > 0);
+  EXPECT_EQ(fixture.stage.sums().dropped_1.as<std::int32_t>()[0] > 0, test_case.capacity_factor > 0);
   const auto loss = [&] {
     const RoutingDecision decision = fixture.stage.forward(x_TD, batch, fixture.ctx);
     // A step over the border between two choices has no derivative to compare with.

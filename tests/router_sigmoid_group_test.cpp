@@ -38,10 +38,10 @@ struct Fixture {
     router.emplace(options(bias_update_speed), shape, "gate.", store);
     store.allocate(dtype, true);
     Arena measure = Arena::measuring();
-    router->plan_sums(measure, n_seq);
+    LayerSums::plan(measure, 1, n_seq, shape.n_experts);
     router->plan(measure, n_seq, seq_len, dtype);
     arena.emplace(measure.peak(), "test");
-    router->plan_sums(*arena, n_seq);
+    router->set_sums(LayerSums::plan(*arena, 1, n_seq, shape.n_experts).of(0));
     router->plan(*arena, n_seq, seq_len, dtype);
     arena->poison();
     ctx.scratch.set_poison(true);

@@ -33,10 +33,10 @@ struct StageFixture {
       : stage(options, shape, "gate.", store), n_seq_(n_seq), seq_len_(seq_len) {
     store.allocate(dtype, true);
     Arena measure = Arena::measuring();
-    stage.plan_sums(measure, n_seq);
+    LayerSums::plan(measure, 1, n_seq, shape.n_experts);
     stage.plan(measure, n_seq, seq_len, dtype);
     arena.emplace(measure.peak(), "test");
-    stage.plan_sums(*arena, n_seq);
+    stage.set_sums(LayerSums::plan(*arena, 1, n_seq, shape.n_experts).of(0));
     stage.plan(*arena, n_seq, seq_len, dtype);
     arena->poison();
     ctx.scratch.set_poison(true);

@@ -70,8 +70,8 @@ TEST(Evaluate, WindowsFollowOneAnother) {
     std::vector<std::int32_t> window(static_cast<std::size_t>(std::min<std::int64_t>(6, 23 - first)));
     domains[0].stream.read(first, window);
     buffers.set_sequence(0, window);
-    test::with_threads(1, [&] { model.forward(buffers.batch(), ctx); });
-    test::with_threads(1, [&] { model.loss(loss_T, buffers.batch(), ctx); });
+    test::with_threads(1, [&] { model.forward(buffers.on_host(), ctx); });
+    test::with_threads(1, [&] { model.loss(loss_T, buffers.on_host(), ctx); });
     for (const double loss : test::values(loss_T)) sum += loss;
   }
   // float32, other shapes of matrix products

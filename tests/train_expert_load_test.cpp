@@ -15,14 +15,16 @@ using Numbers = std::vector<double>;
 class MicroBatch {
  public:
   MicroBatch(const Numbers& layer0_BE, const Numbers& layer1_BE)
-      : count0_({2, 3}, DType::i32), count1_({2, 3}, DType::i32) {
-    test::fill(count0_, layer0_BE);
-    test::fill(count1_, layer1_BE);
+      : count_({2, 2, 3}, DType::i32), dropped_({2}, DType::i32) {
+    Numbers both = layer0_BE;
+    both.insert(both.end(), layer1_BE.begin(), layer1_BE.end());
+    test::fill(count_, both);
+    test::fill(dropped_, {0, 0});
   }
-  std::vector<router::RoutingSums> sums() const { return {{count0_, {}, {}}, {count1_, {}, {}}}; }
+  router::LayerSums sums() const { return {count_, {}, {}, dropped_}; }
 
  private:
-  test::OwnedTensor count0_, count1_;
+  test::OwnedTensor count_, dropped_;
 };
 
 LoadCounts two_micro_batches() {

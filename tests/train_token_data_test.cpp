@@ -16,12 +16,12 @@ using Numbers = std::vector<double>;
 
 TEST(BatchBuffers, IsAllPaddingAtFirst) {
   const BatchBuffers buffers(2, 3, std::nullopt, 0);
-  EXPECT_EQ(buffers.batch().n_seq, 2);
-  EXPECT_EQ(buffers.batch().seq_len, 3);
-  EXPECT_EQ(values(buffers.batch().token_T), Numbers(6, -1));
-  EXPECT_EQ(values(buffers.batch().target_T), Numbers(6, -1));
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), Numbers(6, 0));
-  EXPECT_EQ(buffers.tokens_B()[0] + buffers.tokens_B()[1], 0);
+  EXPECT_EQ(buffers.on_host().n_seq, 2);
+  EXPECT_EQ(buffers.on_host().seq_len, 3);
+  EXPECT_EQ(values(buffers.on_host().token_T), Numbers(6, -1));
+  EXPECT_EQ(values(buffers.on_host().target_T), Numbers(6, -1));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), Numbers(6, 0));
+  EXPECT_EQ(values(buffers.on_host().tokens_B), Numbers(2, 0));
 }
 
 TEST(BatchBuffers, EachTokenPredictsTheNextAndTheRestIsPadding) {
@@ -29,43 +29,55 @@ TEST(BatchBuffers, EachTokenPredictsTheNextAndTheRestIsPadding) {
   buffers.set_sequence(0, std::vector<std::int32_t>{5, 6, 7, 8, 9});
   buffers.set_sequence(1, std::vector<std::int32_t>{1, 2, 3});
   buffers.set_sequence(2, {});
-  EXPECT_EQ(values(buffers.batch().token_T), (Numbers{5, 6, 7, 8, 1, 2, -1, -1, -1, -1, -1, -1}));
-  EXPECT_EQ(values(buffers.batch().target_T), (Numbers{6, 7, 8, 9, 2, 3, -1, -1, -1, -1, -1, -1}));
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), Numbers(12, 0));
-  EXPECT_EQ((std::vector<std::int64_t>(buffers.tokens_B().begin(), buffers.tokens_B().end())),
-            (std::vector<std::int64_t>{4, 2, 0}));
+  EXPECT_EQ(values(buffers.on_host().token_T), (Numbers{5, 6, 7, 8, 1, 2, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.on_host().target_T), (Numbers{6, 7, 8, 9, 2, 3, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), Numbers(12, 0));
+  EXPECT_EQ(values(buffers.on_host().tokens_B), (Numbers{4, 2, 0}));
 }
 
 TEST(BatchBuffers, NothingOfTheSequenceBeforeRemains) {
   BatchBuffers buffers(1, 4, 0, 0);
   buffers.set_sequence(0, std::vector<std::int32_t>{5, 6, 0, 8, 9});
   buffers.set_sequence(0, std::vector<std::int32_t>{3, 4});
-  EXPECT_EQ(values(buffers.batch().token_T), (Numbers{3, -1, -1, -1}));
-  EXPECT_EQ(values(buffers.batch().target_T), (Numbers{4, -1, -1, -1}));
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 0}));
-  EXPECT_EQ(buffers.tokens_B()[0], 1);
+  EXPECT_EQ(values(buffers.on_host().token_T), (Numbers{3, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.on_host().target_T), (Numbers{4, -1, -1, -1}));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), (Numbers{0, 0, 0, 0}));
+  EXPECT_EQ(values(buffers.on_host().tokens_B), Numbers{1});
 }
 
 TEST(BatchBuffers, AnEndOfTextTokenBeginsADocument) {
   BatchBuffers buffers(2, 6, 9, 0);
   buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 9, 3, 9, 4, 5});
   buffers.set_sequence(1, std::vector<std::int32_t>{9, 1, 2, 9});  // the last 9 is a target only
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 2, 2, 4, 4, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), (Numbers{0, 0, 2, 2, 4, 4, 0, 0, 0, 0, 0, 0}));
 }
 
 TEST(BatchBuffers, ASlidingWindowEndsAtTheTokenItself) {
   BatchBuffers buffers(1, 6, std::nullopt, 3);
   buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 4, 5, 6, 7});
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 1, 2, 3}));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), (Numbers{0, 0, 0, 1, 2, 3}));
   BatchBuffers one(1, 3, std::nullopt, 1);
   one.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 4});
-  EXPECT_EQ(values(one.batch().kv_begin_T), (Numbers{0, 1, 2}));
+  EXPECT_EQ(values(one.on_host().kv_begin_T), (Numbers{0, 1, 2}));
 }
 
 TEST(BatchBuffers, WindowAndDocumentTheNearerBorderHolds) {
   BatchBuffers buffers(1, 6, 9, 3);
   buffers.set_sequence(0, std::vector<std::int32_t>{1, 2, 3, 9, 5, 6, 7});
-  EXPECT_EQ(values(buffers.batch().kv_begin_T), (Numbers{0, 0, 0, 3, 3, 3}));
+  EXPECT_EQ(values(buffers.on_host().kv_begin_T), (Numbers{0, 0, 0, 3, 3, 3}));
+}
+
+TEST(BatchBuffers, HoldsTheMicroBatchesOfAStep) {
+  BatchBuffers buffers(1, 2, std::nullopt, 0, Device::cpu, 3);
+  Context ctx;
+  for (std::int32_t micro = 0; micro < 3; ++micro)
+    buffers.set_sequence(0, std::vector<std::int32_t>{10 * micro, 10 * micro + 1, 10 * micro + 2}, micro);
+  for (int micro = 0; micro < 3; ++micro) {
+    const model::Batch batch = buffers.load(ctx, micro);
+    EXPECT_EQ(values(batch.token_T), (Numbers{10.0 * micro, 10.0 * micro + 1}));
+    EXPECT_EQ(values(batch.target_T), (Numbers{10.0 * micro + 1, 10.0 * micro + 2}));
+    EXPECT_EQ(values(batch.tokens_B), Numbers{2});
+  }
 }
 
 TEST(BatchBuffers, RefusesAWindowThatIsTooLong) {

@@ -10,14 +10,15 @@
 #include <vector>
 
 #include "config/router_options.h"
+#include "core/balance_loss.h"
 
 namespace switchyard::config {
 
 enum class Family { mixtral, qwen3_moe, deepseek_v3 };
 enum class RopeType { unscaled, linear, yarn };
-enum class BalanceScope { layer, sequence, global_batch, model };
+using switchyard::BalanceScope;
 enum class Schedule { constant, linear, cosine, wsd };
-enum class ComputeType { float32, bfloat16 };  // of matrix products; everything else is float32
+enum class ComputeType { float32, bfloat16 };  // what model::dtype_of and matmul_type_of make of it
 
 // Rotary embedding, everything that depends on other keys resolved.
 struct Rope {

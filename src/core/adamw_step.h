@@ -11,7 +11,6 @@ struct AdamWStep {
   double beta2;
   double eps;
   double weight_decay;
-  double grad_scale;  // multiplies the gradient first: the clip factor
   std::int64_t step;  // 1 for the first update: bias correction
 };
 

@@ -19,7 +19,7 @@ void copy_host(void* to, const void* from, std::int64_t bytes) {
   std::memmove(to, from, static_cast<std::size_t>(bytes));
 }
 
-DeviceMemory memories[] = {{allocate_host, std::free, fill_host, copy_host}, {}};
+DeviceMemory memories[] = {{allocate_host, std::free, fill_host, copy_host, allocate_host, std::free}, {}};
 
 const DeviceMemory& memory_of(Device device) {
   const DeviceMemory& memory = memories[static_cast<std::size_t>(device)];
@@ -33,15 +33,30 @@ void set_device_memory(Device device, const DeviceMemory& memory) {
   memories[static_cast<std::size_t>(device)] = memory;
 }
 
-void AlignedFree::operator()(std::byte* p) const { memory_of(device).release(p); }
+void AlignedFree::operator()(std::byte* p) const {
+  (staging ? memory_of(device).release_staging : memory_of(device).release)(p);
+}
 
-AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
-  void* p = memory_of(device).allocate(std::max<std::int64_t>(bytes, 1));
+namespace {
+
+AlignedBuffer buffer_of(void* p, std::int64_t bytes, const char* what, const char* kind, AlignedFree free) {
   if (!p)
     throw_run(
         "out of {}memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
-        device == Device::cpu ? "" : "device ", what, static_cast<double>(bytes) / (1 << 20));
-  return AlignedBuffer(static_cast<std::byte*>(p), AlignedFree{device});
+        kind, what, static_cast<double>(bytes) / (1 << 20));
+  return AlignedBuffer(static_cast<std::byte*>(p), free);
+}
+
+}  // namespace
+
+AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
+  return buffer_of(memory_of(device).allocate(std::max<std::int64_t>(bytes, 1)), bytes, what,
+                   device == Device::cpu ? "" : "device ", {device, false});
+}
+
+AlignedBuffer allocate_staging(std::int64_t bytes, const char* what, Device device) {
+  return buffer_of(memory_of(device).allocate_staging(std::max<std::int64_t>(bytes, 1)), bytes, what, "",
+                   {device, true});
 }
 
 void fill_bytes(void* memory, int byte, std::int64_t bytes, Device device) {

@@ -13,12 +13,16 @@ constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 r
 
 struct AlignedFree {
   Device device = Device::cpu;
+  bool staging = false;
   void operator()(std::byte* p) const;
 };
 using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
 // Bytes that are not initialised, of the host or of a device. Throws RunError, naming the size, where there is
 // no memory left.
 AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device = Device::cpu);
+
+// Host memory from which the device copies while the host goes on; plain memory for the CPU itself.
+AlignedBuffer allocate_staging(std::int64_t bytes, const char* what, Device device);
 
 // Every byte becomes `byte`; done when it returns.
 void fill_bytes(void* memory, int byte, std::int64_t bytes, Device device);
@@ -33,6 +37,8 @@ struct DeviceMemory {
   void (*release)(void* memory);
   void (*fill)(void* memory, int byte, std::int64_t bytes);
   void (*copy)(void* to, const void* from, std::int64_t bytes);  // any of the two on the device
+  void* (*allocate_staging)(std::int64_t bytes);
+  void (*release_staging)(void* memory);
 };
 void set_device_memory(Device device, const DeviceMemory& memory);
 

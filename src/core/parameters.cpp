@@ -86,9 +86,11 @@ std::size_t ParameterStore::add(Parameter parameter) {
   return rows_.size() - 1;
 }
 
-void ParameterStore::allocate(DType dtype, bool training, Device device) {
+void ParameterStore::allocate(DType dtype, DType compute, bool training, Device device) {
   SY_CHECK(!memory_, "parameters are allocated once");
   SY_CHECK(dtype == DType::f32 || dtype == DType::f64, "parameters are f32 or f64, not {}", name_of(dtype));
+  SY_CHECK(statistics_type(compute) == dtype, "parameters of {} do not serve a run in {}", name_of(dtype),
+           name_of(compute));
   std::vector<std::string_view> names;
   names.reserve(rows_.size());
   for (const Parameter& row : rows_) names.push_back(row.name);
@@ -97,15 +99,18 @@ void ParameterStore::allocate(DType dtype, bool training, Device device) {
   SY_CHECK(twice == names.end(), "two parameters are named {}", *twice);
 
   training_ = training;
-  size_ = round_up(size_);
+  size_ = flat_size();
   const std::int64_t array_bytes = size_ * size_of(dtype);
-  const std::int64_t bytes = array_bytes * (training ? 4 : 1);
+  const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
+  const std::int64_t bytes = array_bytes * (training ? 4 : 1) + weight_bytes;
   memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters", device);
   zero(memory_.get(), bytes, device);
   const auto flat = [&](std::int64_t i) {
     return Tensor(memory_.get() + i * array_bytes, Shape{size_}, dtype, device);
   };
   value_P_ = flat(0);
+  weight_P_ = weight_bytes == 0 ? value_P_
+                                : Tensor(memory_.get() + bytes - weight_bytes, Shape{size_}, compute, device);
   if (!training) return;
   grad_P_ = flat(1);
   moment1_P_ = flat(2);
@@ -124,6 +129,8 @@ void ParameterStore::initialise(std::uint64_t seed) {
     host.write_back();
   }
 }
+
+std::int64_t ParameterStore::flat_size() const { return round_up(size_); }
 
 std::int64_t ParameterStore::count() const {
   std::int64_t n = 0;

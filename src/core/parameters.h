@@ -1,7 +1,7 @@
 // All parameters of a model, by their Hugging Face names, in four flat arrays: value, gradient and AdamW's two
-// moments. A parameter is one row of this table; optimizer, checkpoint and parallel code walk the rows and know
-// no model. Rows of one group lie side by side, so that the experts of a layer, or q, k and v, are also one
-// matrix.
+// moments; and a fifth where a run computes with values of another type. A parameter is one row of this table;
+// optimizer, checkpoint and parallel code walk the rows and know no model. Rows of one group lie side by side,
+// so that the experts of a layer, or q, k and v, are also one matrix.
 #pragma once
 
 #include <cstdint>
@@ -34,25 +34,33 @@ class ParameterStore {
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
 
-  // Allocates the flat arrays on the device: values and, if training, gradients and moments (zeroed).
-  void allocate(DType dtype, bool training, Device device = Device::cpu);
+  // Allocates the flat arrays on the device: values and, if training, gradients and moments (zeroed). With
+  // `compute` of bf16, weights are values rounded to it, which whoever changes values has to make (weights()).
+  void allocate(DType dtype, bool training, Device device = Device::cpu) {
+    allocate(dtype, dtype, training, device);
+  }
+  void allocate(DType dtype, DType compute, bool training, Device device);
   // Fills every value as its row says: a function of (seed, name, index).
   void initialise(std::uint64_t seed);
 
   const std::vector<Parameter>& rows() const { return rows_; }
-  std::int64_t count() const;  // elements of all rows, without alignment gaps
+  std::int64_t count() const;      // elements of all rows, without alignment gaps
+  std::int64_t flat_size() const;  // elements of a flat array, with them
   bool training() const { return training_; }
 
   Tensor value(std::size_t row) const { return view(value_P_, row); }
+  Tensor weight(std::size_t row) const { return view(weight_P_, row); }  // the value as a run computes with it
   Tensor grad(std::size_t row) const { return view(grad_P_, row); }
   Tensor moment1(std::size_t row) const { return view(moment1_P_, row); }
   Tensor moment2(std::size_t row) const { return view(moment2_P_, row); }
 
   // Rows [first, ...) of one group as one tensor of the given shape: fused weights.
-  Tensor value_block(std::size_t first, Shape shape) const { return block(value_P_, first, shape); }
+  Tensor weight_block(std::size_t first, Shape shape) const { return block(weight_P_, first, shape); }
   Tensor grad_block(std::size_t first, Shape shape) const { return block(grad_P_, first, shape); }
 
-  Tensor values() const { return value_P_; }  // flat, alignment gaps included (they stay zero)
+  Tensor values() const { return value_P_; }    // flat, alignment gaps included (they stay zero)
+  Tensor weights() const { return weight_P_; }  // values() itself where a run computes with values
+  bool has_rounded_weights() const { return weight_P_.dtype() != value_P_.dtype(); }
   Tensor grads() const { return grad_P_; }
   Tensor moments1() const { return moment1_P_; }
   Tensor moments2() const { return moment2_P_; }
@@ -67,7 +75,7 @@ class ParameterStore {
   std::int64_t size_ = 0;
   bool training_ = false;
   AlignedBuffer memory_;
-  Tensor value_P_, grad_P_, moment1_P_, moment2_P_;
+  Tensor value_P_, weight_P_, grad_P_, moment1_P_, moment2_P_;
 };
 
 }  // namespace switchyard

@@ -17,7 +17,9 @@ namespace switchyard {
 enum class DType : std::uint8_t { f32, f64, bf16, i32 };
 enum class Device : std::uint8_t { cpu, cuda };
 
-std::int64_t size_of(DType dtype);   // bytes of one element
+std::int64_t size_of(DType dtype);  // bytes of one element
+// Of sums, statistics and gradients of weights beside tensors of that type: f32 for bf16, else the type itself.
+DType statistics_type(DType dtype);
 const char* name_of(DType dtype);    // "f32", "f64", ...
 const char* name_of(Device device);  // "cpu", "cuda"
 

@@ -2,15 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/reduce.h"
 
 namespace switchyard::cpu {
 
+double clip_factor(double sum_of_squares, double clip_norm) {
+  if (!std::isfinite(sum_of_squares)) return std::numeric_limits<double>::quiet_NaN();
+  return clip_norm > 0 ? std::min(1.0, clip_norm / (std::sqrt(sum_of_squares) + 1e-6)) : 1.0;
+}
+
 template <class T>
-void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const AdamWStep& step) {
+void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, double scale, const AdamWStep& step) {
   // What does not change from element to element, made in double and rounded once.
-  const T grad_scale = static_cast<T>(step.grad_scale);
+  const T grad_scale = static_cast<T>(scale);
   const T beta1 = static_cast<T>(step.beta1), rest1 = static_cast<T>(1 - step.beta1);
   const T beta2 = static_cast<T>(step.beta2), rest2 = static_cast<T>(1 - step.beta2);
   const auto t = static_cast<double>(step.step);
@@ -41,7 +47,7 @@ void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, const A
   }
 }
 
-template void adamw_update<float>(Tensor, Tensor, Tensor, Tensor, const AdamWStep&);
-template void adamw_update<double>(Tensor, Tensor, Tensor, Tensor, const AdamWStep&);
+template void adamw_update<float>(Tensor, Tensor, Tensor, Tensor, double, const AdamWStep&);
+template void adamw_update<double>(Tensor, Tensor, Tensor, Tensor, double, const AdamWStep&);
 
 }  // namespace switchyard::cpu

@@ -13,8 +13,8 @@ namespace switchyard::cpu {
 // A counting sort of the slots by expert; of an expert that has too many, the list of its slots is partitioned
 // by (weight, position). Experts are independent of one another.
 template <class T>
-std::int64_t limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor expert_TK, Tensor weight_TK,
-                            Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
+void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
   const Rows<std::int32_t> expert_rows(expert_TK), kept_expert(kept_expert_TK), skip(skip_T);
   const Rows<T> weight_rows(weight_TK), kept_weight(kept_weight_TK);
   const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1);
@@ -64,12 +64,12 @@ std::int64_t limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor
     }
     dropped += last - first - capacity;
   }
-  return dropped;
+  dropped_1.as<std::int32_t>()[0] = static_cast<std::int32_t>(dropped);
 }
 
-template std::int64_t limit_capacity<float>(Tensor, Tensor, Tensor, Tensor, Tensor, std::int64_t, double,
-                                            Context&);
-template std::int64_t limit_capacity<double>(Tensor, Tensor, Tensor, Tensor, Tensor, std::int64_t, double,
-                                             Context&);
+template void limit_capacity<float>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::int64_t, double,
+                                    Context&);
+template void limit_capacity<double>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::int64_t, double,
+                                     Context&);
 
 }  // namespace switchyard::cpu

@@ -6,7 +6,7 @@
 namespace switchyard::cpu {
 
 template <class T>
-std::int64_t limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor expert_TK, Tensor weight_TK,
-                            Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx);
+void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx);
 
 }  // namespace switchyard::cpu

@@ -19,8 +19,8 @@ class AttentionEntropy {
   void want() { wanted_ = true; }  // before plan()
   void plan(Arena& arena, std::int64_t n_tokens, std::int64_t n_heads, DType dtype) {
     if (!wanted_) return;
-    entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, dtype);
-    entropy_T_ = arena.take(Shape{n_tokens}, dtype);
+    entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, statistics_type(dtype));
+    entropy_T_ = arena.take(Shape{n_tokens}, statistics_type(dtype));
   }
   Tensor entropy_TH() const { return entropy_TH_; }  // what attention_forward is to set; not defined: unwanted
   Tensor entropy_T() const { return entropy_T_; }    // mean over heads, in shares of the largest possible

@@ -37,23 +37,24 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
 void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const std::int64_t n_tokens = n_seq * seq_len, D = store_.rows()[attention_norm_].shape.numel();
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
+  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
   saved_.attention_in_TD = rows(D);
-  saved_.attention_rstd_T1 = rows(1);
+  saved_.attention_rstd_T1 = statistic();
   attention_->plan(arena, n_tokens, dtype);
   saved_.mid_TD = rows(D);
   saved_.ffn_in_TD = rows(D);
-  saved_.ffn_rstd_T1 = rows(1);
+  saved_.ffn_rstd_T1 = statistic();
   ffn_->plan(arena, n_seq, seq_len, dtype);
 }
 
 void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
                            Context& ctx) {
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
-  ops::rmsnorm_forward(attention_in_TD, attention_rstd_T1, in_TD, store_.value(attention_norm_), eps_, ctx);
+  ops::rmsnorm_forward(attention_in_TD, attention_rstd_T1, in_TD, store_.weight(attention_norm_), eps_, ctx);
   ops::copy(mid_TD, in_TD, ctx);
   attention_->forward(mid_TD, attention_in_TD, rope, batch, ctx);
 
-  ops::rmsnorm_forward(ffn_in_TD, ffn_rstd_T1, mid_TD, store_.value(ffn_norm_), eps_, ctx);
+  ops::rmsnorm_forward(ffn_in_TD, ffn_rstd_T1, mid_TD, store_.weight(ffn_norm_), eps_, ctx);
   ops::copy(out_TD, mid_TD, ctx);
   Batch seen = batch;
   seen.attention_entropy_T = attention_->entropy().entropy_T();
@@ -67,11 +68,11 @@ void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& ro
   const Tensor dnormed_TD = ctx.scratch.take(dstream_TD.shape(), dstream_TD.dtype());
   ffn_->backward(dnormed_TD, dstream_TD, ffn_in_TD, batch, loss_gradient, ctx);
   ops::rmsnorm_backward(dstream_TD, store_.grad(ffn_norm_), dnormed_TD, mid_TD, ffn_rstd_T1,
-                        store_.value(ffn_norm_), ctx);
+                        store_.weight(ffn_norm_), ctx);
 
   attention_->backward(dnormed_TD, dstream_TD, attention_in_TD, rope, batch, ctx);
   ops::rmsnorm_backward(dstream_TD, store_.grad(attention_norm_), dnormed_TD, in_TD, attention_rstd_T1,
-                        store_.value(attention_norm_), ctx);
+                        store_.weight(attention_norm_), ctx);
 }
 
 void DecoderBlock::visit_saved(const router::TensorVisitor& visit) const {

@@ -19,8 +19,6 @@ class DecoderBlock {
   DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer, bool is_moe,
                ParameterStore& store);
 
-  // Reserves the router's sums, if there is a router (router.h says why apart).
-  void plan_sums(Arena& arena, std::int64_t n_seq) { ffn_->plan_sums(arena, n_seq); }
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
 
   void plan_cache(Arena& arena, std::int64_t positions, DType dtype) {

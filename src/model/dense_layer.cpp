@@ -25,9 +25,9 @@ void DenseLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DT
 }
 
 void DenseLayer::forward(Tensor out_TD, Tensor x_TD, const Batch&, Context& ctx) {
-  ops::linear_forward(gate_up_T2F_, x_TD, store_.value_block(gate_, gate_up_shape()), ops::Write::set, ctx);
+  ops::linear_forward(gate_up_T2F_, x_TD, store_.weight_block(gate_, gate_up_shape()), ops::Write::set, ctx);
   ops::swiglu_forward(act_TF_, gate_up_T2F_, ctx);
-  ops::linear_forward(out_TD, act_TF_, store_.value(down_), ops::Write::add, ctx);
+  ops::linear_forward(out_TD, act_TF_, store_.weight(down_), ops::Write::add, ctx);
 }
 
 void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&,
@@ -36,10 +36,10 @@ void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch
   const Tensor dact_TF = ctx.scratch.take(act_TF_.shape(), act_TF_.dtype());
   const Tensor dgate_up_T2F = ctx.scratch.take(gate_up_T2F_.shape(), gate_up_T2F_.dtype());
   ops::linear_backward_weight(store_.grad(down_), dout_TD, act_TF_, ctx);
-  ops::linear_backward_input(dact_TF, dout_TD, store_.value(down_), ops::Write::set, ctx);
+  ops::linear_backward_input(dact_TF, dout_TD, store_.weight(down_), ops::Write::set, ctx);
   ops::swiglu_backward(dgate_up_T2F, dact_TF, gate_up_T2F_, ctx);
   ops::linear_backward_weight(store_.grad_block(gate_, gate_up_shape()), dgate_up_T2F, x_TD, ctx);
-  ops::linear_backward_input(dx_TD, dgate_up_T2F, store_.value_block(gate_, gate_up_shape()), ops::Write::set,
+  ops::linear_backward_input(dx_TD, dgate_up_T2F, store_.weight_block(gate_, gate_up_shape()), ops::Write::set,
                              ctx);
 }
 

@@ -14,7 +14,6 @@ class DenseLayer final : public FfnLayer {
   // Adds the layer's rows to the store, as `prefix` + "gate_proj.weight" and so on.
   DenseLayer(const std::string& prefix, std::int64_t hidden_size, std::int64_t width, double init_std,
              ParameterStore& store);
-  void plan_sums(Arena&, std::int64_t) override {}
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,

@@ -11,8 +11,6 @@ namespace switchyard::model {
 class FfnLayer {
  public:
   virtual ~FfnLayer() = default;
-  // Reserves the router's sums, if there is a router (router.h says why apart).
-  virtual void plan_sums(Arena& arena, std::int64_t n_seq) = 0;
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
   // out_TD += ffn(x_TD)
   virtual void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;

@@ -57,17 +57,20 @@ GqaLayer::GqaLayer(const config::Model& model, std::int64_t layer, ParameterStor
 }
 
 void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
+  const auto statistic = [&](std::int64_t heads) {
+    return arena.take(Shape{n_tokens, heads}, statistics_type(dtype));
+  };
   saved_.qkv_TM = arena.take(Shape{n_tokens, (heads_ + 2 * kv_heads_) * width_}, dtype);
   if (qk_norm_) {
     saved_.q_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
     saved_.k_TGN = arena.take(Shape{n_tokens, kv_heads_ * width_}, dtype);
-    saved_.q_rstd_TH = arena.take(Shape{n_tokens, heads_}, dtype);
-    saved_.k_rstd_TG = arena.take(Shape{n_tokens, kv_heads_}, dtype);
+    saved_.q_rstd_TH = statistic(heads_);
+    saved_.k_rstd_TG = statistic(kv_heads_);
   } else {
     saved_.q_THN = q_columns(saved_.qkv_TM);
     saved_.k_TGN = k_columns(saved_.qkv_TM);
   }
-  saved_.lse_TH = arena.take(Shape{n_tokens, heads_}, dtype);
+  saved_.lse_TH = statistic(heads_);
   entropy_.plan(arena, n_tokens, heads_, dtype);
   saved_.mix_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
@@ -90,11 +93,11 @@ AttentionShape GqaLayer::shape_of(const Batch& batch) const {
 
 void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
-  ops::linear_forward(qkv_TM, x_TD, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
-  if (q_bias_) ops::bias_forward(qkv_TM, store_.value_block(*q_bias_, qkv_bias_shape()), ctx);
+  ops::linear_forward(qkv_TM, x_TD, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
+  if (q_bias_) ops::bias_forward(qkv_TM, store_.weight_block(*q_bias_, qkv_bias_shape()), ctx);
   if (qk_norm_) {
     ops::qk_norm_rope_forward({q_THN, k_TGN}, {q_rstd_TH, k_rstd_TG}, qkv_TM,
-                              {store_.value(q_norm_), store_.value(k_norm_)}, rope.cos_SP, rope.sin_SP,
+                              {store_.weight(q_norm_), store_.weight(k_norm_)}, rope.cos_SP, rope.sin_SP,
                               batch.seq_len, eps_, ctx);
   } else {
     ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
@@ -111,8 +114,8 @@ void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch), ctx,
                          entropy_.entropy_TH());
   entropy_.finish(batch, ctx);
-  ops::linear_forward(out_TD, mix_THN, store_.value(o_weight_), ops::Write::add, ctx);
-  if (o_bias_) ops::bias_forward(out_TD, store_.value(*o_bias_), ctx);
+  ops::linear_forward(out_TD, mix_THN, store_.weight(o_weight_), ops::Write::add, ctx);
+  if (o_bias_) ops::bias_forward(out_TD, store_.weight(*o_bias_), ctx);
 }
 
 void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
@@ -129,12 +132,12 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
 
   if (o_bias_) ops::bias_backward(store_.grad(*o_bias_), dout_TD, ctx);
   ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, mix_THN, ctx);
-  ops::linear_backward_input(dmix_THN, dout_TD, store_.value(o_weight_), ops::Write::set, ctx);
+  ops::linear_backward_input(dmix_THN, dout_TD, store_.weight(o_weight_), ops::Write::set, ctx);
   ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dmix_THN, mix_THN, lse_TH, q_THN, k_TGN,
                           v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
   if (qk_norm_) {
     ops::qk_norm_rope_backward(dqkv_TM, {store_.grad(q_norm_), store_.grad(k_norm_)}, {dq_THN, dk_TGN}, qkv_TM,
-                               {q_rstd_TH, k_rstd_TG}, {store_.value(q_norm_), store_.value(k_norm_)},
+                               {q_rstd_TH, k_rstd_TG}, {store_.weight(q_norm_), store_.weight(k_norm_)},
                                rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
   } else {
     ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
@@ -142,7 +145,7 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   }
   if (q_bias_) ops::bias_backward(store_.grad_block(*q_bias_, qkv_bias_shape()), dqkv_TM, ctx);
   ops::linear_backward_weight(store_.grad_block(q_weight_, qkv_shape()), dqkv_TM, x_TD, ctx);
-  ops::linear_backward_input(dx_TD, dqkv_TM, store_.value_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
+  ops::linear_backward_input(dx_TD, dqkv_TM, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
 }
 
 void GqaLayer::visit_saved(const router::TensorVisitor& visit) const {

@@ -62,20 +62,23 @@ MlaLayer::MlaLayer(const config::Model& model, std::int64_t layer, ParameterStor
 
 void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
+  const auto statistic = [&](std::int64_t columns) {
+    return arena.take(Shape{n_tokens, columns}, statistics_type(dtype));
+  };
   const auto [heads, nope, rope, value] = widths_;
   if (q_latent_ > 0) {
     saved_.q_latent_TQ = rows(q_latent_);
     saved_.q_normed_TQ = rows(q_latent_);
-    saved_.q_rstd_T1 = rows(1);
+    saved_.q_rstd_T1 = statistic(1);
   }
   saved_.q_THN = rows(heads * (nope + rope));
   saved_.latent_TM = rows(latent_ + rope);
   saved_.kv_normed_TC = rows(latent_);
-  saved_.kv_rstd_T1 = rows(1);
+  saved_.kv_rstd_T1 = statistic(1);
   saved_.kv_TM = rows(heads * (nope + value));
   saved_.k_THN = rows(heads * (nope + rope));
   saved_.v_THV = rows(heads * value);
-  saved_.lse_TH = rows(heads);
+  saved_.lse_TH = statistic(heads);
   entropy_.plan(arena, n_tokens, heads, dtype);
   saved_.mix_THV = rows(heads * value);
 }
@@ -91,18 +94,18 @@ AttentionShape MlaLayer::shape_of(const Batch& batch) const {
 
 void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
-  const auto value = [&](std::size_t row) { return store_.value(row); };
+  const auto weight = [&](std::size_t row) { return store_.weight(row); };
   if (q_latent_ == 0) {
-    ops::linear_forward(s.q_THN, x_TD, value(q_), ops::Write::set, ctx);
+    ops::linear_forward(s.q_THN, x_TD, weight(q_), ops::Write::set, ctx);
   } else {
-    ops::linear_forward(s.q_latent_TQ, x_TD, value(q_), ops::Write::set, ctx);
-    if (q_a_bias_) ops::bias_forward(s.q_latent_TQ, value(*q_a_bias_), ctx);
-    ops::rmsnorm_forward(s.q_normed_TQ, s.q_rstd_T1, s.q_latent_TQ, value(q_a_norm_), kLatentNormEps, ctx);
-    ops::linear_forward(s.q_THN, s.q_normed_TQ, value(q_b_), ops::Write::set, ctx);
+    ops::linear_forward(s.q_latent_TQ, x_TD, weight(q_), ops::Write::set, ctx);
+    if (q_a_bias_) ops::bias_forward(s.q_latent_TQ, weight(*q_a_bias_), ctx);
+    ops::rmsnorm_forward(s.q_normed_TQ, s.q_rstd_T1, s.q_latent_TQ, weight(q_a_norm_), kLatentNormEps, ctx);
+    ops::linear_forward(s.q_THN, s.q_normed_TQ, weight(q_b_), ops::Write::set, ctx);
   }
-  ops::linear_forward(s.latent_TM, x_TD, value(kv_a_), ops::Write::set, ctx);
-  if (kv_a_bias_) ops::bias_forward(s.latent_TM, value(*kv_a_bias_), ctx);
-  ops::rmsnorm_forward(s.kv_normed_TC, s.kv_rstd_T1, latent_columns(s.latent_TM), value(kv_a_norm_),
+  ops::linear_forward(s.latent_TM, x_TD, weight(kv_a_), ops::Write::set, ctx);
+  if (kv_a_bias_) ops::bias_forward(s.latent_TM, weight(*kv_a_bias_), ctx);
+  ops::rmsnorm_forward(s.kv_normed_TC, s.kv_rstd_T1, latent_columns(s.latent_TM), weight(kv_a_norm_),
                        kLatentNormEps, ctx);
   ops::rope_forward(s.q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.nope + widths_.rope),
                     ctx);
@@ -117,13 +120,13 @@ void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
     attend_cached(batch, ctx);
   else
     attend_multiplied_out(batch, ctx);
-  ops::linear_forward(out_TD, s.mix_THV, value(o_), ops::Write::add, ctx);
-  if (o_bias_) ops::bias_forward(out_TD, value(*o_bias_), ctx);
+  ops::linear_forward(out_TD, s.mix_THV, weight(o_), ops::Write::add, ctx);
+  if (o_bias_) ops::bias_forward(out_TD, weight(*o_bias_), ctx);
 }
 
 void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
-  ops::linear_forward(s.kv_TM, s.kv_normed_TC, store_.value(kv_b_), ops::Write::set, ctx);
+  ops::linear_forward(s.kv_TM, s.kv_normed_TC, store_.weight(kv_b_), ops::Write::set, ctx);
   ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
   ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch), ctx,
                          entropy_.entropy_TH());
@@ -132,7 +135,7 @@ void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
 
 void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
-  const Tensor kv_b_MC = store_.value(kv_b_), cached_SM = cached_SM_.slice(0, *batch.cached + batch.seq_len);
+  const Tensor kv_b_MC = store_.weight(kv_b_), cached_SM = cached_SM_.slice(0, *batch.cached + batch.seq_len);
   const std::int64_t n_tokens = batch.seq_len, width = latent_ + widths_.rope;
   ScratchScope scope(ctx.scratch);
   const Tensor q_latent_THL = ctx.scratch.take(Shape{n_tokens, widths_.heads * width}, s.q_THN.dtype());
@@ -156,7 +159,7 @@ void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
 void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) {
   const Saved& s = saved_;
-  const auto value = [&](std::size_t row) { return store_.value(row); };
+  const auto weight = [&](std::size_t row) { return store_.weight(row); };
   const auto grad = [&](std::size_t row) { return store_.grad(row); };
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
@@ -170,7 +173,7 @@ void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
 
   if (o_bias_) ops::bias_backward(grad(*o_bias_), dout_TD, ctx);
   ops::linear_backward_weight(grad(o_), dout_TD, s.mix_THV, ctx);
-  ops::linear_backward_input(dmix_THV, dout_TD, value(o_), ops::Write::set, ctx);
+  ops::linear_backward_input(dmix_THV, dout_TD, weight(o_), ops::Write::set, ctx);
   ops::attention_backward(dq_THN, dk_THN, dv_THV, dmix_THV, s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV,
                           batch.kv_begin_T, shape_of(batch), ctx);
   ops::fill_zero(dlatent_TM, ctx);  // the norm's gradient is added
@@ -181,27 +184,27 @@ void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
                      ctx);
 
   ops::linear_backward_weight(grad(kv_b_), dkv_TM, s.kv_normed_TC, ctx);
-  ops::linear_backward_input(dkv_normed_TC, dkv_TM, value(kv_b_), ops::Write::set, ctx);
+  ops::linear_backward_input(dkv_normed_TC, dkv_TM, weight(kv_b_), ops::Write::set, ctx);
   ops::rmsnorm_backward(latent_columns(dlatent_TM), grad(kv_a_norm_), dkv_normed_TC,
-                        latent_columns(s.latent_TM), s.kv_rstd_T1, value(kv_a_norm_), ctx);
+                        latent_columns(s.latent_TM), s.kv_rstd_T1, weight(kv_a_norm_), ctx);
   if (kv_a_bias_) ops::bias_backward(grad(*kv_a_bias_), dlatent_TM, ctx);
   ops::linear_backward_weight(grad(kv_a_), dlatent_TM, x_TD, ctx);
-  ops::linear_backward_input(dx_TD, dlatent_TM, value(kv_a_), ops::Write::set, ctx);
+  ops::linear_backward_input(dx_TD, dlatent_TM, weight(kv_a_), ops::Write::set, ctx);
 
   if (q_latent_ == 0) {
     ops::linear_backward_weight(grad(q_), dq_THN, x_TD, ctx);
-    ops::linear_backward_input(dx_TD, dq_THN, value(q_), ops::Write::add, ctx);
+    ops::linear_backward_input(dx_TD, dq_THN, weight(q_), ops::Write::add, ctx);
     return;
   }
   const Tensor dq_normed_TQ = scratch_like(s.q_normed_TQ), dq_latent_TQ = scratch_like(s.q_latent_TQ);
   ops::linear_backward_weight(grad(q_b_), dq_THN, s.q_normed_TQ, ctx);
-  ops::linear_backward_input(dq_normed_TQ, dq_THN, value(q_b_), ops::Write::set, ctx);
+  ops::linear_backward_input(dq_normed_TQ, dq_THN, weight(q_b_), ops::Write::set, ctx);
   ops::fill_zero(dq_latent_TQ, ctx);
   ops::rmsnorm_backward(dq_latent_TQ, grad(q_a_norm_), dq_normed_TQ, s.q_latent_TQ, s.q_rstd_T1,
-                        value(q_a_norm_), ctx);
+                        weight(q_a_norm_), ctx);
   if (q_a_bias_) ops::bias_backward(grad(*q_a_bias_), dq_latent_TQ, ctx);
   ops::linear_backward_weight(grad(q_), dq_latent_TQ, x_TD, ctx);
-  ops::linear_backward_input(dx_TD, dq_latent_TQ, value(q_), ops::Write::add, ctx);
+  ops::linear_backward_input(dx_TD, dq_latent_TQ, weight(q_), ops::Write::add, ctx);
 }
 
 void MlaLayer::visit_saved(const router::TensorVisitor& visit) const {

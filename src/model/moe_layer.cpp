@@ -22,6 +22,14 @@ router::RouterBatch router_batch(const Batch& batch) {
           .attention_entropy_T = batch.attention_entropy_T};
 }
 
+// A router computes in float32 whatever the activations are: the tensor itself, or a copy in scratch.
+Tensor as_router_sees(const Tensor& x_TD, Context& ctx) {
+  if (x_TD.dtype() == statistics_type(x_TD.dtype())) return x_TD;
+  const Tensor copy_TD = ctx.scratch.take(x_TD.shape(), statistics_type(x_TD.dtype()));
+  ops::copy(copy_TD, x_TD, ctx);
+  return copy_TD;
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_options, std::int64_t layer,
@@ -68,20 +76,23 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
 
 void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
-  router_->plan(arena, n_seq, seq_len, dtype);
+  router_->plan(arena, n_seq, seq_len, statistics_type(dtype));
   if (shared_) shared_->plan(arena, n_seq, seq_len, dtype);
   saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
   saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
   saved_.row_RD = arena.take(Shape{max_rows, hidden_}, dtype);
-  saved_.weight_R = arena.take(Shape{max_rows}, dtype);
+  saved_.weight_R = arena.take(Shape{max_rows}, statistics_type(dtype));
   saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
   saved_.act_RF = arena.take(Shape{max_rows, width_}, dtype);
 }
 
 void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
-  decision = router_->forward(x_TD, router_batch(batch), ctx);
+  {
+    ScratchScope scope(ctx.scratch);
+    decision = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
+  }
   ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
   {
     ScratchScope scope(ctx.scratch);
@@ -92,12 +103,12 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
     }
     ops::moe_dispatch_forward(row_RD, weight_R, input_TD, decision.weight_TK, slot_row_TK, ctx);
   }
-  ops::grouped_gate_up_forward(act_RF, gate_up_R2F, row_RD, store_.value_block(gate_up_, gate_up_shape()),
+  ops::grouped_gate_up_forward(act_RF, gate_up_R2F, row_RD, store_.weight_block(gate_up_, gate_up_shape()),
                                weight_R, offset_E1, ctx);
   {
     ScratchScope scope(ctx.scratch);
     const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
-    ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
+    ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), offset_E1, ctx);
     ops::moe_combine_forward(out_TD, out_RD, slot_row_TK, ctx);
   }
   if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
@@ -119,12 +130,13 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
 
   ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
-  ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.value_block(down_, down_shape()), offset_E1, ctx);
+  ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.weight_block(down_, down_shape()), offset_E1,
+                                     ctx);
   ops::expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
                                       offset_E1, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
-  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.value_block(gate_up_, gate_up_shape()),
+  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.weight_block(gate_up_, gate_up_shape()),
                                      offset_E1, ctx);
   if (shared_)
     shared_->backward(dx_TD, dout_TD, x_TD, batch, nullptr, ctx);
@@ -132,14 +144,21 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
     ops::fill_zero(dx_TD, ctx);
   router::RoutingGradient gradient{.dweight_TK = dweight_TK};
   if (decision.expert_input_addend_TD.defined()) {
-    gradient.daddend_TD = scratch_like(decision.expert_input_addend_TD);
-    ops::fill_zero(gradient.daddend_TD, ctx);
-    ops::moe_dispatch_backward(gradient.daddend_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
-    ops::add(dx_TD, dx_TD, gradient.daddend_TD, ctx);
+    const Tensor dinput_TD = scratch_like(dx_TD);
+    ops::fill_zero(dinput_TD, ctx);
+    ops::moe_dispatch_backward(dinput_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
+    ops::add(dx_TD, dx_TD, dinput_TD, ctx);
+    gradient.daddend_TD = as_router_sees(dinput_TD, ctx);
   } else {
     ops::moe_dispatch_backward(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
   }
-  router_->backward(dx_TD, gradient, x_TD, router_batch(batch), *loss_gradient, ctx);
+  const Tensor seen_TD = as_router_sees(x_TD, ctx);
+  if (seen_TD.dtype() == dx_TD.dtype())
+    return router_->backward(dx_TD, gradient, seen_TD, router_batch(batch), *loss_gradient, ctx);
+  const Tensor dseen_TD = scratch_like(seen_TD);
+  ops::fill_zero(dseen_TD, ctx);
+  router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), *loss_gradient, ctx);
+  ops::add(dx_TD, dx_TD, dseen_TD, ctx);
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {

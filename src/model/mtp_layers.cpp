@@ -42,25 +42,22 @@ MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, s
   }
 }
 
-void MtpLayers::plan_sums(Arena& arena, std::int64_t n_seq) {
-  for (Depth& depth : depths_) depth.block.plan_sums(arena, n_seq);
-}
-
 void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const std::int64_t n_tokens = n_seq * seq_len;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
+  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
   for (Depth& depth : depths_) {
     const auto tokens = [&] { return arena.take(Shape{n_tokens}, DType::i32); };
     depth.batch = {tokens(), tokens(), {}, n_seq, seq_len};
     depth.embedded_TD = rows(hidden_);
-    depth.embedded_rstd_T1 = rows(1);
-    depth.hidden_rstd_T1 = rows(1);
+    depth.embedded_rstd_T1 = statistic();
+    depth.hidden_rstd_T1 = statistic();
     depth.joined_T2D = rows(2 * hidden_);
     depth.in_TD = rows(hidden_);
     depth.block.plan(arena, n_seq, seq_len, dtype);
     depth.out_TD = rows(hidden_);
     depth.normed_TD = rows(hidden_);
-    depth.normed_rstd_T1 = rows(1);
+    depth.normed_rstd_T1 = statistic();
   }
 }
 
@@ -84,14 +81,14 @@ void MtpLayers::forward(Tensor final_TD, const RopeTable& rope, const Batch& bat
   for (std::size_t d = 0; d < depths_.size(); ++d) {
     Depth& depth = depths_[d];
     shift(depth, static_cast<std::int64_t>(d) + 1, batch, ctx);
-    ops::embedding_forward(depth.embedded_TD, depth.batch.token_T, store_.value(embedding_), ctx);
+    ops::embedding_forward(depth.embedded_TD, depth.batch.token_T, store_.weight(embedding_), ctx);
     ops::rmsnorm_forward(depth.joined_T2D.columns(0, hidden_), depth.embedded_rstd_T1, depth.embedded_TD,
-                         store_.value(depth.enorm), eps_, ctx);
+                         store_.weight(depth.enorm), eps_, ctx);
     ops::rmsnorm_forward(depth.joined_T2D.columns(hidden_, hidden_), depth.hidden_rstd_T1,
-                         hidden_before(d, final_TD), store_.value(depth.hnorm), eps_, ctx);
-    ops::linear_forward(depth.in_TD, depth.joined_T2D, store_.value(depth.eh_proj), ops::Write::set, ctx);
+                         hidden_before(d, final_TD), store_.weight(depth.hnorm), eps_, ctx);
+    ops::linear_forward(depth.in_TD, depth.joined_T2D, store_.weight(depth.eh_proj), ops::Write::set, ctx);
     depth.block.forward(depth.out_TD, depth.in_TD, rope, depth.batch, ctx);
-    ops::rmsnorm_forward(depth.normed_TD, depth.normed_rstd_T1, depth.out_TD, store_.value(depth.norm), eps_,
+    ops::rmsnorm_forward(depth.normed_TD, depth.normed_rstd_T1, depth.out_TD, store_.weight(depth.norm), eps_,
                          ctx);
   }
 }
@@ -99,7 +96,7 @@ void MtpLayers::forward(Tensor final_TD, const RopeTable& rope, const Batch& bat
 void MtpLayers::loss(Tensor loss_KT, Context& ctx) {
   for (std::size_t d = 0; d < depths_.size(); ++d) {
     const Tensor loss_T = loss_KT.slice(static_cast<std::int64_t>(d), 1).reshape({loss_KT.dim(1)});
-    ops::classifier_forward(loss_T, depths_[d].normed_TD, store_.value(head_), depths_[d].batch.target_T, ctx);
+    ops::classifier_forward(loss_T, depths_[d].normed_TD, store_.weight(head_), depths_[d].batch.target_T, ctx);
   }
 }
 
@@ -114,11 +111,11 @@ void MtpLayers::loss_and_backward(Tensor dfinal_TD, const MtpLoss& loss, Tensor 
     Depth& depth = depths_[d];
     const Tensor loss_T = loss.loss_KT.slice(static_cast<std::int64_t>(d), 1).reshape({loss.loss_KT.dim(1)});
     ops::classifier_forward_backward(loss_T, dnormed_TD, store_.grad(head_), depth.normed_TD,
-                                     store_.value(head_), depth.batch.target_T, loss.dloss_K[d], ctx);
+                                     store_.weight(head_), depth.batch.target_T, loss.dloss_K[d], ctx);
     if (d + 1 < depths_.size()) ops::add(dnormed_TD, dnormed_TD, dhidden_TD, ctx);
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, store_.grad(depth.norm), dnormed_TD, depth.out_TD, depth.normed_rstd_T1,
-                          store_.value(depth.norm), ctx);
+                          store_.weight(depth.norm), ctx);
     depth.block.backward(dstream_TD, depth.in_TD, rope, depth.batch,
                          depth.block.router() ? &loss_gradients[--router] : nullptr, ctx);
     backward_through_input(depth, dhidden_TD, dstream_TD, hidden_before(d, final_TD), ctx);
@@ -133,14 +130,14 @@ void MtpLayers::backward_through_input(Depth& depth, Tensor dhidden_TD, Tensor d
   const Tensor djoined_T2D = ctx.scratch.take(depth.joined_T2D.shape(), din_TD.dtype());
   const Tensor dembedded_TD = ctx.scratch.take(din_TD.shape(), din_TD.dtype());
   ops::linear_backward_weight(store_.grad(depth.eh_proj), din_TD, depth.joined_T2D, ctx);
-  ops::linear_backward_input(djoined_T2D, din_TD, store_.value(depth.eh_proj), ops::Write::set, ctx);
+  ops::linear_backward_input(djoined_T2D, din_TD, store_.weight(depth.eh_proj), ops::Write::set, ctx);
 
   ops::fill_zero(dhidden_TD, ctx);
   ops::rmsnorm_backward(dhidden_TD, store_.grad(depth.hnorm), djoined_T2D.columns(hidden_, hidden_), hidden_TD,
-                        depth.hidden_rstd_T1, store_.value(depth.hnorm), ctx);
+                        depth.hidden_rstd_T1, store_.weight(depth.hnorm), ctx);
   ops::fill_zero(dembedded_TD, ctx);
   ops::rmsnorm_backward(dembedded_TD, store_.grad(depth.enorm), djoined_T2D.columns(0, hidden_),
-                        depth.embedded_TD, depth.embedded_rstd_T1, store_.value(depth.enorm), ctx);
+                        depth.embedded_TD, depth.embedded_rstd_T1, store_.weight(depth.enorm), ctx);
   ops::embedding_backward(store_.grad(embedding_), dembedded_TD, depth.batch.token_T, ctx);
 }
 

@@ -39,7 +39,6 @@ class MtpLayers {
   router::RouterStage* router(std::int64_t depth) const {
     return depths_[static_cast<std::size_t>(depth)].block.router();
   }
-  void plan_sums(Arena& arena, std::int64_t n_seq);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
 
   // How many positions have a target at each depth: all but the last k of a sequence; with a document mask, all

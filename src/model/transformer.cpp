@@ -12,6 +12,14 @@
 
 namespace switchyard::model {
 
+DType dtype_of(config::ComputeType type, Device device) {
+  return type == config::ComputeType::bfloat16 && device == Device::cuda ? DType::bf16 : DType::f32;
+}
+
+MatmulType matmul_type_of(config::ComputeType type) {
+  return type == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+}
+
 Transformer::Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training)
     : config_(model), dtype_(dtype), training_(training) {
   const auto matrix = [&](const char* name) {
@@ -39,6 +47,17 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
     if (mtp_->router(depth)) routers_.push_back({mtp_->router(depth), model.num_hidden_layers + depth});
   }
   loss_gradient_L_.resize(routers_.size());
+}
+
+void Transformer::round_weights(Context& ctx) {
+  if (parameters_.has_rounded_weights()) ops::copy(parameters_.weights(), parameters_.values(), ctx);
+}
+
+std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t seq_len) {
+  Arena measure = Arena::measuring();
+  lay_out_positions(measure, seq_len);
+  lay_out(measure, n_seq, seq_len);
+  return measure.peak();
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
@@ -72,7 +91,8 @@ void Transformer::allocate_activations(const std::function<void(Arena&)>& lay_ou
 
 void Transformer::lay_out_positions(Arena& arena, std::int64_t n_positions) {
   const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
-  rope_ = {arena.take(Shape{n_positions, pairs}, dtype_), arena.take(Shape{n_positions, pairs}, dtype_)};
+  const auto table = [&] { return arena.take(Shape{n_positions, pairs}, statistics_type(dtype_)); };
+  rope_ = {table(), table()};
 }
 
 void Transformer::fill_rope_table(Context& ctx) {
@@ -85,18 +105,19 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  for (std::size_t l = 0; l < routers_.size(); ++l)
-    loss_gradient_L_[l] = {arena.take(Shape{n_seq, config_.num_experts}, DType::f64), 0.0};
+  sums_ = router::LayerSums::plan(arena, n_routers(), n_seq, config_.num_experts);
+  if (n_routers() > 0) dprob_LBE_ = arena.take(sums_.count_LBE.shape(), DType::f64);
+  for (std::size_t l = 0; l < routers_.size(); ++l) {
+    const auto layer = static_cast<std::int64_t>(l);
+    routers_[l].router->set_sums(sums_.of(layer));
+    loss_gradient_L_[l] = {dprob_LBE_.slice(layer, 1).reshape(Shape{n_seq, config_.num_experts}), 0.0};
+  }
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
-  final_rstd_T1_ = rows(1);
-  for (DecoderBlock& block : blocks_) block.plan_sums(arena, n_seq);
-  if (n_mtp_depths() > 0) {
-    mtp_->plan_sums(arena, n_seq);
-    mtp_->plan(arena, n_seq, seq_len, dtype_);
-  }
+  final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, statistics_type(dtype_));
+  if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_);
 
   const std::int64_t mark = arena.used();
   for (DecoderBlock& block : blocks_) {
@@ -136,10 +157,10 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
   prepare(batch);
   const std::int64_t first = batch.cached.value_or(0);
   const RopeTable rope = {rope_.cos_SP.slice(first, batch.seq_len), rope_.sin_SP.slice(first, batch.seq_len)};
-  ops::embedding_forward(stream_.front(), batch.token_T, parameters_.value(embedding_), ctx);
+  ops::embedding_forward(stream_.front(), batch.token_T, parameters_.weight(embedding_), ctx);
   for (std::size_t l = 0; l < blocks_.size(); ++l)
     blocks_[l].forward(stream_[l + 1], stream_[l], rope, batch, ctx);
-  ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.value(final_norm_),
+  ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.weight(final_norm_),
                        config_.rms_norm_eps, ctx);
 }
 
@@ -158,21 +179,21 @@ void Transformer::mtp_loss(Tensor loss_KT, Context& ctx) {
 }
 
 void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
-  ops::classifier_forward(loss_T, final_TD_, parameters_.value(head_), batch.target_T, ctx);
+  ops::classifier_forward(loss_T, final_TD_, parameters_.weight(head_), batch.target_T, ctx);
 }
 
 void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                                     const MtpLoss* mtp) {
   check_batch(batch);
   SY_CHECK(training_, "this model was made for evaluation");
-  const auto value = [&](std::size_t row) { return parameters_.value(row); };
+  const auto weight = [&](std::size_t row) { return parameters_.weight(row); };
   const auto grad = [&](std::size_t row) { return parameters_.grad(row); };
   ScratchScope scope(ctx.scratch);
   const Tensor dstream_TD = ctx.scratch.take(final_TD_.shape(), dtype_);  // gradient of the residual stream
   {
     ScratchScope of_head(ctx.scratch);
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
-    ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, value(head_), batch.target_T,
+    ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, weight(head_), batch.target_T,
                                      dloss, ctx);
     if (mtp && n_mtp_depths() > 0)
       mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_,
@@ -180,7 +201,7 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
                               ctx);
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dfinal_TD, stream_.back(), final_rstd_T1_,
-                          value(final_norm_), ctx);
+                          weight(final_norm_), ctx);
   }
   auto router = static_cast<std::size_t>(n_main_routers_);
   for (std::size_t l = blocks_.size(); l-- > 0;) {
@@ -192,11 +213,11 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
 }
 
 void Transformer::logits(Tensor logits_TV, Context& ctx) const {
-  ops::linear_forward(logits_TV, final_TD_, parameters_.value(head_), ops::Write::set, ctx);
+  ops::linear_forward(logits_TV, final_TD_, parameters_.weight(head_), ops::Write::set, ctx);
 }
 
 void Transformer::last_logits(Tensor logits_1V, Context& ctx) const {
-  ops::linear_forward(logits_1V, final_TD_.slice(final_TD_.rows() - 1, 1), parameters_.value(head_),
+  ops::linear_forward(logits_1V, final_TD_.slice(final_TD_.rows() - 1, 1), parameters_.weight(head_),
                       ops::Write::set, ctx);
 }
 
@@ -238,6 +259,12 @@ bool Transformer::needs_statistics_first() const {
                      [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
 }
 
+bool Transformer::steps_are_alike() const {
+  return n_mtp_depths() == 0 && std::all_of(routers_.begin(), routers_.end(), [](const RouterOfLayer& each) {
+           return each.router->steps_are_alike();
+         });
+}
+
 void Transformer::set_statistics(std::span<const double> statistics) {
   const auto statistics_L = by_router(statistics);
   for (std::size_t l = 0; l < routers_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
@@ -247,12 +274,6 @@ double Transformer::own_losses() const {
   double sum = 0;
   for (std::size_t l = 0; l < routers_.size(); ++l) sum += routers_[l].router->own_loss(loss_gradient_L_[l]);
   return sum;
-}
-
-std::vector<router::RoutingSums> Transformer::routing_sums() const {
-  std::vector<router::RoutingSums> sums;
-  for (const RouterOfLayer& each : routers_) sums.push_back(each.router->sums());
-  return sums;
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {

@@ -17,22 +17,38 @@
 #include "model/batch.h"
 #include "model/decoder_block.h"
 #include "model/mtp_layers.h"
+#include "router/auxiliary_losses.h"
 
 namespace switchyard::model {
+
+// What a model is made of to compute in `type`: f32, but bf16 for bfloat16 on a CUDA device. Elsewhere the
+// operands of products alone are rounded: Context::matmul.
+DType dtype_of(config::ComputeType type, Device device);
+MatmulType matmul_type_of(config::ComputeType type);
 
 class Transformer {
  public:
   // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
   // moments as well, and lets plan() keep every layer's activations. f64 is for tests. Layers for multi-token
   // prediction have their rows in every model that has them; only one made for training computes with them.
+  // bf16 is for a device: activations and weights are bf16; the parameters they are rounded from, gradients of
+  // parameters, statistics, losses and all of the routers f32.
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
-  void allocate(Device device = Device::cpu) { parameters_.allocate(dtype_, training_, device); }
+  void allocate(Device device = Device::cpu) {
+    parameters_.allocate(statistics_type(dtype_), dtype_, training_, device);
+  }
+  // Rounds the parameters to the weights that a bf16 model computes with. After whatever sets them, but for the
+  // optimizer, which does it itself.
+  void round_weights(Context& ctx);
 
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
   const config::Model& config() const { return config_; }
 
+  DType dtype() const { return dtype_; }  // of activations
+  // How many bytes plan() is going to reserve. Before it.
+  std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len);
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
   // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
@@ -46,8 +62,8 @@ class Transformer {
   void forward(const Batch& batch, Context& ctx);
   // Then runs the layers for multi-token prediction, if the model has them, on the same batch.
   void forward_mtp(const Batch& batch, Context& ctx);
-  // loss_T (compute type, set): cross entropy of each token of the last forward pass, 0 where there is no
-  // target.
+  // loss_T (f32 in a bf16 model, else the model's type; set): cross entropy of each token of the last forward
+  // pass, 0 where there is no target.
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
   void mtp_loss(Tensor loss_KT, Context& ctx);  // the same of forward_mtp, for each depth
   // loss(), and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
@@ -56,7 +72,7 @@ class Transformer {
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                          const MtpLoss* mtp = nullptr);
-  // logits_TV (compute type, set): of the last forward pass, all of them at once.
+  // logits_TV (f32 in a bf16 model, else the model's type; set): of the last forward pass, all of them at once.
   void logits(Tensor logits_TV, Context& ctx) const;
   void last_logits(Tensor logits_1V, Context& ctx) const;  // of its last token alone
 
@@ -74,17 +90,22 @@ class Transformer {
   const router::RouterStage& router(std::int64_t l) const {
     return *routers_[static_cast<std::size_t>(l)].router;
   }
-  std::vector<router::RoutingSums> routing_sums() const;  // one a router
+  // Of all of them, of the last forward pass.
+  const router::LayerSums& routing_sums() const { return sums_; }
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.
   std::vector<router::RoutingDecision> routing_decisions() const;
-  std::span<router::RoutingLossGradient> loss_gradients() { return loss_gradient_L_; }
+  router::LossGradients loss_gradients() { return {dprob_LBE_, loss_gradient_L_}; }
 
   // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
   // to be added up over micro-batches and ranks.
   std::vector<double> routing_statistics() const;
   // True: a router's own loss and gradient need the statistics of the whole global batch.
   bool needs_statistics_first() const;
+  // True: forward, loss_and_backward and what the losses need between them start the same operators every time
+  // and nothing of them waits for the device. Not so with multi-token prediction, and where a router draws
+  // noise or has statistics.
+  bool steps_are_alike() const;
   // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
   // pass.
   void set_statistics(std::span<const double> statistics);
@@ -133,6 +154,8 @@ class Transformer {
   // The residual stream: stream_[l] enters block l, the last one leaves the last block.
   std::vector<Tensor> stream_;       // [T, D] each
   Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
+  router::LayerSums sums_;
+  Tensor dprob_LBE_;  // f64
   std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 

@@ -28,7 +28,7 @@ void check_outputs(const Tensor& out_THM, const Tensor& lse_TH, const Tensor& q_
   check_shape(out_THM, Shape{q_THN.rows(), shape.n_heads * shape.v_head_dim}, "out_THM");
   check_shape(lse_TH, Shape{q_THN.rows(), shape.n_heads}, "lse_TH");
   check_dtype(out_THM, q_THN.dtype(), "out_THM");
-  check_dtype(lse_TH, q_THN.dtype(), "lse_TH");
+  check_statistics_of(lse_TH, q_THN, "lse_TH");
 }
 
 }  // namespace

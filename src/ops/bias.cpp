@@ -17,7 +17,7 @@ void bias_forward(Tensor out_TN, Tensor bias_N, Context& ctx) {
 void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
   check_shape(dbias_N, Shape{dbias_N.dim(0)}, "dbias_N");
   check_shape(dout_TN, Shape{dout_TN.rows(), dbias_N.dim(0)}, "dout_TN");
-  check_dtype(dbias_N, dout_TN.dtype(), "dbias_N");
+  check_statistics_of(dbias_N, dout_TN, "dbias_N");
   SY_ON_CUDA(ctx, cuda::bias_backward(dbias_N, dout_TN, ctx));
   with_scalar(dout_TN.dtype(), [&]<class T>() { cpu::bias_backward<T>(dbias_N, dout_TN, ctx.scratch); });
 }

@@ -13,7 +13,7 @@ void check_inputs(const Tensor& loss_T, const Tensor& x_TD, const Tensor& weight
   check_shape(loss_T, Shape{x_TD.rows()}, "loss_T");
   check_shape(target_T, Shape{x_TD.rows()}, "target_T");
   check_dtype(weight_VD, x_TD.dtype(), "weight_VD");
-  check_dtype(loss_T, x_TD.dtype(), "loss_T");
+  check_statistics_of(loss_T, x_TD, "loss_T");
   check_dtype(target_T, DType::i32, "target_T");
 }
 
@@ -30,7 +30,8 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
                                  Tensor target_T, double dloss, Context& ctx) {
   check_inputs(loss_T, x_TD, weight_VD, target_T);
   check_like(dx_TD, x_TD, "dx_TD");
-  check_like(dweight_VD, weight_VD, "dweight_VD");
+  check_shape(dweight_VD, weight_VD.shape(), "dweight_VD");
+  check_statistics_of(dweight_VD, weight_VD, "dweight_VD");
   SY_ON_CUDA(
       ctx, cuda::classifier_forward_backward(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx));
   with_scalar(loss_T.dtype(), [&]<class T>() {

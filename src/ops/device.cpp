@@ -1,6 +1,7 @@
 #include "ops/device.h"
 
 #include "cuda/device.h"
+#include "cuda/graph.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -23,6 +24,27 @@ std::string describe_device(Device device) {
     if (device == Device::cuda) return cuda::description();
   }
   return name_of(device);
+}
+
+std::optional<std::int64_t> free_memory(Device device) {
+  if constexpr (kHasCuda) {
+    if (device == Device::cuda) return cuda::free_memory();
+  }
+  return std::nullopt;
+}
+
+void open_stream(Context& ctx) {
+  if constexpr (kHasCuda) {
+    if (ctx.device == Device::cuda) ctx.stream = cuda::run_stream();
+  }
+}
+
+void upload(Tensor to, Tensor from, Context& ctx) {
+  check_like(to, from, "to");
+  check_contiguous(to, "to");
+  check_contiguous(from, "from");
+  SY_ON_CUDA(ctx, cuda::upload(to, from, ctx));
+  copy(to, from);
 }
 
 }  // namespace switchyard::ops

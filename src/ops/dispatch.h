@@ -34,9 +34,6 @@ void with_scalar(DType dtype, F&& f) {
   SY_CHECK(false, "operators compute in f32 or f64, not in {}", name_of(dtype));
 }
 
-// The type of what stays in full precision beside tensors of dtype: routing weights.
-inline DType precise(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
-
 inline void check_shape(const Tensor& tensor, const Shape& expected, const char* name) {
   SY_CHECK(tensor.shape() == expected, "{} is {}, expected {}", name, tensor.shape().to_string(),
            expected.to_string());
@@ -45,6 +42,11 @@ inline void check_shape(const Tensor& tensor, const Shape& expected, const char*
 inline void check_dtype(const Tensor& tensor, DType expected, const char* name) {
   SY_CHECK(tensor.dtype() == expected, "{} is {}, expected {}", name, name_of(tensor.dtype()),
            name_of(expected));
+}
+
+// `tensor` holds sums or statistics of `other`, or a weight's gradient beside it.
+inline void check_statistics_of(const Tensor& tensor, const Tensor& other, const char* name) {
+  check_dtype(tensor, statistics_type(other.dtype()), name);
 }
 
 // The same shape and dtype.

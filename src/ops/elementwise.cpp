@@ -1,5 +1,6 @@
 #include "ops/elementwise.h"
 
+#include "core/device_memory.h"
 #include "cpu/elementwise.h"
 #include "cuda/elementwise.h"
 #include "ops/dispatch.h"
@@ -13,8 +14,8 @@ void fill_zero(Tensor out, Context& ctx) {
 
 void copy(Tensor out, Tensor in, Context& ctx) {
   check_shape(out, in.shape(), "out");
-  check_dtype(out, in.dtype(), "out");
   SY_ON_CUDA(ctx, cuda::copy(out, in, ctx));
+  check_dtype(out, in.dtype(), "out");
   cpu::copy(out, in);
 }
 
@@ -22,17 +23,24 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   check_shape(out, a.shape(), "out");
   check_shape(b, a.shape(), "b");
   check_dtype(out, a.dtype(), "out");
-  check_dtype(b, a.dtype(), "b");
   SY_ON_CUDA(ctx, cuda::add(out, a, b, ctx));
+  check_dtype(b, a.dtype(), "b");
   with_scalar(out.dtype(), [&]<class T>() { cpu::add<T>(out, a, b); });
 }
 
-double sum_of_squares(Tensor in, Context& ctx) {
+void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   check_contiguous(in, "in");
-  SY_ON_CUDA(ctx, cuda::sum_of_squares(in, ctx));
-  double sum = 0;
-  with_scalar(in.dtype(), [&]<class T>() { sum = cpu::sum_of_squares<T>(in, ctx.scratch); });
-  return sum;
+  check_shape(sum_1, Shape{1}, "sum_1");
+  check_dtype(sum_1, DType::f64, "sum_1");
+  SY_ON_CUDA(ctx, cuda::sum_of_squares(sum_1, in, ctx));
+  with_scalar(in.dtype(), [&]<class T>() { sum_1.as<double>()[0] = cpu::sum_of_squares<T>(in, ctx.scratch); });
+}
+
+double sum_of_squares(Tensor in, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Tensor sum_1 = ctx.scratch.take(Shape{1}, DType::f64);
+  sum_of_squares(sum_1, in, ctx);
+  return HostCopy(sum_1)->as<double>()[0];
 }
 
 }  // namespace switchyard::ops

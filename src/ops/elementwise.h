@@ -5,10 +5,15 @@
 
 namespace switchyard::ops {
 
-void fill_zero(Tensor out, Context& ctx);                // any shape; all bytes zero
-void copy(Tensor out, Tensor in, Context& ctx);          // out = in; equal shapes; rows may be strided
-void add(Tensor out, Tensor a, Tensor b, Context& ctx);  // out = a + b; out may be a or b
+void fill_zero(Tensor out, Context& ctx);  // any shape; all bytes zero
+// out = in; equal shapes; rows may be strided. On a device from bf16 to f32 and from f32 to bf16, too: rounded.
+void copy(Tensor out, Tensor in, Context& ctx);
+// out = a + b; out may be a or b. On a device b may be f32 where the others are bf16.
+void add(Tensor out, Tensor a, Tensor b, Context& ctx);
 // Sum of squares of a contiguous tensor, in double, in fixed blocks whose sums are added in ascending order.
+// sum_1: f64, set.
+void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx);
+// The same as a number: waits for the device.
 double sum_of_squares(Tensor in, Context& ctx);
 
 }  // namespace switchyard::ops

@@ -20,10 +20,10 @@ bool has_fast_matmul(MatmulType type, Device device) {
 
 namespace {
 
-// All three of a product.
-void check_one_dtype(const Tensor& rows_N, const Tensor& rows_K, const Tensor& weight) {
-  check_dtype(rows_N, weight.dtype(), "rows of N");
-  check_dtype(rows_K, weight.dtype(), "rows of K");
+// Both operands are of one type, and the product of it too, or of the type of their sums.
+void check_product(const Tensor& product, const Tensor& a, const Tensor& b) {
+  SY_CHECK(a.dtype() == b.dtype(), "operands are {} and {}", name_of(a.dtype()), name_of(b.dtype()));
+  if (product.dtype() != a.dtype()) check_statistics_of(product, a, "the product");
 }
 
 }  // namespace
@@ -31,7 +31,7 @@ void check_one_dtype(const Tensor& rows_N, const Tensor& rows_K, const Tensor& w
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
   check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
-  check_one_dtype(out_TN, in_TK, weight_NK);
+  check_product(out_TN, in_TK, weight_NK);
   SY_ON_CUDA(ctx, cuda::linear_forward(out_TN, in_TK, weight_NK, write, ctx));
   with_scalar(out_TN.dtype(), [&]<class T>() {
     cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
@@ -41,7 +41,7 @@ void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
   check_shape(din_TK, Shape{dout_TN.rows(), weight_NK.dim(1)}, "din_TK");
   check_shape(weight_NK, Shape{dout_TN.dim(1), din_TK.dim(1)}, "weight_NK");
-  check_one_dtype(dout_TN, din_TK, weight_NK);
+  check_product(din_TK, dout_TN, weight_NK);
   SY_ON_CUDA(ctx, cuda::linear_backward_input(din_TK, dout_TN, weight_NK, write, ctx));
   with_scalar(din_TK.dtype(), [&]<class T>() {
     cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add, ctx.matmul);
@@ -51,7 +51,8 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
   check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
   check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
-  check_one_dtype(dout_TN, in_TK, dweight_NK);
+  check_product(dweight_NK, dout_TN, in_TK);
+  check_statistics_of(dweight_NK, in_TK, "dweight_NK");
   SY_ON_CUDA(ctx, cuda::linear_backward_weight(dweight_NK, dout_TN, in_TK, ctx));
   with_scalar(dweight_NK.dtype(),
               [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
@@ -67,7 +68,6 @@ void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& wei
   check_shape(rows_N, Shape{rows_K.rows(), weight_ENK.dim(1)}, "rows of N");
   check_shape(rows_K, Shape{rows_N.rows(), weight_ENK.dim(2)}, "rows of K");
   check_shape(offset_E1, Shape{weight_ENK.dim(0) + 1}, "offset_E1");
-  check_one_dtype(rows_N, rows_K, weight_ENK);
   check_dtype(offset_E1, DType::i32, "offset_E1");
 }
 
@@ -75,6 +75,7 @@ void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& wei
 
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
   check_grouped(out_RN, in_RK, weight_ENK, offset_E1);
+  check_product(out_RN, in_RK, weight_ENK);
   SY_ON_CUDA(ctx, cuda::grouped_linear_forward(out_RN, in_RK, weight_ENK, offset_E1, ctx));
   with_scalar(out_RN.dtype(),
               [&]<class T>() { cpu::grouped_linear_forward<T>(out_RN, in_RK, weight_ENK, offset_E1, ctx); });
@@ -87,7 +88,7 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   check_shape(gate_up_R2F, Shape{act_RF.rows(), 2 * act_RF.dim(1)}, "gate_up_R2F");
   check_dtype(act_RF, gate_up_R2F.dtype(), "act_RF");
   check_shape(weight_R, Shape{act_RF.rows()}, "weight_R");
-  check_dtype(weight_R, precise(act_RF.dtype()), "weight_R");
+  check_statistics_of(weight_R, act_RF, "weight_R");
   SY_ON_CUDA(ctx,
              cuda::grouped_gate_up_forward(act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, offset_E1, ctx));
   grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
@@ -97,6 +98,7 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
                                    Context& ctx) {
   check_grouped(dout_RN, din_RK, weight_ENK, offset_E1);
+  check_product(din_RK, dout_RN, weight_ENK);
   SY_ON_CUDA(ctx, cuda::grouped_linear_backward_input(din_RK, dout_RN, weight_ENK, offset_E1, ctx));
   with_scalar(din_RK.dtype(), [&]<class T>() {
     cpu::grouped_linear_backward_input<T>(din_RK, dout_RN, weight_ENK, offset_E1, ctx);
@@ -106,6 +108,8 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx) {
   check_grouped(dout_RN, in_RK, dweight_ENK, offset_E1);
+  check_product(dweight_ENK, dout_RN, in_RK);
+  check_statistics_of(dweight_ENK, in_RK, "dweight_ENK");
   SY_ON_CUDA(ctx, cuda::grouped_linear_backward_weight(dweight_ENK, dout_RN, in_RK, offset_E1, ctx));
   with_scalar(dweight_ENK.dtype(), [&]<class T>() {
     cpu::grouped_linear_backward_weight<T>(dweight_ENK, dout_RN, in_RK, offset_E1, ctx);

@@ -34,7 +34,7 @@ void check_rows(const Tensor& row_RD, const Tensor& token_TD, const Tensor& slot
 void check_weights(const Tensor& weight_R, const Tensor& weight_TK, const Tensor& row_RD,
                    const Tensor& slot_row_TK) {
   check_shape(weight_TK, slot_row_TK.shape(), "the weights of slots");
-  check_dtype(weight_TK, precise(row_RD.dtype()), "the weights of slots");
+  check_statistics_of(weight_TK, row_RD, "the weights of slots");
   check_shape(weight_R, Shape{row_RD.rows()}, "the weights of rows");
   check_dtype(weight_R, weight_TK.dtype(), "the weights of rows");
 }

@@ -8,9 +8,6 @@ namespace switchyard::ops {
 
 namespace {
 
-// Of statistics, weight gradients and tables beside activations of that type.
-DType exact(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
-
 void check_vector(const Tensor& value_N, std::int64_t width, DType dtype, const char* name) {
   check_shape(value_N, Shape{width}, name);
   check_contiguous(value_N, name);
@@ -32,13 +29,13 @@ void check_inputs(const QueryKey& out, const QueryKey& rstd, const Tensor& qkv_T
   check_dtype(out.k, dtype, "k_TGN");
   check_shape(rstd.q, Shape{n_tokens, q_heads}, "q's rstd_TH");
   check_shape(rstd.k, Shape{n_tokens, k_heads}, "k's rstd_TG");
-  check_dtype(rstd.q, exact(dtype), "q's rstd_TH");
-  check_dtype(rstd.k, exact(dtype), "k's rstd_TG");
+  check_dtype(rstd.q, statistics_type(dtype), "q's rstd_TH");
+  check_dtype(rstd.k, statistics_type(dtype), "k's rstd_TG");
   SY_CHECK(width > 0 && width % 2 == 0, "heads of {} have no halves", width);
   check_shape(cos_SP, Shape{cos_SP.rows(), width / 2}, "cos_SP");
   check_shape(sin_SP, cos_SP.shape(), "sin_SP");
-  check_dtype(cos_SP, exact(dtype), "cos_SP");
-  check_dtype(sin_SP, exact(dtype), "sin_SP");
+  check_dtype(cos_SP, statistics_type(dtype), "cos_SP");
+  check_dtype(sin_SP, statistics_type(dtype), "sin_SP");
   SY_CHECK(seq_len > 0 && seq_len <= cos_SP.rows(), "sequences of {} positions, a table of {}", seq_len,
            cos_SP.rows());
 }

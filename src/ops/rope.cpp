@@ -22,7 +22,7 @@ void check_rotation(const Tensor& x_THN, const Tensor& cos_SP, const Tensor& sin
            cos_SP.rows());
   SY_CHECK(layout.head_dim >= 2 * cos_SP.dim(1), "{} pairs in a head of {}", cos_SP.dim(1), layout.head_dim);
   check_shape(x_THN, Shape{x_THN.rows(), x_THN.dim(1) / layout.head_dim * layout.head_dim}, "x_THN");
-  check_dtype(x_THN, cos_SP.dtype(), "x_THN");
+  check_statistics_of(cos_SP, x_THN, "cos_SP");
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ void check_halves(const Tensor& row_RF, const Tensor& gate_up_R2F, const char* n
 
 void check_experts(const Tensor& weight_R, const Tensor& offset_E1, const Tensor& gate_up_R2F) {
   check_shape(weight_R, Shape{gate_up_R2F.rows()}, "weight_R");
-  check_dtype(weight_R, precise(gate_up_R2F.dtype()), "weight_R");
+  check_statistics_of(weight_R, gate_up_R2F, "weight_R");
   check_shape(offset_E1, Shape{offset_E1.rows()}, "offset_E1");
   check_dtype(offset_E1, DType::i32, "offset_E1");
 }

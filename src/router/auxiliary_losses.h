@@ -1,5 +1,5 @@
-// Balance loss and z-loss (ROUTERS.md, section 3).   L layers with experts, B sequences, E experts, K slots a
-// token
+// Balance loss and z-loss (ROUTERS.md, section 3; formulas: ops/balance_loss.h).   L layers with experts, B
+// sequences, E experts, K slots a token
 //
 // Their strength does not depend on how a global batch is cut into micro-batches: every micro-batch contributes
 // in proportion to its tokens, and the contributions of one global batch add up to one loss.
@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "config/config.h"
 #include "router/stage.h"
@@ -18,7 +17,7 @@ namespace switchyard::router {
 struct GlobalBatch {
   std::int64_t n_tokens;
   std::int64_t n_sequences;
-  std::span<const double> count_LE;  // slots on each expert; only read where needs_global_counts()
+  Tensor count_LE;  // f64: slots on each expert; only read where needs_global_counts()
 };
 
 struct AuxiliaryLossValues {
@@ -26,27 +25,35 @@ struct AuxiliaryLossValues {
   double z = 0;
 };
 
+// What the losses send back to all routers.
+struct LossGradients {
+  Tensor dprob_LBE;                        // f64
+  std::span<RoutingLossGradient> layer_L;  // dprob_BE of each is a part of it
+};
+
 class AuxiliaryLosses {
  public:
   // n_slots: the most that a token has (config::slots_per_token).
-  AuxiliaryLosses(const config::Router& options, std::int64_t n_experts, std::int64_t n_slots)
-      : options_(options), n_experts_(n_experts), n_slots_(n_slots) {}
+  AuxiliaryLosses(const config::Router& options, std::int64_t n_slots)
+      : loss_{.scope = options.balance_scope,
+              .balance_coef = options.balance_coef,
+              .z_coef = options.z_loss_coef,
+              .n_slots = n_slots} {}
 
   // True where the gradient of a micro-batch needs the counts of the whole global batch first.
   bool needs_global_counts() const {
-    return options_.balance_coef != 0 && options_.balance_scope == config::BalanceScope::global_batch;
+    return loss_.balance_coef != 0 && loss_.scope == BalanceScope::global_batch;
   }
 
-  // One micro-batch: `sums_L` of its layers and the tokens of each sequence that are not padding. Sets
-  // gradient_L[l].dprob_BE, .dlse2 and .token_share, and returns what the micro-batch adds to the losses of the
-  // global batch (coefficients included).
-  AuxiliaryLossValues compute(std::span<const RoutingSums> sums_L, std::span<const std::int64_t> tokens_B,
-                              const GlobalBatch& batch, std::span<RoutingLossGradient> gradient_L) const;
+  // One micro-batch: the sums of its layers and the tokens of each sequence that are not padding (tokens_B,
+  // i32). Sets the gradients, each layer's dlse2 and token_share among them, and adds what the micro-batch adds
+  // to the losses of the global batch (coefficients included) to value_2 (f64): balance, z. All of it on the
+  // run's device; nobody waits.
+  void compute(Tensor value_2, const LossGradients& gradients, const LayerSums& sums, Tensor tokens_B,
+               const GlobalBatch& batch, Context& ctx) const;
 
  private:
-  config::Router options_;
-  std::int64_t n_experts_;
-  std::int64_t n_slots_;
+  BalanceLoss loss_;
 };
 
 }  // namespace switchyard::router

@@ -18,6 +18,8 @@ class LinearGate {
   // dx_TD and the weight's gradient are added to.
   void backward(Tensor dx_TD, Tensor dlogit_TE, Tensor x_TD, Context& ctx) const;
 
+  bool draws_noise() const { return jitter_ != 0; }
+
  private:
   double jitter_;
   std::int64_t layer_;

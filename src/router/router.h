@@ -94,6 +94,10 @@ class Router {
   // True: own_loss() and backward() need the statistics of the whole global batch.
   virtual bool needs_statistics_first() const { return false; }
 
+  // True: forward and backward start the same operators in every step and do not wait for the device, so that a
+  // step can be recorded and replayed. Noise depends on the step, and statistics are read by the host.
+  virtual bool steps_are_alike() const { return false; }
+
   // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
 

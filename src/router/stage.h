@@ -13,10 +13,18 @@ namespace switchyard::router {
 
 // What auxiliary losses and balance figures are made of. Padding (a negative token) counts in none of it.
 struct RoutingSums {
-  Tensor count_BE;           // i32: slots on each expert, dropped ones not counted
-  Tensor prob_sum_BE;        // f64: sum of the router's probabilities
-  Tensor lse2_sum_B;         // f64: sum of squared log-sum-exps of the logits; 0 without logits
-  std::int64_t dropped = 0;  // slots that were dropped
+  Tensor count_BE;     // i32: slots on each expert, dropped ones not counted
+  Tensor prob_sum_BE;  // f64: sum of the router's probabilities
+  Tensor lse2_sum_B;   // f64: sum of squared log-sum-exps of the logits; 0 without logits
+  Tensor dropped_1;    // i32: slots that were dropped
+};
+// The same of L layers, side by side.
+struct LayerSums {
+  Tensor count_LBE, prob_sum_LBE, lse2_sum_LB, dropped_L;
+
+  static LayerSums plan(Arena& arena, std::int64_t n_layers, std::int64_t n_seq, std::int64_t n_experts);
+  std::int64_t n_layers() const { return count_LBE.defined() ? count_LBE.dim(0) : 0; }
+  RoutingSums of(std::int64_t l) const;
 };
 
 class RouterStage {
@@ -25,9 +33,9 @@ class RouterStage {
   RouterStage(const config::Router& options, const RouterShape& shape, const std::string& prefix,
               ParameterStore& store);
 
-  // Reserves sums() apart from the rest: layers of a model that only evaluates share the memory that plan()
-  // reserves, and every layer's sums are read after the last layer has run.
-  void plan_sums(Arena& arena, std::int64_t n_seq);
+  // Where sums() are to be, apart from the rest: layers of a model that only evaluates share the memory that
+  // plan() reserves, and every layer's sums are read after the last layer has run.
+  void set_sums(const RoutingSums& sums) { sums_ = sums; }
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
 
   // The router's decision, and what an expert cannot take dropped.
@@ -50,6 +58,7 @@ class RouterStage {
   std::int64_t extra_multiply_adds() const { return router_->extra_multiply_adds(); }
   bool needs_attention_entropy() const { return router_->needs_attention_entropy(); }
   bool needs_statistics_first() const { return router_->needs_statistics_first(); }
+  bool steps_are_alike() const { return router_->steps_are_alike(); }
   void visit_saved(const TensorVisitor& visit) const;
 
  private:

@@ -38,11 +38,12 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
         buffers.set_sequence(b, tokens);
         next += std::max<std::int64_t>(inputs, 0);
       }
-      model.forward(buffers.batch(), ctx);
-      model.loss(loss_T.tensor(), buffers.batch(), ctx);
+      const model::Batch batch = buffers.load(ctx);
+      model.forward(batch, ctx);
+      model.loss(loss_T.tensor(), batch, ctx);
       loss_T.write_back();
       result.load.add(model.routing_sums(), domain_B);
-      result.counts += model::count_tokens(buffers.batch());
+      result.counts += model::count_tokens(buffers.on_host());
       for (const float loss : loss_values) domain_sum += loss;
     }
     if (!std::isfinite(domain_sum))

@@ -24,14 +24,17 @@ double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
                                              e)];
 }
 
-void LoadCounts::add(std::span<const router::RoutingSums> sums_L, std::span<const std::size_t> domain_B) {
+void LoadCounts::add(const Tensor& count_LBE, const Tensor& dropped_L, std::span<const std::size_t> domain_B) {
   for (std::int64_t l = 0; l < n_layers_; ++l) {
-    const HostCopy count_BE(sums_L[static_cast<std::size_t>(l)].count_BE);
-    dropped_L_[static_cast<std::size_t>(l)] += static_cast<double>(sums_L[static_cast<std::size_t>(l)].dropped);
-    for (std::size_t b = 0; b < domain_B.size(); ++b)
-      for (std::int64_t e = 0; e < n_experts_; ++e)
-        at(l, domain_B[b], e) += count_BE->row<std::int32_t>(static_cast<std::int64_t>(b))[e];
+    const std::int32_t* count = count_LBE.row<std::int32_t>(l);
+    dropped_L_[static_cast<std::size_t>(l)] += dropped_L.as<std::int32_t>()[l];
+    for (const std::size_t domain : domain_B)
+      for (std::int64_t e = 0; e < n_experts_; ++e) at(l, domain, e) += *count++;
   }
+}
+
+void LoadCounts::add(const router::LayerSums& sums, std::span<const std::size_t> domain_B) {
+  if (n_layers_ > 0) add(HostCopy(sums.count_LBE).tensor(), HostCopy(sums.dropped_L).tensor(), domain_B);
 }
 
 std::vector<std::vector<double>> LoadCounts::by_domain(std::int64_t l) const {

@@ -109,6 +109,14 @@ std::optional<config::Run> ModelDirectory::run() const {
                            router::router_schemas());
 }
 
+config::ComputeType ModelDirectory::compute_type(const std::string& asked, Device device) const {
+  if (asked.empty()) {
+    const auto of_run = run();
+    return of_run && device == Device::cuda ? of_run->train.dtype : config::ComputeType::float32;
+  }
+  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
+}
+
 config::Router ModelDirectory::router() const {
   const std::optional<config::Run> of_run = run();
   return of_run ? of_run->router : config::default_router(model_.family, router::router_schemas());

@@ -31,6 +31,9 @@ class ModelDirectory {
   // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
   std::optional<config::Run> run() const;
   config::Router router() const;  // the run's, or that of the model's family
+  // What to compute in where `asked` ("float32", "bfloat16" or empty) does not say: on a CUDA device in what
+  // the run trained in, elsewhere in float32.
+  config::ComputeType compute_type(const std::string& asked, Device device) const;
 
   // Throws InputError, listing every key with both values, where `model` computes something else than the
   // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token

@@ -1,8 +1,5 @@
 #include "train/optimizer.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "ops/adamw.h"
 #include "ops/elementwise.h"
 
@@ -19,23 +16,23 @@ AdamW::AdamW(const config::Train& options, const ParameterStore& store) : option
   }
 }
 
-double AdamW::grad_norm(const ParameterStore& store, Context& ctx) const {
-  return std::sqrt(ops::sum_of_squares(store.grads(), ctx));
-}
-
-void AdamW::update(ParameterStore& store, double lr, double grad_norm, std::int64_t step, Context& ctx) const {
-  const double clip = options_.clip_norm > 0 ? std::min(1.0, options_.clip_norm / (grad_norm + 1e-6)) : 1.0;
+void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std::int64_t step,
+                   Context& ctx) const {
+  ScratchScope scope(ctx.scratch);
+  const Tensor grad_scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
+  ops::sum_of_squares(grad_squares_1, store.grads(), ctx);
+  ops::clip_factor(grad_scale_1, grad_squares_1, options_.clip_norm, ctx);
   for (const Range& range : ranges_) {
     const auto part = [&](const Tensor& flat_P) { return flat_P.slice(range.first, range.count); };
     ops::adamw_update(part(store.values()), part(store.moments1()), part(store.moments2()), part(store.grads()),
+                      grad_scale_1,
                       {.lr = lr,
                        .beta1 = options_.beta1,
                        .beta2 = options_.beta2,
                        .eps = options_.eps,
                        .weight_decay = range.decay ? options_.weight_decay : 0.0,
-                       .grad_scale = clip,
                        .step = step},
-                      ctx);
+                      ctx, store.has_rounded_weights() ? part(store.weights()) : Tensor{});
   }
 }
 

@@ -14,11 +14,10 @@ class AdamW {
  public:
   AdamW(const config::Train& options, const ParameterStore& store);
 
-  // Length of the whole gradient.
-  double grad_norm(const ParameterStore& store, Context& ctx) const;
   // One update with learning rate `lr`; `step` counts from 1. Where clip_norm > 0 the gradient is scaled by
-  // min(1, clip_norm / (grad_norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
-  void update(ParameterStore& store, double lr, double grad_norm, std::int64_t step, Context& ctx) const;
+  // min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does. Sets grad_squares_1 (f64, on the
+  // store's device): the sum of the gradient's squares. Where that is not finite nothing is updated.
+  void update(ParameterStore& store, Tensor grad_squares_1, double lr, std::int64_t step, Context& ctx) const;
 
  private:
   // Neighbouring rows with one decay setting are one range of the flat arrays.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/device.h"
+
 namespace switchyard::train {
 
 namespace {
@@ -11,10 +13,6 @@ struct DomainFiles {
   std::optional<double> weight;
   std::vector<std::filesystem::path> paths;
 };
-
-Tensor view(std::vector<std::int32_t>& values) {
-  return Tensor(values.data(), Shape{static_cast<std::int64_t>(values.size())}, DType::i32);
-}
 
 std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entries) {
   std::vector<DomainFiles> domains;
@@ -63,44 +61,61 @@ std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size) {
 }
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
-                           std::int64_t sliding_window, Device device)
-    : token_T_(static_cast<std::size_t>(n_seq * seq_len), -1),
-      target_T_(token_T_.size(), -1),
-      kv_begin_T_(token_T_.size(), 0),
-      tokens_B_(static_cast<std::size_t>(n_seq), 0),
-      eot_token_(eot_token),
-      sliding_window_(sliding_window),
-      token_copy_T_(device, view(token_T_)),
-      target_copy_T_(device, view(target_T_)),
-      kv_begin_copy_T_(device, view(kv_begin_T_)),
-      batch_{token_copy_T_.tensor(), target_copy_T_.tensor(), kv_begin_copy_T_.tensor(), n_seq, seq_len} {}
-
-const model::Batch& BatchBuffers::batch() const {
-  if (stale_) {
-    for (const CopyOn* each : {&token_copy_T_, &target_copy_T_, &kv_begin_copy_T_}) each->refresh();
-    stale_ = false;
+                           std::int64_t sliding_window, Device device, std::int64_t n_micro_batches)
+    : eot_token_(eot_token), sliding_window_(sliding_window), micro_size_(3 * n_seq * seq_len + n_seq) {
+  const std::int64_t T = n_seq * seq_len, bytes = micro_size_ * size_of(DType::i32);
+  const auto batch_at = [&](std::byte* memory, Device where) {
+    auto* const first = reinterpret_cast<std::int32_t*>(memory);
+    const auto part = [&](std::int64_t offset, std::int64_t n) {
+      return Tensor(first + offset, Shape{n}, DType::i32, where);
+    };
+    return model::Batch{.token_T = part(0, T),
+                        .target_T = part(T, T),
+                        .kv_begin_T = part(2 * T, T),
+                        .n_seq = n_seq,
+                        .seq_len = seq_len,
+                        .tokens_B = part(3 * T, n_seq)};
+  };
+  staging_ = allocate_staging(n_micro_batches * bytes, "the tokens of a step", device);
+  for (std::int64_t micro = 0; micro < n_micro_batches; ++micro) {
+    host_.push_back(batch_at(staging_.get() + micro * bytes, Device::cpu));
+    for (std::int64_t b = 0; b < n_seq; ++b) set_sequence(b, {}, micro);
   }
-  return batch_;
+  if (device == Device::cpu) return;
+  memory_ = allocate_aligned(bytes, "the tokens of a micro-batch", device);
+  device_ = batch_at(memory_.get(), device);
 }
 
-void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> window) {
-  const auto seq_len = static_cast<std::size_t>(batch_.seq_len);
-  const std::size_t first = static_cast<std::size_t>(b) * seq_len;
+model::Batch BatchBuffers::load(Context& ctx, std::int64_t micro) const {
+  const model::Batch& host = on_host(micro);
+  if (!memory_) return host;
+  const auto all = [&](const Tensor& first) {
+    return Tensor(first.raw(), Shape{micro_size_}, DType::i32, first.device());
+  };
+  ops::upload(all(device_.token_T), all(host.token_T), ctx);
+  return device_;
+}
+
+void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro) {
+  const model::Batch& host = on_host(micro);
+  const auto seq_len = static_cast<std::size_t>(host.seq_len);
   const std::size_t inputs = window.empty() ? 0 : window.size() - 1;
-  SY_CHECK(inputs <= seq_len && b < batch_.n_seq, "a window of {} tokens for sequences of {}", window.size(),
+  SY_CHECK(inputs <= seq_len && b < host.n_seq, "a window of {} tokens for sequences of {}", window.size(),
            seq_len);
-  stale_ = true;
+  const auto sequence = [&](const Tensor& all_T) { return all_T.as<std::int32_t>() + b * host.seq_len; };
+  std::int32_t *const token = sequence(host.token_T), *const target = sequence(host.target_T),
+                      *const kv_begin = sequence(host.kv_begin_T);
   std::int64_t document = 0;
   for (std::size_t i = 0; i < seq_len; ++i) {
     const auto position = static_cast<std::int64_t>(i);
     const bool real = i < inputs;
     if (real && eot_token_ && window[i] == *eot_token_) document = position;
-    token_T_[first + i] = real ? window[i] : -1;
-    target_T_[first + i] = real ? window[i + 1] : -1;
+    token[i] = real ? window[i] : -1;
+    target[i] = real ? window[i + 1] : -1;
     const std::int64_t window_begin = sliding_window_ > 0 ? position - sliding_window_ + 1 : 0;
-    kv_begin_T_[first + i] = static_cast<std::int32_t>(std::max(document, window_begin));
+    kv_begin[i] = static_cast<std::int32_t>(std::max(document, window_begin));
   }
-  tokens_B_[static_cast<std::size_t>(b)] = static_cast<std::int64_t>(inputs);
+  host.tokens_B.as<std::int32_t>()[b] = static_cast<std::int32_t>(inputs);
 }
 
 }  // namespace switchyard::train

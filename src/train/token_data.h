@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "core/context.h"
 #include "core/device_memory.h"
 #include "data/dataset.h"
 #include "model/batch.h"
@@ -29,29 +30,31 @@ std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, 
 // beside the shards. Throws InputError where neither knows, or the files disagree.
 std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size);
 
-// One micro-batch, written on the host and read on the device.
+// The micro-batches of one step: written on the host, read on the device one after the other.
 class BatchBuffers {
  public:
   // With `eot_token`, attention does not cross it: each occurrence begins a document. `sliding_window` as in
   // config::Model: a token sees itself and the sliding_window - 1 before it; 0: all.
   BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
-               std::int64_t sliding_window, Device device = Device::cpu);
+               std::int64_t sliding_window, Device device = Device::cpu, std::int64_t n_micro_batches = 1);
 
-  // Sequence b := inputs window[0 .. n-1), each predicting the next, n = window.size() <= seq_len + 1; the rest
-  // of it is padding. An empty window makes all of it padding.
-  void set_sequence(std::int64_t b, std::span<const std::int32_t> window);
+  // Sequence b of a micro-batch := inputs window[0 .. n-1), each predicting the next, n = window.size() <=
+  // seq_len + 1; the rest of it is padding. An empty window makes all of it padding. Not before the run has
+  // been waited for since load() of that micro-batch.
+  void set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro = 0);
 
-  const model::Batch& batch() const;                                    // on the device
-  std::span<const std::int64_t> tokens_B() const { return tokens_B_; }  // of each sequence, without padding
+  // The micro-batch on the run's device, where each takes the place of the one before: in the run's order, so
+  // that nobody waits.
+  model::Batch load(Context& ctx, std::int64_t micro = 0) const;
+  // The same where the host reads it.
+  const model::Batch& on_host(std::int64_t micro = 0) const { return host_[static_cast<std::size_t>(micro)]; }
 
  private:
-  std::vector<std::int32_t> token_T_, target_T_, kv_begin_T_;
-  std::vector<std::int64_t> tokens_B_;
   std::optional<std::int64_t> eot_token_;
-  std::int64_t sliding_window_;
-  CopyOn token_copy_T_, target_copy_T_, kv_begin_copy_T_;
-  mutable bool stale_ = true;  // the host has written since the device's copies were made
-  model::Batch batch_;
+  std::int64_t sliding_window_, micro_size_;
+  AlignedBuffer staging_, memory_;
+  std::vector<model::Batch> host_;  // views of staging_
+  model::Batch device_;
 };
 
 }  // namespace switchyard::train

@@ -10,6 +10,7 @@
 
 #include "core/log.h"
 #include "core/threads.h"
+#include "ops/balance_loss.h"
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
@@ -84,25 +85,37 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       val_domains_(open_domains(run.data.validation, run.model.vocab_size)),
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
       ctx_(device),
-      model_(run.model, run.router, DType::f32, true),
+      model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, run.model.num_experts, config::slots_per_token(run.router, run.model)),
+      auxiliary_losses_(run.router, config::slots_per_token(run.router, run.model)),
       step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       flop_counter_(model_),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
-      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window, device),
-      domain_B_(static_cast<std::size_t>(run.train.micro_batch_size)),
+      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window, device,
+               micro_batches_),
+      domain_MB_(static_cast<std::size_t>(micro_batches_),
+                 std::vector<std::size_t>(static_cast<std::size_t>(run.train.micro_batch_size))),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
-      loss_values_(static_cast<std::size_t>(run.train.micro_batch_size * run.train.seq_len)),
-      mtp_loss_values_(static_cast<std::size_t>(model_.n_mtp_depths()) * loss_values_.size()),
-      loss_T_(device,
-              Tensor(loss_values_.data(), Shape{static_cast<std::int64_t>(loss_values_.size())}, DType::f32)),
-      mtp_loss_KT_(device, Tensor(mtp_loss_values_.data(),
-                                  Shape{model_.n_mtp_depths(), static_cast<std::int64_t>(loss_values_.size())},
-                                  DType::f32)) {
+      loss_MT_(device, {micro_batches_, micro_tokens()}),
+      mtp_loss_MKT_(device, {micro_batches_, model_.n_mtp_depths(), micro_tokens()}),
+      count_MLBE_(device,
+                  {micro_batches_, model_.n_routers(), run.train.micro_batch_size, run.model.num_experts}),
+      dropped_ML_(device, {micro_batches_, model_.n_routers()}),
+      figures_(device, {kFigures}),
+      global_count_LE_(device, {model_.n_routers(), run.model.num_experts}) {
+  ops::open_stream(ctx_);
+  memory_ = plan_memory(model_, run.train.micro_batch_size, run.train.seq_len);
+  const auto free_bytes = ops::free_memory(device);
+  if (free_bytes) check_fits(memory_, *free_bytes, ops::describe_device(device));
   model_.allocate(device);
-  ctx_.matmul = run.train.dtype == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  const std::int64_t n_depths = model_.n_mtp_depths();
+  micro_losses_ = allocate_aligned((1 + n_depths) * micro_tokens() * size_of(DType::f32), "losses", device);
+  const Tensor losses(micro_losses_.get(), Shape{(1 + n_depths) * micro_tokens()}, DType::f32, device);
+  loss_T_ = losses.slice(0, micro_tokens());
+  mtp_loss_KT_ =
+      losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
+  ctx_.matmul = model::matmul_type_of(run.train.dtype);
   if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
         "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
@@ -128,26 +141,33 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
     }
   }
 
+  model_.round_weights(ctx_);
+  if (ctx_.device != Device::cpu) rehearse();
+
   directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);
   MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
   metrics_.emplace(directory_->metrics_path());
   if (run_.log.tensorboard) tensorboard_.emplace(directory_->tensorboard_path(), state_.step);
 
-  const ParameterStore& parameters = model_.parameters();
-  const double mib = 1.0 / (1 << 20);
   if (ctx_.device != Device::cpu) log_info("computes on " + ops::describe_device(ctx_.device));
-  log_info(fmt::format(
-      "{:.1f}M parameters; memory: weights {:.0f} MiB, gradients {:.0f}, moments {:.0f}, activations "
-      "{:.0f}; {} threads",
-      static_cast<double>(parameters.count()) * 1e-6, static_cast<double>(parameters.values().nbytes()) * mib,
-      static_cast<double>(parameters.grads().nbytes()) * mib,
-      static_cast<double>(2 * parameters.moments1().nbytes()) * mib,
-      static_cast<double>(model_.activation_bytes()) * mib, thread_count()));
+  log_info(fmt::format("{:.1f}M parameters; {} threads; memory:",
+                       static_cast<double>(model_.parameters().count()) * 1e-6, thread_count()));
+  for (const std::string& line : table_of(memory_)) log_info(line);
   for (const Domain& domain : train_domains_)
     log_info(fmt::format("data: domain {}: {} tokens in {} shard{}", domain.name, domain.stream.size(),
                          domain.stream.shards().size(), domain.stream.shards().size() == 1 ? "" : "s"));
   if (resume.checkpoint)
     log_info(fmt::format("resumed from {} after step {}", resume.checkpoint->string(), state_.step));
+}
+
+// One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, so that a model
+// that does not fit is refused before anything is written.
+void Trainer::rehearse() {
+  StepResult nothing;
+  const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
+  const model::Batch batch = load_micro_batch(0);
+  do_or_replay(micro_step_, [&] { forward_backward(batch, false, false, mtp_dloss_K, nothing); });
+  memory_.workspace = ctx_.scratch.reserved();
 }
 
 // Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
@@ -160,20 +180,24 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
       differing_keys(before, now));
 }
 
-model::Batch Trainer::load_micro_batch(std::int64_t micro) {
-  const std::int64_t first_sequence = micro * run_.train.micro_batch_size;
-  const std::int64_t first_sample = static_cast<std::int64_t>(state_.samples) + first_sequence;
-  for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
-    const data::Sampler::Sample sample = sampler_.at(first_sample + b);
-    train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
-    buffers_.set_sequence(b, window_);
-    domain_B_[static_cast<std::size_t>(b)] = sample.domain;
+void Trainer::read_data() {
+  const auto first_sample = static_cast<std::int64_t>(state_.samples);
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
+      const data::Sampler::Sample sample = sampler_.at(first_sample + micro * run_.train.micro_batch_size + b);
+      train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
+      buffers_.set_sequence(b, window_, micro);
+      domain_MB_[static_cast<std::size_t>(micro)][static_cast<std::size_t>(b)] = sample.domain;
+    }
   }
-  model::Batch batch = buffers_.batch();
+}
+
+model::Batch Trainer::load_micro_batch(std::int64_t micro) {
+  model::Batch batch = buffers_.load(ctx_, micro);
   batch.training = true;
   batch.seed = run_.train.seed;
   batch.step = state_.step;
-  batch.first_sequence = first_sequence;
+  batch.first_sequence = micro * run_.train.micro_batch_size;
   return batch;
 }
 
@@ -183,8 +207,7 @@ std::vector<double> Trainer::count_mtp_targets() {
   std::vector<double> count_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   if (count_K.empty()) return count_K;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    load_micro_batch(micro);
-    const auto counts = model_.mtp_target_counts(buffers_.batch(), ctx_);
+    const auto counts = model_.mtp_target_counts(load_micro_batch(micro), ctx_);
     for (std::size_t k = 0; k < count_K.size(); ++k) count_K[k] += static_cast<double>(counts[k]);
   }
   communicator_.all_reduce_sum(
@@ -197,28 +220,92 @@ std::vector<double> Trainer::count_mtp_targets() {
 void Trainer::count_global_batch() {
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const model::Batch batch = load_micro_batch(micro);
-    model_.forward(batch, ctx_);
-    model_.forward_mtp(batch, ctx_);
-    add_counts(batch);
+    do_or_replay(count_step_, [&] {
+      model_.forward(batch, ctx_);
+      model_.forward_mtp(batch, ctx_);
+      add_counts();
+    });
+    add_statistics();
   }
   sum_over_ranks();
 }
 
+void Trainer::do_or_replay(ops::Replay& replay, const std::function<void()>& work) {
+  if (!model_.steps_are_alike()) return work();
+  const bool was_recorded = replay.n_recorded() > 0;
+  replay.run(ctx_, work);
+  if (!was_recorded && replay.n_recorded() > 0)
+    log_info(fmt::format("a micro-batch is replayed as a CUDA graph of {} operations", replay.n_recorded()));
+}
+
 // What the last forward pass has counted.
-void Trainer::add_counts(const model::Batch& batch) {
-  step_tokens_ += model::count_tokens(batch);
-  step_load_.add(model_.routing_sums(), domain_B_);
+void Trainer::add_counts() {
+  if (model_.n_routers() > 0)
+    ops::add_counts(global_count_LE_.on_device(), model_.routing_sums().count_LBE, ctx_);
+}
+
+void Trainer::add_statistics() {
   const std::vector<double> statistics = model_.routing_statistics();
   statistics_.resize(statistics.size());
   std::transform(statistics.begin(), statistics.end(), statistics_.begin(), statistics_.begin(), std::plus<>());
 }
 
 void Trainer::sum_over_ranks() {
-  global_count_LE_ = step_load_.all_layers();
-  for (std::vector<double>* sums : {&global_count_LE_, &statistics_})
-    if (!sums->empty())
-      communicator_.all_reduce_sum(
-          Tensor(sums->data(), Shape{static_cast<std::int64_t>(sums->size())}, DType::f64));
+  if (model_.n_routers() > 0) communicator_.all_reduce_sum(global_count_LE_.on_device());
+  if (!statistics_.empty())
+    communicator_.all_reduce_sum(
+        Tensor(statistics_.data(), Shape{static_cast<std::int64_t>(statistics_.size())}, DType::f64));
+}
+
+// What the step has written on the device: the one place where the host waits for it, but for routers that have
+// statistics and multi-token prediction.
+void Trainer::read_back(StepResult& result, std::span<const double> mtp_share_K) {
+  loss_MT_.read_back();
+  mtp_loss_MKT_.read_back();
+  count_MLBE_.read_back();
+  dropped_ML_.read_back();
+  figures_.read_back();
+  const auto sum_of = [](const Tensor& losses_T) {
+    const float* const loss = losses_T.as<float>();
+    return std::accumulate(loss, loss + losses_T.numel(), 0.0);
+  };
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    result.loss += sum_of(loss_MT_.on_host().slice(micro, 1));
+    const Tensor mtp_loss_KT =
+        mtp_loss_MKT_.on_host().slice(micro, 1).reshape(Shape{model_.n_mtp_depths(), micro_tokens()});
+    for (std::size_t k = 0; k < mtp_share_K.size(); ++k)
+      result.mtp_loss += mtp_share_K[k] * sum_of(mtp_loss_KT.slice(static_cast<std::int64_t>(k), 1));
+    if (const router::LayerSums& sums = model_.routing_sums(); sums.n_layers() > 0)
+      step_load_.add(count_MLBE_.on_host().slice(micro, 1).reshape(sums.count_LBE.shape()),
+                     dropped_ML_.on_host().slice(micro, 1).reshape(sums.dropped_L.shape()),
+                     domain_MB_[static_cast<std::size_t>(micro)]);
+    step_tokens_ += model::count_tokens(buffers_.on_host(micro));
+  }
+  result.loss /= static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
+  result.auxiliary = {figures_.values[kBalance], figures_.values[kZ]};
+  result.grad_norm = std::sqrt(figures_.values[kGradSquares]);
+}
+
+void Trainer::forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
+                               std::span<const double> mtp_dloss_K, StepResult& result) {
+  const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
+  model_.forward(batch, ctx_);
+  model_.forward_mtp(batch, ctx_);
+  if (!count_first) add_statistics();
+  if (needs_sums && !count_first) {
+    add_counts();
+    sum_over_ranks();
+  }
+  model_.set_statistics(statistics_);
+  auxiliary_losses_.compute(figures_.on_device().slice(kBalance, 2), model_.loss_gradients(),
+                            model_.routing_sums(), batch.tokens_B,
+                            {.n_tokens = batch_tokens,
+                             .n_sequences = run_.train.global_batch_size,
+                             .count_LE = global_count_LE_.on_device()},
+                            ctx_);
+  result.router_loss += model_.own_losses();
+  const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
+  model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
 }
 
 Trainer::StepResult Trainer::step() {
@@ -228,6 +315,7 @@ Trainer::StepResult Trainer::step() {
   const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
   const bool count_first = needs_sums && micro_batches_ > 1;
   const std::int64_t n_depths = model_.n_mtp_depths();
+  read_data();
   // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
   // nothing.
   std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
@@ -235,52 +323,42 @@ Trainer::StepResult Trainer::step() {
     share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
     mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
   }
-  const model::MtpLoss mtp{mtp_loss_KT_.tensor(), mtp_dloss_K};
   StepResult result;
   result.lr = learning_rate(run_.train, state_.step + 1);
-  const auto clear_counts = [&] {
-    step_load_.clear();
-    step_tokens_ = {};
-    std::fill(statistics_.begin(), statistics_.end(), 0.0);
-  };
-  clear_counts();
+  step_load_.clear();
+  step_tokens_ = {};
+  std::fill(statistics_.begin(), statistics_.end(), 0.0);
+  ops::fill_zero(global_count_LE_.on_device(), ctx_);
+  ops::fill_zero(figures_.on_device(), ctx_);
   if (count_first) count_global_batch();
   ops::fill_zero(parameters.grads(), ctx_);
 
-  double loss_sum = 0;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const model::Batch batch = load_micro_batch(micro);
-    model_.forward(batch, ctx_);
-    model_.forward_mtp(batch, ctx_);
-    const auto sums_L = model_.routing_sums();
-    if (!count_first) add_counts(batch);
-    if (needs_sums && !count_first) sum_over_ranks();
-    model_.set_statistics(statistics_);
-    const auto auxiliary = auxiliary_losses_.compute(
-        sums_L, buffers_.tokens_B(),
-        {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
-        model_.loss_gradients());
-    result.auxiliary.balance += auxiliary.balance;
-    result.auxiliary.z += auxiliary.z;
-    result.router_loss += model_.own_losses();
-    model_.loss_and_backward(loss_T_.tensor(), batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
-    loss_T_.write_back();
-    mtp_loss_KT_.write_back();
-    for (std::size_t k = 0; k < mtp_share_K.size(); ++k) {
-      const auto first = mtp_loss_values_.begin() + static_cast<std::int64_t>(k) * loss_T_->rows();
-      result.mtp_loss += mtp_share_K[k] * std::accumulate(first, first + loss_T_->rows(), 0.0);
+    do_or_replay(micro_step_, [&] { forward_backward(batch, needs_sums, count_first, mtp_dloss_K, result); });
+    const auto keep = [&](const Tensor& of_step_M, const Tensor& of_micro) {
+      if (of_micro.numel() > 0) ops::copy(of_step_M.slice(micro, 1).reshape(of_micro.shape()), of_micro, ctx_);
+    };
+    keep(loss_MT_.on_device(), loss_T_);
+    keep(mtp_loss_MKT_.on_device(), mtp_loss_KT_);
+    if (const router::LayerSums& sums = model_.routing_sums(); sums.n_layers() > 0) {
+      keep(count_MLBE_.on_device(), sums.count_LBE);
+      keep(dropped_ML_.on_device(), sums.dropped_L);
     }
-    loss_sum += std::accumulate(loss_values_.begin(), loss_values_.end(), 0.0);
-    if (!std::isfinite(loss_sum + result.mtp_loss)) stop_for_loss();
   }
   communicator_.all_reduce_sum(parameters.grads());
-  result.loss = loss_sum / static_cast<double>(batch_tokens);
-  result.grad_norm = optimizer_.grad_norm(parameters, ctx_);
+  optimizer_.update(parameters, figures_.on_device().slice(kGradSquares, 1), result.lr, state_.step + 1, ctx_);
+  read_back(result, mtp_share_K);
+  if (!std::isfinite(result.loss + result.mtp_loss)) stop_for_loss();
   if (!std::isfinite(result.grad_norm)) stop_for_gradient();
-  optimizer_.update(parameters, result.lr, result.grad_norm, state_.step + 1, ctx_);
   if (model_.n_routers() > 0) {
-    if (!needs_sums) sum_over_ranks();
-    model_.after_step(global_count_LE_, statistics_, ctx_);
+    std::vector<double> count_LE = step_load_.all_layers();
+    communicator_.all_reduce_sum(
+        Tensor(count_LE.data(), Shape{static_cast<std::int64_t>(count_LE.size())}, DType::f64));
+    if (!needs_sums && !statistics_.empty())
+      communicator_.all_reduce_sum(
+          Tensor(statistics_.data(), Shape{static_cast<std::int64_t>(statistics_.size())}, DType::f64));
+    model_.after_step(count_LE, statistics_, ctx_);
   }
   load_average_.update(step_load_);
 

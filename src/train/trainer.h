@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -13,11 +14,13 @@
 #include "data/dataset.h"
 #include "model/flops.h"
 #include "model/transformer.h"
+#include "ops/replay.h"
 #include "parallel/communicator.h"
 #include "router/auxiliary_losses.h"
 #include "train/checkpoint.h"
 #include "train/evaluator.h"
 #include "train/expert_load.h"
+#include "train/memory_plan.h"
 #include "train/metrics_log.h"
 #include "train/optimizer.h"
 #include "train/run_directory.h"
@@ -25,6 +28,22 @@
 #include "train/token_data.h"
 
 namespace switchyard::train {
+
+// Zeros at first, of the host, and where a device writes them.
+template <class T>
+struct HostRecord {
+  HostRecord(Device device, Shape shape)
+      : values(static_cast<std::size_t>(shape.numel())),
+        device_copy(device, Tensor(values.data(), shape, DTypeOf<T>::value)) {}
+  HostRecord(const HostRecord&) = delete;
+  HostRecord& operator=(const HostRecord&) = delete;
+  Tensor on_device() const { return device_copy.tensor(); }
+  Tensor on_host() { return Tensor(values.data(), on_device().shape(), DTypeOf<T>::value); }
+  void read_back() const { device_copy.write_back(); }  // waits
+
+  std::vector<T> values;
+  CopyOn device_copy;
+};
 
 struct Resume {
   bool wanted = false;                              // --resume was given
@@ -56,13 +75,22 @@ class Trainer {
     double router_loss = 0;  // the routers' own
   };
   StepResult step();
+  std::int64_t micro_tokens() const { return run_.train.micro_batch_size * run_.train.seq_len; }
   router::BalanceFigures headline_figures() const;
+  void rehearse();
+  void read_data();  // of the whole step
   // The batch lives until the next one is loaded.
   model::Batch load_micro_batch(std::int64_t micro);
   std::vector<double> count_mtp_targets();
   void count_global_batch();
-  void add_counts(const model::Batch& batch);
+  // The work of one micro-batch; replayed where a model's steps are alike: then it may not depend on the step.
+  void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
+  void forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
+                        std::span<const double> mtp_dloss_K, StepResult& result);
+  void add_counts();
+  void add_statistics();
   void sum_over_ranks();
+  void read_back(StepResult& result, std::span<const double> mtp_share_K);
   void add_flops(MetricsRecord& record) const;
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save();
@@ -78,6 +106,7 @@ class Trainer {
   std::vector<Domain> train_domains_, val_domains_;
   data::Sampler sampler_;
   Context ctx_;
+  MemoryPlan memory_;
   model::Transformer model_;
   AdamW optimizer_;
   router::AuxiliaryLosses auxiliary_losses_;
@@ -87,11 +116,18 @@ class Trainer {
   LoadAverage load_average_;
   RunState state_;
   BatchBuffers buffers_;
-  std::vector<std::size_t> domain_B_;
+  ops::Replay micro_step_, count_step_;
+  std::vector<std::vector<std::size_t>> domain_MB_;  // M micro-batches
   std::vector<std::int32_t> window_;
-  std::vector<float> loss_values_, mtp_loss_values_;
-  CopyOn loss_T_, mtp_loss_KT_;                       // the same where the device writes them
-  std::vector<double> global_count_LE_, statistics_;  // of the global batch, as far as it has been seen
+  // What a step writes and the host reads when it is over. Each has a copy where the device writes it.
+  enum Figure { kBalance, kZ, kGradSquares, kFigures };
+  HostRecord<float> loss_MT_, mtp_loss_MKT_;
+  AlignedBuffer micro_losses_;  // one micro-batch's: the same place in every one
+  Tensor loss_T_, mtp_loss_KT_;
+  HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
+  HostRecord<double> figures_;
+  HostRecord<double> global_count_LE_;  // of the global batch, where a loss needs it before the backward pass
+  std::vector<double> statistics_;      // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard

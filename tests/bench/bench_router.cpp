@@ -65,7 +65,7 @@ double time_stage(const config::Run& run, Context& ctx) {
   const std::int64_t K = stage.n_slots();
   Tensor x_TD, dx_TD, dweight_TK, daddend_TD, dprob_BE, token_T, entropy_T;
   const auto lay_out = [&](Arena& arena) {
-    stage.plan_sums(arena, B);
+    stage.set_sums(router::LayerSums::plan(arena, 1, B, E).of(0));
     stage.plan(arena, B, S, DType::f32);
     for (Tensor* rows : {&x_TD, &dx_TD, &daddend_TD}) *rows = arena.take({B * S, D}, DType::f32);
     dweight_TK = arena.take({B * S, K}, DType::f32);
@@ -110,24 +110,27 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
                                             static_cast<double>(run.model.vocab_size));
     buffers.set_sequence(b, window);
   }
-  model::Batch batch = buffers.batch();
+  model::Batch batch = buffers.load(ctx);
   batch.training = true;
   std::vector<float> loss(static_cast<std::size_t>(B * S));
   const Tensor loss_T(loss.data(), Shape{B * S}, DType::f32);
-  const router::AuxiliaryLosses losses(run.router, run.model.num_experts, run.model.num_experts_per_tok);
+  const router::AuxiliaryLosses losses(run.router, run.model.num_experts_per_tok);
   std::int64_t step = 0;
+  double values[2] = {};
   return milliseconds([&] {
     ops::fill_zero(model.parameters().grads(), ctx);
     model.forward(batch, ctx);
-    const auto sums_L = model.routing_sums();
     const std::vector<double> statistics = model.routing_statistics();
     model.set_statistics(statistics);
-    const std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
-    losses.compute(sums_L, buffers.tokens_B(), {.n_tokens = B * S, .n_sequences = B, .count_LE = count_LE},
-                   model.loss_gradients());
+    std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
+    losses.compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
+                   batch.tokens_B,
+                   {.n_tokens = B * S,
+                    .n_sequences = B,
+                    .count_LE = Tensor(count_LE.data(), Shape{n_routers, run.model.num_experts}, DType::f64)},
+                   ctx);
     model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
-    optimizer.update(model.parameters(), run.train.lr, optimizer.grad_norm(model.parameters(), ctx), ++step,
-                     ctx);
+    optimizer.update(model.parameters(), Tensor(values, Shape{1}, DType::f64), run.train.lr, ++step, ctx);
     model.after_step(count_LE, statistics, ctx);
   });
 }

@@ -137,23 +137,22 @@ std::vector<Case> whole_tensors(const Sizes& s) {
       {"adamw_update", kMoveBar,
        [=](Workspace& w) {
          const Tensor param = w.normal({P}, DType::f32), m = w.zeros({P}, DType::f32),
-                      v = w.zeros({P}, DType::f32), grad = w.normal({P}, DType::f32, 0.02);
-         const AdamWStep step{.lr = 1e-4,
-                              .beta1 = 0.9,
-                              .beta2 = 0.95,
-                              .eps = 1e-8,
-                              .weight_decay = 0.1,
-                              .grad_scale = 1,
-                              .step = 10};
-         return Work{.shape = text(param),
-                     .bytes = bytes_of({param, param, m, m, v, v, grad}),
-                     .call = [=](Context& ctx) { cuda::adamw_update(param, m, v, grad, step, ctx); }};
+                      v = w.zeros({P}, DType::f32), grad = w.normal({P}, DType::f32, 0.02),
+                      weight = w.take({P}, DType::bf16), squares = w.zeros({1}, DType::f64),
+                      scale = w.take({1}, DType::f64);
+         cuda::clip_factor(scale, squares, 1.0, w.ctx());
+         const AdamWStep step{
+             .lr = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 10};
+         return Work{
+             .shape = text(param),
+             .bytes = bytes_of({param, param, m, m, v, v, grad, weight}),
+             .call = [=](Context& ctx) { cuda::adamw_update(param, m, v, grad, scale, step, ctx, weight); }};
        }},
-      {"sum_of_squares (the global norm; waits)", 0,
+      {"sum_of_squares (the global norm)", 0,
        [=](Workspace& w) {
-         const Tensor in = w.normal({P}, DType::f32, 0.02);
+         const Tensor in = w.normal({P}, DType::f32, 0.02), sum = w.take({1}, DType::f64);
          return Work{.shape = text(in), .bytes = bytes_of({in}), .call = [=](Context& ctx) {
-                       (void)cuda::sum_of_squares(in, ctx);
+                       cuda::sum_of_squares(sum, in, ctx);
                      }};
        }},
       {"fill_zero", 0,

@@ -108,16 +108,16 @@ std::vector<Case> permutation(const Sizes& s) {
                          .bytes = bytes_of({slots.expert_TK, slots.slot_row_TK}),
                          .call = [=](Context& ctx) { slots.permute(ctx); }};
            }},
-          {"limit_capacity (waits)", 0, [=](Workspace& w) {
+          {"limit_capacity", 0, [=](Workspace& w) {
              const Slots slots(w, s);
              const Tensor kept_expert = w.take(slots.expert_TK.shape(), DType::i32),
                           kept_weight = w.take(slots.expert_TK.shape(), DType::f32),
-                          skip = w.zeros({s.routed_tokens}, DType::i32);
+                          skip = w.zeros({s.routed_tokens}, DType::i32), dropped = w.take({1}, DType::i32);
              return Work{.shape = fmt::format("{}, {} experts", text(slots.expert_TK), s.experts),
                          .bytes = bytes_of({slots.expert_TK, slots.weight_TK, kept_expert, kept_weight}),
                          .call = [=](Context& ctx) {
-                           (void)cuda::limit_capacity(kept_expert, kept_weight, slots.expert_TK,
-                                                      slots.weight_TK, skip, s.experts, 1.25, ctx);
+                           cuda::limit_capacity(kept_expert, kept_weight, dropped, slots.expert_TK,
+                                                slots.weight_TK, skip, s.experts, 1.25, ctx);
                          }};
            }}};
 }
@@ -127,46 +127,46 @@ std::vector<Case> dispatch(const Sizes& s) {
   return {{"moe_dispatch_forward", kMoveBar,
            [=](Workspace& w) {
              const Slots slots(w, s);
-             const Tensor x = w.normal({T, s.hidden}, DType::bf16), row = w.take({R, s.hidden}, DType::bf16);
-             return Work{
-                 .shape = fmt::format("{} to {} rows", text(x), R),
-                 .bytes = bytes_of({x, row, slots.slot_row_TK}),
-                 .call = [=](Context& ctx) { cuda::moe_dispatch_forward(row, x, slots.slot_row_TK, ctx); }};
+             const Tensor x = w.normal({T, s.hidden}, DType::bf16), row = w.take({R, s.hidden}, DType::bf16),
+                          weight = w.take({R}, DType::f32);
+             return Work{.shape = fmt::format("{} to {} rows", text(x), R),
+                         .bytes = bytes_of({x, row, slots.slot_row_TK}),
+                         .call = [=](Context& ctx) {
+                           cuda::moe_dispatch_forward(row, weight, x, slots.weight_TK, slots.slot_row_TK, ctx);
+                         }};
            }},
           {"moe_dispatch_backward", kMoveBar, [=](Workspace& w) {
              const Slots slots(w, s);
-             const Tensor dx = w.zeros({T, s.hidden}, DType::bf16), drow = w.normal({R, s.hidden}, DType::bf16);
-             return Work{
-                 .shape = fmt::format("{} from {} rows", text(dx), R),
-                 .bytes = bytes_of({dx, dx, drow, slots.slot_row_TK}),
-                 .call = [=](Context& ctx) { cuda::moe_dispatch_backward(dx, drow, slots.slot_row_TK, ctx); }};
+             const Tensor dx = w.zeros({T, s.hidden}, DType::bf16), drow = w.normal({R, s.hidden}, DType::bf16),
+                          dweight = w.normal({R}, DType::f32), dslot = w.take({T, s.slots}, DType::f32);
+             return Work{.shape = fmt::format("{} from {} rows", text(dx), R),
+                         .bytes = bytes_of({dx, dx, drow, slots.slot_row_TK}),
+                         .call = [=](Context& ctx) {
+                           cuda::moe_dispatch_backward(dx, dslot, drow, dweight, slots.slot_row_TK, ctx);
+                         }};
            }}};
 }
 
 std::vector<Case> combine(const Sizes& s) {
   const std::int64_t T = s.routed_tokens, R = T * s.slots;
-  return {{"moe_combine_forward", kMoveBar,
-           [=](Workspace& w) {
-             const Slots slots(w, s);
-             const Tensor out = w.zeros({T, s.hidden}, DType::bf16), row = w.normal({R, s.hidden}, DType::bf16);
-             return Work{.shape = fmt::format("{} from {} rows", text(out), R),
-                         .bytes = bytes_of({out, out, row, slots.slot_row_TK, slots.weight_TK}),
-                         .call = [=](Context& ctx) {
-                           cuda::moe_combine_forward(out, row, slots.weight_TK, slots.slot_row_TK, ctx);
-                         }};
-           }},
-          {"moe_combine_backward", kMoveBar, [=](Workspace& w) {
-             const Slots slots(w, s);
-             const Tensor dout = w.normal({T, s.hidden}, DType::bf16),
-                          row = w.normal({R, s.hidden}, DType::bf16), drow = w.take({R, s.hidden}, DType::bf16),
-                          dweight = w.take({T, s.slots}, DType::f32);
-             return Work{.shape = fmt::format("{} to {} rows", text(dout), R),
-                         .bytes = bytes_of({dout, row, drow, slots.slot_row_TK, slots.weight_TK, dweight}),
-                         .call = [=](Context& ctx) {
-                           cuda::moe_combine_backward(drow, dweight, dout, row, slots.weight_TK,
-                                                      slots.slot_row_TK, ctx);
-                         }};
-           }}};
+  return {
+      {"moe_combine_forward", kMoveBar,
+       [=](Workspace& w) {
+         const Slots slots(w, s);
+         const Tensor out = w.zeros({T, s.hidden}, DType::bf16), row = w.normal({R, s.hidden}, DType::bf16);
+         return Work{
+             .shape = fmt::format("{} from {} rows", text(out), R),
+             .bytes = bytes_of({out, out, row, slots.slot_row_TK}),
+             .call = [=](Context& ctx) { cuda::moe_combine_forward(out, row, slots.slot_row_TK, ctx); }};
+       }},
+      {"moe_combine_backward", kMoveBar, [=](Workspace& w) {
+         const Slots slots(w, s);
+         const Tensor dout = w.normal({T, s.hidden}, DType::bf16), drow = w.take({R, s.hidden}, DType::bf16);
+         return Work{
+             .shape = fmt::format("{} to {} rows", text(dout), R),
+             .bytes = bytes_of({dout, drow, slots.slot_row_TK}),
+             .call = [=](Context& ctx) { cuda::moe_combine_backward(drow, dout, slots.slot_row_TK, ctx); }};
+       }}};
 }
 
 }  // namespace

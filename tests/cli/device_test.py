@@ -88,6 +88,54 @@ class OnTheDevice(CliTest):
     def test_dense(self):
         self.assert_same_on_both(self.config({**harness.QWEN3_MOE, "mlp_only_layers": [0, 1]}))
 
+    def test_steps_that_are_alike_are_replayed(self):
+        """A micro-batch that neither waits for the device nor draws noise is recorded: the emulator refuses both then."""
+        for name, model, router, replayed in (
+                ("alike", harness.QWEN3_MOE, None, True), ("groups", DEEPSEEK_V3, {"type": "sigmoid_group"}, True),
+                ("noise", harness.QWEN3_MOE, {"type": "softmax_topk", "jitter": 0.1}, False),
+                ("statistics", harness.QWEN3_MOE, LPR, False)):
+            done = self.on_device("train", self.config(model, router, train__steps=1), "--out", name)
+            self.assertEqual("replayed as a CUDA graph" in done.err, replayed, name)
+
+    def test_a_model_that_does_not_fit_is_refused_with_the_numbers(self):
+        done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 4096, "vocab_size": 60000}),
+                                  "--out", "large")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertRegex(done.err, r"needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
+        self.assertFalse((self.dir / "large").exists())
+
+    def test_bfloat16_learns_what_float32_learns(self):
+        """Activations and weights in bf16 on the device: the same curve but for rounding, in training and evaluation."""
+        models = {"qwen3": (harness.QWEN3_MOE, None), "v3": ({**DEEPSEEK_V3, "num_nextn_predict_layers": 1}, {"type": "sigmoid_group"}),
+                  "lpr": (harness.QWEN3_MOE, LPR)}
+        for name, (model, router) in models.items():
+            config = self.config(model, router, train__steps=6, train__lr=0.01)
+            self.ok("train", config, "--out", f"{name}_cpu")
+            self.on_device("train", config, "--set", "train.dtype=bfloat16", "--out", f"{name}_device")
+            cpu, device = self.metrics(f"{name}_cpu"), self.metrics(f"{name}_device")
+            self.assertLess(device[-1]["loss"], device[0]["loss"] - 0.02)
+            for one, other in zip(cpu, device, strict=True):
+                # bf16 rounds to 2^-9.
+                self.assertLess(abs(one["loss"] - other["loss"]), 5e-3 * one["loss"], f"{name}, step {one['step']}")
+            self.assertLess(abs(cpu[0]["grad_norm"] - device[0]["grad_norm"]), 0.02 * cpu[0]["grad_norm"], name)
+            losses = {}
+            for dtype in ("float32", "bfloat16"):
+                self.on_device("eval", f"{name}_device", "--dtype", dtype, "--json", "eval.json")
+                losses[dtype] = json.loads((self.dir / "eval.json").read_text())["loss"]
+            self.on_device("eval", f"{name}_device", "--json", "eval.json")
+            self.assertEqual(losses["bfloat16"], json.loads((self.dir / "eval.json").read_text())["loss"], "the run's own")
+            self.assertNotEqual(losses["bfloat16"], losses["float32"])
+            self.assertLess(abs(losses["bfloat16"] - losses["float32"]), 2e-3 * losses["float32"], name)
+            self.on_device("generate", f"{name}_device", "--prompt-tokens", "41,42,43", "--greedy", "--max-new-tokens", "4")
+
+    def test_bfloat16_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(self):
+        config = self.config(harness.QWEN3_MOE, train__dtype="bfloat16")
+        longer = ("--set", f"train.steps={STEPS + 1}", "--set", "train.schedule=constant")
+        self.on_device("train", config, *longer, "--out", "through")
+        self.on_device("train", config, *longer, "--out", "resumed")
+        self.on_device("train", config, *longer, "--resume", f"resumed/checkpoints/step_{STEPS:06}", "--out", "resumed")
+        self.assert_same_run("resumed", "through")
+
     def test_evaluation_and_text_of_a_checkpoint_are_the_same_on_both(self):
         self.ok("train", self.config(harness.QWEN3_MOE), "--out", "run")
         self.ok("eval", "run", "--json", "cpu.json")

@@ -380,6 +380,18 @@ void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_share
   check_memory(kernel);
 }
 
+namespace {
+std::unique_ptr<Recording> recording;
+}
+
+void enqueue(std::function<void()> work) {
+  if (recording) return recording->work.push_back(std::move(work));
+  work();
+}
+void begin_recording() { recording = std::make_unique<Recording>(); }
+Recording* end_recording() { return recording.release(); }
+bool is_recording() { return recording != nullptr; }
+
 const Dim3& thread_index() { return engine().current->index; }
 const Dim3& block_index() { return engine().block_index; }
 const Dim3& block_dim() { return engine().block; }
@@ -429,6 +441,12 @@ void release(void* memory) {
   if (!memory) return;
   if (engine().memory.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0)
     throw std::runtime_error("release of memory that was not allocated");
+}
+
+std::size_t allocated_bytes() {
+  std::size_t bytes = 0;
+  for (const auto& [address, piece] : engine().memory) bytes += piece.bytes;
+  return bytes;
 }
 
 void check_memory(const char* kernel) {

@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace simt {
 
@@ -46,6 +47,15 @@ std::size_t max_shared_bytes();
 // Runs `body` once for each thread of the grid.
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body);
+
+// Streams are in order because all is done at once, but while work is recorded (a CUDA graph): then it is kept.
+struct Recording {
+  std::vector<std::function<void()>> work;
+};
+void enqueue(std::function<void()> work);
+void begin_recording();
+Recording* end_recording();  // the caller's; null: nothing was begun
+bool is_recording();
 
 // Below, only within a kernel.
 
@@ -85,6 +95,8 @@ void async_wait(unsigned groups_left);
 // Device memory.
 void* allocate(std::size_t bytes);  // filled with NaN
 void release(void* memory);         // of allocate(), or null
+constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;
+std::size_t allocated_bytes();
 // Throws where a mark around a piece of device memory was overwritten.
 void check_memory(const char* kernel);
 

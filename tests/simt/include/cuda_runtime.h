@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -243,7 +244,12 @@ T atomicCAS(T* p, T compare, T value) {
 }
 
 // ---- the runtime ----
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorStreamCaptureUnsupported = 900
+};
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 enum cudaMemcpyKind {
@@ -255,6 +261,7 @@ enum cudaMemcpyKind {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
   return error == cudaSuccess ? "no error" : "an error of the emulator";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -263,23 +270,19 @@ struct cudaDeviceProp {
   std::size_t totalGlobalMem;
   int major, minor;
 };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = static_cast<int>(simt::max_shared_bytes());
-  return cudaSuccess;
-}
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
-  *prop = {"the emulator", std::size_t{1} << 30, simt::capability.major, simt::capability.minor};
+  *prop = {"the emulator", simt::kDeviceBytes, simt::capability.major, simt::capability.minor};
   return cudaSuccess;
 }
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
-  cudaDevAttrComputeCapabilityMinor = 76
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -296,10 +299,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMinor:
       *value = simt::capability.minor;
       return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(simt::max_shared_bytes());
+      return cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
+  if (simt::allocated_bytes() + bytes > simt::kDeviceBytes) return cudaErrorMemoryAllocation;
   *memory = simt::allocate(bytes);
   return cudaSuccess;
 }
@@ -307,20 +315,83 @@ inline cudaError_t cudaFree(void* memory) {
   simt::release(memory);
   return cudaSuccess;
 }
+inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *total = simt::kDeviceBytes;
+  *free = *total - simt::allocated_bytes();
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  *memory = std::malloc(bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
-  if (bytes > 0) std::memmove(to, from, bytes);
+  simt::enqueue([=] {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
-  if (bytes > 0) std::memset(to, byte, bytes);
+  simt::enqueue([=] {
+    if (bytes > 0) std::memset(to, byte, bytes);
+  });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
   return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 inline cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) {
+  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
   return cudaMemsetAsync(to, byte, bytes, nullptr);
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return simt::is_recording() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(nullptr); }
+
+enum { cudaStreamNonBlocking = 1 };
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  static char streams[1];
+  *stream = reinterpret_cast<cudaStream_t>(streams);
+  return cudaSuccess;
+}
+
+// ---- graphs ----
+using cudaGraph_t = simt::Recording*;
+using cudaGraphExec_t = simt::Recording*;
+using cudaGraphNode_t = void*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream == nullptr || simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
+  simt::begin_recording();
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = simt::end_recording();
+  return *graph != nullptr ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new simt::Recording(*graph);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, std::size_t* n_nodes) {
+  *n_nodes = graph->work.size();
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const auto& work : exec->work) work();
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}

@@ -1,0 +1,21 @@
+// How the balance loss and the z-loss of one micro-batch are made: shared by the operator and its backends.
+#pragma once
+
+#include <cstdint>
+
+namespace switchyard {
+
+// Over what the share of slots on an expert is counted: the layer's micro-batch, each sequence, the layer's
+// global batch, or all layers' micro-batch.
+enum class BalanceScope : std::uint8_t { layer, sequence, global_batch, model };
+
+struct BalanceLoss {
+  BalanceScope scope = BalanceScope::layer;
+  double balance_coef = 0;
+  double z_coef = 0;
+  std::int64_t n_slots = 1;      // the most that a token has
+  std::int64_t n_tokens = 1;     // of the global batch, without padding
+  std::int64_t n_sequences = 1;  // of the global batch
+};
+
+}  // namespace switchyard

@@ -1,0 +1,51 @@
+#include "train/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+
+namespace switchyard::train {
+
+namespace {
+
+double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+}  // namespace
+
+MemoryPlan plan_memory(model::Transformer& model, std::int64_t n_seq, std::int64_t seq_len) {
+  const std::int64_t n = model.parameters().flat_size();
+  const DType compute = model.dtype(), exact = statistics_type(compute);
+  const std::int64_t array = n * size_of(exact);
+  return {.parameters = array,
+          .weights = compute == exact ? 0 : n * size_of(compute),
+          .gradients = array,
+          .moments = 2 * array,
+          .activations = model.measure_activations(n_seq, seq_len)};
+}
+
+std::vector<std::string> table_of(const MemoryPlan& plan) {
+  std::vector<std::string> lines;
+  const auto entry = [&](const char* name, std::int64_t bytes) {
+    if (bytes > 0) lines.push_back(fmt::format("  {:<20}{:>12.1f} MiB", name, mib(bytes)));
+  };
+  entry("parameters", plan.parameters);
+  entry("bfloat16 weights", plan.weights);
+  entry("gradients", plan.gradients);
+  entry("moments", plan.moments);
+  entry("activations", plan.activations);
+  entry("workspace", plan.workspace.value_or(0));
+  entry(plan.workspace ? "total" : "total, no workspace", plan.total());
+  return lines;
+}
+
+void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::string& where) {
+  if (plan.total() <= free_bytes) return;
+  throw_input(
+      "the run needs {:.1f} MiB on {}, of which {:.1f} MiB are free: parameters, gradients and moments take "
+      "{:.1f}, activations of a micro-batch {:.1f}; use a smaller model, train.micro_batch_size or "
+      "train.seq_len",
+      mib(plan.total()), where, mib(free_bytes),
+      mib(plan.parameters + plan.weights + plan.gradients + plan.moments), mib(plan.activations));
+}
+
+}  // namespace switchyard::train

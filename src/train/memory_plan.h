@@ -1,0 +1,37 @@
+// What a run keeps in memory, known before any of it is taken.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/transformer.h"
+
+namespace switchyard::train {
+
+struct MemoryPlan {
+  std::int64_t parameters = 0;  // bytes, as all below; float32
+  std::int64_t weights = 0;     // what a bf16 run computes with beside them
+  std::int64_t gradients = 0;
+  std::int64_t moments = 0;
+  std::int64_t activations = 0;  // of one micro-batch
+  // What operators take while they run; no value: not known before the first micro-batch has passed.
+  std::optional<std::int64_t> workspace = std::nullopt;
+
+  std::int64_t total() const {
+    return parameters + weights + gradients + moments + activations + workspace.value_or(0);
+  }
+};
+
+// Of a model that is made for training and not yet allocated.
+MemoryPlan plan_memory(model::Transformer& model, std::int64_t n_seq, std::int64_t seq_len);
+
+// One line an entry, in MiB, and the total: "  parameters        12.3 MiB". What is 0 has no line.
+std::vector<std::string> table_of(const MemoryPlan& plan);
+
+// Throws InputError, naming the largest entries, where the plan needs more than there is.
+//   where: "NVIDIA H100 80GB HBM3"
+void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::string& where);
+
+}  // namespace switchyard::train

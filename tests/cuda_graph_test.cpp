@@ -1,0 +1,50 @@
+#include "cuda/graph.h"
+
+#include <gtest/gtest.h>
+
+#include "cuda/elementwise.h"
+#include "cuda_support.h"
+
+namespace switchyard::test {
+namespace {
+
+struct Recorded {
+  Recorded() : a(DeviceTensor::of(numbers({1, 2, 3}), ctx)), b(DeviceTensor::of(numbers({10, 20, 30}), ctx)) {
+    ctx.stream = cuda::run_stream();
+  }
+  static OwnedTensor numbers(const std::vector<double>& values) {
+    OwnedTensor tensor({3}, DType::f32);
+    fill(tensor, values);
+    return tensor;
+  }
+  DeviceContext ctx;
+  DeviceTensor a, b;
+  cuda::Graph graph;
+};
+
+TEST(CudaGraph, DoesWhatWasRecordedOnceALaunch) {
+  Recorded r;
+  r.graph.begin(r.ctx);
+  cuda::add(r.a, r.a, r.b, r.ctx);
+  cuda::copy(r.b, r.a, r.ctx);
+  r.graph.end(r.ctx);
+  EXPECT_EQ(r.graph.n_nodes(), 2);
+  EXPECT_EQ(r.a.values(), (std::vector<double>{1, 2, 3}));
+  r.graph.launch(r.ctx);
+  EXPECT_EQ(r.a.values(), (std::vector<double>{11, 22, 33}));
+  r.graph.launch(r.ctx);
+  EXPECT_EQ(r.b.values(), (std::vector<double>{22, 44, 66}));
+}
+
+TEST(CudaGraph, NothingMayWaitOrAllocateWhileItIsRecorded) {
+  Recorded r;
+  r.graph.begin(r.ctx);
+  EXPECT_THROW(HostCopy(r.a.view()), RunError);
+  EXPECT_THROW(allocate_aligned(64, "a test", Device::cuda), RunError);
+  r.graph.abandon(r.ctx);
+  cuda::add(r.a, r.a, r.b, r.ctx);  // done again, not recorded
+  EXPECT_EQ(r.a.values(), (std::vector<double>{11, 22, 33}));
+}
+
+}  // namespace
+}  // namespace switchyard::test
