@@ -28,6 +28,7 @@ struct WgmmaShared {
     bf16 a[kTile * kStepK], b[kTileN * kStepK];
   };
   Stage stage[kDepth];
+  Tile tile[kDepth];      // to which the stage belongs; without rows: there are no more
   Barrier full[kDepth];   // the stage's copies have arrived
   Barrier empty[kDepth];  // all warps have multiplied it
 };
@@ -114,24 +115,35 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         typename Shared::Stage& stage = shared.stage[ring.stage];
         Barrier& full = shared.full[ring.stage];
         barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+        shared.tile[ring.stage] = tile;
         barrier_arrive_expecting(full, sizeof stage);
         copy_operand<kA, kTile>(stage.a, a_map, full, 0, tile.m_first, k);
         copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
         ring.advance();
       }
     }
+    if (lane == 0) {
+      barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+      shared.tile[ring.stage] = {};
+      barrier_arrive(shared.full[ring.stage]);
+    }
     return;
   }
 
   const int group_m = warp / (kGroupThreads / kWarp) * kGroupRows;
+  const auto release = [&](Barrier& empty) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(empty);
+  };
   float sum[kTileN / 2] = {};
-  for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
-    const Tile tile = find_tile<kForm, kTileN>(product, index);
-    if (tile.m_first >= tile.m_end) continue;
+  for (;;) {
+    barrier_wait(shared.full[ring.stage], ring.parity);
+    const Tile tile = shared.tile[ring.stage];
+    if (tile.m_first >= tile.m_end) return;
     if (tile.m_first + group_m >= tile.m_end) {  // of an expert with few rows only half a tile is computed
       for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
         wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
-        if (lane == 0) barrier_arrive(shared.empty[ring.stage]);
+        release(shared.empty[ring.stage]);
         ring.advance();
       }
       continue;
@@ -147,12 +159,12 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         wgmma<!kA, !kB>(sum, moved(a, i * kNextK<kA>), moved(b, i * kNextK<kB>), k > tile.k_first || i > 0);
       wgmma_commit();
       wgmma_wait<1>();  // the previous step's: two are in flight
-      if (multiplied != nullptr && lane == 0) barrier_arrive(*multiplied);
+      if (multiplied != nullptr) release(*multiplied);
       multiplied = &shared.empty[ring.stage];
       ring.advance();
     }
     wgmma_wait<0>();
-    if (lane == 0) barrier_arrive(*multiplied);
+    release(*multiplied);
 
     const Product<bf16, Out> p = of_expert<kForm>(product, tile.expert);
     SY_UNROLL
