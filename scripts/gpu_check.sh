@@ -58,12 +58,13 @@ make_bundle() {
     [[ $name =~ $left_out ]] || cp -L "$path" "$directory/lib/$name"
   done
   strip --strip-unneeded "$directory"/bin/* "$directory"/lib/*
+  # shellcheck disable=SC2046,SC2086  # words, one line
   {
     echo "commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown), built $(date -u +%F) on $(uname -m)"
-    echo "architectures $(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:[A-Z]*=//p' $build/CMakeCache.txt)"
-    echo "toolkit $(sed -n 's/^CMAKE_CUDA_COMPILER:[A-Z]*=//p' $build/CMakeCache.txt | xargs -I{} {} --version | grep -o 'V[0-9.]*')"
-    echo "needs $(newest_symbol GLIBC "$directory"/*/*) $(newest_symbol GLIBCXX "$directory"/*/*)" \
-      "$(objdump -p "$directory"/bin/switchyard | grep -o 'libcublasLt.so.[0-9]*')"
+    echo "architectures" $(grep -oh '\bsm_[0-9a-z]*' $build/build.ninja | sort -u)
+    echo "toolkit" $(sed -n 's/^set(CMAKE_CUDA_COMPILER_VERSION "\(.*\)")/\1/p' $build/CMakeFiles/*/CMakeCUDACompiler.cmake)
+    echo "needs" $(newest_symbol GLIBC "$directory"/*/*) $(newest_symbol GLIBCXX "$directory"/*/*) \
+      $(objdump -p "$directory"/bin/switchyard | sed -n 's/^ *NEEDED *\(libcublasLt.*\)/\1/p')
   } > "$directory/bundle.txt"
   mkdir -p "$bundle"
   # In one stream, so that the kernels, which are in each of the binaries, are stored once.
