@@ -155,8 +155,9 @@ stage_build() {
 }
 
 stage_tests() {
-  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests"
   local passed
+  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests" ||
+    fail "$(grep -m 1 'listed below' "$WORK/tests" || tail -n 1 "$WORK/tests")"
   passed=$(sed -n 's/^\[  PASSED  \] \([1-9][0-9]* tests\?\).*/\1/p' "$WORK/tests")
   [[ -n $passed ]] || skip "$(grep -m 1 -i 'device\|driver' "$WORK/tests" || echo "cuda_test ran no test")"
   remark "$passed passed"
@@ -165,7 +166,7 @@ stage_tests() {
 stage_cli() {
   local result=0
   SWITCHYARD_BIN=$SWITCHYARD SWITCHYARD_DEVICE_BIN=$SWITCHYARD with_libraries \
-    python3 -B tests/cli/device_test.py 2>&1 | tee "$WORK/cli" || result=1
+    python3 -B tests/cli/device_test.py --verbose 2>&1 | tee "$WORK/cli" || result=1
   remark "$(grep -E '^Ran ' "$WORK/cli" || true), $(tail -n 1 "$WORK/cli")"
   ((result == 0)) || exit 1
   ! grep -q 'no CUDA device' "$WORK/cli" || skip "$(grep -o -m 1 'no CUDA device[^;"]*' "$WORK/cli")"
