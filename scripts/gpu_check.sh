@@ -155,9 +155,12 @@ stage_build() {
 }
 
 stage_tests() {
-  local passed
-  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests" ||
-    fail "$(grep -m 1 'listed below' "$WORK/tests" || tail -n 1 "$WORK/tests")"
+  local passed failed
+  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests" || {
+    failed=$(sed -n 's/^\[  FAILED  \] \([^ ,]*\).*/\1/p' "$WORK/tests")
+    [[ -n $failed ]] || fail "cuda_test ended with: $(tail -n 1 "$WORK/tests")"
+    fail "$(wc -l <<< "$failed") tests failed, the first: ${failed%%$'\n'*}"
+  }
   passed=$(sed -n 's/^\[  PASSED  \] \([1-9][0-9]* tests\?\).*/\1/p' "$WORK/tests")
   [[ -n $passed ]] || skip "$(grep -m 1 -i 'device\|driver' "$WORK/tests" || echo "cuda_test ran no test")"
   remark "$passed passed"

@@ -93,11 +93,11 @@ class GpuCheck(CliTest):
         self.assertIn("no CUDA device", stages["tests"]["remark"])
 
     def test_what_failed_is_named_and_runs_without_a_device_are_no_success(self):
-        self.program("cuda_test", 'echo "[  FAILED  ] 2 tests, listed below:"; echo "[  FAILED  ] A.b"; exit 1')
+        self.program("cuda_test", 'echo "[  FAILED  ] A.b (0 ms)"; echo "[  FAILED  ] A.c (0 ms)"; exit 1')
         self.program("switchyard", 'echo "error: --device cuda: no CUDA device can be used" >&2; exit 2')
         stages, _ = self.check("tests,cli", code=1)
         self.assertEqual((stages["tests"]["result"], stages["cli"]["result"]), ("failed", "skipped"))
-        self.assertIn("2 tests", stages["tests"]["remark"])
+        self.assertEqual(stages["tests"]["remark"], "2 tests failed, the first: A.b")
         self.assertIn("no CUDA device", stages["cli"]["remark"])
 
     @unittest.skipUnless(BENCH_CUDA and DEVICE_BINARY, "SWITCHYARD_BENCH_CUDA and SWITCHYARD_DEVICE_BIN are not set")
