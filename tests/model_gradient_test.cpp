@@ -160,7 +160,7 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
     const std::vector<double> own_counts = counts_of(model);
     std::vector<double> count_LE = own_counts;
     for (std::size_t i = 0; i < count_LE.size(); ++i) count_LE[i] += static_cast<double>(i % 4);
-    const router::GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = count_LE};
+    const router::GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = as_counts(count_LE, model)};
 
     // f_i is a constant to the balance loss's gradient: the perturbed losses keep these counts.
     const bool routed = model.n_routers() > 0;

@@ -25,9 +25,7 @@ const config::Router kRouter = all_losses(config::BalanceScope::sequence);
 Losses step(ReadyModel& model, const TestBatch& batch, std::span<const double> dloss_K) {
   for (std::int64_t i = 0; i < model.parameters().grads().numel(); ++i)
     test::set(model.parameters().grads(), i, 0);
-  const std::vector<double> no_counts;
-  return forward_backward(model, batch, kRouter, {.n_tokens = 10, .n_sequences = 2, .count_LE = no_counts},
-                          dloss_K);
+  return forward_backward(model, batch, kRouter, {.n_tokens = 10, .n_sequences = 2, .count_LE = {}}, dloss_K);
 }
 
 TEST(ModelMtp, CountsTargetsByDepth) {
@@ -67,7 +65,7 @@ TEST(ModelMtp, WithoutItsLossTheMainModelIsTheSameBitForBit) {
     const TestBatch batch = one_batch();
     for (ReadyModel* model : {&with, &without}) {
       model->forward(batch.batch(), model->ctx);
-      for (auto& gradient : model->loss_gradients()) {
+      for (auto& gradient : model->loss_gradients().layer_L) {
         for (std::int64_t i = 0; i < gradient.dprob_BE.numel(); ++i) test::set(gradient.dprob_BE, i, 0.01);
         gradient.dlse2 = 0;
       }

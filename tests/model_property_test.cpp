@@ -164,13 +164,14 @@ TEST_F(ModelAccumulation, FourSequencesAreTheSumOfOneAtATime) {
     TestBatch whole_batch(4, 5);
     for (std::size_t b = 0; b < 4; ++b) whole_batch.sequence(static_cast<std::int64_t>(b), sequences[b]);
     const Losses expected = forward_backward(whole, whole_batch, router);
-    const std::vector<double> count_LE = counts_of(whole);
+    std::vector<double> count_LE = counts_of(whole);
 
     Losses sum;
     for (const auto& sequence : sequences) {
       TestBatch batch(1, 5);
       batch.sequence(0, sequence);
-      sum += forward_backward(parts, batch, router, {.n_tokens = 17, .n_sequences = 4, .count_LE = count_LE});
+      sum += forward_backward(parts, batch, router,
+                              {.n_tokens = 17, .n_sequences = 4, .count_LE = as_counts(count_LE, parts)});
     }
     EXPECT_NEAR(sum.cross_entropy, expected.cross_entropy, kAbsolute);
     EXPECT_NEAR(sum.balance, expected.balance, kAbsolute);
