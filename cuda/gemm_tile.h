@@ -20,10 +20,10 @@ namespace {
 template <class T, class Out>
 struct Product {
   Rows<const T> a, b;
-  Rows<Out> c_MN;  // = or += a b
+  Rows<Out> c_MN;  // = a b, plus the addend
   int m, n, k;
-  int tiles_m, tiles_n;  // the grid has a block for each pair
-  bool add;
+  int tiles_m, tiles_n;         // the grid has a block for each pair
+  Rows<const Out> addend_MN{};  // may be c_MN; null: none
   // Grouped: of expert e are the rows [offset_E1[e], offset_E1[e+1]).
   //   mk_nk, mk_kn: of a and c, m in all; each expert has a b of its own
   //   km_kn: of a and b, k in all; each expert has a c of its own
@@ -104,18 +104,20 @@ __device__ __forceinline__ Product<T, Out> of_expert(Product<T, Out> p, int expe
     p.b.data += moved;
   } else {
     p.c_MN.data += moved;
+    if (p.addend_MN.data != nullptr) p.addend_MN.data += moved;
   }
   return p;
 }
 
-// kSize neighbours of c.
+// kSize neighbours in a row of c, from column n on.
 template <int kSize, class Out>
-__device__ __forceinline__ void write(Out* c, const float (&value)[kSize], bool add) {
+__device__ __forceinline__ void write(Out* c_N, const Out* addend_N, int n, const float (&value)[kSize]) {
+  const bool add = addend_N != nullptr;
   Elements<Out, kSize> result{};
-  if (add) result = load<kSize>(c);
+  if (add) result = load<kSize>(addend_N + n);
   for (int i = 0; i < kSize; ++i)
     result.element[i] = from_float<Out>(add ? to_float(result.element[i]) + value[i] : value[i]);
-  store<kSize>(c, result);
+  store<kSize>(c_N + n, result);
 }
 
 // ---- bf16 on tensor cores ----
@@ -224,8 +226,8 @@ __device__ __forceinline__ void load_fragment(unsigned (&r)[4], const bf16* tile
 // `left` and `right` lane p has columns 2p and 2p + 1. kPacks: lanes exchange pairs first, so that each writes
 // four neighbours and the quad whole sectors of 32 bytes. All lanes come, `valid` or not.
 template <bool kPacks, class Out>
-__device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const float (&left)[2],
-                                           const float (&right)[2], bool valid, bool add) {
+__device__ __forceinline__ void write_quad(Out* c_N, const Out* addend_N, int n, int n_end,
+                                           const float (&left)[2], const float (&right)[2], bool valid) {
   const int p = static_cast<int>(threadIdx.x) % 4;
   if constexpr (kPacks) {
     const bool odd = p % 2 != 0;
@@ -236,12 +238,12 @@ __device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const flo
       four[2 + q] = odd ? right[q] : other;
     }
     n += (odd ? kFragmentN : 0) + p / 2 * 4;
-    if (valid && n < n_end) write<4>(c_N + n, four, add);
+    if (valid && n < n_end) write<4>(c_N, addend_N, n, four);
   } else {
     for (int q = 0; q < 2; ++q) {
       const int column = n + 2 * p + q;
-      if (valid && column < n_end) write<1>(c_N + column, {left[q]}, add);
-      if (valid && column + kFragmentN < n_end) write<1>(c_N + column + kFragmentN, {right[q]}, add);
+      if (valid && column < n_end) write<1>(c_N, addend_N, column, {left[q]});
+      if (valid && column + kFragmentN < n_end) write<1>(c_N, addend_N, column + kFragmentN, {right[q]});
     }
   }
 }
@@ -326,8 +328,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
     for (int j = 0; j < kAcross; j += 2) {
       const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
       const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
-      write_quad<kPacks>(p.c_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n, left, right,
-                         m < tile.m_end, p.add);
+      write_quad<kPacks>(p.c_MN[m], p.addend_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n,
+                         left, right, m < tile.m_end);
     }
   });
 }
@@ -344,6 +346,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   WarpSums sum;
   multiply_tile<Form::mk_nk, true, Order::halves>(sum, p, tile);
   const int width = p.n / 2;
+  constexpr const T* none = nullptr;
   for_rows_of_lane(tile, [&](int m, int i, int half) {
     const bool valid = m < tile.m_end;
     const float weight = valid ? weight_R[m] : 0.0f;
@@ -359,9 +362,9 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
         }
       }
       const int f = (tile.n_first + first_column_of_warp() + j * kFragmentN) / 2;
-      write_quad<true>(p.c_MN[m], f, width, gate[0], gate[1], valid, false);
-      write_quad<true>(p.c_MN[m] + width, f, width, up[0], up[1], valid, false);
-      write_quad<true>(act_RF[m], f, width, act[0], act[1], valid, false);
+      write_quad<true>(p.c_MN[m], none, f, width, gate[0], gate[1], valid);
+      write_quad<true>(p.c_MN[m] + width, none, f, width, up[0], up[1], valid);
+      write_quad<true>(act_RF[m], none, f, width, act[0], act[1], valid);
     }
   });
 }
@@ -422,7 +425,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, 
     if (m >= tile.m_end) continue;
     for (int j = 0; j < 2 * kQuad; ++j) {
       const int n = tile.n_first + column + j / kQuad * kTile / 2 + j % kQuad;
-      if (n < p.n) write<1>(p.c_MN[m] + n, {sum[i][j]}, p.add);
+      if (n < p.n) write<1>(p.c_MN[m], p.addend_MN[m], n, {sum[i][j]});
     }
   }
 }

@@ -101,6 +101,19 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
       EXPECT_TRUE(s.margin == 0 || (out.margins_untouched() && din.margins_untouched()));
     }
 
+    // An addend elsewhere, of another stride: with and without packs.
+    for (std::int64_t margin : {0, 3, 8}) {
+      const auto addend =
+          DeviceTensor::of(normal({s.rows, s.outputs}, DType::f64, "out"), dtype(), ctx, margin);
+      const auto sum = output(s.rows, s.outputs, dtype());
+      const OwnedTensor sum64 = addend.as_f64(), sum_size = absolute(sum64);
+      ops::linear_forward(sum64, in64, weight64, Write::add, host_ctx);
+      ops::linear_forward(sum_size, in_size, weight_size, Write::add, host_ctx);
+      cuda::linear_forward_add(sum, addend, in, weight, ctx);
+      EXPECT_TRUE(near(sum, sum64, sum_size, s.inputs)) << "addend with margin " << margin;
+      EXPECT_TRUE(s.margin == 0 || sum.margins_untouched());
+    }
+
     // Outputs of another type than the operands: logits, and all gradients of weights.
     const auto out = output(s.rows, s.outputs, DType::f32);
     const OwnedTensor out64({s.rows, s.outputs}, DType::f64), out_size({s.rows, s.outputs}, DType::f64);
@@ -235,13 +248,13 @@ TEST_P(CudaLinearTypes, GroupedEqualsTheCpu) {
 TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
   for (const GroupedCase& c : kGroupedCases) {
     const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs});
+    fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
     SCOPED_TRACE(::testing::Message() << g.n_routed << " rows of " << g.n_experts << " experts, width "
                                       << c.outputs);
     for (std::int64_t margin : {3, 8}) {
       const auto in = DeviceTensor::of(g.in, dtype(), ctx, margin),
                  weight = DeviceTensor::of(g.weight, dtype(), ctx), offset = DeviceTensor::of(g.offset, ctx);
       const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
-      poison(row_weight.view().slice(g.n_routed, c.spare_rows));
       const auto weight_R = DeviceTensor::of(row_weight, ctx);
       const auto output = [&](std::int64_t columns) {
         return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);

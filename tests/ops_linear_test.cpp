@@ -202,6 +202,26 @@ Tensor expert_matrix(const Tensor& weight_ENK, std::int64_t e) {
   return weight_ENK.slice(e, 1).reshape({weight_ENK.dim(1), weight_ENK.dim(2)});
 }
 
+TEST(Linear, AddsToAnotherTensor) {
+  for (DType dtype : {DType::f32, DType::f64}) {
+    PoisonedContext ctx;
+    const OwnedTensor in = normal_strided(5, 17, dtype, "in"), weight = normal({9, 17}, dtype, "weight");
+    const OwnedTensor addend = normal_strided(5, 9, dtype, "addend", 1.0, 2),
+                      out = OwnedTensor::strided(5, 9, dtype, 3);
+    const std::vector<double> before = values(addend);
+    ops::linear_forward_add(out, addend, in, weight, ctx);
+    EXPECT_EQ(values(addend), before);
+    EXPECT_TRUE(out.margins_untouched());
+    ops::linear_forward_add(addend, addend, in, weight, ctx);
+    EXPECT_TRUE(same_bits(addend, out)) << "in place";
+    EXPECT_TRUE(addend.margins_untouched());
+    const OwnedTensor other({5, 8}, dtype), integers({5, 9}, DType::i32);
+    EXPECT_THROW(ops::linear_forward_add(out, other, in, weight, ctx), std::logic_error);
+    EXPECT_THROW(ops::linear_forward_add(out, integers, in, weight, ctx), std::logic_error);
+    EXPECT_THROW(ops::linear_forward_add(other, other, in, weight, ctx), std::logic_error);
+  }
+}
+
 TEST(GroupedLinear, ThreeExpertsByHand) {
   for (DType dtype : {DType::f32, DType::f64}) {  // small integers: exact in both
     PoisonedContext ctx;
@@ -306,8 +326,8 @@ TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
   for (const GroupedCase& c : kGroupedCases) {
     PoisonedContext ctx;
     const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs}, DType::f32);
+    fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
     const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
-    poison(row_weight.view().slice(g.n_routed, c.spare_rows));
     const auto output = [&](std::int64_t columns) {
       return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
     };

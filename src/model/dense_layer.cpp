@@ -24,10 +24,10 @@ void DenseLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DT
   act_TF_ = arena.take(Shape{n_seq * seq_len, width_}, dtype);
 }
 
-void DenseLayer::forward(Tensor out_TD, Tensor x_TD, const Batch&, Context& ctx) {
+void DenseLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch&, Context& ctx) {
   ops::linear_forward(gate_up_T2F_, x_TD, store_.value_block(gate_, gate_up_shape()), ops::Write::set, ctx);
   ops::swiglu_forward(act_TF_, gate_up_T2F_, ctx);
-  ops::linear_forward(out_TD, act_TF_, store_.value(down_), ops::Write::add, ctx);
+  ops::linear_forward_add(out_TD, addend_TD, act_TF_, store_.value(down_), ctx);
 }
 
 void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&,

@@ -79,7 +79,7 @@ void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTyp
   saved_.act_RF = arena.take(Shape{max_rows, width_}, dtype);
 }
 
-void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
+void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
   decision = router_->forward(x_TD, router_batch(batch), ctx);
   ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
@@ -98,9 +98,9 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
     ScratchScope scope(ctx.scratch);
     const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
     ops::grouped_linear_forward(out_RD, act_RF, store_.value_block(down_, down_shape()), offset_E1, ctx);
-    ops::moe_combine_forward(out_TD, out_RD, slot_row_TK, ctx);
+    ops::moe_combine_forward(out_TD, addend_TD, out_RD, slot_row_TK, ctx);
   }
-  if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
+  if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,

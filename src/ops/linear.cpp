@@ -4,6 +4,7 @@
 #include "cpu/linear.h"
 #include "cuda/linear.h"
 #include "ops/dispatch.h"
+#include "ops/elementwise.h"
 #include "ops/swiglu.h"
 
 namespace switchyard::ops {
@@ -26,16 +27,28 @@ void check_one_dtype(const Tensor& rows_N, const Tensor& rows_K, const Tensor& w
   check_dtype(rows_K, weight.dtype(), "rows of K");
 }
 
-}  // namespace
-
-void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
+void check_forward(const Tensor& out_TN, const Tensor& in_TK, const Tensor& weight_NK) {
   check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
   check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
   check_one_dtype(out_TN, in_TK, weight_NK);
+}
+
+}  // namespace
+
+void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
+  check_forward(out_TN, in_TK, weight_NK);
   SY_ON_CUDA(ctx, cuda::linear_forward(out_TN, in_TK, weight_NK, write, ctx));
   with_scalar(out_TN.dtype(), [&]<class T>() {
     cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
   });
+}
+
+void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx) {
+  check_forward(out_TN, in_TK, weight_NK);
+  check_like(addend_TN, out_TN, "addend_TN");
+  SY_ON_CUDA(ctx, cuda::linear_forward_add(out_TN, addend_TN, in_TK, weight_NK, ctx));
+  if (addend_TN.raw() != out_TN.raw()) copy(out_TN, addend_TN, ctx);
+  linear_forward(out_TN, in_TK, weight_NK, Write::add, ctx);
 }
 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {

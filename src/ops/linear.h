@@ -14,6 +14,8 @@ enum class Write { set, add };
 
 // out_TN = in_TK weight_NK^T.   Rows of in and out may be strided.
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx);
+// out_TN = addend_TN + in_TK weight_NK^T.   addend_TN may be out_TN: then it is Write::add.
+void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx);
 // din_TK = dout_TN weight_NK
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
 // dweight_NK += dout_TN^T in_TK
