@@ -177,6 +177,25 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
                     groups_of(offset_E1), ctx);
 }
 
+void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
+                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx) {
+  const std::int64_t n_rows = dout_RN.rows(), width = weight_ENF.dim(2);
+  const Matrix dgate(dgate_up_R2F.columns(0, width)), a(dout_RN), b(weight_ENF);
+  ScratchScope scope(ctx.scratch);
+  if (dout_RN.dtype() != DType::bf16 ||
+      !(dgate.packs() && Matrix(gate_up_R2F).packs() && a.packs() && b.packs())) {
+    const Tensor dact_RF = ctx.scratch.take({n_rows, width}, dout_RN.dtype());
+    grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_E1, ctx);
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  }
+  const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups_of(offset_E1));
+  const Tensor partial_RP = ctx.scratch.take({n_rows, ceil_div(width, kWarpTile)}, DType::f32);
+  launch("grouped_down_backward", down_backward_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes},
+         ctx, product, rows_of<const bf16>(gate_up_R2F), weight_R.as<float>(), rows_of<float>(partial_RP));
+  launch("grouped_down_backward: weights", sum_row_kernel, one_thread_each(n_rows), ctx, dweight_R.as<float>(),
+         rows_of<const float>(partial_RP), offset_E1.as<int>() + offset_E1.rows() - 1, partial_RP.dim(1));
+}
+
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx) {
   multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, dweight_ENK,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/swiglu.h"
@@ -14,6 +15,7 @@
 #include "engine.h"
 #endif
 #include "ops/linear.h"
+#include "ops/swiglu.h"
 #include "rounding_bound.h"
 
 namespace switchyard::test {
@@ -244,6 +246,18 @@ TEST_P(CudaLinearTypes, GroupedEqualsTheCpu) {
   }
 }
 
+// The first `rows` rows, and whether all others are NaN.
+std::vector<double> first_rows(const DeviceTensor& tensor, std::int64_t rows) {
+  std::vector<double> all = tensor.values();
+  all.resize(static_cast<std::size_t>(rows * tensor.view().row_size()));
+  return all;
+}
+bool rest_is_nan(const DeviceTensor& tensor, std::int64_t rows) {
+  const std::vector<double> all = tensor.values();
+  return std::all_of(all.begin() + static_cast<std::ptrdiff_t>(rows * tensor.view().row_size()), all.end(),
+                     [](double value) { return std::isnan(value); });
+}
+
 // Gates, ups and activations in one pass are, bit for bit, those of the two that it replaces.
 TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
   for (const GroupedCase& c : kGroupedCases) {
@@ -264,18 +278,57 @@ TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
       const auto act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
       cuda::grouped_linear_forward(gate_up_apart, in, weight, offset, ctx);
       cuda::expert_swiglu_forward(act_apart, gate_up_apart, weight_R, offset, ctx);
-      // No difference at all; spare rows are NaN in all of them.
-      const auto equal = [&](const DeviceTensor& one, const DeviceTensor& other) {
-        std::vector<double> actual = one.values(), expected = other.values();
-        const auto end = static_cast<std::size_t>(g.n_routed * one.view().row_size());
-        EXPECT_TRUE(std::all_of(actual.begin() + static_cast<std::ptrdiff_t>(end), actual.end(),
-                                [](double value) { return std::isnan(value); }));
-        actual.resize(end), expected.resize(end);
-        return all_near(actual, expected, 0, 0);
-      };
-      EXPECT_TRUE(equal(gate_up, gate_up_apart));
-      EXPECT_TRUE(equal(act, act_apart));
+      for (const auto& [one, other] : {std::pair{&gate_up, &gate_up_apart}, std::pair{&act, &act_apart}}) {
+        EXPECT_EQ(first_rows(*one, g.n_routed), first_rows(*other, g.n_routed));
+        EXPECT_TRUE(rest_is_nan(*one, g.n_routed));
+      }
       EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
+    }
+  }
+}
+
+// The gradients of gates and ups from that of the experts' outputs are, bit for bit, those of the two passes;
+// the weights' are sums of the same terms in another order.
+TEST_P(CudaLinearTypes, DownBackwardEqualsItsParts) {
+  for (const GroupedCase& c : kGroupedCases) {
+    const std::int64_t width = c.inputs;
+    const Grouped g(c);
+    fill_normal(g.dout, "dout");  // spare rows, too: what comes of them would show
+    SCOPED_TRACE(::testing::Message() << g.n_routed << " rows of " << g.n_experts << " experts, width "
+                                      << width);
+    for (std::int64_t margin : {3, 8}) {
+      const auto dout = DeviceTensor::of(g.dout, dtype(), ctx, margin),
+                 gate_up = DeviceTensor::of(normal({g.n_rows, 2 * width}, DType::f64, "gate_up"), dtype(), ctx,
+                                            margin);
+      const auto weight = DeviceTensor::of(g.weight, dtype(), ctx), offset = DeviceTensor::of(g.offset, ctx),
+                 weight_R = DeviceTensor::of(normal({g.n_rows}, DType::f32, "row_weight"), ctx);
+      const auto output = [&](std::int64_t columns) {
+        return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);
+      };
+      const auto dgate_up = output(2 * width), dgate_up_apart = output(2 * width), dact = output(width);
+      const DeviceTensor dweight({g.n_rows}, DType::f32, ctx), dweight_apart({g.n_rows}, DType::f32, ctx);
+      cuda::grouped_down_backward(dgate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      cuda::grouped_linear_backward_input(dact, dout, weight, offset, ctx);
+      cuda::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, weight_R, offset, ctx);
+      const auto routed = [&](const DeviceTensor& rows) { return first_rows(rows, g.n_routed); };
+      EXPECT_EQ(routed(dgate_up), routed(dgate_up_apart));
+      EXPECT_TRUE(rest_is_nan(dgate_up, g.n_routed) && rest_is_nan(dweight, g.n_routed));
+      EXPECT_TRUE(dgate_up.margins_untouched());
+
+      // Each partial sum of up to `width` terms is rounded, in both.
+      const OwnedTensor dact_size = absolute(dact.as_f64()), gate_up_size = absolute(gate_up.as_f64());
+      const OwnedTensor ignored({g.n_rows, 2 * width}, DType::f64), size({g.n_rows}, DType::f64);
+      ops::expert_swiglu_backward(ignored, size, dact_size, gate_up_size, weight_R.as_f64(), g.offset,
+                                  host_ctx);
+      const std::vector<double> found = routed(dweight), expected = routed(dweight_apart);
+      for (std::int64_t r = 0; r < g.n_routed; ++r) {
+        EXPECT_NEAR(found[static_cast<std::size_t>(r)], expected[static_cast<std::size_t>(r)],
+                    2 * static_cast<double>(width) * kFloatUnit * get(size, r));
+      }
+
+      cuda::grouped_down_backward(gate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      EXPECT_EQ(routed(gate_up), routed(dgate_up)) << "in place";
+      EXPECT_EQ(routed(dweight), found) << "in place";
     }
   }
 }

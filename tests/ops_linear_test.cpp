@@ -343,6 +343,52 @@ TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
   }
 }
 
+TEST(GroupedLinear, DownBackwardIsTheProductsAndTheActivations) {
+  for (const GroupedCase& c : kGroupedCases) {
+    PoisonedContext ctx;
+    const Grouped g(c, DType::f32);
+    const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight"),
+                      gate_up = normal_strided(g.n_rows, 2 * c.inputs, DType::f32, "gate_up");
+    const auto output = [&](std::int64_t columns) {
+      return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
+    };
+    const OwnedTensor dgate_up = output(2 * c.inputs), dgate_up_apart = output(2 * c.inputs),
+                      dact = output(c.inputs);
+    const OwnedTensor dweight({g.n_rows}, DType::f32), dweight_apart({g.n_rows}, DType::f32);
+    ops::grouped_down_backward(dgate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+    ops::grouped_linear_backward_input(dact, g.dout, g.weight, g.offset, ctx);
+    ops::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, row_weight, g.offset, ctx);
+    const auto routed = [&](const Tensor& rows) { return rows.slice(0, g.n_routed); };
+    EXPECT_TRUE(same_bits(routed(dgate_up), routed(dgate_up_apart)));
+    EXPECT_TRUE(same_bits(routed(dweight), routed(dweight_apart)));
+    EXPECT_TRUE(g.spare_rows_are_nan(dgate_up) && g.spare_rows_are_nan(dweight));
+    EXPECT_TRUE(dgate_up.margins_untouched());
+    ops::grouped_down_backward(gate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+    EXPECT_TRUE(same_bits(routed(gate_up), routed(dgate_up))) << "in place";
+  }
+}
+
+TEST(GroupedLinear, DownBackwardRefusesOtherShapesAndDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor dout({2, 3}, DType::f32), weight({2, 3, 2}, DType::f32), gate_up({2, 4}, DType::f32);
+  const OwnedTensor wide({2, 5}, DType::f32), dout64({2, 3}, DType::f64), gate_up64({2, 4}, DType::f64);
+  const OwnedTensor row({2}, DType::f32), short_row({1}, DType::f32), row64({2}, DType::f64);
+  const OwnedTensor offset = ints({0, 1, 2});
+  const auto call = [&](const Tensor& dgate_up, const Tensor& dweight, const Tensor& dout_RN,
+                        const Tensor& saved, const Tensor& weight_R, const Tensor& offset_E1) {
+    ops::grouped_down_backward(dgate_up, dweight, dout_RN, weight, saved, weight_R, offset_E1, ctx);
+  };
+  EXPECT_THROW(call(wide, row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up64, row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, short_row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, wide, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout64, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, wide, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, gate_up, short_row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row64, dout, gate_up, row64, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, gate_up, row, row), std::logic_error);
+}
+
 TEST(GroupedLinear, GateUpRefusesOtherShapesAndDtypes) {
   PoisonedContext ctx;
   const OwnedTensor in({2, 3}, DType::f32), weight({2, 4, 3}, DType::f32), gate_up({2, 4}, DType::f32);

@@ -114,13 +114,12 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
   const Tensor dweight_R = scratch_like(weight_R);
   const Tensor dout_RD = scratch_like(row_RD);
-  const Tensor dact_RF = scratch_like(act_RF);
   const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
 
   ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
-  ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.value_block(down_, down_shape()), offset_E1, ctx);
-  ops::expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  ops::grouped_down_backward(dgate_up_R2F, dweight_R, dout_RD, store_.value_block(down_, down_shape()),
+                             gate_up_R2F, weight_R, offset_E1, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
                                       offset_E1, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
