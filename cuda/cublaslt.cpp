@@ -55,13 +55,13 @@ struct Matrix {
 };
 struct Problem {
   Form form;
-  Matrix c_MN, a, b;
+  Matrix c_MN, a, b, addend_MN;  // without an addend: as c
   auto operator<=>(const Problem&) const = default;
 };
 
 struct Plan {
   Description product;
-  Layout c, a, b;
+  Layout c, a, b, addend;
   bool possible = false;
   cublasLtMatmulAlgo_t algorithm{};
 };
@@ -87,11 +87,8 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& problem, const char* op) 
       problem.a.dtype == DType::f32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
   cublasLtMatmulDesc_t description = nullptr;
   check(cublasLtMatmulDescCreate(&description, compute, CUDA_R_32F), op, "cublasLtMatmulDescCreate");
-  Plan plan{Description(description),
-            layout_of(problem.c_MN, op),
-            layout_of(problem.a, op),
-            layout_of(problem.b, op),
-            {}};
+  Plan plan{Description(description), layout_of(problem.c_MN, op), layout_of(problem.a, op),
+            layout_of(problem.b, op), layout_of(problem.addend_MN, op)};
   const auto describe = [&](cublasLtMatmulDescAttributes_t attribute, cublasOperation_t operation) {
     check(cublasLtMatmulDescSetAttribute(description, attribute, &operation, sizeof operation), op,
           "cublasLtMatmulDescSetAttribute");
@@ -112,12 +109,12 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& problem, const char* op) 
          static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, problem.b.alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, problem.a.alignment);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.c_MN.alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.addend_MN.alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, problem.c_MN.alignment);
   cublasLtMatmulHeuristicResult_t best{};
   int n_found = 0;
   const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, description, plan.b.get(), plan.a.get(), plan.c.get(),
+      cublasLtMatmulAlgoGetHeuristic(handle, description, plan.b.get(), plan.a.get(), plan.addend.get(),
                                      plan.c.get(), preference, 1, &best, &n_found);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plan;
   check(status, op, "cublasLtMatmulAlgoGetHeuristic");
@@ -151,17 +148,19 @@ class Library {
 }  // namespace
 
 bool cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
-                       bool add, Context& ctx) {
+                       const Tensor& addend_MN, Context& ctx) {
   thread_local Library library(op);
-  const Plan& plan = library.plan_for({form, Matrix(c_MN), Matrix(a), Matrix(b)}, op);
+  const Tensor& added = addend_MN.defined() ? addend_MN : c_MN;  // not read where beta is 0
+  const Plan& plan = library.plan_for({form, Matrix(c_MN), Matrix(a), Matrix(b), Matrix(added)}, op);
   if (!plan.possible) return false;
   ScratchScope scope(ctx.scratch);  // allocated once, and used in the stream's order
   const Tensor workspace = ctx.scratch.take({kWorkspaceBytes / size_of(DType::f32)}, DType::f32);
-  const float alpha = 1, beta = add ? 1 : 0;
-  check(cublasLtMatmul(library.handle(), plan.product.get(), &alpha, b.raw(), plan.b.get(), a.raw(),
-                       plan.a.get(), &beta, c_MN.raw(), plan.c.get(), c_MN.raw(), plan.c.get(), &plan.algorithm,
-                       workspace.raw(), static_cast<std::size_t>(kWorkspaceBytes), stream_of(ctx)),
-        op, "cublasLtMatmul");
+  const float alpha = 1, beta = addend_MN.defined() ? 1 : 0;
+  check(
+      cublasLtMatmul(library.handle(), plan.product.get(), &alpha, b.raw(), plan.b.get(), a.raw(), plan.a.get(),
+                     &beta, added.raw(), plan.addend.get(), c_MN.raw(), plan.c.get(), &plan.algorithm,
+                     workspace.raw(), static_cast<std::size_t>(kWorkspaceBytes), stream_of(ctx)),
+      op, "cublasLtMatmul");
   return true;
 }
 

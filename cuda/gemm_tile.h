@@ -1,5 +1,6 @@
 // Kernels for matrix products, dense or grouped by expert: each block computes a tile of 128 x 128 outputs. One
-// is for tensor cores (operands bf16, or float rounded to bf16 on the way), one for float32.
+// is for tensor cores (operands bf16, or float rounded to bf16 on the way), one for float32. On tensor cores
+// two products of experts have SwiGLU in their epilogues, where the sums are still in registers.
 //   M rows, N columns, K summed over, E experts
 #pragma once
 
@@ -12,6 +13,7 @@
 #include "numeric.h"
 #include "reduce.h"
 #include "silu.h"
+#include "tokens.h"
 
 namespace switchyard::cuda {
 
@@ -20,10 +22,10 @@ namespace {
 template <class T, class Out>
 struct Product {
   Rows<const T> a, b;
-  Rows<Out> c_MN;  // = or += a b
+  Rows<Out> c_MN;  // = a b, plus the addend
   int m, n, k;
-  int tiles_m, tiles_n;  // the grid has a block for each pair
-  bool add;
+  int tiles_m, tiles_n;         // the grid has a block for each pair
+  Rows<const Out> addend_MN{};  // may be c_MN; null: none
   // Grouped: of expert e are the rows [offset_E1[e], offset_E1[e+1]).
   //   mk_nk, mk_kn: of a and c, m in all; each expert has a b of its own
   //   km_kn: of a and b, k in all; each expert has a c of its own
@@ -103,18 +105,20 @@ __device__ __forceinline__ Product<T, Out> of_expert(Product<T, Out> p, int expe
     p.b.data += moved;
   } else {
     p.c_MN.data += moved;
+    if (p.addend_MN.data != nullptr) p.addend_MN.data += moved;
   }
   return p;
 }
 
-// kSize neighbours of c.
+// kSize neighbours in a row of c, from column n on.
 template <int kSize, class Out>
-__device__ __forceinline__ void write(Out* c, const float (&value)[kSize], bool add) {
+__device__ __forceinline__ void write(Out* c_N, const Out* addend_N, int n, const float (&value)[kSize]) {
+  const bool add = addend_N != nullptr;
   Elements<Out, kSize> result{};
-  if (add) result = load<kSize>(c);
+  if (add) result = load<kSize>(addend_N + n);
   for (int i = 0; i < kSize; ++i)
     result.element[i] = from_float<Out>(add ? to_float(result.element[i]) + value[i] : value[i]);
-  store<kSize>(c, result);
+  store<kSize>(c_N + n, result);
 }
 
 // ---- bf16 on tensor cores ----
@@ -219,28 +223,35 @@ __device__ __forceinline__ void load_fragment(unsigned (&r)[4], const bf16* tile
   }
 }
 
-// Writes 16 columns from n on of the row that a quad of lanes holds, as far as there are any: of both halves
-// `left` and `right` lane p has columns 2p and 2p + 1. kPacks: lanes exchange pairs first, so that each writes
-// four neighbours and the quad whole sectors of 32 bytes. All lanes come, `valid` or not.
-template <bool kPacks, class Out>
-__device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const float (&left)[2],
-                                           const float (&right)[2], bool valid, bool add) {
+// Of 16 columns from n on, in two halves `left` and `right`, lane p of a quad has columns 2p and 2p + 1 of
+// each. Lanes exchange pairs, so that each has four neighbours and the quad's accesses are whole sectors of 32
+// bytes. Returns the first one's column. All lanes come.
+__device__ __forceinline__ int exchange_pairs(float (&four)[4], int n, const float (&left)[2],
+                                              const float (&right)[2]) {
   const int p = static_cast<int>(threadIdx.x) % 4;
+  const bool odd = p % 2 != 0;
+  for (int q = 0; q < 2; ++q) {
+    const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
+    four[q] = odd ? other : left[q];
+    four[2 + q] = odd ? right[q] : other;
+  }
+  return n + (odd ? kFragmentN : 0) + p / 2 * 4;
+}
+
+// Writes those columns, as far as there are any. All lanes come, `valid` or not.
+template <bool kPacks, class Out>
+__device__ __forceinline__ void write_quad(Out* c_N, const Out* addend_N, int n, int n_end,
+                                           const float (&left)[2], const float (&right)[2], bool valid) {
   if constexpr (kPacks) {
-    const bool odd = p % 2 != 0;
     float four[4];
-    for (int q = 0; q < 2; ++q) {
-      const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
-      four[q] = odd ? other : left[q];
-      four[2 + q] = odd ? right[q] : other;
-    }
-    n += (odd ? kFragmentN : 0) + p / 2 * 4;
-    if (valid && n < n_end) write<4>(c_N + n, four, add);
+    n = exchange_pairs(four, n, left, right);
+    if (valid && n < n_end) write<4>(c_N, addend_N, n, four);
   } else {
+    const int p = static_cast<int>(threadIdx.x) % 4;
     for (int q = 0; q < 2; ++q) {
       const int column = n + 2 * p + q;
-      if (valid && column < n_end) write<1>(c_N + column, {left[q]}, add);
-      if (valid && column + kFragmentN < n_end) write<1>(c_N + column + kFragmentN, {right[q]}, add);
+      if (valid && column < n_end) write<1>(c_N, addend_N, column, {left[q]});
+      if (valid && column + kFragmentN < n_end) write<1>(c_N, addend_N, column + kFragmentN, {right[q]});
     }
   }
 }
@@ -325,8 +336,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
     for (int j = 0; j < kAcross; j += 2) {
       const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
       const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
-      write_quad<kPacks>(p.c_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n, left, right,
-                         m < tile.m_end, p.add);
+      write_quad<kPacks>(p.c_MN[m], p.addend_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n,
+                         left, right, m < tile.m_end);
     }
   });
 }
@@ -343,6 +354,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   WarpSums sum;
   multiply_tile<Form::mk_nk, true, Order::halves>(sum, p, tile);
   const int width = p.n / 2;
+  constexpr const T* none = nullptr;
   for_rows_of_lane(tile, [&](int m, int i, int half) {
     const bool valid = m < tile.m_end;
     const float weight = valid ? weight_R[m] : 0.0f;
@@ -358,11 +370,74 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
         }
       }
       const int f = (tile.n_first + first_column_of_warp() + j * kFragmentN) / 2;
-      write_quad<true>(p.c_MN[m], f, width, gate[0], gate[1], valid, false);
-      write_quad<true>(p.c_MN[m] + width, f, width, up[0], up[1], valid, false);
-      write_quad<true>(act_RF[m], f, width, act[0], act[1], valid, false);
+      write_quad<true>(p.c_MN[m], none, f, width, gate[0], gate[1], valid);
+      write_quad<true>(p.c_MN[m] + width, none, f, width, up[0], up[1], valid);
+      write_quad<true>(act_RF[m], none, f, width, act[0], act[1], valid);
     }
   });
+}
+
+// The gradient of experts' activations and, from it, those of their gates and ups: c_MN is the gates' half of
+// dgate_up_R2F, which may be gate_up_R2F. A row's gradient of its weight is a sum over its columns, of which
+// each warp leaves its part in partial_RP. All rows are packs.
+template <class T>
+__global__ void __launch_bounds__(kMmaThreads, 2)
+    down_backward_kernel(Product<T, T> product, Rows<const T> gate_up_R2F, const float* weight_R,
+                         Rows<float> partial_RP) {
+  const Tile tile = find_tile<Form::mk_kn>(product);
+  if (tile.m_first >= tile.m_end) return;  // the whole block
+  const Product<T, T> p = of_expert<Form::mk_kn>(product, tile.expert);
+  WarpSums sum;
+  multiply_tile<Form::mk_kn, true, Order::as_stored>(sum, p, tile);
+  const int first_column = tile.n_first + first_column_of_warp();
+  for_rows_of_lane(tile, [&](int m, int i, int half) {
+    const bool valid = m < tile.m_end;
+    const float weight = valid ? weight_R[m] : 0.0f;
+    T* const dgate = p.c_MN[m];
+    const T* const gate = gate_up_R2F[m];
+    // All of a row's loads are under way before its first store, which might be to the same place.
+    constexpr int kFours = kAcross / 2;
+    int f[kFours];
+    float dout[kFours][4];
+    Elements<T, 4> gates[kFours], ups[kFours];
+    SY_UNROLL
+    for (int j = 0; j < kFours; ++j) {
+      const float left[2] = {sum[i][2 * j][2 * half], sum[i][2 * j][2 * half + 1]};
+      const float right[2] = {sum[i][2 * j + 1][2 * half], sum[i][2 * j + 1][2 * half + 1]};
+      f[j] = exchange_pairs(dout[j], first_column + 2 * j * kFragmentN, left, right);
+      if (!valid || f[j] >= p.n) continue;
+      gates[j] = load<4>(gate + f[j]);
+      ups[j] = load<4>(gate + p.n + f[j]);
+    }
+    float dweight = 0;
+    SY_UNROLL
+    for (int j = 0; j < kFours; ++j) {
+      if (!valid || f[j] >= p.n) continue;
+      Elements<T, 4> dgates, dups;
+      for (int q = 0; q < 4; ++q) {
+        const SwiGluGradient d =
+            swiglu_gradient(to_float(from_float<T>(dout[j][q])), to_float(gates[j].element[q]),
+                            to_float(ups[j].element[q]), weight);
+        dgates.element[q] = from_float<T>(d.gate);
+        dups.element[q] = from_float<T>(d.up);
+        dweight += d.weight;
+      }
+      store<4>(dgate + f[j], dgates);
+      store<4>(dgate + p.n + f[j], dups);
+    }
+    for (int lanes = 1; lanes < 4; lanes *= 2) dweight += __shfl_xor_sync(kFullWarp, dweight, lanes);
+    if (valid && threadIdx.x % 4 == 0 && first_column < p.n) partial_RP[m][first_column / kWarpTile] = dweight;
+  });
+}
+
+// dweight_R[r] = the sum of partial_RP[r], for the rows that there are.
+__global__ void __launch_bounds__(kBlockThreads)
+    sum_row_kernel(float* dweight_R, Rows<const float> partial_RP, const int* n_rows, int n_partials) {
+  const std::int64_t r = index_of_thread();
+  if (r >= *n_rows) return;
+  float sum = 0;
+  for (int i = 0; i < n_partials; ++i) sum += partial_RP[r][i];
+  dweight_R[r] = sum;
 }
 
 // ---- float32 ----
@@ -421,7 +496,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, 
     if (m >= tile.m_end) continue;
     for (int j = 0; j < 2 * kQuad; ++j) {
       const int n = tile.n_first + column + j / kQuad * kTile / 2 + j % kQuad;
-      if (n < p.n) write<1>(p.c_MN[m] + n, {sum[i][j]}, p.add);
+      if (n < p.n) write<1>(p.c_MN[m], p.addend_MN[m], n, {sum[i][j]});
     }
   }
 }

@@ -59,8 +59,9 @@ struct Groups {
   std::int64_t n_experts = 0;
 };
 
+// c = a b, plus the addend where it is defined.
 template <class T, class Out>
-Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
+Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const Matrix& b, const Tensor& addend,
                              const Groups& groups) {
   const std::int64_t k = a_along_k(form) ? a.columns : a.rows;
   std::int64_t tiles_m = ceil_div(c.rows, kTile);
@@ -72,18 +73,19 @@ Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const 
     expert_stride = a_along_k(form) ? b.expert_stride : c.expert_stride;
   }
   const std::int64_t tiles_n = ceil_div(c.columns, kTile);
-  return {.a = a.rows_of<const T>(),
-          .b = b.rows_of<const T>(),
-          .c_MN = c.rows_of<Out>(),
-          .m = int_of(c.rows),
-          .n = int_of(c.columns),
-          .k = int_of(k),
-          .tiles_m = int_of(tiles_m),
-          .tiles_n = int_of(tiles_n),
-          .add = write == Write::add,
-          .offset_E1 = groups.offset_E1,
-          .n_experts = int_of(groups.n_experts),
-          .expert_stride = expert_stride};
+  Product<T, Out> product{.a = a.rows_of<const T>(),
+                          .b = b.rows_of<const T>(),
+                          .c_MN = c.rows_of<Out>(),
+                          .m = int_of(c.rows),
+                          .n = int_of(c.columns),
+                          .k = int_of(k),
+                          .tiles_m = int_of(tiles_m),
+                          .tiles_n = int_of(tiles_n),
+                          .offset_E1 = groups.offset_E1,
+                          .n_experts = int_of(groups.n_experts),
+                          .expert_stride = expert_stride};
+  if (addend.defined()) product.addend_MN = Matrix(addend).rows_of<const Out>();
+  return product;
 }
 template <class T, class Out>
 unsigned grid_of(const Product<T, Out>& product) {
@@ -91,16 +93,16 @@ unsigned grid_of(const Product<T, Out>& product) {
 }
 
 template <class T, class Out>
-void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b, Write write,
-                  const Groups& groups, Context& ctx) {
-  const auto product = make_product<T, Out>(form, c, a, b, write, groups);
+void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
+                  const Tensor& addend, const Groups& groups, Context& ctx) {
+  const auto product = make_product<T, Out>(form, c, a, b, addend, groups);
   const unsigned grid = grid_of(product);
   with_form(form, [&]<Form kForm>() {
     if constexpr (std::is_same_v<T, float>) {
       if (ctx.matmul == MatmulType::f32)
         return launch(op, float_kernel<kForm>, {grid, kFloatThreads}, ctx, product);
     }
-    if (a.packs() && b.packs() && c.packs()) {
+    if (a.packs() && b.packs() && c.packs() && (!addend.defined() || Matrix(addend).packs())) {
       launch(op, mma_kernel<T, Out, kForm, true>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
     } else {
       launch(op, mma_kernel<T, Out, kForm, false>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
@@ -109,49 +111,57 @@ void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, c
 }
 
 void multiply_in_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
-                       Write write, const Groups& groups, Context& ctx) {
-  if (wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, write == Write::add, groups.offset_E1, ctx))
+                       const Tensor& addend, const Groups& groups, Context& ctx) {
+  const bool in_place = addend.defined() && addend.raw() == c.tensor.raw();
+  if ((in_place || !addend.defined()) &&
+      wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, in_place, groups.offset_E1, ctx))
     return;
   with_element(a.tensor.dtype(), [&]<class T>() {
     if (c.tensor.dtype() == DType::f32) {
-      launch_tiles<T, float>(op, form, c, a, b, write, groups, ctx);
+      launch_tiles<T, float>(op, form, c, a, b, addend, groups, ctx);
     } else {
-      launch_tiles<T, T>(op, form, c, a, b, write, groups, ctx);
+      launch_tiles<T, T>(op, form, c, a, b, addend, groups, ctx);
     }
   });
 }
 
-void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b, Write write,
-              Context& ctx) {
+void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
+              const Tensor& addend, Context& ctx) {
 #ifndef SWITCHYARD_SIMT
   // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
   const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
-  if (as_they_are && a.numel() > 0 && b.numel() > 0 &&
-      cublaslt_multiply(op, form, c_MN, a, b, write == Write::add, ctx))
+  if (as_they_are && a.numel() > 0 && b.numel() > 0 && cublaslt_multiply(op, form, c_MN, a, b, addend, ctx))
     return;
 #endif
-  multiply_in_tiles(op, form, c_MN, a, b, write, {}, ctx);
+  multiply_in_tiles(op, form, c_MN, a, b, addend, {}, ctx);
 }
+
+// What is added to a product's output.
+Tensor addend_of(const Tensor& c_MN, Write write) { return write == Write::add ? c_MN : Tensor(); }
 
 Groups groups_of(const Tensor& offset_E1) { return {offset_E1.as<std::int32_t>(), offset_E1.dim(0) - 1}; }
 
 }  // namespace
 
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
-  multiply("linear_forward", Form::mk_nk, out_TN, in_TK, weight_NK, write, ctx);
+  multiply("linear_forward", Form::mk_nk, out_TN, in_TK, weight_NK, addend_of(out_TN, write), ctx);
+}
+
+void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx) {
+  multiply("linear_forward_add", Form::mk_nk, out_TN, in_TK, weight_NK, addend_TN, ctx);
 }
 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
-  multiply("linear_backward_input", Form::mk_kn, din_TK, dout_TN, weight_NK, write, ctx);
+  multiply("linear_backward_input", Form::mk_kn, din_TK, dout_TN, weight_NK, addend_of(din_TK, write), ctx);
 }
 
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
-  multiply("linear_backward_weight", Form::km_kn, dweight_NK, dout_TN, in_TK, Write::add, ctx);
+  multiply("linear_backward_weight", Form::km_kn, dweight_NK, dout_TN, in_TK, dweight_NK, ctx);
 }
 
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
-  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, Write::set,
-                    groups_of(offset_E1), ctx);
+  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, {}, groups_of(offset_E1),
+                    ctx);
 }
 
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
@@ -161,20 +171,39 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
     grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
     return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
   }
-  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, Write::set, groups_of(offset_E1));
+  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, {}, groups_of(offset_E1));
   launch("grouped_gate_up_forward", gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx,
          product, act.rows_of<bf16>(), weight_R.as<float>());
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
                                    Context& ctx) {
-  multiply_in_tiles("grouped_linear_backward_input", Form::mk_kn, din_RK, dout_RN, weight_ENK, Write::set,
+  multiply_in_tiles("grouped_linear_backward_input", Form::mk_kn, din_RK, dout_RN, weight_ENK, {},
                     groups_of(offset_E1), ctx);
+}
+
+void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
+                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx) {
+  const std::int64_t n_rows = dout_RN.rows(), width = weight_ENF.dim(2);
+  const Matrix dgate(dgate_up_R2F.columns(0, width)), a(dout_RN), b(weight_ENF);
+  ScratchScope scope(ctx.scratch);
+  if (dout_RN.dtype() != DType::bf16 ||
+      !(dgate.packs() && Matrix(gate_up_R2F).packs() && a.packs() && b.packs())) {
+    const Tensor dact_RF = ctx.scratch.take({n_rows, width}, dout_RN.dtype());
+    grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_E1, ctx);
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  }
+  const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups_of(offset_E1));
+  const Tensor partial_RP = ctx.scratch.take({n_rows, ceil_div(width, kWarpTile)}, DType::f32);
+  launch("grouped_down_backward", down_backward_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes},
+         ctx, product, rows_of<const bf16>(gate_up_R2F), weight_R.as<float>(), rows_of<float>(partial_RP));
+  launch("grouped_down_backward: weights", sum_row_kernel, one_thread_each(n_rows), ctx, dweight_R.as<float>(),
+         rows_of<const float>(partial_RP), offset_E1.as<int>() + offset_E1.rows() - 1, partial_RP.dim(1));
 }
 
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx) {
-  multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, Write::add,
+  multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, dweight_ENK,
                     groups_of(offset_E1), ctx);
 }
 

@@ -121,11 +121,12 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
-// out_TD[t] += sum_k row_RD[slot_row_TK[t,k]], k ascending. A null weight_R: rows alone.
+// out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. A null weight_R: rows alone.
 template <class T, int kSize>
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    add_rows_kernel(Rows<T> out_TD, Rows<float> weight_TK, Rows<const T> row_RD, const float* weight_R,
-                    Rows<const int> slot_row_TK, std::int64_t n_tokens, int K, int width) {
+    add_rows_kernel(Rows<T> out_TD, Rows<float> weight_TK, Rows<const T> addend_TD, Rows<const T> row_RD,
+                    const float* weight_R, Rows<const int> slot_row_TK, std::int64_t n_tokens, int K,
+                    int width) {
   constexpr int kAtOnce = 4;  // rows whose loads are under way together
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
@@ -137,8 +138,9 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
     }
   }
   T* const out = out_TD[t];
+  const T* const addend = addend_TD[t];
   for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
-    auto pack = load<kSize>(out + d);
+    auto pack = load<kSize>(addend + d);
     float sum[kSize];
     for (int i = 0; i < kSize; ++i) sum[i] = to_float(pack.element[i]);
     for (int first = 0; first < K; first += kAtOnce) {
@@ -180,14 +182,16 @@ void copy_to_rows(const char* op, const Tensor& row_RD, const Tensor& x_TD, cons
   });
 }
 
-void add_rows(const char* op, const Tensor& out_TD, const Tensor& row_RD, const Weights& weights,
-              const Tensor& slot_row_TK, Context& ctx) {
+void add_rows(const char* op, const Tensor& out_TD, const Tensor& addend_TD, const Tensor& row_RD,
+              const Weights& weights, const Tensor& slot_row_TK, Context& ctx) {
   with_element(out_TD.dtype(), [&]<class T>() {
-    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(row_RD), [&]<int kSize>() {
-      launch(op, add_rows_kernel<T, kSize>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
-             weights.slots<float>(), rows_of<const T>(row_RD), weights.rows(), rows_of<const int>(slot_row_TK),
-             out_TD.rows(), slot_row_TK.dim(1), out_TD.dim(1));
-    });
+    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(addend_TD) && rows_are_packs<T>(row_RD),
+                 [&]<int kSize>() {
+                   launch(op, add_rows_kernel<T, kSize>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
+                          weights.slots<float>(), rows_of<const T>(addend_TD), rows_of<const T>(row_RD),
+                          weights.rows(), rows_of<const int>(slot_row_TK), out_TD.rows(), slot_row_TK.dim(1),
+                          out_TD.dim(1));
+                 });
   });
 }
 
@@ -219,11 +223,11 @@ void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor we
 
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK, Context& ctx) {
-  add_rows("moe_dispatch_backward", dx_TD, drow_RD, {dweight_R, dweight_TK}, slot_row_TK, ctx);
+  add_rows("moe_dispatch_backward", dx_TD, dx_TD, drow_RD, {dweight_R, dweight_TK}, slot_row_TK, ctx);
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
-  add_rows("moe_combine_forward", out_TD, row_RD, {}, slot_row_TK, ctx);
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+  add_rows("moe_combine_forward", out_TD, addend_TD, row_RD, {}, slot_row_TK, ctx);
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {

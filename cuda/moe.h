@@ -13,7 +13,7 @@ void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor we
                           Context& ctx);
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK, Context& ctx);
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);
 
 }  // namespace switchyard::cuda

@@ -59,11 +59,11 @@ struct Backward {
     Elements<T, kSize> dgate, dup;
     float dweight = 0;
     for (int i = 0; i < kSize; ++i) {
-      const float g = to_float(gate.element[i]), u = to_float(up.element[i]), s = sigmoid(g);
-      const float dy = to_float(dout.element[i]), d = weight * dy;
-      dgate.element[i] = from_float<T>(d * u * s * (1 + g * (1 - s)));
-      dup.element[i] = from_float<T>(d * g * s);
-      dweight += dy * (g * s * u);
+      const SwiGluGradient d = swiglu_gradient(to_float(dout.element[i]), to_float(gate.element[i]),
+                                               to_float(up.element[i]), weight);
+      dgate.element[i] = from_float<T>(d.gate);
+      dup.element[i] = from_float<T>(d.up);
+      dweight += d.weight;
     }
     store<kSize>(dgate_RF[r] + f, dgate);
     store<kSize>(dup_RF[r] + f, dup);

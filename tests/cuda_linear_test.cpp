@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/swiglu.h"
@@ -14,6 +15,7 @@
 #include "engine.h"
 #endif
 #include "ops/linear.h"
+#include "ops/swiglu.h"
 #include "rounding_bound.h"
 
 namespace switchyard::test {
@@ -122,6 +124,19 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
       EXPECT_TRUE(near(out, out64, out_size, s.inputs)) << "forward, added: " << add;
       EXPECT_TRUE(near(din, din64, din_size, s.outputs)) << "din, added: " << add;
       EXPECT_TRUE(s.margin == 0 || (out.margins_untouched() && din.margins_untouched()));
+    }
+
+    // An addend elsewhere, of another stride: with and without packs.
+    for (std::int64_t margin : {0, 3, 8}) {
+      const auto addend =
+          DeviceTensor::of(normal({s.rows, s.outputs}, DType::f64, "out"), dtype(), ctx, margin);
+      const auto sum = output(s.rows, s.outputs, dtype());
+      const OwnedTensor sum64 = addend.as_f64(), sum_size = absolute(sum64);
+      ops::linear_forward(sum64, in64, weight64, Write::add, host_ctx);
+      ops::linear_forward(sum_size, in_size, weight_size, Write::add, host_ctx);
+      cuda::linear_forward_add(sum, addend, in, weight, ctx);
+      EXPECT_TRUE(near(sum, sum64, sum_size, s.inputs)) << "addend with margin " << margin;
+      EXPECT_TRUE(s.margin == 0 || sum.margins_untouched());
     }
 
     // Outputs of another type than the operands: logits, and all gradients of weights.
@@ -254,17 +269,29 @@ TEST_P(CudaLinearTypes, GroupedEqualsTheCpu) {
   }
 }
 
+// The first `rows` rows, and whether all others are NaN.
+std::vector<double> first_rows(const DeviceTensor& tensor, std::int64_t rows) {
+  std::vector<double> all = tensor.values();
+  all.resize(static_cast<std::size_t>(rows * tensor.view().row_size()));
+  return all;
+}
+bool rest_is_nan(const DeviceTensor& tensor, std::int64_t rows) {
+  const std::vector<double> all = tensor.values();
+  return std::all_of(all.begin() + static_cast<std::ptrdiff_t>(rows * tensor.view().row_size()), all.end(),
+                     [](double value) { return std::isnan(value); });
+}
+
 // Gates, ups and activations in one pass are, bit for bit, those of the two that it replaces.
 TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
   for (const GroupedCase& c : kGroupedCases) {
     const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs});
+    fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
     SCOPED_TRACE(::testing::Message() << g.n_routed << " rows of " << g.n_experts << " experts, width "
                                       << c.outputs);
     for (std::int64_t margin : {3, 8}) {
       const auto in = DeviceTensor::of(g.in, dtype(), ctx, margin),
                  weight = DeviceTensor::of(g.weight, dtype(), ctx), offset = DeviceTensor::of(g.offset, ctx);
       const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
-      poison(row_weight.view().slice(g.n_routed, c.spare_rows));
       const auto weight_R = DeviceTensor::of(row_weight, ctx);
       const auto output = [&](std::int64_t columns) {
         return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);
@@ -274,18 +301,57 @@ TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
       const auto act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
       cuda::grouped_linear_forward(gate_up_apart, in, weight, offset, ctx);
       cuda::expert_swiglu_forward(act_apart, gate_up_apart, weight_R, offset, ctx);
-      // No difference at all; spare rows are NaN in all of them.
-      const auto equal = [&](const DeviceTensor& one, const DeviceTensor& other) {
-        std::vector<double> actual = one.values(), expected = other.values();
-        const auto end = static_cast<std::size_t>(g.n_routed * one.view().row_size());
-        EXPECT_TRUE(std::all_of(actual.begin() + static_cast<std::ptrdiff_t>(end), actual.end(),
-                                [](double value) { return std::isnan(value); }));
-        actual.resize(end), expected.resize(end);
-        return all_near(actual, expected, 0, 0);
-      };
-      EXPECT_TRUE(equal(gate_up, gate_up_apart));
-      EXPECT_TRUE(equal(act, act_apart));
+      for (const auto& [one, other] : {std::pair{&gate_up, &gate_up_apart}, std::pair{&act, &act_apart}}) {
+        EXPECT_EQ(first_rows(*one, g.n_routed), first_rows(*other, g.n_routed));
+        EXPECT_TRUE(rest_is_nan(*one, g.n_routed));
+      }
       EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
+    }
+  }
+}
+
+// The gradients of gates and ups from that of the experts' outputs are, bit for bit, those of the two passes;
+// the weights' are sums of the same terms in another order.
+TEST_P(CudaLinearTypes, DownBackwardEqualsItsParts) {
+  for (const GroupedCase& c : kGroupedCases) {
+    const std::int64_t width = c.inputs;
+    const Grouped g(c);
+    fill_normal(g.dout, "dout");  // spare rows, too: what comes of them would show
+    SCOPED_TRACE(::testing::Message() << g.n_routed << " rows of " << g.n_experts << " experts, width "
+                                      << width);
+    for (std::int64_t margin : {3, 8}) {
+      const auto dout = DeviceTensor::of(g.dout, dtype(), ctx, margin),
+                 gate_up = DeviceTensor::of(normal({g.n_rows, 2 * width}, DType::f64, "gate_up"), dtype(), ctx,
+                                            margin);
+      const auto weight = DeviceTensor::of(g.weight, dtype(), ctx), offset = DeviceTensor::of(g.offset, ctx),
+                 weight_R = DeviceTensor::of(normal({g.n_rows}, DType::f32, "row_weight"), ctx);
+      const auto output = [&](std::int64_t columns) {
+        return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);
+      };
+      const auto dgate_up = output(2 * width), dgate_up_apart = output(2 * width), dact = output(width);
+      const DeviceTensor dweight({g.n_rows}, DType::f32, ctx), dweight_apart({g.n_rows}, DType::f32, ctx);
+      cuda::grouped_down_backward(dgate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      cuda::grouped_linear_backward_input(dact, dout, weight, offset, ctx);
+      cuda::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, weight_R, offset, ctx);
+      const auto routed = [&](const DeviceTensor& rows) { return first_rows(rows, g.n_routed); };
+      EXPECT_EQ(routed(dgate_up), routed(dgate_up_apart));
+      EXPECT_TRUE(rest_is_nan(dgate_up, g.n_routed) && rest_is_nan(dweight, g.n_routed));
+      EXPECT_TRUE(dgate_up.margins_untouched());
+
+      // Each partial sum of up to `width` terms is rounded, in both.
+      const OwnedTensor dact_size = absolute(dact.as_f64()), gate_up_size = absolute(gate_up.as_f64());
+      const OwnedTensor ignored({g.n_rows, 2 * width}, DType::f64), size({g.n_rows}, DType::f64);
+      ops::expert_swiglu_backward(ignored, size, dact_size, gate_up_size, weight_R.as_f64(), g.offset,
+                                  host_ctx);
+      const std::vector<double> found = routed(dweight), expected = routed(dweight_apart);
+      for (std::int64_t r = 0; r < g.n_routed; ++r) {
+        EXPECT_NEAR(found[static_cast<std::size_t>(r)], expected[static_cast<std::size_t>(r)],
+                    2 * static_cast<double>(width) * kFloatUnit * get(size, r));
+      }
+
+      cuda::grouped_down_backward(gate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      EXPECT_EQ(routed(gate_up), routed(dgate_up)) << "in place";
+      EXPECT_EQ(routed(dweight), found) << "in place";
     }
   }
 }

@@ -116,7 +116,8 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
     };
     const DeviceTensor x = input(tokens, "x", dtype), row = input(rows, "row", dtype),
                        weight = input(slots, "weight", DType::f32), drow_weight = vector("drow_weight"),
-                       out = input(tokens, "out", dtype), dx = input(tokens, "dx", dtype);
+                       out = input(tokens, "out", dtype), dx = input(tokens, "dx", dtype),
+                       sum = output(tokens, dtype);
     const DeviceTensor sent = output(rows, dtype), drow = output(rows, dtype),
                        dweight = output(slots, DType::f32), row_weight({rows[0]}, DType::f32, ctx);
 
@@ -126,12 +127,13 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
                       row_weight64({rows[0]}, DType::f64);
     ops::moe_dispatch_forward(sent64, row_weight64, x64, weight64, slot_row, host_ctx);
     ops::moe_dispatch_backward(dx64, dweight64, row64, drow_weight64, slot_row, host_ctx);
-    ops::moe_combine_forward(out64, row64, slot_row, host_ctx);
+    ops::moe_combine_forward(out64, out64, row64, slot_row, host_ctx);
     ops::moe_combine_backward(drow64, x64, slot_row, host_ctx);
 
     cuda::moe_dispatch_forward(sent, row_weight, x, weight, p.slot_row_TK, ctx);
     cuda::moe_dispatch_backward(dx, dweight, row, drow_weight, p.slot_row_TK, ctx);
-    cuda::moe_combine_forward(out, row, p.slot_row_TK, ctx);
+    cuda::moe_combine_forward(sum, out, row, p.slot_row_TK, ctx);
+    cuda::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
     cuda::moe_combine_backward(drow, x, p.slot_row_TK, ctx);
 
     // Of the rows only the first `routed` are set, and the others not touched.
@@ -149,7 +151,8 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
     const double absolute = dtype == DType::bf16 ? 1e-5 : 2e-6;
     EXPECT_TRUE(all_near(dx.values(), values(dx64), relative(), absolute));
     EXPECT_TRUE(all_near(out.values(), values(out64), relative(), absolute));
-    for (const DeviceTensor* tensor : {&sent, &drow, &dx, &out, &dweight})
+    EXPECT_EQ(sum.values(), out.values());
+    for (const DeviceTensor* tensor : {&sent, &drow, &dx, &out, &sum, &dweight})
       EXPECT_TRUE(tensor->margins_untouched());
   }
 }

@@ -202,6 +202,26 @@ Tensor expert_matrix(const Tensor& weight_ENK, std::int64_t e) {
   return weight_ENK.slice(e, 1).reshape({weight_ENK.dim(1), weight_ENK.dim(2)});
 }
 
+TEST(Linear, AddsToAnotherTensor) {
+  for (DType dtype : {DType::f32, DType::f64}) {
+    PoisonedContext ctx;
+    const OwnedTensor in = normal_strided(5, 17, dtype, "in"), weight = normal({9, 17}, dtype, "weight");
+    const OwnedTensor addend = normal_strided(5, 9, dtype, "addend", 1.0, 2),
+                      out = OwnedTensor::strided(5, 9, dtype, 3);
+    const std::vector<double> before = values(addend);
+    ops::linear_forward_add(out, addend, in, weight, ctx);
+    EXPECT_EQ(values(addend), before);
+    EXPECT_TRUE(out.margins_untouched());
+    ops::linear_forward_add(addend, addend, in, weight, ctx);
+    EXPECT_TRUE(same_bits(addend, out)) << "in place";
+    EXPECT_TRUE(addend.margins_untouched());
+    const OwnedTensor other({5, 8}, dtype), integers({5, 9}, DType::i32);
+    EXPECT_THROW(ops::linear_forward_add(out, other, in, weight, ctx), std::logic_error);
+    EXPECT_THROW(ops::linear_forward_add(out, integers, in, weight, ctx), std::logic_error);
+    EXPECT_THROW(ops::linear_forward_add(other, other, in, weight, ctx), std::logic_error);
+  }
+}
+
 TEST(GroupedLinear, ThreeExpertsByHand) {
   for (DType dtype : {DType::f32, DType::f64}) {  // small integers: exact in both
     PoisonedContext ctx;
@@ -306,8 +326,8 @@ TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
   for (const GroupedCase& c : kGroupedCases) {
     PoisonedContext ctx;
     const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs}, DType::f32);
+    fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
     const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
-    poison(row_weight.view().slice(g.n_routed, c.spare_rows));
     const auto output = [&](std::int64_t columns) {
       return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
     };
@@ -321,6 +341,52 @@ TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
     EXPECT_TRUE(g.spare_rows_are_nan(act) && g.spare_rows_are_nan(gate_up));
     EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
   }
+}
+
+TEST(GroupedLinear, DownBackwardIsTheProductsAndTheActivations) {
+  for (const GroupedCase& c : kGroupedCases) {
+    PoisonedContext ctx;
+    const Grouped g(c, DType::f32);
+    const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight"),
+                      gate_up = normal_strided(g.n_rows, 2 * c.inputs, DType::f32, "gate_up");
+    const auto output = [&](std::int64_t columns) {
+      return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
+    };
+    const OwnedTensor dgate_up = output(2 * c.inputs), dgate_up_apart = output(2 * c.inputs),
+                      dact = output(c.inputs);
+    const OwnedTensor dweight({g.n_rows}, DType::f32), dweight_apart({g.n_rows}, DType::f32);
+    ops::grouped_down_backward(dgate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+    ops::grouped_linear_backward_input(dact, g.dout, g.weight, g.offset, ctx);
+    ops::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, row_weight, g.offset, ctx);
+    const auto routed = [&](const Tensor& rows) { return rows.slice(0, g.n_routed); };
+    EXPECT_TRUE(same_bits(routed(dgate_up), routed(dgate_up_apart)));
+    EXPECT_TRUE(same_bits(routed(dweight), routed(dweight_apart)));
+    EXPECT_TRUE(g.spare_rows_are_nan(dgate_up) && g.spare_rows_are_nan(dweight));
+    EXPECT_TRUE(dgate_up.margins_untouched());
+    ops::grouped_down_backward(gate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+    EXPECT_TRUE(same_bits(routed(gate_up), routed(dgate_up))) << "in place";
+  }
+}
+
+TEST(GroupedLinear, DownBackwardRefusesOtherShapesAndDtypes) {
+  PoisonedContext ctx;
+  const OwnedTensor dout({2, 3}, DType::f32), weight({2, 3, 2}, DType::f32), gate_up({2, 4}, DType::f32);
+  const OwnedTensor wide({2, 5}, DType::f32), dout64({2, 3}, DType::f64), gate_up64({2, 4}, DType::f64);
+  const OwnedTensor row({2}, DType::f32), short_row({1}, DType::f32), row64({2}, DType::f64);
+  const OwnedTensor offset = ints({0, 1, 2});
+  const auto call = [&](const Tensor& dgate_up, const Tensor& dweight, const Tensor& dout_RN,
+                        const Tensor& saved, const Tensor& weight_R, const Tensor& offset_E1) {
+    ops::grouped_down_backward(dgate_up, dweight, dout_RN, weight, saved, weight_R, offset_E1, ctx);
+  };
+  EXPECT_THROW(call(wide, row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up64, row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, short_row, dout, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, wide, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout64, gate_up, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, wide, row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, gate_up, short_row, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row64, dout, gate_up, row64, offset), std::logic_error);
+  EXPECT_THROW(call(gate_up, row, dout, gate_up, row, row), std::logic_error);
 }
 
 TEST(GroupedLinear, GateUpRefusesOtherShapesAndDtypes) {

@@ -133,7 +133,7 @@ TEST(MoeDispatchCombine, TwoTokensByHand) {
   EXPECT_EQ(values(row_weight.view().slice(0, 3)), (std::vector<double>{3, 4, 2}));
   fill(row.view().slice(0, 3), {1, 2, 10, 20, 5, 6});
   fill(out, {100, 0, 0, 100});
-  ops::moe_combine_forward(out, row, p.slot_row_TK, ctx);
+  ops::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
   EXPECT_EQ(values(out), (std::vector<double>{106, 8, 10, 120}));
 
   OwnedTensor dout({2, 2}, DType::f64), dx({2, 2}, DType::f64), drow_weight({4}, DType::f64);
@@ -162,7 +162,7 @@ TEST(MoeDispatchCombine, GiveBackTheTokenOnceASlot) {
     const OwnedTensor row_weight({65 * slots}, DType::f32), returned({65, slots}, DType::f32);
     fill(out, std::vector<double>(static_cast<std::size_t>(out.numel()), 0.0));
     ops::moe_dispatch_forward(row, row_weight, x, weight, p.slot_row_TK, ctx);
-    ops::moe_combine_forward(out, row, p.slot_row_TK, ctx);
+    ops::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
     std::vector<double> expected = values(x);
     for (double& value : expected) value *= static_cast<double>(slots);
     // Each partial sum is rounded.
@@ -240,10 +240,9 @@ TEST(MoeDispatchCombine, GradientsMatchFiniteDifferences) {
     EXPECT_TRUE(rows.margins_untouched() && dx.margins_untouched()) << describe(s);
 
     // Combine.
-    const OwnedTensor out = normal_strided(s.tokens, s.width, DType::f64, "out");
+    const OwnedTensor out = OwnedTensor::strided(s.tokens, s.width, DType::f64, 2);
     const auto combine_loss = [&] {
-      fill_normal(out, "out");
-      ops::moe_combine_forward(out, layer.row, slot_row, layer.ctx);
+      ops::moe_combine_forward(out, layer.x, layer.row, slot_row, layer.ctx);
       return dot(layer.dout, out);
     };
     const OwnedTensor drow_set = OwnedTensor::strided(layer.n_rows(), s.width, DType::f64, 1);
@@ -252,6 +251,11 @@ TEST(MoeDispatchCombine, GradientsMatchFiniteDifferences) {
       EXPECT_TRUE(gradient_matches(layer.routed(layer.row), layer.routed(drow_set), combine_loss, tolerance));
     }
     EXPECT_TRUE(layer.spare_is_nan(drow_set) && drow_set.margins_untouched() && out.margins_untouched());
+
+    // To what the tensor itself holds.
+    ops::moe_combine_forward(out, layer.x, layer.row, slot_row, layer.ctx);
+    ops::moe_combine_forward(layer.x, layer.x, layer.row, slot_row, layer.ctx);
+    EXPECT_TRUE(same_bits(layer.x, out)) << describe(s);
   }
 }
 
@@ -265,7 +269,7 @@ TEST(MoeDispatchCombine, FloatFollowsDouble) {
           dweight({s.tokens, s.slots}, dtype);
       fill(out, std::vector<double>(static_cast<std::size_t>(out.numel()), 0.0));
       fill(dx, values(out));
-      ops::moe_combine_forward(out, layer.row, slot_row, layer.ctx);
+      ops::moe_combine_forward(out, out, layer.row, slot_row, layer.ctx);
       ops::moe_dispatch_backward(dx, dweight, layer.row, layer.row_weight, slot_row, layer.ctx);
       return std::vector{values(out), values(dx)};
     };
@@ -293,7 +297,7 @@ TEST(MoeDispatchCombine, SameBitsOnAnyThreadCount) {
   };
   const auto combine = [&] {
     OwnedTensor out = normal({s.tokens, s.width}, DType::f32, "out");
-    ops::moe_combine_forward(out, layer.row, slot_row, layer.ctx);
+    ops::moe_combine_forward(out, out, layer.row, slot_row, layer.ctx);
     return out;
   };
   const auto combine_backward = [&] {
@@ -315,7 +319,7 @@ TEST(MoeDispatchCombine, AllSlotsFree) {
   const OwnedTensor drow({4, 3}, DType::f32), dweight({2, 2}, DType::f32);
   const OwnedTensor out = normal({2, 3}, DType::f32, "out"), before = normal({2, 3}, DType::f32, "out");
   ops::moe_dispatch_forward(row, row_weight, x, weight, p.slot_row_TK, ctx);
-  ops::moe_combine_forward(out, row, p.slot_row_TK, ctx);
+  ops::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
   ops::moe_combine_backward(drow, x, p.slot_row_TK, ctx);
   ops::moe_dispatch_backward(out, dweight, drow, row_weight, p.slot_row_TK, ctx);
   EXPECT_TRUE(same_bits(out, before));
@@ -338,7 +342,8 @@ TEST(MoeDispatchCombine, RefusesOtherShapes) {
   EXPECT_THROW(ops::moe_dispatch_backward(wide, weight, row, row_weight, slot_row, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_dispatch_backward(x, wide, row, row_weight, slot_row, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_dispatch_backward(x, weight, row, short_weight, slot_row, ctx), std::logic_error);
-  EXPECT_THROW(ops::moe_combine_forward(wide, row, slot_row, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(wide, wide, row, slot_row, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, wide, row, slot_row, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_combine_backward(short_row, x, slot_row, ctx), std::logic_error);
 }
 
@@ -367,8 +372,9 @@ TEST(MoeDispatchCombine, RefusesOtherDtypes) {
   EXPECT_THROW(ops::moe_dispatch_forward(row, row_weight, x, weight, weight, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_dispatch_backward(x, weight, row64, row_weight, slot_row, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_dispatch_backward(x, weight64, row, row_weight64, slot_row, ctx), std::logic_error);
-  EXPECT_THROW(ops::moe_combine_forward(x64, row, slot_row, ctx), std::logic_error);
-  EXPECT_THROW(ops::moe_combine_forward(x, row, weight, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x64, x64, row, slot_row, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, x64, row, slot_row, ctx), std::logic_error);
+  EXPECT_THROW(ops::moe_combine_forward(x, x, row, weight, ctx), std::logic_error);
   EXPECT_THROW(ops::moe_combine_backward(row64, x, slot_row, ctx), std::logic_error);
 }
 

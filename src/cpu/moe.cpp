@@ -46,13 +46,14 @@ void copy_to_rows(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
   }
 }
 
-// out_TD[t] += sum_k row_RD[slot_row_TK[t,k]]
+// out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]]
 template <class T>
-void add_rows(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK) {
+void add_rows(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
   const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
 #pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     T* out = out_TD.row<T>(t);
+    if (const T* addend = addend_TD.row<T>(t); addend != out) std::copy_n(addend, D, out);
     for (std::int64_t k = 0; k < K; ++k) {
       const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
       if (r < 0) continue;
@@ -83,15 +84,15 @@ void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor we
 template <class T>
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK) {
-  add_rows<T>(dx_TD, drow_RD, slot_row_TK);
+  add_rows<T>(dx_TD, dx_TD, drow_RD, slot_row_TK);
   for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
     dweight_TK.row<T>(t)[k] = r >= 0 ? *dweight_R.row<T>(r) : T(0);
   });
 }
 
 template <class T>
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK) {
-  add_rows<T>(out_TD, row_RD, slot_row_TK);
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
+  add_rows<T>(out_TD, addend_TD, row_RD, slot_row_TK);
 }
 
 template <class T>
@@ -102,7 +103,7 @@ void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK) {
 #define INSTANTIATE(T)                                                            \
   template void moe_dispatch_forward<T>(Tensor, Tensor, Tensor, Tensor, Tensor);  \
   template void moe_dispatch_backward<T>(Tensor, Tensor, Tensor, Tensor, Tensor); \
-  template void moe_combine_forward<T>(Tensor, Tensor, Tensor);                   \
+  template void moe_combine_forward<T>(Tensor, Tensor, Tensor, Tensor);           \
   template void moe_combine_backward<T>(Tensor, Tensor, Tensor);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -12,7 +12,7 @@ template <class T>
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK);
 template <class T>
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK);
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK);
 template <class T>
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK);
 

@@ -43,8 +43,10 @@ class AttentionLayer {
   virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
   // Reserves what a sequence of up to `positions` tokens leaves behind for those that follow.
   virtual void plan_cache(Arena& arena, std::int64_t positions, DType dtype) = 0;
-  // out_TD += attention(x_TD). The rope table begins at the batch's first position.
-  virtual void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) = 0;
+  // out_TD = addend_TD + attention(x_TD); out_TD may be addend_TD. The rope table begins at the batch's first
+  // position.
+  virtual void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                       Context& ctx) = 0;
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) = 0;

@@ -5,7 +5,6 @@
 #include "model/mla_layer.h"
 #include "model/moe_layer.h"
 #include "model/names.h"
-#include "ops/elementwise.h"
 #include "ops/rmsnorm.h"
 
 namespace switchyard::model {
@@ -52,14 +51,12 @@ void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, c
                            Context& ctx) {
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
   ops::rmsnorm_forward(attention_in_TD, attention_rstd_T1, in_TD, store_.weight(attention_norm_), eps_, ctx);
-  ops::copy(mid_TD, in_TD, ctx);
-  attention_->forward(mid_TD, attention_in_TD, rope, batch, ctx);
+  attention_->forward(mid_TD, in_TD, attention_in_TD, rope, batch, ctx);
 
   ops::rmsnorm_forward(ffn_in_TD, ffn_rstd_T1, mid_TD, store_.weight(ffn_norm_), eps_, ctx);
-  ops::copy(out_TD, mid_TD, ctx);
   Batch seen = batch;
   seen.attention_entropy_T = attention_->entropy().entropy_T();
-  ffn_->forward(out_TD, ffn_in_TD, seen, ctx);
+  ffn_->forward(out_TD, mid_TD, ffn_in_TD, seen, ctx);
 }
 
 void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,

@@ -91,7 +91,8 @@ AttentionShape GqaLayer::shape_of(const Batch& batch) const {
           batch.cached.value_or(0)};
 }
 
-void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
+void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                       Context& ctx) {
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ops::linear_forward(qkv_TM, x_TD, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
   if (q_bias_) ops::bias_forward(qkv_TM, store_.weight_block(*q_bias_, qkv_bias_shape()), ctx);
@@ -114,7 +115,7 @@ void GqaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
   ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch), ctx,
                          entropy_.entropy_TH());
   entropy_.finish(batch, ctx);
-  ops::linear_forward(out_TD, mix_THN, store_.weight(o_weight_), ops::Write::add, ctx);
+  ops::linear_forward_add(out_TD, addend_TD, mix_THN, store_.weight(o_weight_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.weight(*o_bias_), ctx);
 }
 

@@ -19,7 +19,8 @@ class GqaLayer final : public AttentionLayer {
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
   void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
-  void forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) override;
+  void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+               Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
   void visit_saved(const router::TensorVisitor& visit) const override;

@@ -92,7 +92,8 @@ AttentionShape MlaLayer::shape_of(const Batch& batch) const {
           widths_.value, softmax_scale_};
 }
 
-void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {
+void MlaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+                       Context& ctx) {
   const Saved& s = saved_;
   const auto weight = [&](std::size_t row) { return store_.weight(row); };
   if (q_latent_ == 0) {
@@ -120,7 +121,7 @@ void MlaLayer::forward(Tensor out_TD, Tensor x_TD, const RopeTable& rope, const 
     attend_cached(batch, ctx);
   else
     attend_multiplied_out(batch, ctx);
-  ops::linear_forward(out_TD, s.mix_THV, weight(o_), ops::Write::add, ctx);
+  ops::linear_forward_add(out_TD, addend_TD, s.mix_THV, weight(o_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, weight(*o_bias_), ctx);
 }
 

@@ -88,8 +88,9 @@ void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTyp
 }
 
 Tensor MoeLayer::kept_or_room(const Tensor& kept, std::int64_t columns, Context& ctx) const {
-  return kept.defined() ? kept
-                        : ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), columns}, saved_.gate_up_R2F.dtype());
+  return kept.defined()
+             ? kept
+             : ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), columns}, saved_.gate_up_R2F.dtype());
 }
 
 void MoeLayer::dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const {
@@ -103,7 +104,7 @@ void MoeLayer::dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const {
   ops::moe_dispatch_forward(row_RD, saved_.weight_R, input_TD, decision.weight_TK, saved_.slot_row_TK, ctx);
 }
 
-void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
+void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   const Saved& saved = saved_;
   {
     ScratchScope scope(ctx.scratch);
@@ -117,12 +118,12 @@ void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& 
     const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
     dispatch(row_RD, x_TD, ctx);
     ops::grouped_gate_up_forward(act_RF, saved.gate_up_R2F, row_RD,
-                                 store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R, saved.offset_E1,
-                                 ctx);
+                                 store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R,
+                                 saved.offset_E1, ctx);
     ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_E1, ctx);
-    ops::moe_combine_forward(out_TD, out_RD, saved.slot_row_TK, ctx);
+    ops::moe_combine_forward(out_TD, addend_TD, out_RD, saved.slot_row_TK, ctx);
   }
-  if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
+  if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
@@ -134,7 +135,8 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
-  const Tensor row_RD = kept_or_room(kept_row_RD, hidden_, ctx), act_RF = kept_or_room(kept_act_RF, width_, ctx);
+  const Tensor row_RD = kept_or_room(kept_row_RD, hidden_, ctx),
+               act_RF = kept_or_room(kept_act_RF, width_, ctx);
   if (!kept_row_RD.defined()) {
     dispatch(row_RD, x_TD, ctx);
     ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
@@ -142,14 +144,12 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
   const Tensor dweight_R = scratch_like(weight_R);
   const Tensor dout_RD = scratch_like(row_RD);
-  const Tensor dact_RF = scratch_like(act_RF);
   const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
 
   ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
-  ops::grouped_linear_backward_input(dact_RF, dout_RD, store_.weight_block(down_, down_shape()), offset_E1,
-                                     ctx);
-  ops::expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  ops::grouped_down_backward(dgate_up_R2F, dweight_R, dout_RD, store_.weight_block(down_, down_shape()),
+                             gate_up_R2F, weight_R, offset_E1, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
                                       offset_E1, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us

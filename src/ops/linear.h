@@ -14,6 +14,8 @@ enum class Write { set, add };
 
 // out_TN = in_TK weight_NK^T.   Rows of in and out may be strided.
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx);
+// out_TN = addend_TN + in_TK weight_NK^T.   addend_TN may be out_TN: then it is Write::add.
+void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx);
 // din_TK = dout_TN weight_NK
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
 // dweight_NK += dout_TN^T in_TK
@@ -28,6 +30,10 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
                              Tensor weight_R, Tensor offset_E1, Context& ctx);
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
                                    Context& ctx);
+// grouped_linear_backward_input of the experts' down product, then expert_swiglu_backward: dgate_up_R2F and
+// dweight_R set. On the device one pass where the layout lets it be. dgate_up_R2F may be gate_up_R2F.
+void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
+                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx);
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
                                     Context& ctx);  // added
 

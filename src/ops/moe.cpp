@@ -60,10 +60,12 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tens
   });
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
   check_rows(row_RD, out_TD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, row_RD, slot_row_TK, ctx));
-  with_scalar(out_TD.dtype(), [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, row_RD, slot_row_TK); });
+  check_like(addend_TD, out_TD, "addend_TD");
+  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, addend_TD, row_RD, slot_row_TK, ctx));
+  with_scalar(out_TD.dtype(),
+              [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, addend_TD, row_RD, slot_row_TK); });
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {

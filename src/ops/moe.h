@@ -25,8 +25,8 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tens
                            Tensor slot_row_TK, Context& ctx);
 
 // The experts' outputs, weighted already (ops/swiglu.h), back to the tokens:
-//   out_TD[t] += sum_k row_RD[slot_row_TK[t,k]], k ascending.
-void moe_combine_forward(Tensor out_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
+//   out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. out_TD may be addend_TD.
+void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
 // drow_RD[slot_row_TK[t,k]] = dout_TD[t]. Set.
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);
 
