@@ -6,6 +6,7 @@
 #include "gemm_wgmma.h"
 
 #include "gemm_tile.h"
+#include "silu.h"
 #include "wgmma.h"
 
 namespace switchyard::cuda {
@@ -88,10 +89,64 @@ __device__ __forceinline__ std::uint64_t operand_from(const bf16* operand, int f
 template <bool kAlongK>
 constexpr int kNextK = kInstructionK*(kAlongK ? 2 : kLineBytes);
 
-template <class Out, Form kForm, int kTileN>
+// What becomes of the sums. They are c;
+struct Plain {};
+// or c is gate_up_R2F, and it is activated too. Half the columns of a tile are gates, the others the ups that
+// belong to them, so that a thread has both.
+struct GateUp {
+  Rows<bf16> act_RF;
+  const float* weight_R;
+};
+
+template <int kTileN, class Out>
+__device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
+                                           const Tile& tile, int first_row, const Plain&) {
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = first_row + 8 * half;
+    SY_UNROLL
+    for (int j = 0; j < kTileN / 8; j += 2) {  // a quad of lanes holds 8 columns in four of its sums
+      const float left[2] = {sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
+      const float right[2] = {sum[4 * j + 4 + 2 * half], sum[4 * j + 4 + 2 * half + 1]};
+      write_quad<true>(p.c_MN[m], tile.n_first + 8 * j, p.n, left, right, m < tile.m_end, p.add);
+    }
+  }
+}
+template <int kTileN>
+__device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, bf16>& p,
+                                           const Tile& tile, int first_row, const GateUp& to) {
+  const int width = p.n / 2;
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = first_row + 8 * half;
+    const bool valid = m < tile.m_end;
+    const float weight = valid ? to.weight_R[m] : 0.0f;
+    SY_UNROLL
+    for (int j = 0; j < kTileN / 16; j += 2) {
+      float gate[2][2], up[2][2], act[2][2];  // of eight columns, and of the eight after them
+      SY_UNROLL
+      for (int side = 0; side < 2; ++side) {
+        SY_UNROLL
+        for (int q = 0; q < 2; ++q) {
+          const int i = 4 * (j + side) + 2 * half + q;
+          // Rounded first, to what the backward pass will read.
+          gate[side][q] = to_float(from_float<bf16>(sum[i]));
+          up[side][q] = to_float(from_float<bf16>(sum[i + kTileN / 4]));
+          act[side][q] = weight * (silu(gate[side][q]) * up[side][q]);
+        }
+      }
+      const int f = tile.n_first / 2 + 8 * j;
+      write_quad<true>(p.c_MN[m], f, width, gate[0], gate[1], valid, false);
+      write_quad<true>(p.c_MN[m] + width, f, width, up[0], up[1], valid, false);
+      write_quad<true>(to.act_RF[m], f, width, act[0], act[1], valid, false);
+    }
+  }
+}
+
+template <class Out, Form kForm, int kTileN, class Epilogue>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                 Product<bf16, Out> product) {
+                 Product<bf16, Out> product, Epilogue epilogue) {
   constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
   using Shared = WgmmaShared<kTileN>;
   auto& shared = swizzled_shared<Shared>();
@@ -118,7 +173,13 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         shared.tile[ring.stage] = tile;
         barrier_arrive_expecting(full, sizeof stage);
         copy_operand<kA, kTile>(stage.a, a_map, full, 0, tile.m_first, k);
-        copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
+        if constexpr (std::is_same_v<Epilogue, GateUp>) {
+          for (int part = 0; part < 2; ++part)
+            copy_operand<kB, kTileN / 2>(stage.b + part * (kTileN / 2) * kStepK, b_map, full, tile.expert,
+                                         part * (product.n / 2) + tile.n_first / 2, k);
+        } else {
+          copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
+        }
         ring.advance();
       }
     }
@@ -166,17 +227,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_wait<0>();
     release(*multiplied);
 
-    const Product<bf16, Out> p = of_expert<kForm>(product, tile.expert);
-    SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int m = tile.m_first + group_m + warp % 4 * 16 + 8 * half + lane / 4;
-      SY_UNROLL
-      for (int j = 0; j < kTileN / 8; j += 2) {  // a quad of lanes holds 8 columns in four of its sums
-        const float left[2] = {sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
-        const float right[2] = {sum[4 * j + 4 + 2 * half], sum[4 * j + 4 + 2 * half + 1]};
-        write_quad<true>(p.c_MN[m], tile.n_first + 8 * j, p.n, left, right, m < tile.m_end, p.add);
-      }
-    }
+    write_sums<kTileN>(sum, of_expert<kForm>(product, tile.expert), tile,
+                       tile.m_first + group_m + warp % 4 * 16 + lane / 4, epilogue);
   }
 }
 
@@ -207,21 +259,28 @@ bool writes_packs(const Tensor& c) {
   return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.columns % pack == 0 && m.stride % pack == 0;
 }
 
-template <class Out, Form kForm, int kTileN>
-void launch_wgmma(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
-                  int multiprocessors, Context& ctx) {
-  constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
+bool can_multiply(const Tensor& c, const Tensor& a, const Tensor& b) {
+  return a.dtype() == DType::bf16 && b.dtype() == DType::bf16 && device_has_wgmma() &&
+         fits_tensor_map(matrices_of(a)) && fits_tensor_map(matrices_of(b)) && writes_packs(c);
+}
+
+template <class Out, Form kForm, int kTileN, class Epilogue>
+void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
+                     const Epilogue& epilogue, int multiprocessors, Context& ctx) {
+  constexpr int kBRows = std::is_same_v<Epilogue, GateUp> ? kTileN / 2 : kTileN;
   product.tiles_n = static_cast<int>(ceil_div(product.n, kTileN));
   const std::int64_t n_tiles = std::int64_t{product.tiles_m} * product.tiles_n;
   SY_CHECK(n_tiles < 0x7fffffff - multiprocessors, "{}: {} tiles", op, n_tiles);
-  const unsigned grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
-  launch(op, wgmma_kernel<Out, kForm, kTileN>, {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
-         make_tensor_map(op, a, kA ? kTile : kStepK), make_tensor_map(op, b, kB ? kTileN : kStepK), product);
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
+  launch(op, wgmma_kernel<Out, kForm, kTileN, Epilogue>,
+         {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
+         make_tensor_map(op, a, a_along_k(kForm) ? kTile : kStepK),
+         make_tensor_map(op, b, b_along_k(kForm) ? kBRows : kStepK), product, epilogue);
 }
 
-template <class Out, Form kForm>
-void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
-              const int* offset_E1, Context& ctx) {
+template <class Out, Form kForm, class Epilogue>
+void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
+                  const int* offset_E1, const Epilogue& epilogue, Context& ctx) {
   constexpr bool kA = a_along_k(kForm);
   const BoxedMatrices c_matrices = matrices_of(c);
   const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
@@ -245,9 +304,9 @@ void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const Box
   // Wide tiles read less, if there are enough of them for every multiprocessor.
   const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
-    launch_wgmma<Out, kForm, 256>(op, a, b, product, multiprocessors, ctx);
+    launch_tiles_of<Out, kForm, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   } else {
-    launch_wgmma<Out, kForm, 128>(op, a, b, product, multiprocessors, ctx);
+    launch_tiles_of<Out, kForm, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
   }
 }
 
@@ -255,19 +314,31 @@ void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const Box
 
 bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
                     const int* offset_E1, Context& ctx) {
-  if (a.dtype() != DType::bf16 || b.dtype() != DType::bf16 || !device_has_wgmma()) return false;
-  const BoxedMatrices a_matrices = matrices_of(a), b_matrices = matrices_of(b);
-  if (!fits_tensor_map(a_matrices) || !fits_tensor_map(b_matrices) || !writes_packs(c)) return false;
+  if (!can_multiply(c, a, b)) return false;
   with_element(c.dtype(), [&]<class Out>() {
+    const auto with = [&]<Form kForm>() {
+      launch_wgmma<Out, kForm>(op, c, matrices_of(a), matrices_of(b), add, offset_E1, Plain{}, ctx);
+    };
     switch (form) {
       case Form::mk_nk:
-        return multiply<Out, Form::mk_nk>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::mk_nk>();
       case Form::mk_kn:
-        return multiply<Out, Form::mk_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::mk_kn>();
       case Form::km_kn:
-        return multiply<Out, Form::km_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::km_kn>();
     }
   });
+  return true;
+}
+
+bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
+                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_E1, Context& ctx) {
+  if (act_RF.dtype() != DType::bf16 || gate_up_R2F.dtype() != DType::bf16 || !writes_packs(act_RF) ||
+      !can_multiply(gate_up_R2F, in_RK, weight_E2FK))
+    return false;
+  const GateUp epilogue{rows_of<bf16>(act_RF), weight_R.as<float>()};
+  launch_wgmma<bf16, Form::mk_nk>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
+                                  offset_E1, epilogue, ctx);
   return true;
 }
 
