@@ -58,12 +58,13 @@ make_bundle() {
     [[ $name =~ $left_out ]] || cp -L "$path" "$directory/lib/$name"
   done
   strip --strip-unneeded "$directory"/bin/* "$directory"/lib/*
+  # shellcheck disable=SC2046,SC2086  # words, one line
   {
     echo "commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown), built $(date -u +%F) on $(uname -m)"
-    echo "architectures $(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:[A-Z]*=//p' $build/CMakeCache.txt)"
-    echo "toolkit $(sed -n 's/^CMAKE_CUDA_COMPILER:[A-Z]*=//p' $build/CMakeCache.txt | xargs -I{} {} --version | grep -o 'V[0-9.]*')"
-    echo "needs $(newest_symbol GLIBC "$directory"/*/*) $(newest_symbol GLIBCXX "$directory"/*/*)" \
-      "$(objdump -p "$directory"/bin/switchyard | grep -o 'libcublasLt.so.[0-9]*')"
+    echo "architectures" $(grep -oh '\bsm_[0-9a-z]*' $build/build.ninja | sort -u)
+    echo "toolkit" $(sed -n 's/^set(CMAKE_CUDA_COMPILER_VERSION "\(.*\)")/\1/p' $build/CMakeFiles/*/CMakeCUDACompiler.cmake)
+    echo "needs" $(newest_symbol GLIBC "$directory"/*/*) $(newest_symbol GLIBCXX "$directory"/*/*) \
+      $(objdump -p "$directory"/bin/switchyard | sed -n 's/^ *NEEDED *\(libcublasLt.*\)/\1/p')
   } > "$directory/bundle.txt"
   mkdir -p "$bundle"
   # In one stream, so that the kernels, which are in each of the binaries, are stored once.
@@ -154,8 +155,12 @@ stage_build() {
 }
 
 stage_tests() {
-  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests"
-  local passed
+  local passed failed
+  with_libraries "$CUDA_TEST" --gtest_brief=1 2>&1 | tee "$WORK/tests" || {
+    failed=$(sed -n 's/^\[  FAILED  \] \([^ ,]*\).*/\1/p' "$WORK/tests")
+    [[ -n $failed ]] || fail "cuda_test ended with: $(tail -n 1 "$WORK/tests")"
+    fail "$(wc -l <<< "$failed") tests failed, the first: ${failed%%$'\n'*}"
+  }
   passed=$(sed -n 's/^\[  PASSED  \] \([1-9][0-9]* tests\?\).*/\1/p' "$WORK/tests")
   [[ -n $passed ]] || skip "$(grep -m 1 -i 'device\|driver' "$WORK/tests" || echo "cuda_test ran no test")"
   remark "$passed passed"
@@ -164,7 +169,7 @@ stage_tests() {
 stage_cli() {
   local result=0
   SWITCHYARD_BIN=$SWITCHYARD SWITCHYARD_DEVICE_BIN=$SWITCHYARD with_libraries \
-    python3 -B tests/cli/device_test.py 2>&1 | tee "$WORK/cli" || result=1
+    python3 -B tests/cli/device_test.py --verbose 2>&1 | tee "$WORK/cli" || result=1
   remark "$(grep -E '^Ran ' "$WORK/cli" || true), $(tail -n 1 "$WORK/cli")"
   ((result == 0)) || exit 1
   ! grep -q 'no CUDA device' "$WORK/cli" || skip "$(grep -o -m 1 'no CUDA device[^;"]*' "$WORK/cli")"

@@ -14,7 +14,7 @@ TEST(ConfigRun, EverySectionIsRead) {
       "eot_token": 99})");
   text["train"] =
       json::parse(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
-      "global_batch_size": 8, "dtype": "bfloat16", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
+      "global_batch_size": 8, "dtype": "bfloat16", "recompute": "block", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
       "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
       "eval_tokens": 64})");
   text["parallel"]["threads"] = 2;
@@ -31,6 +31,7 @@ TEST(ConfigRun, EverySectionIsRead) {
                        .micro_batch_size = 2,
                        .global_batch_size = 8,
                        .dtype = ComputeType::bfloat16,
+                       .recompute = Recompute::block,
                        .lr = 1,
                        .min_lr_ratio = 0,
                        .schedule = Schedule::wsd,

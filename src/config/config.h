@@ -18,6 +18,9 @@ enum class Family { mixtral, qwen3_moe, deepseek_v3 };
 enum class RopeType { unscaled, linear, yarn };
 using switchyard::BalanceScope;
 enum class Schedule { constant, linear, cosine, wsd };
+// What the forward pass does not keep and the backward pass makes again: nothing; the experts' inputs and
+// activations; all of a block but what enters it.
+enum class Recompute { none, swiglu, block };
 enum class ComputeType { float32, bfloat16 };  // what model::dtype_of and matmul_type_of make of it
 
 // Rotary embedding, everything that depends on other keys resolved.
@@ -130,6 +133,7 @@ struct Train {
   std::int64_t micro_batch_size = 0;   // sequences that pass through the model at once
   std::int64_t global_batch_size = 0;  // sequences of one optimizer step; a multiple of micro_batch_size
   ComputeType dtype = ComputeType::float32;
+  Recompute recompute = Recompute::none;
   double lr = 1e-3;
   double min_lr_ratio = 0.1;  // the schedule ends at lr * min_lr_ratio
   Schedule schedule = Schedule::cosine;

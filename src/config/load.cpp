@@ -215,6 +215,7 @@ Train read_train(Section section, const Run& run) {
   train.micro_batch_size = section.integer("micro_batch_size", 1, kMaxSize);
   train.global_batch_size = section.integer("global_batch_size", 1, kMaxSize, train.micro_batch_size);
   train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype);
+  train.recompute = section.choice<Recompute>("recompute", kRecomputes, train.recompute);
   train.lr = section.number("lr", {0, 1000, true}, train.lr);
   train.min_lr_ratio = section.number("min_lr_ratio", kShare, train.min_lr_ratio);
   train.schedule = section.choice<Schedule>("schedule", kSchedules, train.schedule);

@@ -62,6 +62,18 @@ std::string_view name_of(Schedule schedule) {
   return "";
 }
 
+std::string_view name_of(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::none:
+      return "none";
+    case Recompute::swiglu:
+      return "swiglu";
+    case Recompute::block:
+      return "block";
+  }
+  return {};
+}
+
 std::string_view name_of(ComputeType type) {
   switch (type) {
     case ComputeType::float32:

@@ -42,6 +42,7 @@ Json write_train(const Train& train) {
                            {"micro_batch_size", train.micro_batch_size},
                            {"global_batch_size", train.global_batch_size},
                            {"dtype", name_of(train.dtype)},
+                           {"recompute", name_of(train.recompute)},
                            {"lr", train.lr},
                            {"min_lr_ratio", train.min_lr_ratio},
                            {"schedule", name_of(train.schedule)},

@@ -34,7 +34,8 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
   if (is_moe && ffn_->router()->needs_attention_entropy()) attention_->entropy().want();
 }
 
-void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
+void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype,
+                        config::Recompute recompute) {
   const std::int64_t n_tokens = n_seq * seq_len, D = store_.rows()[attention_norm_].shape.numel();
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
   const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
@@ -44,7 +45,7 @@ void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, 
   saved_.mid_TD = rows(D);
   saved_.ffn_in_TD = rows(D);
   saved_.ffn_rstd_T1 = statistic();
-  ffn_->plan(arena, n_seq, seq_len, dtype);
+  ffn_->plan(arena, n_seq, seq_len, dtype, recompute != config::Recompute::swiglu);
 }
 
 void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,

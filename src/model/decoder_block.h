@@ -19,7 +19,7 @@ class DecoderBlock {
   DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer, bool is_moe,
                ParameterStore& store);
 
-  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 
   void plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
     attention_->plan_cache(arena, positions, dtype);

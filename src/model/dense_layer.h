@@ -14,7 +14,7 @@ class DenseLayer final : public FfnLayer {
   // Adds the layer's rows to the store, as `prefix` + "gate_proj.weight" and so on.
   DenseLayer(const std::string& prefix, std::int64_t hidden_size, std::int64_t width, double init_std,
              ParameterStore& store);
-  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
@@ -27,7 +27,9 @@ class DenseLayer final : public FfnLayer {
   std::int64_t hidden_, width_;
   ParameterStore& store_;
   std::size_t gate_, down_;  // rows; up follows gate
-  Tensor gate_up_T2F_, act_TF_;
+  // The kept one, or room for it in scratch.
+  Tensor activated(Context& ctx) const;
+  Tensor gate_up_T2F_, act_TF_;  // act_TF_ not defined: it is made again
 };
 
 }  // namespace switchyard::model

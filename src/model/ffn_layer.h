@@ -11,7 +11,8 @@ namespace switchyard::model {
 class FfnLayer {
  public:
   virtual ~FfnLayer() = default;
-  virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
+  // `keep`: what can be made again from x is kept for the backward pass, and not made again.
+  virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) = 0;
   // out_TD += ffn(x_TD)
   virtual void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
   // dx_TD set; parameter gradients added. `loss_gradient` is null in a layer without a router.

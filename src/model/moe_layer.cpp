@@ -74,54 +74,71 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
   }
 }
 
-void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
+void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) {
   const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
   router_->plan(arena, n_seq, seq_len, statistics_type(dtype));
-  if (shared_) shared_->plan(arena, n_seq, seq_len, dtype);
+  if (shared_) shared_->plan(arena, n_seq, seq_len, dtype, keep);
   saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
   saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
-  saved_.row_RD = arena.take(Shape{max_rows, hidden_}, dtype);
+  saved_.row_RD = keep ? arena.take(Shape{max_rows, hidden_}, dtype) : Tensor{};
   saved_.weight_R = arena.take(Shape{max_rows}, statistics_type(dtype));
   saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
-  saved_.act_RF = arena.take(Shape{max_rows, width_}, dtype);
+  saved_.act_RF = keep ? arena.take(Shape{max_rows, width_}, dtype) : Tensor{};
+}
+
+Tensor MoeLayer::kept_or_room(const Tensor& kept, std::int64_t columns, Context& ctx) const {
+  return kept.defined() ? kept
+                        : ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), columns}, saved_.gate_up_R2F.dtype());
+}
+
+void MoeLayer::dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const {
+  const router::RoutingDecision& decision = saved_.decision;
+  ScratchScope scope(ctx.scratch);
+  Tensor input_TD = x_TD;
+  if (decision.expert_input_addend_TD.defined()) {
+    input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
+    ops::add(input_TD, x_TD, decision.expert_input_addend_TD, ctx);
+  }
+  ops::moe_dispatch_forward(row_RD, saved_.weight_R, input_TD, decision.weight_TK, saved_.slot_row_TK, ctx);
 }
 
 void MoeLayer::forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
-  auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
+  const Saved& saved = saved_;
   {
     ScratchScope scope(ctx.scratch);
-    decision = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
+    saved_.decision = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
   }
-  ops::moe_permutation(count_E, offset_E1, slot_row_TK, decision.expert_TK, ctx);
+  ops::moe_permutation(saved.count_E, saved.offset_E1, saved.slot_row_TK, saved.decision.expert_TK, ctx);
   {
     ScratchScope scope(ctx.scratch);
-    Tensor input_TD = x_TD;
-    if (decision.expert_input_addend_TD.defined()) {
-      input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
-      ops::add(input_TD, x_TD, decision.expert_input_addend_TD, ctx);
-    }
-    ops::moe_dispatch_forward(row_RD, weight_R, input_TD, decision.weight_TK, slot_row_TK, ctx);
-  }
-  ops::grouped_gate_up_forward(act_RF, gate_up_R2F, row_RD, store_.weight_block(gate_up_, gate_up_shape()),
-                               weight_R, offset_E1, ctx);
-  {
-    ScratchScope scope(ctx.scratch);
+    const Tensor row_RD = kept_or_room(saved.row_RD, hidden_, ctx);
+    const Tensor act_RF = kept_or_room(saved.act_RF, width_, ctx);
     const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
-    ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), offset_E1, ctx);
-    ops::moe_combine_forward(out_TD, out_RD, slot_row_TK, ctx);
+    dispatch(row_RD, x_TD, ctx);
+    ops::grouped_gate_up_forward(act_RF, saved.gate_up_R2F, row_RD,
+                                 store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R, saved.offset_E1,
+                                 ctx);
+    ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_E1, ctx);
+    ops::moe_combine_forward(out_TD, out_RD, saved.slot_row_TK, ctx);
   }
   if (shared_) shared_->forward(out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                         const router::RoutingLossGradient* loss_gradient, Context& ctx) {
-  const auto& [decision, count_E, offset_E1, slot_row_TK, row_RD, weight_R, gate_up_R2F, act_RF] = saved_;
+  const auto& [decision, count_E, offset_E1, slot_row_TK, kept_row_RD, weight_R, gate_up_R2F, kept_act_RF] =
+      saved_;
   SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
+  const Tensor row_RD = kept_or_room(kept_row_RD, hidden_, ctx), act_RF = kept_or_room(kept_act_RF, width_, ctx);
+  if (!kept_row_RD.defined()) {
+    dispatch(row_RD, x_TD, ctx);
+    ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  }
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
   const Tensor dweight_R = scratch_like(weight_R);
   const Tensor dout_RD = scratch_like(row_RD);
@@ -165,7 +182,7 @@ void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
   const std::int64_t rows = HostCopy(saved_.offset_E1)->as<std::int32_t>()[n_experts_];
   router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
   visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
-  visit("mlp.experts weighted act_fn output", saved_.act_RF.slice(0, rows));
+  if (saved_.act_RF.defined()) visit("mlp.experts weighted act_fn output", saved_.act_RF.slice(0, rows));
   if (shared_)
     shared_->visit_saved(
         [&](const std::string& name, const Tensor& tensor) { visit("shared_experts " + name, tensor); });

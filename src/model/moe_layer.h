@@ -16,7 +16,7 @@ class MoeLayer final : public FfnLayer {
  public:
   // Adds the router's and the experts' rows to the store.
   MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer, ParameterStore& store);
-  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override;
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
   void forward(Tensor out_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                 const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
@@ -32,6 +32,10 @@ class MoeLayer final : public FfnLayer {
     Tensor gate_up_R2F;
     Tensor act_RF;  // weighted, so that the experts' outputs are
   };
+  // The kept tensor, or room for its rows in scratch.
+  Tensor kept_or_room(const Tensor& kept, std::int64_t columns, Context& ctx) const;
+  // The experts' inputs, and their weights, of the last decision.
+  void dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const;
   Shape gate_up_shape() const { return Shape{n_experts_, 2 * width_, hidden_}; }
   Shape down_shape() const { return Shape{n_experts_, hidden_, width_}; }
 

@@ -42,7 +42,8 @@ MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, s
   }
 }
 
-void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
+void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype,
+                     config::Recompute recompute) {
   const std::int64_t n_tokens = n_seq * seq_len;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
   const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
@@ -54,7 +55,7 @@ void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTy
     depth.hidden_rstd_T1 = statistic();
     depth.joined_T2D = rows(2 * hidden_);
     depth.in_TD = rows(hidden_);
-    depth.block.plan(arena, n_seq, seq_len, dtype);
+    depth.block.plan(arena, n_seq, seq_len, dtype, recompute);
     depth.out_TD = rows(hidden_);
     depth.normed_TD = rows(hidden_);
     depth.normed_rstd_T1 = statistic();

@@ -39,7 +39,8 @@ class MtpLayers {
   router::RouterStage* router(std::int64_t depth) const {
     return depths_[static_cast<std::size_t>(depth)].block.router();
   }
-  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype);
+  // Blocks of these layers are always kept; `recompute` concerns what is in them.
+  void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 
   // How many positions have a target at each depth: all but the last k of a sequence; with a document mask, all
   // but the last k of a document. The others are padding at that depth.

@@ -53,14 +53,17 @@ void Transformer::round_weights(Context& ctx) {
   if (parameters_.has_rounded_weights()) ops::copy(parameters_.weights(), parameters_.values(), ctx);
 }
 
-std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t seq_len) {
+std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t seq_len,
+                                              config::Recompute recompute) {
+  recompute_ = recompute;
   Arena measure = Arena::measuring();
   lay_out_positions(measure, seq_len);
   lay_out(measure, n_seq, seq_len);
   return measure.peak();
 }
 
-void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx) {
+void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx, config::Recompute recompute) {
+  recompute_ = recompute;
   allocate_activations(
       [&](Arena& arena) {
         lay_out_positions(arena, seq_len);
@@ -117,13 +120,12 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
   final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, statistics_type(dtype_));
-  if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_);
+  if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_, recompute_);
 
   const std::int64_t mark = arena.used();
   for (DecoderBlock& block : blocks_) {
-    if (!training_)
-      arena.rewind(mark);  // nothing is kept for a backward pass: all blocks share one block's memory
-    block.plan(arena, n_seq, seq_len, dtype_);
+    if (blocks_share_memory()) arena.rewind(mark);  // all of them share one block's
+    block.plan(arena, n_seq, seq_len, dtype_, recompute_);
   }
 }
 
@@ -207,6 +209,11 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   for (std::size_t l = blocks_.size(); l-- > 0;) {
     const router::RoutingLossGradient* loss_gradient =
         blocks_[l].router() ? &loss_gradient_L_[--router] : nullptr;
+    if (blocks_share_memory() && l + 1 < blocks_.size()) {  // the last one's is still there
+      ScratchScope of_block(ctx.scratch);
+      const Tensor out_TD = ctx.scratch.take(dstream_TD.shape(), dtype_);  // known already
+      blocks_[l].forward(out_TD, stream_[l], rope_, batch, ctx);
+    }
     blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, loss_gradient, ctx);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
@@ -277,7 +284,7 @@ double Transformer::own_losses() const {
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
-  SY_CHECK(training_, "the layers of a model made for evaluation share one memory");
+  SY_CHECK(!blocks_share_memory(), "the layers of this model share one memory");
   std::vector<router::RoutingDecision> decisions;
   for (const RouterOfLayer& each : routers_) decisions.push_back(each.router->decision());
   return decisions;
@@ -287,7 +294,8 @@ void Transformer::visit_activations(const ActivationVisitor& visit) const {
   visit(-1, "model.embed_tokens output", stream_.front());
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     const auto layer = static_cast<std::int64_t>(l);
-    blocks_[l].visit_saved([&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); });
+    if (!blocks_share_memory() || l + 1 == blocks_.size())
+      blocks_[l].visit_saved([&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); });
     visit(layer, "residual stream after mlp", stream_[l + 1]);
   }
   visit(-1, "model.norm output", final_TD_);

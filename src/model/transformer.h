@@ -48,9 +48,12 @@ class Transformer {
 
   DType dtype() const { return dtype_; }  // of activations
   // How many bytes plan() is going to reserve. Before it.
-  std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len);
-  // Reserves activations for batches of exactly n_seq sequences of seq_len tokens.
-  void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx);
+  std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len,
+                                   config::Recompute recompute = config::Recompute::none);
+  // Reserves activations for batches of exactly n_seq sequences of seq_len tokens. What `recompute` says is not
+  // kept in training but made again in the backward pass, the same bit for bit.
+  void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx,
+            config::Recompute recompute = config::Recompute::none);
   // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
   // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
   void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
@@ -130,6 +133,7 @@ class Transformer {
   void allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx);
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
+  bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
   void prepare(const Batch& batch);
@@ -137,6 +141,7 @@ class Transformer {
   config::Model config_;
   DType dtype_;
   bool training_;
+  config::Recompute recompute_ = config::Recompute::none;
   ParameterStore parameters_;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
   std::vector<DecoderBlock> blocks_;

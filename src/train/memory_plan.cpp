@@ -12,7 +12,7 @@ double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); 
 
 }  // namespace
 
-MemoryPlan plan_memory(model::Transformer& model, std::int64_t n_seq, std::int64_t seq_len) {
+MemoryPlan plan_memory(model::Transformer& model, const config::Train& train) {
   const std::int64_t n = model.parameters().flat_size();
   const DType compute = model.dtype(), exact = statistics_type(compute);
   const std::int64_t array = n * size_of(exact);
@@ -20,7 +20,7 @@ MemoryPlan plan_memory(model::Transformer& model, std::int64_t n_seq, std::int64
           .weights = compute == exact ? 0 : n * size_of(compute),
           .gradients = array,
           .moments = 2 * array,
-          .activations = model.measure_activations(n_seq, seq_len)};
+          .activations = model.measure_activations(train.micro_batch_size, train.seq_len, train.recompute)};
 }
 
 std::vector<std::string> table_of(const MemoryPlan& plan) {
@@ -43,7 +43,7 @@ void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::stri
   throw_input(
       "the run needs {:.1f} MiB on {}, of which {:.1f} MiB are free: parameters, gradients and moments take "
       "{:.1f}, activations of a micro-batch {:.1f}; use a smaller model, train.micro_batch_size or "
-      "train.seq_len",
+      "train.seq_len, or set train.recompute",
       mib(plan.total()), where, mib(free_bytes),
       mib(plan.parameters + plan.weights + plan.gradients + plan.moments), mib(plan.activations));
 }

@@ -25,7 +25,7 @@ struct MemoryPlan {
 };
 
 // Of a model that is made for training and not yet allocated.
-MemoryPlan plan_memory(model::Transformer& model, std::int64_t n_seq, std::int64_t seq_len);
+MemoryPlan plan_memory(model::Transformer& model, const config::Train& train);
 
 // One line an entry, in MiB, and the total: "  parameters        12.3 MiB". What is 0 has no line.
 std::vector<std::string> table_of(const MemoryPlan& plan);

@@ -105,7 +105,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       figures_(device, {kFigures}),
       global_count_LE_(device, {model_.n_routers(), run.model.num_experts}) {
   ops::open_stream(ctx_);
-  memory_ = plan_memory(model_, run.train.micro_batch_size, run.train.seq_len);
+  memory_ = plan_memory(model_, run.train);
   const auto free_bytes = ops::free_memory(device);
   if (free_bytes) check_fits(memory_, *free_bytes, ops::describe_device(device));
   model_.allocate(device);
@@ -121,7 +121,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
         "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
         "operands "
         "are rounded and multiplied in float32, which is slower than \"float32\"");
-  model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_);
+  model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_, run.train.recompute);
   state_.seed = run.train.seed;
   if (resume.checkpoint) {
     const Checkpoint checkpoint(*resume.checkpoint);

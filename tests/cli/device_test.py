@@ -97,6 +97,14 @@ class OnTheDevice(CliTest):
             done = self.on_device("train", self.config(model, router, train__steps=1), "--out", name)
             self.assertEqual("replayed as a CUDA graph" in done.err, replayed, name)
 
+    def test_recomputing_changes_nothing(self):
+        config = self.config(harness.QWEN3_MOE, LPR, train__dtype="bfloat16")
+        for train, place in ((self.on_device, "device"), (self.ok, "cpu")):
+            for recompute in ("none", "swiglu", "block"):
+                train("train", config, "--set", f"train.recompute={recompute}", "--out", f"{place}_{recompute}")
+            for recompute in ("swiglu", "block"):
+                self.assert_same_run(f"{place}_{recompute}", f"{place}_none")
+
     def test_a_model_that_does_not_fit_is_refused_with_the_numbers(self):
         done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 4096, "vocab_size": 60000}),
                                   "--out", "large")

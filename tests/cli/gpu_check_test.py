@@ -92,6 +92,14 @@ class GpuCheck(CliTest):
         self.assertEqual(stages["tests"]["result"], "skipped")
         self.assertIn("no CUDA device", stages["tests"]["remark"])
 
+    def test_what_failed_is_named_and_runs_without_a_device_are_no_success(self):
+        self.program("cuda_test", 'echo "[  FAILED  ] A.b (0 ms)"; echo "[  FAILED  ] A.c (0 ms)"; exit 1')
+        self.program("switchyard", 'echo "error: --device cuda: no CUDA device can be used" >&2; exit 2')
+        stages, _ = self.check("tests,cli", code=1)
+        self.assertEqual((stages["tests"]["result"], stages["cli"]["result"]), ("failed", "skipped"))
+        self.assertEqual(stages["tests"]["remark"], "2 tests failed, the first: A.b")
+        self.assertIn("no CUDA device", stages["cli"]["remark"])
+
     @unittest.skipUnless(BENCH_CUDA and DEVICE_BINARY, "SWITCHYARD_BENCH_CUDA and SWITCHYARD_DEVICE_BIN are not set")
     def test_kernels_and_steps_on_the_emulator(self):
         self.program("bench_cuda", f'exec "{BENCH_CUDA}" --only rope "$@"')
