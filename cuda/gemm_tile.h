@@ -219,24 +219,32 @@ __device__ __forceinline__ void load_fragment(unsigned (&r)[4], const bf16* tile
   }
 }
 
-// Writes 16 columns from n on of the row that a quad of lanes holds, as far as there are any: of both halves
-// `left` and `right` lane p has columns 2p and 2p + 1. kPacks: lanes exchange pairs first, so that each writes
+// Of 16 columns a quad of lanes holds both halves: of `left` and of `right` lane p has columns 2p and 2p + 1.
+// Lanes exchange pairs, so that each has four neighbours; returns the first one's column. All lanes come.
+__device__ __forceinline__ int exchange_pairs(float (&four)[4], const float (&left)[2],
+                                              const float (&right)[2]) {
+  const int p = static_cast<int>(threadIdx.x) % 4;
+  const bool odd = p % 2 != 0;
+  SY_UNROLL
+  for (int q = 0; q < 2; ++q) {
+    const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
+    four[q] = odd ? other : left[q];
+    four[2 + q] = odd ? right[q] : other;
+  }
+  return (odd ? kFragmentN : 0) + p / 2 * 4;
+}
+
+// Writes 16 columns from n on of the row that a quad of lanes holds, as far as there are any. kPacks: each lane
 // four neighbours and the quad whole sectors of 32 bytes. All lanes come, `valid` or not.
 template <bool kPacks, class Out>
 __device__ __forceinline__ void write_quad(Out* c_N, int n, int n_end, const float (&left)[2],
                                            const float (&right)[2], bool valid, bool add) {
-  const int p = static_cast<int>(threadIdx.x) % 4;
   if constexpr (kPacks) {
-    const bool odd = p % 2 != 0;
     float four[4];
-    for (int q = 0; q < 2; ++q) {
-      const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
-      four[q] = odd ? other : left[q];
-      four[2 + q] = odd ? right[q] : other;
-    }
-    n += (odd ? kFragmentN : 0) + p / 2 * 4;
+    n += exchange_pairs(four, left, right);
     if (valid && n < n_end) write<4>(c_N + n, four, add);
   } else {
+    const int p = static_cast<int>(threadIdx.x) % 4;
     for (int q = 0; q < 2; ++q) {
       const int column = n + 2 * p + q;
       if (valid && column < n_end) write<1>(c_N + column, {left[q]}, add);

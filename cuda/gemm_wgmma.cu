@@ -15,7 +15,10 @@ namespace {
 
 constexpr int kGroupRows = 64, kGroups = 2;  // of a tile: a warpgroup each
 constexpr int kGroupThreads = 128, kConsumers = kGroups * kGroupThreads, kConsumerWarps = kConsumers / kWarp;
-constexpr int kWgmmaThreads = kConsumers + kWarp;
+constexpr int kWgmmaThreads = kConsumers + kGroupThreads;
+// Registers of a thread that copies and of one that multiplies; both start with 168.
+constexpr int kCopyRegisters = 40, kSumRegisters = 232;
+static_assert(kCopyRegisters + kGroups * kSumRegisters == (1 + kGroups) * 168);
 constexpr int kStepK = 64, kInstructionK = 16;
 constexpr int kLineBytes = 2 * kBoxColumns;
 static_assert(kTile == kGroups * kGroupRows && kBoxColumns == 64 && kStepK == 64);
@@ -101,14 +104,36 @@ struct GateUp {
 template <int kTileN, class Out>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
                                            const Tile& tile, int first_row, const Plain&) {
+  constexpr int kAtOnce = 4;  // loads that are under way while the first one's sum waits
   SY_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int m = first_row + 8 * half;
+    Out* const c_N = p.c_MN[m];
     SY_UNROLL
-    for (int j = 0; j < kTileN / 8; j += 2) {  // a quad of lanes holds 8 columns in four of its sums
-      const float left[2] = {sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
-      const float right[2] = {sum[4 * j + 4 + 2 * half], sum[4 * j + 4 + 2 * half + 1]};
-      write_quad<true>(p.c_MN[m], tile.n_first + 8 * j, p.n, left, right, m < tile.m_end, p.add);
+    for (int j = 0; j < kTileN / 8; j += 2 * kAtOnce) {  // a quad of lanes holds 8 columns in four of its sums
+      float four[kAtOnce][4];
+      int n = 0;  // of the first four; the next ones are 16 further each
+      Elements<Out, 4> before[kAtOnce] = {};
+      SY_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float* const left = sum + 4 * (j + 2 * i) + 2 * half;
+        n = tile.n_first + 8 * j + exchange_pairs(four[i], {left[0], left[1]}, {left[4], left[5]});
+      }
+      const auto valid = [&](int i) { return m < tile.m_end && n + 16 * i < p.n; };
+      if (p.add) {
+        SY_UNROLL
+        for (int i = 0; i < kAtOnce; ++i)
+          if (valid(i)) before[i] = load<4>(c_N + n + 16 * i);
+      }
+      SY_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (!valid(i)) continue;
+        Elements<Out, 4> result;
+        SY_UNROLL
+        for (int q = 0; q < 4; ++q)
+          result.element[q] = from_float<Out>(p.add ? to_float(before[i].element[q]) + four[i][q] : four[i][q]);
+        store<4>(c_N + n + 16 * i, result);
+      }
     }
   }
 }
@@ -162,7 +187,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   const int n_tiles = product.tiles_m * product.tiles_n;
   Ring<Shared::kDepth> ring;
 
-  if (warp == kConsumerWarps) {
+  if (warp >= kConsumerWarps) {
+    release_registers<kCopyRegisters>();
+    if (warp > kConsumerWarps) return;
     for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
       const Tile tile = find_tile<kForm, kTileN>(product, index);
       if (tile.m_first >= tile.m_end || lane > 0) continue;
@@ -191,6 +218,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     return;
   }
 
+  claim_registers<kSumRegisters>();
   const int group_m = warp / (kGroupThreads / kWarp) * kGroupRows;
   const auto release = [&](Barrier& empty) {
     __syncwarp();
