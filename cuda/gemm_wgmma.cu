@@ -1,7 +1,7 @@
 // A warp begins bulk copies into a ring of stages in shared memory; two warpgroups multiply, each 64 rows of a
 // tile of 128 x kTileN sums in registers. Operands reach the tensor cores without passing through registers,
 // and nobody but the one warp computes addresses. One block a multiprocessor, which goes from tile to tile: the
-// copies for the next one begin while this one's sums are written.
+// next one is found, and its copies begin, while this one is multiplied and its sums are written.
 //   Compiled for sm_90a alone (CMakeLists.txt).
 #include "gemm_wgmma.h"
 
@@ -31,6 +31,7 @@ struct WgmmaShared {
     // Of an operand along K a line for each row of the tile; else blocks of 64 rows, with a line for each k.
     bf16 a[kTile * kStepK], b[kTileN * kStepK];
   };
+  static_assert(sizeof(bf16) * kTile * kStepK % kSwizzleSpan == 0 && sizeof(Stage) % kSwizzleSpan == 0);
   Stage stage[kDepth];
   Tile tile[kDepth];      // to which the stage belongs; without rows: there are no more
   Barrier full[kDepth];   // the stage's copies have arrived
