@@ -230,6 +230,7 @@ __device__ __forceinline__ int exchange_pairs(float (&four)[4], int n, const flo
                                               const float (&right)[2]) {
   const int p = static_cast<int>(threadIdx.x) % 4;
   const bool odd = p % 2 != 0;
+  SY_UNROLL
   for (int q = 0; q < 2; ++q) {
     const float other = __shfl_xor_sync(kFullWarp, odd ? left[q] : right[q], 1);
     four[q] = odd ? other : left[q];

@@ -1,11 +1,12 @@
 // A warp begins bulk copies into a ring of stages in shared memory; two warpgroups multiply, each 64 rows of a
 // tile of 128 x kTileN sums in registers. Operands reach the tensor cores without passing through registers,
 // and nobody but the one warp computes addresses. One block a multiprocessor, which goes from tile to tile: the
-// copies for the next one begin while this one's sums are written.
+// next one is found, and its copies begin, while this one is multiplied and its sums are written.
 //   Compiled for sm_90a alone (CMakeLists.txt).
 #include "gemm_wgmma.h"
 
 #include "gemm_tile.h"
+#include "silu.h"
 #include "wgmma.h"
 
 namespace switchyard::cuda {
@@ -14,7 +15,10 @@ namespace {
 
 constexpr int kGroupRows = 64, kGroups = 2;  // of a tile: a warpgroup each
 constexpr int kGroupThreads = 128, kConsumers = kGroups * kGroupThreads, kConsumerWarps = kConsumers / kWarp;
-constexpr int kWgmmaThreads = kConsumers + kWarp;
+constexpr int kWgmmaThreads = kConsumers + kGroupThreads;
+// Registers of a thread that copies and of one that multiplies; both start with 168.
+constexpr int kCopyRegisters = 40, kSumRegisters = 232;
+static_assert(kCopyRegisters + kGroups * kSumRegisters == (1 + kGroups) * 168);
 constexpr int kStepK = 64, kInstructionK = 16;
 constexpr int kLineBytes = 2 * kBoxColumns;
 static_assert(kTile == kGroups * kGroupRows && kBoxColumns == 64 && kStepK == 64);
@@ -27,6 +31,7 @@ struct WgmmaShared {
     // Of an operand along K a line for each row of the tile; else blocks of 64 rows, with a line for each k.
     bf16 a[kTile * kStepK], b[kTileN * kStepK];
   };
+  static_assert(sizeof(bf16) * kTile * kStepK % kSwizzleSpan == 0 && sizeof(Stage) % kSwizzleSpan == 0);
   Stage stage[kDepth];
   Tile tile[kDepth];      // to which the stage belongs; without rows: there are no more
   Barrier full[kDepth];   // the stage's copies have arrived
@@ -88,10 +93,88 @@ __device__ __forceinline__ std::uint64_t operand_from(const bf16* operand, int f
 template <bool kAlongK>
 constexpr int kNextK = kInstructionK*(kAlongK ? 2 : kLineBytes);
 
-template <class Out, Form kForm, int kTileN>
+// What becomes of the sums. They are c;
+struct Plain {};
+// or c is gate_up_R2F, and it is activated too. Half the columns of a tile are gates, the others the ups that
+// belong to them, so that a thread has both.
+struct GateUp {
+  Rows<bf16> act_RF;
+  const float* weight_R;
+};
+
+template <int kTileN, class Out>
+__device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
+                                           const Tile& tile, int first_row, const Plain&) {
+  constexpr int kAtOnce = 4;                     // loads that are under way while the first one's sum waits
+  const bool add = p.addend_MN.data != nullptr;  // which is c itself
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = first_row + 8 * half;
+    Out* const c_N = p.c_MN[m];
+    SY_UNROLL
+    for (int j = 0; j < kTileN / 8; j += 2 * kAtOnce) {  // a quad of lanes holds 8 columns in four of its sums
+      float four[kAtOnce][4];
+      int n = 0;  // of the first four; the next ones are 16 further each
+      Elements<Out, 4> before[kAtOnce] = {};
+      SY_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float* const left = sum + 4 * (j + 2 * i) + 2 * half;
+        n = exchange_pairs(four[i], tile.n_first + 8 * j, {left[0], left[1]}, {left[4], left[5]});
+      }
+      const auto valid = [&](int i) { return m < tile.m_end && n + 16 * i < p.n; };
+      if (add) {
+        SY_UNROLL
+        for (int i = 0; i < kAtOnce; ++i)
+          if (valid(i)) before[i] = load<4>(c_N + n + 16 * i);
+      }
+      SY_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (!valid(i)) continue;
+        Elements<Out, 4> result;
+        SY_UNROLL
+        for (int q = 0; q < 4; ++q)
+          result.element[q] = from_float<Out>(add ? to_float(before[i].element[q]) + four[i][q] : four[i][q]);
+        store<4>(c_N + n + 16 * i, result);
+      }
+    }
+  }
+}
+template <int kTileN>
+__device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, bf16>& p,
+                                           const Tile& tile, int first_row, const GateUp& to) {
+  constexpr const bf16* none = nullptr;
+  const int width = p.n / 2;
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = first_row + 8 * half;
+    const bool valid = m < tile.m_end;
+    const float weight = valid ? to.weight_R[m] : 0.0f;
+    SY_UNROLL
+    for (int j = 0; j < kTileN / 16; j += 2) {
+      float gate[2][2], up[2][2], act[2][2];  // of eight columns, and of the eight after them
+      SY_UNROLL
+      for (int side = 0; side < 2; ++side) {
+        SY_UNROLL
+        for (int q = 0; q < 2; ++q) {
+          const int i = 4 * (j + side) + 2 * half + q;
+          // Rounded first, to what the backward pass will read.
+          gate[side][q] = to_float(from_float<bf16>(sum[i]));
+          up[side][q] = to_float(from_float<bf16>(sum[i + kTileN / 4]));
+          act[side][q] = weight * (silu(gate[side][q]) * up[side][q]);
+        }
+      }
+      const int f = tile.n_first / 2 + 8 * j;
+      write_quad<true>(p.c_MN[m], none, f, width, gate[0], gate[1], valid);
+      write_quad<true>(p.c_MN[m] + width, none, f, width, up[0], up[1], valid);
+      write_quad<true>(to.act_RF[m], none, f, width, act[0], act[1], valid);
+    }
+  }
+}
+
+template <class Out, Form kForm, int kTileN, class Epilogue>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                 Product<bf16, Out> product) {
+                 Product<bf16, Out> product, Epilogue epilogue) {
   constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
   using Shared = WgmmaShared<kTileN>;
   auto& shared = swizzled_shared<Shared>();
@@ -107,7 +190,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   const int n_tiles = product.tiles_m * product.tiles_n;
   Ring<Shared::kDepth> ring;
 
-  if (warp == kConsumerWarps) {
+  if (warp >= kConsumerWarps) {
+    release_registers<kCopyRegisters>();
+    if (warp > kConsumerWarps) return;
     for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
       const Tile tile = find_tile<kForm, kTileN>(product, index);
       if (tile.m_first >= tile.m_end || lane > 0) continue;
@@ -118,7 +203,13 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         shared.tile[ring.stage] = tile;
         barrier_arrive_expecting(full, sizeof stage);
         copy_operand<kA, kTile>(stage.a, a_map, full, 0, tile.m_first, k);
-        copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
+        if constexpr (std::is_same_v<Epilogue, GateUp>) {
+          for (int part = 0; part < 2; ++part)
+            copy_operand<kB, kTileN / 2>(stage.b + part * (kTileN / 2) * kStepK, b_map, full, tile.expert,
+                                         part * (product.n / 2) + tile.n_first / 2, k);
+        } else {
+          copy_operand<kB, kTileN>(stage.b, b_map, full, kA ? tile.expert : 0, tile.n_first, k);
+        }
         ring.advance();
       }
     }
@@ -130,6 +221,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     return;
   }
 
+  claim_registers<kSumRegisters>();
   const int group_m = warp / (kGroupThreads / kWarp) * kGroupRows;
   const auto release = [&](Barrier& empty) {
     __syncwarp();
@@ -166,17 +258,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_wait<0>();
     release(*multiplied);
 
-    const Product<bf16, Out> p = of_expert<kForm>(product, tile.expert);
-    SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int m = tile.m_first + group_m + warp % 4 * 16 + 8 * half + lane / 4;
-      SY_UNROLL
-      for (int j = 0; j < kTileN / 8; j += 2) {  // a quad of lanes holds 8 columns in four of its sums
-        const float left[2] = {sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
-        const float right[2] = {sum[4 * j + 4 + 2 * half], sum[4 * j + 4 + 2 * half + 1]};
-        write_quad<true>(p.c_MN[m], tile.n_first + 8 * j, p.n, left, right, m < tile.m_end, p.add);
-      }
-    }
+    write_sums<kTileN>(sum, of_expert<kForm>(product, tile.expert), tile,
+                       tile.m_first + group_m + warp % 4 * 16 + lane / 4, epilogue);
   }
 }
 
@@ -207,21 +290,28 @@ bool writes_packs(const Tensor& c) {
   return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.columns % pack == 0 && m.stride % pack == 0;
 }
 
-template <class Out, Form kForm, int kTileN>
-void launch_wgmma(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
-                  int multiprocessors, Context& ctx) {
-  constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
+bool can_multiply(const Tensor& c, const Tensor& a, const Tensor& b) {
+  return a.dtype() == DType::bf16 && b.dtype() == DType::bf16 && device_has_wgmma() &&
+         fits_tensor_map(matrices_of(a)) && fits_tensor_map(matrices_of(b)) && writes_packs(c);
+}
+
+template <class Out, Form kForm, int kTileN, class Epilogue>
+void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
+                     const Epilogue& epilogue, int multiprocessors, Context& ctx) {
+  constexpr int kBRows = std::is_same_v<Epilogue, GateUp> ? kTileN / 2 : kTileN;
   product.tiles_n = static_cast<int>(ceil_div(product.n, kTileN));
   const std::int64_t n_tiles = std::int64_t{product.tiles_m} * product.tiles_n;
   SY_CHECK(n_tiles < 0x7fffffff - multiprocessors, "{}: {} tiles", op, n_tiles);
-  const unsigned grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
-  launch(op, wgmma_kernel<Out, kForm, kTileN>, {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
-         make_tensor_map(op, a, kA ? kTile : kStepK), make_tensor_map(op, b, kB ? kTileN : kStepK), product);
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
+  launch(op, wgmma_kernel<Out, kForm, kTileN, Epilogue>,
+         {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
+         make_tensor_map(op, a, a_along_k(kForm) ? kTile : kStepK),
+         make_tensor_map(op, b, b_along_k(kForm) ? kBRows : kStepK), product, epilogue);
 }
 
-template <class Out, Form kForm>
-void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
-              const int* offset_E1, Context& ctx) {
+template <class Out, Form kForm, class Epilogue>
+void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
+                  const int* offset_E1, const Epilogue& epilogue, Context& ctx) {
   constexpr bool kA = a_along_k(kForm);
   const BoxedMatrices c_matrices = matrices_of(c);
   const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
@@ -238,16 +328,16 @@ void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const Box
                                    .k = static_cast<int>(k),
                                    .tiles_m = static_cast<int>(tiles_m),
                                    .tiles_n = 0,
-                                   .add = add,
+                                   .addend_MN = {add ? c.as<Out>() : nullptr, c_matrices.stride},
                                    .offset_E1 = offset_E1,
                                    .n_experts = static_cast<int>(n_experts),
                                    .expert_stride = kA ? b.matrix_stride : c_matrices.matrix_stride};
   // Wide tiles read less, if there are enough of them for every multiprocessor.
   const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
-    launch_wgmma<Out, kForm, 256>(op, a, b, product, multiprocessors, ctx);
+    launch_tiles_of<Out, kForm, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   } else {
-    launch_wgmma<Out, kForm, 128>(op, a, b, product, multiprocessors, ctx);
+    launch_tiles_of<Out, kForm, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
   }
 }
 
@@ -255,19 +345,31 @@ void multiply(const char* op, const Tensor& c, const BoxedMatrices& a, const Box
 
 bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
                     const int* offset_E1, Context& ctx) {
-  if (a.dtype() != DType::bf16 || b.dtype() != DType::bf16 || !device_has_wgmma()) return false;
-  const BoxedMatrices a_matrices = matrices_of(a), b_matrices = matrices_of(b);
-  if (!fits_tensor_map(a_matrices) || !fits_tensor_map(b_matrices) || !writes_packs(c)) return false;
+  if (!can_multiply(c, a, b)) return false;
   with_element(c.dtype(), [&]<class Out>() {
+    const auto with = [&]<Form kForm>() {
+      launch_wgmma<Out, kForm>(op, c, matrices_of(a), matrices_of(b), add, offset_E1, Plain{}, ctx);
+    };
     switch (form) {
       case Form::mk_nk:
-        return multiply<Out, Form::mk_nk>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::mk_nk>();
       case Form::mk_kn:
-        return multiply<Out, Form::mk_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::mk_kn>();
       case Form::km_kn:
-        return multiply<Out, Form::km_kn>(op, c, a_matrices, b_matrices, add, offset_E1, ctx);
+        return with.template operator()<Form::km_kn>();
     }
   });
+  return true;
+}
+
+bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
+                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_E1, Context& ctx) {
+  if (act_RF.dtype() != DType::bf16 || gate_up_R2F.dtype() != DType::bf16 || !writes_packs(act_RF) ||
+      !can_multiply(gate_up_R2F, in_RK, weight_E2FK))
+    return false;
+  const GateUp epilogue{rows_of<bf16>(act_RF), weight_R.as<float>()};
+  launch_wgmma<bf16, Form::mk_nk>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
+                                  offset_E1, epilogue, ctx);
   return true;
 }
 

@@ -13,4 +13,9 @@ namespace switchyard::cuda {
 bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
                     const int* offset_E1, Context& ctx);
 
+// ops::grouped_gate_up_forward for bf16 in the same way, in one pass. False, and nothing done, as above, and
+// where act_RF and gate_up_R2F are not bf16.
+bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
+                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_E1, Context& ctx);
+
 }  // namespace switchyard::cuda

@@ -171,9 +171,12 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
     grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
     return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
   }
-  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, {}, groups_of(offset_E1));
-  launch("grouped_gate_up_forward", gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx,
-         product, act.rows_of<bf16>(), weight_R.as<float>());
+  const Groups groups = groups_of(offset_E1);
+  constexpr const char* kOp = "grouped_gate_up_forward";
+  if (wgmma_gate_up(kOp, act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, groups.offset_E1, ctx)) return;
+  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, {}, groups);
+  launch(kOp, gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx, product,
+         act.rows_of<bf16>(), weight_R.as<float>());
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,

@@ -93,6 +93,25 @@ __device__ __forceinline__ void sync_some(int id, int threads) {
 #endif
 }
 
+// ---- registers ----
+// A warpgroup hands back registers, so that each of its threads has kCount, or waits for so many. All its
+// threads; multiples of 8, from the number that the kernel starts with. The emulator has nothing in their
+// place.
+template <int kCount>
+__device__ __forceinline__ void release_registers() {
+  static_assert(kCount % 8 == 0 && kCount >= 24);
+#ifndef SWITCHYARD_SIMT
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <int kCount>
+__device__ __forceinline__ void claim_registers() {
+  static_assert(kCount % 8 == 0 && kCount <= 256);
+#ifndef SWITCHYARD_SIMT
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+
 // ---- copies ----
 
 // What this thread has written to shared memory is there for bulk copies and products that begin after it.

@@ -29,6 +29,8 @@ struct TensorMap {
 // more.
 constexpr unsigned kSharedStart = 1024 + 128;
 
+struct Product;
+
 class Hopper : public BlockState {
  public:
   Hopper() : view_(dynamic_shared_bytes(), std::byte{0xff}) {}
@@ -115,7 +117,7 @@ class Hopper : public BlockState {
   struct Args {
     Hopper* block;
     Wgmma product;
-    std::shared_ptr<struct Product> result;
+    std::shared_ptr<Product> result;
   };
   void wgmma_fence() { thread().fenced = true; }
   void wgmma(float* d, const Wgmma& product) {
@@ -197,8 +199,8 @@ class Hopper : public BlockState {
   std::vector<std::byte> view_;  // shared memory as products see it
   bool fenced_ = false;          // it is to be brought up to date before the next product
   std::map<unsigned, Thread> threads_;
-  std::map<unsigned, std::vector<Wgmma>> begun_by_group_;  // all warps of a group must begin the same
-  std::map<unsigned, std::size_t> n_begun_;                // of each warp
+  std::map<unsigned, std::vector<std::shared_ptr<Product>>> begun_by_group_;  // all its warps begin the same
+  std::map<unsigned, std::size_t> n_begun_;                                   // of each warp
 
   static std::byte* base() { return static_cast<std::byte*>(dynamic_shared()); }
   Thread& thread() { return threads_[thread_number()]; }
@@ -237,30 +239,29 @@ class Hopper : public BlockState {
   void finish(Thread& t, const Begun& begun);
 };
 
-// A warp's 16 x n part of a product of 64 x n.
+// A warpgroup's 64 x n sums.
 struct Product {
   Hopper::Wgmma wgmma;
-  unsigned first_row;
-  std::vector<float> value;  // empty: not yet computed
+  std::vector<float> value = {};  // empty until somebody waits for it, and after all threads have
+  unsigned threads_left = 4 * kWarpSize;
 };
 
 inline void Hopper::begin(void* const args[kWarpSize]) {
   const auto& first = *static_cast<const Args*>(args[0]);
   const Wgmma& wgmma = first.product;
-  const unsigned warp = thread_number() / kWarpSize;
-  auto& of_group = first.block->begun_by_group_[warp / 4];
-  std::size_t& n_begun = first.block->n_begun_[warp];
-  if (n_begun == of_group.size()) of_group.push_back(wgmma);
-  if (of_group[n_begun++].key() != wgmma.key()) fail("warps of one warpgroup begin different products");
   for (std::uint64_t descriptor : {wgmma.a, wgmma.b}) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
       fail("a descriptor without 128-byte swizzle, or with a base offset");
   }
-  const auto product = std::make_shared<Product>(Product{wgmma, warp % 4 * 16, {}});
+  const unsigned warp = thread_number() / kWarpSize;
+  auto& of_group = first.block->begun_by_group_[warp / 4];
+  const std::size_t number = first.block->n_begun_[warp]++;
+  if (number == of_group.size()) of_group.push_back(std::make_shared<Product>(Product{wgmma}));
+  if (of_group[number]->wgmma.key() != wgmma.key()) fail("warps of one warpgroup begin different products");
   for (unsigned l = 0; l < kWarpSize; ++l) {
     auto& lane_args = *static_cast<Args*>(args[l]);
     if (lane_args.product.key() != wgmma.key()) fail("lanes of one warp begin different products");
-    lane_args.result = product;
+    lane_args.result = of_group[number];
   }
 }
 
@@ -268,24 +269,25 @@ inline void Hopper::finish(Thread& t, const Begun& begun) {
   Product& product = *begun.product;
   const auto n = static_cast<unsigned>(product.wgmma.n);
   if (product.value.empty()) {
-    product.value.resize(16 * n);
+    product.value.resize(64 * n);
     std::vector<float> b(n);
     for (unsigned k = 0; k < 16; ++k) {
       for (unsigned j = 0; j < n; ++j) b[j] = element(product.wgmma.b, !product.wgmma.b_along_n, j, k);
-      for (unsigned i = 0; i < 16; ++i) {
-        const float a = element(product.wgmma.a, !product.wgmma.a_along_m, product.first_row + i, k);
+      for (unsigned i = 0; i < 64; ++i) {
+        const float a = element(product.wgmma.a, !product.wgmma.a_along_m, i, k);
         for (unsigned j = 0; j < n; ++j) product.value[i * n + j] += a * b[j];
       }
     }
   }
   const auto found = t.accumulators.find(begun.d);
   Accumulator& accumulator = found->second;
-  const unsigned l = lane();
+  const unsigned l = lane(), first_row = thread_number() / kWarpSize % 4 * 16 + l / 4;
   for (unsigned i = 0; i < n / 2; ++i) {
-    const unsigned row = l / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
+    const unsigned row = first_row + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
     const float value = product.value[row * n + column];
     accumulator.value[i] = product.wgmma.add ? accumulator.value[i] + value : value;
   }
+  if (--product.threads_left == 0) product.value = {};
   if (--accumulator.in_flight > 0) return;
   std::copy(accumulator.value.begin(), accumulator.value.end(), begun.d);
   t.accumulators.erase(found);
