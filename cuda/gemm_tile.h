@@ -385,7 +385,7 @@ template <class T>
 __global__ void __launch_bounds__(kMmaThreads, 2)
     down_backward_kernel(Product<T, T> product, Rows<const T> gate_up_R2F, const float* weight_R,
                          Rows<float> partial_RP) {
-  const Tile tile = find_tile<Form::mk_kn>(product);
+  const Tile tile = find_tile<Form::mk_kn>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
   const Product<T, T> p = of_expert<Form::mk_kn>(product, tile.expert);
   WarpSums sum;
@@ -429,16 +429,6 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     for (int lanes = 1; lanes < 4; lanes *= 2) dweight += __shfl_xor_sync(kFullWarp, dweight, lanes);
     if (valid && threadIdx.x % 4 == 0 && first_column < p.n) partial_RP[m][first_column / kWarpTile] = dweight;
   });
-}
-
-// dweight_R[r] = the sum of partial_RP[r], for the rows that there are.
-__global__ void __launch_bounds__(kBlockThreads)
-    sum_row_kernel(float* dweight_R, Rows<const float> partial_RP, const int* n_rows, int n_partials) {
-  const std::int64_t r = index_of_thread();
-  if (r >= *n_rows) return;
-  float sum = 0;
-  for (int i = 0; i < n_partials; ++i) sum += partial_RP[r][i];
-  dweight_R[r] = sum;
 }
 
 // ---- float32 ----

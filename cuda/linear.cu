@@ -136,6 +136,16 @@ void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, co
   multiply_in_tiles(op, form, c_MN, a, b, addend, {}, ctx);
 }
 
+// dweight_R[r] = the sum of partial_RP[r], for the rows that there are.
+__global__ void __launch_bounds__(kBlockThreads)
+    sum_row_kernel(float* dweight_R, Rows<const float> partial_RP, const int* n_rows, int n_partials) {
+  const std::int64_t r = index_of_thread();
+  if (r >= *n_rows) return;
+  float sum = 0;
+  for (int i = 0; i < n_partials; ++i) sum += partial_RP[r][i];
+  dweight_R[r] = sum;
+}
+
 // What is added to a product's output.
 Tensor addend_of(const Tensor& c_MN, Write write) { return write == Write::add ? c_MN : Tensor(); }
 
@@ -196,7 +206,11 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
     grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_E1, ctx);
     return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
   }
-  const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups_of(offset_E1));
+  const Groups groups = groups_of(offset_E1);
+  if (const Tensor dact_RF = ctx.scratch.take({n_rows, width}, DType::bf16); wgmma_multiply(
+          "grouped_down_backward", Form::mk_kn, dact_RF, dout_RN, weight_ENF, false, groups.offset_E1, ctx))
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+  const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups);
   const Tensor partial_RP = ctx.scratch.take({n_rows, ceil_div(width, kWarpTile)}, DType::f32);
   launch("grouped_down_backward", down_backward_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes},
          ctx, product, rows_of<const bf16>(gate_up_R2F), weight_R.as<float>(), rows_of<float>(partial_RP));
