@@ -295,7 +295,8 @@ void Transformer::visit_activations(const ActivationVisitor& visit) const {
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     const auto layer = static_cast<std::int64_t>(l);
     if (!blocks_share_memory() || l + 1 == blocks_.size())
-      blocks_[l].visit_saved([&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); });
+      blocks_[l].visit_saved(
+          [&](const std::string& name, const Tensor& tensor) { visit(layer, name, tensor); });
     visit(layer, "residual stream after mlp", stream_[l + 1]);
   }
   visit(-1, "model.norm output", final_TD_);
