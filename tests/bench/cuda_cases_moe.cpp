@@ -157,7 +157,7 @@ std::vector<Case> combine(const Sizes& s) {
          return Work{
              .shape = fmt::format("{} from {} rows", text(out), R),
              .bytes = bytes_of({out, out, row, slots.slot_row_TK}),
-             .call = [=](Context& ctx) { cuda::moe_combine_forward(out, row, slots.slot_row_TK, ctx); }};
+             .call = [=](Context& ctx) { cuda::moe_combine_forward(out, out, row, slots.slot_row_TK, ctx); }};
        }},
       {"moe_combine_backward", kMoveBar, [=](Workspace& w) {
          const Slots slots(w, s);
