@@ -14,6 +14,8 @@ from harness import CliTest, tiny_config
 
 DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
 STEPS = 3
+# Each kernel has tests of its own under the sanitizers; whole runs take minutes there.
+long_run = unittest.skipIf(os.environ.get("SWITCHYARD_SANITIZE"), "takes too long under the sanitizers")
 DEEPSEEK_V3 = {
     "model_type": "deepseek_v3", "vocab_size": harness.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
@@ -97,6 +99,7 @@ class OnTheDevice(CliTest):
             done = self.on_device("train", self.config(model, router, train__steps=1), "--out", name)
             self.assertEqual("replayed as a CUDA graph" in done.err, replayed, name)
 
+    @long_run
     def test_recomputing_changes_nothing(self):
         config = self.config(harness.QWEN3_MOE, LPR, train__dtype="bfloat16")
         for train, place in ((self.on_device, "device"), (self.ok, "cpu")):
@@ -112,6 +115,7 @@ class OnTheDevice(CliTest):
         self.assertRegex(done.err, r"needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
         self.assertFalse((self.dir / "large").exists())
 
+    @long_run
     def test_bfloat16_learns_what_float32_learns(self):
         """Activations and weights in bf16 on the device: the same curve but for rounding, in training and evaluation."""
         models = {"qwen3": (harness.QWEN3_MOE, None), "v3": ({**DEEPSEEK_V3, "num_nextn_predict_layers": 1}, {"type": "sigmoid_group"}),
