@@ -15,7 +15,7 @@ from harness import CliTest, tiny_config
 DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
 STEPS = 3
 # Each kernel has tests of its own under the sanitizers; whole runs take minutes there.
-long_run = unittest.skipIf(os.environ.get("SWITCHYARD_SANITIZE"), "takes too long under the sanitizers")
+long_run = unittest.skipIf(harness.SANITIZED, "takes too long under the sanitizers")
 DEEPSEEK_V3 = {
     "model_type": "deepseek_v3", "vocab_size": harness.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,

@@ -101,6 +101,7 @@ class GpuCheck(CliTest):
         self.assertEqual(stages["tests"]["remark"], "2 tests failed, the first: A.b")
         self.assertIn("no CUDA device", stages["cli"]["remark"])
 
+    @unittest.skipIf(harness.SANITIZED, "whole steps take too long under the sanitizers")
     @unittest.skipUnless(BENCH_CUDA and DEVICE_BINARY, "SWITCHYARD_BENCH_CUDA and SWITCHYARD_DEVICE_BIN are not set")
     def test_kernels_and_steps_on_the_emulator(self):
         self.program("bench_cuda", f'exec "{BENCH_CUDA}" --only rope "$@"')
