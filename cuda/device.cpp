@@ -37,6 +37,7 @@ void fill(void* memory, int byte, std::int64_t bytes) {
 void copy(void* to, const void* from, std::int64_t bytes) {
   SY_CUDA(cudaDeviceSynchronize());
   SY_CUDA(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault));
+  SY_CUDA(cudaDeviceSynchronize());  // from pageable memory it may return before the last byte has arrived
 }
 
 constexpr int kOldestMajor = 8;  // compute capability: bf16 products and asynchronous copies
