@@ -34,13 +34,7 @@ void bias_backward(Tensor dbias_N, Tensor dout_TN, Scratch& scratch) {
       for (std::int64_t n = 0; n < N; ++n) partial[n] += dout_rows[t][n];
     }
   }
-  T* dbias = dbias_N.as<T>();
-  for (std::int64_t n = 0; n < N; ++n) {
-    double sum = 0;
-    for (std::int64_t block = 0; block < blocks.count; ++block)
-      sum += static_cast<double>(partial_rows[block][n]);
-    dbias[n] += static_cast<T>(sum);
-  }
+  add_block_sums(dbias_N.as<T>(), partial_rows, blocks, 0, N, false);
 }
 
 template void bias_forward<float>(Tensor, Tensor);

@@ -75,14 +75,8 @@ void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Ten
     }
   }
 
-  T *dweight = dweight_D.as<T>(), *dbias = dbias_D.as<T>();
-#pragma omp parallel for schedule(static) if (parallel)
-  for (std::int64_t i = 0; i < 2 * D; ++i) {
-    double sum = 0;
-    for (std::int64_t block = 0; block < blocks.count; ++block)
-      sum += static_cast<double>(partial_rows[block][i]);
-    (i < D ? dweight[i] : dbias[i - D]) += static_cast<T>(sum);
-  }
+  add_block_sums(dweight_D.as<T>(), partial_rows, blocks, 0, D, parallel);
+  add_block_sums(dbias_D.as<T>(), partial_rows, blocks, D, D, parallel);
 }
 
 #define INSTANTIATE(T)                                                                                     \

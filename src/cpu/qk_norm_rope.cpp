@@ -1,7 +1,6 @@
 #include "cpu/qk_norm_rope.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/reduce.h"
 
@@ -29,11 +28,7 @@ void forward(const Tensor& out_THN, const Tensor& rstd_TH, const Tensor& in_THN,
     for (std::int64_t h = 0; h < heads; ++h) {
       const T* in = in_rows[t] + h * width;
       T* out = out_rows[t] + h * width;
-      const double squares = sum_in_lanes(width, [in](std::int64_t n) {
-        const auto x = static_cast<double>(in[n]);
-        return x * x;
-      });
-      const T rstd = static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + eps));
+      const T rstd = reciprocal_rms(in, width, eps);
       rstd_rows[t][h] = rstd;
 #pragma omp simd
       for (std::int64_t p = 0; p < pairs; ++p) {
@@ -87,13 +82,7 @@ void backward(const Tensor& din_THN, const Tensor& dweight_N, const Tensor& dout
     }
   }
 
-  T* dweight = dweight_N.as<T>();
-  for (std::int64_t n = 0; n < width; ++n) {
-    double sum = 0;
-    for (std::int64_t block = 0; block < blocks.count; ++block)
-      sum += static_cast<double>(partial_rows[block][n]);
-    dweight[n] += static_cast<T>(sum);
-  }
+  add_block_sums(dweight_N.as<T>(), partial_rows, blocks, 0, width, false);  // too little for a team
 }
 
 // q's and k's columns of a projection.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "core/tensor.h"
@@ -53,5 +54,28 @@ struct RowBlocks {
  private:
   static constexpr std::int64_t kSmallest = 32, kMost = 256;
 };
+
+// out[i] += the sum in double of column first + i of the blocks' partial sums, i < n, in ascending order.
+template <class T>
+void add_block_sums(T* out, const Rows<T>& partial_rows, const RowBlocks& blocks, std::int64_t first,
+                    std::int64_t n, bool parallel) {
+#pragma omp parallel for schedule(static) if (parallel)
+  for (std::int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (std::int64_t block = 0; block < blocks.count; ++block)
+      sum += static_cast<double>(partial_rows[block][first + i]);
+    out[i] += static_cast<T>(sum);
+  }
+}
+
+// 1 / sqrt(mean of in^2 + eps), made in double.
+template <class T>
+T reciprocal_rms(const T* in, std::int64_t width, double eps) {
+  const double squares = sum_in_lanes(width, [in](std::int64_t n) {
+    const auto x = static_cast<double>(in[n]);
+    return x * x;
+  });
+  return static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + eps));
+}
 
 }  // namespace switchyard::cpu

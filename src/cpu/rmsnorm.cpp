@@ -1,7 +1,6 @@
 #include "cpu/rmsnorm.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/reduce.h"
 
@@ -17,11 +16,7 @@ void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weigh
     for (std::int64_t g = 0; g < groups; ++g) {
       const T* in = in_rows[t] + g * width;
       T* out = out_rows[t] + g * width;
-      const double squares = sum_in_lanes(width, [in](std::int64_t n) {
-        const auto x = static_cast<double>(in[n]);
-        return x * x;
-      });
-      const T rstd = static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + eps));
+      const T rstd = reciprocal_rms(in, width, eps);
       rstd_rows[t][g] = rstd;
 #pragma omp simd
       for (std::int64_t n = 0; n < width; ++n) out[n] = in[n] * rstd * weight[n];
@@ -64,14 +59,7 @@ void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor 
     }
   }
 
-  T* dweight = dweight_N.as<T>();
-#pragma omp parallel for schedule(static) if (parallel)
-  for (std::int64_t n = 0; n < width; ++n) {
-    double sum = 0;
-    for (std::int64_t block = 0; block < blocks.count; ++block)
-      sum += static_cast<double>(partial_rows[block][n]);
-    dweight[n] += static_cast<T>(sum);
-  }
+  add_block_sums(dweight_N.as<T>(), partial_rows, blocks, 0, width, parallel);
 }
 
 template void rmsnorm_forward<float>(Tensor, Tensor, Tensor, Tensor, double);

@@ -34,14 +34,15 @@ std::vector<std::string> table_of(const MemoryPlan& plan) {
   entry("moments", plan.moments);
   entry("activations", plan.activations);
   entry("workspace", plan.workspace.value_or(0));
-  entry(plan.workspace ? "total" : "total, no workspace", plan.total());
+  entry(plan.workspace ? "total" : "all but workspace", plan.total());
   return lines;
 }
 
 void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::string& where) {
   if (plan.total() <= free_bytes) return;
   throw_input(
-      "the run needs {:.1f} MiB on {}, of which {:.1f} MiB are free: parameters, gradients and moments take "
+      "too little memory: the run needs {:.1f} MiB on {}, of which {:.1f} MiB are free: parameters, gradients "
+      "and moments take "
       "{:.1f}, activations of a micro-batch {:.1f}; use a smaller model, train.micro_batch_size or "
       "train.seq_len, or set train.recompute",
       mib(plan.total()), where, mib(free_bytes),

@@ -112,7 +112,7 @@ class OnTheDevice(CliTest):
         done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 4096, "vocab_size": 60000}),
                                   "--out", "large")
         self.assertEqual(done.code, 2, str(done))
-        self.assertRegex(done.err, r"needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
+        self.assertRegex(done.err, r"too little memory: the run needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
         self.assertFalse((self.dir / "large").exists())
 
     @long_run

@@ -133,7 +133,7 @@ class Steps(CliTest):
 import json, os, sys, time
 given = dict(a.split("=", 1) for a in sys.argv if "=" in a)
 if int(given["train.micro_batch_size"]) > 4:
-    sys.exit("error: out of cuda memory: activations needs 9 MiB")
+    sys.exit("error: too little memory: the run needs 9 MiB on a card")
 out = sys.argv[sys.argv.index("--out") + 1]
 os.makedirs(out)
 with open(os.path.join(out, "metrics.jsonl"), "w") as file:
@@ -151,7 +151,7 @@ time.sleep(600)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         (run,) = json.loads(pathlib.Path(self.dir / "steps.json").read_text())
         self.assertEqual([refused["micro_batch"] for refused in run["refused"]], [32, 16, 8])
-        self.assertIn("out of cuda memory", run["refused"][0]["reason"])
+        self.assertIn("too little memory", run["refused"][0]["reason"])
         self.assertEqual((run["micro_batch"], run["tokens_per_second"]), (4, 204.0))  # steps 3 to 5, not the warm-up
         self.assertAlmostEqual(run["utilisation"], 3 * 5e9 * 204 / 1e13)
         self.assertFalse(run["reached"])
