@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "attention_cudnn.h"
 #include "attention_tiles.h"
 #include "launch.h"
 #include "numeric.h"
@@ -311,6 +312,14 @@ __global__ void row_entropy_kernel(float* entropy_T, Rows<const float> entropy_T
   entropy_T[t] = length > 1 ? sum / static_cast<float>(n_heads) / logf(static_cast<float>(length)) : 0;
 }
 
+__global__ void lse_by_head_kernel(float* lse_BHS, Rows<const float> lse_TH, std::int64_t n,
+                                   std::int64_t n_heads, std::int64_t seq_len) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const std::int64_t s = i % seq_len, h = i / seq_len % n_heads, b = i / seq_len / n_heads;
+  lse_BHS[i] = lse_TH[b * seq_len + s][h];
+}
+
 AttentionSizes sizes_of(const AttentionShape& shape) {
   const std::int64_t group = shape.n_heads / shape.n_kv_heads;
   SY_CHECK(shape.scale > 0, "scores scaled by {}", shape.scale);
@@ -370,6 +379,13 @@ void delta(const Tensor& delta_TH, const Tensor& dout_THM, const Tensor& out_THM
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH) {
+  if constexpr (kHasCudnn) {
+    if (ctx.attention == AttentionBackend::cudnn) {
+      SY_CHECK(!entropy_TH.defined(), "cuDNN does not give the entropy of attention");
+      return attention_cudnn_forward(out_THM, lse_TH, q_THN, k_TGN, v_TGM, shape, ctx);
+    }
+  }
+  SY_CHECK(ctx.attention == AttentionBackend::flash, "this program was built without cuDNN");
   const AttentionForward x{out_THM, lse_TH,     entropy_TH,      q_THN,      k_TGN,
                            v_TGM,   kv_begin_T, sizes_of(shape), shape.n_seq};
   if (attention_mma_serves(x)) return attention_mma(x, ctx);
@@ -383,10 +399,21 @@ void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_
          entropy_TH.rows(), entropy_TH.dim(1), seq_len, first);
 }
 
+void attention_lse_by_head(Tensor lse_BHS, Tensor lse_TH, Context& ctx) {
+  launch("attention_lse_by_head", lse_by_head_kernel, {blocks(ceil_div(lse_BHS.numel(), 256)), 256}, ctx,
+         lse_BHS.as<float>(), rows_of<const float>(lse_TH), lse_BHS.numel(), lse_BHS.dim(1), lse_BHS.dim(2));
+}
+
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
   SY_CHECK(shape.first == 0, "gradients need the queries of all {} keys before", shape.first);
+  if constexpr (kHasCudnn) {
+    if (ctx.attention == AttentionBackend::cudnn)
+      return attention_cudnn_backward(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM,
+                                      shape, ctx);
+  }
+  SY_CHECK(ctx.attention == AttentionBackend::flash, "this program was built without cuDNN");
   ScratchScope scope(ctx.scratch);
   const Tensor delta_TH = ctx.scratch.take(lse_TH.shape(), DType::f32);
   const AttentionBackward x{dq_THN, dk_TGN, dv_TGM, dout_THM,   delta_TH,        lse_TH,

@@ -15,4 +15,7 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx);
 
+// lse_TH of n sequences, contiguous, as cuDNN's gradients read it: lse_BHS[b, h, s] = lse_TH[b S + s, h]. Set.
+void attention_lse_by_head(Tensor lse_BHS, Tensor lse_TH, Context& ctx);
+
 }  // namespace switchyard::cuda

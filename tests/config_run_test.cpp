@@ -113,6 +113,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/train/dtype", "\"float16\"",
        "train.dtype: is \"float16\", expected one of: float32, bfloat16 (did you mean \"bfloat16\"?)"},
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
+      {"/train/attention", "\"cuDNN\"", "train.attention: is \"cuDNN\", expected one of: flash, cudnn"},
       {"/train", "[]", "train: is an array, expected an object"},
       {"/router", "null", "router: is null, expected an object"},
       {"/router/type", "\"top_k\"",
@@ -186,6 +187,30 @@ TEST(ConfigRun, CrossChecks) {
   EXPECT_CONTAINS(run_error(long_run), "train.steps: ");
   EXPECT_NO_THROW(
       run_of(with(base, "/data/document_mask", "true")));  // meta.json may know the end-of-text token
+}
+
+TEST(ConfigRun, CudnnsAttentionIsRefusedWhereItDoesNotServe) {
+  json text = minimal_run();
+  text["train"]["dtype"] = "bfloat16";
+  text["train"]["attention"] = "cudnn";
+  EXPECT_EQ(run_of(text).train.attention, AttentionBackend::cudnn);
+  EXPECT_EQ(run_of(with(text, "/model/head_dim", "256")).model.head_dim, 256);
+  const std::string begin = "run.json: train.attention: is \"cudnn\", which ", end = "; or set it to \"flash\"";
+  EXPECT_EQ(run_error(with(text, "/train/dtype", "\"float32\"")),
+            begin + "needs train.dtype \"bfloat16\"" + end);
+  EXPECT_EQ(run_error(with(with(text, "/data/document_mask", "true"), "/data/eot_token", "3")),
+            begin + "does not stop at document borders; set data.document_mask to false" + end);
+  EXPECT_EQ(run_error(with(text, "/train/seq_len", "1")), begin + "needs a train.seq_len of 2 or more" + end);
+  for (const char* width : {"12", "264"})
+    EXPECT_EQ(run_error(with(text, "/model/head_dim", width)),
+              begin + "does heads of a multiple of 8 up to 256; model.head_dim is " + width + end);
+  text["model"] = minimal_deepseek();
+  EXPECT_EQ(run_of(text).train.attention, AttentionBackend::cudnn);  // heads of 192 and 128
+  EXPECT_EQ(run_error(with(text, "/model/v_head_dim", "20")),
+            begin + "does heads of a multiple of 8 up to 256; model.v_head_dim is 20" + end);
+  EXPECT_EQ(
+      run_error(with(text, "/model/qk_nope_head_dim", "20")),
+      begin + "does heads of a multiple of 8 up to 256; model.qk_nope_head_dim + qk_rope_head_dim is 84" + end);
 }
 
 TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {

@@ -234,6 +234,20 @@ TEST(CudaAttention, SequencesDoNotSeeEachOther) {
   }
 }
 
+TEST(CudaAttention, LogSumExpsByHeadAreThoseByToken) {
+  const std::int64_t B = 3, H = 5, S = 37;
+  DeviceContext ctx;
+  const OwnedTensor lse_TH = normal({B * S, H}, DType::f32, "lse");
+  const DeviceTensor lse_BHS({B, H, S}, DType::f32, ctx);
+  cuda::attention_lse_by_head(lse_BHS, DeviceTensor::of(lse_TH, DType::f32, ctx, 3), ctx);
+  const std::vector<double> by_head = lse_BHS.values();
+  for (std::int64_t b = 0, i = 0; b < B; ++b)
+    for (std::int64_t h = 0; h < H; ++h)
+      for (std::int64_t s = 0; s < S; ++s, ++i)
+        EXPECT_EQ(by_head[static_cast<std::size_t>(i)], get(lse_TH, (b * S + s) * H + h))
+            << b << ' ' << h << ' ' << s;
+}
+
 TEST(CudaAttention, RowEntropyEqualsTheCpu) {
   DeviceContext ctx;
   Context host_ctx;

@@ -11,6 +11,7 @@
 
 #include "config/router_options.h"
 #include "core/balance_loss.h"
+#include "core/context.h"
 
 namespace switchyard::config {
 
@@ -22,6 +23,7 @@ enum class Schedule { constant, linear, cosine, wsd };
 // activations; all of a block but what enters it.
 enum class Recompute { none, swiglu, block };
 enum class ComputeType { float32, bfloat16 };  // what model::dtype_of and matmul_type_of make of it
+using switchyard::AttentionBackend;
 
 // Rotary embedding, everything that depends on other keys resolved.
 struct Rope {
@@ -134,6 +136,7 @@ struct Train {
   std::int64_t global_batch_size = 0;  // sequences of one optimizer step; a multiple of micro_batch_size
   ComputeType dtype = ComputeType::float32;
   Recompute recompute = Recompute::none;
+  AttentionBackend attention = AttentionBackend::flash;  // of training; evaluation and generation have flash
   double lr = 1e-3;
   double min_lr_ratio = 0.1;  // the schedule ends at lr * min_lr_ratio
   Schedule schedule = Schedule::cosine;

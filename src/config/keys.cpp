@@ -148,10 +148,27 @@ constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef
 constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token"};
 constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
 constexpr Key kValidationEntry[] = {"path", "domain"};
-constexpr Key kTrain[] = {
-    "seed",  "steps",        "seq_len",   "micro_batch_size", "global_batch_size", "dtype",        "recompute",
-    "lr",    "min_lr_ratio", "schedule",  "warmup_ratio",     "decay_ratio",       "weight_decay", "beta1",
-    "beta2", "eps",          "clip_norm", "eval_every",       "eval_tokens",       "mtp_loss_coef"};
+constexpr Key kTrain[] = {"seed",
+                          "steps",
+                          "seq_len",
+                          "micro_batch_size",
+                          "global_batch_size",
+                          "dtype",
+                          "recompute",
+                          "lr",
+                          "min_lr_ratio",
+                          "schedule",
+                          "warmup_ratio",
+                          "decay_ratio",
+                          "weight_decay",
+                          "beta1",
+                          "beta2",
+                          "eps",
+                          "clip_norm",
+                          "eval_every",
+                          "eval_tokens",
+                          "mtp_loss_coef",
+                          "attention"};
 constexpr Key kParallel[] = {"threads"};
 constexpr Key kCheckpoint[] = {"every", "keep", "max_shard_size"};
 constexpr Key kLog[] = {"every", "tensorboard"};

@@ -129,6 +129,26 @@ void check_mtp(const Section& section, const Train& train, const Model& model) {
   }
 }
 
+// What cuDNN's attention does nowhere; the rest depends on the device and is asked there (ops/attention.h).
+void check_cudnn(const Section& section, const Train& train, const Run& run) {
+  const auto refuse = [&](const std::string& problem, const std::string& other) {
+    section.fail("attention", fmt::format("is \"cudnn\", {}; or set it to \"flash\"", problem), other);
+  };
+  if (train.dtype != ComputeType::bfloat16)
+    refuse("which needs train.dtype \"bfloat16\"", section.path_of("dtype"));
+  if (run.data.document_mask)
+    refuse("which does not stop at document borders; set data.document_mask to false", "data.document_mask");
+  if (train.seq_len < 2) refuse("which needs a train.seq_len of 2 or more", section.path_of("seq_len"));
+  const Model& model = run.model;
+  const std::pair<std::int64_t, const char*> widths[] = {
+      {model.head_dim, model.mla ? "model.qk_nope_head_dim + qk_rope_head_dim" : "model.head_dim"},
+      {model.mla ? model.mla->v_head_dim : model.head_dim, "model.v_head_dim"}};
+  for (const auto& [width, key] : widths)
+    if (width % 8 != 0 || width > 256)
+      refuse(fmt::format("which does heads of a multiple of 8 up to 256; {} is {}", key, width),
+             model.mla ? "model.v_head_dim" : "model.head_dim");
+}
+
 void check_train(const Section& section, const Train& train, const Run& run) {
   if (train.global_batch_size % train.micro_batch_size != 0) {
     section.fail("global_batch_size",
@@ -156,6 +176,7 @@ void check_train(const Section& section, const Train& train, const Run& run) {
   }
 
   check_mtp(section, train, model);
+  if (train.attention == AttentionBackend::cudnn) check_cudnn(section, train, run);
 
   // In floating point: the products may be larger than any integer type.
   const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
@@ -216,6 +237,7 @@ Train read_train(Section section, const Run& run) {
   train.global_batch_size = section.integer("global_batch_size", 1, kMaxSize, train.micro_batch_size);
   train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype);
   train.recompute = section.choice<Recompute>("recompute", kRecomputes, train.recompute);
+  train.attention = section.choice<AttentionBackend>("attention", kAttentionBackends, train.attention);
   train.lr = section.number("lr", {0, 1000, true}, train.lr);
   train.min_lr_ratio = section.number("min_lr_ratio", kShare, train.min_lr_ratio);
   train.schedule = section.choice<Schedule>("schedule", kSchedules, train.schedule);

@@ -85,4 +85,15 @@ std::string_view name_of(ComputeType type) {
   return "";
 }
 
+std::string_view name_of(AttentionBackend backend) {
+  switch (backend) {
+    case AttentionBackend::flash:
+      return "flash";
+    case AttentionBackend::cudnn:
+      return "cudnn";
+  }
+  SY_CHECK(false, "no such attention");
+  return "";
+}
+
 }  // namespace switchyard::config

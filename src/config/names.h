@@ -15,12 +15,14 @@ inline constexpr Schedule kSchedules[] = {Schedule::constant, Schedule::linear, 
                                           Schedule::wsd};
 inline constexpr Recompute kRecomputes[] = {Recompute::none, Recompute::swiglu, Recompute::block};
 inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16};
+inline constexpr AttentionBackend kAttentionBackends[] = {AttentionBackend::flash, AttentionBackend::cudnn};
 
-std::string_view name_of(Family family);        // "mixtral", "qwen3_moe", "deepseek_v3"
-std::string_view name_of(RopeType type);        // "default", "linear", "yarn"
-std::string_view name_of(BalanceScope scope);   // "layer", "sequence", "global_batch", "model"
-std::string_view name_of(Schedule schedule);    // "constant", "linear", "cosine", "wsd"
-std::string_view name_of(Recompute recompute);  // "none", "swiglu", "block"
-std::string_view name_of(ComputeType type);     // "float32", "bfloat16"
+std::string_view name_of(Family family);             // "mixtral", "qwen3_moe", "deepseek_v3"
+std::string_view name_of(RopeType type);             // "default", "linear", "yarn"
+std::string_view name_of(BalanceScope scope);        // "layer", "sequence", "global_batch", "model"
+std::string_view name_of(Schedule schedule);         // "constant", "linear", "cosine", "wsd"
+std::string_view name_of(Recompute recompute);       // "none", "swiglu", "block"
+std::string_view name_of(ComputeType type);          // "float32", "bfloat16"
+std::string_view name_of(AttentionBackend backend);  // "flash", "cudnn"
 
 }  // namespace switchyard::config

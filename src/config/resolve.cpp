@@ -43,6 +43,7 @@ Json write_train(const Train& train) {
                            {"global_batch_size", train.global_batch_size},
                            {"dtype", name_of(train.dtype)},
                            {"recompute", name_of(train.recompute)},
+                           {"attention", name_of(train.attention)},
                            {"lr", train.lr},
                            {"min_lr_ratio", train.min_lr_ratio},
                            {"schedule", name_of(train.schedule)},

@@ -14,6 +14,9 @@ struct AttentionShape {
   std::int64_t v_head_dim;  // of values and outputs
   double scale;             // of the scores, usually 1/sqrt(head_dim)
   std::int64_t first = 0;   // position of a sequence's first query: so many keys come before it
+  // A token sees itself and the window - 1 before it; 0: all. What kv_begin_T says too, to who does not read
+  // it.
+  std::int64_t window = 0;
 };
 
 }  // namespace switchyard

@@ -8,12 +8,15 @@
 namespace switchyard {
 
 enum class MatmulType : std::uint8_t { f32, bf16 };  // bf16: operands rounded to bf16, sums in float32
+// Whose attention a CUDA device computes: cuda/attention.cu's or cuDNN's (cuda/attention_cudnn.h).
+enum class AttentionBackend : std::uint8_t { flash, cudnn };
 
 struct Context {
   explicit Context(Device where = Device::cpu) : device(where), scratch(where) {}
 
   Device device;
   MatmulType matmul = MatmulType::f32;
+  AttentionBackend attention = AttentionBackend::flash;
   Scratch scratch;
   void* stream = nullptr;  // the device's own handle of the queue that all of the run's work goes to
 };

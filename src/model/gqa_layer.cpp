@@ -17,6 +17,7 @@ GqaLayer::GqaLayer(const config::Model& model, std::int64_t layer, ParameterStor
       heads_(model.num_attention_heads),
       kv_heads_(model.num_key_value_heads),
       width_(model.head_dim),
+      window_(model.sliding_window),
       qk_norm_(model.qk_norm),
       eps_(model.rms_norm_eps),
       store_(store) {
@@ -88,7 +89,8 @@ AttentionShape GqaLayer::shape_of(const Batch& batch) const {
           width_,
           width_,
           1.0 / std::sqrt(static_cast<double>(width_)),
-          batch.cached.value_or(0)};
+          batch.cached.value_or(0),
+          window_};
 }
 
 void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,

@@ -43,7 +43,7 @@ class GqaLayer final : public AttentionLayer {
   Shape qkv_bias_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_}; }
   AttentionShape shape_of(const Batch& batch) const;
 
-  std::int64_t hidden_, heads_, kv_heads_, width_;
+  std::int64_t hidden_, heads_, kv_heads_, width_, window_;
   bool qk_norm_;
   double eps_;
   ParameterStore& store_;

@@ -266,6 +266,11 @@ bool Transformer::needs_statistics_first() const {
                      [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
 }
 
+bool Transformer::needs_attention_entropy() const {
+  return std::any_of(routers_.begin(), routers_.end(),
+                     [](const RouterOfLayer& each) { return each.router->needs_attention_entropy(); });
+}
+
 bool Transformer::steps_are_alike() const {
   return n_mtp_depths() == 0 && std::all_of(routers_.begin(), routers_.end(), [](const RouterOfLayer& each) {
            return each.router->steps_are_alike();

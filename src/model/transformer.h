@@ -88,6 +88,7 @@ class Transformer {
   // The main layers' routers, then those of the depths that are computed.
   std::int64_t n_routers() const { return static_cast<std::int64_t>(routers_.size()); }
   std::int64_t n_main_routers() const { return n_main_routers_; }
+  bool needs_attention_entropy() const;  // a router does
   // Which layer the l-th router sits in; num_hidden_layers and up: multi-token prediction.
   std::int64_t layer_of_router(std::int64_t l) const { return routers_[static_cast<std::size_t>(l)].layer; }
   const router::RouterStage& router(std::int64_t l) const {

@@ -2,6 +2,7 @@
 
 #include "cpu/attention.h"
 #include "cuda/attention.h"
+#include "cuda/attention_cudnn.h"
 #include "ops/dispatch.h"
 
 namespace switchyard::ops {
@@ -72,6 +73,14 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
     cpu::attention_backward<T>(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM,
                                kv_begin_T, shape, ctx);
   });
+}
+
+std::string cudnn_attention_obstacle(const AttentionShape& shape, Device device) {
+  if (device == Device::cpu) return "the run computes on the CPU (--device), and cuDNN on a CUDA device alone";
+  if constexpr (kHasCuda && cuda::kHasCudnn) return cuda::attention_cudnn_obstacle(shape);
+  return "this program was built without cuDNN: install cuDNN 9 and its headers and cudnn-frontend (pip "
+         "install "
+         "nvidia-cudnn-frontend), and build with -DSWITCHYARD_CUDNN=ON (docs/cuda.md)";
 }
 
 }  // namespace switchyard::ops

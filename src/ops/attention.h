@@ -6,6 +6,8 @@
 // its queries are at the positions from `first` on.
 #pragma once
 
+#include <string>
+
 #include "core/attention_shape.h"
 #include "core/context.h"
 
@@ -30,5 +32,10 @@ void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx);
+
+// Why cuDNN (Context::attention) cannot compute both, in bf16 and with these sizes: the device, a program built
+// without it, or its own reason. Empty: it can, without entropy_TH, and with no mask but the one of
+// shape.window.
+std::string cudnn_attention_obstacle(const AttentionShape& shape, Device device);
 
 }  // namespace switchyard::ops

@@ -10,6 +10,7 @@
 
 #include "core/log.h"
 #include "core/threads.h"
+#include "ops/attention.h"
 #include "ops/balance_loss.h"
 #include "ops/device.h"
 #include "ops/elementwise.h"
@@ -72,6 +73,26 @@ std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const mode
   return records;
 }
 
+// Before memory is taken: refuses what cuDNN's attention cannot do here.
+void check_attention(const config::Run& run, const model::Transformer& model, Device device) {
+  if (run.train.attention != AttentionBackend::cudnn) return;
+  const config::Model& m = run.model;
+  std::string obstacle =
+      "the router reads how evenly attention is spread (router.estimator), which cuDNN does not say";
+  if (!model.needs_attention_entropy())
+    obstacle =
+        ops::cudnn_attention_obstacle({.n_seq = run.train.micro_batch_size,
+                                       .seq_len = run.train.seq_len,
+                                       .n_heads = m.num_attention_heads,
+                                       .n_kv_heads = m.mla ? m.num_attention_heads : m.num_key_value_heads,
+                                       .head_dim = m.head_dim,
+                                       .v_head_dim = m.mla ? m.mla->v_head_dim : m.head_dim,
+                                       .scale = 1,
+                                       .window = m.sliding_window},
+                                      device);
+  if (!obstacle.empty()) throw_input("train.attention: is \"cudnn\": {}; or set it to \"flash\"", obstacle);
+}
+
 }  // namespace
 
 Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
@@ -104,6 +125,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       dropped_ML_(device, {micro_batches_, model_.n_routers()}),
       figures_(device, {kFigures}),
       global_count_LE_(device, {model_.n_routers(), run.model.num_experts}) {
+  check_attention(run, model_, device);
+  ctx_.attention = run.train.attention;
   ops::open_stream(ctx_);
   memory_ = plan_memory(model_, run.train);
   const auto free_bytes = ops::free_memory(device);
@@ -488,8 +511,11 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     stopped = stop_requested != 0;
 
     std::optional<EvalResult> validation;
-    if (!val_domains_.empty() && due(run_.train.eval_every))
+    if (!val_domains_.empty() && due(run_.train.eval_every)) {
+      ctx_.attention = AttentionBackend::flash;  // as `switchyard eval` computes
       validation = evaluate(model_, val_domains_, eval_settings, ctx_);
+      ctx_.attention = run_.train.attention;
+    }
     write_metrics(result, tokens_per_second, validation ? &*validation : nullptr);
     if (due(run_.checkpoint.every) || stopped) {
       console.clear_bar();

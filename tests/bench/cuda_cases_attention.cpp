@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cuda/attention.h"
+#include "cuda/attention_cudnn.h"
 #include "cuda_bench.h"
 
 namespace switchyard::bench {
@@ -17,13 +18,16 @@ struct Heads {
   std::int64_t query, kv, width, value_width;
 };
 
+// Tokens that each sees, itself too; 0: all before it.
+std::int64_t window_of(Mask mask, std::int64_t seq_len) { return mask == Mask::window ? seq_len / 4 : 0; }
+
 // The first key that each token of a sequence sees.
 std::vector<std::int32_t> first_keys(Mask mask, std::int64_t n_seq, std::int64_t seq_len) {
   std::vector<std::int32_t> begin;
   for (std::int64_t t = 0; t < n_seq * seq_len; ++t) {
     const std::int64_t position = t % seq_len;
     std::int64_t first = 0;
-    if (mask == Mask::window) first = std::max<std::int64_t>(0, position + 1 - seq_len / 4);
+    if (mask == Mask::window) first = std::max<std::int64_t>(0, position + 1 - window_of(mask, seq_len));
     if (mask == Mask::documents)  // of unequal lengths, a fifth of the sequence on average
       for (const std::int64_t border : {seq_len / 17, seq_len / 3, seq_len / 2, seq_len * 11 / 13})
         if (position >= border) first = border;
@@ -44,7 +48,8 @@ struct Call {
               .n_kv_heads = heads.kv,
               .head_dim = heads.width,
               .v_head_dim = heads.value_width,
-              .scale = 1 / std::sqrt(static_cast<double>(heads.width))} {
+              .scale = 1 / std::sqrt(static_cast<double>(heads.width)),
+              .window = window_of(mask, s.seq_len)} {
     const std::int64_t T = s.n_seq * s.seq_len;
     q = w.normal({T, heads.query * heads.width}, dtype);
     k = w.normal({T, heads.kv * heads.width}, dtype);
@@ -95,6 +100,25 @@ std::vector<Case> attention(const Sizes& s, const Heads& heads, Mask mask, DType
            }}};
 }
 
+// The same calls by cuDNN.
+std::vector<Case> by_cudnn(std::vector<Case> cases) {
+  for (Case& each : cases) {
+    const std::size_t comma = each.kernel.find(',');
+    each.kernel.insert(comma, ", cudnn");
+    each.bar = 0;
+    each.make = [make = each.make](Workspace& w) {
+      Work work = make(w);
+      work.call = [call = work.call](Context& ctx) {
+        ctx.attention = AttentionBackend::cudnn;
+        call(ctx);
+        ctx.attention = AttentionBackend::flash;
+      };
+      return work;
+    };
+  }
+  return cases;
+}
+
 }  // namespace
 
 std::vector<Case> attention_cases(const Sizes& s) {
@@ -108,6 +132,13 @@ std::vector<Case> attention_cases(const Sizes& s) {
                              attention(s, {H, H, 192, 128}, Mask::causal, DType::bf16, false),
                              attention(s, {H, G, 128, 128}, Mask::causal, DType::f32, false)})
     all.insert(all.end(), family.begin(), family.end());
+  if constexpr (cuda::kHasCudnn) {
+    for (const auto& family : {by_cudnn(attention(s, {2 * H, 2 * G, 64, 64}, Mask::causal, DType::bf16, false)),
+                               by_cudnn(attention(s, {H, G, 128, 128}, Mask::causal, DType::bf16, false)),
+                               by_cudnn(attention(s, {H, G, 128, 128}, Mask::window, DType::bf16, false)),
+                               by_cudnn(attention(s, {H, H, 192, 128}, Mask::causal, DType::bf16, false))})
+      all.insert(all.end(), family.begin(), family.end());
+  }
   return all;
 }
 

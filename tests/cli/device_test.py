@@ -115,6 +115,21 @@ class OnTheDevice(CliTest):
         self.assertRegex(done.err, r"too little memory: the run needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
         self.assertFalse((self.dir / "large").exists())
 
+    def test_a_program_without_cudnn_says_what_to_build_with(self):
+        if DEVICE_BINARY == harness.BINARY:
+            self.skipTest("this binary may have cuDNN")
+        done = self.run_on_device("train", self.config(harness.QWEN3_MOE, train__dtype="bfloat16", train__attention="cudnn"),
+                                  "--out", "run")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertRegex(done.err, 'train.attention: is "cudnn": this program was built without cuDNN.*-DSWITCHYARD_CUDNN=ON')
+
+    def test_cudnn_does_not_say_what_a_router_asks_of_attention(self):
+        router = {"type": "dynamic_k", "estimator": "attention_entropy"}
+        done = self.run_on_device("train", self.config(harness.QWEN3_MOE, router, train__dtype="bfloat16",
+                                                       train__attention="cudnn"), "--out", "run")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertRegex(done.err, 'train.attention: is "cudnn": .*router.estimator')
+
     @long_run
     def test_bfloat16_learns_what_float32_learns(self):
         """Activations and weights in bf16 on the device: the same curve but for rounding, in training and evaluation."""
@@ -180,6 +195,13 @@ class WithoutTheBackend(CliTest):
         done = self.run_binary("eval", "run", "--device", "cuda")
         self.assertEqual(done.code, 2, str(done))
         self.assertIn("--device cuda: this program was built without the CUDA backend", done.err)
+
+    def test_cudnn_on_the_cpu_is_refused(self):
+        done = self.run_binary("train", self.write_config(train__dtype="bfloat16", train__attention="cudnn"), "--out", "run",
+                               "--device", "cpu")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertIn('train.attention: is "cudnn": the run computes on the CPU', done.err)
+        self.assertFalse((self.dir / "run").exists())
 
     def test_an_unknown_device_is_refused(self):
         done = self.run_binary("eval", "run", "--device", "tpu")

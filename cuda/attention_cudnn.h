@@ -1,0 +1,28 @@
+// cuDNN's fused attention in place of attention.cu's kernels: bf16, causal or with a sliding window, the same
+// bits in every run. Without cuDNN (SWITCHYARD_HAS_CUDNN) nothing of this may be called.
+#pragma once
+
+#include <string>
+
+#include "core/attention_shape.h"
+#include "core/context.h"
+
+namespace switchyard::cuda {
+
+#ifdef SWITCHYARD_HAS_CUDNN
+constexpr bool kHasCudnn = true;
+#else
+constexpr bool kHasCudnn = false;
+#endif
+
+// Why cuDNN cannot compute both functions below for such a shape on this device; empty: it can.
+std::string attention_cudnn_obstacle(const AttentionShape& shape);
+
+// As in attention.h, shape.window being the mask. Rows begin at multiples of 16 bytes.
+void attention_cudnn_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
+                             const AttentionShape& shape, Context& ctx);
+void attention_cudnn_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
+                              Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
+                              const AttentionShape& shape, Context& ctx);
+
+}  // namespace switchyard::cuda
