@@ -72,7 +72,7 @@ std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
 template <class T>
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor q_THN, Tensor k_TGN,
                        Tensor v_TGM, Tensor kv_begin_T, const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale, before] = shape;
+  const auto [n_seq, S, H, G, N, M, scale, before, window] = shape;
   const bool with_entropy = entropy_TH.defined();
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
@@ -150,7 +150,7 @@ template <class T>
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  const auto [n_seq, S, H, G, N, M, scale_double, before] = shape;
+  const auto [n_seq, S, H, G, N, M, scale_double, before, window] = shape;
   SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
   const T scale = static_cast<T>(scale_double);
   ScratchScope scope(ctx.scratch);
