@@ -400,9 +400,9 @@ struct alignas(16) RowFacts {
   KeyRange seen;
 };
 
-template <int kN, int kM>
+template <int kN, int kM, int kRowsOf>
 struct BackwardKv {
-  static constexpr int kRows = 32, kThreads = 256;
+  static constexpr int kRows = kRowsOf, kThreads = 256;
   static constexpr int kBlocks = kN + kM <= 128 ? 2 : 1;  // on a multiprocessor, as registers allow
   static constexpr int kSplit =
       kN + kM <= 320 ? 1 : 2;  // warps that share 16 keys: each has a part of the columns
@@ -417,10 +417,10 @@ struct BackwardKv {
 };
 
 // Scores are transposed here: a sum's rows are keys, its columns query rows.
-template <int kN, int kM>
-__global__ void __launch_bounds__(BackwardKv<kN, kM>::kThreads, BackwardKv<kN, kM>::kBlocks)
+template <int kN, int kM, int kRows>
+__global__ void __launch_bounds__(BackwardKv<kN, kM, kRows>::kThreads, BackwardKv<kN, kM, kRows>::kBlocks)
     dkv_kernel(Rows<bf16> dk_TGN, Rows<bf16> dv_TGM, Operands in, Gradients gradients, int n_tiles) {
-  using B = BackwardKv<kN, kM>;
+  using B = BackwardKv<kN, kM, kRows>;
   auto& shared = *static_cast<typename B::Shared*>(dynamic_shared());
   const AttentionSizes& sizes = in.sizes;
   const AttentionPlace place = attention_place(sizes, n_tiles);
@@ -516,15 +516,14 @@ void with_padded_heads(const AttentionSizes& sizes, F&& f) {
   f.template operator()<256, 256>();
 }
 
-// Calls f.operator()<rows of a tile for dq>(): 128, or 64 where so many do not fit into the device's shared
-// memory. Compute capability 8.0 has 163 KiB, 9.0 has 227.
-template <int kN, int kM, class F>
+// Calls f.operator()<rows of a tile>(): kRows, or half of them where the device's shared memory has no room for
+// kBytes. Compute capability 8.0 has 163 KiB, 8.6 and 8.9 have 99, 9.0 has 227.
+template <int kRows, std::size_t kBytes, class F>
 void with_rows(F&& f) {
-  constexpr std::size_t kBytes = sizeof(typename BackwardQ<kN, kM, 128>::Shared);
-  if constexpr (kBytes > 163 * 1024) {
-    if (kBytes > shared_bytes_of_block()) return f.template operator()<64>();
+  if constexpr (kBytes > 99 * 1024) {
+    if (kBytes > shared_bytes_of_block()) return f.template operator()<kRows / 2>();
   }
-  f.template operator()<128>();
+  f.template operator()<kRows>();
 }
 
 template <class Call>
@@ -568,18 +567,20 @@ void attention_mma(const AttentionBackward& x, Context& ctx) {
                             rows_of<const float>(x.delta_TH)};
   const std::int64_t heads = x.n_seq * x.sizes.n_kv_heads;
   with_padded_heads(x.sizes, [&]<int kN, int kM>() {
-    with_rows<kN, kM>([&]<int kRows>() {
+    with_rows<128, sizeof(typename BackwardQ<kN, kM, 128>::Shared)>([&]<int kRows>() {
       using Q = BackwardQ<kN, kM, kRows>;
       const std::int64_t row_tiles = ceil_div(x.sizes.rows(), kRows);
       launch("attention_backward: dq", dq_kernel<kN, kM, kRows>,
              {blocks(heads * row_tiles), Q::kThreads, sizeof(typename Q::Shared)}, ctx, rows_of<bf16>(x.dq_THN),
              in, gradients, row_tiles);
     });
-    using Kv = BackwardKv<kN, kM>;
-    const std::int64_t key_tiles = ceil_div(x.sizes.keys(), Kv::kKeys);
-    launch("attention_backward: dk, dv", dkv_kernel<kN, kM>,
-           {blocks(heads * key_tiles), Kv::kThreads, sizeof(typename Kv::Shared)}, ctx, rows_of<bf16>(x.dk_TGN),
-           rows_of<bf16>(x.dv_TGM), in, gradients, key_tiles);
+    with_rows<32, sizeof(typename BackwardKv<kN, kM, 32>::Shared)>([&]<int kRows>() {
+      using Kv = BackwardKv<kN, kM, kRows>;
+      const std::int64_t key_tiles = ceil_div(x.sizes.keys(), Kv::kKeys);
+      launch("attention_backward: dk, dv", dkv_kernel<kN, kM, kRows>,
+             {blocks(heads * key_tiles), Kv::kThreads, sizeof(typename Kv::Shared)}, ctx,
+             rows_of<bf16>(x.dk_TGN), rows_of<bf16>(x.dv_TGM), in, gradients, key_tiles);
+    });
   });
 }
 

@@ -74,6 +74,15 @@ std::size_t shared_bytes_of_block() {
   return static_cast<std::size_t>(bytes);
 }
 
+void check_shared_bytes(const char* op, std::size_t bytes) {
+  const std::size_t most = shared_bytes_of_block();
+  if (bytes > most)
+    throw_run(
+        "{}: a block needs {} KiB of shared memory, {} gives {}; use narrower heads or layers, or a device of "
+        "compute capability 8.0 (163 KiB) or 9.0 (227 KiB)",
+        op, (bytes + 1023) / 1024, properties().name, most / 1024);
+}
+
 std::int64_t free_memory() {
   std::size_t free = 0, total = 0;
   SY_CUDA(cudaMemGetInfo(&free, &total));

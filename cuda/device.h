@@ -16,6 +16,8 @@ std::string description();
 
 // The most shared memory that a block may ask for.
 std::size_t shared_bytes_of_block();
+// Throws RunError, naming the operator, where a block of it asks for more.
+void check_shared_bytes(const char* op, std::size_t bytes);
 std::int64_t free_memory();  // bytes
 
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,

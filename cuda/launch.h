@@ -7,6 +7,7 @@
 
 #include "core/context.h"
 #include "core/error.h"
+#include "device.h"
 #include "error.h"
 
 #ifdef SWITCHYARD_SIMT
@@ -37,6 +38,8 @@ template <class... P, class... A>
 void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& ctx, A... args) {
   static_assert(sizeof...(P) == sizeof...(A));
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+  const bool asks = shape.shared_bytes > 48 * 1024;
+  if (asks) check_shared_bytes(op, shape.shared_bytes);
 #ifdef SWITCHYARD_SIMT
   (void)ctx;
   simt::enqueue([=] {
@@ -44,7 +47,7 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
                  [&] { kernel(static_cast<P>(args)...); });
   });
 #else
-  if (shape.shared_bytes > 48 * 1024) {
+  if (asks) {
     SY_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shape.shared_bytes)));

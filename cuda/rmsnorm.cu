@@ -113,11 +113,10 @@ void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor 
                       Tensor weight_N, Context& ctx) {
   const std::int64_t groups_a_row = rstd_TG.dim(1), n_groups = rstd_TG.numel(), width = weight_N.dim(0);
   // As many warps as their sums find room in a block's shared memory.
-  constexpr std::int64_t kSharedBytes = 128 * 1024;
+  const std::int64_t most =
+      std::min<std::int64_t>(128 * 1024, static_cast<std::int64_t>(shared_bytes_of_block()));
   const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t warps = std::clamp<std::int64_t>(kSharedBytes / row_bytes, 1, kWarps);
-  SY_CHECK(row_bytes <= kSharedBytes, "RMSNorm over {} values; the kernel has room for {}", width,
-           kSharedBytes / static_cast<std::int64_t>(sizeof(float)));
+  const std::int64_t warps = std::clamp<std::int64_t>(most / row_bytes, 1, kWarps);
   const RowRange range(n_groups, kWarps);
   ScratchScope scope(ctx.scratch);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, width}, DType::f32);

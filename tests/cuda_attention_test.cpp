@@ -173,15 +173,33 @@ TEST(CudaAttention, TensorCoresEqualTheCpu) {
 }
 
 #ifdef SWITCHYARD_SIMT
+struct SmallerDevice {
+  explicit SmallerDevice(std::size_t shared_bytes) { simt::set_max_shared_bytes(shared_bytes); }
+  ~SmallerDevice() { simt::set_max_shared_bytes(simt::kMaxSharedBytes); }
+};
+
 // A tile for dq is then of 64 rows: several of them, of which the last is not whole.
 TEST(CudaAttention, WidestHeadsFitComputeCapability80) {
-  struct SmallerDevice {
-    SmallerDevice() { simt::set_max_shared_bytes(163 * 1024); }
-    ~SmallerDevice() { simt::set_max_shared_bytes(simt::kMaxSharedBytes); }
-  } device;
+  const SmallerDevice device(163 * 1024);
   for (const Case& c :
        {Case{1, 75, 2, 1, 256, 256, Mask::scattered}, Case{2, 33, 2, 1, 200, 136, Mask::documents}})
     expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
+}
+
+TEST(CudaAttention, HeadsOf128FitComputeCapability89AndWiderOnesSayWhatTheyNeed) {
+  const SmallerDevice device(99 * 1024);
+  expect_equals_the_cpu({1, 140, 2, 1, 128, 128, Mask::documents}, DType::bf16, 8,
+                        {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
+  DeviceCall wide({1, 66, 1, 1, 256, 256, Mask::causal}, DType::bf16, 8);
+  try {
+    wide.forward();
+    wide.backward();
+    ADD_FAILURE() << "heads of 256 were taken";
+  } catch (const RunError& error) {
+    EXPECT_NE(std::string(error.what()).find("shared memory, the emulator gives 99; use narrower heads"),
+              std::string::npos)
+        << error.what();
+  }
 }
 #endif
 
