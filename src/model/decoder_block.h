@@ -25,7 +25,8 @@ class DecoderBlock {
     attention_->plan_cache(arena, positions, dtype);
   }
 
-  // out_TD = block(in_TD), set; out_TD may be in_TD where no backward pass follows.
+  // out_TD = block(in_TD), set; out_TD may be in_TD where no backward pass follows. Not defined: as in
+  // FfnLayer.
   void forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.
   // `loss_gradient` is null in a block without a router.

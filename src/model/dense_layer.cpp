@@ -34,7 +34,7 @@ void DenseLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Bat
   ScratchScope scope(ctx.scratch);
   const Tensor act_TF = activated(ctx);
   ops::swiglu_forward(act_TF, gate_up_T2F_, ctx);
-  ops::linear_forward_add(out_TD, addend_TD, act_TF, store_.weight(down_), ctx);
+  if (out_TD.defined()) ops::linear_forward_add(out_TD, addend_TD, act_TF, store_.weight(down_), ctx);
 }
 
 void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&,

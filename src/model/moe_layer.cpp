@@ -115,13 +115,16 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
     ScratchScope scope(ctx.scratch);
     const Tensor row_RD = kept_or_room(saved.row_RD, hidden_, ctx);
     const Tensor act_RF = kept_or_room(saved.act_RF, width_, ctx);
-    const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
     dispatch(row_RD, x_TD, ctx);
     ops::grouped_gate_up_forward(act_RF, saved.gate_up_R2F, row_RD,
                                  store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R,
                                  saved.offset_E1, ctx);
-    ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_E1, ctx);
-    ops::moe_combine_forward(out_TD, addend_TD, out_RD, saved.slot_row_TK, ctx);
+    if (out_TD.defined()) {
+      const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
+      ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_E1,
+                                  ctx);
+      ops::moe_combine_forward(out_TD, addend_TD, out_RD, saved.slot_row_TK, ctx);
+    }
   }
   if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
 }

@@ -209,11 +209,8 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   for (std::size_t l = blocks_.size(); l-- > 0;) {
     const router::RoutingLossGradient* loss_gradient =
         blocks_[l].router() ? &loss_gradient_L_[--router] : nullptr;
-    if (blocks_share_memory() && l + 1 < blocks_.size()) {  // the last one's is still there
-      ScratchScope of_block(ctx.scratch);
-      const Tensor out_TD = ctx.scratch.take(dstream_TD.shape(), dtype_);  // known already
-      blocks_[l].forward(out_TD, stream_[l], rope_, batch, ctx);
-    }
+    if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
+      blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
     blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, loss_gradient, ctx);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
