@@ -16,9 +16,10 @@ namespace {
 struct Calibrated {
   Rows<float> c_T;
   Rows<const float> raw_T;
-  float center, inverse;
+  const float *mean_1, *variance_1;
 
   __device__ void operator()(std::int64_t t, std::int64_t) const {
+    const float center = *mean_1, inverse = *variance_1 > 0 ? 1 / sqrtf(*variance_1) : 0;
     *c_T[t] = 1 / (1 + expf(-(*raw_T[t] - center) * inverse));
   }
 };
@@ -57,11 +58,10 @@ struct AddMoments {
 
 }  // namespace
 
-void complexity_calibrated(Tensor c_T, Tensor raw_T, double mean, double variance, Context& ctx) {
-  const double inverse = variance > 0 ? 1 / std::sqrt(variance) : 0;
-  for_each_pack<1>("complexity_calibrated", c_T.rows(), 1, ctx,
-                   Calibrated{rows_of<float>(c_T), rows_of<const float>(raw_T), static_cast<float>(mean),
-                              static_cast<float>(inverse)});
+void complexity_calibrated(Tensor c_T, Tensor raw_T, Tensor mean_1, Tensor variance_1, Context& ctx) {
+  for_each_pack<1>(
+      "complexity_calibrated", c_T.rows(), 1, ctx,
+      Calibrated{rows_of<float>(c_T), rows_of<const float>(raw_T), mean_1.as<float>(), variance_1.as<float>()});
 }
 
 void complexity_above(Tensor c_T, Tensor raw_T, double threshold, Context& ctx) {
@@ -75,9 +75,9 @@ void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t mos
                              static_cast<float>(least), static_cast<float>(most - least)});
 }
 
-std::array<double, 3> token_moments(Tensor raw_T, Tensor skip_T, Context& ctx) {
-  return sum_rows<3>("token_moments", raw_T.rows(), ctx,
-                     AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(skip_T)});
+void token_moments(Tensor moments_3, Tensor raw_T, Tensor skip_T, Context& ctx) {
+  sum_rows<3>("token_moments", moments_3, raw_T.rows(), ctx,
+              AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(skip_T)});
 }
 
 }  // namespace switchyard::cuda

@@ -59,6 +59,14 @@ struct Add {
   }
 };
 
+struct Accumulate {
+  double* sum_N;
+  const double* value_N;
+  double factor;
+
+  __device__ void operator()(std::int64_t, std::int64_t n) const { sum_N[n] += factor * value_N[n]; }
+};
+
 constexpr int kSumThreads = 512;
 constexpr std::int64_t kSumBlocks = 528;  // fill a large device; a fixed number, so that the order is fixed
 
@@ -179,6 +187,11 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
                            Add<T, T, kSize>{rows_of<T>(out), rows_of<const T>(a), rows_of<const T>(b)});
     });
   });
+}
+
+void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {
+  for_each_pack<1>("accumulate", 1, sum_N.numel(), ctx,
+                   Accumulate{sum_N.as<double>(), value_N.as<double>(), factor});
 }
 
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {

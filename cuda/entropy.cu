@@ -77,9 +77,9 @@ void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_T
   });
 }
 
-double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx) {
-  return sum_rows<1>("sum_of_tokens", x_T.rows(), ctx,
-                     AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(skip_T)})[0];
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx) {
+  sum_rows<1>("sum_of_tokens", sum_1, x_T.rows(), ctx,
+              AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(skip_T)});
 }
 
 }  // namespace switchyard::cuda

@@ -30,6 +30,11 @@ struct Counted {
 };
 Counted counted(const Tensor& skip_R) { return {skip_R.defined() ? skip_R.as<std::int32_t>() : nullptr}; }
 
+struct CountRow {
+  Counted counts;
+  __device__ void operator()(std::int64_t r, double* sum) const { *sum += counts(r) ? 1 : 0; }
+};
+
 // Calls f<elements at once>() for operators over elements of equal rows.
 template <class F>
 void with_packs_of(std::initializer_list<Tensor> tensors, F&& f) {
@@ -177,9 +182,10 @@ __global__ void __launch_bounds__(kThreads, 2) distance_sum_kernel(Rows<double> 
   if (threadIdx.x == 0) *partial_B1[blockIdx.x] = sum;
 }
 
-// dY_Rd[i] += factor * sum_j (Y_i - Y_j) / |Y_i - Y_j|. Blocks (tiles of rows, chunks of kDepth columns).
+// dY_Rd[i] += 2 scale_1 * sum_j (Y_i - Y_j) / |Y_i - Y_j|: a pair counts in both orders. Blocks (tiles of rows,
+// chunks of kDepth columns).
 __global__ void __launch_bounds__(kThreads, 2)
-    distance_backward_kernel(Rows<float> dY_Rd, Pairs pairs, double factor) {
+    distance_backward_kernel(Rows<float> dY_Rd, Pairs pairs, const double* scale_1) {
   auto& tiles = static_shared<PairTiles>();
   const int row = static_cast<int>(threadIdx.x) / kSide, column = static_cast<int>(threadIdx.x) % kSide;
   const std::int64_t own = std::int64_t{blockIdx.x} * kTile;
@@ -205,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (place >= pairs.width) return;
   for (int a = 0; a < kEach; ++a) {
     const std::int64_t r = own + row + kSide * a;
-    if (pairs.has(r)) dY_Rd[r][place] += static_cast<float>(factor * sum[a]);
+    if (pairs.has(r)) dY_Rd[r][place] += static_cast<float>(2 * *scale_1 * sum[a]);
   }
 }
 
@@ -398,21 +404,25 @@ void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor o
          on_device(offset_d, ctx).as<double>(), counted(skip_R), n_rows, width);
 }
 
-double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+void count_rows(Tensor count_1, Tensor skip_R, Context& ctx) {
+  sum_rows<1>("count_rows", count_1, skip_R.rows(), ctx, CountRow{counted(skip_R)});
+}
+
+void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx) {
   const std::int64_t n_blocks = ceil_div(Y_Rd.rows(), kTile);
   ScratchScope scope(ctx.scratch);
-  const Tensor partial_B1 = ctx.scratch.take({n_blocks, 1}, DType::f64),
-               sum = ctx.scratch.take({1}, DType::f64);
+  const Tensor partial_B1 = ctx.scratch.take({n_blocks, 1}, DType::f64), sum = room_for(sum_1, ctx);
   launch("pair_distance_sum", distance_sum_kernel, {blocks(n_blocks), kThreads}, ctx,
          rows_of<double>(partial_B1), pairs_of(Y_Rd, skip_R));
   sum_partials<double, double>("pair_distance_sum", sum, partial_B1, Partials::set, ctx);
-  return read<1>(sum)[0];
+  deliver(sum_1, sum);
 }
 
-void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, double scale, Context& ctx) {
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
   launch("pair_distance_backward", distance_backward_kernel,
          {{blocks(ceil_div(Y_Rd.rows(), kTile)), blocks(ceil_div(Y_Rd.dim(1), kDepth)), 1}, kThreads}, ctx,
-         rows_of<float>(dY_Rd), pairs_of(Y_Rd, skip_R), 2 * scale);  // a pair counts in both orders
+         rows_of<float>(dY_Rd), pairs_of(Y_Rd, skip_R), on_device(scale_1, ctx).as<double>());
 }
 
 void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context& ctx) {
@@ -423,10 +433,10 @@ void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilo
   });
 }
 
-double standard_kl_sum(Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
-  return sum_rows<1>("standard_kl_sum", mean_Td.rows(), ctx,
-                     AddKl{rows_of<const float>(mean_Td), rows_of<const float>(log_var_Td), counted(skip_T),
-                           static_cast<int>(mean_Td.dim(1))})[0];
+void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+  sum_rows<1>("standard_kl_sum", sum_1, mean_Td.rows(), ctx,
+              AddKl{rows_of<const float>(mean_Td), rows_of<const float>(log_var_Td), counted(skip_T),
+                    static_cast<int>(mean_Td.dim(1))});
 }
 
 void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,

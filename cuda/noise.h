@@ -2,10 +2,11 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/noise_place.h"
 #include "core/rng.h"
 
 namespace switchyard::cuda {
 
-void add_normal(Tensor x_TN, const Rng& rng, std::int64_t first_row, double sigma, Context& ctx);
+void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma, Context& ctx);
 
 }  // namespace switchyard::cuda

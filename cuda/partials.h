@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <array>
 
 #include "launch.h"
 #include "numeric.h"
@@ -87,18 +86,18 @@ __global__ void __launch_bounds__(kSumThreads)
 
 }  // namespace
 
-// The sums over rows of what add(row, sum) adds to sum, an array of kCount doubles, on the device; read by the
-// host, which waits. F is a struct with a const operator().
+// sum_N (f64, kCount of them; set) = the sums over rows of what add(row, sum) adds to sum, an array of kCount
+// doubles. Where sum_N lies on the host, the call waits. F is a struct with a const operator().
 template <int kCount, class F>
-std::array<double, kCount> sum_rows(const char* op, std::int64_t n_rows, Context& ctx, const F& add) {
+void sum_rows(const char* op, const Tensor& sum_N, std::int64_t n_rows, Context& ctx, const F& add) {
   const RowRange range(n_rows, 4 * kSumThreads);
   ScratchScope scope(ctx.scratch);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, kCount}, DType::f64);
-  const Tensor sum_N = ctx.scratch.take({kCount}, DType::f64);
+  const Tensor room_N = room_for(sum_N, ctx);
   launch(op, sum_rows_kernel<kCount, F>, {blocks(range.blocks), kSumThreads}, ctx, add,
          rows_of<double>(partial_BN), n_rows, range.rows);
-  sum_partials<double, double>(op, sum_N, partial_BN, Partials::set, ctx);
-  return read<kCount>(sum_N);
+  sum_partials<double, double>(op, room_N, partial_BN, Partials::set, ctx);
+  deliver(sum_N, room_N);
 }
 
 }  // namespace switchyard::cuda

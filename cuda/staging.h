@@ -2,8 +2,6 @@
 // operator that takes them from the device as well neither copies nor waits then.
 #pragma once
 
-#include <array>
-
 #include "core/context.h"
 #include "core/device_memory.h"
 
@@ -23,14 +21,6 @@ inline Tensor on_device(const Tensor& tensor, Context& ctx) {
   const Tensor room = room_for(tensor, ctx);
   deliver(room, tensor);
   return room;
-}
-
-// Waits for the device.
-template <std::size_t kCount>
-std::array<double, kCount> read(const Tensor& value_N) {
-  std::array<double, kCount> values;
-  copy(Tensor(values.data(), value_N.shape(), DType::f64), value_N);
-  return values;
 }
 
 }  // namespace switchyard::cuda

@@ -22,8 +22,10 @@ TEST_P(CudaComplexity, EqualsTheCpu) {
   const OwnedTensor raw64 = raw.as_f64(), c64({tokens()}, DType::f64);
   const DeviceTensor c({tokens()}, DType::f32, ctx_), count({tokens()}, DType::i32, ctx_);
   for (const double variance : {9.0, 0.0}) {
-    ops::complexity_calibrated(c64, raw64, 20.5, variance, host_ctx_);
-    cuda::complexity_calibrated(c, raw, 20.5, variance, ctx_);
+    const OwnedTensor mean_1 = doubles({20.5}), variance_1 = doubles({variance});
+    ops::complexity_calibrated(c64, raw64, mean_1, variance_1, host_ctx_);
+    cuda::complexity_calibrated(c, raw, DeviceTensor::of(mean_1, DType::f32, ctx_),
+                                DeviceTensor::of(variance_1, DType::f32, ctx_), ctx_);
     // An exponential and two roundings of 6e-8; the exponent, up to some 5, is rounded as well.
     EXPECT_TRUE(all_near(c.values(), values(c64), 1e-6, 0));
   }
@@ -34,8 +36,11 @@ TEST_P(CudaComplexity, EqualsTheCpu) {
   std::vector<double> ids;
   for (std::int64_t t = 0; t < tokens(); ++t) ids.push_back(t % 7 == 2 ? -1 : 3);
   const OwnedTensor skip = ints(ids);
-  const auto moments = cuda::token_moments(raw, DeviceTensor::of(skip, ctx_), ctx_),
-             moments64 = ops::token_moments(raw64, skip, host_ctx_);
+  const DeviceTensor moments_3({3}, DType::f64, ctx_);
+  const OwnedTensor moments64({3}, DType::f64);
+  cuda::token_moments(moments_3, raw, DeviceTensor::of(skip, ctx_), ctx_);
+  ops::token_moments(moments64, raw64, skip, host_ctx_);
+  const std::vector<double> moments = moments_3.values();
   EXPECT_EQ(moments[0], moments64[0]);
   EXPECT_NEAR(moments[1], moments64[1], 1e-13 * moments64[1]);  // in double, in another order
   EXPECT_NEAR(moments[2], moments64[2], 1e-13 * moments64[2]);

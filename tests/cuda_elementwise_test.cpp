@@ -47,6 +47,18 @@ TEST(CudaElementwise, FillZeroSetsAllAndNothingElse) {
   }
 }
 
+TEST(CudaElementwise, AccumulateAddsAMultiple) {
+  for (const std::int64_t count : {0, 1, 3, 257, 1000}) {
+    DeviceContext ctx;
+    const OwnedTensor host = normal({count}, DType::f64, "sum"), value = normal({count}, DType::f64, "value");
+    std::vector<double> expected = values(host);
+    for (std::int64_t i = 0; i < count; ++i) expected[static_cast<std::size_t>(i)] += 0.3 * value[i];
+    const auto sum = DeviceTensor::of(host, ctx);
+    cuda::accumulate(sum, DeviceTensor::of(value, ctx), 0.3, ctx);
+    EXPECT_TRUE(all_near(sum.values(), expected, 1e-15, 1e-15)) << count;  // with or without a fused product
+  }
+}
+
 TEST(CudaElementwise, CopyMovesBitsBetweenStrides) {
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::i32}) {
     for (const Sizes& s : kSizes) {

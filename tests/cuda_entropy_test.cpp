@@ -50,7 +50,8 @@ TEST(CudaEntropy, EqualsTheCpu) {
                                                          prob64 = prob.as_f64(), lse64 = lse.as_f64();
     ops::softmax_entropy_forward(entropy64, logit64, prob64, lse64, host_ctx);
     ops::softmax_entropy_backward(dlogit64, entropy64, logit64, prob64, lse64, skip, 0.3, host_ctx);
-    const double sum64 = ops::sum_of_tokens(entropy64, skip, host_ctx);
+    const double sum64 =
+        number_from([&](Tensor sum_1) { ops::sum_of_tokens(sum_1, entropy64, skip, host_ctx); });
 
     cuda::softmax_entropy_forward(entropy, logit, prob, lse, ctx);
     cuda::softmax_entropy_backward(dlogit, entropy, logit, prob, lse, device_skip, 0.3, ctx);
@@ -58,7 +59,8 @@ TEST(CudaEntropy, EqualsTheCpu) {
     EXPECT_TRUE(all_near(entropy.values(), values(entropy64), 1e-6, 2e-6));
     EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 1e-6, 1e-6));
     // In double, of numbers that are off by that much each.
-    EXPECT_NEAR(cuda::sum_of_tokens(entropy, device_skip, ctx), sum64, 2e-6 * static_cast<double>(s.tokens));
+    const auto sum = number_from([&](Tensor sum_1) { cuda::sum_of_tokens(sum_1, entropy, device_skip, ctx); });
+    EXPECT_NEAR(sum, sum64, 2e-6 * static_cast<double>(s.tokens));
     EXPECT_TRUE(dlogit.margins_untouched());
   }
 }
@@ -70,7 +72,9 @@ TEST(CudaEntropy, SumsTokensInDouble) {
   set(x, 0, 0x1p30);
   double expected = 0;
   for (std::int64_t t = 0; t < x.numel(); ++t) expected += skip[t] < 0 ? 0 : x[t];
-  EXPECT_EQ(cuda::sum_of_tokens(DeviceTensor::of(x, ctx), DeviceTensor::of(skip, ctx), ctx), expected);
+  const DeviceTensor sum({1}, DType::f64, ctx);  // a result that stays on the device
+  cuda::sum_of_tokens(sum, DeviceTensor::of(x, ctx), DeviceTensor::of(skip, ctx), ctx);
+  EXPECT_EQ(sum.values(), std::vector<double>{expected});
 }
 
 }  // namespace

@@ -34,6 +34,10 @@ class CudaLatent : public ::testing::Test {
     return s.margin > 0 ? DeviceTensor::strided(s.rows, s.width, DType::f32, ctx_, s.margin)
                         : DeviceTensor({s.rows, s.width}, DType::f32, ctx_);
   }
+  // To a result on the host, for which the call waits.
+  double distance_sum(const Tensor& Y_Rd, const Tensor& skip_R) {
+    return number_from([&](Tensor sum_1) { cuda::pair_distance_sum(sum_1, Y_Rd, skip_R, ctx_); });
+  }
   // Every seventh row does not count.
   static OwnedTensor padding(std::int64_t rows) {
     std::vector<double> ids;
@@ -120,11 +124,13 @@ TEST_F(CudaLatent, PairDistancesEqualTheCpu) {
                    device_skip_R = padded ? device_skip.view() : Tensor();
       const auto Y = rows(s, "Y", 1, padded ? &skip : nullptr), dY = rows(s, "dY");
       const OwnedTensor dY64 = dY.as_f64();
-      const double sum64 = ops::pair_distance_sum(Y.as_f64(), skip_R, host_ctx_);
-      ops::pair_distance_backward(dY64, Y.as_f64(), skip_R, 0.3, host_ctx_);
+      const OwnedTensor Y64 = Y.as_f64(), scale = doubles({0.3});
+      const double sum64 =
+          number_from([&](Tensor sum_1) { ops::pair_distance_sum(sum_1, Y64, skip_R, host_ctx_); });
+      ops::pair_distance_backward(dY64, Y64, skip_R, scale, host_ctx_);
       // Each distance is a root of a sum in float32, rounded to some 1e-7; their sum is in double.
-      EXPECT_NEAR(cuda::pair_distance_sum(Y, device_skip_R, ctx_), sum64, 1e-6 * sum64);
-      cuda::pair_distance_backward(dY, Y, device_skip_R, 0.3, ctx_);
+      EXPECT_NEAR(distance_sum(Y, device_skip_R), sum64, 1e-6 * sum64);
+      cuda::pair_distance_backward(dY, Y, device_skip_R, DeviceTensor::of(scale, ctx_), ctx_);
       // Sums of up to 150 cosines, each rounded to some 1e-7.
       EXPECT_TRUE(all_near(dY.values(), values(dY64), 1e-6, 2e-5));
       EXPECT_TRUE(dY.margins_untouched());
@@ -134,8 +140,8 @@ TEST_F(CudaLatent, PairDistancesEqualTheCpu) {
 TEST_F(CudaLatent, EqualRowsHaveNoDistanceAndAFiniteGradient) {
   const auto Y = DeviceTensor::of(normal({5, 3}, DType::f32, "one", 0, 1.7), ctx_), dY = rows({5, 3, 0}, "dY");
   const auto before = dY.values();
-  EXPECT_EQ(cuda::pair_distance_sum(Y, {}, ctx_), 0);
-  cuda::pair_distance_backward(dY, Y, {}, 1.0, ctx_);
+  EXPECT_EQ(distance_sum(Y, {}), 0);
+  cuda::pair_distance_backward(dY, Y, {}, doubles({1}), ctx_);
   EXPECT_EQ(dY.values(), before);
 }
 
@@ -149,13 +155,19 @@ TEST_F(CudaLatent, SamplesAndTheirDivergenceEqualTheCpu) {
     const OwnedTensor z64(z.view().shape(), DType::f64), dmean64 = dmean.as_f64(),
                                                          dlog_var64 = dlog_var.as_f64();
     ops::sample_latent(z64, mean.as_f64(), log_var.as_f64(), epsilon.as_f64(), host_ctx_);
-    const double kl64 = ops::standard_kl_sum(mean.as_f64(), log_var.as_f64(), skip, host_ctx_);
+    const double kl64 = number_from(
+        [&](Tensor sum_1) { ops::standard_kl_sum(sum_1, mean.as_f64(), log_var.as_f64(), skip, host_ctx_); });
     ops::standard_kl_backward(dmean64, dlog_var64, mean.as_f64(), log_var.as_f64(), skip, 0.3, host_ctx_);
     cuda::sample_latent(z, mean, log_var, epsilon, ctx_);
     cuda::standard_kl_backward(dmean, dlog_var, mean, log_var, device_skip, 0.3, ctx_);
     // A few roundings of 6e-8, of numbers up to about 30.
     EXPECT_TRUE(all_near(z.values(), values(z64), 1e-6, 1e-6));
-    EXPECT_NEAR(cuda::standard_kl_sum(mean, log_var, device_skip, ctx_), kl64, 1e-6 * kl64);
+    const DeviceTensor kl({1}, DType::f64, ctx_), count({1}, DType::f64, ctx_);
+    cuda::standard_kl_sum(kl, mean, log_var, device_skip, ctx_);
+    EXPECT_NEAR(kl.values()[0], kl64, 1e-6 * kl64);
+    cuda::count_rows(count, device_skip, ctx_);
+    EXPECT_EQ(count.values()[0],
+              number_from([&](Tensor count_1) { ops::count_rows(count_1, skip, host_ctx_); }));
     EXPECT_TRUE(all_near(dmean.values(), values(dmean64), 1e-6, 1e-6));
     EXPECT_TRUE(all_near(dlog_var.values(), values(dlog_var64), 1e-6, 1e-6));
     for (const DeviceTensor* out : {&z, &dmean, &dlog_var}) EXPECT_TRUE(out->margins_untouched());
@@ -236,11 +248,11 @@ TEST_F(CudaLatent, SameBitsInAnyOrderOfBlocks) {
     const auto Y = rows(s, "Y"), dY = rows(s, "dY");
     const DeviceTensor gram({20, 20}, DType::f64, ctx_), sum({20}, DType::f64, ctx_);
     cuda::row_moments(gram, sum, Y, {}, ctx_);
-    cuda::pair_distance_backward(dY, Y, {}, 0.3, ctx_);
+    cuda::pair_distance_backward(dY, Y, {}, doubles({0.3}), ctx_);
     Routed r(600, 5, 8, 20, 1);
     r.run(r.sum, r.count);
     std::vector<std::vector<double>> results{
-        gram.values(), sum.values(), dY.values(), r.sum.values(), {cuda::pair_distance_sum(Y, {}, ctx_)}};
+        gram.values(), sum.values(), dY.values(), r.sum.values(), {distance_sum(Y, {})}};
     simt::set_block_order(simt::BlockOrder::ascending);
     return results;
   };

@@ -28,6 +28,19 @@ TEST(Elementwise, FillZeroSetsAllAndNothingElse) {
   ops::fill_zero(OwnedTensor({0, 4}, DType::f32), ctx);  // nothing to do
 }
 
+TEST(Elementwise, AccumulateAddsAMultiple) {
+  Context ctx;
+  for (const std::int64_t count : kCounts) {
+    const OwnedTensor sum = normal({count}, DType::f64, "sum"), value = normal({count}, DType::f64, "value");
+    std::vector<double> expected = values(sum);
+    for (std::int64_t i = 0; i < count; ++i) expected[static_cast<std::size_t>(i)] += 0.3 * value[i];
+    ops::accumulate(sum, value, 0.3, ctx);
+    EXPECT_TRUE(all_near(values(sum), expected, 1e-15, 1e-15)) << count;  // with or without a fused product
+  }
+  ops::accumulate(OwnedTensor({0}, DType::f64), OwnedTensor({0}, DType::f64), 1, ctx);  // nothing to do
+  EXPECT_THROW(ops::accumulate(doubles({1}), doubles({1, 2}), 1, ctx), std::logic_error);
+}
+
 TEST(Elementwise, CopyMovesBitsBetweenStrides) {
   Context ctx;
   for (DType dtype : {DType::f32, DType::f64, DType::i32}) {

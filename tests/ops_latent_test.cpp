@@ -93,9 +93,11 @@ TEST(Latent, PairDistancesAndTheirGradient) {
         for (std::int64_t k = 0; k < kWidth; ++k) square += std::pow(Y[i * kWidth + k] - Y[j * kWidth + k], 2);
         expected += std::sqrt(square);
       }
-    const auto loss = [&] { return 0.01 * ops::pair_distance_sum(Y, skip, ctx); };
+    const auto loss = [&] {
+      return 0.01 * number_from([&](Tensor sum_1) { ops::pair_distance_sum(sum_1, Y, skip, ctx); });
+    };
     EXPECT_NEAR(loss(), 0.01 * expected, 1e-10 * expected);
-    ops::pair_distance_backward(dY, Y, skip, 0.01, ctx);
+    ops::pair_distance_backward(dY, Y, skip, doubles({0.01}), ctx);
     // 131^2 distances of order three, a hundredth: 500, rounded to 1e-13, over the step of 1e-5
     EXPECT_TRUE(gradient_matches(Y, dY, loss, {.relative = 1e-5, .absolute = 1e-7})) << rows;
   }
@@ -105,8 +107,8 @@ TEST(Latent, EqualRowsHaveNoDistanceAndAFiniteGradient) {
   PoisonedContext ctx;
   OwnedTensor Y({3, 2}, DType::f32), dY = zeros(3, 2, DType::f32);
   fill(Y, {1, 2, 1, 2, 1, 2});
-  EXPECT_EQ(ops::pair_distance_sum(Y, {}, ctx), 0);
-  ops::pair_distance_backward(dY, Y, {}, 1.0, ctx);
+  EXPECT_EQ(number_from([&](Tensor sum_1) { ops::pair_distance_sum(sum_1, Y, {}, ctx); }), 0);
+  ops::pair_distance_backward(dY, Y, {}, doubles({1}), ctx);
   EXPECT_EQ(values(dY), std::vector<double>(6, 0.0));
 }
 
@@ -129,7 +131,9 @@ TEST(Latent, KlToTheStandardNormalAndItsGradient) {
   double expected = 0;
   for (std::int64_t i = 0; i < mean.numel(); ++i)
     if (skip[i / kWidth] >= 0) expected -= (1 + log_var[i] - mean[i] * mean[i] - std::exp(log_var[i])) / 2;
-  const auto loss = [&] { return 0.3 * ops::standard_kl_sum(mean, log_var, skip, ctx); };
+  const auto loss = [&] {
+    return 0.3 * number_from([&](Tensor sum_1) { ops::standard_kl_sum(sum_1, mean, log_var, skip, ctx); });
+  };
   EXPECT_NEAR(loss(), 0.3 * expected, 1e-11);
   ops::standard_kl_backward(dmean, dlog_var, mean, log_var, skip, 0.3, ctx);
   EXPECT_TRUE(gradient_matches(mean, dmean, loss));
@@ -204,8 +208,10 @@ TEST(Latent, RefusesOtherShapes) {
   const OwnedTensor gram({2, 2}, DType::f32), sum({2}, DType::f64);
   EXPECT_THROW(ops::unit_rows_forward(other, norm, rows, ctx), std::logic_error);
   EXPECT_THROW(ops::row_moments(gram, sum, rows, {}, ctx), std::logic_error);
-  EXPECT_THROW(ops::standard_kl_sum(rows, other, {}, ctx), std::logic_error);
-  EXPECT_THROW(ops::pair_distance_sum(rows, ints({1, 2}), ctx), std::logic_error);
+  const OwnedTensor one = doubles({0});
+  EXPECT_THROW(ops::standard_kl_sum(one, rows, other, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::pair_distance_sum(one, rows, ints({1, 2}), ctx), std::logic_error);
+  EXPECT_THROW(ops::pair_distance_sum(norm, rows, {}, ctx), std::logic_error);
 }
 
 }  // namespace

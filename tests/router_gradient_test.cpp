@@ -112,7 +112,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
     // A step over the border between two choices has no derivative to compare with.
     EXPECT_EQ(values(decision.expert_TK), chosen);
     double sum = test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.stage.sums().prob_sum_BE) +
-                 fixture.stage.own_loss(loss_gradient);
+                 fixture.own_loss(loss_gradient);
     for (const double lse2 : values(fixture.stage.sums().lse2_sum_B)) sum += kDz * lse2;
     return sum;
   };
@@ -152,7 +152,7 @@ TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
     RouterBatch batch = fixture.batch(token_T);
     batch.attention_entropy_T = entropy_T;
     for (int step = 0; step < 4; ++step) {
-      batch.step = step;
+      fixture.set_place(step, 0);
       fixture.arena->poison();
       const RoutingDecision decision = fixture.stage.forward(x_TD, batch, fixture.ctx);
       for (const double expert : values(decision.expert_TK)) EXPECT_TRUE(!padding || expert == -1);

@@ -9,7 +9,7 @@
 
 #include "config/load.h"
 #include "gradient_check.h"
-#include "router/lpr_regularisation.h"
+#include "ops/latent_losses.h"
 #include "router/lpr_similarity.h"
 #include "router/registry.h"
 #include "router/router.h"
@@ -52,6 +52,7 @@ struct Fixture {
     router->plan(measure, n_seq, seq_len, dtype);
     arena.emplace(measure.peak(), "test");
     router->plan(*arena, n_seq, seq_len, dtype);
+    router->keep_statistics_in(statistics_S.emplace(Shape{router->n_statistics()}, DType::f64));
     arena->poison();
     ctx.scratch.set_poison(true);
   }
@@ -62,11 +63,19 @@ struct Fixture {
     while (i < store.rows().size() && store.rows()[i].name != "gate." + name) ++i;
     return i;
   }
+  // As if another micro-batch or rank had made them: they stay as they are in further forward passes.
+  OwnedTensor statistics() const { return test::doubles(values(*statistics_S)); }
+  double own_loss(const RoutingLossGradient& gradient) {
+    const OwnedTensor loss_1 = test::doubles({0});
+    router->add_own_loss(loss_1, gradient, ctx);
+    return loss_1[0];
+  }
 
   RouterShape shape;
   ParameterStore store;
   std::unique_ptr<Router> router;
   std::optional<Arena> arena;
+  std::optional<OwnedTensor> statistics_S;
   Context ctx;
 };
 
@@ -174,16 +183,16 @@ TEST_P(LatentPrototypeGradient, MatchesFiniteDifferences) {
 
   const RouterOutput first = f.router->forward(x, batch, f.ctx);
   const std::vector<double> chosen = values(first.decision.expert_TK);
-  const std::vector<double> statistics(f.router->statistics().begin(), f.router->statistics().end());
-  const std::size_t moments = 3 + 4 * 4 + 4, routed = 5 * 4 + 5;
+  const OwnedTensor statistics = f.statistics();
+  const std::int64_t moments = 3 + 4 * 4 + 4, routed = 5 * 4 + 5;
   const auto loss = [&] {
     const RouterOutput out = f.router->forward(x, batch, f.ctx);
     EXPECT_EQ(values(out.decision.expert_TK), chosen);  // over a border there is no derivative
-    std::vector<double> now(f.router->statistics().begin(), f.router->statistics().end());
-    std::copy_n(statistics.begin() + moments, routed, now.begin() + moments);
-    const RoutingLossGradient at{.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics = now};
+    const OwnedTensor now = f.statistics();
+    for (std::int64_t i = moments; i < moments + routed; ++i) test::set(now, i, statistics[i]);
+    const RoutingLossGradient at{.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics_S = now};
     double sum = test::dot(r, out.decision.weight_TK) + test::dot(q, out.decision.expert_input_addend_TD) +
-                 f.router->own_loss(at);
+                 f.own_loss(at);
     for (std::int64_t t = 0; t < 6; ++t) {
       for (std::int64_t e = 0; e < 5; ++e) sum += s[t / 4 * 5 + e] * test::get(out.prob_TE, t * 5 + e);
       sum += kDz * std::pow(test::get(out.lse_T, t), 2);
@@ -192,7 +201,7 @@ TEST_P(LatentPrototypeGradient, MatchesFiniteDifferences) {
   };
   const OwnedTensor dx = test::normal({8, 6}, DType::f64, "dx", 0.0);
   f.router->backward(dx, {.dweight_TK = r, .daddend_TD = q}, x, batch,
-                     {.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics = statistics}, f.ctx);
+                     {.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics_S = statistics}, f.ctx);
   // A loss of order ten, a hundred with dot products, rounded to 1e-14, over the step of 1e-5; norms of rows of
   // six and latents of length one half bend strongly.
   const test::GradientTolerance tolerance{.relative = 1e-5, .absolute = 1e-7, .max_elements = 20};
@@ -246,9 +255,17 @@ TEST(Diversity, LinearFormsEqualTheQuadraticOnes) {
       for (std::size_t b = 0; b < d; ++b) gram[a * d + b] += own * N[i * d + static_cast<std::int64_t>(b)];
     }
   }
-  EXPECT_NEAR(diversity_term(Diversity::orthogonal, {n, gram, sum}, d).value, orthogonal, 1e-14);
-  EXPECT_NEAR(diversity_term(Diversity::cosine, {n, gram, sum}, d).value, cosine, 1e-14);
-  EXPECT_EQ(diversity_term(Diversity::orthogonal, {1, gram, sum}, d).value, 0);  // one row is no pair
+  Context ctx;
+  const OwnedTensor sum_d = test::doubles(sum), flat_gram = test::doubles(gram);
+  const auto value = [&](Diversity kind, double rows) {
+    const OwnedTensor loss_1 = test::doubles({0});
+    ops::add_diversity_loss(
+        loss_1, kind, {.gram_dd = flat_gram.view().reshape(Shape{d, d}), .sum_d = sum_d, .n = rows}, {1}, ctx);
+    return loss_1[0];
+  };
+  EXPECT_NEAR(value(Diversity::orthogonal, n), orthogonal, 1e-14);
+  EXPECT_NEAR(value(Diversity::cosine, n), cosine, 1e-14);
+  EXPECT_EQ(value(Diversity::orthogonal, 1), 0);  // one row is no pair
 }
 
 // ---- what a batch's cut, padding, noise and loads may do ----
@@ -267,29 +284,26 @@ StepSums step_in_parts(std::int64_t at_once, const config::Router& options, cons
     if (ids[static_cast<std::size_t>(i / 6)] < 0) test::set(q, i, 0);
   const OwnedTensor none = test::normal({at_once, 5}, DType::f64, "none", 0.0);
   StepSums sums;
+  sums.statistics.resize(static_cast<std::size_t>(f.router->n_statistics()));
   const std::int64_t tokens = at_once * 3;
   for (const bool backward : {false, true})
     for (std::int64_t first = 0; first < 4; first += at_once) {
       const auto begin = ids.begin() + first * 3;
       const OwnedTensor token = ints(std::vector<double>(begin, begin + tokens));
-      const RouterBatch batch{.token_T = token,
-                              .n_seq = at_once,
-                              .seq_len = 3,
-                              .training = true,
-                              .seed = 5,
-                              .step = 7,
-                              .first_sequence = first};
+      const OwnedTensor place = ints({7, static_cast<double>(first)});
+      const RouterBatch batch{
+          .token_T = token, .n_seq = at_once, .seq_len = 3, .training = true, .seed = 5, .place_2 = place};
       const Tensor part = x.view().slice(first * 3, tokens);
       f.router->forward(part, batch, f.ctx);
       if (!backward) {
-        sums.statistics.resize(f.router->statistics().size());
-        for (std::size_t i = 0; i < sums.statistics.size(); ++i)
-          sums.statistics[i] += f.router->statistics()[i];
+        const std::vector<double> statistics = values(*f.statistics_S);
+        for (std::size_t i = 0; i < statistics.size(); ++i) sums.statistics[i] += statistics[i];
         continue;
       }
+      const OwnedTensor global_S = test::doubles(sums.statistics);
       const RoutingLossGradient gradient{
-          .dprob_BE = none, .dlse2 = 0, .token_share = 1.0 / 9, .statistics = sums.statistics};
-      sums.loss += f.router->own_loss(gradient);
+          .dprob_BE = none, .dlse2 = 0, .token_share = 1.0 / 9, .statistics_S = global_S};
+      sums.loss += f.own_loss(gradient);
       const OwnedTensor dx = test::normal({tokens, 6}, DType::f64, "dx", 0.0);
       f.router->backward(
           dx,
@@ -338,14 +352,15 @@ TEST(LatentPrototype, EvaluationHasNoNoiseAndNoState) {
   Fixture f(options, small_shape(), 1, 8, DType::f32);
   const OwnedTensor x = test::normal({8, 6}, DType::f32, "x"), token = ints(std::vector<double>(8, 1));
   const auto run = [&](bool training, std::int64_t step) {
+    const OwnedTensor place = ints({static_cast<double>(step), 0});
     const RouterOutput out = f.router->forward(
-        x, {.token_T = token, .seq_len = 8, .training = training, .seed = 1, .step = step}, f.ctx);
+        x, {.token_T = token, .seq_len = 8, .training = training, .seed = 1, .place_2 = place}, f.ctx);
     return values(out.decision.weight_TK);
   };
   const auto first = run(true, 1);
-  const std::vector<double> statistics(f.router->statistics().begin(), f.router->statistics().end());
+  const std::vector<double> statistics = values(*f.statistics_S);
   EXPECT_EQ(run(false, 1), run(false, 2));
-  EXPECT_EQ(std::vector<double>(f.router->statistics().begin(), f.router->statistics().end()), statistics);
+  EXPECT_EQ(values(*f.statistics_S), statistics);
   EXPECT_NE(run(true, 2), first);
   EXPECT_EQ(run(true, 1), first);  // noise is a function of the step
 }
@@ -365,17 +380,17 @@ TEST(LatentPrototype, OneExpertMayHaveEveryToken) {
     const OwnedTensor none = test::normal({1, 5}, DType::f64, "none", 0.0);
     for (std::int64_t step = 0; step < 3; ++step) {
       const auto keys = values(f.row("expert_keys"));
-      const RouterBatch batch{.token_T = token, .seq_len = 8, .training = true, .seed = 1, .step = step};
+      const OwnedTensor place = ints({static_cast<double>(step), 0});
+      const RouterBatch batch{.token_T = token, .seq_len = 8, .training = true, .seed = 1, .place_2 = place};
       const RouterOutput out = f.router->forward(x, batch, f.ctx);
       EXPECT_EQ(values(out.decision.expert_TK), std::vector<double>(8, 2.0));
-      const std::vector<double> statistics(f.router->statistics().begin(), f.router->statistics().end());
       const RoutingLossGradient gradient{
-          .dprob_BE = none, .dlse2 = 0, .token_share = 1.0 / 8, .statistics = statistics};
-      EXPECT_TRUE(std::isfinite(f.router->own_loss(gradient)));
+          .dprob_BE = none, .dlse2 = 0, .token_share = 1.0 / 8, .statistics_S = *f.statistics_S};
+      EXPECT_TRUE(std::isfinite(f.own_loss(gradient)));
       const OwnedTensor dx = test::normal({8, 6}, DType::f32, "dx", 0.0);
       f.router->backward(dx, {.dweight_TK = r, .daddend_TD = q}, x, batch, gradient, f.ctx);
       EXPECT_TRUE(std::isfinite(test::dot(dx, dx))) << similarity;
-      f.router->after_step(std::vector<double>{0, 0, 8, 0, 0}, statistics, f.ctx);
+      f.router->after_step(std::vector<double>{0, 0, 8, 0, 0}, values(*f.statistics_S), f.ctx);
       EXPECT_TRUE(std::isfinite(test::dot(f.row("expert_keys"), f.row("expert_keys")))) << similarity;
       EXPECT_NE(values(f.row("expert_keys")), keys);
     }

@@ -38,11 +38,22 @@ struct StageFixture {
     arena.emplace(measure.peak(), "test");
     stage.set_sums(LayerSums::plan(*arena, 1, n_seq, shape.n_experts).of(0));
     stage.plan(*arena, n_seq, seq_len, dtype);
+    if (stage.n_statistics() > 0)
+      stage.keep_statistics_in(statistics_S.emplace(Shape{stage.n_statistics()}, DType::f64));
     arena->poison();
     ctx.scratch.set_poison(true);
   }
   RouterBatch batch(const Tensor& token_T, bool training = true) const {
-    return {.token_T = token_T, .n_seq = n_seq_, .seq_len = seq_len_, .training = training};
+    return {.token_T = token_T, .n_seq = n_seq_, .seq_len = seq_len_, .training = training, .place_2 = place_2};
+  }
+  void set_place(std::int64_t step, std::int64_t first_sequence) {
+    fill(place_2, {static_cast<double>(step), static_cast<double>(first_sequence)});
+  }
+  Numbers statistics() const { return statistics_S ? test::values(*statistics_S) : Numbers{}; }
+  double own_loss(const RoutingLossGradient& gradient) {
+    const test::OwnedTensor loss_1 = test::doubles({0});
+    stage.add_own_loss(loss_1, gradient, ctx);
+    return loss_1[0];
   }
   Tensor row(const std::string& name) const {
     for (std::size_t i = 0; i < store.rows().size(); ++i)
@@ -55,13 +66,14 @@ struct StageFixture {
     Numbers count_E(static_cast<std::size_t>(count_BE.dim(1)));
     for (std::int64_t b = 0; b < count_BE.rows(); ++b)
       for (std::size_t e = 0; e < count_E.size(); ++e) count_E[e] += count_BE.row<std::int32_t>(b)[e];
-    const Numbers statistics(stage.statistics().begin(), stage.statistics().end());
-    stage.after_step(count_E, statistics, ctx);
+    stage.after_step(count_E, statistics(), ctx);
   }
 
   ParameterStore store;
   RouterStage stage;
   std::optional<Arena> arena;
+  std::optional<test::OwnedTensor> statistics_S;  // where the router has any
+  test::OwnedTensor place_2 = test::ints({0, 0});
   Context ctx;
 
  private:

@@ -55,7 +55,7 @@ TEST(TopP, TheShortestListThatReachesP) {
     // Entropies of the three distributions, coefficient 1e-4, a token share of 1/3.
     const double entropy = (1.0 / 8 * std::log(8) + 2.0 / 8 * std::log(4) + 5.0 / 8 * std::log(1.6)) +
                            (0.6 * std::log(1 / 0.6) + 0.3 * std::log(1 / 0.3) + 0.1 * std::log(10)) + ln3;
-    EXPECT_NEAR(hand.stage.own_loss({.dprob_BE = {}, .dlse2 = 0, .token_share = 1.0 / 3}), 1e-4 * entropy / 3,
+    EXPECT_NEAR(hand.own_loss({.dprob_BE = {}, .dlse2 = 0, .token_share = 1.0 / 3}), 1e-4 * entropy / 3,
                 1e-4 * 3 * hand.tolerance);
   }
 }
@@ -102,10 +102,10 @@ TEST(DynamicK, TheComplexityIsMeasuredAgainstARunningMeanAndVariance) {
     EXPECT_NEAR(test::get(hand.row("complexity_mean"), 0), 0.75 * 4 + 0.25 * 2, 1e-6);
     EXPECT_NEAR(test::get(hand.row("complexity_var"), 0), 0.75 * 6, 1e-6);
     // Evaluation changes nothing.
-    const Numbers before(hand.stage.statistics().begin(), hand.stage.statistics().end());
+    const Numbers before = hand.statistics();
     test::fill(hand.x_TD, {5, 0, 0, 0, 2, 0, 0, 0, 2, 9, 9, 9});
     hand.forward(false);
-    EXPECT_EQ(Numbers(hand.stage.statistics().begin(), hand.stage.statistics().end()), before);
+    EXPECT_EQ(hand.statistics(), before);
   }
 }
 
@@ -239,7 +239,8 @@ TEST(Jitter, IsAFunctionOfSeedStepLayerAndPlace) {
         token_T = ints(Numbers(static_cast<std::size_t>(n_seq) * 2, 1));
     fill(x_TD, Numbers(static_cast<std::size_t>(n_seq) * 6, 0.25));
     RouterBatch batch = fixture.batch(token_T, training);
-    batch.seed = seed, batch.step = step, batch.first_sequence = first_sequence;
+    batch.seed = seed;
+    fixture.set_place(step, first_sequence);
     fixture.stage.forward(x_TD, batch, fixture.ctx);
     return values(fixture.stage.sums().prob_sum_BE);
   };

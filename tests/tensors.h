@@ -164,6 +164,19 @@ inline OwnedTensor ints(const std::vector<double>& values) {
   return tensor;
 }
 
+inline OwnedTensor doubles(const std::vector<double>& values) {
+  OwnedTensor tensor({static_cast<std::int64_t>(values.size())}, DType::f64);
+  fill(tensor, values);
+  return tensor;
+}
+// What `set` sets: it is given a number, f64 and poisoned.
+template <class F>
+double number_from(F&& set) {
+  const OwnedTensor number_1({1}, DType::f64);
+  set(number_1.view());
+  return number_1[0];
+}
+
 // All elements in row-major order.
 inline std::vector<double> values(const Tensor& tensor) {
   std::vector<double> all;

@@ -17,7 +17,7 @@ enum class RngPurpose : std::uint32_t {
   sampling = 6        // of generated tokens
 };
 
-// This and Rng::block() are constexpr for device code, which may call such functions.
+// What is constexpr here is so for device code, which may call such functions.
 constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
                                                   std::array<std::uint32_t, 2> key) {
   constexpr std::uint32_t kMul0 = 0xD2511F53, kMul1 = 0xCD9E8D57;
@@ -37,6 +37,8 @@ constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> c
 class Rng {
  public:
   Rng(std::uint64_t seed, RngPurpose purpose, std::uint64_t stream);
+  // Another stream of the same seed and purpose.
+  constexpr Rng with_stream(std::uint64_t stream) const { return {stream, key_}; }
   // The 128 bits that the values at an index are made of.
   constexpr std::array<std::uint32_t, 4> block(std::uint64_t index) const {
     return philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
@@ -48,6 +50,8 @@ class Rng {
   double normal(std::uint64_t index) const;       // mean 0, variance 1 (Box-Muller)
 
  private:
+  constexpr Rng(std::uint64_t stream, const std::array<std::uint32_t, 2>& key) : stream_(stream), key_(key) {}
+
   std::uint64_t stream_;
   std::array<std::uint32_t, 2> key_;
 };

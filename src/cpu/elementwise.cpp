@@ -73,6 +73,15 @@ void add(Tensor out, Tensor a, Tensor b) {
                  });
 }
 
+void accumulate(Tensor sum_N, Tensor value_N, double factor) {
+  double* sum = sum_N.as<double>();
+  const double* value = value_N.as<double>();
+  for_each_piece(sum_N, true, [=](std::int64_t, std::int64_t first, std::int64_t count) {
+#pragma omp simd
+    for (std::int64_t i = first; i < first + count; ++i) sum[i] += factor * value[i];
+  });
+}
+
 template <class T>
 double sum_of_squares(Tensor in, Scratch& scratch) {
   ScratchScope scope(scratch);

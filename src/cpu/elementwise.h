@@ -10,6 +10,7 @@ void fill_zero(Tensor out);
 void copy(Tensor out, Tensor in);
 template <class T>
 void add(Tensor out, Tensor a, Tensor b);
+void accumulate(Tensor sum_N, Tensor value_N, double factor);
 template <class T>
 double sum_of_squares(Tensor in, Scratch& scratch);
 

@@ -137,6 +137,11 @@ void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor o
   }
 }
 
+std::int64_t count_rows(Tensor skip_R) {
+  const auto* skip = skip_R.as<std::int32_t>();
+  return std::count_if(skip, skip + skip_R.rows(), [](std::int32_t id) { return id >= 0; });
+}
+
 template <class T>
 double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Scratch& scratch) {
   ScratchScope scope(scratch);

@@ -13,6 +13,7 @@ template <class T>
 void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Scratch& scratch);
 template <class T>
 void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R);
+std::int64_t count_rows(Tensor skip_R);
 template <class T>
 double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Scratch& scratch);
 template <class T>

@@ -5,7 +5,7 @@
 
 namespace switchyard::cpu {
 
-std::int64_t shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor target_T,
-                          Tensor kv_begin_T, std::int64_t seq_len, std::int64_t ahead);
+void shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor target_T, Tensor kv_begin_T,
+                  std::int64_t seq_len, std::int64_t ahead);
 
 }  // namespace switchyard::cpu

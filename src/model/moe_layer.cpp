@@ -17,8 +17,7 @@ router::RouterBatch router_batch(const Batch& batch) {
           .seq_len = batch.seq_len,
           .training = batch.training,
           .seed = batch.seed,
-          .step = batch.step,
-          .first_sequence = batch.first_sequence,
+          .place_2 = batch.place_2,
           .attention_entropy_T = batch.attention_entropy_T};
 }
 

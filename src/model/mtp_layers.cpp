@@ -1,5 +1,6 @@
 #include "model/mtp_layers.h"
 
+#include "core/shifted_target.h"
 #include "model/names.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
@@ -62,20 +63,21 @@ void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTy
   }
 }
 
-std::int64_t MtpLayers::shift(Depth& depth, std::int64_t ahead, const Batch& batch, Context& ctx) {
+void MtpLayers::shift(Depth& depth, std::int64_t ahead, const Batch& batch, Context& ctx) {
   Batch shifted = batch;  // all but its tokens and targets
   shifted.token_T = depth.batch.token_T;
   shifted.target_T = depth.batch.target_T;
   depth.batch = shifted;
-  return ops::shift_tokens(depth.batch.token_T, depth.batch.target_T, batch.token_T, batch.target_T,
-                           batch.kv_begin_T, batch.seq_len, ahead, ctx);
+  ops::shift_tokens(depth.batch.token_T, depth.batch.target_T, batch.token_T, batch.target_T, batch.kv_begin_T,
+                    batch.seq_len, ahead, ctx);
 }
 
-std::vector<std::int64_t> MtpLayers::target_counts(const Batch& batch, Context& ctx) {
-  std::vector<std::int64_t> counts;
-  for (Depth& depth : depths_)
-    counts.push_back(shift(depth, static_cast<std::int64_t>(counts.size()) + 1, batch, ctx));
-  return counts;
+std::int64_t mtp_target_count(const Batch& on_host, std::int64_t depth) {
+  std::int64_t count = 0;
+  for (std::int64_t t = 0; t < on_host.token_T.rows(); ++t)
+    count += has_shifted_target(on_host.token_T.as<std::int32_t>(), on_host.target_T.as<std::int32_t>(),
+                                on_host.kv_begin_T.as<std::int32_t>(), t, on_host.seq_len, depth);
+  return count;
 }
 
 void MtpLayers::forward(Tensor final_TD, const RopeTable& rope, const Batch& batch, Context& ctx) {

@@ -28,6 +28,10 @@ struct MtpLoss {
   std::span<const double> dloss_K;
 };
 
+// How many positions of a batch (of the host) have a target at depth k: all but the last k of a sequence; with
+// a document mask, all but the last k of a document. The others are padding at that depth.
+std::int64_t mtp_target_count(const Batch& on_host, std::int64_t depth);
+
 class MtpLayers {
  public:
   // Adds the rows of model.num_nextn_predict_layers depths, as layers num_hidden_layers and up. `embedding` and
@@ -42,9 +46,6 @@ class MtpLayers {
   // Blocks of these layers are always kept; `recompute` concerns what is in them.
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 
-  // How many positions have a target at each depth: all but the last k of a sequence; with a document mask, all
-  // but the last k of a document. The others are padding at that depth.
-  std::vector<std::int64_t> target_counts(const Batch& batch, Context& ctx);
   // final_TD: the main model's output behind its final norm.
   void forward(Tensor final_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // Of the last forward pass. loss_KT as in MtpLoss.
@@ -68,7 +69,7 @@ class MtpLayers {
     Tensor in_TD{}, out_TD{};
     Tensor normed_TD{}, normed_rstd_T1{};
   };
-  std::int64_t shift(Depth& depth, std::int64_t ahead, const Batch& batch, Context& ctx);
+  void shift(Depth& depth, std::int64_t ahead, const Batch& batch, Context& ctx);
   // What depth d reads: the depth before, or the main model.
   Tensor hidden_before(std::size_t d, Tensor final_TD) const {
     return d == 0 ? final_TD : depths_[d - 1].normed_TD;

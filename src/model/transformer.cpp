@@ -115,6 +115,11 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
     routers_[l].router->set_sums(sums_.of(layer));
     loss_gradient_L_[l] = {dprob_LBE_.slice(layer, 1).reshape(Shape{n_seq, config_.num_experts}), 0.0};
   }
+  const std::int64_t n_statistics = this->n_statistics();
+  if (training_ && n_statistics > 0) statistics_S_ = arena.take(Shape{n_statistics}, DType::f64);
+  for_parts(statistics_S_, [](const RouterOfLayer& each, Tensor part_S, std::size_t) {
+    each.router->keep_statistics_in(part_S);
+  });
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
@@ -171,11 +176,6 @@ void Transformer::forward_mtp(const Batch& batch, Context& ctx) {
   if (n_mtp_depths() > 0) mtp_->forward(final_TD_, rope_, batch, ctx);
 }
 
-std::vector<std::int64_t> Transformer::mtp_target_counts(const Batch& batch, Context& ctx) {
-  check_batch(batch);
-  return n_mtp_depths() > 0 ? mtp_->target_counts(batch, ctx) : std::vector<std::int64_t>{};
-}
-
 void Transformer::mtp_loss(Tensor loss_KT, Context& ctx) {
   if (n_mtp_depths() > 0) mtp_->loss(loss_KT, ctx);
 }
@@ -230,32 +230,30 @@ void Transformer::after_step(std::span<const double> count_LE, std::span<const d
   const auto E = static_cast<std::size_t>(config_.num_experts);
   SY_CHECK(count_LE.size() == routers_.size() * E, "{} counts for {} layers of {} experts", count_LE.size(),
            routers_.size(), E);
-  const auto statistics_L = by_router(statistics);
-  for (std::size_t l = 0; l < routers_.size(); ++l)
-    routers_[l].router->after_step(count_LE.subspan(l * E, E), statistics_L[l], ctx);
-}
-
-std::vector<std::span<const double>> Transformer::by_router(std::span<const double> statistics) const {
-  std::vector<std::span<const double>> parts;
   std::size_t first = 0;
-  for (const RouterOfLayer& each : routers_) {
-    const std::size_t size = each.router->statistics().size();
+  for (std::size_t l = 0; l < routers_.size(); ++l) {
+    const auto size = static_cast<std::size_t>(routers_[l].router->n_statistics());
     SY_CHECK(first + size <= statistics.size(), "{} statistics do not reach for {} routers", statistics.size(),
              routers_.size());
-    parts.push_back(statistics.subspan(first, size));
+    routers_[l].router->after_step(count_LE.subspan(l * E, E), statistics.subspan(first, size), ctx);
     first += size;
   }
-  SY_CHECK(first == statistics.size(), "{} statistics, expected {}", statistics.size(), first);
-  return parts;
 }
 
-std::vector<double> Transformer::routing_statistics() const {
-  std::vector<double> all;
-  for (const RouterOfLayer& each : routers_) {
-    const auto part = each.router->statistics();
-    all.insert(all.end(), part.begin(), part.end());
+std::int64_t Transformer::n_statistics() const {
+  std::int64_t sum = 0;
+  for (const RouterOfLayer& each : routers_) sum += each.router->n_statistics();
+  return sum;
+}
+
+template <class F>
+void Transformer::for_parts(const Tensor& statistics_S, F&& f) const {
+  std::int64_t first = 0;
+  for (std::size_t l = 0; l < routers_.size() && statistics_S.defined(); ++l) {
+    const std::int64_t size = routers_[l].router->n_statistics();
+    f(routers_[l], size > 0 ? statistics_S.slice(first, size) : Tensor{}, l);
+    first += size;
   }
-  return all;
 }
 
 bool Transformer::needs_statistics_first() const {
@@ -268,21 +266,15 @@ bool Transformer::needs_attention_entropy() const {
                      [](const RouterOfLayer& each) { return each.router->needs_attention_entropy(); });
 }
 
-bool Transformer::steps_are_alike() const {
-  return n_mtp_depths() == 0 && std::all_of(routers_.begin(), routers_.end(), [](const RouterOfLayer& each) {
-           return each.router->steps_are_alike();
-         });
+void Transformer::set_statistics(Tensor statistics_S) {
+  for_parts(
+      n_statistics() > 0 ? statistics_S : Tensor{},
+      [&](const RouterOfLayer&, Tensor part_S, std::size_t l) { loss_gradient_L_[l].statistics_S = part_S; });
 }
 
-void Transformer::set_statistics(std::span<const double> statistics) {
-  const auto statistics_L = by_router(statistics);
-  for (std::size_t l = 0; l < routers_.size(); ++l) loss_gradient_L_[l].statistics = statistics_L[l];
-}
-
-double Transformer::own_losses() const {
-  double sum = 0;
-  for (std::size_t l = 0; l < routers_.size(); ++l) sum += routers_[l].router->own_loss(loss_gradient_L_[l]);
-  return sum;
+void Transformer::add_own_losses(Tensor loss_1, Context& ctx) const {
+  for (std::size_t l = 0; l < routers_.size(); ++l)
+    routers_[l].router->add_own_loss(loss_1, loss_gradient_L_[l], ctx);
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {

@@ -81,9 +81,6 @@ class Transformer {
 
   // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
   std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
-  // How many positions of a batch have a target at each of these depths. Not between forward_mtp and what uses
-  // it.
-  std::vector<std::int64_t> mtp_target_counts(const Batch& batch, Context& ctx);
 
   // The main layers' routers, then those of the depths that are computed.
   std::int64_t n_routers() const { return static_cast<std::int64_t>(routers_.size()); }
@@ -102,20 +99,18 @@ class Transformer {
   router::LossGradients loss_gradients() { return {dprob_LBE_, loss_gradient_L_}; }
 
   // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
-  // to be added up over micro-batches and ranks.
-  std::vector<double> routing_statistics() const;
+  // to be added up over micro-batches and ranks. f64 [n_statistics()], on the model's device; not defined where
+  // there are none.
+  Tensor routing_statistics() const { return statistics_S_; }
+  std::int64_t n_statistics() const;
   // True: a router's own loss and gradient need the statistics of the whole global batch.
   bool needs_statistics_first() const;
-  // True: forward, loss_and_backward and what the losses need between them start the same operators every time
-  // and nothing of them waits for the device. Not so with multi-token prediction, and where a router draws
-  // noise or has statistics.
-  bool steps_are_alike() const;
-  // Gives each router's loss_gradients() its part of them. They must stay where they are until the backward
-  // pass.
-  void set_statistics(std::span<const double> statistics);
-  // What the last forward pass adds to the routers' own losses of the global batch, by what loss_gradients()
-  // says.
-  double own_losses() const;
+  // Gives each router's loss_gradients() its part of them (f64 [n_statistics()], on the model's device; read
+  // only where there are any). They must stay where they are until the backward pass.
+  void set_statistics(Tensor statistics_S);
+  // loss_1 (f64) += what the last forward pass adds to the routers' own losses of the global batch, by what
+  // loss_gradients() says.
+  void add_own_losses(Tensor loss_1, Context& ctx) const;
 
   // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
   // global batch; statistics: those of the global batch.
@@ -128,8 +123,9 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
-  // The parts of `statistics`, one a router.
-  std::vector<std::span<const double>> by_router(std::span<const double> statistics) const;
+  // Calls f(router, its part of statistics_S, its number).
+  template <class F>
+  void for_parts(const Tensor& statistics_S, F&& f) const;
   void fill_rope_table(Context& ctx);
   void allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx);
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
@@ -161,7 +157,8 @@ class Transformer {
   std::vector<Tensor> stream_;       // [T, D] each
   Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
   router::LayerSums sums_;
-  Tensor dprob_LBE_;  // f64
+  Tensor dprob_LBE_;     // f64
+  Tensor statistics_S_;  // f64
   std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 

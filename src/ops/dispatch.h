@@ -61,4 +61,11 @@ inline void check_contiguous(const Tensor& tensor, const char* name) {
            tensor.row_stride());
 }
 
+// Contiguous, of sums and statistics.
+inline void check_f64(const Tensor& tensor, const Shape& shape, const char* name) {
+  check_shape(tensor, shape, name);
+  check_dtype(tensor, DType::f64, name);
+  check_contiguous(tensor, name);
+}
+
 }  // namespace switchyard::ops

@@ -28,6 +28,13 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   with_scalar(out.dtype(), [&]<class T>() { cpu::add<T>(out, a, b); });
 }
 
+void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {
+  check_f64(sum_N, Shape{sum_N.rows()}, "sum_N");
+  check_f64(value_N, sum_N.shape(), "value_N");
+  SY_ON_CUDA(ctx, cuda::accumulate(sum_N, value_N, factor, ctx));
+  cpu::accumulate(sum_N, value_N, factor);
+}
+
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   check_contiguous(in, "in");
   check_shape(sum_1, Shape{1}, "sum_1");

@@ -10,6 +10,8 @@ void fill_zero(Tensor out, Context& ctx);  // any shape; all bytes zero
 void copy(Tensor out, Tensor in, Context& ctx);
 // out = a + b; out may be a or b. On a device b may be f32 where the others are bf16.
 void add(Tensor out, Tensor a, Tensor b, Context& ctx);
+// sum_N += factor * value_N; f64, contiguous.
+void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx);
 // Sum of squares of a contiguous tensor, in double, in fixed blocks whose sums are added in ascending order.
 // sum_1: f64, set.
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx);

@@ -38,13 +38,12 @@ void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_T
   });
 }
 
-double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx) {
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx) {
+  check_f64(sum_1, Shape{1}, "sum_1");
   check_shape(x_T, skip_T.shape(), "x_T");
   check_dtype(skip_T, DType::i32, "skip_T");
-  SY_ON_CUDA(ctx, cuda::sum_of_tokens(x_T, skip_T, ctx));
-  double sum = 0;
-  with_scalar(x_T.dtype(), [&]<class T>() { sum = cpu::sum_of_tokens<T>(x_T, skip_T); });
-  return sum;
+  SY_ON_CUDA(ctx, cuda::sum_of_tokens(sum_1, x_T, skip_T, ctx));
+  with_scalar(x_T.dtype(), [&]<class T>() { *sum_1.as<double>() = cpu::sum_of_tokens<T>(x_T, skip_T); });
 }
 
 }  // namespace switchyard::ops

@@ -10,7 +10,8 @@ void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, 
 // For the tokens with skip_T >= 0: dlogit_TE += -dentropy * P (logit - lse + entropy).
 void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
                               Tensor skip_T, double dentropy, Context& ctx);
-// The sum of x_T over the tokens with skip_T >= 0, in double, in token order.
-double sum_of_tokens(Tensor x_T, Tensor skip_T, Context& ctx);
+// sum_1 (f64, set) = the sum of x_T over the tokens with skip_T >= 0, in double. The order is a function of the
+// number of tokens. Where sum_1 lies on the host and the run does not, the call waits.
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx);
 
 }  // namespace switchyard::ops

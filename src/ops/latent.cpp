@@ -19,12 +19,6 @@ void check_skip(const Tensor& skip_R, const Tensor& in_Rd) {
   check_dtype(skip_R, DType::i32, "skip_R");
 }
 
-void check_f64(const Tensor& tensor, Shape shape, const char* name) {
-  check_shape(tensor, shape, name);
-  check_dtype(tensor, DType::f64, name);
-  check_contiguous(tensor, name);
-}
-
 }  // namespace
 
 void unit_rows_forward(Tensor unit_Rd, Tensor norm_R, Tensor in_Rd, Context& ctx) {
@@ -65,20 +59,30 @@ void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor o
               [&]<class T>() { cpu::add_affine_rows<T>(dunit_Rd, unit_Rd, matrix_dd, offset_d, skip_R); });
 }
 
-double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Context& ctx) {
-  check_skip(skip_R, Y_Rd);
-  SY_ON_CUDA(ctx, cuda::pair_distance_sum(Y_Rd, skip_R, ctx));
-  double sum = 0;
-  with_scalar(Y_Rd.dtype(), [&]<class T>() { sum = cpu::pair_distance_sum<T>(Y_Rd, skip_R, ctx.scratch); });
-  return sum;
+void count_rows(Tensor count_1, Tensor skip_R, Context& ctx) {
+  check_f64(count_1, Shape{1}, "count_1");
+  check_shape(skip_R, Shape{skip_R.rows()}, "skip_R");
+  check_dtype(skip_R, DType::i32, "skip_R");
+  SY_ON_CUDA(ctx, cuda::count_rows(count_1, skip_R, ctx));
+  *count_1.as<double>() = static_cast<double>(cpu::count_rows(skip_R));
 }
 
-void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, double scale, Context& ctx) {
+void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+  check_f64(sum_1, Shape{1}, "sum_1");
+  check_skip(skip_R, Y_Rd);
+  SY_ON_CUDA(ctx, cuda::pair_distance_sum(sum_1, Y_Rd, skip_R, ctx));
+  with_scalar(Y_Rd.dtype(),
+              [&]<class T>() { *sum_1.as<double>() = cpu::pair_distance_sum<T>(Y_Rd, skip_R, ctx.scratch); });
+}
+
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx) {
   check_matrix_like(dY_Rd, Y_Rd, "dY_Rd");
   check_skip(skip_R, Y_Rd);
-  SY_ON_CUDA(ctx, cuda::pair_distance_backward(dY_Rd, Y_Rd, skip_R, scale, ctx));
-  with_scalar(Y_Rd.dtype(),
-              [&]<class T>() { cpu::pair_distance_backward<T>(dY_Rd, Y_Rd, skip_R, scale, ctx.scratch); });
+  check_f64(scale_1, Shape{1}, "scale_1");
+  SY_ON_CUDA(ctx, cuda::pair_distance_backward(dY_Rd, Y_Rd, skip_R, scale_1, ctx));
+  with_scalar(Y_Rd.dtype(), [&]<class T>() {
+    cpu::pair_distance_backward<T>(dY_Rd, Y_Rd, skip_R, *scale_1.as<double>(), ctx.scratch);
+  });
 }
 
 void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context& ctx) {
@@ -90,14 +94,14 @@ void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilo
               [&]<class T>() { cpu::sample_latent<T>(z_Td, mean_Td, log_var_Td, epsilon_Td); });
 }
 
-double standard_kl_sum(Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+  check_f64(sum_1, Shape{1}, "sum_1");
   check_matrix_like(log_var_Td, mean_Td, "log_var_Td");
   check_skip(skip_T, mean_Td);
-  SY_ON_CUDA(ctx, cuda::standard_kl_sum(mean_Td, log_var_Td, skip_T, ctx));
-  double sum = 0;
-  with_scalar(mean_Td.dtype(),
-              [&]<class T>() { sum = cpu::standard_kl_sum<T>(mean_Td, log_var_Td, skip_T, ctx.scratch); });
-  return sum;
+  SY_ON_CUDA(ctx, cuda::standard_kl_sum(sum_1, mean_Td, log_var_Td, skip_T, ctx));
+  with_scalar(mean_Td.dtype(), [&]<class T>() {
+    *sum_1.as<double>() = cpu::standard_kl_sum<T>(mean_Td, log_var_Td, skip_T, ctx.scratch);
+  });
 }
 
 void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,

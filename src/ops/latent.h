@@ -2,7 +2,8 @@
 // of (ROUTERS.md, section 2).   R rows (T where they are tokens), d latent width, E experts, K slots a token
 //
 // Rows with a negative skip_R count in no sum and get no gradient; skip_R may be undefined: all rows count.
-// Sums over rows are in double, in fixed blocks, in ascending order. Rows may be strided.
+// Sums over rows are in double, in fixed blocks, in ascending order. Rows may be strided. Sums and factors that
+// are f64 tensors may lie on the host or where the run computes; only there nobody waits for them.
 #pragma once
 
 #include "core/context.h"
@@ -20,16 +21,20 @@ void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Co
 void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R,
                      Context& ctx);
 
-// The sum of |Y_i - Y_j| over ordered pairs i != j: quadratic in the rows.
-double pair_distance_sum(Tensor Y_Rd, Tensor skip_R, Context& ctx);
-// dY_Rd += scale * its gradient; pairs of equal rows have none.
-void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, double scale, Context& ctx);
+// count_1 (f64, set) = the rows that count.
+void count_rows(Tensor count_1, Tensor skip_R, Context& ctx);
+
+// sum_1 (f64, set) = the sum of |Y_i - Y_j| over ordered pairs i != j: quadratic in the rows.
+void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx);
+// dY_Rd += scale_1 (f64) * its gradient; pairs of equal rows have none.
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx);
 
 // z_Td = mean + epsilon * exp(log_var / 2), set.
 void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context& ctx);
 
-// Sum over tokens of KL(N(mean, exp(log_var)) || N(0, 1)) = -1/2 sum_j (1 + log_var - mean^2 - exp(log_var)).
-double standard_kl_sum(Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx);
+// sum_1 (f64, set) = the sum over tokens of
+//   KL(N(mean, exp(log_var)) || N(0, 1)) = -1/2 sum_j (1 + log_var - mean^2 - exp(log_var)).
+void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx);
 // dmean_Td += scale * mean;  dlog_var_Td += scale * (exp(log_var) - 1) / 2
 void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,
                           double scale, Context& ctx);

@@ -6,8 +6,8 @@
 
 namespace switchyard::ops {
 
-std::int64_t shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor target_T,
-                          Tensor kv_begin_T, std::int64_t seq_len, std::int64_t ahead, Context& ctx) {
+void shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor target_T, Tensor kv_begin_T,
+                  std::int64_t seq_len, std::int64_t ahead, Context& ctx) {
   check_dtype(token_T, DType::i32, "token_T");
   check_like(target_T, token_T, "target_T");
   check_like(kv_begin_T, token_T, "kv_begin_T");
@@ -17,7 +17,7 @@ std::int64_t shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, T
            "token_T is {}, for sequences of {} and {} ahead", token_T.shape().to_string(), seq_len, ahead);
   SY_ON_CUDA(ctx,
              cuda::shift_tokens(next_T, next_target_T, token_T, target_T, kv_begin_T, seq_len, ahead, ctx));
-  return cpu::shift_tokens(next_T, next_target_T, token_T, target_T, kv_begin_T, seq_len, ahead);
+  cpu::shift_tokens(next_T, next_target_T, token_T, target_T, kv_begin_T, seq_len, ahead);
 }
 
 }  // namespace switchyard::ops

@@ -32,7 +32,6 @@ class DynamicK final : public Router {
     if (estimator_.thresholded) return;
     mean_ = add_expert_state(prefix + "complexity_mean", 1, store);
     variance_ = add_expert_state(prefix + "complexity_var", 1, store);
-    moments_.resize(3);
   }
 
   std::int64_t n_slots() const override { return max_experts_; }
@@ -59,11 +58,8 @@ class DynamicK final : public Router {
     if (estimator_.thresholded)
       ops::complexity_above(complexity_T_, raw_T, threshold_, ctx);
     else
-      ops::complexity_calibrated(complexity_T_, raw_T, state(mean_), state(variance_), ctx);
-    if (batch.training && !moments_.empty()) {
-      const auto moments = ops::token_moments(raw_T, batch.token_T, ctx);
-      moments_.assign(moments.begin(), moments.end());
-    }
+      ops::complexity_calibrated(complexity_T_, raw_T, store_.value(mean_), store_.value(variance_), ctx);
+    if (batch.training && n_statistics() > 0) ops::token_moments(statistics_S_, raw_T, batch.token_T, ctx);
     ops::slot_count(count_T, complexity_T_, min_experts_, max_experts_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, logit_TE, batch.token_T, ctx);
     ops::keep_count(decision_.expert_TK, chosen_TK_, count_T, ctx);
@@ -87,7 +83,8 @@ class DynamicK final : public Router {
     gate_.backward(dx_TD, dlogit_TE, x_TD, ctx);
   }
 
-  std::span<const double> statistics() const override { return moments_; }
+  // Tokens, sum and sum of squares of the raw measure.
+  std::int64_t n_statistics() const override { return estimator_.thresholded ? 0 : 3; }
 
   // Running mean and variance. A variance of 0 is the state before the first step, which takes what it finds.
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
@@ -114,7 +111,6 @@ class DynamicK final : public Router {
   ParameterStore& store_;
   LinearGate gate_;
   std::size_t mean_ = 0, variance_ = 0;  // rows
-  std::vector<double> moments_;          // tokens, sum and sum of squares of the raw measure
   Tensor prob_TE_, lse_T_, complexity_T_, chosen_TK_;
   RoutingDecision decision_;
 };

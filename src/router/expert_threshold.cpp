@@ -24,8 +24,7 @@ class ExpertThreshold final : public Router {
         store_(store),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        threshold_(add_expert_state(prefix + "thresholds", shape.n_experts, store)),
-        gap_count_EN_(static_cast<std::size_t>(shape.n_experts * 2 * kGapBins)) {}
+        threshold_(add_expert_state(prefix + "thresholds", shape.n_experts, store)) {}
 
   std::int64_t n_slots() const override { return max_experts_; }
 
@@ -47,8 +46,8 @@ class ExpertThreshold final : public Router {
     ops::keep_finite(decision_.expert_TK, chosen_TK_, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     if (batch.training)
-      ops::score_gap_histogram(Tensor(gap_count_EN_.data(), Shape{shape_.n_experts, 2 * kGapBins}, DType::f64),
-                               score_TE, store_.value(threshold_), batch.token_T, ctx);
+      ops::score_gap_histogram(statistics_S_.reshape(Shape{shape_.n_experts, 2 * kGapBins}), score_TE,
+                               store_.value(threshold_), batch.token_T, ctx);
     return {decision_, scores_.prob_TE(), scores_.lse_T()};
   }
 
@@ -62,7 +61,7 @@ class ExpertThreshold final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  std::span<const double> statistics() const override { return gap_count_EN_; }
+  std::int64_t n_statistics() const override { return shape_.n_experts * 2 * kGapBins; }
 
   // Towards the threshold that would have given each expert its even share of the global batch.
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
@@ -85,7 +84,6 @@ class ExpertThreshold final : public Router {
   LinearGate gate_;
   Scores scores_;
   std::size_t threshold_;
-  std::vector<double> gap_count_EN_;
   Tensor chosen_TK_;
   RoutingDecision decision_;
 };

@@ -17,11 +17,7 @@ class KMeans final : public Router {
  public:
   KMeans(const config::Router& options, const RouterShape& shape, const std::string& prefix,
          ParameterStore& store)
-      : shape_(shape),
-        jitter_(options.jitter),
-        decay_(options.own.number("mean_decay")),
-        store_(store),
-        sum_and_count_(static_cast<std::size_t>(shape.n_experts * (shape.hidden_size + 1))) {
+      : shape_(shape), jitter_(options.jitter), decay_(options.own.number("mean_decay")), store_(store) {
     store.begin_group();
     // As long as a normed hidden state, so that a step moves a mean by the share that mean_decay leaves.
     mean_ = store.add({.name = prefix + "means",
@@ -60,9 +56,8 @@ class KMeans final : public Router {
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
     if (batch.training) {
       const std::int64_t E = shape_.n_experts, D = shape_.hidden_size;
-      ops::expert_sums(Tensor(sum_and_count_.data(), Shape{E, D}, DType::f64),
-                       Tensor(sum_and_count_.data() + E * D, Shape{E}, DType::f64), x_TD, decision_.expert_TK,
-                       ctx);
+      ops::expert_sums(statistics_S_.slice(0, E * D).reshape(Shape{E, D}), statistics_S_.slice(E * D, E), x_TD,
+                       decision_.expert_TK, ctx);
     }
     return {decision_, prob_TE_};
   }
@@ -83,7 +78,8 @@ class KMeans final : public Router {
     ops::linear_backward_input(dx_TD, dscore_TE, store_.value(mean_), ops::Write::add, ctx);
   }
 
-  std::span<const double> statistics() const override { return sum_and_count_; }
+  // Of each expert, the sum of its tokens, [E, D], and their number.
+  std::int64_t n_statistics() const override { return shape_.n_experts * (shape_.hidden_size + 1); }
 
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
     const auto E = static_cast<std::size_t>(shape_.n_experts), D = static_cast<std::size_t>(shape_.hidden_size);
@@ -106,7 +102,6 @@ class KMeans final : public Router {
   double jitter_, decay_;
   ParameterStore& store_;
   std::size_t mean_;
-  std::vector<double> sum_and_count_;  // [E, D] and [E]
   Tensor cosine_TE_, prob_TE_, lse_T_, x_norm_T_, mean_norm_E_, chosen_TK_;
   RoutingDecision decision_;
 };

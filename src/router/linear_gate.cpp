@@ -25,9 +25,14 @@ void LinearGate::backward(Tensor dx_TD, Tensor dlogit_TE, Tensor x_TD, Context& 
   ops::linear_backward_input(dx_TD, dlogit_TE, store_.value(weight_), ops::Write::add, ctx);
 }
 
+void add_noise(Tensor x_TN, RngPurpose purpose, double sigma, const RouterBatch& batch, std::int64_t layer,
+               Context& ctx) {
+  ops::add_normal(x_TN, Rng(batch.seed, purpose, 0), {batch.place_2, layer, batch.seq_len}, sigma, ctx);
+}
+
 void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::int64_t layer, Context& ctx) {
   if (!batch.training || jitter == 0) return;
-  ops::add_normal(logit_TE, noise_of(RngPurpose::router_jitter, batch, layer), first_token(batch), jitter, ctx);
+  add_noise(logit_TE, RngPurpose::router_jitter, jitter, batch, layer, ctx);
 }
 
 std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, ParameterStore& store) {

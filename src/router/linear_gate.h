@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "core/rng.h"
 #include "router/router.h"
 
 namespace switchyard::router {
@@ -18,8 +19,6 @@ class LinearGate {
   // dx_TD and the weight's gradient are added to.
   void backward(Tensor dx_TD, Tensor dlogit_TE, Tensor x_TD, Context& ctx) const;
 
-  bool draws_noise() const { return jitter_ != 0; }
-
  private:
   double jitter_;
   std::int64_t layer_;
@@ -27,6 +26,9 @@ class LinearGate {
   std::size_t weight_;
 };
 
+// x_TN += noise of a kind and of standard deviation sigma; that of the batch's place.
+void add_noise(Tensor x_TN, RngPurpose purpose, double sigma, const RouterBatch& batch, std::int64_t layer,
+               Context& ctx);
 // Noise of standard deviation `jitter` on logits or scores, in training only.
 void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::int64_t layer, Context& ctx);
 

@@ -14,7 +14,6 @@
 #include "ops/latent.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
-#include "ops/noise.h"
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
@@ -117,7 +116,7 @@ class LatentPrototype final : public Router {
     }
     ops::softmax_forward(prob_TE_, lse_T_, seen_TE, ctx);
     if (bias_) {
-      bias_->choose(decision_.expert_TK, seen_TE, batch, ctx);
+      bias_->choose(decision_.expert_TK, bias_statistics(), seen_TE, batch, ctx);
       ops::gather_slots(chosen_TK_, seen_TE, decision_.expert_TK, ctx);  // the bias chooses, it does not weigh
     } else {
       ops::top_k(decision_.expert_TK, chosen_TK_, seen_TE, batch.token_T, ctx);
@@ -132,8 +131,9 @@ class LatentPrototype final : public Router {
     return {decision_, prob_TE_, lse_T_};
   }
 
-  double own_loss(const RoutingLossGradient& gradient) const override {
-    return regularisation_.loss(gradient.statistics, gradient.token_share);
+  void add_own_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
+    regularisation_.add_loss(loss_1, store_.value(keys_), own_statistics(), own_part(gradient.statistics_S),
+                             gradient.token_share, ctx);
   }
 
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
@@ -166,8 +166,8 @@ class LatentPrototype final : public Router {
     ops::add(dscore_TE, dscore_TE, dprob_TE, ctx);
     ops::z_loss_backward(dscore_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
     similarity_->backward(dtoken, dkey, dscore_TE, score_TE_, dV_Td, token_, key, ctx);
-    regularisation_.backward(dtoken, dkey, token_, key, batch.token_T, loss_gradient.statistics,
-                             loss_gradient.token_share, ctx);
+    regularisation_.backward(dtoken, dkey, token_, key, batch.token_T, own_statistics(),
+                             own_part(loss_gradient.statistics_S), loss_gradient.token_share, ctx);
     ops::unit_rows_backward(dtoken.mean, dtoken.unit, token_.unit, token_.norm, ctx);
     ops::unit_rows_backward(dkey.mean, dkey.unit, key.unit, key.norm, ctx);
 
@@ -180,10 +180,13 @@ class LatentPrototype final : public Router {
                                  store_.value(norm_bias_), ctx);
   }
 
-  std::span<const double> statistics() const override { return statistics_; }
+  // The regularisation's, then the bias's.
+  std::int64_t n_statistics() const override {
+    return regularisation_.n_statistics() + (bias_ ? bias_->n_statistics() : 0);
+  }
 
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
-    const std::size_t own = regularisation_.statistics().size();
+    const auto own = static_cast<std::size_t>(regularisation_.n_statistics());
     if (bias_) bias_->after_step(statistics.subspan(own));
     if (ema_) follow_tokens(statistics.first(own));
   }
@@ -202,6 +205,16 @@ class LatentPrototype final : public Router {
     return {store_.value(keys_), similarity_->key_log_var(), key_unit_Ed_, key_norm_E_};
   }
 
+  Tensor own_part(const Tensor& statistics_S) const {
+    return statistics_S.slice(0, regularisation_.n_statistics());
+  }
+  Tensor own_statistics() const { return own_part(statistics_S_); }
+  // Not defined where there are none: outside training.
+  Tensor bias_statistics() const {
+    return statistics_S_.defined() ? statistics_S_.slice(regularisation_.n_statistics(), bias_->n_statistics())
+                                   : Tensor{};
+  }
+
   void observe(const RouterBatch& batch, Context& ctx) {
     ScratchScope scope(ctx.scratch);
     Tensor z_Td;
@@ -210,16 +223,13 @@ class LatentPrototype final : public Router {
       if (!epsilon_Td.defined()) {
         epsilon_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
         ops::fill_zero(epsilon_Td, ctx);
-        ops::add_normal(epsilon_Td, noise_of(RngPurpose::router_noise, batch, shape_.layer), first_token(batch),
-                        1.0, ctx);
+        add_noise(epsilon_Td, RngPurpose::router_noise, 1.0, batch, shape_.layer, ctx);
       }
       z_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
       ops::sample_latent(z_Td, token_.mean, token_.log_var, epsilon_Td, ctx);
     }
-    regularisation_.observe(token_, keys(), z_Td, chosen_TK_, decision_.expert_TK, batch.token_T, ctx);
-    const auto own = regularisation_.statistics();
-    statistics_.assign(own.begin(), own.end());
-    if (bias_) statistics_.insert(statistics_.end(), bias_->statistics().begin(), bias_->statistics().end());
+    regularisation_.observe(own_statistics(), token_, z_Td, chosen_TK_, decision_.expert_TK, batch.token_T,
+                            ctx);
   }
 
   // keys = EMA of the sums of R^T z over EMA of the sums of R.
@@ -251,7 +261,6 @@ class LatentPrototype final : public Router {
   std::optional<LatentSimilarity> similarity_;
   LatentRegularisation regularisation_;
   std::optional<QuantileBias> bias_;
-  std::vector<double> statistics_;  // the regularisation's, then the bias's
   Tensor norm_mean_T_, norm_rstd_T_, a_TD_, latent_T2d_, key_unit_Ed_, key_norm_E_;
   Tensor score_TE_, prob_TE_, lse_T_, chosen_TK_, V_Td_;
   LatentRows token_;

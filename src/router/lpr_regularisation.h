@@ -1,36 +1,15 @@
 // The regularisation of latent prototype routing (ROUTERS.md, section 2): diversity of tokens and of keys, KL
-// and alignment, from sums over tokens that micro-batches and ranks add up.   E experts, d latent width
+// and alignment, from sums over tokens that micro-batches and ranks add up.
+//   E experts, d latent width, S statistics
 #pragma once
 
 #include <span>
-#include <vector>
 
+#include "core/latent_losses.h"
 #include "router/latent.h"
 #include "router/router.h"
 
 namespace switchyard::router {
-
-enum class Diversity { orthogonal, cosine, euclidean };
-
-// What is known of n rows: G = N^T N and s = sum of N of the rows of length 1, or the sum of the distances of
-// all ordered pairs.
-struct RowSums {
-  double n;
-  std::span<const double> gram_dd, sum_d;
-  double distance = 0;
-};
-
-// div(Y), and its gradient: matrix_dd N_i + offset_d with respect to N_i, or distance_scale times that of the
-// sum of distances. Fewer than two rows: 0.
-//   orthogonal  (|G|^2 - 2 tr G + n) / n^2         4 (G - I) N_i / n^2
-//   cosine      (|s|^2 - tr G) / (n (n - 1))       2 (s - N_i) / (n (n - 1))
-//   euclidean   - distance / (n (n - 1))
-struct DiversityTerm {
-  double value = 0;
-  std::vector<double> matrix_dd, offset_d;
-  double distance_scale = 0;
-};
-DiversityTerm diversity_term(Diversity kind, const RowSums& rows, std::int64_t d);
 
 class LatentRegularisation {
  public:
@@ -38,35 +17,44 @@ class LatentRegularisation {
 
   bool needs_statistics_first() const;
   bool needs_routed_sums() const { return align_coef_ != 0 || ema_; }
+  std::int64_t n_statistics() const;
 
-  // A forward pass in training: sets statistics(). z_Td is read where needs_routed_sums().
-  void observe(const LatentRows& token, const LatentRows& key, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK,
-               Tensor token_T, Context& ctx);
-  std::span<const double> statistics() const { return statistics_; }
+  // A forward pass in training: statistics_S (f64), set. z_Td is read where needs_routed_sums().
+  void observe(Tensor statistics_S, const LatentRows& token, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK,
+               Tensor token_T, Context& ctx) const;
 
-  // What the micro-batch that was observed last adds to the loss. `global`: statistics of the global batch.
-  double loss(std::span<const double> global, double token_share) const;
+  // loss_1 (f64) += what a micro-batch adds to the loss. own_S, global_S: statistics of the micro-batch and of
+  // the global batch.
+  void add_loss(Tensor loss_1, Tensor key_Ed, Tensor own_S, Tensor global_S, double token_share,
+                Context& ctx) const;
   // Its gradient, added.
   void backward(const LatentRows& dtoken, const LatentRows& dkey, const LatentRows& token,
-                const LatentRows& key, Tensor token_T, std::span<const double> global, double token_share,
+                const LatentRows& key, Tensor token_T, Tensor own_S, Tensor global_S, double token_share,
                 Context& ctx) const;
 
-  // Of these statistics: R^T z [E, d] and the sums of R [E].
+  // Of statistics that were read back: R^T z [E, d] and the sums of R [E].
   std::span<const double> routed_sum_Ed(std::span<const double> statistics) const;
   std::span<const double> routed_count_E(std::span<const double> statistics) const;
 
  private:
-  RowSums token_sums(std::span<const double> statistics) const;
-  RowSums key_sums() const;
-  std::span<const double> in_scope(std::span<const double> global) const;
+  // What is where in statistics.
+  struct Parts {
+    Tensor tokens_1, kl_1, distance_1, gram_dd, sum_d;
+    Tensor routed_sum_Ed{}, routed_count_E{};  // where needs_routed_sums()
+  };
+  Parts parts(const Tensor& statistics_S) const;
+  std::int64_t routed_place() const { return kMoments + width_ * width_ + width_; }
+  RowSums token_sums(const Parts& parts) const;
+  // In scratch space of the caller's scope.
+  RowSums key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const;
+  void add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R, const RowSums& sums,
+                              const TermFactor& factor, Context& ctx) const;
 
+  static constexpr std::int64_t kTokens = 0, kKl = 1, kDistance = 2, kMoments = 3;
   Diversity diversity_;
   bool global_scope_, ema_;
   double div_coef_, kl_coef_, align_coef_;  // reg_coef included
   std::int64_t n_experts_, width_;
-  std::vector<double> statistics_;  // tokens, KL, distance, [d, d], [d], and where needed [E, d], [E]
-  std::vector<double> key_gram_dd_, key_sum_d_, key_Ed_;
-  double key_distance_ = 0;
 };
 
 }  // namespace switchyard::router

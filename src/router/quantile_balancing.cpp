@@ -32,7 +32,7 @@ class Quantile final : public Router {
     const Tensor score_TE = scores_.score_TE();
     gate_.forward(score_TE, x_TD, batch, ctx);
     scores_.forward(score_TE, ctx);
-    bias_.choose(decision_.expert_TK, score_TE, batch, ctx);
+    bias_.choose(decision_.expert_TK, statistics_S_, score_TE, batch, ctx);
     ops::gather_slots(chosen_TK_, score_TE, decision_.expert_TK, ctx);  // the bias chooses, it does not weigh
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     return {decision_, scores_.prob_TE(), scores_.lse_T()};
@@ -48,7 +48,7 @@ class Quantile final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  std::span<const double> statistics() const override { return bias_.statistics(); }
+  std::int64_t n_statistics() const override { return bias_.n_statistics(); }
   void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
     bias_.after_step(statistics);
   }

@@ -32,10 +32,14 @@ QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::stri
       n_slots_(shape.n_slots),
       ema_(ema),
       store_(store),
-      bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)),
-      gap_count_EN_(n_slots_ < n_experts_ ? static_cast<std::size_t>(n_experts_ * 2 * kGapBins) : 0) {}
+      bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)) {}
 
-void QuantileBias::choose(Tensor expert_TK, Tensor score_TE, const RouterBatch& batch, Context& ctx) {
+std::int64_t QuantileBias::n_statistics() const {
+  return n_slots_ < n_experts_ ? n_experts_ * 2 * kGapBins : 0;
+}
+
+void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE, const RouterBatch& batch,
+                          Context& ctx) {
   ScratchScope scope(ctx.scratch);
   const std::int64_t n_tokens = score_TE.rows(), K1 = std::min(n_slots_ + 1, n_experts_);
   const Tensor choice_TE = ctx.scratch.take(score_TE.shape(), score_TE.dtype());
@@ -44,11 +48,11 @@ void QuantileBias::choose(Tensor expert_TK, Tensor score_TE, const RouterBatch& 
   ops::group_choice(choice_TE, score_TE, store_.value(bias_), 1, 1, ctx);  // score + bias
   ops::top_k(best_TK1, best_choice_TK1, choice_TE, batch.token_T, ctx);
   ops::copy(expert_TK, best_TK1.columns(0, n_slots_), ctx);
-  if (!batch.training || gap_count_EN_.empty()) return;
+  if (!batch.training || n_statistics() == 0) return;
   const Tensor cutoff_T1 = ctx.scratch.take(Shape{n_tokens, 1}, score_TE.dtype());
   ops::copy(cutoff_T1, best_choice_TK1.columns(n_slots_, 1), ctx);
-  ops::cutoff_gap_histogram(Tensor(gap_count_EN_.data(), Shape{n_experts_, 2 * kGapBins}, DType::f64),
-                            choice_TE, cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
+  ops::cutoff_gap_histogram(gap_count_S.reshape(Shape{n_experts_, 2 * kGapBins}), choice_TE,
+                            cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
 }
 
 void QuantileBias::after_step(std::span<const double> statistics) {

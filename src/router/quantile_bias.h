@@ -24,12 +24,14 @@ class QuantileBias {
   // Adds "e_score_correction_bias" [E]. `ema` is the share of the old bias that a step keeps.
   QuantileBias(const RouterShape& shape, double ema, const std::string& prefix, ParameterStore& store);
 
-  // expert_TK i32, set: the K largest score_TE + bias, in descending order of that sum. In training the gaps
-  // are counted.
-  void choose(Tensor expert_TK, Tensor score_TE, const RouterBatch& batch, Context& ctx);
+  // How many numbers of a router's statistics are this bias's.
+  std::int64_t n_statistics() const;
 
-  // Router::statistics() and Router::after_step() of a router with this bias.
-  std::span<const double> statistics() const { return gap_count_EN_; }
+  // expert_TK i32, set: the K largest score_TE + bias, in descending order of that sum. In training the gaps
+  // are counted: gap_count_S, f64 [n_statistics()], set; read only then.
+  void choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE, const RouterBatch& batch, Context& ctx);
+
+  // Router::after_step() of a router with this bias.
   void after_step(std::span<const double> statistics);
 
  private:
@@ -37,7 +39,6 @@ class QuantileBias {
   double ema_;
   ParameterStore& store_;
   std::size_t bias_;
-  std::vector<double> gap_count_EN_;
 };
 
 }  // namespace switchyard::router

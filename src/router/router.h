@@ -16,7 +16,6 @@
 #include "config/router_schema.h"
 #include "core/context.h"
 #include "core/parameters.h"
-#include "core/rng.h"
 
 namespace switchyard::router {
 
@@ -37,12 +36,10 @@ struct RouterBatch {
   Tensor token_T;  // i32, negative: padding, which gets free slots only
   std::int64_t n_seq = 1;
   std::int64_t seq_len = 1;
-  // Noise is drawn and statistics are made only in training. Noise is a function of (seed, step, layer, the
-  // token's place in the global batch), so that neither micro-batches nor ranks change it.
+  // Noise is drawn and statistics are made only in training.
   bool training = false;
   std::uint64_t seed = 0;
-  std::int64_t step = 0;
-  std::int64_t first_sequence = 0;  // in the global batch, of all ranks
+  Tensor place_2{};  // i32 {step, first sequence in the global batch}: where the noise is (core/noise_place.h)
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};
@@ -78,7 +75,7 @@ struct RoutingLossGradient {
   double token_share = 0;  // 1 / the tokens of the global batch, without padding
   // The router's statistics. Of the whole global batch where needs_statistics_first(); of this micro-batch and
   // those before it elsewhere.
-  std::span<const double> statistics{};
+  Tensor statistics_S{};
 };
 
 using TensorVisitor = std::function<void(const std::string& name, const Tensor& tensor)>;
@@ -94,27 +91,30 @@ class Router {
   // True: own_loss() and backward() need the statistics of the whole global batch.
   virtual bool needs_statistics_first() const { return false; }
 
-  // True: forward and backward start the same operators in every step and do not wait for the device, so that a
-  // step can be recorded and replayed. Noise depends on the step, and statistics are read by the host.
-  virtual bool steps_are_alike() const { return false; }
-
-  // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens.
+  // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens. Layers may
+  // share that memory: their forward passes are run again, one before each backward pass.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
 
   // x_TD: the normed hidden state. All of a router is computed in x's dtype: float32 whatever train.dtype is.
+  // On a device a micro-batch is recorded and replayed: forward, add_own_loss and backward start the same
+  // operators each time, and read nothing back.
   virtual RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) = 0;
 
   // Of the last forward pass: what this micro-batch adds to the router's own loss of the global batch,
-  // coefficient included. Its gradient is part of backward().
-  virtual double own_loss(const RoutingLossGradient&) const { return 0; }
+  // coefficient included, is added to loss_1 (f64). Made of statistics and parameters, which layers do not
+  // share. Its gradient is part of backward().
+  virtual void add_own_loss(Tensor, const RoutingLossGradient&, Context&) const {}
 
   // dx_TD is added to; the router's own parameter gradients are added to the store.
   virtual void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                         const RoutingLossGradient& loss_gradient, Context& ctx) = 0;
 
-  // Sums over tokens that the last forward pass in training has set, always as many. Over micro-batches and
-  // ranks they are added up.
-  virtual std::span<const double> statistics() const { return {}; }
+  // How many sums over tokens a forward pass in training sets in statistics(), all of them. Over micro-batches
+  // and ranks they are added up.
+  virtual std::int64_t n_statistics() const { return 0; }
+  // statistics_S: f64 [n_statistics()], where the run computes.
+  void keep_statistics_in(Tensor statistics_S) { statistics_S_ = statistics_S; }
+  Tensor statistics() const { return statistics_S_; }
 
   // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics, of the whole
   // global batch. What moves here is a row of the store that is not trained, so that checkpoints keep it.
@@ -125,6 +125,9 @@ class Router {
 
   // The tensors of the last forward pass, in the order in which they were computed.
   virtual void visit_saved(const TensorVisitor& visit) const = 0;
+
+ protected:
+  Tensor statistics_S_;
 };
 
 // A type of router: how it is configured, and how one is made. Its parameters are called `prefix` + their name
@@ -141,13 +144,5 @@ std::unique_ptr<Router> make_router_of(const config::Router& options, const Rout
                                        const std::string& prefix, ParameterStore& store) {
   return std::make_unique<R>(options, shape, prefix, store);
 }
-
-// The noise of one kind in a step and layer. The index of a value is (place of the token in the global batch) *
-// (values a token) + its number; first_token() is the place of the micro-batch's first token.
-inline Rng noise_of(RngPurpose purpose, const RouterBatch& batch, std::int64_t layer) {
-  return Rng(batch.seed, purpose,
-             (static_cast<std::uint64_t>(batch.step) << 20) + static_cast<std::uint64_t>(layer));
-}
-inline std::int64_t first_token(const RouterBatch& batch) { return batch.first_sequence * batch.seq_len; }
 
 }  // namespace switchyard::router

@@ -21,7 +21,6 @@ class SigmoidGroup final : public Router {
         bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
-  bool steps_are_alike() const override { return !gate_.draws_noise(); }
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts, K = shape_.n_slots;

@@ -43,8 +43,12 @@ class RouterStage {
   // Of the last forward pass.
   const RoutingDecision& decision() const { return decision_; }
   const RoutingSums& sums() const { return sums_; }
-  std::span<const double> statistics() const { return router_->statistics(); }
-  double own_loss(const RoutingLossGradient& gradient) const { return router_->own_loss(gradient); }
+  std::int64_t n_statistics() const { return router_->n_statistics(); }
+  void keep_statistics_in(Tensor statistics_S) { router_->keep_statistics_in(statistics_S); }
+  Tensor statistics() const { return router_->statistics(); }
+  void add_own_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const {
+    router_->add_own_loss(loss_1, gradient, ctx);
+  }
 
   // As Router::backward.
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
@@ -58,7 +62,6 @@ class RouterStage {
   std::int64_t extra_multiply_adds() const { return router_->extra_multiply_adds(); }
   bool needs_attention_entropy() const { return router_->needs_attention_entropy(); }
   bool needs_statistics_first() const { return router_->needs_statistics_first(); }
-  bool steps_are_alike() const { return router_->steps_are_alike(); }
   void visit_saved(const TensorVisitor& visit) const;
 
  private:

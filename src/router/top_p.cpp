@@ -1,5 +1,6 @@
 // As many experts as it takes: the shortest list of the most probable ones whose probabilities add up to p
 // (arXiv 2403.07652; ROUTERS.md, section 1).
+#include "ops/elementwise.h"
 #include "ops/entropy.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
@@ -41,13 +42,15 @@ class TopP final : public Router {
     ops::keep_prefix_sum(decision_.expert_TK, chosen_TK_, p_, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     ops::softmax_entropy_forward(entropy_T_, logit_TE_, prob_TE_, lse_T_, ctx);
-    entropy_sum_ = ops::sum_of_tokens(entropy_T_, batch.token_T, ctx);
+    if (batch.training) ops::sum_of_tokens(statistics_S_, entropy_T_, batch.token_T, ctx);
     return {decision_, prob_TE_, lse_T_};
   }
 
+  std::int64_t n_statistics() const override { return 1; }  // the sum of entropies
+
   // Sure tokens are to have few experts.
-  double own_loss(const RoutingLossGradient& gradient) const override {
-    return entropy_coef_ * gradient.token_share * entropy_sum_;
+  void add_own_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
+    ops::accumulate(loss_1, statistics_S_, entropy_coef_ * gradient.token_share, ctx);
   }
 
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
@@ -76,7 +79,6 @@ class TopP final : public Router {
   bool renormalise_;
   LinearGate gate_;
   Tensor logit_TE_, prob_TE_, lse_T_, entropy_T_, chosen_TK_;
-  double entropy_sum_ = 0;
   RoutingDecision decision_;
 };
 

@@ -62,7 +62,7 @@ std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size) {
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
                            std::int64_t sliding_window, Device device, std::int64_t n_micro_batches)
-    : eot_token_(eot_token), sliding_window_(sliding_window), micro_size_(3 * n_seq * seq_len + n_seq) {
+    : eot_token_(eot_token), sliding_window_(sliding_window), micro_size_(3 * n_seq * seq_len + 2 + n_seq) {
   const std::int64_t T = n_seq * seq_len, bytes = micro_size_ * size_of(DType::i32);
   const auto batch_at = [&](std::byte* memory, Device where) {
     auto* const first = reinterpret_cast<std::int32_t*>(memory);
@@ -74,12 +74,14 @@ BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::option
                         .kv_begin_T = part(2 * T, T),
                         .n_seq = n_seq,
                         .seq_len = seq_len,
-                        .tokens_B = part(3 * T, n_seq)};
+                        .place_2 = part(3 * T, 2),
+                        .tokens_B = part(3 * T + 2, n_seq)};
   };
   staging_ = allocate_staging(n_micro_batches * bytes, "the tokens of a step", device);
   for (std::int64_t micro = 0; micro < n_micro_batches; ++micro) {
     host_.push_back(batch_at(staging_.get() + micro * bytes, Device::cpu));
     for (std::int64_t b = 0; b < n_seq; ++b) set_sequence(b, {}, micro);
+    set_place(0, 0, micro);
   }
   if (device == Device::cpu) return;
   memory_ = allocate_aligned(bytes, "the tokens of a micro-batch", device);
@@ -94,6 +96,12 @@ model::Batch BatchBuffers::load(Context& ctx, std::int64_t micro) const {
   };
   ops::upload(all(device_.token_T), all(host.token_T), ctx);
   return device_;
+}
+
+void BatchBuffers::set_place(std::int64_t step, std::int64_t first_sequence, std::int64_t micro) {
+  auto* const place = on_host(micro).place_2.as<std::int32_t>();
+  place[0] = static_cast<std::int32_t>(step);
+  place[1] = static_cast<std::int32_t>(first_sequence);
 }
 
 void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro) {

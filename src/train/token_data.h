@@ -43,6 +43,10 @@ class BatchBuffers {
   // been waited for since load() of that micro-batch.
   void set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro = 0);
 
+  // Where a micro-batch stands in the run, for its noise (model::Batch::place_2). As set_sequence(), not before
+  // the run has been waited for.
+  void set_place(std::int64_t step, std::int64_t first_sequence, std::int64_t micro = 0);
+
   // The micro-batch on the run's device, where each takes the place of the one before: in the run's order, so
   // that nobody waits.
   model::Batch load(Context& ctx, std::int64_t micro = 0) const;

@@ -124,7 +124,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
                   {micro_batches_, model_.n_routers(), run.train.micro_batch_size, run.model.num_experts}),
       dropped_ML_(device, {micro_batches_, model_.n_routers()}),
       figures_(device, {kFigures}),
-      global_count_LE_(device, {model_.n_routers(), run.model.num_experts}) {
+      global_count_LE_(device, {model_.n_routers(), run.model.num_experts}),
+      statistics_S_(device, {model_.n_statistics()}) {
   check_attention(run, model_, device);
   ctx_.attention = run.train.attention;
   ops::open_stream(ctx_);
@@ -186,10 +187,9 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
 // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, so that a model
 // that does not fit is refused before anything is written.
 void Trainer::rehearse() {
-  StepResult nothing;
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
-  do_or_replay(micro_step_, [&] { forward_backward(batch, false, false, mtp_dloss_K, nothing); });
+  do_or_replay(micro_step_, [&] { forward_backward(batch, false, false, mtp_dloss_K); });
   memory_.workspace = ctx_.scratch.reserved();
 }
 
@@ -206,6 +206,7 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
 void Trainer::read_data() {
   const auto first_sample = static_cast<std::int64_t>(state_.samples);
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+    buffers_.set_place(state_.step, micro * run_.train.micro_batch_size, micro);
     for (std::int64_t b = 0; b < run_.train.micro_batch_size; ++b) {
       const data::Sampler::Sample sample = sampler_.at(first_sample + micro * run_.train.micro_batch_size + b);
       train_domains_[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
@@ -219,8 +220,6 @@ model::Batch Trainer::load_micro_batch(std::int64_t micro) {
   model::Batch batch = buffers_.load(ctx_, micro);
   batch.training = true;
   batch.seed = run_.train.seed;
-  batch.step = state_.step;
-  batch.first_sequence = micro * run_.train.micro_batch_size;
   return batch;
 }
 
@@ -229,10 +228,10 @@ model::Batch Trainer::load_micro_batch(std::int64_t micro) {
 std::vector<double> Trainer::count_mtp_targets() {
   std::vector<double> count_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   if (count_K.empty()) return count_K;
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const auto counts = model_.mtp_target_counts(load_micro_batch(micro), ctx_);
-    for (std::size_t k = 0; k < count_K.size(); ++k) count_K[k] += static_cast<double>(counts[k]);
-  }
+  for (std::int64_t micro = 0; micro < micro_batches_; ++micro)
+    for (std::size_t k = 0; k < count_K.size(); ++k)
+      count_K[k] += static_cast<double>(
+          model::mtp_target_count(buffers_.on_host(micro), static_cast<std::int64_t>(k) + 1));
   communicator_.all_reduce_sum(
       Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64));
   return count_K;
@@ -247,14 +246,14 @@ void Trainer::count_global_batch() {
       model_.forward(batch, ctx_);
       model_.forward_mtp(batch, ctx_);
       add_counts();
+      add_statistics();
     });
-    add_statistics();
   }
   sum_over_ranks();
 }
 
 void Trainer::do_or_replay(ops::Replay& replay, const std::function<void()>& work) {
-  if (!model_.steps_are_alike()) return work();
+  if (!steps_are_alike()) return work();
   const bool was_recorded = replay.n_recorded() > 0;
   replay.run(ctx_, work);
   if (!was_recorded && replay.n_recorded() > 0)
@@ -268,26 +267,24 @@ void Trainer::add_counts() {
 }
 
 void Trainer::add_statistics() {
-  const std::vector<double> statistics = model_.routing_statistics();
-  statistics_.resize(statistics.size());
-  std::transform(statistics.begin(), statistics.end(), statistics_.begin(), statistics_.begin(), std::plus<>());
+  if (model_.n_statistics() > 0)
+    ops::accumulate(statistics_S_.on_device(), model_.routing_statistics(), 1, ctx_);
 }
 
 void Trainer::sum_over_ranks() {
   if (model_.n_routers() > 0) communicator_.all_reduce_sum(global_count_LE_.on_device());
-  if (!statistics_.empty())
-    communicator_.all_reduce_sum(
-        Tensor(statistics_.data(), Shape{static_cast<std::int64_t>(statistics_.size())}, DType::f64));
+  if (model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_.on_device());
 }
 
-// What the step has written on the device: the one place where the host waits for it, but for routers that have
-// statistics and multi-token prediction.
+// What the step has written on the device: the one place where the host waits for it, but for what routers then
+// move (Transformer::after_step).
 void Trainer::read_back(StepResult& result, std::span<const double> mtp_share_K) {
   loss_MT_.read_back();
   mtp_loss_MKT_.read_back();
   count_MLBE_.read_back();
   dropped_ML_.read_back();
   figures_.read_back();
+  if (model_.n_statistics() > 0) statistics_S_.read_back();
   const auto sum_of = [](const Tensor& losses_T) {
     const float* const loss = losses_T.as<float>();
     return std::accumulate(loss, loss + losses_T.numel(), 0.0);
@@ -306,11 +303,12 @@ void Trainer::read_back(StepResult& result, std::span<const double> mtp_share_K)
   }
   result.loss /= static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
   result.auxiliary = {figures_.values[kBalance], figures_.values[kZ]};
+  result.router_loss = figures_.values[kOwn];
   result.grad_norm = std::sqrt(figures_.values[kGradSquares]);
 }
 
 void Trainer::forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
-                               std::span<const double> mtp_dloss_K, StepResult& result) {
+                               std::span<const double> mtp_dloss_K) {
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   model_.forward(batch, ctx_);
   model_.forward_mtp(batch, ctx_);
@@ -319,14 +317,14 @@ void Trainer::forward_backward(const model::Batch& batch, bool needs_sums, bool 
     add_counts();
     sum_over_ranks();
   }
-  model_.set_statistics(statistics_);
+  model_.set_statistics(statistics_S_.on_device());
   auxiliary_losses_.compute(figures_.on_device().slice(kBalance, 2), model_.loss_gradients(),
                             model_.routing_sums(), batch.tokens_B,
                             {.n_tokens = batch_tokens,
                              .n_sequences = run_.train.global_batch_size,
                              .count_LE = global_count_LE_.on_device()},
                             ctx_);
-  result.router_loss += model_.own_losses();
+  model_.add_own_losses(figures_.on_device().slice(kOwn, 1), ctx_);
   const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
   model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
 }
@@ -350,7 +348,7 @@ Trainer::StepResult Trainer::step() {
   result.lr = learning_rate(run_.train, state_.step + 1);
   step_load_.clear();
   step_tokens_ = {};
-  std::fill(statistics_.begin(), statistics_.end(), 0.0);
+  ops::fill_zero(statistics_S_.on_device(), ctx_);
   ops::fill_zero(global_count_LE_.on_device(), ctx_);
   ops::fill_zero(figures_.on_device(), ctx_);
   if (count_first) count_global_batch();
@@ -358,7 +356,7 @@ Trainer::StepResult Trainer::step() {
 
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const model::Batch batch = load_micro_batch(micro);
-    do_or_replay(micro_step_, [&] { forward_backward(batch, needs_sums, count_first, mtp_dloss_K, result); });
+    do_or_replay(micro_step_, [&] { forward_backward(batch, needs_sums, count_first, mtp_dloss_K); });
     const auto keep = [&](const Tensor& of_step_M, const Tensor& of_micro) {
       if (of_micro.numel() > 0) ops::copy(of_step_M.slice(micro, 1).reshape(of_micro.shape()), of_micro, ctx_);
     };
@@ -370,6 +368,7 @@ Trainer::StepResult Trainer::step() {
     }
   }
   communicator_.all_reduce_sum(parameters.grads());
+  if (!needs_sums && model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_.on_device());
   optimizer_.update(parameters, figures_.on_device().slice(kGradSquares, 1), result.lr, state_.step + 1, ctx_);
   read_back(result, mtp_share_K);
   if (!std::isfinite(result.loss + result.mtp_loss)) stop_for_loss();
@@ -378,10 +377,7 @@ Trainer::StepResult Trainer::step() {
     std::vector<double> count_LE = step_load_.all_layers();
     communicator_.all_reduce_sum(
         Tensor(count_LE.data(), Shape{static_cast<std::int64_t>(count_LE.size())}, DType::f64));
-    if (!needs_sums && !statistics_.empty())
-      communicator_.all_reduce_sum(
-          Tensor(statistics_.data(), Shape{static_cast<std::int64_t>(statistics_.size())}, DType::f64));
-    model_.after_step(count_LE, statistics_, ctx_);
+    model_.after_step(count_LE, statistics_S_.values, ctx_);
   }
   load_average_.update(step_load_);
 

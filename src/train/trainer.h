@@ -67,11 +67,14 @@ class Trainer {
   // The batch lives until the next one is loaded.
   model::Batch load_micro_batch(std::int64_t micro);
   std::vector<double> count_mtp_targets();
+  // Whether all micro-batches have the same targets: with a document mask, those of multi-token prediction
+  // differ.
+  bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !eot_token_; }
   void count_global_batch();
-  // The work of one micro-batch; replayed where a model's steps are alike: then it may not depend on the step.
+  // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
   void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
   void forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
-                        std::span<const double> mtp_dloss_K, StepResult& result);
+                        std::span<const double> mtp_dloss_K);
   void add_counts();
   void add_statistics();
   void sum_over_ranks();
@@ -105,14 +108,14 @@ class Trainer {
   std::vector<std::vector<std::size_t>> domain_MB_;  // M micro-batches
   std::vector<std::int32_t> window_;
   // What a step writes and the host reads when it is over. Each has a copy where the device writes it.
-  enum Figure { kBalance, kZ, kGradSquares, kFigures };
+  enum Figure { kBalance, kZ, kOwn, kGradSquares, kFigures };
   HostRecord<float> loss_MT_, mtp_loss_MKT_;
   AlignedBuffer micro_losses_;  // one micro-batch's: the same place in every one
   Tensor loss_T_, mtp_loss_KT_;
   HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
   HostRecord<double> figures_;
   HostRecord<double> global_count_LE_;  // of the global batch, where a loss needs it before the backward pass
-  std::vector<double> statistics_;      // of the global batch, as far as it has been seen
+  HostRecord<double> statistics_S_;     // of the global batch, as far as it has been seen
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard

@@ -63,11 +63,13 @@ double time_stage(const config::Run& run, Context& ctx) {
   store.allocate(DType::f32, true);
   store.initialise(run.train.seed);
   const std::int64_t K = stage.n_slots();
-  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, dprob_BE, token_T, entropy_T;
+  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, dprob_BE, token_T, entropy_T, place_2;
   const auto lay_out = [&](Arena& arena) {
     stage.set_sums(router::LayerSums::plan(arena, 1, B, E).of(0));
     stage.plan(arena, B, S, DType::f32);
     for (Tensor* rows : {&x_TD, &dx_TD, &daddend_TD}) *rows = arena.take({B * S, D}, DType::f32);
+    if (stage.n_statistics() > 0) stage.keep_statistics_in(arena.take({stage.n_statistics()}, DType::f64));
+    place_2 = arena.take({2}, DType::i32);
     dweight_TK = arena.take({B * S, K}, DType::f32);
     dprob_BE = arena.take({B, E}, DType::f64);
     token_T = arena.take({B * S}, DType::i32);
@@ -83,13 +85,17 @@ double time_stage(const config::Run& run, Context& ctx) {
   std::fill_n(dprob_BE.as<double>(), dprob_BE.numel(), 1e-6);
   std::fill_n(token_T.as<std::int32_t>(), B * S, 1);
   std::fill_n(entropy_T.as<float>(), B * S, 0.5f);
-  const router::RouterBatch batch{
-      .token_T = token_T, .n_seq = B, .seq_len = S, .training = true, .attention_entropy_T = entropy_T};
+  std::fill_n(place_2.as<std::int32_t>(), 2, 0);
+  const router::RouterBatch batch{.token_T = token_T,
+                                  .n_seq = B,
+                                  .seq_len = S,
+                                  .training = true,
+                                  .place_2 = place_2,
+                                  .attention_entropy_T = entropy_T};
   return milliseconds([&] {
     const bool has_addend = stage.forward(x_TD, batch, ctx).expert_input_addend_TD.defined();
-    const std::vector<double> statistics(stage.statistics().begin(), stage.statistics().end());
     stage.backward(dx_TD, {.dweight_TK = dweight_TK, .daddend_TD = has_addend ? daddend_TD : Tensor()}, x_TD,
-                   batch, {dprob_BE, 1e-6, 1e-3, statistics}, ctx);
+                   batch, {dprob_BE, 1e-6, 1e-3, stage.statistics()}, ctx);
   });
 }
 
@@ -120,8 +126,7 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
   return milliseconds([&] {
     ops::fill_zero(model.parameters().grads(), ctx);
     model.forward(batch, ctx);
-    const std::vector<double> statistics = model.routing_statistics();
-    model.set_statistics(statistics);
+    model.set_statistics(model.routing_statistics());
     std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
     losses.compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
                    batch.tokens_B,
@@ -131,7 +136,9 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
                    ctx);
     model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
     optimizer.update(model.parameters(), Tensor(values, Shape{1}, DType::f64), run.train.lr, ++step, ctx);
-    model.after_step(count_LE, statistics, ctx);
+    const Tensor statistics_S = model.routing_statistics();
+    const double* const first = statistics_S.defined() ? statistics_S.as<double>() : nullptr;
+    model.after_step(count_LE, {first, static_cast<std::size_t>(model.n_statistics())}, ctx);
   });
 }
 

@@ -5,6 +5,7 @@
 #include "core/prototype_metric.h"
 #include "core/rng.h"
 #include "cuda/latent.h"
+#include "cuda/latent_losses.h"
 #include "cuda/layernorm.h"
 #include "cuda/noise.h"
 #include "cuda/prototype.h"
@@ -50,48 +51,47 @@ std::vector<Case> layernorm(const Sizes& s) {
 }
 
 // Rows of the latent space, as many as tokens.
-using RowsCall = std::function<void(const Tensor& a_Td, const Tensor& b_Td, const Tensor& c_Td,
-                                    const Tensor& norm_T, const Tensor& skip_T, Context&)>;
+struct LatentTensors {
+  Tensor a_Td, b_Td, c_Td, norm_T, skip_T, sum_1, place_2;
+};
+using RowsCall = std::function<void(const LatentTensors&, Context&)>;
 Case on_rows(const Sizes& s, const char* kernel, int passes, const RowsCall& call) {
   return {kernel, 0, [=](Workspace& w) {
-            const Shape rows{s.router_tokens, s.latent};
-            const Tensor a = w.normal(rows, f32), b = w.normal(rows, f32), c = w.normal(rows, f32),
-                         norm = w.normal({s.router_tokens}, f32), skip = w.zeros({s.router_tokens}, DType::i32);
-            return Work{.shape = text(a), .bytes = passes * bytes_of({a}), .call = [=](Context& ctx) {
-                          call(a, b, c, norm, skip, ctx);
+            const Shape rows{s.router_tokens, s.latent}, tokens{s.router_tokens};
+            const LatentTensors t{.a_Td = w.normal(rows, f32),
+                                  .b_Td = w.normal(rows, f32),
+                                  .c_Td = w.normal(rows, f32),
+                                  .norm_T = w.normal(tokens, f32),
+                                  .skip_T = w.zeros(tokens, DType::i32),
+                                  .sum_1 = w.zeros({1}, DType::f64),
+                                  .place_2 = w.zeros({2}, DType::i32)};
+            return Work{.shape = text(t.a_Td), .bytes = passes * bytes_of({t.a_Td}), .call = [=](Context& ctx) {
+                          call(t, ctx);
                         }};
           }};
 }
 
 std::vector<Case> latent(const Sizes& s) {
+  using T = LatentTensors;
   return {
       on_rows(s, "unit_rows_forward", 2,
-              [](auto& a, auto& b, auto&, auto& norm, auto&, Context& ctx) {
-                cuda::unit_rows_forward(a, norm, b, ctx);
-              }),
-      on_rows(s, "unit_rows_backward", 4,
-              [](auto& a, auto& b, auto& c, auto& norm, auto&, Context& ctx) {
-                cuda::unit_rows_backward(a, b, c, norm, ctx);
-              }),
+              [](const T& t, Context& ctx) { cuda::unit_rows_forward(t.a_Td, t.norm_T, t.b_Td, ctx); }),
       on_rows(
-          s, "sample_latent", 3,
-          [](auto& a, auto& b, auto& c, auto&, auto&, Context& ctx) { cuda::sample_latent(a, b, c, b, ctx); }),
-      on_rows(s, "standard_kl_sum (waits)", 2,
-              [](auto& a, auto& b, auto&, auto&, auto& skip, Context& ctx) {
-                (void)cuda::standard_kl_sum(a, b, skip, ctx);
-              }),
+          s, "unit_rows_backward", 4,
+          [](const T& t, Context& ctx) { cuda::unit_rows_backward(t.a_Td, t.b_Td, t.c_Td, t.norm_T, ctx); }),
+      on_rows(s, "sample_latent", 3,
+              [](const T& t, Context& ctx) { cuda::sample_latent(t.a_Td, t.b_Td, t.c_Td, t.b_Td, ctx); }),
+      on_rows(s, "standard_kl_sum", 2,
+              [](const T& t, Context& ctx) { cuda::standard_kl_sum(t.sum_1, t.a_Td, t.b_Td, t.skip_T, ctx); }),
       on_rows(s, "standard_kl_backward", 6,
-              [](auto& a, auto& b, auto& c, auto&, auto& skip, Context& ctx) {
-                cuda::standard_kl_backward(a, b, c, c, skip, 1e-6, ctx);
+              [](const T& t, Context& ctx) {
+                cuda::standard_kl_backward(t.a_Td, t.b_Td, t.c_Td, t.c_Td, t.skip_T, 1e-6, ctx);
               }),
-      on_rows(s, "scale_rows", 2,
-              [](auto& a, auto& b, auto&, auto&, auto&, Context& ctx) { cuda::scale_rows(a, b, 0.5, ctx); }),
+      on_rows(s, "scale_rows", 2, [](const T& t, Context& ctx) { cuda::scale_rows(t.a_Td, t.b_Td, 0.5, ctx); }),
       on_rows(s, "clear_skipped_rows", 1,
-              [](auto& a, auto&, auto&, auto&, auto& skip, Context& ctx) {
-                cuda::clear_skipped_rows(a, skip, ctx);
-              }),
-      on_rows(s, "add_normal", 2, [](auto& a, auto&, auto&, auto&, auto&, Context& ctx) {
-        cuda::add_normal(a, Rng(1, RngPurpose::router_noise, 1), 0, 0.1, ctx);
+              [](const T& t, Context& ctx) { cuda::clear_skipped_rows(t.a_Td, t.skip_T, ctx); }),
+      on_rows(s, "add_normal", 2, [](const T& t, Context& ctx) {
+        cuda::add_normal(t.a_Td, Rng(1, RngPurpose::router_noise, 0), {t.place_2, 1, 1}, 0.1, ctx);
       })};
 }
 
@@ -111,9 +111,26 @@ std::vector<Case> regularisation(const Sizes& s) {
                 }};
   };
   const auto pairs = [=](Workspace& w) {
-    const Tensor key = w.normal({E, d}, f32), dkey = w.zeros({E, d}, f32);
+    const Tensor key = w.normal({E, d}, f32), dkey = w.zeros({E, d}, f32), scale = w.zeros({1}, DType::f64);
     return Work{.shape = text(key), .bytes = bytes_of({key, dkey, dkey}), .call = [=](Context& ctx) {
-                  cuda::pair_distance_backward(dkey, key, {}, 1e-6, ctx);
+                  cuda::pair_distance_backward(dkey, key, {}, scale, ctx);
+                }};
+  };
+  // The gradient of the default diversity of tokens, and the loss of alignment with the tokens sent to them.
+  const auto diversity = [=](Workspace& w) {
+    const Tensor gram = w.zeros({d, d}, DType::f64), sum = w.zeros({d}, DType::f64),
+                 matrix = w.take({d, d}, DType::f64), offset = w.take({d}, DType::f64);
+    return Work{.shape = text(gram), .bytes = bytes_of({gram, sum, matrix, offset}), .call = [=](Context& ctx) {
+                  cuda::diversity_gradient(matrix, offset, {}, Diversity::orthogonal,
+                                           {.gram_dd = gram, .sum_d = sum, .n = static_cast<double>(T)}, {1e-6},
+                                           ctx);
+                }};
+  };
+  const auto align = [=](Workspace& w) {
+    const Tensor key = w.normal({E, d}, f32), target = w.zeros({E, d}, DType::f64),
+                 loss = w.zeros({1}, DType::f64);
+    return Work{.shape = text(key), .bytes = bytes_of({key, target}), .call = [=](Context& ctx) {
+                  cuda::add_alignment_loss(loss, key, target, {1e-6}, ctx);
                 }};
   };
   const auto alignment = [=](Workspace& w) {
@@ -125,10 +142,9 @@ std::vector<Case> regularisation(const Sizes& s) {
                 .bytes = bytes_of({z, chosen, expert}),
                 .call = [=](Context& ctx) { cuda::routed_sums(sum, count, z, chosen, expert, ctx); }};
   };
-  return {{"row_moments", 0, moments},
-          {"add_affine_rows", 0, affine},
-          {"pair_distance_backward", 0, pairs},
-          {"routed_sums", 0, alignment}};
+  return {{"row_moments", 0, moments},          {"add_affine_rows", 0, affine},
+          {"pair_distance_backward", 0, pairs}, {"diversity_gradient", 0, diversity},
+          {"add_alignment_loss", 0, align},     {"routed_sums", 0, alignment}};
 }
 
 std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, const char* name) {

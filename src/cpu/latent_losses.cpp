@@ -1,0 +1,85 @@
+#include "cpu/latent_losses.h"
+
+#include <cmath>
+
+#include "cpu/reduce.h"
+
+// Legend: E experts, d latent width. One thread: a few thousand numbers.
+
+namespace switchyard::cpu {
+
+namespace {
+
+double number(const Tensor& value_1) { return *value_1.as<double>(); }
+double rows_of(const RowSums& rows) { return rows.n_1.defined() ? number(rows.n_1) : rows.n; }
+double value_of(const TermFactor& factor) {
+  return factor.tokens_1.defined() ? factor.coef * number(factor.tokens_1) : factor.coef;
+}
+double square_sum(const Tensor& tensor) {
+  const double* value = tensor.as<double>();
+  double sum = 0;
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) sum += value[i] * value[i];
+  return sum;
+}
+
+}  // namespace
+
+void add_diversity_loss(Tensor loss_1, Diversity kind, const RowSums& rows, const TermFactor& factor) {
+  double squares = 0, trace = 0, distance = 0;
+  if (kind == Diversity::euclidean) {
+    distance = number(rows.distance_1);
+  } else {
+    squares = square_sum(kind == Diversity::orthogonal ? rows.gram_dd : rows.sum_d);
+    for (std::int64_t i = 0; i < rows.gram_dd.rows(); ++i) trace += rows.gram_dd.row<double>(i)[i];
+  }
+  *loss_1.as<double>() += value_of(factor) * diversity_value(kind, rows_of(rows), squares, trace, distance);
+}
+
+void diversity_gradient(Tensor matrix_dd, Tensor offset_d, Tensor scale_1, Diversity kind, const RowSums& rows,
+                        const TermFactor& factor) {
+  const double scale = value_of(factor);
+  const DiversitySlopes slopes = diversity_slopes(kind, rows_of(rows));
+  if (kind == Diversity::euclidean) {
+    *scale_1.as<double>() = scale * slopes.distance;
+    return;
+  }
+  const std::int64_t d = matrix_dd.rows();
+  const double *gram = rows.gram_dd.as<double>(), *sum = rows.sum_d.as<double>();
+  for (std::int64_t i = 0; i < d; ++i) {
+    for (std::int64_t j = 0; j < d; ++j)
+      matrix_dd.row<double>(i)[j] = scale * (slopes.gram * gram[i * d + j] + (i == j ? slopes.identity : 0));
+    offset_d.as<double>()[i] = scale * slopes.sum * sum[i];
+  }
+}
+
+template <class T>
+void add_alignment_loss(Tensor loss_1, Tensor key_Ed, Tensor target_Ed, const TermFactor& factor) {
+  const Rows<T> key(key_Ed);
+  const Rows<double> target(target_Ed);
+  double sum = 0;
+  for (std::int64_t e = 0; e < key_Ed.rows(); ++e)
+    for (std::int64_t j = 0; j < key_Ed.dim(1); ++j)
+      sum += std::abs(static_cast<double>(key[e][j]) - target[e][j]);
+  *loss_1.as<double>() += value_of(factor) * sum / static_cast<double>(key_Ed.numel());
+}
+
+template <class T>
+void alignment_backward(Tensor dkey_Ed, Tensor key_Ed, Tensor target_Ed, const TermFactor& factor) {
+  const Rows<T> dkey(dkey_Ed), key(key_Ed);
+  const Rows<double> target(target_Ed);
+  const T step = static_cast<T>(value_of(factor) / static_cast<double>(key_Ed.numel()));
+  for (std::int64_t e = 0; e < key_Ed.rows(); ++e)
+    for (std::int64_t j = 0; j < key_Ed.dim(1); ++j) {
+      const double difference = static_cast<double>(key[e][j]) - target[e][j];
+      dkey[e][j] += difference > 0 ? step : difference < 0 ? -step : T(0);
+    }
+}
+
+#define INSTANTIATE(T)                                                            \
+  template void add_alignment_loss<T>(Tensor, Tensor, Tensor, const TermFactor&); \
+  template void alignment_backward<T>(Tensor, Tensor, Tensor, const TermFactor&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace switchyard::cpu
