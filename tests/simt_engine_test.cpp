@@ -150,11 +150,45 @@ TEST(Simt, AWriteBesideSharedMemoryIsReported) {
 
 TEST(Simt, AWriteBesideDeviceMemoryIsReported) {
   auto* memory = static_cast<float*>(simt::allocate(10 * sizeof(float)));
-  EXPECT_TRUE(std::isnan(memory[9]));
+  {
+    const simt::DeviceAccess access;
+    EXPECT_TRUE(std::isnan(memory[9]));
+  }
   EXPECT_EQ(
       error_of([&] { run("overrunner", 1, 32, [&] { memory[threadIdx.x < 11 ? threadIdx.x : 0] = 1; }); }),
       "overrunner: writes outside a piece of device memory of 40 bytes");
   simt::release(memory);
+}
+
+// What would be a kernel's pointer in the host's hands.
+TEST(SimtDeathTest, TheHostMayNotTouchDeviceMemory) {
+  auto* memory = static_cast<volatile float*>(simt::allocate(10 * sizeof(float)));
+  EXPECT_DEATH(memory[3] = 1, "the host touches device memory");
+  EXPECT_DEATH((void)memory[3], "the host touches device memory");
+  run("writer", 1, 1, [&] { memory[3] = 7; });
+  float value = 0;
+  EXPECT_EQ(cudaMemcpy(&value, const_cast<float*>(memory) + 3, sizeof value, cudaMemcpyDeviceToHost),
+            cudaSuccess);
+  EXPECT_EQ(value, 7);
+  simt::release(const_cast<float*>(memory));
+}
+
+// Pieces take the places of those that are gone, and begin poisoned.
+TEST(Simt, DeviceMemoryIsUsedAgain) {
+  auto* const first = static_cast<char*>(simt::allocate(5000));
+  void* const second = simt::allocate(10);
+  simt::release(first);
+  void* const small = simt::allocate(100);
+  void* const large = simt::allocate(50000);
+  EXPECT_EQ(small, first);
+  EXPECT_GT(large, second);
+  EXPECT_EQ(simt::allocated_bytes(), 10u + 100 + 50000);
+  {
+    const simt::DeviceAccess access;
+    EXPECT_EQ(static_cast<unsigned char>(first[99]), 0xff);
+  }
+  for (void* piece : {second, small, large}) simt::release(piece);
+  EXPECT_THROW(simt::release(second), std::runtime_error);
 }
 
 TEST(Simt, TooMuchSharedMemoryIsReported) {

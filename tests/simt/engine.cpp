@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "marked.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -24,34 +26,6 @@ namespace {
 namespace context = boost::context;
 
 constexpr std::size_t kStackBytes = 256 * 1024;
-constexpr std::size_t kMarkBytes = 64;
-constexpr int kMark = 0xa5;
-constexpr int kPoison = 0xff;  // all bits set: NaN in every float type, -1 as an integer
-
-bool mark_is_whole(const std::byte* mark) {
-  for (std::size_t i = 0; i < kMarkBytes; ++i) {
-    if (mark[i] != std::byte{kMark}) return false;
-  }
-  return true;
-}
-
-// A piece of memory between two marks.
-struct Marked {
-  std::unique_ptr<std::byte[]> storage;
-  std::size_t bytes;
-
-  explicit Marked(std::size_t size) : storage(new std::byte[size + 3 * kMarkBytes]), bytes(size) {
-    std::memset(storage.get(), kMark, bytes + 3 * kMarkBytes);
-    std::memset(data(), kPoison, bytes);
-  }
-  // 64-byte aligned, with at least one whole mark before and after it.
-  std::byte* data() const {
-    const auto start = reinterpret_cast<std::uintptr_t>(storage.get()) + kMarkBytes;
-    return reinterpret_cast<std::byte*>((start + kMarkBytes - 1) / kMarkBytes * kMarkBytes);
-  }
-  bool whole() const { return mark_is_whole(data() - kMarkBytes) && mark_is_whole(data() + bytes); }
-};
-
 struct AsyncCopy {
   void* to;
   const void* from;
@@ -93,7 +67,6 @@ class Engine {
 
   BlockOrder order = BlockOrder::ascending;
   std::size_t max_shared_bytes = kMaxSharedBytes;
-  std::map<std::uintptr_t, Marked> memory;
 
   const char* kernel = "";
   Dim3 grid, block, block_index;
@@ -371,6 +344,7 @@ std::size_t max_shared_bytes() { return engine().max_shared_bytes; }
 
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body) {
+  const DeviceAccess access;
   Engine& e = engine();
   e.kernel = kernel;
   e.grid = grid;
@@ -385,8 +359,12 @@ std::unique_ptr<Recording> recording;
 }
 
 void enqueue(std::function<void()> work) {
-  if (recording) return recording->work.push_back(std::move(work));
-  work();
+  const auto on_device = [work = std::move(work)] {
+    const DeviceAccess access;
+    work();
+  };
+  if (recording) return recording->work.push_back(on_device);
+  on_device();
 }
 void begin_recording() { recording = std::make_unique<Recording>(); }
 Recording* end_recording() { return recording.release(); }
@@ -427,36 +405,6 @@ void async_wait(unsigned groups_left) {
   while (thread.groups.size() > groups_left) {
     arrive(thread.groups.front());
     thread.groups.pop_front();
-  }
-}
-
-void* allocate(std::size_t bytes) {
-  Marked piece(bytes);
-  std::byte* const data = piece.data();
-  engine().memory.emplace(reinterpret_cast<std::uintptr_t>(data), std::move(piece));
-  return data;
-}
-
-void release(void* memory) {
-  if (!memory) return;
-  if (engine().memory.erase(reinterpret_cast<std::uintptr_t>(memory)) == 0)
-    throw std::runtime_error("release of memory that was not allocated");
-}
-
-std::size_t allocated_bytes() {
-  std::size_t bytes = 0;
-  for (const auto& [address, piece] : engine().memory) bytes += piece.bytes;
-  return bytes;
-}
-
-void check_memory(const char* kernel) {
-  for (const auto& [address, piece] : engine().memory) {
-    if (piece.whole()) continue;
-    const std::string bytes = std::to_string(piece.bytes);
-    std::memset(piece.data() - kMarkBytes, kMark, kMarkBytes);  // told once
-    std::memset(piece.data() + piece.bytes, kMark, kMarkBytes);
-    throw std::runtime_error(std::string(kernel) + ": writes outside a piece of device memory of " + bytes +
-                             " bytes");
   }
 }
 

@@ -7,6 +7,7 @@
 //   - lanes of one warp that meet in different warp-wide operations;
 //   - writes outside device memory and shared memory, by marks around each piece, looked at after each block;
 //   - more shared memory than the launch asked for or the device has.
+// Everywhere else the host reads and writes no device memory: its pages are protected.
 // Shared memory is filled with NaN when a block starts and fresh device memory is, too.
 #pragma once
 
@@ -92,7 +93,15 @@ void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after
 void async_commit();
 void async_wait(unsigned groups_left);
 
-// Device memory.
+// Device memory. The host may touch it only within DeviceAccess, where kernels and the runtime's copies are:
+// elsewhere the program ends with a message.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+};
 void* allocate(std::size_t bytes);  // filled with NaN
 void release(void* memory);         // of allocate(), or null
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;

@@ -36,6 +36,19 @@ class Rooms(unittest.TestCase):
                                   f"{path.relative_to(ROOT)}:{line}: {room} may not include {found[1]}")
         self.assertGreater(checked, 100)
 
+    def test_every_operator_goes_to_the_device_of_its_run(self):
+        """What calls the CPU's version of an operator asks first whether the run is on a CUDA device."""
+        checked = 0
+        for path in sorted((ROOT / "src" / "ops").glob("*.cpp")):
+            # A function's body: from a line that ends in ") {" to the brace at the beginning of a line.
+            pattern = r"^\w[^\n(]*?(\w+)\(([^{};]*)\) \{\n(.*?)^\}"
+            for name, parameters, body in re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL):
+                if "Context&" not in parameters or "cpu::" not in body:
+                    continue
+                checked += 1
+                self.assertIn("SY_ON_CUDA", body, f"{path.relative_to(ROOT)}: {name}")
+        self.assertGreater(checked, 60)
+
     def test_the_build_links_what_may_be_included(self):
         text = (ROOT / "src" / "CMakeLists.txt").read_text()
         for room, linked in re.findall(r"^switchyard_room\((\w+) ?(.*)\)$", text, re.MULTILINE):
