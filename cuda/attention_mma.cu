@@ -4,9 +4,7 @@
 //   Heads are padded with zeros in shared memory to the next size that there is a kernel for.
 // Legend: as attention.cu; kN, kM padded widths of heads; a fragment is 16 rows by 16 columns in a warp's
 // registers (mma.h), a sum of 16 x 8 floats in 4 registers of each lane.
-#include <cmath>
-#include <cstring>
-
+#include "attention_sums.h"
 #include "attention_tiles.h"
 #include "device.h"
 #include "launch.h"
@@ -17,7 +15,6 @@ namespace switchyard::cuda {
 
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kLargestHead = 256;
 // Behind a row in shared memory: the 8 rows that ldmatrix reads at once lie in different banks.
 constexpr int kPad = kPack<bf16>;
@@ -47,16 +44,6 @@ __device__ __forceinline__ void start_copy(SharedRows<kRowsOf, kWidth>& to, cons
     }
   }
 }
-
-// This thread's part of a sum of 16 kTiles rows by kColumns: at[i][c][2 h + e] is at row 16 i + lane / 4 + 8 h,
-// column 8 c + 2 (lane % 4) + e.
-template <int kTiles, int kColumns>
-struct Sums {
-  float at[kTiles][kColumns / 8][4];
-};
-__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int sum_row(int h) { return lane() / 4 + 8 * h; }
-__device__ __forceinline__ int sum_column(int c) { return 8 * c + 2 * (lane() % 4); }
 
 // Two sums side by side += a b, where b comes from ldmatrix_x4: two fragments of 16 x 8.
 __device__ __forceinline__ void mma_16x16x16(float (&left)[4], float (&right)[4], const unsigned (&a)[4],
@@ -88,13 +75,6 @@ __device__ __forceinline__ void multiply_transposed(Sums<kTiles, kColumns>& sum,
   }
 }
 
-__device__ __forceinline__ unsigned bf16_pair(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  unsigned bits;
-  memcpy(&bits, &pair, sizeof bits);
-  return bits;
-}
-
 // sum += a b: a as a product left it, rounded to bf16 here; b [kDepth, ..] in shared memory.
 template <int kStride, int kDepth, int kTiles, int kColumns>
 __device__ __forceinline__ void multiply_add(Sums<kTiles, kColumns>& sum, const Sums<kTiles, kDepth>& a,
@@ -119,55 +99,6 @@ __device__ __forceinline__ void multiply_add(Sums<kTiles, kColumns>& sum, const 
   }
 }
 
-// The 4 lanes that share a row of a sum receive the reduction of their values.
-template <class Op>
-__device__ __forceinline__ float reduce_row(float value) {
-  value = Op::of(value, __shfl_xor_sync(kFullWarp, value, 1));
-  return Op::of(value, __shfl_xor_sync(kFullWarp, value, 2));
-}
-
-// Scores become minus infinity where the row does not see the key; seen and key0: of this warp's first.
-template <int kTiles, int kKeys>
-__device__ __forceinline__ void hide_unseen(Sums<kTiles, kKeys>& score, const KeyRange* seen, int key0) {
-  SY_UNROLL
-  for (int i = 0; i < kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const KeyRange keys = seen[16 * i + sum_row(h)];
-      SY_UNROLL
-      for (int c = 0; c < kKeys / 8; ++c) {
-        SY_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          if (!keys.has(key0 + sum_column(c) + e)) score.at[i][c][2 * h + e] = -INFINITY;
-        }
-      }
-    }
-  }
-}
-
-// Row 16 i + sum_row(h) of this warp's sums, times factor, to columns from x0 up to width of `to`.
-template <int kTiles, int kColumns>
-__device__ __forceinline__ void write_row(bf16* to, const Sums<kTiles, kColumns>& sum, int i, int h,
-                                          float factor, int x0, int width) {
-  SY_UNROLL
-  for (int c = 0; c < kColumns / 8; ++c) {
-    const int x = x0 + sum_column(c);
-    if (x >= width) continue;
-    store<2>(to + x, Elements<bf16, 2>{from_float<bf16>(sum.at[i][c][2 * h] * factor),
-                                       from_float<bf16>(sum.at[i][c][2 * h + 1] * factor)});
-  }
-}
-
-struct Operands {
-  Rows<const bf16> q_THN, k_TGN, v_TGM;
-  const int* kv_begin_T;
-  AttentionSizes sizes;
-};
-struct Gradients {
-  Rows<const bf16> dout_THM;
-  Rows<const float> lse_TH, delta_TH;
-};
-
 // ---- forward ----
 // Keys and values have one place each in shared memory: values arrive while scores are computed, the next keys
 // while these are weighed and multiplied by the values.
@@ -185,57 +116,9 @@ struct Forward {
   };
 };
 
-// The softmax's running maximum, and this thread's shares of its sum and of sum exp(s - max) s.
-template <int kTiles>
-struct Running {
-  float max[kTiles][2], sum[kTiles][2], product[kTiles][2];
-};
-
-// Scores become exp(s - maximum so far), in base 2 with `scale`, and what was summed before shrinks to the new
-// maximum.
-template <bool kEntropy, int kTiles, int kKeys, int kM>
-__device__ __forceinline__ void weigh(Sums<kTiles, kKeys>& score, Running<kTiles>& running,
-                                      Sums<kTiles, kM>& out, float scale) {
-  SY_UNROLL
-  for (int i = 0; i < kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      float tile_max = -INFINITY;
-      SY_UNROLL
-      for (int c = 0; c < kKeys / 8; ++c) {
-        SY_UNROLL
-        for (int e = 0; e < 2; ++e) tile_max = fmaxf(tile_max, score.at[i][c][2 * h + e]);
-      }
-      const float max = fmaxf(running.max[i][h], reduce_row<Max>(tile_max));
-      const float shift = max == -INFINITY ? 0 : max * scale;  // nothing seen so far
-      const float shrink = approximate_exp2(running.max[i][h] * scale - shift);
-      float sum = 0, product = 0;
-      SY_UNROLL
-      for (int c = 0; c < kKeys / 8; ++c) {
-        SY_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          float& s = score.at[i][c][2 * h + e];
-          const float p = approximate_exp2(s * scale - shift);
-          if (kEntropy) product += p > 0 ? p * s : 0;
-          sum += p;
-          s = p;
-        }
-      }
-      running.max[i][h] = max;
-      running.sum[i][h] = running.sum[i][h] * shrink + sum;
-      running.product[i][h] = running.product[i][h] * shrink + product;
-      SY_UNROLL
-      for (int c = 0; c < kM / 8; ++c) {
-        out.at[i][c][2 * h] *= shrink;
-        out.at[i][c][2 * h + 1] *= shrink;
-      }
-    }
-  }
-}
-
 template <int kN, int kM, bool kEntropy>
 __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
-    forward_kernel(Rows<bf16> out_THM, Rows<float> lse_TH, Rows<float> entropy_TH, Operands in, int n_tiles) {
+    forward_kernel(Outputs to, Operands in, int n_tiles) {
   using F = Forward<kN, kM>;
   auto& shared = *static_cast<typename F::Shared*>(dynamic_shared());
   const AttentionSizes& sizes = in.sizes;
@@ -257,14 +140,6 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     shared.seen[row] = keys_of_row(kv_begin_S, sizes, row0 + row);
   Running<F::kTiles> running;
   Sums<F::kTiles, kM> out{};
-  SY_UNROLL
-  for (int i = 0; i < F::kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      running.max[i][h] = -INFINITY;
-      running.sum[i][h] = running.product[i][h] = 0;
-    }
-  }
   for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += F::kKeys) {
     async_wait<0>();
     __syncthreads();  // the keys are here, and nobody reads the last values any more
@@ -279,26 +154,11 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
     async_commit();
 
     if (key0 < keys.all.begin || key0 + F::kKeys > keys.all.end) hide_unseen(s, shared.seen + warp_row, key0);
-    weigh<kEntropy>(s, running, out, scale);
+    multiply_rows(out, weigh<kEntropy>(s, running, scale));
     multiply_add<kM + kPad>(out, s, shared.v.row(0));
   }
 
-  const auto out_rows = query_rows(out_THM, sizes, place, sizes.width_M);
-  SY_UNROLL
-  for (int i = 0; i < F::kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const int r = row0 + warp_row + 16 * i + sum_row(h);
-      const float sum = reduce_row<Sum>(running.sum[i][h]), product = reduce_row<Sum>(running.product[i][h]);
-      if (r >= n_rows) continue;
-      write_row(out_rows[r], out, i, h, 1 / sum, 0, sizes.width_M);
-      if (lane() % 4 != 0) continue;
-      const float lse = running.max[i][h] * sizes.scale + logf(sum);
-      *query_rows(lse_TH, sizes, place, 1)[r] = lse;
-      // -sum P log P with log P = scale s - lse
-      if (kEntropy) *query_rows(entropy_TH, sizes, place, 1)[r] = lse - product * sizes.scale / sum;
-    }
-  }
+  write_forward<kEntropy>(to, out, running, sizes, place, row0 + warp_row);
 }
 
 // ---- backward ----
@@ -347,16 +207,7 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM, kRows>::kThreads)
   start_keys(0, keys.some.begin);
   for (int row = static_cast<int>(threadIdx.x); row < B::kRows; row += B::kThreads)
     shared.seen[row] = keys_of_row(kv_begin_S, sizes, row0 + row);
-  float lse[B::kTiles][2], delta[B::kTiles][2];  // lse in base 2
-  SY_UNROLL
-  for (int i = 0; i < B::kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const int r = row0 + warp_row + 16 * i + sum_row(h);
-      lse[i][h] = r < n_rows ? *query_rows(gradients.lse_TH, sizes, place, 1)[r] * kLog2E : INFINITY;
-      delta[i][h] = r < n_rows ? *query_rows(gradients.delta_TH, sizes, place, 1)[r] : 0;
-    }
-  }
+  const RowsFacts<B::kTiles> facts(gradients, sizes, place, row0 + warp_row);
   Sums<B::kTiles, kN> dq{};
   int stage = 0;
   for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += B::kKeys, stage ^= 1) {
@@ -367,38 +218,11 @@ __global__ void __launch_bounds__(BackwardQ<kN, kM, kRows>::kThreads)
     multiply_transposed<kN>(s, shared.q.row(warp_row), shared.k[stage].row(0));
     multiply_transposed<kM>(dprob, shared.dout.row(warp_row), shared.v[stage].row(0));
     if (key0 < keys.all.begin || key0 + B::kKeys > keys.all.end) hide_unseen(s, shared.seen + warp_row, key0);
-    SY_UNROLL
-    for (int i = 0; i < B::kTiles; ++i) {
-      SY_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        SY_UNROLL
-        for (int c = 0; c < B::kKeys / 8; ++c) {
-          SY_UNROLL
-          for (int e = 0; e < 2; ++e) {
-            float& score = s.at[i][c][2 * h + e];
-            score = approximate_exp2(score * scale - lse[i][h]) * (dprob.at[i][c][2 * h + e] - delta[i][h]);
-          }
-        }
-      }
-    }
+    differentiate(s, dprob, facts, scale);
     multiply_add<kN + kPad>(dq, s, shared.k[stage].row(0));
   }
-  const auto dq_rows = query_rows(dq_THN, sizes, place, sizes.width_N);
-  SY_UNROLL
-  for (int i = 0; i < B::kTiles; ++i) {
-    SY_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const int r = row0 + warp_row + 16 * i + sum_row(h);
-      if (r < n_rows) write_row(dq_rows[r], dq, i, h, sizes.scale, 0, sizes.width_N);
-    }
-  }
+  write_query_rows(dq_THN, dq, sizes, place, row0 + warp_row);
 }
-
-// What a query row brings along.
-struct alignas(16) RowFacts {
-  float lse, delta;  // lse in base 2
-  KeyRange seen;
-};
 
 template <int kN, int kM, int kRowsOf>
 struct BackwardKv {
@@ -428,8 +252,6 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM, kRows>::kThreads, BackwardK
   const auto k = key_rows(in.k_TGN, sizes, place, sizes.width_N);
   const auto v = key_rows(in.v_TGM, sizes, place, sizes.width_M);
   const auto dout = query_rows(gradients.dout_THM, sizes, place, sizes.width_M);
-  const auto lse = query_rows(gradients.lse_TH, sizes, place, 1);
-  const auto delta = query_rows(gradients.delta_TH, sizes, place, 1);
   const int* const kv_begin_S = in.kv_begin_T + std::int64_t{place.seq} * sizes.seq_len;
   const int key0 = place.tile * B::kKeys, n_keys = sizes.keys();
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
@@ -442,9 +264,8 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM, kRows>::kThreads, BackwardK
     start_copy<B::kThreads>(shared.dout[stage], dout, row0, rows.end, sizes.width_M);
     async_commit();
   };
-  const auto facts_of = [&](int r) -> RowFacts {
-    if (thread >= B::kRows || r >= rows.end) return {INFINITY, 0, {0, 0}};  // P = 0
-    return {*lse[r] * kLog2E, *delta[r], keys_of_row(kv_begin_S, sizes, r)};
+  const auto facts_of = [&](int r) {
+    return facts_of_row(gradients, kv_begin_S, sizes, place, thread < B::kRows && r < rows.end ? r : -1);
   };
   start_copy<B::kThreads>(shared.k, k, key0, n_keys, sizes.width_N);
   start_copy<B::kThreads>(shared.v, v, key0, n_keys, sizes.width_M);
@@ -462,44 +283,16 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM, kRows>::kThreads, BackwardK
     multiply_transposed<kN>(s, shared.k.row(warp_key), shared.q[stage].row(0));
     multiply_transposed<kM>(dprob, shared.v.row(warp_key), shared.dout[stage].row(0));
     const RowFacts* const facts = shared.facts[stage];
-    if (rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group) {  // some row may not see some key
-      SY_UNROLL
-      for (int c = 0; c < B::kRows / 8; ++c) {
-        SY_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          if (!facts[sum_column(c) + j % 2].seen.has(key0 + warp_key + sum_row(j / 2)))
-            s.at[0][c][j] = -INFINITY;
-        }
-      }
-    }
-    SY_UNROLL
-    for (int c = 0; c < B::kRows / 8; ++c) {
-      SY_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const RowFacts& row = facts[sum_column(c) + j % 2];
-        const float p = approximate_exp2(s.at[0][c][j] * scale - row.lse);
-        s.at[0][c][j] = p;
-        dprob.at[0][c][j] = p * (dprob.at[0][c][j] - row.delta);
-      }
-    }
+    if (rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group) hide_unseen_columns(s, facts, key0 + warp_key);
+    weigh_columns(s, facts, scale);
+    differentiate_columns(dprob, s, facts);
     multiply_add<kM + kPad>(dv, s, shared.dout[stage].row(0) + part * (kM / B::kSplit));
     multiply_add<kN + kPad>(dk, dprob, shared.q[stage].row(0) + part * (kN / B::kSplit));
     if (thread < B::kRows) shared.facts[stage ^ 1][thread] = next;
   }
-  const auto dk_rows = key_rows(dk_TGN, sizes, place, sizes.width_N);
-  const auto dv_rows = key_rows(dv_TGM, sizes, place, sizes.width_M);
-  SY_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    const int key = key0 + warp_key + sum_row(h);
-    if (key >= n_keys) continue;
-    write_row(dk_rows[key], dk, 0, h, sizes.scale, part * (kN / B::kSplit), sizes.width_N);
-    write_row(dv_rows[key], dv, 0, h, 1, part * (kM / B::kSplit), sizes.width_M);
-  }
-}
-
-bool heads_are_packs(const Tensor& x, int width) {
-  return x.dtype() == DType::bf16 && rows_are_packs<bf16>(x) && width % kPack<bf16> == 0 &&
-         width <= kLargestHead;
+  write_key_rows(dk_TGN, dk, sizes.scale, sizes, place, key0 + warp_key, part * (kN / B::kSplit),
+                 sizes.width_N);
+  write_key_rows(dv_TGM, dv, 1, sizes, place, key0 + warp_key, part * (kM / B::kSplit), sizes.width_M);
 }
 
 // Calls f.operator()<kN, kM>() with the smallest padded widths that there are kernels for.
@@ -526,10 +319,9 @@ void with_rows(F&& f) {
   f.template operator()<kRows>();
 }
 
-template <class Call>
-Operands operands_of(const Call& x) {
-  return {rows_of<const bf16>(x.q_THN), rows_of<const bf16>(x.k_TGN), rows_of<const bf16>(x.v_TGM),
-          x.kv_begin_T.template as<std::int32_t>(), x.sizes};
+bool heads_are_packs(const Tensor& x, int width) {
+  return x.dtype() == DType::bf16 && rows_are_packs<bf16>(x) && width % kPack<bf16> == 0 &&
+         width <= kLargestHead;
 }
 
 }  // namespace
@@ -554,7 +346,7 @@ void attention_mma(const AttentionForward& x, Context& ctx) {
     const auto start = [&]<bool kEntropy>() {
       launch("attention_forward", forward_kernel<kN, kM, kEntropy>,
              {blocks(x.n_seq * x.sizes.n_kv_heads * n_tiles), F::kThreads, sizeof(typename F::Shared)}, ctx,
-             rows_of<bf16>(x.out_THM), rows_of<float>(x.lse_TH), entropy_rows(x), operands_of(x), n_tiles);
+             outputs_of(x), operands_of(x), n_tiles);
     };
     if (x.entropy_TH.defined()) return start.template operator()<true>();
     start.template operator()<false>();
@@ -563,8 +355,7 @@ void attention_mma(const AttentionForward& x, Context& ctx) {
 
 void attention_mma(const AttentionBackward& x, Context& ctx) {
   const Operands in = operands_of(x);
-  const Gradients gradients{rows_of<const bf16>(x.dout_THM), rows_of<const float>(x.lse_TH),
-                            rows_of<const float>(x.delta_TH)};
+  const Gradients gradients = gradients_of(x);
   const std::int64_t heads = x.n_seq * x.sizes.n_kv_heads;
   with_padded_heads(x.sizes, [&]<int kN, int kM>() {
     with_rows<128, sizeof(typename BackwardQ<kN, kM, 128>::Shared)>([&]<int kRows>() {
