@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -216,6 +217,8 @@ void expect_product() {
   });
 }
 TEST(SimtWgmma, ProductsOfOperandsInBothOrders) {
+  expect_product<64, false, false>();
+  expect_product<64, true, true>();
   expect_product<128, false, false>();
   expect_product<128, true, false>();
   expect_product<128, false, true>();
@@ -223,6 +226,49 @@ TEST(SimtWgmma, ProductsOfOperandsInBothOrders) {
   expect_product<256, false, false>();
   expect_product<256, false, true>();
   expect_product<256, true, true>();
+}
+
+// The sums of one product, rounded, are the left operand of the next.
+template <int kN, bool kBAlongN>
+void expect_product_from_registers() {
+  run_block<Operands<kN>>(kGroup, [](Operands<kN>& shared) {
+    write_operands(shared, false, kBAlongN);
+    fence_proxy_async();
+    __syncthreads();
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    unsigned a[kDepth / 16][4];
+    for (int j = 0; j < kDepth / 16; ++j)
+      for (int i = 0; i < 4; ++i) {
+        const int row = 16 * warp + lane / 4 + 8 * (i % 2), k = 16 * j + 2 * (lane % 4) + 8 * (i / 2);
+        const auto bits = [&](int at) {
+          const bf16 value = from_float<bf16>(a_at(row, at));
+          std::uint16_t result;
+          std::memcpy(&result, &value, sizeof result);
+          return unsigned{result};
+        };
+        a[j][i] = bits(k) | bits(k + 1) << 16;
+      }
+    const std::uint64_t b = operand_at(shared.b, kBAlongN ? 64 * 128 : 16, 1024);
+    float sum[kN / 2] = {};
+    wgmma_fence();
+    for (int j = 0; j < kDepth / 16; ++j)
+      wgmma<kBAlongN>(sum, a[j], moved(b, kBAlongN ? 16 * j * 128 : 32 * j), true);
+    wgmma_commit();
+    EXPECT_TRUE(std::isnan(sum[1]));
+    wgmma_wait<0>();
+    for (int i = 0; i < kN / 2; ++i) {
+      const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+      float expected = 0;
+      for (int k = 0; k < kDepth; ++k) expected += a_at(row, k) * b_at(column, k);
+      ASSERT_EQ(sum[i], expected) << row << ", " << column;
+    }
+  });
+}
+TEST(SimtWgmma, ProductsOfRegisters) {
+  expect_product_from_registers<64, true>();
+  expect_product_from_registers<128, false>();
+  expect_product_from_registers<128, true>();
+  expect_product_from_registers<256, true>();
 }
 
 TEST(SimtWgmma, MisusedProductsAreReported) {

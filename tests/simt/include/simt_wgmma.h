@@ -110,19 +110,21 @@ class Hopper : public BlockState {
   // ---- products ----
   struct Wgmma {
     int n;
-    std::uint64_t a, b;  // descriptors
+    std::uint64_t a, b;  // descriptors; a is 0 where it is in registers
     bool a_along_m, b_along_n, add;
     auto key() const { return std::tuple(n, a, b, a_along_m, b_along_n, add); }
   };
   struct Args {
     Hopper* block;
     Wgmma product;
+    const unsigned* a_registers;
     std::shared_ptr<Product> result;
   };
   void wgmma_fence() { thread().fenced = true; }
-  void wgmma(float* d, const Wgmma& product) {
+  // a_registers: of a in registers, read when the product is waited for.
+  void wgmma(float* d, const Wgmma& product, const unsigned* a_registers) {
     if (std::exchange(fenced_, false)) std::memcpy(view_.data(), base(), view_.size());
-    Args args{this, product, {}};
+    Args args{this, product, a_registers, {}};
     meet_warp(kFullMask, "wgmma.mma_async", &args, begin);
     Thread& t = thread();
     if (!t.fenced) fail("wgmma.mma_async without a wgmma.fence after its registers were written");
@@ -236,20 +238,23 @@ class Hopper : public BlockState {
   }
 
   static void begin(void* const args[kWarpSize]);
+  static void compute(const Hopper& block, Product& product, unsigned warp);
   void finish(Thread& t, const Begun& begun);
 };
 
 // A warpgroup's 64 x n sums.
 struct Product {
   Hopper::Wgmma wgmma;
-  std::vector<float> value = {};  // empty until somebody waits for it, and after all threads have
-  unsigned threads_left = 4 * kWarpSize;
+  const unsigned* a_registers[4][kWarpSize] = {};
+  std::vector<float> of_warp[4] =
+      {};  // 16 rows each; empty until somebody waits for it, and after all lanes have
+  unsigned lanes_left[4] = {kWarpSize, kWarpSize, kWarpSize, kWarpSize};
 };
 
 inline void Hopper::begin(void* const args[kWarpSize]) {
   const auto& first = *static_cast<const Args*>(args[0]);
   const Wgmma& wgmma = first.product;
-  for (std::uint64_t descriptor : {wgmma.a, wgmma.b}) {
+  for (std::uint64_t descriptor : {first.a_registers ? wgmma.b : wgmma.a, wgmma.b}) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
       fail("a descriptor without 128-byte swizzle, or with a base offset");
   }
@@ -262,32 +267,45 @@ inline void Hopper::begin(void* const args[kWarpSize]) {
     auto& lane_args = *static_cast<Args*>(args[l]);
     if (lane_args.product.key() != wgmma.key()) fail("lanes of one warp begin different products");
     lane_args.result = of_group[number];
+    of_group[number]->a_registers[warp % 4][l] = lane_args.a_registers;
+  }
+}
+
+inline void Hopper::compute(const Hopper& block, Product& product, unsigned warp) {
+  const Wgmma& wgmma = product.wgmma;
+  const auto n = static_cast<unsigned>(wgmma.n);
+  const auto a_at = [&](unsigned row, unsigned k) {
+    const unsigned* const registers = product.a_registers[warp][row % 8 * 4 + k % 8 / 2];
+    if (!registers) return block.element(wgmma.a, !wgmma.a_along_m, 16 * warp + row, k);
+    const auto bits = static_cast<std::uint16_t>(registers[row / 8 + k / 8 * 2] >> (k % 2 * 16));
+    return __bfloat162float({bits});
+  };
+  std::vector<float>& value = product.of_warp[warp];
+  value.resize(16 * n);
+  std::vector<float> b(n);
+  for (unsigned k = 0; k < 16; ++k) {
+    for (unsigned j = 0; j < n; ++j) b[j] = block.element(wgmma.b, !wgmma.b_along_n, j, k);
+    for (unsigned row = 0; row < 16; ++row) {
+      const float a = a_at(row, k);
+      for (unsigned j = 0; j < n; ++j) value[row * n + j] += a * b[j];
+    }
   }
 }
 
 inline void Hopper::finish(Thread& t, const Begun& begun) {
   Product& product = *begun.product;
   const auto n = static_cast<unsigned>(product.wgmma.n);
-  if (product.value.empty()) {
-    product.value.resize(64 * n);
-    std::vector<float> b(n);
-    for (unsigned k = 0; k < 16; ++k) {
-      for (unsigned j = 0; j < n; ++j) b[j] = element(product.wgmma.b, !product.wgmma.b_along_n, j, k);
-      for (unsigned i = 0; i < 64; ++i) {
-        const float a = element(product.wgmma.a, !product.wgmma.a_along_m, i, k);
-        for (unsigned j = 0; j < n; ++j) product.value[i * n + j] += a * b[j];
-      }
-    }
-  }
+  const unsigned l = lane(), warp = thread_number() / kWarpSize % 4;
+  std::vector<float>& of_warp = product.of_warp[warp];
+  if (of_warp.empty()) compute(*this, product, warp);
   const auto found = t.accumulators.find(begun.d);
   Accumulator& accumulator = found->second;
-  const unsigned l = lane(), first_row = thread_number() / kWarpSize % 4 * 16 + l / 4;
   for (unsigned i = 0; i < n / 2; ++i) {
-    const unsigned row = first_row + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
-    const float value = product.value[row * n + column];
+    const unsigned row = l / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
+    const float value = of_warp[row * n + column];
     accumulator.value[i] = product.wgmma.add ? accumulator.value[i] + value : value;
   }
-  if (--product.threads_left == 0) product.value = {};
+  if (--product.lanes_left[warp] == 0) of_warp = {};
   if (--accumulator.in_flight > 0) return;
   std::copy(accumulator.value.begin(), accumulator.value.end(), begun.d);
   t.accumulators.erase(found);
