@@ -2,9 +2,9 @@
 // the keys that they see (output, dq), or a tile of keys and goes over the rows that see them (dk, dv): each
 // result is written by one block, in a fixed order, at the price of computing the scores twice in backward.
 //   The kernels of this file compute in float32 and take any head sizes: they serve f32, and the bf16 heads
-// that attention_mma.cu's, of the tensor cores, do not, such as absorbed latent attention's of 576 values.
-// Legend: as ops/attention.h; R rows of a query tile (attention_tiles.h), C keys of a key tile, X a head's
-// width.
+// that those of the tensor cores (attention_mma.cu, attention_wgmma.cu) do not, such as absorbed latent
+// attention's of 576 values. Legend: as ops/attention.h; R rows of a query tile (attention_tiles.h), C keys of
+// a key tile, X a head's width.
 #include "attention.h"
 
 #include <cmath>
@@ -388,6 +388,7 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
   SY_CHECK(ctx.attention == AttentionBackend::flash, "this program was built without cuDNN");
   const AttentionForward x{out_THM, lse_TH,     entropy_TH,      q_THN,      k_TGN,
                            v_TGM,   kv_begin_T, sizes_of(shape), shape.n_seq};
+  if (attention_wgmma(x, ctx)) return;
   if (attention_mma_serves(x)) return attention_mma(x, ctx);
   with_element(q_THN.dtype(), [&]<class T>() { forward_any<T>(x, ctx); });
 }
@@ -420,6 +421,7 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
                             q_THN,  k_TGN,  v_TGM,  kv_begin_T, sizes_of(shape), shape.n_seq};
   with_element(q_THN.dtype(), [&]<class T>() {
     delta<T>(delta_TH, dout_THM, out_THM, ctx);
+    if (attention_wgmma(x, ctx)) return;
     if (attention_mma_serves(x)) return attention_mma(x, ctx);
     backward_any<T>(x, ctx);
   });

@@ -1,5 +1,5 @@
-// What the kernels of attention.cu and attention_mma.cu share: which rows a block works on, and which keys and
-// queries meet there.
+// What the kernels of attention.cu, attention_mma.cu and attention_wgmma.cu share: which rows a block works on,
+// and which keys and queries meet there.
 //   The query heads that read one key-value head are rows of one matrix: row r is query r / group of the
 //   sequence, head r % group of the group, R = seq_len * group rows. So a key tile is read once for the whole
 //   group, a query of generation fills several rows of a tile, and dk and dv sum over the group in one block.
@@ -125,5 +125,9 @@ bool attention_mma_serves(const AttentionForward& x);
 bool attention_mma_serves(const AttentionBackward& x);
 void attention_mma(const AttentionForward& x, Context& ctx);
 void attention_mma(const AttentionBackward& x, Context& ctx);
+// Those of Hopper's instructions. False, and nothing done, where the device is of another compute capability or
+// there are none for these heads.
+bool attention_wgmma(const AttentionForward& x, Context& ctx);
+bool attention_wgmma(const AttentionBackward& x, Context& ctx);
 
 }  // namespace switchyard::cuda

@@ -48,6 +48,13 @@ cudaDeviceProp properties() {
   return prop;
 }
 
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  SY_CUDA(cudaGetDevice(&device));
+  SY_CUDA(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
 }  // namespace
 
 std::string obstacle() {
@@ -68,10 +75,14 @@ std::string description() {
   return fmt::format("{}, {:.1f} GiB", prop.name, static_cast<double>(prop.totalGlobalMem) / (1 << 30));
 }
 
+bool device_has_wgmma() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
 std::size_t shared_bytes_of_block() {
-  int bytes = 0;
-  SY_CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-  return static_cast<std::size_t>(bytes);
+  return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
 void check_shared_bytes(const char* op, std::size_t bytes) {

@@ -14,6 +14,9 @@ std::string obstacle();
 // Its name and memory.
 std::string description();
 
+// Whether code for sm_90a runs here: on compute capability 9.0 and nothing else.
+bool device_has_wgmma();
+int multiprocessors();
 // The most shared memory that a block may ask for.
 std::size_t shared_bytes_of_block();
 // Throws RunError, naming the operator, where a block of it asks for more.

@@ -5,6 +5,7 @@
 //   Compiled for sm_90a alone (CMakeLists.txt).
 #include "gemm_wgmma.h"
 
+#include "device.h"
 #include "gemm_tile.h"
 #include "silu.h"
 #include "wgmma.h"
@@ -265,17 +266,6 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 
 // ---- the choice of a kernel ----
 
-int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  SY_CUDA(cudaGetDevice(&device));
-  SY_CUDA(cudaDeviceGetAttribute(&value, name, device));
-  return value;
-}
-// Code for sm_90a runs on nothing else.
-bool device_has_wgmma() {
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
-}
-
 // One matrix, or [E, rows, columns].
 BoxedMatrices matrices_of(const Tensor& t) {
   const bool many = t.shape().rank() == 3;
@@ -333,7 +323,7 @@ void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const
                                    .n_experts = static_cast<int>(n_experts),
                                    .expert_stride = kA ? b.matrix_stride : c_matrices.matrix_stride};
   // Wide tiles read less, if there are enough of them for every multiprocessor.
-  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  const int multiprocessors = cuda::multiprocessors();
   if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
     launch_tiles_of<Out, kForm, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   } else {

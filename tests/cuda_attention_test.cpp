@@ -84,7 +84,8 @@ struct DeviceCall {
           static_cast<double>(begin_of(c.mask, c.first + t % c.seq_len, static_cast<std::uint64_t>(t))));
     return result;
   }
-  void forward() { cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx, entropy); }
+  void forward() { cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx); }
+  void forward_with_entropy() { cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx, entropy); }
   void backward() { cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, c.shape(), ctx); }
 };
 
@@ -121,11 +122,18 @@ void expect_equals_the_cpu(const Case& c, DType dtype, std::int64_t margin, cons
   SCOPED_TRACE(::testing::Message() << c << ", " << name_of(dtype));
   DeviceCall x(c, dtype, margin);
   HostCall expected(x);
-  x.forward();
-  EXPECT_TRUE(all_near(x.out.values(), values(expected.out), tolerance.relative, tolerance.absolute));
-  EXPECT_TRUE(all_near(x.lse.values(), values(expected.lse), tolerance.lse, tolerance.lse));
+  const auto expect_outputs = [&] {
+    EXPECT_TRUE(all_near(x.out.values(), values(expected.out), tolerance.relative, tolerance.absolute));
+    EXPECT_TRUE(all_near(x.lse.values(), values(expected.lse), tolerance.lse, tolerance.lse));
+    EXPECT_TRUE(x.out.margins_untouched());
+  };
+  x.forward_with_entropy();  // other kernels may serve it
+  expect_outputs();
   EXPECT_TRUE(all_near(x.entropy.values(), values(expected.entropy), tolerance.lse, tolerance.lse));
-  EXPECT_TRUE(x.out.margins_untouched());
+  x.out = DeviceTensor::strided(c.tokens(), c.out_width(), dtype, x.ctx, margin);
+  x.lse = DeviceTensor({c.tokens(), c.n_heads}, DType::f32, x.ctx);
+  x.forward();
+  expect_outputs();
   if (c.first > 0) return;
   x.backward();
   expected.backward(x);
@@ -173,10 +181,41 @@ TEST(CudaAttention, TensorCoresEqualTheCpu) {
 }
 
 #ifdef SWITCHYARD_SIMT
+// One of another compute capability, without wgmma.
 struct SmallerDevice {
-  explicit SmallerDevice(std::size_t shared_bytes) { simt::set_max_shared_bytes(shared_bytes); }
-  ~SmallerDevice() { simt::set_max_shared_bytes(simt::kMaxSharedBytes); }
+  explicit SmallerDevice(std::size_t shared_bytes = 163 * 1024) {
+    simt::capability = {8, 0, 2};
+    simt::set_max_shared_bytes(shared_bytes);
+  }
+  ~SmallerDevice() {
+    simt::capability = {9, 0, 2};
+    simt::set_max_shared_bytes(simt::kMaxSharedBytes);
+  }
 };
+
+TEST(CudaAttention, TensorCoresOfComputeCapability80EqualTheCpu) {
+  const SmallerDevice device;
+  for (const Case& c : kTensorCoreCases)
+    expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-6});
+}
+#endif
+
+// Hopper's instructions have tiles of 128 rows by 128 (or 64) keys, and of 128 keys by 64 rows: several of
+// each, more than there are places for in shared memory, groups of heads that divide no tile, and sequences
+// that end in one.
+const Case kHopperCases[] = {
+    {2, 270, 2, 1, 64, 64, Mask::causal},      {1, 300, 3, 1, 64, 64, Mask::documents},
+    {1, 270, 3, 1, 128, 128, Mask::scattered}, {1, 400, 1, 1, 128, 128, Mask::window},
+    {1, 200, 1, 1, 192, 128, Mask::documents}, {1, 200, 2, 2, 256, 256, Mask::causal},
+    {2, 3, 4, 2, 128, 128, Mask::causal, 300},
+};
+
+TEST(CudaAttention, ManyTilesEqualTheCpu) {
+  // As above; P is spread over more keys, and dk and dv sum over up to 900 rows.
+  for (const Case& c : kHopperCases) expect_equals_the_cpu(c, DType::bf16, 8, {0x1p-8, 0x1p-8, 2e-6, 0x1p-5});
+}
+
+#ifdef SWITCHYARD_SIMT
 
 // A tile for dq is then of 64 rows: several of them, of which the last is not whole.
 TEST(CudaAttention, WidestHeadsFitComputeCapability80) {
@@ -213,11 +252,13 @@ TEST(CudaAttention, BigScoresNeitherOverflowNorVanish) {
 
 #ifdef SWITCHYARD_SIMT
 TEST(CudaAttention, SameBitsInAnyOrderOfBlocks) {
-  for (DType dtype : {DType::f32, DType::bf16}) {
+  const std::pair<DType, std::int64_t> kernels[] = {{DType::f32, 32}, {DType::bf16, 32}, {DType::bf16, 64}};
+  for (const auto& [dtype, width] : kernels) {
     std::vector<std::vector<double>> results[2];
     for (simt::BlockOrder order : {simt::BlockOrder::ascending, simt::BlockOrder::descending}) {
       simt::set_block_order(order);
-      DeviceCall x({2, 75, 4, 2, 32, 32, Mask::documents}, dtype, 8);
+      DeviceCall x({2, 75, 4, 2, width, width, Mask::documents}, dtype, 8);
+      x.forward_with_entropy();
       x.forward();
       x.backward();
       for (const DeviceTensor* tensor : {&x.out, &x.lse, &x.entropy, &x.dq, &x.dk, &x.dv})
@@ -231,8 +272,9 @@ TEST(CudaAttention, SameBitsInAnyOrderOfBlocks) {
 
 // NaN all over the first sequence does not reach the second.
 TEST(CudaAttention, SequencesDoNotSeeEachOther) {
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    const Case c{2, 40, 2, 1, 32, 32, Mask::causal};
+  const std::pair<DType, std::int64_t> kernels[] = {{DType::f32, 32}, {DType::bf16, 32}, {DType::bf16, 64}};
+  for (const auto& [dtype, width] : kernels) {
+    const Case c{2, 40, 2, 1, width, width, Mask::causal};
     DeviceCall clean(c, dtype, 8), x(c, dtype, 8);
     for (const DeviceTensor* tensor : {&x.q, &x.k, &x.v, &x.dout}) {
       const OwnedTensor unset(Shape{c.seq_len, tensor->view().row_size()}, dtype);
