@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kN, int kM>
 struct BackwardKv {
-  static constexpr int kKeys = kTileRows, kRows = 64;
+  static constexpr int kKeys = kTileRows, kRows = kN > 128 ? 32 : 64;  // as registers allow
   struct Shared {
     Lines<kKeys, kN> k;
     Lines<kKeys, kM> v;
@@ -495,11 +495,12 @@ bool attention_wgmma(const AttentionForward& x, Context& ctx) {
   return false;
 }
 
-// Wider heads leave their sums no room in registers.
+// Wider heads leave no room in registers for their sums.
 bool attention_wgmma(const AttentionBackward& x, Context& ctx) {
   if (!can_serve(x)) return false;
   if (heads_are(x.sizes, 64, 64)) return backward<64, 64>(x, ctx), true;
   if (heads_are(x.sizes, 128, 128)) return backward<128, 128>(x, ctx), true;
+  if (heads_are(x.sizes, 192, 128)) return backward<192, 128>(x, ctx), true;
   return false;
 }
 

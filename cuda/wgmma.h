@@ -187,25 +187,33 @@ __device__ __forceinline__ void wgmma_wait() {
 #define SY_SUMS_16(i) SY_SUMS_4(i), SY_SUMS_4(i + 4), SY_SUMS_4(i + 8), SY_SUMS_4(i + 12)
 #define SY_SUMS_32(i) SY_SUMS_16(i), SY_SUMS_16(i + 16)
 #define SY_SUMS_64(i) SY_SUMS_32(i), SY_SUMS_32(i + 32)
-#define SY_NAMES_32                                                        \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define SY_NAMES_64                                                                  \
-  SY_NAMES_32                                                                        \
-  ", "                                                                               \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define SY_NAMES_128                                                                             \
-  SY_NAMES_64                                                                                    \
-  ", "                                                                                           \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
-  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define SY_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define SY_NAMES_32 \
+  SY_NAMES_16       \
+      ", "          \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SY_NAMES_64                                                                      \
+  SY_NAMES_32                                                                            \
+      ", "                                                                               \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SY_NAMES_96                                                                      \
+  SY_NAMES_64                                                                            \
+      ", "                                                                               \
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SY_NAMES_128                                                                                 \
+  SY_NAMES_96                                                                                        \
+      ", "                                                                                           \
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define SY_WGMMA(columns, names, operands, add) \
   "{\n.reg .pred p;\nsetp.ne.b32 p, " add       \
   ", 0;\n"                                      \
   "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" names "}, " operands ";\n}\n"
+// As many sums as there are widths in use for.
+template <int kSums>
+constexpr bool kIsSums = kSums == 16 || kSums == 32 || kSums == 64 || kSums == 96 || kSums == 128;
 
 // Begins sum = a b, or += where `add`, for 64 x N sums of a warpgroup: four warps, the first a multiple of
 // four. a lies along K or (kAAlongM) along M, b along K or (kBAlongN) along N. All threads name the same
@@ -213,11 +221,16 @@ __device__ __forceinline__ void wgmma_wait() {
 //   sum[i] of lane l of warp w: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2
 template <bool kAAlongM, bool kBAlongN, int kSums>
 __device__ __forceinline__ void wgmma(float (&sum)[kSums], std::uint64_t a, std::uint64_t b, bool add) {
-  static_assert(kSums == 32 || kSums == 64 || kSums == 128);
+  static_assert(kIsSums<kSums>);
 #ifdef SWITCHYARD_SIMT
   simt::hopper().wgmma(sum, {2 * kSums, a, b, kAAlongM, kBAlongN, add}, nullptr);
 #else
-  if constexpr (kSums == 32) {
+  if constexpr (kSums == 16) {
+    asm volatile(SY_WGMMA("32", SY_NAMES_16, "%16, %17, p, 1, 1, %19, %20", "%18")
+                 : SY_SUMS_16(0)
+                 : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
+                 : "memory");
+  } else if constexpr (kSums == 32) {
     asm volatile(SY_WGMMA("64", SY_NAMES_32, "%32, %33, p, 1, 1, %35, %36", "%34")
                  : SY_SUMS_32(0)
                  : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
@@ -225,6 +238,11 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], std::uint64_t a, std:
   } else if constexpr (kSums == 64) {
     asm volatile(SY_WGMMA("128", SY_NAMES_64, "%64, %65, p, 1, 1, %67, %68", "%66")
                  : SY_SUMS_64(0)
+                 : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
+                 : "memory");
+  } else if constexpr (kSums == 96) {
+    asm volatile(SY_WGMMA("192", SY_NAMES_96, "%96, %97, p, 1, 1, %99, %100", "%98")
+                 : SY_SUMS_64(0), SY_SUMS_32(64)
                  : "l"(a), "l"(b), "r"(int{add}), "n"(int{kAAlongM}), "n"(int{kBAlongN})
                  : "memory");
   } else {
@@ -242,11 +260,16 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], std::uint64_t a, std:
 //   are sum[8 j + 2 i] and sum[8 j + 2 i + 1] of a product whose columns 16 j .. 16 j + 15 are this one's K.
 template <bool kBAlongN, int kSums>
 __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4], std::uint64_t b, bool add) {
-  static_assert(kSums == 32 || kSums == 64 || kSums == 128);
+  static_assert(kIsSums<kSums>);
 #ifdef SWITCHYARD_SIMT
   simt::hopper().wgmma(sum, {2 * kSums, 0, b, false, kBAlongN, add}, a);
 #else
-  if constexpr (kSums == 32) {
+  if constexpr (kSums == 16) {
+    asm volatile(SY_WGMMA("32", SY_NAMES_16, "{%16, %17, %18, %19}, %20, p, 1, 1, %22", "%21")
+                 : SY_SUMS_16(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{add}), "n"(int{kBAlongN})
+                 : "memory");
+  } else if constexpr (kSums == 32) {
     asm volatile(SY_WGMMA("64", SY_NAMES_32, "{%32, %33, %34, %35}, %36, p, 1, 1, %38", "%37")
                  : SY_SUMS_32(0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{add}), "n"(int{kBAlongN})
@@ -254,6 +277,11 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4
   } else if constexpr (kSums == 64) {
     asm volatile(SY_WGMMA("128", SY_NAMES_64, "{%64, %65, %66, %67}, %68, p, 1, 1, %70", "%69")
                  : SY_SUMS_64(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{add}), "n"(int{kBAlongN})
+                 : "memory");
+  } else if constexpr (kSums == 96) {
+    asm volatile(SY_WGMMA("192", SY_NAMES_96, "{%96, %97, %98, %99}, %100, p, 1, 1, %102", "%101")
+                 : SY_SUMS_64(0), SY_SUMS_32(64)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{add}), "n"(int{kBAlongN})
                  : "memory");
   } else {
@@ -267,8 +295,10 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4
 
 #undef SY_WGMMA
 #undef SY_NAMES_128
+#undef SY_NAMES_96
 #undef SY_NAMES_64
 #undef SY_NAMES_32
+#undef SY_NAMES_16
 #undef SY_SUMS_64
 #undef SY_SUMS_32
 #undef SY_SUMS_16

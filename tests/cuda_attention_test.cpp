@@ -206,7 +206,7 @@ TEST(CudaAttention, TensorCoresOfComputeCapability80EqualTheCpu) {
 const Case kHopperCases[] = {
     {2, 270, 2, 1, 64, 64, Mask::causal},      {1, 300, 3, 1, 64, 64, Mask::documents},
     {1, 270, 3, 1, 128, 128, Mask::scattered}, {1, 400, 1, 1, 128, 128, Mask::window},
-    {1, 200, 1, 1, 192, 128, Mask::documents}, {1, 200, 2, 2, 256, 256, Mask::causal},
+    {1, 200, 2, 2, 192, 128, Mask::documents}, {1, 200, 2, 2, 256, 256, Mask::causal},
     {2, 3, 4, 2, 128, 128, Mask::causal, 300},
 };
 

@@ -1,6 +1,7 @@
 // What the emulator does in the place of sm_90a's instructions.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -174,10 +175,11 @@ float b_at(int j, int k) { return static_cast<float>((5 * j + k * k) % 11 - 5); 
 
 template <int kN>
 void write_operands(Operands<kN>& shared, bool a_along_m, bool b_along_n) {
-  for (int place_of_one = static_cast<int>(threadIdx.x); place_of_one < kN * kDepth; place_of_one += kGroup) {
+  for (int place_of_one = static_cast<int>(threadIdx.x); place_of_one < std::max(kN, 64) * kDepth;
+       place_of_one += kGroup) {
     const int i = place_of_one / kDepth, k = place_of_one % kDepth;
     if (i < 64) shared.a[place(!a_along_m, i, k)] = from_float<bf16>(a_at(i, k));
-    shared.b[place(!b_along_n, i, k)] = from_float<bf16>(b_at(i, k));
+    if (i < kN) shared.b[place(!b_along_n, i, k)] = from_float<bf16>(b_at(i, k));
   }
 }
 template <int kN, bool kAAlongM, bool kBAlongN>
@@ -217,6 +219,7 @@ void expect_product() {
   });
 }
 TEST(SimtWgmma, ProductsOfOperandsInBothOrders) {
+  expect_product<32, false, false>();
   expect_product<64, false, false>();
   expect_product<64, true, true>();
   expect_product<128, false, false>();
@@ -266,6 +269,7 @@ void expect_product_from_registers() {
 }
 TEST(SimtWgmma, ProductsOfRegisters) {
   expect_product_from_registers<64, true>();
+  expect_product_from_registers<192, true>();
   expect_product_from_registers<128, false>();
   expect_product_from_registers<128, true>();
   expect_product_from_registers<256, true>();
