@@ -111,16 +111,6 @@ __device__ __forceinline__ void begin_add(Sums<1, kColumns>& sum, const LeftOper
   wgmma_commit();
 }
 
-// Goes round the places of tiles. In each round the barriers' phase has the other parity.
-struct Ring {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
 // This warp has read the tile.
 __device__ __forceinline__ void release(Barrier& empty) {
   __syncwarp();
@@ -172,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kConsumerWarps) {
     release_registers<kBulkRegisters>();
     if (warp > kConsumerWarps || lane() > 0) return;
-    Ring ring;
+    Ring<kStages> ring;
     for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += F::kKeys) {
       const auto copy = [&](auto& tile, const TensorMap& map, Barrier& full, Barrier& empty, int width) {
         barrier_wait(empty, ring.parity ^ 1);
@@ -206,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       hide_unseen(score, shared.seen + warp_row, key0);
     return weigh<false>(score, running, scale);
   };
-  Ring ring;  // of the keys whose scores are next; their values follow one turn later
+  Ring<kStages> ring;  // of the keys whose scores are next; their values follow one turn later
   barrier_wait(shared.k_full[ring.stage], ring.parity);
   wgmma_fence();
   begin_transposed(score, shared.q, group_row, shared.k[ring.stage]);
@@ -214,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   release(shared.k_empty[ring.stage]);
   weigh_scores(keys.some.begin);
   prob.set(score);
-  Ring values = ring;
+  Ring<kStages> values = ring;
   ring.advance();
   for (int key0 = keys.some.begin + F::kKeys; key0 < keys.some.end; key0 += F::kKeys) {
     barrier_wait(shared.k_full[ring.stage], ring.parity);
@@ -278,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kConsumerWarps) {
     release_registers<kBulkRegisters>();
     if (warp > kConsumerWarps || lane() > 0) return;
-    Ring ring;
+    Ring<kStages> ring;
     for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += B::kKeys) {
       Barrier& full = shared.full[ring.stage];
       barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
@@ -307,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Sums<1, kN> dq{};
   Sums<1, B::kKeys> score, dprob;
   LeftOperand<B::kKeys> dscore;
-  Ring ring;
+  Ring<kStages> ring;
   for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += B::kKeys) {
     barrier_wait(shared.full[ring.stage], ring.parity);
     wgmma_fence();
@@ -371,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       fence_proxy_async();
       barrier_arrive(shared.full[stage]);
     };
-    Ring ring;
+    Ring<kStages> ring;
     int before = -1;
     for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
       barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
@@ -408,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Sums<1, kM> dv{};
   Sums<1, B::kRows> score, dprob;
   LeftOperand<B::kRows> prob, dscore;
-  Ring ring;
+  Ring<kStages> ring;
   for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
     barrier_wait(shared.full[ring.stage], ring.parity);
     const RowFacts* const facts = shared.facts[ring.stage];

@@ -39,18 +39,6 @@ struct WgmmaShared {
   Barrier empty[kDepth];  // all warps have multiplied it
 };
 
-// Goes round the stages. In each round the barriers' phase has the other parity.
-template <int kDepth>
-struct Ring {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage < kDepth) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 // Begins to copy a step's piece of an operand: kRows rows from `first` on, K from k on.
 template <bool kAlongK, int kRows>
 __device__ __forceinline__ void copy_operand(bf16* to, const TensorMap& map, Barrier& full, int matrix,

@@ -84,6 +84,18 @@ __device__ __forceinline__ void barrier_wait(Barrier& barrier, unsigned parity) 
   }
 #endif
 }
+// Goes round kDepth places in shared memory, each with a barrier that says it is full and one that says it is
+// empty. In each round the barriers' phase has the other parity.
+template <int kDepth>
+struct Ring {
+  int stage = 0;
+  unsigned parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage < kDepth) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
 // Meets `threads` of the block's threads, whole warps; id 1 to 15 (__syncthreads() is 0).
 __device__ __forceinline__ void sync_some(int id, int threads) {
 #ifdef SWITCHYARD_SIMT
@@ -190,23 +202,23 @@ __device__ __forceinline__ void wgmma_wait() {
 #define SY_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define SY_NAMES_32 \
   SY_NAMES_16       \
-      ", "          \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define SY_NAMES_64                                                                      \
-  SY_NAMES_32                                                                            \
-      ", "                                                                               \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define SY_NAMES_96                                                                      \
-  SY_NAMES_64                                                                            \
-      ", "                                                                               \
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define SY_NAMES_128                                                                                 \
-  SY_NAMES_96                                                                                        \
-      ", "                                                                                           \
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+  ", "              \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SY_NAMES_64                                                                  \
+  SY_NAMES_32                                                                        \
+  ", "                                                                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SY_NAMES_96                                                                  \
+  SY_NAMES_64                                                                        \
+  ", "                                                                               \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SY_NAMES_128                                                                             \
+  SY_NAMES_96                                                                                    \
+  ", "                                                                                           \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define SY_WGMMA(columns, names, operands, add) \
   "{\n.reg .pred p;\nsetp.ne.b32 p, " add       \
   ", 0;\n"                                      \
