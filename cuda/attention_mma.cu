@@ -285,7 +285,8 @@ __global__ void __launch_bounds__(BackwardKv<kN, kM, kRows>::kThreads, BackwardK
     const RowFacts* const facts = shared.facts[stage];
     if (rows.late || row0 < (key0 + B::kKeys - 1) * sizes.group) hide_unseen_columns(s, facts, key0 + warp_key);
     weigh_columns(s, facts, scale);
-    differentiate_columns(dprob, s, facts);
+    differentiate_columns(
+        dprob, [&](int c, int j) { return s.at[0][c][j]; }, facts);
     multiply_add<kM + kPad>(dv, s, shared.dout[stage].row(0) + part * (kM / B::kSplit));
     multiply_add<kN + kPad>(dk, dprob, shared.q[stage].row(0) + part * (kN / B::kSplit));
     if (thread < B::kRows) shared.facts[stage ^ 1][thread] = next;

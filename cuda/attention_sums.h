@@ -272,15 +272,15 @@ __device__ __forceinline__ void weigh_columns(Sums<1, kRows>& score, const RowFa
     }
   }
 }
-// dP becomes dS.
-template <int kRows>
-__device__ __forceinline__ void differentiate_columns(Sums<1, kRows>& dprob, const Sums<1, kRows>& prob,
+// dP becomes dS; prob(c, j): P where dP is at[0][c][j].
+template <int kRows, class P>
+__device__ __forceinline__ void differentiate_columns(Sums<1, kRows>& dprob, const P& prob,
                                                       const RowFacts* facts) {
   SY_UNROLL
   for (int c = 0; c < kRows / 8; ++c) {
     SY_UNROLL
     for (int j = 0; j < 4; ++j)
-      dprob.at[0][c][j] = prob.at[0][c][j] * (dprob.at[0][c][j] - facts[sum_column(c) + j % 2].delta);
+      dprob.at[0][c][j] = prob(c, j) * (dprob.at[0][c][j] - facts[sum_column(c) + j % 2].delta);
   }
 }
 // Times factor, to columns x0 up to width of the keys from key0 on.

@@ -90,6 +90,11 @@ struct LeftOperand {
         at[k][i] = bf16_pair(sum.at[0][2 * k + i / 2][i % 2 * 2], sum.at[0][2 * k + i / 2][i % 2 * 2 + 1]);
     }
   }
+  // What sum.at[0][c][j] was rounded to.
+  __device__ __forceinline__ float value(int c, int j) const {
+    const unsigned pair = at[c / 2][c % 2 * 2 + j / 2];
+    return __uint_as_float(j % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+  }
 };
 
 // Begins sum = a b^T: a's rows from a_first on, b a row for each column.
@@ -411,8 +416,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     prob.set(score);
     wgmma_fence();
     begin_add(dv, prob, shared.dout[ring.stage]);
-    wgmma_wait<1>();  // dP
-    differentiate_columns(dprob, score, facts);
+    wgmma_wait<0>();
+    // With P as it was rounded: there are no registers for both.
+    differentiate_columns(
+        dprob, [&](int c, int j) { return prob.value(c, j); }, facts);
     dscore.set(dprob);
     wgmma_fence();
     begin_add(dk, dscore, shared.q[ring.stage]);
