@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "core/expert_groups.h"
 #include "numeric.h"
@@ -112,17 +111,6 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   for (int e = lane_of_warp(); e < n_experts; e += kWarp) dscore_TE[t][e] += (dprob[e] - mean) * inverse;
 }
 
-// What the counts say of each expert's bias: 1 up, -1 down. It travels with the launch.
-struct Directions {
-  static constexpr int kMost = 1024;
-  signed char of_expert[kMost];
-};
-__global__ void __launch_bounds__(kBlockThreads)
-    balance_bias_kernel(float* bias_E, Directions directions, int n_experts, float speed) {
-  const auto e = static_cast<int>(index_of_thread());
-  if (e < n_experts) bias_E[e] += static_cast<float>(directions.of_expert[e]) * speed;
-}
-
 }  // namespace
 
 void sigmoid_forward(Tensor score_TE, Tensor logit_TE, Context& ctx) {
@@ -158,21 +146,6 @@ void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tenso
   launch("row_share_backward", row_share_backward_kernel, one_warp_each(score_TE.rows()), ctx,
          rows_of<float>(dscore_TE), rows_of<const float>(dprob_TE), rows_of<const float>(prob_TE),
          rows_of<const float>(score_TE), score_TE.rows(), score_TE.dim(1));
-}
-
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed, Context& ctx) {
-  const double mean =
-      std::accumulate(count_E.begin(), count_E.end(), 0.0) / static_cast<double>(count_E.size());
-  for (std::size_t first = 0; first < count_E.size(); first += Directions::kMost) {
-    const std::size_t n = std::min<std::size_t>(Directions::kMost, count_E.size() - first);
-    Directions directions{};
-    for (std::size_t e = 0; e < n; ++e) {
-      const double count = count_E[first + e];
-      directions.of_expert[e] = static_cast<signed char>(count < mean ? 1 : (count > mean ? -1 : 0));
-    }
-    launch("balance_bias", balance_bias_kernel, one_thread_each(static_cast<std::int64_t>(n)), ctx,
-           bias_E.as<float>() + first, directions, n, speed);
-  }
 }
 
 }  // namespace switchyard::cuda

@@ -2,8 +2,6 @@
 // ops/sigmoid_group.h. All in f32, expert_TK i32.
 #pragma once
 
-#include <span>
-
 #include "core/context.h"
 
 namespace switchyard::cuda {
@@ -15,7 +13,5 @@ void group_choice(Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t
 void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& ctx);
 void row_share_forward(Tensor prob_TE, Tensor score_TE, Context& ctx);
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE, Context& ctx);
-// count_E on the host, as there; nothing waits for the device.
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed, Context& ctx);
 
 }  // namespace switchyard::cuda

@@ -120,21 +120,5 @@ TEST(CudaGroupChoice, OfEqualGroupsTheFirstStay) {
   expect_choice_of_cpu(score, bias, 6, 2);
 }
 
-TEST(CudaBalanceBias, EqualsTheCpu) {
-  for (const std::int64_t n_experts : {4, 300, 1500}) {
-    DeviceContext ctx;
-    Context host_ctx;
-    const OwnedTensor bias = normal({n_experts}, DType::f32, "bias");
-    std::vector<double> count_E(static_cast<std::size_t>(n_experts));
-    for (std::size_t e = 0; e < count_E.size(); ++e)
-      count_E[e] = static_cast<double>(e % 3);   // below, at, above
-    if (n_experts == 4) count_E = {1, 2, 4, 1};  // mean 2
-    const auto device_bias = DeviceTensor::of(bias, ctx);
-    cuda::balance_bias(device_bias, count_E, 0.001, ctx);
-    ops::balance_bias(bias, count_E, 0.001, host_ctx);
-    EXPECT_EQ(device_bias.values(), values(bias));
-  }
-}
-
 }  // namespace
 }  // namespace switchyard::test

@@ -239,12 +239,14 @@ TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
     if (!model.parameters().rows()[i].trained) bias_L.push_back(model.parameters().value(i));
   ASSERT_EQ(bias_L.size(), 2u);
   for (const Tensor& bias : bias_L) test::fill(bias, {0, 0, 0, 0});
-  model.after_step(std::vector<double>{3, 1, 2, 2, 0, 4, 4, 0}, {}, model.ctx);
+  const test::OwnedTensor count_LE({2, 4}, DType::f64);
+  test::fill(count_LE, {3, 1, 2, 2, 0, 4, 4, 0});
+  model.after_step(count_LE, {}, model.ctx);
   const double speed =
       config::default_router(Family::deepseek_v3, router::router_schemas()).own.number("bias_update_speed");
   EXPECT_EQ(values(bias_L[0]), (std::vector<double>{-speed, speed, 0, 0}));
   EXPECT_EQ(values(bias_L[1]), (std::vector<double>{speed, -speed, -speed, speed}));
-  EXPECT_THROW(model.after_step(std::vector<double>{1, 2, 3, 4}, {}, model.ctx), std::logic_error);
+  EXPECT_THROW(model.after_step(test::doubles({1, 2, 3, 4}), {}, model.ctx), std::logic_error);
 }
 
 TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {

@@ -206,20 +206,6 @@ TEST(RowShare, GradientMatchesFiniteDifferences) {
   }
 }
 
-TEST(BalanceBias, MovesByTheSpeedTowardsTheMean) {
-  for (const DType dtype : kTypes) {
-    PoisonedContext ctx;
-    const OwnedTensor bias({4}, dtype);
-    fill(bias, {0, 1, -1, 0.5});
-    ops::balance_bias(bias, Numbers{0, 8, 3, 4}, 0.25, ctx);  // mean 3.75
-    EXPECT_EQ(values(bias), (Numbers{0.25, 0.75, -0.75, 0.25}));
-    ops::balance_bias(bias, Numbers{5, 5, 5, 5}, 0.25, ctx);  // balanced: sign(0) = 0
-    EXPECT_EQ(values(bias), (Numbers{0.25, 0.75, -0.75, 0.25}));
-    ops::balance_bias(bias, Numbers{2, 4, 6, 4}, 0.25, ctx);  // mean 4
-    EXPECT_EQ(values(bias), (Numbers{0.5, 0.75, -1, 0.25}));
-  }
-}
-
 TEST(SigmoidGroup, SameBitsOnAnyThreadCount) {
   PoisonedContext ctx;
   constexpr std::int64_t kTokens = 301, kExperts = 40;
@@ -266,7 +252,6 @@ TEST(SigmoidGroup, RefusesOtherShapesAndDtypes) {
   EXPECT_THROW(ops::gather_slots(chosen, d, expert, ctx), std::logic_error);
   EXPECT_THROW(ops::gather_slots(chosen, a, chosen, ctx), std::logic_error);
   EXPECT_THROW(ops::gather_slots(chosen, a, expert3, ctx), std::logic_error);
-  EXPECT_THROW(ops::balance_bias(bias, Numbers{1, 2, 3}, 0.1, ctx), std::logic_error);
 }
 
 }  // namespace

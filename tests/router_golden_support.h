@@ -138,9 +138,7 @@ class RouterComparison {
     for (std::int64_t b = 0; b < golden_.n_seq(); ++b)
       for (std::size_t e = 0; e < count_E.size(); ++e)
         count_E[e] += stage_.sums().count_BE.row<std::int32_t>(b)[e];
-    const std::vector<double> statistics =
-        stage_.n_statistics() > 0 ? test::values(stage_.statistics()) : std::vector<double>{};
-    stage_.after_step(count_E, statistics, ctx_);
+    stage_.after_step(test::doubles(count_E), stage_.statistics(), ctx_);
     for (std::size_t i = 0; i < store_.rows().size(); ++i) {
       const Parameter& row = store_.rows()[i];
       if (row.trained) continue;

@@ -390,7 +390,7 @@ TEST(LatentPrototype, OneExpertMayHaveEveryToken) {
       const OwnedTensor dx = test::normal({8, 6}, DType::f32, "dx", 0.0);
       f.router->backward(dx, {.dweight_TK = r, .daddend_TD = q}, x, batch, gradient, f.ctx);
       EXPECT_TRUE(std::isfinite(test::dot(dx, dx))) << similarity;
-      f.router->after_step(std::vector<double>{0, 0, 8, 0, 0}, values(*f.statistics_S), f.ctx);
+      f.router->after_step(test::doubles({0, 0, 8, 0, 0}), *f.statistics_S, f.ctx);
       EXPECT_TRUE(std::isfinite(test::dot(f.row("expert_keys"), f.row("expert_keys")))) << similarity;
       EXPECT_NE(values(f.row("expert_keys")), keys);
     }

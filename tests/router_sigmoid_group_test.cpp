@@ -213,7 +213,7 @@ TEST(SigmoidGroup, LossesReachExpertsThatWereNotChosen) {
 TEST(SigmoidGroup, AfterAStepTheBiasMovesByTheCountsThatItIsGiven) {
   for (const DType dtype : kTypes) {
     HandExample example(true, dtype);
-    example.router->after_step(Numbers{40, 30, 20, 30}, {}, example.ctx);
+    example.router->after_step(test::doubles({40, 30, 20, 30}), {}, example.ctx);
     EXPECT_EQ(values(example.store.value(kBias)), (Numbers{-0.125, 0, 1.125, -0.5}));
     EXPECT_EQ(values(example.store.value(kWeight)), (Numbers{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
   }
@@ -223,7 +223,7 @@ TEST(SigmoidGroup, WithoutASpeedTheBiasStays) {
   Fixture fixture({.hidden_size = 2, .n_experts = 3, .n_slots = 1, .normalise_weights = true, .init_std = 1}, 1,
                   1, DType::f32, 0);
   fill(fixture.store.value(kBias), {1, 2, 3});
-  fixture.router->after_step(Numbers{10, 0, 0}, {}, fixture.ctx);
+  fixture.router->after_step(test::doubles({10, 0, 0}), {}, fixture.ctx);
   EXPECT_EQ(values(fixture.store.value(kBias)), (Numbers{1, 2, 3}));
 }
 

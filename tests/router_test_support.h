@@ -66,7 +66,7 @@ struct StageFixture {
     Numbers count_E(static_cast<std::size_t>(count_BE.dim(1)));
     for (std::int64_t b = 0; b < count_BE.rows(); ++b)
       for (std::size_t e = 0; e < count_E.size(); ++e) count_E[e] += count_BE.row<std::int32_t>(b)[e];
-    stage.after_step(count_E, statistics(), ctx);
+    stage.after_step(test::doubles(count_E), statistics_S ? statistics_S->view() : Tensor{}, ctx);
   }
 
   ParameterStore store;

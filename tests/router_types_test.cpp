@@ -3,8 +3,9 @@
 
 #include <cmath>
 
+#include "core/gap_bins.h"
+#include "ops/router_state.h"
 #include "router/complexity.h"
-#include "router/quantile.h"
 #include "router/quantile_bias.h"
 #include "router_test_support.h"
 
@@ -161,11 +162,16 @@ TEST(Quantile, ASolveByHand) {
     count_EN[e * 2 * kGapBins + (gap < 0 ? kGapBins - 1 - i : kGapBins + i)] += 1;
   };
   count(0, 0.1), count(0, 0.3), count(1, -0.2), count(1, -0.2);
-  const Numbers solved = solve_quantile_bias(Numbers{0.5, 0}, count_EN, 0.5);
+  const auto solved = [](const Numbers& bias_E, const Numbers& counts, double ema) {
+    Context ctx;
+    const OwnedTensor bias = test::doubles(bias_E), count_of_bin = test::doubles(counts);
+    ops::follow_quantile_bias(bias, count_of_bin.view().reshape(Shape{2, 2 * kGapBins}), 0.5, ema, ctx);
+    return values(bias);
+  };
   // 0.5 + 0.1 and 0 - 0.2 within a bin (4 percent), less their mean 0.2.
-  EXPECT_NEAR(solved[0], 0.4, 0.01);
-  EXPECT_NEAR(solved[1], -0.4, 0.01);
-  EXPECT_EQ(solve_quantile_bias(Numbers{0.5, 1}, Numbers(4 * kGapBins), 0.5), (Numbers{0.5, 1}));
+  EXPECT_TRUE(test::all_near(solved({0.5, 0}, count_EN, 0), {0.4, -0.4}, 0, 0.01));
+  EXPECT_TRUE(test::all_near(solved({0.5, 0}, count_EN, 0.5), {0.45, -0.2}, 0, 0.01));
+  EXPECT_EQ(solved({0.5, 1}, Numbers(4 * kGapBins), 0), (Numbers{0.5, 1}));
 }
 
 // Scores of experts that differ in level: after some steps on the same tokens every expert has its even share.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "core/expert_groups.h"
 #include "cpu/reduce.h"
@@ -118,23 +117,11 @@ void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tenso
   }
 }
 
-template <class T>
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed) {
-  T* bias = bias_E.as<T>();
-  const double mean =
-      std::accumulate(count_E.begin(), count_E.end(), 0.0) / static_cast<double>(count_E.size());
-  for (std::size_t e = 0; e < count_E.size(); ++e) {
-    if (count_E[e] < mean) bias[e] += static_cast<T>(speed);
-    if (count_E[e] > mean) bias[e] -= static_cast<T>(speed);
-  }
-}
-
 #define INSTANTIATE(T)                                                               \
   template void sigmoid_forward<T>(Tensor, Tensor);                                  \
   template void sigmoid_backward<T>(Tensor, Tensor, Tensor);                         \
   template void group_choice<T>(Tensor, Tensor, Tensor, std::int64_t, std::int64_t); \
   template void gather_slots<T>(Tensor, Tensor, Tensor);                             \
-  template void balance_bias<T>(Tensor, std::span<const double>, double);            \
   template void row_share_forward<T>(Tensor, Tensor);                                \
   template void row_share_backward<T>(Tensor, Tensor, Tensor, Tensor);
 INSTANTIATE(float)

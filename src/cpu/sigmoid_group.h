@@ -1,8 +1,6 @@
 // The CPU version of ops/sigmoid_group.h, which holds the contracts. T: float or double.
 #pragma once
 
-#include <span>
-
 #include "core/context.h"
 
 namespace switchyard::cpu {
@@ -20,8 +18,5 @@ template <class T>
 void row_share_forward(Tensor prob_TE, Tensor score_TE);
 template <class T>
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE);
-
-template <class T>
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed);
 
 }  // namespace switchyard::cpu

@@ -225,18 +225,17 @@ void Transformer::last_logits(Tensor logits_1V, Context& ctx) const {
                       ops::Write::set, ctx);
 }
 
-void Transformer::after_step(std::span<const double> count_LE, std::span<const double> statistics,
-                             Context& ctx) {
-  const auto E = static_cast<std::size_t>(config_.num_experts);
-  SY_CHECK(count_LE.size() == routers_.size() * E, "{} counts for {} layers of {} experts", count_LE.size(),
-           routers_.size(), E);
-  std::size_t first = 0;
+void Transformer::after_step(Tensor count_LE, Tensor statistics_S, Context& ctx) {
+  if (n_routers() == 0) return;
+  const Shape shape{n_routers(), config_.num_experts};
+  SY_CHECK(count_LE.shape() == shape, "counts are {}, expected {}", count_LE.shape().to_string(),
+           shape.to_string());
+  std::vector<Tensor> statistics_L(routers_.size());
+  for_parts(n_statistics() > 0 ? statistics_S : Tensor{},
+            [&](const RouterOfLayer&, Tensor part_S, std::size_t l) { statistics_L[l] = part_S; });
   for (std::size_t l = 0; l < routers_.size(); ++l) {
-    const auto size = static_cast<std::size_t>(routers_[l].router->n_statistics());
-    SY_CHECK(first + size <= statistics.size(), "{} statistics do not reach for {} routers", statistics.size(),
-             routers_.size());
-    routers_[l].router->after_step(count_LE.subspan(l * E, E), statistics.subspan(first, size), ctx);
-    first += size;
+    const Tensor count_E = count_LE.slice(static_cast<std::int64_t>(l), 1).reshape(Shape{config_.num_experts});
+    routers_[l].router->after_step(count_E, statistics_L[l], ctx);
   }
 }
 

@@ -113,8 +113,9 @@ class Transformer {
   void add_own_losses(Tensor loss_1, Context& ctx) const;
 
   // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
-  // global batch; statistics: those of the global batch.
-  void after_step(std::span<const double> count_LE, std::span<const double> statistics, Context& ctx);
+  // global batch; statistics_S: those of the global batch, read only where there are any. f64, on the model's
+  // device.
+  void after_step(Tensor count_LE, Tensor statistics_S, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).

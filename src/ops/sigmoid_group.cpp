@@ -57,10 +57,4 @@ void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tenso
               [&]<class T>() { cpu::row_share_backward<T>(dscore_TE, dprob_TE, prob_TE, score_TE); });
 }
 
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed, Context& ctx) {
-  check_shape(bias_E, Shape{static_cast<std::int64_t>(count_E.size())}, "bias_E");
-  SY_ON_CUDA(ctx, cuda::balance_bias(bias_E, count_E, speed, ctx));
-  with_scalar(bias_E.dtype(), [&]<class T>() { cpu::balance_bias<T>(bias_E, count_E, speed); });
-}
-
 }  // namespace switchyard::ops

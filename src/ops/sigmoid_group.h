@@ -2,8 +2,6 @@
 //   T tokens, E experts in n_group groups of E/n_group neighbours, K slots a token
 #pragma once
 
-#include <span>
-
 #include "core/context.h"
 
 namespace switchyard::ops {
@@ -26,9 +24,5 @@ void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& 
 void row_share_forward(Tensor prob_TE, Tensor score_TE, Context& ctx);
 // dscore_TE += (dprob - sum_e dprob * prob) / (row sum of score_TE)
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE, Context& ctx);
-
-// bias_E[e] += speed * sign(mean(count) - count_E[e]): balancing without a loss. count_E: slots on each expert,
-// on the host.
-void balance_bias(Tensor bias_E, std::span<const double> count_E, double speed, Context& ctx);
 
 }  // namespace switchyard::ops

@@ -6,11 +6,11 @@
 
 #include "ops/complexity.h"
 #include "ops/elementwise.h"
+#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "ops/topk.h"
 #include "router/complexity.h"
-#include "router/host_row.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {
@@ -87,13 +87,9 @@ class DynamicK final : public Router {
   std::int64_t n_statistics() const override { return estimator_.thresholded ? 0 : 3; }
 
   // Running mean and variance. A variance of 0 is the state before the first step, which takes what it finds.
-  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
-    if (statistics.empty() || statistics[0] == 0) return;
-    const double mean = statistics[1] / statistics[0];
-    const double variance = std::max(0.0, statistics[2] / statistics[0] - mean * mean);
-    const double keep = state(variance_) == 0 ? 0 : decay_;
-    write_row(store_.value(mean_), std::vector{keep * state(mean_) + (1 - keep) * mean});
-    write_row(store_.value(variance_), std::vector{keep * state(variance_) + (1 - keep) * variance});
+  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
+    if (n_statistics() > 0)
+      ops::follow_moments(store_.value(mean_), store_.value(variance_), statistics_S, decay_, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override {
@@ -102,8 +98,6 @@ class DynamicK final : public Router {
   }
 
  private:
-  double state(std::size_t row) const { return read_number(store_.value(row)); }
-
   RouterShape shape_;
   std::int64_t min_experts_, max_experts_;
   double threshold_, decay_;

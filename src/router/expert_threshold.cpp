@@ -2,12 +2,11 @@
 // token. No token is compared with a later one (arXiv 2603.11535; ROUTERS.md, section 1).
 #include "ops/elementwise.h"
 #include "ops/histogram.h"
+#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "ops/topk.h"
-#include "router/host_row.h"
 #include "router/linear_gate.h"
-#include "router/quantile.h"
 #include "router/score.h"
 
 namespace switchyard::router {
@@ -46,8 +45,7 @@ class ExpertThreshold final : public Router {
     ops::keep_finite(decision_.expert_TK, chosen_TK_, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     if (batch.training)
-      ops::score_gap_histogram(statistics_S_.reshape(Shape{shape_.n_experts, 2 * kGapBins}), score_TE,
-                               store_.value(threshold_), batch.token_T, ctx);
+      ops::score_gap_histogram(bins(statistics_S_), score_TE, store_.value(threshold_), batch.token_T, ctx);
     return {decision_, scores_.prob_TE(), scores_.lse_T()};
   }
 
@@ -64,17 +62,17 @@ class ExpertThreshold final : public Router {
   std::int64_t n_statistics() const override { return shape_.n_experts * 2 * kGapBins; }
 
   // Towards the threshold that would have given each expert its even share of the global batch.
-  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
+  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
     const double share = static_cast<double>(shape_.n_slots) / static_cast<double>(shape_.n_experts);
-    const std::vector<double> gap_E = gap_quantiles(statistics, 1 - share);
-    std::vector<double> threshold_E = read_row(store_.value(threshold_));
-    for (std::size_t e = 0; e < threshold_E.size(); ++e) threshold_E[e] += (1 - decay_) * gap_E[e];
-    write_row(store_.value(threshold_), threshold_E);
+    ops::follow_quantiles(store_.value(threshold_), bins(statistics_S), 1 - share, decay_, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
 
  private:
+  Tensor bins(const Tensor& statistics_S) const {
+    return statistics_S.reshape(Shape{shape_.n_experts, 2 * kGapBins});
+  }
   SlotWeighting weighting() const { return {.normalise = false, .scale = shape_.weight_scale}; }
 
   RouterShape shape_;

@@ -3,10 +3,10 @@
 #include "ops/cosine.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
+#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "ops/topk.h"
-#include "router/host_row.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {
@@ -54,11 +54,8 @@ class KMeans final : public Router {
     ops::softmax_forward(prob_TE_, lse_T_, score_TE, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, score_TE, batch.token_T, ctx);
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
-    if (batch.training) {
-      const std::int64_t E = shape_.n_experts, D = shape_.hidden_size;
-      ops::expert_sums(statistics_S_.slice(0, E * D).reshape(Shape{E, D}), statistics_S_.slice(E * D, E), x_TD,
-                       decision_.expert_TK, ctx);
-    }
+    if (batch.training)
+      ops::expert_sums(sums(statistics_S_), counts(statistics_S_), x_TD, decision_.expert_TK, ctx);
     return {decision_, prob_TE_};
   }
 
@@ -81,23 +78,21 @@ class KMeans final : public Router {
   // Of each expert, the sum of its tokens, [E, D], and their number.
   std::int64_t n_statistics() const override { return shape_.n_experts * (shape_.hidden_size + 1); }
 
-  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
-    const auto E = static_cast<std::size_t>(shape_.n_experts), D = static_cast<std::size_t>(shape_.hidden_size);
-    std::vector<double> mean_ED = read_row(store_.value(mean_));
-    for (std::size_t e = 0; e < E; ++e) {
-      const double count = statistics[E * D + e];
-      if (count == 0) continue;  // nothing has come: the mean stays
-      for (std::size_t d = 0; d < D; ++d) {
-        double& mean = mean_ED[e * D + d];
-        mean = decay_ * mean + (1 - decay_) * statistics[e * D + d] / count;
-      }
-    }
-    write_row(store_.value(mean_), mean_ED);
+  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
+    ops::follow_means(store_.value(mean_), sums(statistics_S), counts(statistics_S), decay_, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override { visit("router similarities", cosine_TE_); }
 
  private:
+  Tensor sums(const Tensor& statistics_S) const {
+    return statistics_S.slice(0, shape_.n_experts * shape_.hidden_size)
+        .reshape(Shape{shape_.n_experts, shape_.hidden_size});
+  }
+  Tensor counts(const Tensor& statistics_S) const {
+    return statistics_S.slice(shape_.n_experts * shape_.hidden_size, shape_.n_experts);
+  }
+
   RouterShape shape_;
   double jitter_, decay_;
   ParameterStore& store_;

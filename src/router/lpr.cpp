@@ -14,11 +14,11 @@
 #include "ops/latent.h"
 #include "ops/layernorm.h"
 #include "ops/linear.h"
+#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
 #include "ops/topk.h"
-#include "router/host_row.h"
 #include "router/linear_gate.h"
 #include "router/lpr_regularisation.h"
 #include "router/lpr_similarity.h"
@@ -28,7 +28,7 @@ namespace switchyard::router {
 
 namespace {
 
-constexpr double kNormEps = 1e-5, kLeastCount = 1e-6;
+constexpr double kNormEps = 1e-5;
 
 class LatentPrototype final : public Router {
  public:
@@ -185,10 +185,13 @@ class LatentPrototype final : public Router {
     return regularisation_.n_statistics() + (bias_ ? bias_->n_statistics() : 0);
   }
 
-  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
-    const auto own = static_cast<std::size_t>(regularisation_.n_statistics());
-    if (bias_) bias_->after_step(statistics.subspan(own));
-    if (ema_) follow_tokens(statistics.first(own));
+  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
+    if (bias_)
+      bias_->after_step(statistics_S.slice(regularisation_.n_statistics(), bias_->n_statistics()), ctx);
+    if (!ema_) return;
+    const auto [sum_Ed, count_E] = regularisation_.routed_sums(own_part(statistics_S));
+    ops::follow_ratios(store_.value(keys_), store_.value(ema_sums_), store_.value(ema_counts_), sum_Ed, count_E,
+                       ema_decay_, ctx);
   }
 
   // Of the matrices in the gate, the keys make S; V is a second product of that size, and ema_sums is none.
@@ -230,25 +233,6 @@ class LatentPrototype final : public Router {
     }
     regularisation_.observe(own_statistics(), token_, z_Td, chosen_TK_, decision_.expert_TK, batch.token_T,
                             ctx);
-  }
-
-  // keys = EMA of the sums of R^T z over EMA of the sums of R.
-  void follow_tokens(std::span<const double> statistics) {
-    const auto d = static_cast<std::size_t>(width_);
-    const auto sum_Ed = regularisation_.routed_sum_Ed(statistics),
-               count_E = regularisation_.routed_count_E(statistics);
-    std::vector<double> ema_Ed = read_row(store_.value(ema_sums_)), ema_E = read_row(store_.value(ema_counts_));
-    std::vector<double> key_Ed(ema_Ed.size());
-    for (std::size_t e = 0; e < ema_E.size(); ++e) {
-      ema_E[e] = ema_decay_ * ema_E[e] + (1 - ema_decay_) * count_E[e];
-      for (std::size_t i = e * d; i < (e + 1) * d; ++i) {
-        ema_Ed[i] = ema_decay_ * ema_Ed[i] + (1 - ema_decay_) * sum_Ed[i];
-        key_Ed[i] = ema_Ed[i] / std::max(ema_E[e], kLeastCount);
-      }
-    }
-    write_row(store_.value(ema_sums_), ema_Ed);
-    write_row(store_.value(ema_counts_), ema_E);
-    write_row(store_.value(keys_), key_Ed);
   }
 
   RouterShape shape_;

@@ -82,13 +82,9 @@ RowSums LatentRegularisation::key_sums(Tensor key_Ed, Tensor key_unit_Ed, Contex
   return sums;
 }
 
-std::span<const double> LatentRegularisation::routed_sum_Ed(std::span<const double> statistics) const {
-  return statistics.subspan(static_cast<std::size_t>(routed_place()),
-                            static_cast<std::size_t>(n_experts_ * width_));
-}
-std::span<const double> LatentRegularisation::routed_count_E(std::span<const double> statistics) const {
-  return statistics.subspan(static_cast<std::size_t>(routed_place() + n_experts_ * width_),
-                            static_cast<std::size_t>(n_experts_));
+LatentRegularisation::RoutedSums LatentRegularisation::routed_sums(Tensor statistics_S) const {
+  const Parts all = parts(statistics_S);
+  return {all.routed_sum_Ed, all.routed_count_E};
 }
 
 // What is not a sum over tokens counts in proportion to the micro-batch's tokens.

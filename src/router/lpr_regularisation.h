@@ -3,8 +3,6 @@
 //   E experts, d latent width, S statistics
 #pragma once
 
-#include <span>
-
 #include "core/latent_losses.h"
 #include "router/latent.h"
 #include "router/router.h"
@@ -32,9 +30,11 @@ class LatentRegularisation {
                 const LatentRows& key, Tensor token_T, Tensor own_S, Tensor global_S, double token_share,
                 Context& ctx) const;
 
-  // Of statistics that were read back: R^T z [E, d] and the sums of R [E].
-  std::span<const double> routed_sum_Ed(std::span<const double> statistics) const;
-  std::span<const double> routed_count_E(std::span<const double> statistics) const;
+  // Of statistics: R^T z and the sums of R.
+  struct RoutedSums {
+    Tensor sum_Ed, count_E;
+  };
+  RoutedSums routed_sums(Tensor statistics_S) const;
 
  private:
   // What is where in statistics.

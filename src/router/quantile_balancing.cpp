@@ -49,9 +49,7 @@ class Quantile final : public Router {
   }
 
   std::int64_t n_statistics() const override { return bias_.n_statistics(); }
-  void after_step(std::span<const double>, std::span<const double> statistics, Context&) override {
-    bias_.after_step(statistics);
-  }
+  void after_step(Tensor, Tensor statistics_S, Context& ctx) override { bias_.after_step(statistics_S, ctx); }
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
 
  private:

@@ -1,29 +1,15 @@
 #include "router/quantile_bias.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "ops/elementwise.h"
 #include "ops/histogram.h"
+#include "ops/router_state.h"
 #include "ops/sigmoid_group.h"
 #include "ops/topk.h"
-#include "router/host_row.h"
 #include "router/linear_gate.h"
-#include "router/quantile.h"
 
 namespace switchyard::router {
-
-std::vector<double> solve_quantile_bias(std::span<const double> bias_E, std::span<const double> count_EN,
-                                        double share) {
-  std::vector<double> solved_E(bias_E.begin(), bias_E.end());
-  if (std::all_of(count_EN.begin(), count_EN.end(), [](double count) { return count == 0; })) return solved_E;
-  const std::vector<double> gap_E = gap_quantiles(count_EN, share);
-  for (std::size_t e = 0; e < solved_E.size(); ++e) solved_E[e] += gap_E[e];
-  const double mean =
-      std::accumulate(solved_E.begin(), solved_E.end(), 0.0) / static_cast<double>(solved_E.size());
-  for (double& bias : solved_E) bias -= mean;
-  return solved_E;
-}
 
 // Where every expert is chosen there is no cutoff and nothing to balance: then nothing is counted.
 QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::string& prefix,
@@ -55,13 +41,10 @@ void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE,
                             cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
 }
 
-void QuantileBias::after_step(std::span<const double> statistics) {
-  if (statistics.empty()) return;
-  std::vector<double> bias_E = read_row(store_.value(bias_));
-  const std::vector<double> solved_E =
-      solve_quantile_bias(bias_E, statistics, static_cast<double>(n_slots_) / static_cast<double>(n_experts_));
-  for (std::size_t e = 0; e < bias_E.size(); ++e) bias_E[e] = ema_ * bias_E[e] + (1 - ema_) * solved_E[e];
-  write_row(store_.value(bias_), bias_E);
+void QuantileBias::after_step(Tensor gap_count_S, Context& ctx) {
+  if (n_statistics() == 0) return;
+  ops::follow_quantile_bias(store_.value(bias_), gap_count_S.reshape(Shape{n_experts_, 2 * kGapBins}),
+                            static_cast<double>(n_slots_) / static_cast<double>(n_experts_), ema_, ctx);
 }
 
 }  // namespace switchyard::router

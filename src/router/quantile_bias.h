@@ -6,18 +6,11 @@
 // mean over experts. What is counted is the margin's distance from the bias in force.
 #pragma once
 
-#include <span>
 #include <string>
-#include <vector>
 
 #include "router/router.h"
 
 namespace switchyard::router {
-
-// The new biases: bias_E moved by the `share` quantiles of the gaps that count_EN holds, less their mean. Where
-// nothing was counted at all, bias_E.
-std::vector<double> solve_quantile_bias(std::span<const double> bias_E, std::span<const double> count_EN,
-                                        double share);
 
 class QuantileBias {
  public:
@@ -32,7 +25,7 @@ class QuantileBias {
   void choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE, const RouterBatch& batch, Context& ctx);
 
   // Router::after_step() of a router with this bias.
-  void after_step(std::span<const double> statistics);
+  void after_step(Tensor gap_count_S, Context& ctx);
 
  private:
   std::int64_t n_experts_, n_slots_;

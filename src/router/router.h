@@ -9,7 +9,6 @@
 
 #include <functional>
 #include <memory>
-#include <span>
 #include <string>
 
 #include "config/config.h"
@@ -116,9 +115,10 @@ class Router {
   void keep_statistics_in(Tensor statistics_S) { statistics_S_ = statistics_S; }
   Tensor statistics() const { return statistics_S_; }
 
-  // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics, of the whole
-  // global batch. What moves here is a row of the store that is not trained, so that checkpoints keep it.
-  virtual void after_step(std::span<const double>, std::span<const double>, Context&) {}
+  // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics_S, of the
+  // whole global batch; f64, where the run computes. What moves here is a row of the store that is not trained,
+  // so that checkpoints keep it. Reads nothing back.
+  virtual void after_step(Tensor, Tensor, Context&) {}
 
   // Multiply-adds of a token beside one for each value of the router's matrices (model/flops.h).
   virtual std::int64_t extra_multiply_adds() const { return 0; }

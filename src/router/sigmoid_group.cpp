@@ -2,6 +2,7 @@
 // 1).
 #include "ops/sigmoid_group.h"
 #include "ops/elementwise.h"
+#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/topk.h"
 #include "router/linear_gate.h"
@@ -58,7 +59,7 @@ class SigmoidGroup final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  void after_step(std::span<const double> count_E, std::span<const double>, Context& ctx) override {
+  void after_step(Tensor count_E, Tensor, Context& ctx) override {
     if (bias_update_speed_ == 0) return;
     ops::balance_bias(store_.value(bias_), count_E, bias_update_speed_, ctx);
   }

@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 
 #include "router/router.h"
@@ -54,8 +53,8 @@ class RouterStage {
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                 const RoutingLossGradient& loss_gradient, Context& ctx);
   // As Router::after_step.
-  void after_step(std::span<const double> count_E, std::span<const double> statistics, Context& ctx) {
-    router_->after_step(count_E, statistics, ctx);
+  void after_step(Tensor count_E, Tensor statistics_S, Context& ctx) {
+    router_->after_step(count_E, statistics_S, ctx);
   }
 
   std::int64_t n_slots() const { return router_->n_slots(); }

@@ -123,9 +123,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       count_MLBE_(device,
                   {micro_batches_, model_.n_routers(), run.train.micro_batch_size, run.model.num_experts}),
       dropped_ML_(device, {micro_batches_, model_.n_routers()}),
-      figures_(device, {kFigures}),
-      global_count_LE_(device, {model_.n_routers(), run.model.num_experts}),
-      statistics_S_(device, {model_.n_statistics()}) {
+      figures_(device, {kFigures}) {
   check_attention(run, model_, device);
   ctx_.attention = run.train.attention;
   ops::open_stream(ctx_);
@@ -139,6 +137,13 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   loss_T_ = losses.slice(0, micro_tokens());
   mtp_loss_KT_ =
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
+  const std::int64_t n_counts = model_.n_routers() * run.model.num_experts,
+                     n_statistics = model_.n_statistics();
+  global_sums_ = allocate_aligned(std::max<std::int64_t>(1, n_counts + n_statistics) * size_of(DType::f64),
+                                  "a step's sums", device);
+  const Tensor sums(global_sums_.get(), Shape{n_counts + n_statistics}, DType::f64, device);
+  global_count_LE_ = sums.slice(0, n_counts).reshape(Shape{model_.n_routers(), run.model.num_experts});
+  statistics_S_ = sums.slice(n_counts, n_statistics);
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
   if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
@@ -245,8 +250,7 @@ void Trainer::count_global_batch() {
     do_or_replay(count_step_, [&] {
       model_.forward(batch, ctx_);
       model_.forward_mtp(batch, ctx_);
-      add_counts();
-      add_statistics();
+      add_to_global_sums();
     });
   }
   sum_over_ranks();
@@ -261,30 +265,23 @@ void Trainer::do_or_replay(ops::Replay& replay, const std::function<void()>& wor
 }
 
 // What the last forward pass has counted.
-void Trainer::add_counts() {
-  if (model_.n_routers() > 0)
-    ops::add_counts(global_count_LE_.on_device(), model_.routing_sums().count_LBE, ctx_);
-}
-
-void Trainer::add_statistics() {
-  if (model_.n_statistics() > 0)
-    ops::accumulate(statistics_S_.on_device(), model_.routing_statistics(), 1, ctx_);
+void Trainer::add_to_global_sums() {
+  if (model_.n_routers() > 0) ops::add_counts(global_count_LE_, model_.routing_sums().count_LBE, ctx_);
+  if (model_.n_statistics() > 0) ops::accumulate(statistics_S_, model_.routing_statistics(), 1, ctx_);
 }
 
 void Trainer::sum_over_ranks() {
-  if (model_.n_routers() > 0) communicator_.all_reduce_sum(global_count_LE_.on_device());
-  if (model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_.on_device());
+  if (model_.n_routers() > 0) communicator_.all_reduce_sum(global_count_LE_);
+  if (model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_);
 }
 
-// What the step has written on the device: the one place where the host waits for it, but for what routers then
-// move (Transformer::after_step).
+// What the step has written on the device: the one place where the host waits for it.
 void Trainer::read_back(StepResult& result, std::span<const double> mtp_share_K) {
   loss_MT_.read_back();
   mtp_loss_MKT_.read_back();
   count_MLBE_.read_back();
   dropped_ML_.read_back();
   figures_.read_back();
-  if (model_.n_statistics() > 0) statistics_S_.read_back();
   const auto sum_of = [](const Tensor& losses_T) {
     const float* const loss = losses_T.as<float>();
     return std::accumulate(loss, loss + losses_T.numel(), 0.0);
@@ -312,18 +309,13 @@ void Trainer::forward_backward(const model::Batch& batch, bool needs_sums, bool 
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   model_.forward(batch, ctx_);
   model_.forward_mtp(batch, ctx_);
-  if (!count_first) add_statistics();
-  if (needs_sums && !count_first) {
-    add_counts();
-    sum_over_ranks();
-  }
-  model_.set_statistics(statistics_S_.on_device());
-  auxiliary_losses_.compute(figures_.on_device().slice(kBalance, 2), model_.loss_gradients(),
-                            model_.routing_sums(), batch.tokens_B,
-                            {.n_tokens = batch_tokens,
-                             .n_sequences = run_.train.global_batch_size,
-                             .count_LE = global_count_LE_.on_device()},
-                            ctx_);
+  if (!count_first) add_to_global_sums();
+  if (needs_sums && !count_first) sum_over_ranks();
+  model_.set_statistics(statistics_S_);
+  auxiliary_losses_.compute(
+      figures_.on_device().slice(kBalance, 2), model_.loss_gradients(), model_.routing_sums(), batch.tokens_B,
+      {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
+      ctx_);
   model_.add_own_losses(figures_.on_device().slice(kOwn, 1), ctx_);
   const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
   model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
@@ -348,8 +340,8 @@ Trainer::StepResult Trainer::step() {
   result.lr = learning_rate(run_.train, state_.step + 1);
   step_load_.clear();
   step_tokens_ = {};
-  ops::fill_zero(statistics_S_.on_device(), ctx_);
-  ops::fill_zero(global_count_LE_.on_device(), ctx_);
+  ops::fill_zero(global_count_LE_, ctx_);
+  ops::fill_zero(statistics_S_, ctx_);
   ops::fill_zero(figures_.on_device(), ctx_);
   if (count_first) count_global_batch();
   ops::fill_zero(parameters.grads(), ctx_);
@@ -368,17 +360,12 @@ Trainer::StepResult Trainer::step() {
     }
   }
   communicator_.all_reduce_sum(parameters.grads());
-  if (!needs_sums && model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_.on_device());
+  if (!needs_sums) sum_over_ranks();
   optimizer_.update(parameters, figures_.on_device().slice(kGradSquares, 1), result.lr, state_.step + 1, ctx_);
   read_back(result, mtp_share_K);
   if (!std::isfinite(result.loss + result.mtp_loss)) stop_for_loss();
   if (!std::isfinite(result.grad_norm)) stop_for_gradient();
-  if (model_.n_routers() > 0) {
-    std::vector<double> count_LE = step_load_.all_layers();
-    communicator_.all_reduce_sum(
-        Tensor(count_LE.data(), Shape{static_cast<std::int64_t>(count_LE.size())}, DType::f64));
-    model_.after_step(count_LE, statistics_S_.values, ctx_);
-  }
+  model_.after_step(global_count_LE_, statistics_S_, ctx_);
   load_average_.update(step_load_);
 
   state_.step += 1;

@@ -75,8 +75,7 @@ class Trainer {
   void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
   void forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
                         std::span<const double> mtp_dloss_K);
-  void add_counts();
-  void add_statistics();
+  void add_to_global_sums();
   void sum_over_ranks();
   void read_back(StepResult& result, std::span<const double> mtp_share_K);
   void add_flops(MetricsRecord& record) const;
@@ -114,8 +113,8 @@ class Trainer {
   Tensor loss_T_, mtp_loss_KT_;
   HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
   HostRecord<double> figures_;
-  HostRecord<double> global_count_LE_;  // of the global batch, where a loss needs it before the backward pass
-  HostRecord<double> statistics_S_;     // of the global batch, as far as it has been seen
+  AlignedBuffer global_sums_;  // where the run computes: of the global batch, as far as it has been seen
+  Tensor global_count_LE_, statistics_S_;  // f64; the first where there are routers
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard

@@ -128,17 +128,12 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
     model.forward(batch, ctx);
     model.set_statistics(model.routing_statistics());
     std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
+    const Tensor counts(count_LE.data(), Shape{n_routers, run.model.num_experts}, DType::f64);
     losses.compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
-                   batch.tokens_B,
-                   {.n_tokens = B * S,
-                    .n_sequences = B,
-                    .count_LE = Tensor(count_LE.data(), Shape{n_routers, run.model.num_experts}, DType::f64)},
-                   ctx);
+                   batch.tokens_B, {.n_tokens = B * S, .n_sequences = B, .count_LE = counts}, ctx);
     model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
     optimizer.update(model.parameters(), Tensor(values, Shape{1}, DType::f64), run.train.lr, ++step, ctx);
-    const Tensor statistics_S = model.routing_statistics();
-    const double* const first = statistics_S.defined() ? statistics_S.as<double>() : nullptr;
-    model.after_step(count_LE, {first, static_cast<std::size_t>(model.n_statistics())}, ctx);
+    model.after_step(counts, model.routing_statistics(), ctx);
   });
 }
 

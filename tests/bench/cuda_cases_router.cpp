@@ -7,6 +7,7 @@
 #include "cuda/cosine.h"
 #include "cuda/entropy.h"
 #include "cuda/histogram.h"
+#include "cuda/router_state.h"
 #include "cuda/routing.h"
 #include "cuda/sigmoid_group.h"
 #include "cuda/slots.h"
@@ -271,11 +272,36 @@ std::vector<Case> cosine(const Sizes& s) {
   return {{"cosine_forward", 0, forward}, {"row_norm_l2", 0, norms}, {"expert_sums", 0, sums_of_experts}};
 }
 
+// Once a step and layer: a few numbers for each expert.
+std::vector<Case> states(const Sizes& s) {
+  const std::int64_t D = s.hidden, E = s.experts;
+  const auto quantiles = [=](Workspace& w) {
+    const Tensor bias = w.normal({E}, f32), count = w.zeros({E, 2 * kGapBins}, DType::f64);
+    return Work{.shape = text(count), .bytes = bytes_of({count}), .call = [=](Context& ctx) {
+                  cuda::follow_quantile_bias(bias, count, 0.1, 0, ctx);
+                }};
+  };
+  const auto means = [=](Workspace& w) {
+    const Tensor mean = w.normal({E, D}, f32), sum = w.zeros({E, D}, DType::f64),
+                 count = w.zeros({E}, DType::f64);
+    return Work{.shape = text(mean), .bytes = bytes_of({mean, mean, sum}), .call = [=](Context& ctx) {
+                  cuda::follow_means(mean, sum, count, 0.99, ctx);
+                }};
+  };
+  const auto biases = [=](Workspace& w) {
+    const Tensor bias = w.normal({E}, f32), count = w.zeros({E}, DType::f64);
+    return Work{.shape = text(bias), .bytes = bytes_of({bias, bias, count}), .call = [=](Context& ctx) {
+                  cuda::balance_bias(bias, count, 1e-3, ctx);
+                }};
+  };
+  return {{"follow_quantile_bias", 0, quantiles}, {"follow_means", 0, means}, {"balance_bias", 0, biases}};
+}
+
 }  // namespace
 
 std::vector<Case> router_cases(const Sizes& s) {
   std::vector<Case> all;
-  for (const auto& family : {scores(s), sigmoid_group(s), slots(s), sums(s), entropy(s), cosine(s)})
+  for (const auto& family : {scores(s), sigmoid_group(s), slots(s), sums(s), entropy(s), cosine(s), states(s)})
     all.insert(all.end(), family.begin(), family.end());
   return all;
 }
