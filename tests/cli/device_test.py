@@ -72,6 +72,7 @@ class OnTheDevice(CliTest):
     def test_qwen3_moe(self):
         self.assert_same_on_both(self.config(harness.QWEN3_MOE))
 
+    @long_run
     def test_mixtral_with_a_sliding_window_and_documents(self):
         self.assert_same_on_both(self.config({**harness.MIXTRAL, "sliding_window": 9},
                                          data__document_mask=True, data__eot_token=40))
@@ -79,15 +80,18 @@ class OnTheDevice(CliTest):
     def test_deepseek_v3(self):
         self.assert_same_on_both(self.config(DEEPSEEK_V3, {"type": "sigmoid_group"}))
 
+    @long_run
     def test_latent_prototypes(self):
         self.assert_same_on_both(self.config(harness.QWEN3_MOE, LPR))
 
     def test_latent_prototypes_with_quantile_bias(self):
         self.assert_same_on_both(self.config(harness.QWEN3_MOE, {**LPR, "bias": "quantile", "bias_ema": 0.5}))
 
+    @long_run
     def test_dense(self):
         self.assert_same_on_both(self.config({**harness.QWEN3_MOE, "mlp_only_layers": [0, 1]}))
 
+    @long_run
     def test_a_micro_batch_is_recorded_and_replayed(self):
         """Which a wait for the device would not survive: the emulator refuses to read while it records."""
         for name, model, router in (("groups", DEEPSEEK_V3, {"type": "sigmoid_group"}), ("statistics", harness.QWEN3_MOE, LPR)):
