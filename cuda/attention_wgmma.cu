@@ -128,6 +128,25 @@ __device__ __forceinline__ void wait_for_own_copies(int group) {
   sync_some(1 + group, kGroupThreads);
 }
 
+// The query rows of a block, and the keys that they see.
+struct RowTile {
+  AttentionPlace place;
+  const int* kv_begin_S;
+  int row0;
+  TileKeys keys;
+  __device__ __forceinline__ RowTile(const Operands& in, int n_tiles)
+      : place(attention_place(in.sizes, n_tiles)),
+        kv_begin_S(in.kv_begin_T + std::int64_t{place.seq} * in.sizes.seq_len),
+        row0((n_tiles - 1 - place.tile) * kTileRows),  // those with most keys first
+        keys(keys_of_tile<kTileRows>(kv_begin_S, in.sizes, row0)) {}
+};
+// By a warpgroup, of its rows, the first of which is group_row.
+__device__ __forceinline__ void set_seen(KeyRange* seen, const RowTile& tile, const AttentionSizes& sizes,
+                                         int group_row) {
+  const int row = group_row + static_cast<int>(threadIdx.x) % kGroupThreads;
+  if (row < group_row + kGroupRows) seen[row] = keys_of_row(tile.kv_begin_S, sizes, tile.row0 + row);
+}
+
 // ---- forward ----
 
 template <int kN, int kM>
@@ -149,11 +168,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   using F = Forward<kN, kM>;
   auto& shared = swizzled_shared<typename F::Shared>();
   const AttentionSizes& sizes = in.sizes;
-  AttentionPlace place = attention_place(sizes, n_tiles);
-  place.tile = n_tiles - 1 - place.tile;  // those with most keys first
-  const int* const kv_begin_S = in.kv_begin_T + std::int64_t{place.seq} * sizes.seq_len;
-  const int row0 = place.tile * kTileRows, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const TileKeys keys = keys_of_tile<kTileRows>(kv_begin_S, sizes, row0);
+  const RowTile tile(in, n_tiles);
+  const AttentionPlace& place = tile.place;
+  const TileKeys& keys = tile.keys;
+  const int row0 = tile.row0;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       for (Barrier* full : {&shared.k_full[stage], &shared.v_full[stage]}) barrier_init(*full, 1);
@@ -169,10 +188,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp > kConsumerWarps || lane() > 0) return;
     Ring<kStages> ring;
     for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += F::kKeys) {
-      const auto copy = [&](auto& tile, const TensorMap& map, Barrier& full, Barrier& empty, int width) {
+      const auto copy = [&](auto& lines, const TensorMap& map, Barrier& full, Barrier& empty, int width) {
         barrier_wait(empty, ring.parity ^ 1);
-        barrier_arrive_expecting(full, sizeof tile);
-        bulk_copy_lines(tile, map, full, place.seq, key0, place.g * width);
+        barrier_arrive_expecting(full, sizeof lines);
+        bulk_copy_lines(lines, map, full, place.seq, key0, place.g * width);
       };
       copy(shared.k[ring.stage], k_map, shared.k_full[ring.stage], shared.k_empty[ring.stage], kN);
       copy(shared.v[ring.stage], v_map, shared.v_full[ring.stage], shared.v_empty[ring.stage], kM);
@@ -187,8 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   start_lines<kGroupRows>(shared.q, group_row, query_rows(in.q_THN, sizes, place, kN), row0 + group_row,
                           sizes.rows());
   async_commit();
-  if (const int row = static_cast<int>(threadIdx.x) % kGroupThreads; row < kGroupRows)
-    shared.seen[group_row + row] = keys_of_row(kv_begin_S, sizes, row0 + group_row + row);
+  set_seen(shared.seen, tile, sizes, group_row);
   wait_for_own_copies(group);
 
   const float scale = sizes.scale * kLog2E;
@@ -256,11 +274,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   using B = BackwardQ<kN, kM>;
   auto& shared = swizzled_shared<typename B::Shared>();
   const AttentionSizes& sizes = in.sizes;
-  AttentionPlace place = attention_place(sizes, n_tiles);
-  place.tile = n_tiles - 1 - place.tile;  // those with most keys first
-  const int* const kv_begin_S = in.kv_begin_T + std::int64_t{place.seq} * sizes.seq_len;
-  const int row0 = place.tile * kTileRows, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const TileKeys keys = keys_of_tile<kTileRows>(kv_begin_S, sizes, row0);
+  const RowTile tile(in, n_tiles);
+  const AttentionPlace& place = tile.place;
+  const TileKeys& keys = tile.keys;
+  const int row0 = tile.row0;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(shared.full[stage], 1);
@@ -293,8 +311,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   start_lines<kGroupRows>(shared.dout, group_row, query_rows(gradients.dout_THM, sizes, place, kM),
                           row0 + group_row, sizes.rows());
   async_commit();
-  if (const int row = static_cast<int>(threadIdx.x) % kGroupThreads; row < kGroupRows)
-    shared.seen[group_row + row] = keys_of_row(kv_begin_S, sizes, row0 + group_row + row);
+  set_seen(shared.seen, tile, sizes, group_row);
   const RowsFacts<1> facts(gradients, sizes, place, row0 + warp_row);
   wait_for_own_copies(group);
 
