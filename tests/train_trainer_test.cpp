@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -312,6 +313,39 @@ TEST_F(Training, ResumedFromAnOlderCheckpointRepeatsTheSteps) {
   EXPECT_EQ(metrics("run"), expected);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "model.safetensors") == weights);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "state.safetensors") == state);
+}
+
+// The same tokens in every window, and a rate that moves no weight: only noise can tell steps apart.
+TEST_F(Training, NoiseIsAnotherInEveryStep) {
+  test::write_shard(dir_ / "constant.bin", std::vector<std::uint32_t>(1000, 7));
+  config::Run run = run_config();
+  run.data.train[0].path = (dir_ / "constant.bin").string();
+  run.train.lr = 1e-30;
+  run.train.steps = 3;
+  train("without", run);
+  run.router.jitter = 2;
+  train("with", run);
+  const auto without = metrics("without"), with = metrics("with");
+  for (std::size_t step = 1; step < 3; ++step) {
+    EXPECT_EQ(without[step]["loss"], without[0]["loss"]);
+    EXPECT_NE(with[step]["loss"], with[step - 1]["loss"]);
+  }
+}
+
+TEST_F(Training, TheRoutersOwnLossIsReported) {
+  config::Run run = run_config();
+  run.train.steps = 1;
+  run.router = config::default_of(config::schema_of("top_p", router::router_schemas()), run.model);
+  const auto loss = [&](const std::string& name, double coef) {
+    run.router.own.set("entropy_coef", coef);
+    train(name, run);
+    return metrics(name)[0]["router_loss"].get<double>();
+  };
+  const double once = loss("once", 0.25);
+  EXPECT_EQ(loss("twice", 0.5), 2 * once);
+  // Two layers of four experts, hardly any choice yet: all but the largest entropy there is.
+  EXPECT_LE(once, 0.25 * 2 * std::log(4));
+  EXPECT_GT(once, 0.9 * 0.25 * 2 * std::log(4));
 }
 
 // Once a step and by the counts of all its micro-batches, which the metrics have.

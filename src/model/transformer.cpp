@@ -247,6 +247,8 @@ std::int64_t Transformer::n_statistics() const {
 
 template <class F>
 void Transformer::for_parts(const Tensor& statistics_S, F&& f) const {
+  SY_CHECK(!statistics_S.defined() || statistics_S.shape() == Shape{n_statistics()},
+           "statistics are {}, expected [{}]", statistics_S.shape().to_string(), n_statistics());
   std::int64_t first = 0;
   for (std::size_t l = 0; l < routers_.size() && statistics_S.defined(); ++l) {
     const std::int64_t size = routers_[l].router->n_statistics();
