@@ -6,7 +6,7 @@
 # paper's it is as published.
 #
 #   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 5 M tokens
-#   scripts/reproduce_lpr.sh --scale paper --launch 'mpirun -n 8'     the published set-up, for GPUs
+#   scripts/reproduce_lpr.sh --scale paper                  the published set-up: weeks on a CPU, meant for a GPU
 #
 #   --corpus DIR     small: c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of prose, reference, technical,
 #                    legal and code (or set CORPUS); needed until the tokens are there
@@ -14,21 +14,20 @@
 #   --seed N         another seed, for every run (default: 1; the run directories then end in _seedN)
 #   --steps N        shorter runs, to try things out
 #   --only PATTERN   runs whose name fits a regular expression, for example qwen3_moe or '^mixtral(_lpr)?$'
-#   --launch CMD     what to put before the trainer
 #   --dry-run        print the commands and do nothing
 #
 # PYTHON: the interpreter for the tools (default: python3); --scale small needs its module 'tokenizers' once.
 set -euo pipefail
-usage() { sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
   echo "reproduce_lpr: $*" >&2
   exit 2
 }
 
-scale="" corpus=${CORPUS-} out="" seed=1 steps="" only="" launch=() dry=false
+scale="" corpus=${CORPUS-} out="" seed=1 steps="" only="" dry=false
 while (($#)); do
   case $1 in
-    --scale | --corpus | --out | --seed | --steps | --only | --launch)
+    --scale | --corpus | --out | --seed | --steps | --only)
       (($# > 1)) || fail "$1 needs a value"
       case $1 in
         --scale) scale=$2 ;;
@@ -37,7 +36,6 @@ while (($#)); do
         --seed) seed=$2 ;;
         --steps) steps=$2 ;;
         --only) only=$2 ;;
-        --launch) read -ra launch <<< "$2" ;;
       esac
       shift 2
       ;;
@@ -161,7 +159,7 @@ for i in "${!names[@]}"; do
     ((found == wanted)) || fail "$run is a run of $found steps, not of $wanted; remove it, or give another --out"
   fi
   say "$((i + 1))/${#names[@]} ${names[i]}: $state"
-  command=("${launch[@]}" "$binary" train "${configs[i]}" --out "$run" --set "train.seed=$seed")
+  command=("$binary" train "${configs[i]}" --out "$run" --set "train.seed=$seed")
   [[ -z ${overrides[i]} ]] || command+=(--set "${overrides[i]}")
   [[ -z $steps ]] || command+=(--set "train.steps=$steps")
   [[ $state == new ]] || command+=(--resume auto)
