@@ -26,7 +26,7 @@ double kl_of(double m1, double v1, double m2, double v2) {
   return 0.5 * (std::log(v2 / v1) + (v1 + (m1 - m2) * (m1 - m2)) / v2 - 1);
 }
 
-// One pair as ROUTERS.md writes it, in double, with nothing rearranged.
+// One pair as docs/router-mathematics.md writes it, in double, with nothing rearranged.
 double by_definition(PrototypeSimilarity similarity, const std::vector<Point>& token,
                      const std::vector<Point>& key, const std::vector<double>& log_sigma) {
   double squares = 0, weighted = 0, kl_sum = 0, js_sum = 0, product = 1, transport = 0;

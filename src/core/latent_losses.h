@@ -1,4 +1,5 @@
-// The losses of a latent space (ROUTERS.md, section 2): what the operators of the CPU and of a device share.
+// The losses of a latent space (docs/router-mathematics.md, section 2): what the operators of the CPU and of a
+// device share.
 //   d latent width
 #pragma once
 

@@ -1,5 +1,6 @@
 // Rows of a small latent space and the sums over them that latent prototype routing's regularisation is made
-// of (ROUTERS.md, section 2).   R rows (T where they are tokens), d latent width, E experts, K slots a token
+// of (docs/router-mathematics.md, section 2).   R rows (T where they are tokens), d latent width, E experts, K
+// slots a token
 //
 // Rows with a negative skip_R count in no sum and get no gradient; skip_R may be undefined: all rows count.
 // Sums over rows are in double, in fixed blocks, in ascending order. Rows may be strided. Sums and factors that

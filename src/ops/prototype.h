@@ -1,5 +1,6 @@
 // Similarities of tokens to prototypes, computed pair by pair: no products whose difference would cancel, and
-// nothing of size T x E x d (ROUTERS.md, section 2).   T tokens, E experts, d latent width; rows may be strided
+// nothing of size T x E x d (docs/router-mathematics.md, section 2).   T tokens, E experts, d latent width;
+// rows may be strided
 //
 //   gaussian     S = exp(-D / (2 sigma^2)),  D = sum_j (m_tj - m_ej)^2
 //   mahalanobis  S = 1 / (1 + D),            D = sum_j (m_tj - m_ej)^2 exp(-log_sigma_j)

@@ -1,5 +1,5 @@
-// Balance loss and z-loss (ROUTERS.md, section 3; formulas: ops/balance_loss.h).   L layers with experts, B
-// sequences, E experts, K slots a token
+// Balance loss and z-loss (docs/router-mathematics.md, section 3; formulas: ops/balance_loss.h).   L layers
+// with experts, B sequences, E experts, K slots a token
 //
 // Their strength does not depend on how a global batch is cut into micro-batches: every micro-batch contributes
 // in proportion to its tokens, and the contributions of one global batch add up to one loss.

@@ -1,4 +1,4 @@
-// How evenly slots are spread over experts (ROUTERS.md, section 4).
+// How evenly slots are spread over experts (docs/router-mathematics.md, section 4).
 #pragma once
 
 #include <span>

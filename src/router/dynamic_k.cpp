@@ -1,5 +1,5 @@
 // As many experts as a token is hard: an estimate of its complexity says how many of the largest logits count
-// (complexity.h; ROUTERS.md, section 1).
+// (complexity.h; docs/router-mathematics.md, section 1).
 #include <fmt/core.h>
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // Each expert takes the tokens whose score exceeds a threshold that it keeps: none, or up to max_experts a
-// token. No token is compared with a later one (arXiv 2603.11535; ROUTERS.md, section 1).
+// token. No token is compared with a later one (arXiv 2603.11535; docs/router-mathematics.md, section 1).
 #include "ops/elementwise.h"
 #include "ops/histogram.h"
 #include "ops/router_state.h"

@@ -1,5 +1,5 @@
 // No learned router: every expert keeps a running mean of the hidden states that are sent to it, and takes what
-// is most similar to it (arXiv 2605.12476; ROUTERS.md, section 1).
+// is most similar to it (arXiv 2605.12476; docs/router-mathematics.md, section 1).
 #include "ops/cosine.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"

@@ -1,4 +1,4 @@
-// What the parts of latent prototype routing hand to one another (ROUTERS.md, section 2).
+// What the parts of latent prototype routing hand to one another (docs/router-mathematics.md, section 2).
 //   T tokens, E experts, d latent width
 #pragma once
 

@@ -1,5 +1,5 @@
 // Latent Prototype Routing: tokens are encoded into a small latent space and go to the experts whose keys are
-// most similar there (arXiv 2506.21328; ROUTERS.md, section 2).
+// most similar there (arXiv 2506.21328; docs/router-mathematics.md, section 2).
 //   T tokens, D hidden size, E experts, K slots a token, d latent width
 //
 //   a = SiLU(LayerNorm(x));  [mean, log_var] = a encoder^T + bias;  S = similarity(mean, keys)

@@ -1,5 +1,5 @@
-// The regularisation of latent prototype routing (ROUTERS.md, section 2): diversity of tokens and of keys, KL
-// and alignment, from sums over tokens that micro-batches and ranks add up.
+// The regularisation of latent prototype routing (docs/router-mathematics.md, section 2): diversity of tokens
+// and of keys, KL and alignment, from sums over tokens that micro-batches and ranks add up.
 //   E experts, d latent width, S statistics
 #pragma once
 

@@ -1,5 +1,5 @@
 // How alike tokens and keys are, and what a token's similarities decode to: the similarities and distances of
-// latent prototype routing with their parameters (ROUTERS.md, section 2).
+// latent prototype routing with their parameters (docs/router-mathematics.md, section 2).
 //   T tokens, E experts, d latent width, H heads
 #pragma once
 

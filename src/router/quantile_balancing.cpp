@@ -1,5 +1,5 @@
 // Quantile balancing on linear scores: a bias that is solved once a step (quantile_bias.h) chooses, the scores
-// weigh (ROUTERS.md, section 1).
+// weigh (docs/router-mathematics.md, section 1).
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "router/linear_gate.h"

@@ -1,5 +1,5 @@
-// The bias of quantile balancing: one solve an optimizer step, no loss term (ROUTERS.md, section 1, quantile).
-// It composes with any scores S.   T tokens, E experts, K slots a token
+// The bias of quantile balancing: one solve an optimizer step, no loss term (docs/router-mathematics.md,
+// section 1, quantile). It composes with any scores S.   T tokens, E experts, K slots a token
 //
 // With cutoff_t the (K+1)-th largest S + b of token t, expert j is chosen by token t for any bias above
 // cutoff_t - S_tj; the new b_j is the K/E quantile of that margin over the tokens of the global batch, less the

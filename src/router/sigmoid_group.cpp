@@ -1,5 +1,5 @@
-// The router of DeepSeek-V3: sigmoid scores, a bias that only chooses, experts in groups (ROUTERS.md, section
-// 1).
+// The router of DeepSeek-V3: sigmoid scores, a bias that only chooses, experts in groups
+// (docs/router-mathematics.md, section 1).
 #include "ops/sigmoid_group.h"
 #include "ops/elementwise.h"
 #include "ops/router_state.h"

@@ -1,5 +1,5 @@
 // As many experts as it takes: the shortest list of the most probable ones whose probabilities add up to p
-// (arXiv 2403.07652; ROUTERS.md, section 1).
+// (arXiv 2403.07652; docs/router-mathematics.md, section 1).
 #include "ops/elementwise.h"
 #include "ops/entropy.h"
 #include "ops/routing.h"
