@@ -13,7 +13,7 @@ import streamlit as st
 import figures
 import svg_chart
 from console import UserError
-from run_metrics import load_runs
+from run_metrics import AXES, load_runs, number
 
 INTERVALS = {"2 s": 2, "5 s": 5, "15 s": 15, "60 s": 60, "never": None}
 
@@ -38,7 +38,7 @@ def show_progress(run):
     last = run.steps[-1]
     columns = st.columns(6)
     columns[0].metric(f"step of {run.total_steps:,}" if run.total_steps else "step", f"{last['step']:,}")
-    columns[1].metric("loss", figures.cell(last.get("loss")))
+    columns[1].metric("loss", figures.cell(number(last.get("loss"))))
     columns[2].metric("validation loss", figures.cell(run.validations[-1].loss) if run.validations else "–")
     columns[3].metric("Gini", figures.cell(last.get("gini"), ".3f") if run.layer_numbers() else "–")
     columns[4].metric("min-max", figures.min_max_cell(last.get("min_max")) if run.layer_numbers() else "–")
@@ -47,9 +47,9 @@ def show_progress(run):
         st.progress(min(1.0, last["step"] / run.total_steps))
 
 
-def show(paths):
+def show(paths, axis, view):
     try:
-        runs = load_runs(paths)
+        runs = load_runs(paths, axis)
     except UserError as error:
         st.warning(str(error))
         return
@@ -61,14 +61,15 @@ def show(paths):
             st.caption(f"{run.name}: {note}")
     header, rows = figures.summary_rows(runs)
     st.dataframe([dict(zip(header, row)) for row in rows], hide_index=True)
-    parts = [(heading, members) for heading, members in figures.sections(runs) if members]
+    parts = [(heading, members) for heading, members in figures.sections(runs, view) if members]
     for tab, (_, members) in zip(st.tabs([heading for heading, _ in parts]), parts):
         with tab:
-            for figure in members:
+            for figure in (figure for figure in members if figure.svg):
                 st.markdown(f"**{figure.title}**")
-                if figure.svg:
-                    st.image(svg_chart.standalone(figure.svg, dark=is_dark()))
+                st.image(svg_chart.standalone(figure.svg, dark=is_dark()))
                 st.caption(figure.caption)
+            for sentence in figures.missing(members):
+                st.caption(sentence)
 
 
 def main():
@@ -77,11 +78,14 @@ def main():
     choices = known_runs()
     chosen = st.sidebar.multiselect("runs", choices, default=choices if len(sys.argv) > 1 else choices[:1])
     interval = INTERVALS[st.sidebar.selectbox("draw anew every", list(INTERVALS), index=1)]
+    axis = st.sidebar.selectbox("x axis", list(AXES))
+    smooth = st.sidebar.slider("smoothing of single steps, 0: none", 0.0, 0.99, 0.9)
+    view = figures.View(smooth or None, st.sidebar.checkbox("logarithmic losses"))
     if not chosen:
         st.info("Choose a run in the sidebar." if choices else
                 "No runs/*/metrics.jsonl here: name a run, as in  streamlit run tools/dashboard.py -- RUN")
         return
-    st.fragment(show, run_every=interval)(chosen)
+    st.fragment(show, run_every=interval)(chosen, axis, view)
 
 
 main()

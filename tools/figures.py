@@ -5,11 +5,14 @@ import html
 import math
 from dataclasses import dataclass
 
-from run_metrics import is_number, specialisation_bits
-from svg_chart import WIDE, Panel, Series, heat_maps, line_chart, percent, short, thinned
+from run_metrics import AXES, is_number, specialisation_bits
+from svg_chart import WIDE, Panel, Series, finite, heat_maps, line_chart, percent, short, smoothed
 
-TOKENS = "tokens trained on"
 HEAT_COLUMNS = 120
+UNTRAINED = 16.0  # nats a token: more than chance over nine million tokens; what is above has diverged
+DENSE = "No expert counts: dense models have none."
+NO_DOMAINS = ("No counts by domain: they come with each evaluation of a run whose data.validation names two domains or "
+              "more.")
 
 
 @dataclass
@@ -20,56 +23,91 @@ class Figure:
     svg: str = None   # None: there is nothing to draw, and the caption says why
 
 
-def loss_figure(runs):
-    series, one = [], len(runs) == 1
-    for color, run in enumerate(runs):
-        points, band = thinned(run.series("loss"))
-        validated = [(v.tokens, v.loss) for v in run.validations]
-        series.append(Series("training" if one else run.name, points, color, "line" if one else "thin",
-                             band if one else None, in_legend=one or not validated))
-        series.append(Series("validation" if one else run.name, validated, color + one, "dots"))
-    values = [y for s in series for _, y in s.points]
-    if values:  # the first steps fall from ln(vocabulary): a scale that holds them hides all that follows
-        late = [y for s in series for x, y in s.points if x >= 0.03 * max(x for s in series for x, _ in s.points)]
-        top = max(late or values)
-        low = min(values)
-        top = min(max(values), top + 0.25 * (top - low))
-    else:
-        low = top = None
-    svg = line_chart("Loss", series, TOKENS, "loss, nats a token", width=WIDE, height=380, high=top)
+@dataclass
+class View:
+    """How lines are drawn, the same for every run."""
+    smooth: float = 0.9  # weight of the average (svg_chart.smoothed); None: every step as it is
+    log: bool = False    # logarithmic scales for losses and for the figures of the run itself
+
+
+def axis_label(runs):
+    return AXES[runs[0].axis][1]
+
+
+def line_series(run, points, color, view, **options):
+    """A line of values of single steps."""
+    if view.smooth is None:
+        return Series(run.name, points, color, **options)
+    return Series(run.name, smoothed(points, view.smooth), color, raw=points, **options)
+
+
+def validated(run, value_of):
+    """[(x, value)] of each validation that has one."""
+    points = [(run.at(v.line), value_of(v)) for v in run.validations]
+    return [(x, y) for x, y in points if x is not None and y is not None]
+
+
+def loss_top(lines, dots):
+    """The upper end of the scale: it holds each validation and each run's training but for its first steps, which fall from
+    ln(vocabulary) and would hide all that follows. What has diverged does not stretch it, unless all has."""
+    late = [[y for x, y in finite(points) if x >= points[0][0] + 0.03 * (points[-1][0] - points[0][0])]
+            for points in lines]
+    kept = [y for values in late if max(values, default=0) <= UNTRAINED for y in values]
+    kept += [y for points in dots for _, y in finite(points) if y <= UNTRAINED]
+    every = [y for points in lines + dots for _, y in finite(points)]
+    if not every:
+        return None
+    top, low = max(kept or every), min(every)
+    return min(max(every), top + 0.25 * (top - low)) + 0.05 * (top - low)
+
+
+def loss_figure(runs, view):
+    one = len(runs) == 1
+    lines = [run.series("loss") for run in runs]
+    dots = [validated(run, lambda v: v.loss) for run in runs]
+    series = []
+    for color, (run, points, marked) in enumerate(zip(runs, lines, dots)):
+        series.append(line_series(run, points, color, view, in_legend=one or not marked))
+        series.append(Series(run.name, marked, color + one, "dots"))
+        if one:
+            series[-2].label, series[-1].label = "training", "validation"
+    svg = line_chart("Loss", series, axis_label(runs), "loss, nats a token", width=WIDE, height=380, log=view.log,
+                     high=None if view.log else loss_top(lines, dots))
     return Figure("loss", "Loss", "Mean cross entropy: lines in training, points on the validation data, or on what "
-                  "eval_tokens allows of it. The first steps may lie above the frame.", svg)
+                  "eval_tokens allows of it. " + (f"Lines are smoothed ({view.smooth:g}), fainter ones are single steps. "
+                                                  if view.smooth else "")
+                  + "What lies beyond the frame is marked at its edge with its value.", svg)
 
 
 def mean_and_layers(runs, key):
     """A line a run; with one run also a thin one for each layer, and what validations counted as points."""
-    series = []
+    series, one = [], len(runs) == 1
     for color, run in enumerate(runs):
-        if len(runs) == 1:
+        if one:
             for index in range(len(run.layer_numbers())):
-                points = [(line["tokens"], layers[index].figures[key]) for line, layers in zip(run.steps, run.layers)
-                          if index < len(layers) and is_number(layers[index].figures.get(key))]
-                series.append(Series("each layer" if index == 0 else "", thinned(points)[0], 7, "thin"))
+                points = [(run.at(line), layers[index].figures[key]) for line, layers in zip(run.steps, run.layers)
+                          if index < len(layers) and is_number(layers[index].figures.get(key))
+                          and run.at(line) is not None]
+                series.append(Series("each layer", points, 7, "thin", in_legend=index == 0))
         points = run.series(key) if run.layer_numbers() else []
-        one = len(runs) == 1
-        series.append(Series("mean over layers" if one else run.name, thinned(points)[0], color))
-        validated = [(v.tokens, v.balance[key]) for v in run.validations
-                     if run.layer_numbers() and is_number(v.balance.get(key))]
-        series.append(Series("validation" if one else run.name, validated, color + one, "dots", in_legend=one))
+        series.append(Series("mean over layers" if one else run.name, points, color))
+        marked = validated(run, lambda v: v.balance[key] if run.layer_numbers() and is_number(v.balance.get(key)) else None)
+        series.append(Series("validation" if one else run.name, marked, color + one, "dots", in_legend=one))
     return series
 
 
 def gini_figure(runs):
-    svg = line_chart("Gini coefficient of expert load", mean_and_layers(runs, "gini"), TOKENS, "Gini", low=0)
+    svg = line_chart("Gini coefficient of expert load", mean_and_layers(runs, "gini"), axis_label(runs), "Gini", low=0)
     return Figure("gini", "Gini coefficient", "0: all experts take alike; near 1: one takes all. Lines: moving average of the "
-                  "counts in training (0.99 a step). Points: exact, over the validation data.", svg)
+                  "counts in training (0.99 a step). Points: exact, over the validation data." if svg else DENSE, svg)
 
 
 def min_max_figure(runs):
-    series = mean_and_layers(runs, "min_max")
-    svg = line_chart("Load of the idlest expert over the busiest", series, TOKENS, "min / max", log=True, floor=1e-8, high=1)
+    svg = line_chart("Load of the idlest expert over the busiest", mean_and_layers(runs, "min_max"), axis_label(runs),
+                     "min / max", log=True, floor=1e-8, high=1)
     return Figure("min-max", "Min-max ratio", "Load of the idlest expert as a share of the busiest one's, on a logarithmic "
-                  "scale; 1 is perfect balance. An expert that gets nothing (0) lies on the lower edge.", svg)
+                  "scale; 1 is perfect balance. An expert that gets nothing (0) is marked at the lower edge." if svg else DENSE,
+                  svg)
 
 
 def expert_labels(n_experts):
@@ -85,15 +123,14 @@ def load_figure(run, index):
             continue
         n_experts = next((len(column) for column in table if column), 0)
         rows = [[column[e] if column else None for column in table] for e in range(n_experts)]
+        middle = len(edges) // 2
         panels.append(Panel(f"layer {number}", rows, expert_labels(n_experts),
-                            [(0, "0"), (0.5, short(edges[-1] / 2)), (1, short(edges[-1]))]))
-    svg = heat_maps(f"Expert load over time, {run.name}", panels, TOKENS, "expert", "load / mean",
+                            [(0, short(edges[0])), (middle / (len(edges) - 1), short(edges[middle])), (1, short(edges[-1]))]))
+    svg = heat_maps(f"Expert load over time, {run.name}", panels, axis_label([run]), "expert", "load / mean",
                     panel_height=190 if panels and len(panels[0].rows) > 24 else 130)
-    caption = ("Each expert's share of a layer's slots over training, as a multiple of an even share: grey is balance, blue "
-               "idle, red overloaded.")
-    if not panels:
-        caption = "This run has no expert counts: its model is dense."
-    return Figure(f"load-{index}", f"Expert load: {run.name}", caption, svg)
+    caption = ("Each expert's share of a layer's slots over training, as a multiple of an even share: blue is idle, nearly "
+               "white balance, red overloaded; grey: the layer had no slot.")
+    return Figure(f"load-{index}", f"Expert load: {run.name}", caption if svg else DENSE, svg)
 
 
 def domain_tables(run):
@@ -108,7 +145,7 @@ def domain_tables(run):
         layers = [(layer["layer"], layer["counts_by_domain"]) for layer in validation.layers
                   if len(layer.get("counts_by_domain", {})) > 1]
         if layers:
-            return f"the validation at step {validation.step}", layers
+            return f"the validation at step {validation.line['step']}", layers
     return None, []
 
 
@@ -138,43 +175,37 @@ def domains_figure(run, index):
     svg = heat_maps(f"Experts by domain, {run.name}", panels, "expert", "", "× even share",
                     panel_height=24 * max((len(p.rows) for p in panels), default=1), row_gutter=16 + 6.4 * longest)
     caption = (f"How much more of a domain's tokens an expert takes than of all tokens, from {where}. Bits: mutual "
-               "information of expert and domain, 0 where experts know no domain. Dark grey: an expert without a token.")
-    if not panels:
-        caption = ("No counts by domain: they come with each evaluation of a run whose data.validation names two domains "
-                   "or more.")
-    return Figure(f"domains-{index}", f"Specialisation: {run.name}", caption, svg)
+               "information of expert and domain, 0 where experts know no domain. Grey: an expert without a token.")
+    return Figure(f"domains-{index}", f"Specialisation: {run.name}", caption if svg else NO_DOMAINS, svg)
+
+
+def mean_specialisation(validation):
+    bits = [layer["specialisation"] for layer in validation.layers
+            if is_number(layer.get("specialisation")) and len(layer.get("counts_by_domain", {})) > 1]
+    return sum(bits) / len(bits) if bits else None
 
 
 def specialisation_figure(runs):
-    series = []
-    for color, run in enumerate(runs):
-        points = []
-        for validation in run.validations:
-            bits = [layer["specialisation"] for layer in validation.layers
-                    if is_number(layer.get("specialisation")) and len(layer.get("counts_by_domain", {})) > 1]
-            if bits:
-                points.append((validation.tokens, sum(bits) / len(bits)))
-        series.append(Series(run.name, points, color, "dots"))
-    svg = line_chart("Specialisation over time", series, TOKENS, "bits, mean over layers", low=0)
+    series = [Series(run.name, validated(run, mean_specialisation), color, "dots") for color, run in enumerate(runs)]
+    svg = line_chart("Specialisation over time", series, axis_label(runs), "bits, mean over layers", low=0)
     return Figure("specialisation", "Specialisation over time",
-                  "Mutual information of expert and domain at each validation." if svg else
-                  "No validation has counts by domain.", svg)
+                  "Mutual information of expert and domain at each validation." if svg else NO_DOMAINS, svg)
 
 
-def experts_per_token_figure(runs):
-    series = [Series(run.name, thinned(run.experts_per_token())[0], color) for color, run in enumerate(runs)]
-    values = [y for s in series for _, y in s.points]
-    svg = line_chart("Experts per token", series, TOKENS, "slots a token", low=0,
+def experts_per_token_figure(runs, view):
+    series = [line_series(run, run.experts_per_token(), color, view) for color, run in enumerate(runs)]
+    values = [y for s in series for _, y in finite(s.raw or s.points)]
+    svg = line_chart("Experts per token", series, axis_label(runs), "slots a token", low=0,
                      high=1.1 * max(values) if values else None)
     return Figure("experts-per-token", "Experts per token",
                   "Routed slots that a token had, mean over layers: constant for a fixed top-K, less where slots were dropped "
-                  "or left free." if svg else "No expert counts: dense models have none.", svg)
+                  "or left free." if svg else DENSE, svg)
 
 
-def flops_figure(runs):
-    series = [Series(run.name, thinned(run.saved_share())[0], color) for color, run in enumerate(runs)]
-    values = [y for s in series for _, y in s.points]
-    svg = line_chart("FLOPs saved", series, TOKENS, "share of the static model's FLOPs", y_format=percent,
+def flops_figure(runs, view):
+    series = [line_series(run, run.saved_share(), color, view) for color, run in enumerate(runs)]
+    values = [y for s in series for _, y in finite(s.raw or s.points)]
+    svg = line_chart("FLOPs saved", series, axis_label(runs), "share of the static model's FLOPs", y_format=percent,
                      low=min([0.0] + values), high=max([0.05] + [1.1 * v for v in values]))
     return Figure("flops-saved", "FLOPs saved",
                   "Per token, counted from the real decisions, against every token using all of its slots." if svg else
@@ -192,56 +223,75 @@ OTHERS = [
 ]
 
 
-def other_figures(runs):
+def other_figures(runs, view):
     """What has values other than 0, in small."""
-    figures = []
+    figures, several = [], len(runs) > 1
     for key, title, label, options in OTHERS:
-        if not any(value for run in runs for _, value in run.series(key)):
+        lines = [run.series(key) for run in runs]
+        if not any(y for points in lines for _, y in points):
             continue
-        series = [Series(run.name if len(runs) > 1 else "", thinned(run.series(key))[0], color)
-                  for color, run in enumerate(runs)]
-        svg = line_chart(title, series, TOKENS, label, height=260, **options)
+        how = View(None) if key == "lr" else view  # a schedule is no noise
+        series = [line_series(run, points, color, how, in_legend=several)
+                  for color, (run, points) in enumerate(zip(runs, lines))]
+        if view.log:
+            options = {**options, "low": None, "log": True}
+        svg = line_chart(title, series, axis_label(runs), label, height=260, **options)
         figures.append(Figure(key.replace("_", "-"), title, "", svg))
     return figures
 
 
-def sections(runs):
+def sections(runs, view=View()):
     """[(heading, [Figure])] of everything."""
     return [
-        ("Loss", [loss_figure(runs)]),
+        ("Loss", [loss_figure(runs, view)]),
         ("Balance", [gini_figure(runs), min_max_figure(runs)]),
         ("Expert load over time", [load_figure(run, i) for i, run in enumerate(runs)]),
         ("Specialisation by domain", [specialisation_figure(runs)] + [domains_figure(run, i)
                                                                       for i, run in enumerate(runs)]),
-        ("Work per token", [experts_per_token_figure(runs), flops_figure(runs)]),
-        ("The run itself", other_figures(runs)),
+        ("Work per token", [experts_per_token_figure(runs, view), flops_figure(runs, view)]),
+        ("The run itself", other_figures(runs, view)),
     ]
+
+
+def missing(members):
+    """One sentence for each reason why figures have nothing to draw: ["titles: reason"]."""
+    titles = {}
+    for figure in members:
+        if not figure.svg:
+            titles.setdefault(figure.caption, []).append(figure.title)
+    return [f"{', '.join(names)}: {reason[0].lower()}{reason[1:]}" for reason, names in titles.items()]
 
 
 # ---- tables ----
 
 def cell(value, form=".4f"):
-    return f"{value:{form}}" if is_number(value) else "–"
+    if not is_number(value):
+        return "–" if value is None else "not finite"
+    return f"{value:{form}}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
 def min_max_cell(value):
     return "–" if not is_number(value) else f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2e}"
 
 
+def summary_values(run):
+    """What the table says of a run's end, by name; None: nothing is known."""
+    final, last = run.final(), run.steps[-1]
+    routed, slots = bool(run.layer_numbers()), run.experts_per_token()
+    judged = final["from"] + (f", {final['tokens']:,} tokens" if is_number(final["tokens"]) else "")
+    return {"run": run.name, "model": run.label, "steps": last["step"], "tokens": last["tokens"], "test loss": final["loss"],
+            "Gini": final["gini"] if routed else None, "min-max": final["min_max"] if routed else None,
+            "experts a token": slots[-1][1] if slots else None, "FLOPs saved": run.final_saved_share(), "judged on": judged}
+
+
 def summary_rows(runs):
     """The table of a run's end: header, then [cells] a run."""
-    header = ["run", "model", "steps", "tokens", "test loss", "Gini", "min-max", "experts a token", "FLOPs saved", "judged on"]
-    rows = []
-    for run in runs:
-        final, last = run.final(), run.steps[-1]
-        routed = bool(run.layer_numbers())
-        slots, saved = run.experts_per_token(), run.final_saved_share()
-        judged = final["from"] + (f", {final['tokens']:,} tokens" if is_number(final["tokens"]) else "")
-        rows.append([run.name, run.label or "–", f"{last['step']:,}", short(last["tokens"]), cell(final["loss"]),
-                     cell(final["gini"], ".3f") if routed else "–", min_max_cell(final["min_max"]) if routed else "–",
-                     cell(slots[-1][1], ".2f") if slots else "–",
-                     percent(saved) if saved is not None else "–", judged])
-    return header, rows
+    form = {"model": lambda label: label or "–", "steps": "{:,}".format, "tokens": short, "test loss": cell,
+            "Gini": lambda value: cell(value, ".3f"), "min-max": min_max_cell,
+            "experts a token": lambda value: cell(value, ".2f"),
+            "FLOPs saved": lambda value: "–" if value is None else percent(value)}
+    tables = [summary_values(run) for run in runs]
+    return list(tables[0]), [[form.get(name, str)(value) for name, value in table.items()] for table in tables]
 
 
 FLOP_PARTS = ("attention", "router", "experts", "always")
@@ -264,10 +314,10 @@ def flop_table(run):
     return ["", *FLOP_PARTS, "sum", "static model", "saved"], rows
 
 
-def html_table(header, rows, numbers_from=2):
+def html_table(header, rows, numbers_from=2, numbers_to=None):
     def row(tag, cells):
         return "<tr>" + "".join(
-            f"<{tag}{' class=number' if numbers_from <= i < len(header) else ''}>{html.escape(str(c))}</{tag}>"
+            f"<{tag}{' class=number' if i in range(len(header))[numbers_from:numbers_to] else ''}>{html.escape(str(c))}</{tag}>"
             for i, c in enumerate(cells)) + "</tr>"
     return ("<div class=wide><table><thead>" + row("th", header) + "</thead><tbody>"
             + "".join(row("td", cells) for cells in rows) + "</tbody></table></div>")

@@ -9,6 +9,12 @@ from pathlib import Path
 from console import UserError
 
 
+# What a figure's x axis can be: the key of a line, and what is written below the axis.
+AXES = {"tokens": ("tokens", "tokens trained on"), "steps": ("step", "step"), "hours": ("hours", "hours of training")}
+# Keys under which a line may say how long the run has gone on, in seconds; the first that a run has counts.
+CLOCKS = ("train_seconds", "wall_seconds", "elapsed_seconds", "wall_time")
+
+
 @dataclass
 class Layer:
     """One line's figures of one layer with a router."""
@@ -19,9 +25,8 @@ class Layer:
 
 @dataclass
 class Validation:
-    step: int
-    tokens: int     # trained on so far
-    loss: float
+    line: dict      # of metrics.jsonl, in which it stands
+    loss: float     # NaN: it was not finite
     balance: dict   # mean over layers
     loss_by_domain: dict
     layers: list    # dicts: layer, figures, specialisation, counts_by_domain {domain: [E]}
@@ -37,6 +42,7 @@ class Run:
     config: dict = field(default_factory=dict)
     evaluation: dict = None                          # `switchyard eval --json eval.json`
     notes: list = field(default_factory=list)        # what was skipped, one sentence each
+    axis: str = "tokens"                             # one of AXES: the x of every point below
 
     @property
     def label(self):
@@ -48,9 +54,13 @@ class Run:
     def total_steps(self):
         return self.config.get("train", {}).get("steps")
 
+    def at(self, line):
+        """The x of a line; None where it does not say."""
+        return line.get(AXES[self.axis][0])
+
     def series(self, key):
-        """[(tokens, value)] of a key of each line; lines without it, or with null, are left out."""
-        return [(line["tokens"], line[key]) for line in self.steps if is_number(line.get(key))]
+        """[(x, value)] of a key of each line that has it. NaN: null, which the trainer writes for what is not finite."""
+        return [(self.at(line), number(line[key])) for line in self.steps if key in line and self.at(line) is not None]
 
     def has(self, key):
         return any(is_number(line.get(key)) for line in self.steps)
@@ -59,26 +69,27 @@ class Run:
         return [layer.number for layer in self.layers[-1]] if self.layers else []
 
     def experts_per_token(self):
-        """[(tokens, mean over layers of the slots that a token had)]. From a key of the line, or from the counts."""
+        """[(x, mean over layers of the slots that a token had)]. From a key of the line, or from the counts."""
         if self.has("experts_per_token"):
             return self.series("experts_per_token")
         points, before = [], None
         for line, layers in zip(self.steps, self.layers):
             if before is not None and line["step"] == before["step"] + 1 and layers:
                 slots = sum(sum(layer.counts) for layer in layers) / len(layers)
-                points.append((line["tokens"], slots / (line["tokens"] - before["tokens"])))
+                points.append((self.at(line), slots / (line["tokens"] - before["tokens"])))
             elif before is None and line["step"] == 1 and layers:
                 slots = sum(sum(layer.counts) for layer in layers) / len(layers)
-                points.append((line["tokens"], slots / line["tokens"]))
+                points.append((self.at(line), slots / line["tokens"]))
             before = line
-        return points
+        return [point for point in points if point[0] is not None]
 
     def saved_share(self):
-        """[(tokens, share of the static model's FLOPs that were saved)]"""
+        """[(x, share of the static model's FLOPs that were saved)]"""
         if self.has("flops_per_token") and self.has("flops_per_token_static"):
-            return [(line["tokens"], 1 - line["flops_per_token"] / line["flops_per_token_static"])
+            return [(self.at(line), 1 - line["flops_per_token"] / line["flops_per_token_static"])
                     for line in self.steps
-                    if is_number(line.get("flops_per_token")) and line.get("flops_per_token_static")]
+                    if is_number(line.get("flops_per_token")) and is_number(line.get("flops_per_token_static"))
+                    and line["flops_per_token_static"] and self.at(line) is not None]
         return self.series("flops_saved")
 
     def final_saved_share(self):
@@ -90,13 +101,13 @@ class Run:
         return points[-1][1] if points else None
 
     def load_over_time(self, index, columns):
-        """(edges in tokens, [column][expert] load as a multiple of the mean) of the index-th layer, in at most so many
+        """(edges in x, [column][expert] load as a multiple of the mean) of the index-th layer, in at most so many
         columns; a column without a slot is None."""
         n_experts = len(self.layers[-1][index].counts)
-        usable = [(line["tokens"], layers[index].counts) for line, layers in zip(self.steps, self.layers)
-                  if index < len(layers) and len(layers[index].counts) == n_experts > 0]
+        usable = [(self.at(line), layers[index].counts) for line, layers in zip(self.steps, self.layers)
+                  if index < len(layers) and len(layers[index].counts) == n_experts > 0 and self.at(line) is not None]
         width = max(1, math.ceil(len(usable) / columns))
-        edges, table = [0], []
+        edges, table = [0 if self.steps[0]["step"] == 1 or not usable else usable[0][0]], []
         for begin in range(0, len(usable), width):
             part = usable[begin:begin + width]
             load = [sum(counts) for counts in zip(*(counts for _, counts in part))]
@@ -114,14 +125,19 @@ class Run:
         if self.validations:
             last = self.validations[-1]
             return {"loss": last.loss, "gini": last.balance.get("gini"), "min_max": last.balance.get("min_max"),
-                    "tokens": self.steps[-1].get("val_tokens"), "from": f"validation at step {last.step}"}
+                    "tokens": last.line.get("val_tokens"), "from": f"validation at step {last.line['step']}"}
         last = self.steps[-1]
         return {"loss": None, "gini": last.get("gini"), "min_max": last.get("min_max"), "tokens": None,
                 "from": "training, moving average"}
 
 
 def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, and small enough to be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
+
+
+def number(value):
+    return value if is_number(value) else math.nan
 
 
 def specialisation_bits(count_of_domain):
@@ -139,6 +155,23 @@ def specialisation_bits(count_of_domain):
     return bits
 
 
+def settings(value, prefix=""):
+    """{"section.key": JSON} of a configuration, lists by their places."""
+    if isinstance(value, (dict, list)) and value:
+        members = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: text for key, member in members
+                for name, text in settings(member, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {prefix: json.dumps(value)}
+
+
+def config_differences(runs):
+    """(header, rows): the keys in which the runs' configurations differ, and their values."""
+    known = [settings(run.config) if run.config else {} for run in runs]
+    keys = dict.fromkeys(key for one in known for key in one)
+    rows = [[key, *(one.get(key, "–") for one in known)] for key in keys if len({one.get(key) for one in known if one}) > 1]
+    return ["key", *(run.name for run in runs)], rows
+
+
 def _parse(text):
     """A line's object, or None where it is not one of a run."""
     try:
@@ -152,16 +185,15 @@ def _parse(text):
 def _add(run, line):
     layers = [Layer(entry["layer"], {k: v for k, v in entry.items() if k not in ("layer", "counts")},
                     array("q", entry.get("counts", ())))
-              for entry in line.pop("layers", ()) if isinstance(entry, dict) and isinstance(entry.get("layer"), int)]
+              for entry in line.pop("layers", None) or () if isinstance(entry, dict) and isinstance(entry.get("layer"), int)]
     if run.steps and line["step"] <= run.steps[-1]["step"]:  # a run that went on from an earlier step
         keep = sum(old["step"] < line["step"] for old in run.steps)
         run.notes.append(f"step {line['step']} follows step {run.steps[-1]['step']}: the later line counts")
         del run.steps[keep:], run.layers[keep:]
-        run.validations = [old for old in run.validations if old.step < line["step"]]
-    if is_number(line.get("val_loss")):
-        run.validations.append(Validation(
-            line["step"], line["tokens"], line["val_loss"], line.pop("val_balance", {}),
-            line.pop("val_loss_by_domain", {}), line.pop("val_layers", [])))
+        run.validations = [old for old in run.validations if old.line["step"] < line["step"]]
+    if "val_loss" in line:
+        run.validations.append(Validation(line, number(line["val_loss"]), line.pop("val_balance", {}),
+                                          line.pop("val_loss_by_domain", {}), line.pop("val_layers", [])))
     run.steps.append(line)
     run.layers.append(layers)
 
@@ -201,6 +233,22 @@ def _read_json(run, path):
     return None
 
 
+def _add_hours(run):
+    """line["hours"] of each line that has one of CLOCKS. A clock that a resumed run set back goes on from where it was; one
+    that counts from 1970 begins with the first line."""
+    clock = next((key for key in CLOCKS if run.has(key)), None)
+    hours, before = 0.0, None
+    for line in run.steps:
+        now = line.get(clock)
+        if not is_number(now):
+            continue
+        if before is None:
+            hours = 0.0 if now > 1e9 else now / 3600
+        else:
+            hours += (now - before if now >= before else now) / 3600
+        line["hours"], before = hours, now
+
+
 def load_run(path, name=None):
     """A run directory, or a metrics.jsonl. Throws UserError where there is not one whole line."""
     path = Path(path)
@@ -208,6 +256,7 @@ def load_run(path, name=None):
     directory = metrics.parent
     run = Run(name or directory.resolve().name, directory)
     read_metrics(run, metrics)
+    _add_hours(run)
     run.config = _read_json(run, directory / "config.json") or {}
     run.evaluation = _read_json(run, directory / "eval.json")
     if run.total_steps and run.steps[-1]["step"] < run.total_steps:
@@ -215,9 +264,14 @@ def load_run(path, name=None):
     return run
 
 
-def load_runs(paths):
-    """Several, with names that tell them apart."""
+def load_runs(paths, axis="tokens"):
+    """Several, with names that tell them apart. Throws UserError where a run has nothing for the axis."""
     runs = [load_run(path) for path in paths]
+    for run in runs:
+        run.axis = axis
+        if all(run.at(line) is None for line in run.steps):
+            raise UserError(f"{run.path}: its metrics.jsonl says nothing of time ({', '.join(CLOCKS)}), so there is no "
+                            f"axis of {axis}; take tokens or steps")
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:

@@ -21,7 +21,7 @@ FONT = "font-family='Inter,Segoe UI,Helvetica,Arial,DejaVu Sans,sans-serif'"
 CHARACTER = 6.4  # mean width at font size 12
 WIDE, HALF = 1110, 540  # of a figure, in pixels
 
-# From idle to overloaded: blue, light grey at balance, orange to dark red. Told apart without red and green.
+# From idle to overloaded: blue, nearly white at balance, orange to dark red. Told apart without red and green.
 DIVERGING = [(0.0, (20, 56, 110)), (0.25, (66, 133, 190)), (0.5, (240, 240, 236)), (0.75, (236, 146, 66)),
              (1.0, (140, 40, 10))]
 NOTHING = (128, 128, 128)
@@ -54,7 +54,7 @@ def diverging(share):
 
 
 def ratio_color(ratio, limit=4.0):
-    """Colour of a multiple: grey at 1, the ends at 1/limit and limit. None: no data."""
+    """Colour of a multiple: nearly white at 1, the ends at 1/limit and limit. None: no data."""
     if ratio is None:
         return NOTHING
     if ratio <= 0:
@@ -88,26 +88,36 @@ def text(x, y, content, anchor="start", size=12, fill="muted", weight="normal", 
             f"fill='var(--{fill})'{turn}>{html.escape(str(content))}</text>")
 
 
-def svg_open(width, height, title):
+def svg_open(width, height, title, more=""):
     return (f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
-            f"height='{height:g}' role='img' aria-label='{html.escape(title, quote=True)}' {FONT}>")
+            f"height='{height:g}' role='img' aria-label='{html.escape(title, quote=True)}' {FONT}{more}>")
 
 
 # ---- axes ----
 
 def short(value):
-    """A number for a label: 3 significant digits, k, M, B; tiny ones as a power."""
+    """A number for a label: 3 significant digits, k, M, B, T; tiny and huge ones as a power."""
     if value == 0:
         return "0"
     size = abs(value)
+    if size >= 9.995e14 or size < 1e-4:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+", "e")
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size >= limit:
+        if size >= 0.9995 * limit:
             return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}" if size >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.3g}"
 
 
 def percent(value):
     return f"{100 * value:.3g} %"
+
+
+def exact(value, y_format):
+    """A value that is told, where a label of an axis would round it."""
+    return f"{value:.4g}" if y_format is short and (value == 0 or 1e-4 <= abs(value) < 1e5) else y_format(value)
+
+
+FAR = 1e9
 
 
 @dataclass
@@ -117,9 +127,10 @@ class Scale:
     log: bool = False
 
     def at(self, value):
-        """0 at low, 1 at high."""
+        """0 at low, 1 at high; on a logarithmic scale far below 0 for what has no logarithm."""
         if self.log:
-            value = max(value, self.low)
+            if value <= 0:
+                return -FAR
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
@@ -146,7 +157,7 @@ def scale_for(values, log=False, low=None, high=None, floor=None):
     """A scale around the values, with a little air; floor: the smallest that a log scale shows."""
     values = [v for v in values if not log or v > 0] or [1.0]
     bottom = min(values) if low is None else low
-    top = max(values) if high is None else high
+    top = max(max(values) if high is None else high, bottom)
     if log:
         bottom = max(bottom, floor or 0.0)
         top = max(top, bottom * 2)
@@ -160,26 +171,142 @@ def scale_for(values, log=False, low=None, high=None, floor=None):
 @dataclass
 class Series:
     label: str
-    points: list            # [(x, y)], x ascending
+    points: list            # [(x, y)], x ascending; NaN: not finite, which is marked
     color: int = 0
-    style: str = "line"     # line, thin, dashed, dots
-    band: list = None       # [(x, low, high)] behind it
+    style: str = "line"     # line, thin, dots
+    raw: list = None        # what the points are a smoothed version of: drawn faintly, and what is marked at the frame
     in_legend: bool = True
 
 
-def thinned(points, most=400):
-    """Means over equal numbers of points, and the band of their smallest and largest: what a plot can show."""
-    width = max(1, math.ceil(len(points) / most))
-    if width == 1:
-        return points, None
-    mean, band = [], []
-    for begin in range(0, len(points), width):
-        part = points[begin:begin + width]
-        x = sum(x for x, _ in part) / len(part)
-        ys = [y for _, y in part]
-        mean.append((x, sum(ys) / len(ys)))
-        band.append((x, min(ys), max(ys)))
-    return mean, band
+def finite(points):
+    return [(x, y) for x, y in points if math.isfinite(y)]
+
+
+def stretches(points):
+    """The parts between values that are not finite."""
+    part = []
+    for point in [*points, (0, math.nan)]:
+        if math.isfinite(point[1]):
+            part.append(point)
+        elif part:
+            yield part
+            part = []
+
+
+def smoothed(points, weight):
+    """Means over as many points as an exponential average of this weight looks back on, 19 for 0.9, but centred: nothing is
+    shifted. Near the beginning fewer, on either side a third of those that lie behind, so that a steep fall stays where it
+    is; near the end a straight line through the last ones, within what they span. None: the points."""
+    half = round(weight / (1 - weight)) if weight else 0
+    if not half:
+        return points
+    out = []
+    for x, y in points:
+        if not math.isfinite(y):
+            out.append((x, y))
+    for part in stretches(points):
+        ys, n = [y for _, y in part], len(part)
+        for i, (x, _) in enumerate(part):
+            left = min(half, i // 3)
+            window = ys[i - left:i + left + 1]
+            mean = sum(window) / len(window)
+            if i + left >= n:  # cut at the end
+                window = ys[n - 2 * left - 1:]
+                middle = (len(window) - 1) / 2
+                mean, at = sum(window) / len(window), len(window) - n + i - middle
+                slope = sum((k - middle) * (y - mean) for k, y in enumerate(window))
+                slope /= max(1.0, sum((k - middle) ** 2 for k in range(len(window))))
+                mean = min(max(mean + slope * at, min(window)), max(window))
+            out.append((x, mean))
+    return sorted(out, key=lambda point: point[0])
+
+
+def decimated(points, most=800):
+    """About so many of the points: of neighbours the least and the greatest, so that no spike is lost, and the first that is
+    not finite."""
+    if len(points) <= most:
+        return points
+    n_parts, out = most // 2, []
+    for i in range(n_parts):
+        part = points[i * len(points) // n_parts:(i + 1) * len(points) // n_parts]
+        sound = finite(part)
+        kept = {min(sound, key=lambda point: point[1]), max(sound, key=lambda point: point[1])} if sound else set()
+        kept |= {points[0]} if i == 0 else {points[-1]} if i == n_parts - 1 else set()
+        out += sorted(kept | set(next(([point] for point in part if not math.isfinite(point[1])), [])))
+    return out
+
+
+def clipped(points):
+    """The parts of a line that lie between heights 0 and 1, cut where it crosses them."""
+    parts = []
+    for part in stretches(points):
+        if len(part) == 1 and 0 <= part[0][1] <= 1:
+            parts.append(part)
+        last = None
+        for (x0, y0), (x1, y1) in zip(part, part[1:]):
+            if y0 == y1:
+                enters, leaves = (0.0, 1.0) if 0 <= y0 <= 1 else (1.0, 0.0)
+            else:
+                enters, leaves = sorted((-y0 / (y1 - y0), (1 - y0) / (y1 - y0)))
+                enters, leaves = max(enters, 0.0), min(leaves, 1.0)
+            if enters >= leaves:
+                continue
+            begin, end = ((x0 + t * (x1 - x0), min(max(y0 + t * (y1 - y0), 0.0), 1.0)) for t in (enters, leaves))
+            if last is None or enters > 0:
+                parts.append([begin])
+            parts[-1].append(end)
+            last = end if leaves == 1 else None
+    return parts
+
+
+def excursions(points, heights):
+    """[(x, value, side)], one for each stretch of a line that lies above (1) or below (-1) the frame: where it is farthest
+    out. Side 0: where it begins to be not finite."""
+    out, before = [], None
+    for (x, y), height in zip(points, heights):
+        side = 0 if not math.isfinite(y) else 1 if height > 1 else -1 if height < 0 else None
+        if side is not None and side == before and side * y > side * out[-1][1]:
+            out[-1] = (x, y, side)
+        elif side is not None and side != before:
+            out.append((x, y, side))
+        before = side
+    return out
+
+
+class Marks:
+    """What says, at the edge of the frame, that a value lies beyond it."""
+
+    ROW = 14
+
+    def __init__(self, left, top, right, bottom):
+        self.left, self.top, self.right, self.bottom = left, top, right, bottom
+        self.taken = []  # (row from the edge, side, from x, to x)
+
+    def row_for(self, upper, begin, end):
+        n_rows = int((self.bottom - self.top) / self.ROW) - 2
+        return next((row for row in range(n_rows)
+                     if not any(r == row and u == upper and a < end and begin < b for r, u, a, b in self.taken)), None)
+
+    def draw(self, x, side, value, tip, color, told):
+        upper = side >= 0
+        edge, inward = (self.top, 1) if upper else (self.bottom, -1)
+        sign = "\u25b2" if side > 0 else "\u25bc" if side < 0 else "\u2715"
+        width = CHARACTER * (len(value) + 2)
+        rightward = x + width <= self.right
+        begin, end = (x - 5, x + width) if rightward else (x - width, x + 5)
+        row = self.row_for(upper, begin, end) if told else None
+        title = f"<title>{html.escape(tip)}</title>"
+        if row is None:
+            base = edge + 7 * inward
+            return (f"<path class='beyond' d='M{x - 4:.1f} {base}L{x + 4:.1f} {base}L{x:.1f} {edge}Z' fill='{color}'>"
+                    f"{title}</path>")
+        self.taken.append((row, upper, begin, end))
+        y = edge + inward * (self.ROW * row + (19 if upper else 11))  # below the triangles of those that are not told
+        words = f"{sign} {value}" if rightward else f"{value} {sign}"
+        return (f"<path class='beyond' d='M{x:.1f} {edge}V{y - 4:.1f}' stroke='{color}'/>"
+                f"<text class='beyond' x='{x - 5 if rightward else x + 5:.1f}' y='{y:.1f}' font-size='11' fill='{color}' "
+                f"text-anchor='{'start' if rightward else 'end'}' stroke='var(--surface)' stroke-width='3' "
+                f"paint-order='stroke'>{html.escape(words)}{title}</text>")
 
 
 def legend(entries, left, right, top):
@@ -189,13 +316,13 @@ def legend(entries, left, right, top):
         width = 26 + CHARACTER * len(label) + 16
         if x > left and x + width > right:
             x, y = left, y + 18
+        out.append(f"<g class='key' data-name='{html.escape(label, quote=True)}'>")
         if style == "dots":
             out.append(f"<circle cx='{x + 9:.1f}' cy='{y - 4:.1f}' r='3.5' fill='{color}'/>")
         else:
-            dash = " stroke-dasharray='5 3'" if style == "dashed" else ""
             out.append(f"<line x1='{x:.1f}' y1='{y - 4:.1f}' x2='{x + 18:.1f}' y2='{y - 4:.1f}' stroke='{color}' "
-                       f"stroke-width='{1 if style == 'thin' else 2.5}'{dash}/>")
-        out.append(text(x + 24, y, label, fill="ink"))
+                       f"stroke-width='{1 if style == 'thin' else 2.5}'/>")
+        out.append(text(x + 24, y, label, fill="ink") + "</g>")
         x += width
     return "".join(out), y - top + 18
 
@@ -218,9 +345,60 @@ def frame(left, top, width, height, x_scale, y_scale, x_label, y_label, x_format
     return "".join(out)
 
 
+def path_of(parts, place, attributes):
+    d = "".join("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in (place(*point) for point in part))
+                for part in parts if len(part) > 1)
+    return f"<path d='{d}' fill='none' stroke-linejoin='round' {attributes}/>" if d else ""
+
+
+def draw_series(s, x_scale, y_scale, marks, place, x_format, y_format):
+    """place: pixels of (share of the width, share of the height)."""
+    color, dots = color_of(s.color), s.style == "dots"
+
+    def unit(points):
+        return [(x_scale.at(x), y_scale.at(y) if math.isfinite(y) else math.nan) for x, y in points]
+
+    def told(x, y):
+        return f"{s.label}: {exact(y, y_format) if math.isfinite(y) else 'not finite'} at {x_format(x)}"
+
+    shown = s.points if dots else decimated(s.points)
+    parts = clipped(unit(shown))
+    out = [f"<g class='series' data-name='{html.escape(s.label, quote=True)}'>"]
+    if s.raw:
+        out.append(path_of(clipped(unit(decimated(s.raw))), place, f"class='raw' stroke='{color}' opacity='0.25'"))
+    look = {"line": f"class='{'smooth' if s.raw else 'curve'}' stroke-width='2'",
+            "thin": "class='curve' stroke-width='1' opacity='0.5'",
+            "dots": "stroke-width='1.2' stroke-dasharray='2 3'"}[s.style]
+    out.append(path_of(parts, place, f"stroke='{color}' {look}"))
+    alone = {part[0] for part in parts if len(part) == 1}
+    for point, at in zip(shown, unit(shown)):
+        if (dots or at in alone) and 0 <= at[1] <= 1:
+            px, py = place(*at)
+            out.append(f"<circle cx='{px:.1f}' cy='{py:.1f}' r='3.5' fill='{color}' stroke='var(--surface)'>"
+                       f"<title>{html.escape(told(*point))}</title></circle>")
+    source = decimated(s.raw) if s.raw else shown
+    heights = [height for _, height in unit(source)]
+    if dots:
+        beyond = [found for point, height in zip(source, heights) for found in excursions([point], [height])]
+    else:
+        beyond = excursions(source, heights)
+    farthest = {side: max((e for e in beyond if e[2] == side), key=lambda e: e[1] * side if side else 0)
+                for side in {e[2] for e in beyond}}
+    last, said = {}, {}
+    for x, y, side in beyond:
+        px, _ = place(x_scale.at(x), 0)
+        value = exact(y, y_format) if side else "not finite"
+        say = value != said.get(side) and (dots or side == 0 or s.style == "line" and farthest[side] == (x, y, side))
+        if say or dots or px - last.get(side, -math.inf) >= 9:
+            last[side] = px
+            said[side] = value if say else said.get(side)
+            out.append(marks.draw(px, side, value, told(x, y), color, say))
+    return "".join(out) + "</g>"
+
+
 def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=False, low=None, high=None, floor=None,
                x_format=short, y_format=short):
-    """The chart, or None where no series has a point."""
+    """The chart, or None where no series has a point. Lines are cut at the frame, and what lies beyond is written there."""
     series = [s for s in series if s.points]
     if not series:
         return None
@@ -231,42 +409,20 @@ def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=Fals
     plot_width, bottom = right - left, top + height - 90
     plot_height = bottom - top
     xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points]
+    ys = [y for s in series for _, y in finite(s.raw or s.points)]
     x_scale = Scale(0 if min(xs) < 0.1 * max(xs) else min(xs), max(xs)) if max(xs) > min(xs) else Scale(0, max(xs) or 1)
     y_scale = scale_for(ys, log, low, high, floor)
 
-    def place(x, y):
-        return left + plot_width * x_scale.at(x), top + plot_height * (1 - min(max(y_scale.at(y), 0.0), 1.0))
+    def place(across, up):
+        return left + plot_width * across, bottom - plot_height * up
 
-    out = [svg_open(width, top + height - 90 + 44, title), keys,
-           frame(left, top, plot_width, plot_height, x_scale, y_scale, x_label, y_label, x_format, y_format)]
-    for s in series:
-        color = color_of(s.color)
-        if s.band:
-            upper = [place(x, high_) for x, _, high_ in s.band]
-            lower = [place(x, low_) for x, low_, _ in reversed(s.band)]
-            corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower)
-            out.append(f"<polygon points='{corners}' fill='{color}' opacity='0.16'/>")
-    for s in series:
-        color = color_of(s.color)
-        placed = [place(x, y) for x, y in s.points]
-        if s.style != "dots" and len(placed) > 1:
-            d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-            weight = {"line": 2, "thin": 1, "dashed": 2}[s.style]
-            extra = " opacity='0.5'" if s.style == "thin" else ""
-            extra += " stroke-dasharray='6 4'" if s.style == "dashed" else ""
-            out.append(f"<path d='{d}' fill='none' stroke='{color}' stroke-width='{weight}' "
-                       f"stroke-linejoin='round'{extra}/>")
-        if s.style == "dots" and len(placed) > 1:
-            d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-            out.append(f"<path d='{d}' fill='none' stroke='{color}' stroke-width='1.2' stroke-dasharray='2 3'/>")
-        if s.style == "dots" or len(placed) == 1:
-            for (x, y), (px, py) in zip(s.points, placed):
-                tip = html.escape(f"{s.label}: {y_format(y) if y_format is percent else f'{y:.4g}'} at {x_format(x)}")
-                out.append(f"<circle cx='{px:.1f}' cy='{py:.1f}' r='3.5' fill='{color}' stroke='var(--surface)'>"
-                           f"<title>{tip}</title></circle>")
-    out.append("</svg>")
-    return "".join(out)
+    # What the page's script needs to tell the values below the pointer.
+    scales = (left, bottom, plot_width, plot_height, x_scale.low, x_scale.high, y_scale.low, y_scale.high, int(log))
+    marks = Marks(left, top, right, bottom)
+    return "".join([
+        svg_open(width, top + height - 90 + 44, title, f" data-scales='{' '.join(f'{v:.10g}' for v in scales)}'"), keys,
+        frame(left, top, plot_width, plot_height, x_scale, y_scale, x_label, y_label, x_format, y_format),
+        *(draw_series(s, x_scale, y_scale, marks, place, x_format, y_format) for s in series), "</svg>"])
 
 
 # ---- heat maps ----

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """tools/report.py: what is on the page, what it says of runs that are not whole, and that a browser draws it."""
 
+import csv
 import json
+import math
 import re
 import shutil
 import struct
@@ -37,10 +39,27 @@ addEventListener('load', () => {
   const out = [...document.querySelectorAll('figure')].map(figure => {
     const box = figure.querySelector('svg')?.getBoundingClientRect();
     return {id: figure.id, width: box?.width ?? 0, height: box?.height ?? 0,
-            lines: [...figure.querySelectorAll('path')].map(path => path.getTotalLength()),
+            lines: [...figure.querySelectorAll('.curve,.smooth')].map(path => path.getTotalLength()),
             images: [...document.querySelectorAll(`img[data-figure='${figure.id}']`)].map(
                 image => image.naturalWidth * image.naturalHeight)};
   });
+  const key = document.querySelector('#loss .key'), svg = document.querySelector('#loss svg');
+  const path = svg.querySelector('.smooth'), at = path.getPointAtLength(path.getTotalLength());
+  const place = new DOMPoint(at.x, at.y).matrixTransform(svg.getScreenCTM());
+  const told = () => {
+    svg.dispatchEvent(new MouseEvent('mousemove', {clientX: place.x, clientY: place.y}));
+    return getComputedStyle(document.getElementById('tip')).display === 'none' ? null
+        : document.getElementById('tip').textContent;
+  };
+  const seen = () => [...document.querySelectorAll('.series')].map(
+      series => [series.dataset.name, getComputedStyle(series).display !== 'none']);
+  out.push({id: 'page', told: told(), seen: seen(), width: document.querySelector('main').scrollWidth,
+            window: innerWidth});
+  out.push({id: 'text', least: Math.min(...[...document.querySelectorAll('svg text')].map(
+      text => parseFloat(text.getAttribute('font-size'))
+          * Math.hypot(text.getScreenCTM().a, text.getScreenCTM().b)))});
+  key.dispatchEvent(new MouseEvent('click', {bubbles: true}));
+  out.push({id: 'hidden', name: key.dataset.name, seen: seen()});
   const element = document.createElement('pre');
   element.id = 'probe';
   element.textContent = JSON.stringify(out);
@@ -103,8 +122,8 @@ class Report(unittest.TestCase):
         for key in ("loss", "gini", "min-max", "load-0", "domains-0", "specialisation", "experts-per-token",
                     "tokens-per-second", "grad-norm", "lr"):
             self.assertIn("<svg", self.figure(page, key), key)
-        self.assertNotIn("<svg", self.figure(page, "flops-saved"))
-        self.assertIn("no flops_per_token", self.figure(page, "flops-saved"))
+        self.assertNotIn("<figure id='flops-saved'", page)
+        self.assertIn("<p class=note>FLOPs saved: these runs&#x27; metrics have no flops_per_token.</p>", page)
 
     def test_the_page_asks_for_nothing_else(self):
         _, page = self.report(self.write_run())
@@ -114,7 +133,9 @@ class Report(unittest.TestCase):
         for link in re.findall(r"(?:href|src)\s*=\s*['\"]([^'\"]*)", page):
             self.assertTrue(link.startswith("data:image/png;base64,"), link[:60])
         self.assertNotIn("@import", page)
-        self.assertNotIn("<script", page)
+        self.assertEqual(re.findall(r"<script[^>]*>", page), ["<script>"])
+        for way in ("fetch", "XMLHttpRequest", "import", "WebSocket", "Image"):
+            self.assertNotIn(way, page[page.index("<script>"):], way)
 
     def test_the_table(self):
         by_validation = self.write_run("seen")
@@ -197,10 +218,11 @@ class Report(unittest.TestCase):
         lines = [step_line(step, []) for step in range(1, 5)]
         lines[1]["loss"] = None  # what the trainer writes for a number that is not finite
         _, page = self.report(self.write_run(lines=lines))
-        self.assertIn("<svg", self.figure(page, "loss"))
-        self.assertIn("dense", self.figure(page, "load-0"))
-        for key in ("gini", "min-max", "experts-per-token", "specialisation", "domains-0"):
-            self.assertNotIn("<svg", self.figure(page, key), key)
+        self.assertIn("\u2715 not finite", self.figure(page, "loss"))
+        for key in ("load-0", "gini", "min-max", "experts-per-token", "specialisation", "domains-0"):
+            self.assertNotIn(f"<figure id='{key}'", page, key)
+        self.assertIn("Gini coefficient, Min-max ratio: no expert counts: dense models have none.", page)
+        self.assertEqual(page.count("o counts by domain"), 1)
 
     def test_a_single_step(self):
         _, page = self.report(self.write_run(lines=[step_line(1, [[1, 3]])]))
@@ -265,23 +287,195 @@ class Report(unittest.TestCase):
         self.assertGreater(idle[2], idle[0])
         self.assertGreater(busy[0], busy[2])
 
+    def positions(self, svg):
+        """(circles, [line]) of a chart, as values read back from where they are drawn; the frame is checked."""
+        left, bottom, width, height, x0, x1, y0, y1, log = map(float, re.search(r"data-scales='([^']*)'", svg)[1].split())
+
+        def value(x, y):
+            self.assertTrue(left - 0.1 <= x <= left + width + 0.1 and bottom - height - 0.1 <= y <= bottom + 0.1, (x, y))
+            up = (bottom - y) / height
+            return x0 + (x1 - x0) * (x - left) / width, y0 * (y1 / y0) ** up if log else y0 + (y1 - y0) * up
+        drawn = svg[svg.index("<g class='series'"):]
+        circles = [value(float(x), float(y)) for x, y in re.findall(r"<circle cx='([\d.-]+)' cy='([\d.-]+)'", drawn)]
+        lines = [[value(*map(float, pair.split())) for pair in part.split("L")]
+                 for d in re.findall(r"<path d='M([^']*)' fill='none'", drawn) for part in d.split("M")]
+        return circles, lines
+
+    def beyond(self, svg):
+        return re.findall(r"<text class='beyond'[^>]*>([^<]*)<", svg)
+
+    def loss_svg(self, runs, smooth=None, log=False):
+        return figures.loss_figure(runs, figures.View(smooth, log)).svg
+
+    def test_what_lies_beyond_the_frame_is_not_drawn_in_it(self):
+        good = [step_line(step, [], loss=2.0 + 1.0 / step) for step in range(1, 101)]
+        bad = [step_line(step, [], loss=2.2 if step < 5 else 9.7e12) for step in range(1, 11)]
+        for lines in (good, bad):
+            for line in lines[4::5]:
+                line |= {"val_loss": line["loss"] + 0.5, "val_tokens": 1}
+        bad[9]["val_loss"] = None
+        runs = run_metrics.load_runs([self.write_run("good", good), self.write_run("bad", bad)])
+        svg = self.loss_svg(runs)
+        circles, lines = self.positions(svg)
+        expected = [(line["tokens"], line["val_loss"]) for line in good[4::5]]
+        self.assertEqual(len(circles), len(expected))
+        for (x, y), (right_x, right_y) in zip(circles, expected):  # drawn to 0.1 pixels of 1026 and 290
+            self.assertAlmostEqual(x, right_x, delta=2)
+            self.assertAlmostEqual(y, right_y, delta=0.01)
+        self.assertEqual(self.beyond(svg), ["\u25b2 3", "\u25b2 9.7T", "\u25b2 9.7T", "\u2715 not finite"])
+        # The line of the bad run leaves the frame where it crosses: at once behind step 4, and does not come back.
+        upper = max(y for line in lines for _, y in line)
+        self.assertAlmostEqual(lines[2][-1][0], 400, delta=2)
+        self.assertAlmostEqual(lines[2][-1][1], upper, delta=0.01)
+        # A logarithmic scale holds all of it.
+        self.assertEqual(self.beyond(self.loss_svg(runs, log=True)), ["\u2715 not finite"])
+
+    def test_the_scale_holds_every_validation(self):
+        """A long run, and short ones that end where it began."""
+        def lines(n):
+            return [step_line(step, [], loss=3.5 + 3.6 / step) | ({"val_loss": 3.5 + 3.6 / step, "val_tokens": 1}
+                                                                  if step in (1, n) else {}) for step in range(1, n + 1)]
+        svg = self.loss_svg(run_metrics.load_runs([self.write_run("long", lines(500)), self.write_run("short", lines(2))]))
+        circles, _ = self.positions(svg)
+        self.assertEqual([round(y, 1) for _, y in circles], [7.1, 3.5, 7.1, 5.3])
+        self.assertEqual(self.beyond(svg), [])
+
+    def test_the_first_steps_of_one_run(self):
+        run = run_metrics.load_run(self.write_run(lines=[step_line(step, [], loss=1.0 + 4.56 / step)
+                                                         for step in range(1, 301)]))
+        svg = self.loss_svg([run])
+        _, (line,) = self.positions(svg)
+        self.assertEqual(self.beyond(svg), ["\u25b2 5.56"])
+        upper = line[0][1]
+        self.assertLess(upper, 3)
+        step = next(step for step in range(1, 301) if 1.0 + 4.56 / step < upper)  # between the one before it and this
+        before, after = (1.0 + 4.56 / at for at in (step - 1, step))
+        crossing = step - (upper - after) / (before - after)
+        self.assertAlmostEqual(line[0][0], crossing * TOKENS_A_STEP, delta=30)  # a pixel is 29 tokens
+        self.assertGreater(line[1][1], 0.5)
+
+    def test_nothing_has_no_logarithm(self):
+        lines = [step_line(step, [[1, 3]], min_max=0.0 if step == 3 else 0.1) for step in range(1, 6)]
+        svg = figures.min_max_figure([run_metrics.load_run(self.write_run(lines=lines))]).svg
+        _, drawn = self.positions(svg)
+        self.assertIn("\u25bc 0", self.beyond(svg))
+        falls = drawn[1]  # the mean over layers: straight down behind step 2
+        self.assertAlmostEqual(falls[-1][0], 200, delta=2)
+        self.assertLess(falls[-1][1], 0.1)
+
+    def test_lines_are_cut_where_they_cross(self):
+        nan = math.nan
+        self.assertEqual(svg_chart.clipped([(0, 2), (1, 0), (2, -2), (3, -2), (4, 2)]),
+                         [[(0.5, 1), (1, 0)], [(3.5, 0), (3.75, 1)]])
+        self.assertEqual(svg_chart.clipped([(0, 0.5), (1, nan), (2, 0.5), (3, 0.25), (4, nan), (5, 7)]),
+                         [[(0, 0.5)], [(2, 0.5), (3, 0.25)]])
+        self.assertEqual(svg_chart.clipped([(0, 3), (1, 3)]), [])
+        self.assertEqual(svg_chart.excursions([(0, 5), (1, 6), (2, 0.5), (3, -4), (4, nan), (5, nan)],
+                                              [5, 6, 0.5, -4, nan, nan])[:2], [(1, 6, 1), (3, -4, -1)])
+
+    def test_smoothing(self):
+        straight = [(x, 5.0 - 0.1 * x) for x in range(60)]
+        for (_, y), (_, smooth) in zip(straight, svg_chart.smoothed(straight, 0.9)):  # rounding of some sums
+            self.assertAlmostEqual(y, smooth, delta=1e-12)
+        fall = [(x, 5.0 / x) for x in range(1, 200)]  # curved most where it begins, which is where it must not be shifted
+        for (_, y), (_, smooth) in zip(fall, svg_chart.smoothed(fall, 0.9)):
+            self.assertLess(abs(smooth / y - 1), 0.06)  # a third of what lies behind on either side: 1.5 log 2 - 1 = 0.04
+        noise = [(x, 1.0 + (-1) ** x) for x in range(100)]
+        self.assertLess(max(abs(y - 1.0) for _, y in svg_chart.smoothed(noise, 0.9)[12:]), 0.2)
+        self.assertLess(abs(svg_chart.smoothed(noise, 0.9)[-1][1] - 1.0), 0.2)  # the last as well
+        self.assertEqual(svg_chart.smoothed(noise, None), noise)
+        broken = svg_chart.smoothed([(0, 1.0), (1, math.nan), (2, 3.0)], 0.9)
+        self.assertEqual([broken[0][1], broken[2][1]], [1.0, 3.0])
+        self.assertTrue(math.isnan(broken[1][1]))
+
+    def test_a_spike_survives_thinning(self):
+        points = [(x, 1.0) for x in range(20_000)]
+        points[7_654], points[9_999] = (7_654, 99.0), (9_999, math.nan)
+        few = svg_chart.decimated(points)
+        self.assertLess(len(few), 1_000)
+        self.assertIn((7_654, 99.0), few)
+        self.assertTrue(any(math.isnan(y) for _, y in few))
+        self.assertEqual((few[0], few[-1]), (points[0], points[-1]))
+
+    def test_one_choice_of_smoothing_for_all(self):
+        one, two = self.write_run("one"), self.write_run("two")
+        for runs in ((one,), (one, two)):
+            self.assertIn("class='smooth'", self.figure(self.report(*runs)[1], "loss"))
+            self.assertNotIn("class='smooth'", self.report(*runs, options=("--smooth", "none"))[1])
+        for word in ("1", "-0.1", "nan", "much"):
+            self.assertIn(f"'{word}' is neither", self.report(one, code=2, options=(f"--smooth={word}",))[0].stderr)
+
+    def test_axes(self):
+        lines = [step_line(step, [[1, 3]], train_seconds=seconds)
+                 for step, seconds in enumerate((1800, 3600, 1800, 5400), 1)]  # resumed behind the second
+        run = self.write_run(lines=lines)
+        self.assertEqual([x for x, _ in run_metrics.load_runs([run], "steps")[0].series("loss")], [1, 2, 3, 4])
+        self.assertEqual([x for x, _ in run_metrics.load_runs([run], "hours")[0].series("loss")], [0.5, 1.0, 1.5, 2.5])
+        dated = self.write_run("dated", [step_line(step, [], wall_time=1.79e9 + 3600 * step) for step in range(1, 4)])
+        self.assertEqual([x for x, _ in run_metrics.load_runs([dated], "hours")[0].series("loss")], [0, 1, 2])
+        self.assertIn("hours of training", self.report(run, dated, options=("--x", "hours"))[1])
+        finished, _ = self.report(self.write_run("timeless"), code=2, options=("--x", "hours"))
+        self.assertIn("says nothing of time", finished.stderr)
+
+    def test_differences_of_configurations(self):
+        runs = [self.write_run(name) for name in ("a", "b")]
+        config = json.loads((runs[1] / "config.json").read_text())
+        (runs[1] / "config.json").write_text(json.dumps(config | {"data": {"train": ["x", "y"]}, "model": {
+            "model_type": "qwen3_moe"}}))
+        header, rows = run_metrics.config_differences(run_metrics.load_runs(runs))
+        self.assertEqual(header, ["key", "a", "b"])
+        self.assertEqual(rows, [["model.model_type", '"mixtral"', '"qwen3_moe"'], ["data.train.0", "–", '"x"'],
+                                ["data.train.1", "–", '"y"']])
+        self.assertIn("differ: 3 keys", self.report(*runs)[1])
+        self.assertNotIn("differ:", self.report(runs[0])[1])
+
+    def test_csv(self):
+        lines = [step_line(step, [[1, 3]]) for step in range(1, 4)]
+        lines[1] |= validated(2.0, {"law": [1, 3]}) | {"grad_norm": None}
+        self.report(self.write_run("a/run", lines), self.write_run("b/run", lines), options=("--csv", "tables"))
+        tables = {path.name: list(csv.DictReader(path.read_text().splitlines()))
+                  for path in (self.dir / "tables").iterdir()}
+        (steps, layers) = ([name for name in sorted(tables) if name.endswith(ending)] for ending in
+                           ("a_run.csv", "a_run.layers.csv"))
+        rows = tables[steps[0]]
+        self.assertEqual([row["step"] for row in rows], ["1", "2", "3"])
+        self.assertEqual([float(row["loss"]) for row in rows], [line["loss"] for line in lines])
+        self.assertEqual([row["grad_norm"] for row in rows], ["1.0", "nan", "1.0"])
+        self.assertEqual([row["val_loss_by_domain.law"] for row in rows], ["", "2.0", ""])
+        self.assertEqual(tables[layers[0]][2]["gini"], str(lines[2]["layers"][0]["gini"]))
+        self.assertEqual([row["test loss"] for row in tables["table.csv"]], ["2.0", "2.0"])
+        self.assertEqual(len(tables), 6)
+
     def test_ticks(self):
         self.assertEqual(svg_chart.Scale(0, 1).ticks(5), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
         self.assertEqual(svg_chart.Scale(1e-5, 1, log=True).ticks(), [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
         self.assertEqual([svg_chart.short(v) for v in (0, 1500, 2.5e6, 0.05, 3e-7, 8)],
                          ["0", "1.5k", "2.5M", "0.05", "3e-7", "8"])
+        self.assertEqual([svg_chart.short(v) for v in (999.7, 999_600, 9.7e12, 5e20)], ["1k", "1M", "9.7T", "5e20"])
+
+    def probe(self, path, width):
+        finished = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             f"--user-data-dir={self.dir / 'profile'}", f"--window-size={width},4000", "--dump-dom", path.as_uri()],
+            capture_output=True, text=True, timeout=300)
+        found = re.search(r'<pre id="probe">(.*?)</pre>', finished.stdout, re.S)
+        self.assertIsNotNone(found, finished.stderr[-2000:])
+        return {part["id"]: part for part in json.loads(found[1])}
 
     @unittest.skipUnless(BROWSER, "Chromium is not installed (scripts/setup.sh --browser installs it)")
     def test_a_browser_draws_every_figure(self):
         _, page = self.report(self.write_run("one"), self.write_run("two"))
         probed = self.dir / "probed.html"
         probed.write_text(page.replace("</body>", PROBE + "</body>"))
-        finished = subprocess.run(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             f"--user-data-dir={self.dir / 'profile'}", "--window-size=1200,4000", "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=300)
-        found = re.search(r'<pre id="probe">(.*?)</pre>', finished.stdout, re.S)
-        self.assertIsNotNone(found, finished.stderr[-2000:])
-        drawn = {figure["id"]: figure for figure in json.loads(found[1])}
+        drawn = self.probe(probed, 1200)
+        self.assertEqual(drawn["page"]["told"], "one: 0.4167 at 1.2k")
+        self.assertTrue(all(shown for _, shown in drawn["page"]["seen"]))
+        self.assertEqual(drawn["hidden"]["name"], "one")
+        for name, shown in drawn["hidden"]["seen"]:
+            self.assertEqual(shown, name != "one")
+        narrow = self.probe(probed, 420)  # as wide as a telephone: figures scroll, and are not made small
+        self.assertLessEqual(narrow["page"]["width"], narrow["page"]["window"])
+        self.assertGreaterEqual(narrow["text"]["least"], 10.9)
         for key in ("loss", "gini", "min-max", "specialisation", "experts-per-token", "load-0", "load-1", "domains-0",
                     "domains-1"):
             self.assertGreater(drawn[key]["width"], 300, key)
@@ -295,7 +489,7 @@ class Report(unittest.TestCase):
     @unittest.skipUnless(BROWSER or shutil.which("rsvg-convert"), "neither Chromium nor rsvg-convert is installed")
     def test_pngs(self):
         finished, page = self.report(self.write_run(), options=("--png", "pictures"))
-        drawn = {found[1] for found in re.finditer(r"<figure id='([\w-]+)'><h3>.*?</h3><svg", page)}
+        drawn = {found[1] for found in re.finditer(r"<figure id='([\w-]+)'><h3>.*?</h3><div class=wide><svg", page)}
         pictures = {path.stem: path.read_bytes() for path in (self.dir / "pictures").iterdir()}
         self.assertEqual(pictures.keys(), drawn)
         for name, raw in pictures.items():
