@@ -227,7 +227,7 @@ stage_steps() {
 stage_transformers() {
   local steps=()
   [[ ! -f $OUT/steps.json ]] || steps=(--steps-json "$OUT/steps.json")
-  python3 -B tools/bench_transformers.py configs/qwen3_moe_0.6b.json "${steps[@]}" --json "$OUT/transformers.json"
+  python3 -B tools/bench_transformers.py configs/qwen3_moe_0.6b.json --device cuda --micro-batch 32 "${steps[@]}" --json "$OUT/transformers.json"
 }
 
 export -f remark skip fail cublas_directory with_libraries sanitize
