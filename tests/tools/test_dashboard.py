@@ -56,6 +56,18 @@ class Dashboard(unittest.TestCase):
         self.assertEqual(self.metrics(app)["step"], "9")
         self.assertTrue(any("cut short" in caption.value for caption in app.caption))
 
+    def test_how_lines_are_drawn(self):
+        app = self.app(self.run_directory)
+        self.assertTrue(any("smoothed (0.9)" in caption.value for caption in app.caption))
+        app.sidebar.slider[0].set_value(0.0)
+        app.sidebar.selectbox[1].set_value("steps")
+        app = self.app(self.run_directory, app=app)
+        self.assertFalse(any("smoothed" in caption.value for caption in app.caption))
+        self.assertEqual(len(app.warning), 0)
+        app.sidebar.selectbox[1].set_value("hours")
+        app = self.app(self.run_directory, app=app)
+        self.assertIn("says nothing of time", app.warning[0].value)
+
     def test_no_run(self):
         app = self.app(self.run_directory / "nothing")
         self.assertEqual(len(app.warning), 1)
