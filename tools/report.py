@@ -116,7 +116,7 @@ def page(runs, parts, view):
     style = STYLE % (svg_chart.palette_css(svg_chart.LIGHT, svg_chart.SERIES_LIGHT),
                      svg_chart.palette_css(svg_chart.DARK, svg_chart.SERIES_DARK))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    about = f"{runs[0].label}, {runs[0].path}" if len(runs) == 1 else ", ".join(run.name for run in runs)
+    about = ", ".join(filter(None, [runs[0].label, str(runs[0].path)]) if len(runs) == 1 else [run.name for run in runs])
     out = ["<!doctype html><html lang=en><head><meta charset=utf-8>",
            "<meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'>",
            f"<title>switchyard: {html.escape(title)}</title><style>{style}</style></head><body><main>",

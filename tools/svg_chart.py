@@ -196,28 +196,25 @@ def stretches(points):
 def smoothed(points, weight):
     """Means over as many points as an exponential average of this weight looks back on, 19 for 0.9, but centred: nothing is
     shifted. Near the beginning fewer, on either side a third of those that lie behind, so that a steep fall stays where it
-    is; near the end a straight line through the last ones, within what they span. None: the points."""
+    is; near the end a straight line through the last ones, within what they span. Values that are not finite stay where they
+    are and count in no mean. None: the points."""
     half = round(weight / (1 - weight)) if weight else 0
     if not half:
         return points
-    out = []
-    for x, y in points:
-        if not math.isfinite(y):
-            out.append((x, y))
-    for part in stretches(points):
-        ys, n = [y for _, y in part], len(part)
-        for i, (x, _) in enumerate(part):
-            left = min(half, i // 3)
-            window = ys[i - left:i + left + 1]
-            mean = sum(window) / len(window)
-            if i + left >= n:  # cut at the end
-                window = ys[n - 2 * left - 1:]
-                middle = (len(window) - 1) / 2
-                mean, at = sum(window) / len(window), len(window) - n + i - middle
-                slope = sum((k - middle) * (y - mean) for k, y in enumerate(window))
-                slope /= max(1.0, sum((k - middle) ** 2 for k in range(len(window))))
-                mean = min(max(mean + slope * at, min(window)), max(window))
-            out.append((x, mean))
+    part, out = finite(points), [point for point in points if not math.isfinite(point[1])]
+    ys, n = [y for _, y in part], len(part)
+    for i, (x, _) in enumerate(part):
+        left = min(half, i // 3)
+        window = ys[i - left:i + left + 1]
+        mean = sum(window) / len(window)
+        if i + left >= n:  # cut at the end
+            window = ys[n - 2 * left - 1:]
+            middle = (len(window) - 1) / 2
+            mean, at = sum(window) / len(window), len(window) - n + i - middle
+            slope = sum((k - middle) * (y - mean) for k, y in enumerate(window))
+            slope /= max(1.0, sum((k - middle) ** 2 for k in range(len(window))))
+            mean = min(max(mean + slope * at, min(window)), max(window))
+        out.append((x, mean))
     return sorted(out, key=lambda point: point[0])
 
 
