@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """tools/report.py: what is on the page, what it says of runs that are not whole, and that a browser draws it."""
 
+import argparse
 import csv
 import json
 import math
@@ -18,6 +19,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import figures  # noqa: E402
+import report  # noqa: E402
 import run_metrics  # noqa: E402
 import svg_chart  # noqa: E402
 
@@ -401,9 +403,11 @@ class Report(unittest.TestCase):
         one, two = self.write_run("one"), self.write_run("two")
         for runs in ((one,), (one, two)):
             self.assertIn("class='smooth'", self.figure(self.report(*runs)[1], "loss"))
-            self.assertNotIn("class='smooth'", self.report(*runs, options=("--smooth", "none"))[1])
-        for word in ("1", "-0.1", "nan", "much"):
-            self.assertIn(f"'{word}' is neither", self.report(one, code=2, options=(f"--smooth={word}",))[0].stderr)
+        self.assertNotIn("class='smooth'", self.report(one, options=("--smooth", "none"))[1])
+        self.assertIn("'1' is neither", self.report(one, code=2, options=("--smooth", "1"))[0].stderr)
+        for word in ("-0.1", "nan", "much"):
+            with self.assertRaises(argparse.ArgumentTypeError):
+                report.smoothing(word)
 
     def test_axes(self):
         lines = [step_line(step, [[1, 3]], train_seconds=seconds)
