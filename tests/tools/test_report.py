@@ -5,8 +5,10 @@ import argparse
 import csv
 import json
 import math
+import random
 import re
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -386,6 +388,11 @@ class Report(unittest.TestCase):
         self.assertLess(max(abs(y - 1.0) for _, y in svg_chart.smoothed(noise, 0.9)[12:]), 0.2)
         self.assertLess(abs(svg_chart.smoothed(noise, 0.9)[-1][1] - 1.0), 0.2)  # the last as well
         self.assertEqual(svg_chart.smoothed(noise, None), noise)
+        draw = random.Random(1)
+        runs = [svg_chart.smoothed([(x, draw.gauss(0, 1)) for x in range(100)], 0.9) for _ in range(200)]
+        inside, end = (statistics.pstdev(run[at][1] for run in runs) for at in (50, -1))
+        self.assertAlmostEqual(inside, 19 ** -0.5, delta=0.05)  # a mean of 19; 200 draws know it to a twentieth
+        self.assertLess(end, 1.3 * inside)  # the slope, of 50 steps, adds 9 sqrt(12 / 50^3) = 0.09 to it, as squares add
         broken = svg_chart.smoothed([(0, 1.0), (1, math.nan), (2, 3.0)], 0.9)
         self.assertEqual([broken[0][1], broken[2][1]], [1.0, 3.0])
         self.assertTrue(math.isnan(broken[1][1]))
