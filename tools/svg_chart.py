@@ -203,8 +203,8 @@ def smoothed(points, weight):
     """Means over as many points as an exponential average of this weight looks back on, 19 for 0.9, but centred: nothing is
     shifted. Near the beginning fewer, on either side a third of those that lie behind, so that a steep fall stays where it
     is. Near the end the mean of the last ones goes on with their slope, within what they span; the slope is of thrice as many,
-    so that the end is no noisier than the rest. Values that are not finite stay where they are and count in no mean. None: the
-    points."""
+    so that the end is little noisier than the rest. Values that are not finite stay where they are and count in no mean.
+    None: the points."""
     half = round(weight / (1 - weight)) if weight else 0
     if not half:
         return points

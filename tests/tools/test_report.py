@@ -392,7 +392,7 @@ class Report(unittest.TestCase):
         runs = [svg_chart.smoothed([(x, draw.gauss(0, 1)) for x in range(100)], 0.9) for _ in range(200)]
         inside, end = (statistics.pstdev(run[at][1] for run in runs) for at in (50, -1))
         self.assertAlmostEqual(inside, 19 ** -0.5, delta=0.05)  # a mean of 19; 200 draws know it to a twentieth
-        self.assertLess(end, 1.3 * inside)  # the slope, of 50 steps, adds 9 sqrt(12 / 50^3) = 0.09 to it, as squares add
+        self.assertLess(end, 1.5 * inside)  # 1.3 times by theory; with a slope of the last 19 alone 1.9 times
         broken = svg_chart.smoothed([(0, 1.0), (1, math.nan), (2, 3.0)], 0.9)
         self.assertEqual([broken[0][1], broken[2][1]], [1.0, 3.0])
         self.assertTrue(math.isnan(broken[1][1]))
