@@ -106,7 +106,7 @@ int run_eval(const EvalOptions& options) {
   train::EvalSettings settings{.seq_len = options.seq_len,
                                .batch = options.batch,
                                .max_tokens = options.max_tokens,
-                               .eot_token = std::nullopt};
+                               .begin_token = std::nullopt};
   if (settings.seq_len == 0 && run) settings.seq_len = run->train.seq_len;
   if (settings.seq_len == 0) {
     constexpr std::int64_t kSeqLen = 2048;
@@ -124,9 +124,12 @@ int run_eval(const EvalOptions& options) {
     throw_input("{}: {}; give --data", options.checkpoint,
                 run ? "the run has no data.validation" : "a model directory says nothing of data");
   if (run && run->data.document_mask) {
-    const config::Data data{
-        .train = entries, .validation = {}, .document_mask = true, .eot_token = run->data.eot_token};
-    settings.eot_token = train::find_eot_token(data, config.vocab_size);
+    const config::Data data{.train = entries,
+                            .validation = {},
+                            .document_mask = true,
+                            .eot_token = run->data.eot_token,
+                            .begin_token = run->data.begin_token};
+    settings.begin_token = train::find_begin_token(data, config.vocab_size);
   }
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
 

@@ -46,7 +46,9 @@ Json inspect_shard(const fs::path& path) {
                {"tokens", shard.size()},
                {"token_bytes", shard.token_bytes()},
                {"largest_token", largest}};
-  if (const auto eot = data::eot_token_beside({path})) info["eot_token"] = *eot;
+  const data::SpecialTokens special = data::special_tokens_beside({path});
+  if (special.eot) info["eot_token"] = *special.eot;
+  if (special.begin) info["begin_token"] = *special.begin;
   return info;
 }
 

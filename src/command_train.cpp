@@ -72,6 +72,7 @@ int run_train(const TrainOptions& options) {
       resume.initial_weights = options.init_from;
     }
   }
+  resume.allow_new_data = options.allow_new_data;
   const auto communicator = parallel::make_single_process();
   train::Trainer trainer(run, out, resume, *communicator, ops::choose_device(options.device));
 

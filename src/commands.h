@@ -14,6 +14,7 @@ struct TrainOptions {
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
+  bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
 };
 

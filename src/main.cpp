@@ -38,6 +38,8 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
                  "'auto': go on from the newest checkpoint in the run directory, or start if there is none; "
                  "or a checkpoint or run directory to go on from")
       ->type_name("auto|DIR");
+  app.add_flag("--allow-new-data", options.allow_new_data,
+               "Resume although the shards are not those that the checkpoint was trained on");
   app.add_option(
          "--init-from", options.init_from,
          "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "

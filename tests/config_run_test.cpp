@@ -18,13 +18,16 @@ TEST(ConfigRun, EverySectionIsRead) {
       "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
       "eval_tokens": 64})");
   text["parallel"]["threads"] = 2;
-  text["checkpoint"] = {{"every", 5}, {"keep", 0}};
+  text["train"]["spike"] = {{"deviations", 4.5}, {"grad_norm_factor", 8}, {"window", 64}, {"patience", 3}};
+  text["data"]["begin_token"] = 1;
+  text["checkpoint"] = {
+      {"every", 5}, {"every_minutes", 1.5}, {"keep", 0}, {"keep_every", 50}, {"keep_best", false}};
   text["log"] = {{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
   EXPECT_EQ(r.router, (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25}));
   const std::vector<DataEntry> train{{"a.bin", "x", 3.0}, {"b.bin", "x", 3.0}, {"c.bin", "default", 1.5}};
-  EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99}));
+  EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99, 1}));
   const Train expected{.seed = 18446744073709551615u,
                        .steps = 10,
                        .seq_len = 32,
@@ -42,11 +45,12 @@ TEST(ConfigRun, EverySectionIsRead) {
                        .beta2 = 0.5,
                        .eps = 1e-6,
                        .clip_norm = 0,
+                       .spike = {4.5, 8, 64, 3},
                        .eval_every = 3,
                        .eval_tokens = 64};
   EXPECT_EQ(r.train, expected);
   EXPECT_EQ(r.parallel, Parallel{2});
-  EXPECT_EQ(r.checkpoint, (Checkpoint{5, 0}));
+  EXPECT_EQ(r.checkpoint, (Checkpoint{5, 1.5, 0, 50, false}));
   EXPECT_EQ(r.log, (Log{7, true}));
 }
 
@@ -63,6 +67,18 @@ TEST(ConfigRun, DefaultsAreThoseOfTheStructs) {
   EXPECT_EQ(r.checkpoint, Checkpoint{});
   EXPECT_EQ(r.log, Log{});
   EXPECT_EQ(r.data, (Data{{{"a.bin", "default", std::nullopt}}, {}, false, std::nullopt}));
+}
+
+TEST(ConfigRun, SpikesAreNotLookedForWhereFalseSaysSo) {
+  const json base = minimal_run();
+  EXPECT_EQ(run_of(with(base, "/train/spike", "true")).train.spike, Spike{});
+  const Spike off = run_of(with(base, "/train/spike", "false")).train.spike;
+  EXPECT_EQ(off.deviations, 0);
+  EXPECT_EQ(off.grad_norm_factor, 0);
+  EXPECT_CONTAINS(run_error(with(base, "/train/spike", R"({"grad_norm_factor": 0.5})")),
+                  "train.spike.grad_norm_factor: is 0.5, expected above 1");
+  EXPECT_CONTAINS(run_error(with(base, "/train/spike", R"({"windw": 30})")), "train.spike.windw: unknown key");
+  EXPECT_CONTAINS(run_error(with(base, "/train/spike", "3")), "train.spike");
 }
 
 TEST(ConfigRun, UnknownKeysNameTheNearestOne) {

@@ -55,12 +55,12 @@ TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
 TEST(EotToken, IsWhatMetaJsonStates) {
   const TempDir dir;
   const Paths shards = {dir / "train_000000.bin", dir / "train_000001.bin"};
-  EXPECT_EQ(eot_token_beside(shards), std::nullopt);
-  EXPECT_EQ(eot_token_beside({}), std::nullopt);
+  EXPECT_EQ(special_tokens_beside(shards).eot, std::nullopt);
+  EXPECT_EQ(special_tokens_beside({}).eot, std::nullopt);
   test::write_bytes(dir / "meta.json", R"({"vocab_size": 257, "eot_token": 256})");
-  EXPECT_EQ(eot_token_beside(shards), 256);
+  EXPECT_EQ(special_tokens_beside(shards).eot, 256);
   test::write_bytes(dir / "meta.json", R"({"vocab_size": 257})");
-  EXPECT_EQ(eot_token_beside(shards), std::nullopt);
+  EXPECT_EQ(special_tokens_beside(shards).eot, std::nullopt);
 }
 
 TEST(EotToken, MalformedOrContradictingMetaJsonIsAnError) {
@@ -68,7 +68,7 @@ TEST(EotToken, MalformedOrContradictingMetaJsonIsAnError) {
   for (const char* text :
        {"{", "[1]", R"({"eot_token": "x"})", R"({"eot_token": -1})", R"({"eot_token": 1.5})"}) {
     test::write_bytes(dir / "meta.json", text);
-    EXPECT_CONTAINS(message_of<InputError>([&] { eot_token_beside({dir / "a.bin"}); }),
+    EXPECT_CONTAINS(message_of<InputError>([&] { special_tokens_beside({dir / "a.bin"}); }),
                     (dir / "meta.json").string())
         << text;
   }
@@ -76,7 +76,7 @@ TEST(EotToken, MalformedOrContradictingMetaJsonIsAnError) {
   test::write_bytes(dir / "one/meta.json", R"({"eot_token": 256})");
   test::write_bytes(dir / "two/meta.json", R"({"eot_token": 0})");
   const std::string message = message_of<InputError>([&] {
-    eot_token_beside({dir / "one/a.bin", dir / "two/a.bin"});
+    special_tokens_beside({dir / "one/a.bin", dir / "two/a.bin"});
   });
   EXPECT_CONTAINS(message, "256");
   EXPECT_CONTAINS(message, "two");

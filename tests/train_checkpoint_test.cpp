@@ -1,4 +1,5 @@
 #include "train/checkpoint.h"
+#include "train/checkpoint_rotation.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -37,7 +38,9 @@ struct Trained {
             {"router.counts", Tensor(counts.data(), {2}, DType::i32)}};
   }
   fs::path save(const fs::path& run_directory, std::int64_t step) {
-    const RunState state{step, step * 1000, static_cast<std::uint64_t>(step) * 4, 5};
+    return save(run_directory, {step, step * 1000, static_cast<std::uint64_t>(step) * 4, 5});
+  }
+  fs::path save(const fs::path& run_directory, const RunState& state) {
     return save_checkpoint(run_directory, store, state, run, extra());
   }
 
@@ -226,16 +229,57 @@ TEST(Checkpoint, PruneKeepsTheNewestAndTheLatest) {
   Trained trained(1.0f);
   const fs::path checkpoints = place.path() / "checkpoints";
   for (const int step : {2, 3, 4, 1}) trained.save(place.path(), step);  // latest: step 1
-  prune_checkpoints(place.path(), 0);
+  prune_checkpoints(place.path(), {.keep = 0});
   EXPECT_EQ(names_in(checkpoints).size(), 5u);
-  prune_checkpoints(place.path(), 2);
+  prune_checkpoints(place.path(), {.keep = 2});
   EXPECT_EQ(names_in(checkpoints),
             (std::vector<std::string>{"latest", "step_000001", "step_000003", "step_000004"}));
   trained.save(place.path(), 5);
-  prune_checkpoints(place.path(), 1);
+  prune_checkpoints(place.path(), {.keep = 1});
   EXPECT_EQ(names_in(checkpoints), (std::vector<std::string>{"latest", "step_000005"}));
-  prune_checkpoints(place.path(), 1);
+  prune_checkpoints(place.path(), {.keep = 1});
   expect_loads(place.path(), trained, 5);
+}
+
+// Saved one after another; `loss`: the run's, `val_loss`: NaN where the step was not evaluated.
+void save_with(Trained& trained, const fs::path& place, std::int64_t step, double loss, double val_loss) {
+  RunState state{step, step * 1000, static_cast<std::uint64_t>(step) * 4, 5};
+  state.spikes.losses = {loss};
+  if (!std::isnan(val_loss)) state.val_loss = val_loss;
+  trained.save(place, state);
+}
+
+TEST(Checkpoint, PruneKeepsTheBestAndEveryNth) {
+  const TempDir place;
+  Trained trained(1.0f);
+  const fs::path checkpoints = place.path() / "checkpoints";
+  const config::Checkpoint options{.keep = 1, .keep_every = 4};
+  const double losses[] = {3, 2.9, 2.8, 2.7, 2.6, 2.5}, nan = std::nan("");
+  const double val_losses[] = {3.1, 2.7, nan, 2.9, nan, 3.0};
+  for (int i = 0; i < 6; ++i) {
+    save_with(trained, place.path(), i + 1, losses[i], val_losses[i]);
+    prune_checkpoints(place.path(), options);
+  }
+  EXPECT_EQ(names_in(checkpoints),
+            (std::vector<std::string>{"best", "latest", "step_000002", "step_000004", "step_000006"}));
+  expect_loads(checkpoints / "best", trained, 2);
+  EXPECT_EQ(find_latest(place.path()), checkpoints / "step_000006");
+}
+
+TEST(Checkpoint, ARunThatDivergesDoesNotTakeThePlaceOfWhatItHadReached) {
+  const TempDir place;
+  Trained trained(1.0f);
+  const double losses[] = {3, 2, 2.3, 1e3, 1e6, 1e9};
+  for (int i = 0; i < 6; ++i) {
+    save_with(trained, place.path(), i + 1, losses[i], std::nan(""));
+    prune_checkpoints(place.path(), {.keep = 2, .keep_best = false});
+  }
+  EXPECT_EQ(names_in(place.path() / "checkpoints"),
+            (std::vector<std::string>{"latest", "step_000002", "step_000005", "step_000006"}));
+  save_with(trained, place.path(), 7, 2.3, std::nan(""));  // it came back: within 1.2 of the best
+  prune_checkpoints(place.path(), {.keep = 2, .keep_best = false});
+  EXPECT_EQ(names_in(place.path() / "checkpoints"),
+            (std::vector<std::string>{"latest", "step_000006", "step_000007"}));
 }
 
 TEST(Checkpoint, WhatAKilledSaveLeftIsRemovedByTheNext) {

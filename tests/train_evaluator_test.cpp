@@ -46,7 +46,7 @@ struct Evaluation {
 TEST(Evaluate, PredictsEveryTokenButTheFirstOnce) {
   const Evaluation evaluation;
   const EvalResult result =
-      evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .eot_token = {}});
+      evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .begin_token = {}});
   EXPECT_EQ(result.tokens, 22);
   for (std::int64_t l = 0; l < 2; ++l) {
     double slots = 0;
@@ -75,16 +75,16 @@ TEST(Evaluate, WindowsFollowOneAnother) {
     for (const double loss : test::values(loss_T)) sum += loss;
   }
   // float32, other shapes of matrix products
-  EXPECT_NEAR(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = {}}).loss, sum / 22, 1e-5);
+  EXPECT_NEAR(evaluation.run(domains, {.seq_len = 5, .batch = 2, .begin_token = {}}).loss, sum / 22, 1e-5);
 }
 
 // 22 tokens in windows of five: the last is short, and what is left of a batch is padding.
 TEST(Evaluate, TheSizeOfABatchChangesNothing) {
   const Evaluation evaluation;
   const auto domains = evaluation.domains({"a"});
-  const EvalResult expected = evaluation.run(domains, {.seq_len = 5, .batch = 1, .eot_token = {}});
+  const EvalResult expected = evaluation.run(domains, {.seq_len = 5, .batch = 1, .begin_token = {}});
   for (const std::int64_t batch : {2, 3, 5, 8}) {
-    const EvalResult actual = evaluation.run(domains, {.seq_len = 5, .batch = batch, .eot_token = {}});
+    const EvalResult actual = evaluation.run(domains, {.seq_len = 5, .batch = batch, .begin_token = {}});
     EXPECT_NEAR(actual.loss, expected.loss, 1e-5);  // float32, other shapes of matrix products
     EXPECT_EQ(actual.tokens, expected.tokens);
     EXPECT_EQ(actual.load.all_layers(), expected.load.all_layers());
@@ -93,7 +93,7 @@ TEST(Evaluate, TheSizeOfABatchChangesNothing) {
 
 TEST(Evaluate, TheLossIsTheMeanOverTheTokensOfAllDomains) {
   const Evaluation evaluation;
-  const EvalSettings settings{.seq_len = 5, .batch = 2, .eot_token = {}};
+  const EvalSettings settings{.seq_len = 5, .batch = 2, .begin_token = {}};
   const EvalResult both = evaluation.run(evaluation.domains({"a", "b"}), settings);
   const EvalResult a = evaluation.run(evaluation.domains({"a"}), settings);
   const EvalResult b = evaluation.run(evaluation.domains({"b"}), settings);
@@ -110,7 +110,7 @@ TEST(Evaluate, TheLossIsTheMeanOverTheTokensOfAllDomains) {
 TEST(Evaluate, MaxTokensBoundsEachDomain) {
   const Evaluation evaluation;
   const EvalResult result = evaluation.run(evaluation.domains({"a", "b"}),
-                                           {.seq_len = 5, .batch = 2, .max_tokens = 12, .eot_token = {}});
+                                           {.seq_len = 5, .batch = 2, .max_tokens = 12, .begin_token = {}});
   EXPECT_EQ(result.domains[0].tokens, 12);
   EXPECT_EQ(result.domains[1].tokens, 7);
   EXPECT_EQ(result.tokens, 19);
@@ -119,7 +119,7 @@ TEST(Evaluate, MaxTokensBoundsEachDomain) {
 TEST(Evaluate, KeepsToTheModelsSlidingWindow) {
   Evaluation evaluation;
   const auto domains = evaluation.domains({"a"});
-  const EvalSettings settings{.seq_len = 5, .batch = 2, .eot_token = {}};
+  const EvalSettings settings{.seq_len = 5, .batch = 2, .begin_token = {}};
   const double open = evaluation.run(domains, settings).loss;
   evaluation.model_config.sliding_window = 5;  // as long as a sequence: no difference
   EXPECT_EQ(evaluation.run(domains, settings).loss, open);
@@ -130,9 +130,9 @@ TEST(Evaluate, KeepsToTheModelsSlidingWindow) {
 TEST(Evaluate, StopsAtDocumentBordersWhereAsked) {
   const Evaluation evaluation;
   const auto domains = evaluation.domains({"a"});
-  const double open = evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = {}}).loss;
-  EXPECT_NE(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = 4}).loss, open);
-  EXPECT_EQ(evaluation.run(domains, {.seq_len = 5, .batch = 2, .eot_token = 30}).loss,
+  const double open = evaluation.run(domains, {.seq_len = 5, .batch = 2, .begin_token = {}}).loss;
+  EXPECT_NE(evaluation.run(domains, {.seq_len = 5, .batch = 2, .begin_token = 4}).loss, open);
+  EXPECT_EQ(evaluation.run(domains, {.seq_len = 5, .batch = 2, .begin_token = 30}).loss,
             open);  // no such token in it
 }
 
@@ -140,7 +140,7 @@ TEST(Evaluate, OneTokenAloneIsRefused) {
   const Evaluation evaluation;
   test::write_shard(evaluation.dir / "c.bin", {1});
   const std::string message = message_of<InputError>(
-      [&] { evaluation.run(evaluation.domains({"c"}), {.seq_len = 5, .batch = 2, .eot_token = {}}); });
+      [&] { evaluation.run(evaluation.domains({"c"}), {.seq_len = 5, .batch = 2, .begin_token = {}}); });
   EXPECT_CONTAINS(message, "c.bin");
 }
 
@@ -148,7 +148,7 @@ TEST(Evaluate, ALossThatIsNotFiniteStops) {
   Evaluation evaluation;
   evaluation.model_config.initializer_range = 1e30;
   const std::string message = message_of<RunError>(
-      [&] { evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .eot_token = {}}); });
+      [&] { evaluation.run(evaluation.domains({"a"}), {.seq_len = 5, .batch = 2, .begin_token = {}}); });
   EXPECT_CONTAINS(message, "not finite");
 }
 

@@ -40,6 +40,12 @@ config::Train options() {
   return train;
 }
 
+void update(const AdamW& optimizer, ParameterStore& store, const Tensor& squares, double lr, std::int64_t step,
+            Context& ctx) {
+  optimizer.measure(store, squares, ctx);
+  optimizer.update(store, squares, lr, step, ctx);
+}
+
 TEST(AdamW, TwoStepsByHand) {
   Store store;
   Context ctx;
@@ -52,7 +58,7 @@ TEST(AdamW, TwoStepsByHand) {
   fill(store.grad(0), {0.5, 0});
   fill(store.grad(1), {0.5, -0.5, 0});
   fill(store.grad(2), {0, -2});
-  optimizer.update(store, squares, 0.1, 1, ctx);
+  update(optimizer, store, squares, 0.1, 1, ctx);
   // The first step moves by lr * sign(g), and decays by lr * 0.1 * p, save in the norm. eps = 1e-8 beside
   // |g| >= 0.5 takes at most 2e-9 from the step of 0.1.
   EXPECT_TRUE(test::all_near(values(store.value(0)), {1 - 0.1 - 0.01, -2 + 0.02}, 0, 3e-9));
@@ -62,7 +68,7 @@ TEST(AdamW, TwoStepsByHand) {
   EXPECT_TRUE(test::all_near(values(store.moment2(0)), {0.0125, 0}, 1e-14, 0));
 
   fill(store.grad(0), {-0.25, 0});
-  optimizer.update(store, squares, 0.1, 2, ctx);
+  update(optimizer, store, squares, 0.1, 2, ctx);
   // m = 0.9 * 0.05 - 0.1 * 0.25 = 0.02, over 1 - 0.9^2 = 0.19; v = 0.95 * 0.0125 + 0.05 * 0.0625 = 0.015, over
   // 1 - 0.95^2 = 0.0975; p = 0.89 - 0.1 * (0.1052632 / sqrt(0.1538462) + 0.089).
   EXPECT_TRUE(test::all_near(values(store.moment1(0)), {0.02, 0}, 1e-14, 0));
@@ -76,7 +82,7 @@ TEST(AdamW, DecaysMatricesAndNothingElse) {
   const test::OwnedTensor squares({1}, DType::f64);
   for (std::size_t i = 0; i < 3; ++i)
     fill(store.value(i), Numbers(static_cast<std::size_t>(store.value(i).numel()), 2.0));
-  AdamW(options(), store).update(store, squares, 0.5, 1, ctx);
+  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
   EXPECT_TRUE(test::all_near(values(store.value(0)), Numbers(2, 2 * (1 - 0.5 * 0.1)), 1e-14, 0));
   EXPECT_EQ(values(store.value(1)), Numbers(3, 2.0));
   EXPECT_TRUE(test::all_near(values(store.value(2)), Numbers(2, 2 * (1 - 0.5 * 0.1)), 1e-14, 0));
@@ -90,7 +96,7 @@ TEST(AdamW, GapsBetweenRowsStayZero) {
     test::fill_normal(store.value(i), "value");
     test::fill_normal(store.grad(i), "grad");
   }
-  AdamW(options(), store).update(store, squares, 0.5, 1, ctx);
+  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
   double of_rows = 0, of_all = 0;
   for (std::size_t i = 0; i < 3; ++i) of_rows += test::dot(store.value(i), store.value(i));
   of_all = test::dot(store.values(), store.values());
@@ -112,7 +118,7 @@ TEST(AdamW, LeavesAloneWhatIsNotTrained) {
     fill(store.value(i), {1, 2, 3});
     fill(store.grad(i), {1, 1, 1});
   }
-  AdamW(options(), store).update(store, squares, 0.5, 1, ctx);
+  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
     const bool trained = store.rows()[i].trained;
     EXPECT_EQ(values(store.value(i)) == (Numbers{1, 2, 3}), !trained) << i;
@@ -128,7 +134,7 @@ TEST(AdamW, GivesTheSumOfSquaresOfTheWholeGradient) {
   fill(store.grad(0), {1, -2});
   fill(store.grad(1), {2, 4, 6});
   fill(store.grad(2), {8, -10});
-  AdamW(options(), store).update(store, squares, 0.1, 1, ctx);
+  update(AdamW(options(), store), store, squares, 0.1, 1, ctx);
   EXPECT_NEAR(squares[0], 15.0 * 15.0, 1e-12);
 }
 
@@ -140,7 +146,7 @@ double used_gradient(double clip_norm) {
   config::Train train = options();
   train.clip_norm = clip_norm;
   fill(store.grad(0), {3, 4});
-  AdamW(train, store).update(store, squares, 0.1, 1, ctx);
+  update(AdamW(train, store), store, squares, 0.1, 1, ctx);
   EXPECT_NEAR(get(store.moment1(0), 1) / get(store.moment1(0), 0), 4.0 / 3, 1e-14);
   return get(store.moment1(0), 0) / 0.1;
 }

@@ -12,6 +12,10 @@
 
 namespace switchyard::train {
 
+// What a line of metrics.jsonl says of the machine and the hour.
+constexpr const char* kOfTheClock[] = {"tokens_per_second", "wall_time", "train_seconds", "memory_bytes",
+                                       "product_rate_share"};
+
 using test::message_of;
 using test::TempDir;
 

@@ -141,20 +141,21 @@ class EotToken : public ::testing::Test {
 
 TEST_F(EotToken, IsWhatTheConfigurationSays) {
   write_meta("one", R"({"eot_token": 4})");
-  EXPECT_EQ(find_eot_token(data(3), 10), 3);
+  EXPECT_EQ(find_begin_token(data(3), 10), 3);
 }
 
 TEST_F(EotToken, IsElseWhatStandsBesideTheShards) {
   write_meta("two", R"({"eot_token": 4})");
-  EXPECT_EQ(find_eot_token(data(std::nullopt), 10), 4);
+  EXPECT_EQ(find_begin_token(data(std::nullopt), 10), 4);
 }
 
 TEST_F(EotToken, IsRefusedWhereItIsUnknownAmbiguousOrNoToken) {
-  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(std::nullopt), 10); }), "data.eot_token");
-  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(10), 10); }), "data.eot_token: 10");
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_begin_token(data(std::nullopt), 10); }), "data.eot_token");
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_begin_token(data(10), 10); }), "data.begin_token: 10");
   write_meta("one", R"({"eot_token": 4})");
   write_meta("two", R"({"eot_token": 5})");
-  EXPECT_CONTAINS(message_of<InputError>([&] { find_eot_token(data(std::nullopt), 10); }), "4 and 5");
+  EXPECT_CONTAINS(message_of<InputError>([&] { find_begin_token(data(std::nullopt), 10); }),
+                  "token 4 and with token 5");
 }
 
 }  // namespace

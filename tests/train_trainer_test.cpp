@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -11,10 +12,12 @@
 
 #include "config/load.h"
 #include "config/resolve.h"
+#include "config/router_section.h"
 #include "router/registry.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
+#include "train/tokenizer_record.h"
 #include "train_test_support.h"
 
 namespace switchyard::train {
@@ -101,7 +104,7 @@ class Training : public ::testing::Test {
     std::istringstream text(slurp(dir_ / name / "metrics.jsonl"));
     for (std::string line; std::getline(text, line);) {
       lines.push_back(json::parse(line));
-      EXPECT_EQ(lines.back().erase("tokens_per_second"), 1u);
+      for (const char* key : kOfTheClock) EXPECT_EQ(lines.back().erase(key), 1u) << key;
     }
     return lines;
   }
@@ -545,6 +548,150 @@ TEST_F(Training, ALossThatIsNotFiniteStopsTheRunAndKeepsTheLastCheckpoint) {
   EXPECT_CONTAINS(message, checkpoint("run", 1).string());
   EXPECT_EQ(Checkpoint(dir_ / "run").state().step, 1);
   EXPECT_EQ(metrics("run").size(), 1u);
+}
+
+// A walk that a model learns to the last bit, and three windows of a token that never follows itself: their
+// loss is far above that of the others once the walk is learned.
+class Spikes : public Training {
+ protected:
+  Spikes() {
+    std::vector<std::uint32_t> tokens = {1};
+    while (tokens.size() < 100 * kSeqLen) tokens.push_back((3 * tokens.back() + 1) % 31);
+    tokens.insert(tokens.end(), 3 * kSeqLen + 1, 30);
+    test::write_shard(dir_ / "spikes.bin", tokens);
+  }
+  config::Run spiky_run() const {
+    config::Run run = run_config();
+    run.data.train = {{(dir_ / "spikes.bin").string(), "default", std::nullopt}};
+    run.data.validation = {};
+    run.train.steps = 200;
+    run.train.micro_batch_size = run.train.global_batch_size = 1;
+    run.train.spike.window = 40;
+    run.checkpoint.every = 1;
+    return run;
+  }
+  std::string weights_of(const std::string& name, std::int64_t step) const {
+    return slurp(checkpoint(name, step) / "model.safetensors");
+  }
+  // The steps at which the count of steps left out rose.
+  static std::vector<std::int64_t> skipped_steps(const std::vector<json>& lines) {
+    std::vector<std::int64_t> steps;
+    for (std::size_t i = 1; i < lines.size(); ++i)
+      if (lines[i]["skipped"] > lines[i - 1]["skipped"]) steps.push_back(lines[i]["step"]);
+    return steps;
+  }
+};
+
+TEST_F(Spikes, AStepThatIsLeftOutChangesNothingAndAResumedRunLeavesOutTheSame) {
+  const config::Run run = spiky_run();
+  EXPECT_EQ(train("all", run), RunEnd::finished);
+  const std::vector<json> lines = metrics("all");
+  ASSERT_EQ(lines.size(), 200u);
+  const std::vector<std::int64_t> skipped = skipped_steps(lines);
+  ASSERT_FALSE(skipped.empty());
+  const std::int64_t step = skipped.front();
+  ASSERT_GT(step, 40);
+  EXPECT_EQ(weights_of("all", step), weights_of("all", step - 1));
+  EXPECT_NE(weights_of("all", step + 1), weights_of("all", step));
+  const RunState state = read_run_state(checkpoint("all", 200));
+  EXPECT_EQ(state.updates + state.spikes.skipped, 200);
+  EXPECT_EQ(state.samples, 200u);  // the data go on
+
+  train("resumed", run, {.wanted = true, .checkpoint = checkpoint("all", step - 20)});
+  expect_same_checkpoint("all", "resumed", 200);
+  EXPECT_EQ(metrics("resumed"), std::vector<json>(lines.begin() + (step - 20), lines.end()));
+
+  config::Run off = run;
+  off.train.spike.deviations = off.train.spike.grad_norm_factor = 0;
+  train("off", off);
+  EXPECT_EQ(metrics("off").back()["skipped"], 0);
+  EXPECT_NE(weights_of("off", step), weights_of("off", step - 1));
+}
+
+TEST_F(Spikes, TooManyInARowSendTheRunBackWithTheDataBehindThem) {
+  config::Run run = spiky_run();
+  run.train.spike.patience = 1;
+  run.checkpoint.every = 10;
+  EXPECT_EQ(train("run", run), RunEnd::finished);
+  const std::vector<json> lines = metrics("run");
+  const RunState state = read_run_state(checkpoint("run", 200));
+  EXPECT_GT(state.spikes.rollbacks, 0);
+  EXPECT_EQ(state.spikes.skipped, state.spikes.rollbacks);
+  EXPECT_EQ(state.updates, 200);   // every step that counts was learned from
+  EXPECT_GT(state.samples, 200u);  // for others than those first drawn
+  EXPECT_EQ(lines.back()["rollbacks"], state.spikes.rollbacks);
+  for (std::size_t i = 0; i < lines.size(); ++i) EXPECT_EQ(lines[i]["step"], i + 1);  // each step once
+}
+
+TEST_F(Spikes, WithoutACheckpointToGoBackToTheRunEnds) {
+  config::Run run = spiky_run();
+  run.train.spike.patience = 1;
+  run.checkpoint.every = 0;
+  const std::string message = message_of<RunError>([&] { train("run", run); });
+  EXPECT_CONTAINS(message, "1 steps in a row were left out (train.spike), of the last one the loss ");
+  EXPECT_CONTAINS(message, "there is no checkpoint to go back to");
+}
+
+TEST_F(Training, OtherDataThanTheCheckpointsAreRefusedAndNamed) {
+  config::Run run = run_config();
+  std::filesystem::create_directory(dir_ / "d");
+  std::vector<std::uint32_t> tokens;
+  for (std::uint32_t i = 0; i < 400; ++i) tokens.push_back(i * i % 31);
+  test::write_shard(dir_ / "d/train_000000.bin", tokens);
+  run.data.train = {{(dir_ / "d/train_*.bin").string(), "law", std::nullopt}};
+  run.train.steps = 2;
+  train("run", run);
+  run.train.steps = 3;
+  const auto refused = [&] {
+    return message_of<InputError>([&] { train("run", run, {.wanted = true, .checkpoint = dir_ / "run"}); });
+  };
+  test::write_shard(dir_ / "d/train_000001.bin", tokens);
+  EXPECT_CONTAINS(refused(), "data.train: train_000001.bin (domain law) is new");
+  std::filesystem::remove(dir_ / "d/train_000001.bin");
+  std::rotate(tokens.begin(), tokens.begin() + 200, tokens.end());  // the two halves, swapped
+  test::write_shard(dir_ / "d/train_000000.bin", tokens);
+  EXPECT_CONTAINS(refused(), "data.train: train_000000.bin (domain law) has other tokens: crc32 was ");
+  std::rotate(tokens.begin(), tokens.begin() + 200, tokens.end());
+  test::write_shard(dir_ / "d/train_000000.bin", tokens);
+  std::filesystem::rename(dir_ / "d", dir_ / "moved");  // the same shards elsewhere
+  run.data.train[0].path = (dir_ / "moved").string();
+  const std::string validation = slurp(dir_ / "val.bin");
+  test::write_shard(dir_ / "val.bin", std::vector<std::uint32_t>(50, 3));
+  EXPECT_CONTAINS(refused(), "data.validation: val.bin (domain default) has other tokens");
+  test::write_bytes(dir_ / "val.bin", validation);
+  test::write_bytes(dir_ / "moved/meta.json",
+                    R"({"tokenizer": "bytes", "tokenizer_sha256": null, "vocab_size": 31, "eot_token": 3})");
+  EXPECT_EQ(train("run", run, {.wanted = true, .checkpoint = dir_ / "run"}), RunEnd::finished);
+  run.train.steps = 4;
+  test::write_bytes(dir_ / "moved/meta.json",
+                    R"({"tokenizer": "bytes", "tokenizer_sha256": null, "vocab_size": 31, "eot_token": 4})");
+  EXPECT_CONTAINS(refused(), "data.train: meta.json beside the shards has another eot_token: was 3, is 4");
+  EXPECT_EQ(train("run", run, {.wanted = true, .checkpoint = dir_ / "run", .allow_new_data = true}),
+            RunEnd::finished);
+}
+
+TEST_F(Training, AnotherRouterIsNamedWhereItsStateDoesNotFit) {
+  config::Run run = run_config();
+  train("run", run);
+  run.train.steps = 6;
+  run.router.type = "quantile";
+  run.router.own = config::default_of(config::schema_of("quantile", router::router_schemas()), run.model).own;
+  run.router.z_loss_coef = 0;
+  const std::string message =
+      message_of<InputError>([&] { train("run", run, {.wanted = true, .checkpoint = dir_ / "run"}); });
+  EXPECT_CONTAINS(message, R"(router.type is "quantile", in the checkpoint "softmax_topk")");
+}
+
+TEST(SpecialTokens, OfAModelAreItsRunsOrElseItsConfigurations) {
+  const TempDir dir;
+  EXPECT_EQ(special_tokens_of_model(dir.path()).begin, std::nullopt);
+  test::write_bytes(dir / "config.json", R"({"bos_token_id": 1, "eos_token_id": 2})");
+  EXPECT_EQ(special_tokens_of_model(dir.path()).begin, 1);
+  EXPECT_EQ(special_tokens_of_model(dir.path()).eot, 2);
+  test::write_bytes(dir / "generation_config.json", R"({"bos_token_id": 5, "eos_token_id": [2, 7]})");
+  EXPECT_EQ(special_tokens_of_model(dir.path()).begin, 5);
+  test::write_bytes(dir / "tokenizer_meta.json", R"({"eot_token": 9})");
+  EXPECT_EQ(special_tokens_of_model(dir.path()).begin, 9);
 }
 
 }  // namespace

@@ -122,10 +122,22 @@ struct DataEntry {
 struct Data {
   std::vector<DataEntry> train;
   std::vector<DataEntry> validation;      // may be empty: then nothing is evaluated while training
-  bool document_mask = false;             // attention stops at document borders; needs eot_token
+  bool document_mask = false;             // attention stops at document borders; needs begin_token
   std::optional<std::int64_t> eot_token;  // defaults to what meta.json beside the shards says
+  // The token that each document begins with; defaults to eot_token where that is given, else to meta.json's.
+  std::optional<std::int64_t> begin_token = std::nullopt;
 
   bool operator==(const Data&) const = default;
+};
+
+// When a step is left out, since its loss or gradient is far from those before it (train/spike.h).
+struct Spike {
+  double deviations = 6;         // of the loss above its running median; 0: losses are not looked at
+  double grad_norm_factor = 20;  // of the gradient norm over its running median; 0: norms are not looked at
+  std::int64_t window = 128;     // steps that both are compared with
+  std::int64_t patience = 10;    // after so many in a row the run goes back to a checkpoint
+
+  bool operator==(const Spike&) const = default;
 };
 
 struct Train {
@@ -146,7 +158,8 @@ struct Train {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
-  double clip_norm = 1.0;        // 0: no clipping
+  double clip_norm = 1.0;  // 0: no clipping
+  Spike spike = {};
   double mtp_loss_coef = 0.0;    // of the multi-token prediction loss; 0: no such layers
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
@@ -162,7 +175,10 @@ struct Parallel {
 
 struct Checkpoint {
   std::int64_t every = 0;                       // steps; 0: only after the last step
+  double every_minutes = 30;                    // beside `every`; 0: not by time
   std::int64_t keep = 2;                        // the newest so many stay; 0: all
+  std::int64_t keep_every = 0;                  // those of a multiple of so many steps stay too; 0: none
+  bool keep_best = true;                        // and that of the lowest validation loss
   std::int64_t max_shard_size = 5'000'000'000;  // bytes of weights in one file; more are split over several
 
   bool operator==(const Checkpoint&) const = default;

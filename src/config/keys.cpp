@@ -145,32 +145,17 @@ constexpr Key kIgnoredModel[] = {"architectures",
 
 // Of every router; each type has its own beside them (router_schema.h).
 constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef", "capacity_factor", "jitter"};
-constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token"};
+constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token", "begin_token"};
 constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
 constexpr Key kValidationEntry[] = {"path", "domain"};
-constexpr Key kTrain[] = {"seed",
-                          "steps",
-                          "seq_len",
-                          "micro_batch_size",
-                          "global_batch_size",
-                          "dtype",
-                          "recompute",
-                          "lr",
-                          "min_lr_ratio",
-                          "schedule",
-                          "warmup_ratio",
-                          "decay_ratio",
-                          "weight_decay",
-                          "beta1",
-                          "beta2",
-                          "eps",
-                          "clip_norm",
-                          "eval_every",
-                          "eval_tokens",
-                          "mtp_loss_coef",
-                          "attention"};
+constexpr Key kTrain[] = {
+    "seed",  "steps",        "seq_len",   "micro_batch_size", "global_batch_size", "dtype",         "recompute",
+    "lr",    "min_lr_ratio", "schedule",  "warmup_ratio",     "decay_ratio",       "weight_decay",  "beta1",
+    "beta2", "eps",          "clip_norm", "eval_every",       "eval_tokens",       "mtp_loss_coef", "attention",
+    "spike"};
+constexpr Key kSpike[] = {"deviations", "grad_norm_factor", "window", "patience"};
 constexpr Key kParallel[] = {"threads"};
-constexpr Key kCheckpoint[] = {"every", "keep", "max_shard_size"};
+constexpr Key kCheckpoint[] = {"every", "every_minutes", "keep", "keep_every", "keep_best", "max_shard_size"};
 constexpr Key kLog[] = {"every", "tensorboard"};
 
 constexpr SectionKeys kSections[] = {{"", "", kTop},
@@ -184,6 +169,7 @@ constexpr SectionKeys kSections[] = {{"", "", kTop},
                                      {"data.train.N", "", kTrainEntry},
                                      {"data.validation.N", "", kValidationEntry},
                                      {"train", "", kTrain},
+                                     {"train.spike", "", kSpike},
                                      {"parallel", "", kParallel},
                                      {"checkpoint", "", kCheckpoint},
                                      {"log", "", kLog}};

@@ -94,12 +94,15 @@ Data read_data(Section section, const Model& model) {
   }
   data.validation = read_entries(section, "validation", false);
   data.document_mask = section.boolean("document_mask", data.document_mask);
-  data.eot_token = section.nullable_integer("eot_token", 0, kMaxSize);
-  if (data.eot_token && *data.eot_token >= model.vocab_size) {
-    section.fail("eot_token",
-                 fmt::format("is {}, not below model.vocab_size ({})", *data.eot_token, model.vocab_size),
-                 "model.vocab_size");
-  }
+  const auto token = [&](const char* key) {
+    const auto value = section.nullable_integer(key, 0, kMaxSize);
+    if (value && *value >= model.vocab_size)
+      section.fail(key, fmt::format("is {}, not below model.vocab_size ({})", *value, model.vocab_size),
+                   "model.vocab_size");
+    return value;
+  };
+  data.eot_token = token("eot_token");
+  data.begin_token = token("begin_token");
   section.finish();
   return data;
 }
@@ -228,6 +231,29 @@ std::int64_t read_byte_size(Section& section, const char* key, std::int64_t fall
   return *bytes;
 }
 
+// An object, or false: every look at it off.
+Spike read_spike(Section& train) {
+  const Json* json = train.find("spike");
+  Spike spike;
+  const auto* on = json == nullptr ? nullptr : json->get<bool>();
+  if (on != nullptr) {
+    if (!*on) spike.deviations = spike.grad_norm_factor = 0;
+    return spike;
+  }
+  const std::string path = train.path_of("spike");
+  Section section(json, path, train.source(), section_keys(path));
+  spike.deviations = section.number("deviations", {0, 1e9}, spike.deviations);
+  spike.grad_norm_factor = section.number("grad_norm_factor", {0, 1e9}, spike.grad_norm_factor);
+  if (spike.grad_norm_factor > 0 && spike.grad_norm_factor <= 1)
+    section.fail("grad_norm_factor",
+                 fmt::format("is {}, expected above 1, or 0 to look at no norm", spike.grad_norm_factor));
+  // A checkpoint keeps so many steps' losses and norms as text.
+  spike.window = section.integer("window", 20, 100'000, spike.window);
+  spike.patience = section.integer("patience", 1, kMaxSize, spike.patience);
+  section.finish();
+  return spike;
+}
+
 Train read_train(Section section, const Run& run) {
   Train train;
   train.seed = section.seed("seed", train.seed);
@@ -249,6 +275,7 @@ Train read_train(Section section, const Run& run) {
   // As float32 neither zero nor too small to divide by.
   train.eps = section.number("eps", {1e-30, 1}, train.eps);
   train.clip_norm = section.number("clip_norm", {0, 1e9}, train.clip_norm);
+  train.spike = read_spike(section);
   train.mtp_loss_coef = section.number("mtp_loss_coef", kCoefficient, train.mtp_loss_coef);
   train.eval_every = section.integer("eval_every", 0, kMaxSize, train.eval_every);
   train.eval_tokens = section.integer("eval_tokens", 0, INT64_MAX / 16, train.eval_tokens);
@@ -284,7 +311,10 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   parallel.finish();
   Section checkpoint = open("checkpoint");
   run.checkpoint.every = checkpoint.integer("every", 0, kMaxSize, run.checkpoint.every);
+  run.checkpoint.every_minutes = checkpoint.number("every_minutes", {0, 1e9}, run.checkpoint.every_minutes);
   run.checkpoint.keep = checkpoint.integer("keep", 0, kMaxSize, run.checkpoint.keep);
+  run.checkpoint.keep_every = checkpoint.integer("keep_every", 0, kMaxSize, run.checkpoint.keep_every);
+  run.checkpoint.keep_best = checkpoint.boolean("keep_best", run.checkpoint.keep_best);
   run.checkpoint.max_shard_size = read_byte_size(checkpoint, "max_shard_size", run.checkpoint.max_shard_size);
   checkpoint.finish();
   Section log = open("log");

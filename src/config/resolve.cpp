@@ -32,7 +32,8 @@ Json write_data(const Data& data) {
   return Json(Json::Object{{"train", write_entries(data.train)},
                            {"validation", write_entries(data.validation)},
                            {"document_mask", data.document_mask},
-                           {"eot_token", data.eot_token ? Json(*data.eot_token) : Json()}});
+                           {"eot_token", data.eot_token ? Json(*data.eot_token) : Json()},
+                           {"begin_token", data.begin_token ? Json(*data.begin_token) : Json()}});
 }
 
 Json write_train(const Train& train) {
@@ -54,6 +55,10 @@ Json write_train(const Train& train) {
                            {"beta2", train.beta2},
                            {"eps", train.eps},
                            {"clip_norm", train.clip_norm},
+                           {"spike", Json(Json::Object{{"deviations", train.spike.deviations},
+                                                       {"grad_norm_factor", train.spike.grad_norm_factor},
+                                                       {"window", train.spike.window},
+                                                       {"patience", train.spike.patience}})},
                            {"mtp_loss_coef", train.mtp_loss_coef},
                            {"eval_every", train.eval_every},
                            {"eval_tokens", train.eval_tokens}});
@@ -69,7 +74,10 @@ std::string to_resolved_json(const Run& run) {
       {"train", write_train(run.train)},
       {"parallel", Json(Json::Object{{"threads", run.parallel.threads}})},
       {"checkpoint", Json(Json::Object{{"every", run.checkpoint.every},
+                                       {"every_minutes", run.checkpoint.every_minutes},
                                        {"keep", run.checkpoint.keep},
+                                       {"keep_every", run.checkpoint.keep_every},
+                                       {"keep_best", run.checkpoint.keep_best},
                                        {"max_shard_size", run.checkpoint.max_shard_size}})},
       {"log", Json(Json::Object{{"every", run.log.every}, {"tensorboard", run.log.tensorboard}})}}));
 }

@@ -27,8 +27,8 @@ class TokenStream {
   // tokens [first, first + out.size()) -> out. Throws InputError that names a token >= vocab_size, its file and
   // byte offset.
   void read(std::int64_t first, std::span<std::int32_t> out) const;
-  // Reads everything once for the check above.
-  void verify() const;
+  // Reads everything once for the check above. Returns the CRC-32 of each shard's tokens.
+  std::vector<std::uint32_t> verify() const;
 
  private:
   std::vector<Shard> shards_;
@@ -37,8 +37,13 @@ class TokenStream {
   std::int64_t vocab_size_;
 };
 
-// The end-of-text token that meta.json beside the shards states, if there is such a file.
-std::optional<std::int64_t> eot_token_beside(const std::vector<std::filesystem::path>& shards);
+// What meta.json beside the shards states: the token behind a text, and the one that each document begins with
+// (where it is not stated, the end-of-text token). None where no such file does. Throws InputError where they
+// disagree.
+struct SpecialTokens {
+  std::optional<std::int64_t> eot, begin;
+};
+SpecialTokens special_tokens_beside(const std::vector<std::filesystem::path>& shards);
 
 // Order of the training samples: a pure function of (seed, global sample index). Stream d is cut into windows
 // of seq_len inputs; window w has inputs [w*seq_len, (w+1)*seq_len) and targets one token on. Each pass over a

@@ -75,30 +75,39 @@ std::vector<fs::path> expand_shards(const std::string& path_or_glob) {
   return found;
 }
 
-std::optional<std::int64_t> eot_token_beside(const std::vector<fs::path>& shards) {
+SpecialTokens special_tokens_beside(const std::vector<fs::path>& shards) {
   std::set<fs::path> directories;
   for (const auto& shard : shards) directories.insert(shard.parent_path());
 
-  std::optional<std::int64_t> eot;
-  fs::path stated_in;
+  SpecialTokens tokens;
+  fs::path eot_stated_in, begin_stated_in;
   for (const auto& directory : directories) {
     const fs::path path = directory / "meta.json";
     if (!fs::exists(path)) continue;
     const auto meta = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
     if (!meta.is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
-    const auto entry = meta.find("eot_token");
-    if (entry == meta.end() || entry->is_null()) continue;
-    if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
-      throw_input("{}: eot_token is {}, expected an integer of 0 or more; make the shards again", path.string(),
-                  entry->dump());
-    const auto found = entry->get<std::int64_t>();
-    if (eot && *eot != found)
-      throw_input("{}: eot_token is {}, but {} in {}; give shards made with one tokenizer", path.string(),
-                  found, *eot, stated_in.string());
-    eot = found;
-    stated_in = path;
+    const auto stated = [&](const char* key) -> std::optional<std::int64_t> {
+      const auto entry = meta.find(key);
+      if (entry == meta.end() || entry->is_null()) return std::nullopt;
+      if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
+        throw_input("{}: {} is {}, expected an integer of 0 or more; make the shards again", path.string(), key,
+                    entry->dump());
+      return entry->get<std::int64_t>();
+    };
+    const auto merge = [&](std::optional<std::int64_t>& all, fs::path& stated_in, const char* key,
+                           std::optional<std::int64_t> found) {
+      if (!found) return;
+      if (all && *all != *found)
+        throw_input("{}: {} is {}, but {} in {}; give shards made with one tokenizer", path.string(), key,
+                    *found, *all, stated_in.string());
+      all = found;
+      stated_in = path;
+    };
+    const auto eot = stated("eot_token"), begin = stated("begin_token");
+    merge(tokens.eot, eot_stated_in, "eot_token", eot);
+    merge(tokens.begin, begin_stated_in, "begin_token", begin ? begin : eot);
   }
-  return eot;
+  return tokens;
 }
 
 }  // namespace switchyard::data

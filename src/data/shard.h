@@ -34,6 +34,9 @@ class Shard {
   std::int64_t size() const { return layout_.n_tokens; }            // tokens
   std::int64_t token_bytes() const { return layout_.token_bytes; }  // 2 or 4
   const std::filesystem::path& path() const { return file_.path(); }
+  std::span<const std::byte> tokens() const {  // as the file has them
+    return file_.bytes().subspan(static_cast<std::size_t>(kShardHeaderBytes));
+  }
   // tokens [first, first + out.size()) -> out; within size(). A uint32 above INT32_MAX reads as negative.
   void read(std::int64_t first, std::span<std::int32_t> out) const {
     read_tokens(file_.bytes(), layout_, first, out);

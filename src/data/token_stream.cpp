@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/file.h"
 #include "data/dataset.h"
 
 namespace switchyard::data {
@@ -60,9 +61,11 @@ void TokenStream::read(std::int64_t first, std::span<std::int32_t> out) const {
   }
 }
 
-void TokenStream::verify() const {
+std::vector<std::uint32_t> TokenStream::verify() const {
   constexpr std::int64_t kPiece = 8192;  // tokens; stays in the first-level cache
+  std::vector<std::uint32_t> crc_of_shard;
   for (const Shard& shard : shards_) {
+    crc_of_shard.push_back(crc32(shard.tokens()));
     if (shard.token_bytes() == 2 && vocab_size_ > std::numeric_limits<std::uint16_t>::max()) continue;
     const std::int64_t pieces = (shard.size() + kPiece - 1) / kPiece;
     std::int64_t first_bad = pieces;
@@ -83,6 +86,7 @@ void TokenStream::verify() const {
                  {buffer.data(), static_cast<std::size_t>(std::min(kPiece, shard.size() - first_bad * kPiece))},
                  vocab_size_);
   }
+  return crc_of_shard;
 }
 
 }  // namespace switchyard::data

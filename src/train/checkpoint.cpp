@@ -52,25 +52,12 @@ std::optional<std::int64_t> step_of(const std::string& name) {
   return step;
 }
 
-// The steps with a directory in checkpoints/, ascending.
-std::vector<std::int64_t> steps_in(const fs::path& checkpoints) {
-  std::vector<std::int64_t> steps;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
-    const auto step = step_of(entry.path().filename().string());
-    if (step && entry.is_directory(error)) steps.push_back(*step);
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
-
 bool has_manifest(const fs::path& checkpoint) {
   std::error_code error;
   return fs::is_regular_file(checkpoint / kManifest, error);
 }
 
-// ---- writing
-// --------------------------------------------------------------------------------------------------
+// ---- writing ----
 
 void remove_stale(const fs::path& checkpoints) {
   std::vector<fs::path> stale;
@@ -107,19 +94,6 @@ void put_in_place(const fs::path& temporary, const fs::path& target, const fs::p
   if (error) throw_input("{}: cannot be put in place: {}", target.string(), error.message());
 }
 
-void point_latest_to(const fs::path& checkpoints, const std::string& name) {
-  const fs::path link = checkpoints / (std::string(kTemporary) + kLatest);
-  std::error_code error;
-  fs::create_directory_symlink(name, link, error);
-  if (!error) fs::rename(link, checkpoints / kLatest, error);
-  if (error) {
-    std::error_code ignored;
-    fs::remove(link, ignored);
-    throw_input("{}: cannot be pointed to {}: {}; the checkpoint itself is whole",
-                (checkpoints / kLatest).string(), name, error.message());
-  }
-}
-
 std::vector<NamedTensor> weight_tensors(const ParameterStore& store) {
   std::vector<NamedTensor> tensors;
   for (std::size_t i = 0; i < store.rows().size(); ++i)
@@ -138,19 +112,27 @@ std::vector<NamedTensor> state_tensors(const ParameterStore& store, std::span<co
   return tensors;
 }
 
-std::string run_json(const RunState& state, const config::Run& run) {
+std::string run_json(const RunState& state, const config::Run& run, const std::string& data) {
   ordered_json text;
   text["format_version"] = kCheckpointFormat;
   text["step"] = state.step;
   text["tokens"] = state.tokens;
   text["samples"] = state.samples;
   text["seed"] = state.seed;
+  text["updates"] = state.updates;
+  text["train_seconds"] = state.train_seconds;
+  text["val_loss"] = state.val_loss ? ordered_json(*state.val_loss) : ordered_json();
+  text["spikes"] = {{"skipped", state.spikes.skipped},
+                    {"skipped_in_row", state.spikes.skipped_in_row},
+                    {"rollbacks", state.spikes.rollbacks},
+                    {"losses", state.spikes.losses},
+                    {"grad_norms", state.spikes.grad_norms}};
+  if (!data.empty()) text["data"] = ordered_json::parse(data);
   text["config"] = ordered_json::parse(run.resolved_json);
   return text.dump(2) + "\n";
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------------------
+// ---- reading ----
 
 // Checks every file against the manifest, and that no other file is there. Returns the bytes of all of them.
 std::uint64_t verify(const fs::path& checkpoint, const std::vector<VouchedFile>& files) {
@@ -194,7 +176,93 @@ T whole_number(const ordered_json& object, const char* key, const fs::path& path
   return it->get<T>();
 }
 
+ordered_json read_run_json(const fs::path& checkpoint) {
+  const fs::path path = checkpoint / kRun;
+  auto run = parse_ordered_json_text(read_text_file(path), path.string());
+  if (!run.is_object() || !run.contains("config"))
+    throw_input("{}: is not a run's state; the checkpoint is damaged, use another one", path.string());
+  if (const auto version = whole_number<std::int64_t>(run, "format_version", path);
+      version != kCheckpointFormat)
+    throw_input("{}: format_version is {}, known is {}", path.string(), version, kCheckpointFormat);
+  return run;
+}
+
+// Keys that older checkpoints do not have begin anew.
+RunState run_state_of(const ordered_json& run, const fs::path& path) {
+  RunState state;
+  state.step = whole_number<std::int64_t>(run, "step", path);
+  state.tokens = whole_number<std::int64_t>(run, "tokens", path);
+  state.samples = whole_number<std::uint64_t>(run, "samples", path);
+  state.seed = whole_number<std::uint64_t>(run, "seed", path);
+  state.updates = run.contains("updates") ? whole_number<std::int64_t>(run, "updates", path) : state.step;
+  const auto number = [](const ordered_json& object, const char* key) -> std::optional<double> {
+    const auto it = object.find(key);
+    return it != object.end() && it->is_number() ? std::optional(it->get<double>()) : std::nullopt;
+  };
+  state.train_seconds = number(run, "train_seconds").value_or(0);
+  state.val_loss = number(run, "val_loss");
+  if (!run.contains("spikes")) return state;
+  const ordered_json& spikes = run["spikes"];
+  const auto numbers = [&](const char* key) {
+    std::vector<double> list;
+    for (const ordered_json& value : spikes.value(key, ordered_json::array())) {
+      if (!value.is_number())
+        throw_input("{}: \"spikes.{}\" holds {}, not a number; the checkpoint is damaged, use another one",
+                    path.string(), key, printable(value.dump()));
+      list.push_back(value.get<double>());
+    }
+    return list;
+  };
+  if (!spikes.is_object())
+    throw_input("{}: \"spikes\" is not an object; the checkpoint is damaged, use another one", path.string());
+  state.spikes = {.losses = numbers("losses"),
+                  .grad_norms = numbers("grad_norms"),
+                  .skipped = whole_number<std::int64_t>(spikes, "skipped", path),
+                  .skipped_in_row = whole_number<std::int64_t>(spikes, "skipped_in_row", path),
+                  .rollbacks = whole_number<std::int64_t>(spikes, "rollbacks", path)};
+  return state;
+}
+
 }  // namespace
+
+std::vector<std::int64_t> checkpoint_steps(const fs::path& run_directory) {
+  std::vector<std::int64_t> steps;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(checkpoints_directory(run_directory), error)) {
+    const auto step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory(error)) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+void point_link_to(const fs::path& run_directory, const char* link, std::int64_t step) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::path temporary = checkpoints / (std::string(kTemporary) + link);
+  std::error_code error;
+  fs::create_directory_symlink(step_name(step), temporary, error);
+  if (!error) fs::rename(temporary, checkpoints / link, error);
+  if (error) {
+    std::error_code ignored;
+    fs::remove(temporary, ignored);
+    throw_input("{}: cannot be pointed to {}: {}; the checkpoint itself is whole",
+                (checkpoints / link).string(), step_name(step), error.message());
+  }
+}
+
+void remove_checkpoint(const fs::path& run_directory, std::int64_t step) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::path doomed = checkpoints / (kReplaced + step_name(step));
+  std::error_code error;
+  fs::rename(checkpoints / step_name(step), doomed, error);
+  if (!error) fs::remove_all(doomed, error);
+  if (error)
+    throw_input("{}: cannot be removed: {}", (checkpoints / step_name(step)).string(), error.message());
+}
+
+RunState read_run_state(const fs::path& checkpoint) {
+  return run_state_of(read_run_json(checkpoint), checkpoint / kRun);
+}
 
 fs::path checkpoints_directory(const fs::path& run_directory) { return run_directory / "checkpoints"; }
 
@@ -203,7 +271,8 @@ fs::path checkpoint_path(const fs::path& run_directory, std::int64_t step) {
 }
 
 fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& store, const RunState& state,
-                         const config::Run& run, std::span<const NamedTensor> extra_state) {
+                         const config::Run& run, std::span<const NamedTensor> extra_state,
+                         const std::string& data) {
   SY_CHECK(store.training(), "only a training store has moments to save");
   SY_CHECK(state.step >= 0, "step {}", state.step);
   const fs::path checkpoints = checkpoints_directory(run_directory);
@@ -217,7 +286,7 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   const auto weights = as_written(weight_tensors(store));
   const auto moments_and_more = as_written(state_tensors(store, extra_state));
   const std::string config_text = config::model_to_hf_json(run.model);
-  const std::string run_text = run_json(state, run);
+  const std::string run_text = run_json(state, run, data);
   // The manifest, the directory itself, blocks begun, the index of weights in several files.
   const std::uint64_t slack = (64 << 10) + 200 * weights.size();
   require_free_space(checkpoints, safetensors_bytes(weights) + safetensors_bytes(moments_and_more) +
@@ -239,30 +308,11 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   put_in_place(temporary.path(), target, replaced);
   temporary.keep();
   sync_directory(checkpoints);
-  point_latest_to(checkpoints, name);
+  point_link_to(run_directory, kLatest, state.step);
   sync_directory(checkpoints);
   fs::remove_all(replaced, error);
   if (error) throw_input("{}: cannot be removed: {}", replaced.string(), error.message());
   return target;
-}
-
-void prune_checkpoints(const fs::path& run_directory, std::int64_t keep) {
-  SY_CHECK(keep >= 0, "keep {}", keep);
-  if (keep == 0) return;
-  const fs::path checkpoints = checkpoints_directory(run_directory);
-  std::error_code error;
-  const std::string latest = fs::read_symlink(checkpoints / kLatest, error).filename().string();
-  std::vector<std::int64_t> steps = steps_in(checkpoints);
-  const auto excess = static_cast<std::int64_t>(steps.size()) - keep;
-  for (std::int64_t i = 0; i < excess; ++i) {
-    const std::string name = step_name(steps[static_cast<std::size_t>(i)]);
-    if (name == latest) continue;
-    // Renamed first: a process killed while it removes leaves a temporary, not half a checkpoint.
-    const fs::path doomed = checkpoints / (kReplaced + name);
-    fs::rename(checkpoints / name, doomed, error);
-    if (!error) fs::remove_all(doomed, error);
-    if (error) throw_input("{}: cannot be removed: {}", (checkpoints / name).string(), error.message());
-  }
 }
 
 std::optional<fs::path> find_latest(const fs::path& run_directory) {
@@ -272,7 +322,7 @@ std::optional<fs::path> find_latest(const fs::path& run_directory) {
   // A checkpoint that `latest` names and that has lost its manifest is for the reader to refuse, not to step
   // over.
   if (!error && fs::is_directory(checkpoints / target, error)) return checkpoints / target;
-  const std::vector<std::int64_t> steps = steps_in(checkpoints);
+  const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     if (fs::path path = checkpoint_path(run_directory, *step); has_manifest(path)) return path;
   }
@@ -319,18 +369,10 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
   state_tensors_.emplace_back(path_ / kState);
   model_json_ = read_text_file(path_ / kConfig);
 
-  const fs::path run_path = path_ / kRun;
-  const auto run = parse_ordered_json_text(read_text_file(run_path), run_path.string());
-  if (!run.is_object() || !run.contains("config"))
-    throw_input("{}: is not a run's state; the checkpoint is damaged, use another one", run_path.string());
-  if (const auto version = whole_number<std::int64_t>(run, "format_version", run_path);
-      version != kCheckpointFormat)
-    throw_input("{}: format_version is {}, known is {}", run_path.string(), version, kCheckpointFormat);
-  state_.step = whole_number<std::int64_t>(run, "step", run_path);
-  state_.tokens = whole_number<std::int64_t>(run, "tokens", run_path);
-  state_.samples = whole_number<std::uint64_t>(run, "samples", run_path);
-  state_.seed = whole_number<std::uint64_t>(run, "seed", run_path);
+  const ordered_json run = read_run_json(path_);
+  state_ = run_state_of(run, path_ / kRun);
   run_json_ = run["config"].dump(2) + "\n";
+  if (run.contains("data")) data_ = run["data"].dump();
 }
 
 config::Model Checkpoint::model() const { return config::parse_model(model_json_, (path_ / kConfig).string()); }

@@ -1,13 +1,14 @@
 // Checkpoints of a run: RUN/checkpoints/step_NNNNNN/ and the relative symlink RUN/checkpoints/latest.
 //
+// clang-format off
 //   config.json         the model in Hugging Face's keys, for `transformers` and for eval
 //   model.safetensors   the float32 weights, under Hugging Face's names
-//   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq" of what it trains, and what else
-//   a
+//   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq" of what it trains, and what else a
 //                       run carries from step to step, each under the name that the caller gives it
-//   run.json            step, tokens, samples, seed, the resolved configuration
+//   run.json            where the run stands (RunState), what its data are, the resolved configuration
 //   tokenizer_meta.json, tokenizer.json    which tokenizer made the data, where meta.json beside it says so
 //   manifest.json       size and CRC-32 of every other file; written last
+// clang-format on
 //
 // A checkpoint is written under a temporary name beside its own and renamed when every file is on the disk, so
 // a step_NNNNNN is whole or absent. A reader refuses what the manifest does not vouch for. Weights may also be
@@ -26,6 +27,7 @@
 #include "train/model_weights.h"
 #include "train/safetensors.h"
 #include "train/safetensors_writer.h"
+#include "train/spike.h"
 
 namespace switchyard::train {
 
@@ -35,22 +37,32 @@ struct RunState {
   std::int64_t tokens = 0;    // trained on
   std::uint64_t samples = 0;  // global index of the next sample
   std::uint64_t seed = 0;
+  std::int64_t updates = 0;  // of the weights: steps but those left out
+  double train_seconds = 0;  // that the run took up to here, over all its processes
+  SpikeHistory spikes = {};
+  std::optional<double> val_loss = std::nullopt;  // where the run was evaluated at this step
 };
 
 std::filesystem::path checkpoints_directory(const std::filesystem::path& run_directory);  // RUN/checkpoints
 std::filesystem::path checkpoint_path(const std::filesystem::path& run_directory, std::int64_t step);
 
 // Writes RUN/checkpoints/step_NNNNNN (replacing one of the same step), points `latest` to it and returns its
-// path. `extra_state` are the tensors beside the moments; the store is a training one. Temporaries that a
-// killed process left are removed first. Throws InputError where the place is not writable or too full (checked
-// before the first byte); then the temporary is gone, and `latest` and every earlier checkpoint are as they
-// were.
+// path. `extra_state` are the tensors beside the moments; the store is a training one. `data`: the data's
+// fingerprint (data_fingerprint.h), or empty. Temporaries that a killed process left are removed first. Throws
+// InputError where the place is not writable or too full (checked before the first byte); then the temporary is
+// gone, and `latest` and every earlier checkpoint are as they were.
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory, const ParameterStore& store,
                                       const RunState& state, const config::Run& run,
-                                      std::span<const NamedTensor> extra_state);
+                                      std::span<const NamedTensor> extra_state, const std::string& data = "");
 
-// Removes all but the newest `keep` checkpoints (0: removes none), and never the one that `latest` points to.
-void prune_checkpoints(const std::filesystem::path& run_directory, std::int64_t keep);
+// The steps with a directory in checkpoints/, ascending, whole or not.
+std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& run_directory);
+// RUN/checkpoints/`link` := a relative symlink to the checkpoint of `step`. Throws InputError.
+void point_link_to(const std::filesystem::path& run_directory, const char* link, std::int64_t step);
+// Removes the checkpoint of `step`: a process killed meanwhile leaves a temporary, not half a checkpoint.
+void remove_checkpoint(const std::filesystem::path& run_directory, std::int64_t step);
+// What run.json of a checkpoint says, without a look at its other files. Throws InputError.
+RunState read_run_state(const std::filesystem::path& checkpoint);
 
 // The checkpoint that `latest` points to, whole or not, or else the newest step_NNNNNN with a manifest; none:
 // no value.
@@ -78,7 +90,8 @@ class Checkpoint {
   config::Model model() const;                                      // parsed from config.json
   const std::string& model_json() const { return model_json_; }     // config.json, Hugging Face's keys
   const std::string& run_config_json() const { return run_json_; }  // the resolved configuration, as text
-  std::uint64_t total_bytes() const { return total_bytes_; }        // of all files, the manifest included
+  const std::string& data() const { return data_; }           // its data's fingerprint; empty: none was kept
+  std::uint64_t total_bytes() const { return total_bytes_; }  // of all files, the manifest included
   const ModelWeights& weights() const { return *weights_; }
   const SafetensorsFile& state_file() const { return state_tensors_.front(); }
 
@@ -96,6 +109,7 @@ class Checkpoint {
   RunState state_;
   std::string model_json_;
   std::string run_json_;
+  std::string data_;
   std::uint64_t total_bytes_ = 0;
   std::optional<ModelWeights> weights_;         // always there once constructed
   std::vector<SafetensorsFile> state_tensors_;  // one file

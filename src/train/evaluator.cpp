@@ -13,7 +13,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
       .domains = {},
       .load = LoadCounts(model.n_main_routers(), std::max<std::int64_t>(1, model.config().num_experts),
                          static_cast<std::int64_t>(domains.size()))};
-  BatchBuffers buffers(settings.batch, settings.seq_len, settings.eot_token, model.config().sliding_window,
+  BatchBuffers buffers(settings.batch, settings.seq_len, settings.begin_token, model.config().sliding_window,
                        ctx.device);
   std::vector<float> loss_values(static_cast<std::size_t>(settings.batch * settings.seq_len));
   const CopyOn loss_T(ctx.device,

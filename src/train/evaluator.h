@@ -16,9 +16,9 @@ namespace switchyard::train {
 
 struct EvalSettings {
   std::int64_t seq_len;
-  std::int64_t batch;                     // windows at once
-  std::int64_t max_tokens = 0;            // predicted tokens of each domain at most; 0: all
-  std::optional<std::int64_t> eot_token;  // set: attention stops at document borders
+  std::int64_t batch;                       // windows at once
+  std::int64_t max_tokens = 0;              // predicted tokens of each domain at most; 0: all
+  std::optional<std::int64_t> begin_token;  // set: attention stops at document borders
 };
 
 struct DomainLoss {

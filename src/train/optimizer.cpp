@@ -16,11 +16,14 @@ AdamW::AdamW(const config::Train& options, const ParameterStore& store) : option
   }
 }
 
+void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const {
+  ops::sum_of_squares(grad_squares_1, store.grads(), ctx);
+}
+
 void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std::int64_t step,
                    Context& ctx) const {
   ScratchScope scope(ctx.scratch);
   const Tensor grad_scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
-  ops::sum_of_squares(grad_squares_1, store.grads(), ctx);
   ops::clip_factor(grad_scale_1, grad_squares_1, options_.clip_norm, ctx);
   for (const Range& range : ranges_) {
     const auto part = [&](const Tensor& flat_P) { return flat_P.slice(range.first, range.count); };

@@ -31,38 +31,50 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
 std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size) {
   std::vector<Domain> domains;
   for (const DomainFiles& files : find_files(entries)) {
-    domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size)});
-    domains.back().stream.verify();
+    domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size), {}});
+    domains.back().crc_of_shard = domains.back().stream.verify();
   }
   return domains;
 }
 
-std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size) {
-  std::optional<std::int64_t> eot = data.eot_token;
+std::int64_t find_begin_token(const config::Data& data, std::int64_t vocab_size) {
+  std::optional<std::int64_t> begin = data.begin_token ? data.begin_token : data.eot_token;
+  const bool given = begin.has_value();
   for (const auto* entries : {&data.train, &data.validation}) {
-    if (data.eot_token) break;
+    if (given) break;
     for (const DomainFiles& files : find_files(*entries)) {
-      const auto found = data::eot_token_beside(files.paths);
-      if (found && eot && *found != *eot)
+      const auto found = data::special_tokens_beside(files.paths).begin;
+      if (found && begin && *found != *begin)
         throw_input(
-            "data.document_mask: the meta.json files beside the shards name end-of-text tokens {} and {}; "
-            "prepare all data with one tokenizer, or set data.eot_token",
-            *eot, *found);
-      if (found) eot = found;
+            "data.document_mask: by the meta.json files beside the shards documents begin with token {} and "
+            "with token {}; prepare all data with one tokenizer, or set data.begin_token",
+            *begin, *found);
+      if (found) begin = found;
     }
   }
-  if (!eot)
+  if (!begin)
     throw_input(
-        "data.document_mask needs the end-of-text token, and no meta.json beside the shards names it; set "
-        "data.eot_token");
-  if (*eot < 0 || *eot >= vocab_size)
-    throw_input("data.eot_token: {} is not a token of a vocabulary of {}", *eot, vocab_size);
-  return *eot;
+        "data.document_mask needs the token that documents begin with, and no meta.json beside the shards "
+        "names it; set data.begin_token, or data.eot_token where it is that");
+  if (*begin < 0 || *begin >= vocab_size)
+    throw_input("data.begin_token: {} is not a token of a vocabulary of {}", *begin, vocab_size);
+  return *begin;
 }
 
-BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
+data::SpecialTokens special_tokens_of(const config::Data& data) {
+  try {
+    std::vector<std::filesystem::path> paths;
+    for (const DomainFiles& files : find_files(data.train))
+      paths.insert(paths.end(), files.paths.begin(), files.paths.end());
+    return data::special_tokens_beside(paths);
+  } catch (const InputError&) {
+    return {};
+  }
+}
+
+BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> begin_token,
                            std::int64_t sliding_window, Device device, std::int64_t n_micro_batches)
-    : eot_token_(eot_token), sliding_window_(sliding_window), micro_size_(3 * n_seq * seq_len + 2 + n_seq) {
+    : begin_token_(begin_token), sliding_window_(sliding_window), micro_size_(3 * n_seq * seq_len + 2 + n_seq) {
   const std::int64_t T = n_seq * seq_len, bytes = micro_size_ * size_of(DType::i32);
   const auto batch_at = [&](std::byte* memory, Device where) {
     auto* const first = reinterpret_cast<std::int32_t*>(memory);
@@ -117,7 +129,7 @@ void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> wi
   for (std::size_t i = 0; i < seq_len; ++i) {
     const auto position = static_cast<std::int64_t>(i);
     const bool real = i < inputs;
-    if (real && eot_token_ && window[i] == *eot_token_) document = position;
+    if (real && begin_token_ && window[i] == *begin_token_) document = position;
     token[i] = real ? window[i] : -1;
     target[i] = real ? window[i + 1] : -1;
     const std::int64_t window_begin = sliding_window_ > 0 ? position - sliding_window_ + 1 : 0;

@@ -19,6 +19,7 @@ struct Domain {
   std::string name;
   std::optional<double> weight;
   data::TokenStream stream;
+  std::vector<std::uint32_t> crc_of_shard;  // of its tokens
 };
 
 // Opens the entries of one list; those of one domain become one stream, in the order of the list. Every token
@@ -26,16 +27,21 @@ struct Domain {
 // vocabulary.
 std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size);
 
-// The token that begins a document, for data.document_mask: what the configuration says, or else meta.json
-// beside the shards. Throws InputError where neither knows, or the files disagree.
-std::int64_t find_eot_token(const config::Data& data, std::int64_t vocab_size);
+// The token that begins a document, for data.document_mask: what the configuration says (data.begin_token, or
+// else data.eot_token), or else meta.json beside the shards. Throws InputError where neither knows, or the
+// files disagree.
+std::int64_t find_begin_token(const config::Data& data, std::int64_t vocab_size);
+
+// What meta.json beside the training shards says of their documents; none where it is not there or the files
+// disagree.
+data::SpecialTokens special_tokens_of(const config::Data& data);
 
 // The micro-batches of one step: written on the host, read on the device one after the other.
 class BatchBuffers {
  public:
-  // With `eot_token`, attention does not cross it: each occurrence begins a document. `sliding_window` as in
+  // With `begin_token`, attention does not cross it: each occurrence begins a document. `sliding_window` as in
   // config::Model: a token sees itself and the sliding_window - 1 before it; 0: all.
-  BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> eot_token,
+  BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> begin_token,
                std::int64_t sliding_window, Device device = Device::cpu, std::int64_t n_micro_batches = 1);
 
   // Sequence b of a micro-batch := inputs window[0 .. n-1), each predicting the next, n = window.size() <=
@@ -54,7 +60,7 @@ class BatchBuffers {
   const model::Batch& on_host(std::int64_t micro = 0) const { return host_[static_cast<std::size_t>(micro)]; }
 
  private:
-  std::optional<std::int64_t> eot_token_;
+  std::optional<std::int64_t> begin_token_;
   std::int64_t sliding_window_, micro_size_;
   AlignedBuffer staging_, memory_;
   std::vector<model::Batch> host_;  // views of staging_

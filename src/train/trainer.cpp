@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -8,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "config/load.h"
+#include "config/names.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/attention.h"
@@ -15,10 +18,14 @@
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
+#include "router/registry.h"
+#include "train/checkpoint_rotation.h"
 #include "train/console.h"
+#include "train/data_fingerprint.h"
 #include "train/evaluator.h"
-#include "train/model_directory.h"
+#include "train/product_rate.h"
 #include "train/schedule.h"
+#include "train/tokenizer_record.h"
 
 namespace switchyard::train {
 
@@ -28,6 +35,15 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff et al., arXiv 2305.16264
+
+// Bytes of the process's largest resident set.
+std::int64_t peak_memory() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
 }
 
 std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& domains) {
@@ -45,6 +61,20 @@ std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
     keys.push_back(std::move(key));
   }
   return fmt::format("{}", fmt::join(keys, ", "));
+}
+
+// "router.type is "lpr", in the checkpoint "top_p"; ..."
+std::string router_differences(const config::Run& run, const Checkpoint& checkpoint) {
+  const auto section = [](const std::string& text) {
+    return nlohmann::json::parse(text).value("router", nlohmann::json::object());
+  };
+  const auto here = section(run.resolved_json), there = section(checkpoint.run_config_json());
+  std::vector<std::string> differences;
+  for (const auto& [key, value] : here.items())
+    if (there.contains(key) && there[key] != value)
+      differences.push_back(
+          fmt::format("router.{} is {}, in the checkpoint {}", key, value.dump(), there[key].dump()));
+  return fmt::format("{}", fmt::join(differences, "; "));
 }
 
 void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
@@ -100,8 +130,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
     : run_(run),
       communicator_(communicator),
       micro_batches_(run.train.global_batch_size / run.train.micro_batch_size),
-      eot_token_(run.data.document_mask ? std::optional(find_eot_token(run.data, run.model.vocab_size))
-                                        : std::nullopt),
+      begin_token_(run.data.document_mask ? std::optional(find_begin_token(run.data, run.model.vocab_size))
+                                          : std::nullopt),
       train_domains_(open_domains(run.data.train, run.model.vocab_size)),
       val_domains_(open_domains(run.data.validation, run.model.vocab_size)),
       sampler_(sampler_domains(train_domains_), run.train.seq_len, run.train.seed),
@@ -113,7 +143,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
                  static_cast<std::int64_t>(train_domains_.size())),
       flop_counter_(model_),
       load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
-      buffers_(run.train.micro_batch_size, run.train.seq_len, eot_token_, run.model.sliding_window, device,
+      buffers_(run.train.micro_batch_size, run.train.seq_len, begin_token_, run.model.sliding_window, device,
                micro_batches_),
       domain_MB_(static_cast<std::size_t>(micro_batches_),
                  std::vector<std::size_t>(static_cast<std::size_t>(run.train.micro_batch_size))),
@@ -152,14 +182,21 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
         "are rounded and multiplied in float32, which is slower than \"float32\"");
   model_.plan(run.train.micro_batch_size, run.train.seq_len, ctx_, run.train.recompute);
   state_.seed = run.train.seed;
+  data_fingerprint_ = data_fingerprint(train_domains_, val_domains_, run_.data);
   if (resume.checkpoint) {
     const Checkpoint checkpoint(*resume.checkpoint);
     checkpoint.check_resumable(run_);
+    check_data(checkpoint, resume.allow_new_data);
     warn_of_changes(checkpoint);
-    checkpoint.load_weights(model_.parameters());
-    checkpoint.load_state(model_.parameters(),
-                          std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
-    state_ = checkpoint.state();
+    try {
+      load(checkpoint);
+    } catch (const InputError&) {
+      // Its files are whole (the manifest says so): what does not fit is what another router keeps.
+      const std::string differences = router_differences(run_, checkpoint);
+      if (differences.empty()) throw;
+      throw_input("{}: cannot be resumed with this configuration: {}; use the checkpoint's or start a new run",
+                  checkpoint.path().string(), differences);
+    }
   } else {
     model_.parameters().initialise(run.train.seed);
     if (resume.initial_weights) {
@@ -167,26 +204,105 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       directory.check_model(run_.model);
       directory.weights().load(run_.model, model_.parameters());
       log_info(fmt::format("begins with the weights of {}", directory.path().string()));
+      warn_of_other_tokens(directory);
     }
+    model_.round_weights(ctx_);
   }
-
-  model_.round_weights(ctx_);
   if (ctx_.device != Device::cpu) rehearse();
 
   directory_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse);
-  MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
-  metrics_.emplace(directory_->metrics_path());
-  if (run_.log.tensorboard) tensorboard_.emplace(directory_->tensorboard_path(), state_.step);
+  open_logs();
+  product_rate_ = measure_product_rate(ctx_);
 
   if (ctx_.device != Device::cpu) log_info("computes on " + ops::describe_device(ctx_.device));
   log_info(fmt::format("{:.1f}M parameters; {} threads; memory:",
                        static_cast<double>(model_.parameters().count()) * 1e-6, thread_count()));
   for (const std::string& line : table_of(memory_)) log_info(line);
-  for (const Domain& domain : train_domains_)
-    log_info(fmt::format("data: domain {}: {} tokens in {} shard{}", domain.name, domain.stream.size(),
-                         domain.stream.shards().size(), domain.stream.shards().size() == 1 ? "" : "s"));
+  if (product_rate_ > 0)
+    log_info(fmt::format("this machine multiplies matrices in {} at {:.0f} GFLOP/s", name_of(run_.train.dtype),
+                         product_rate_ * 1e-9));
+  describe_data();
   if (resume.checkpoint)
     log_info(fmt::format("resumed from {} after step {}", resume.checkpoint->string(), state_.step));
+}
+
+void Trainer::load(const Checkpoint& checkpoint) {
+  checkpoint.load_weights(model_.parameters());
+  checkpoint.load_state(model_.parameters(),
+                        std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
+  model_.round_weights(ctx_);
+  state_ = checkpoint.state();
+}
+
+// What a resumed run, or one that went back, writes goes on from its step.
+void Trainer::open_logs() {
+  metrics_.reset();
+  MetricsLog::truncate_after(directory_->metrics_path(), state_.step);
+  metrics_.emplace(directory_->metrics_path());
+  if (run_.log.tensorboard) tensorboard_.emplace(directory_->tensorboard_path(), state_.step);
+}
+
+// How often so many samples of the run show the whole of a domain.
+double Trainer::epochs_of(std::uint64_t samples, std::size_t domain) const {
+  const double share =
+      static_cast<double>(sampler_.samples_per_block()[domain]) / static_cast<double>(data::Sampler::kMixBlock);
+  const auto windows = (train_domains_[domain].stream.size() - 1) / run_.train.seq_len;
+  return static_cast<double>(samples) * share / static_cast<double>(windows);
+}
+
+double Trainer::most_epochs() const {
+  double most = 0;
+  for (std::size_t d = 0; d < train_domains_.size(); ++d) most = std::max(most, epochs_of(state_.samples, d));
+  return most;
+}
+
+void Trainer::describe_data() const {
+  const auto samples = static_cast<std::uint64_t>(run_.train.steps * run_.train.global_batch_size);
+  std::string repeated;
+  for (std::size_t d = 0; d < train_domains_.size(); ++d) {
+    const Domain& domain = train_domains_[d];
+    const double epochs = epochs_of(samples, d);
+    log_info(fmt::format("data: domain {}: {} tokens in {} shard{}; the run reads them {:.3g} times",
+                         domain.name, domain.stream.size(), domain.stream.shards().size(),
+                         domain.stream.shards().size() == 1 ? "" : "s", epochs));
+    if (epochs > kManyEpochs)
+      repeated += fmt::format("{}{} {:.3g} times", repeated.empty() ? "" : ", ", domain.name, epochs);
+  }
+  if (!repeated.empty())
+    log_warning(
+        fmt::format("the data repeat: domain {}; beyond {} times a model learns little more from them; "
+                    "add data or lower train.steps",
+                    repeated, kManyEpochs));
+}
+
+// Samples would be repeated and left out without a word.
+void Trainer::check_data(const Checkpoint& checkpoint, bool allow_new) const {
+  if (checkpoint.data().empty())
+    return log_warning(checkpoint.path().string() +
+                       ": has no fingerprint of its data, so whether they are these cannot be checked");
+  const std::string difference = first_difference_of_data(checkpoint.data(), data_fingerprint_);
+  if (difference.empty()) return;
+  if (!allow_new)
+    throw_input(
+        "{}: cannot be resumed with other data: {}; give the data that the run began with, or go on with these "
+        "by --allow-new-data",
+        checkpoint.path().string(), difference);
+  log_warning("goes on with other data than the checkpoint's: " + difference);
+}
+
+void Trainer::warn_of_other_tokens(const ModelDirectory& directory) const {
+  const data::SpecialTokens data = special_tokens_of(run_.data),
+                            model = special_tokens_of_model(directory.path());
+  const auto compare = [&](const char* what, std::optional<std::int64_t> here,
+                           std::optional<std::int64_t> there) {
+    if (here && there && *here != *there)
+      log_warning(
+          fmt::format("documents of the training data {} with token {}, those that {} was trained on with "
+                      "{}; prepare the data with that model's tokenizer",
+                      what, *here, directory.path().string(), *there));
+  };
+  compare("begin", data.begin, model.begin);
+  compare("end", data.eot, model.eot);
 }
 
 // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, so that a model
@@ -206,6 +322,19 @@ void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
   log_warning(
       "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
       differing_keys(before, now));
+  const std::int64_t next = checkpoint.state().step + 1;
+  if (next > run_.train.steps ||
+      before.value("train", nlohmann::json()) == now.value("train", nlohmann::json()))
+    return;
+  const double was = learning_rate(config::parse_run(checkpoint.run_config_json(), checkpoint.path().string(),
+                                                     {}, router::router_schemas())
+                                       .train,
+                                   next),
+               is = learning_rate(run_.train, next);
+  if (std::abs(is - was) > 1e-3 * std::max(is, was))
+    log_warning(
+        fmt::format("the learning rate of step {} is {:.2e}; the checkpoint's configuration has {:.2e} there",
+                    next, is, was));
 }
 
 void Trainer::read_data() {
@@ -361,17 +490,77 @@ Trainer::StepResult Trainer::step() {
   }
   communicator_.all_reduce_sum(parameters.grads());
   if (!needs_sums) sum_over_ranks();
-  optimizer_.update(parameters, figures_.on_device().slice(kGradSquares, 1), result.lr, state_.step + 1, ctx_);
+  const Tensor grad_squares_1 = figures_.on_device().slice(kGradSquares, 1);
+  optimizer_.measure(parameters, grad_squares_1, ctx_);
   read_back(result, mtp_share_K);
-  if (!std::isfinite(result.loss + result.mtp_loss)) stop_for_loss();
-  if (!std::isfinite(result.grad_norm)) stop_for_gradient();
-  model_.after_step(global_count_LE_, statistics_S_, ctx_);
-  load_average_.update(step_load_);
+  result.spike = reason_to_leave_out(result);
+  if (result.spike.empty()) {
+    optimizer_.update(parameters, grad_squares_1, result.lr, state_.updates + 1, ctx_);
+    model_.after_step(global_count_LE_, statistics_S_, ctx_);
+    load_average_.update(step_load_);
+    learned(run_.train.spike, state_.spikes, result.loss, result.grad_norm);
+    state_.updates += 1;
+  } else {
+    left_out(state_.spikes);
+  }
 
   state_.step += 1;
   state_.tokens += batch_tokens;
   state_.samples += static_cast<std::uint64_t>(run_.train.global_batch_size);
   return result;
+}
+
+// Before the optimizer and the routers learn from a step. A loss that is not finite ends the run where the run
+// is too young to tell a bad batch from bad weights, or where the weights themselves are not finite and there
+// is nothing to go back to.
+std::string Trainer::reason_to_leave_out(const StepResult& result) const {
+  const double loss = result.loss + result.mtp_loss;
+  const bool finite = std::isfinite(loss) && std::isfinite(result.grad_norm);
+  if (!finite && (!detects_spikes() || state_.spikes.losses.size() < kLeastHistory ||
+                  (!weights_are_finite() && !find_latest(directory_->path())))) {
+    if (!std::isfinite(loss)) stop_for_loss();
+    stop_for_gradient();
+  }
+  if (!detects_spikes()) return "";
+  return spike_reason(run_.train.spike, state_.spikes, std::isfinite(loss) ? result.loss : loss,
+                      result.grad_norm);
+}
+
+bool Trainer::weights_are_finite() const {
+  Context ctx(ctx_.device);
+  return std::isfinite(ops::sum_of_squares(model_.parameters().values(), ctx));
+}
+
+void Trainer::go_back(const StepResult& result) {
+  constexpr std::int64_t kMostTimesBack = 3;
+  std::vector<std::filesystem::path> good;  // newest first
+  for (const std::int64_t step : checkpoint_steps(directory_->path())) {
+    const std::filesystem::path path = checkpoint_path(directory_->path(), step);
+    if (step <= state_.step && read_run_state(path).spikes.skipped_in_row == 0) good.insert(good.begin(), path);
+  }
+  if (good.empty() || times_back_ == kMostTimesBack)
+    throw_run(
+        "step {}: {} steps in a row were left out (train.spike), of the last one {}; {}; lower train.lr, raise "
+        "train.warmup_ratio, or look at the data",
+        state_.step, state_.spikes.skipped_in_row, result.spike,
+        good.empty()
+            ? "there is no checkpoint to go back to"
+            : fmt::format("going back {} times has not helped, the last time to {}", times_back_,
+                          good[std::min(good.size(), static_cast<std::size_t>(times_back_)) - 1].string()));
+  // Each time in a row one checkpoint farther: the newest may have been on its way already.
+  const std::filesystem::path& target = good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
+  const RunState before = state_;
+  load(Checkpoint(target));
+  state_.samples = before.samples;
+  state_.train_seconds = before.train_seconds;
+  state_.spikes.skipped = before.spikes.skipped;
+  state_.spikes.rollbacks = before.spikes.rollbacks + 1;
+  ++times_back_;
+  open_logs();
+  log_warning(
+      fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
+                  "data behind sample {}",
+                  before.step, before.spikes.skipped_in_row, result.spike, target.string(), before.samples));
 }
 
 std::string Trainer::last_checkpoint_note() const {
@@ -419,14 +608,32 @@ router::BalanceFigures Trainer::headline_figures() const {
   return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.n_main_routers())));
 }
 
-// Of the forward pass, a token: what was computed, what it would be with every slot taken, and the share saved.
-void Trainer::add_flops(MetricsRecord& record) const {
+std::vector<double> Trainer::step_slots() const {
   std::vector<double> slot_L;
   for (std::int64_t l = 0; l < model_.n_main_routers(); ++l) slot_L.push_back(step_load_.slots(l));
+  return slot_L;
+}
+
+// Of the forward pass, a token: what was computed, what it would be with every slot taken, and the share saved.
+void Trainer::add_flops(MetricsRecord& record) const {
   const double tokens = static_cast<double>(step_tokens_.tokens);
-  const double real = flop_counter_.count(step_tokens_, slot_L).total() / tokens;
+  const double real = flop_counter_.count(step_tokens_, step_slots()).total() / tokens;
   const double all = flop_counter_.count_static(step_tokens_).total() / tokens;
   record.add("flops_per_token", real).add("flops_per_token_static", all).add("flops_saved", 1 - real / all);
+}
+
+// When, how long, with how much memory, and at which share of the machine's rate of products the step ran. A
+// training step is three times its forward pass: the gradients of inputs and of weights are a product each.
+void Trainer::add_machine(MetricsRecord& record, double tokens_per_second) const {
+  record
+      .add("wall_time",
+           std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count())
+      .add("train_seconds", state_.train_seconds)
+      .add("memory_bytes", peak_memory());
+  if (product_rate_ > 0)
+    record.add("product_rate_share", 3 * flop_counter_.count(step_tokens_, step_slots()).total() /
+                                         static_cast<double>(step_tokens_.tokens) * tokens_per_second /
+                                         product_rate_);
 }
 
 void Trainer::write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation) {
@@ -434,6 +641,10 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
   record.add("step", state_.step).add("tokens", state_.tokens).add("loss", result.loss);
   if (model_.n_mtp_depths() > 0) record.add("mtp_loss", result.mtp_loss);
   record.add("lr", result.lr).add("grad_norm", result.grad_norm).add("tokens_per_second", tokens_per_second);
+  add_machine(record, tokens_per_second);
+  record.add("epoch", most_epochs())
+      .add("skipped", state_.spikes.skipped)
+      .add("rollbacks", state_.spikes.rollbacks);
   const auto layers = load_average_.figures();
   add_figures(record, headline_figures());
   record.add("balance_loss", result.auxiliary.balance)
@@ -464,11 +675,13 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
   if (tensorboard_) tensorboard_->append(state_.step, record.json());
 }
 
-void Trainer::save() {
+void Trainer::save(const EvalResult* validation) {
   metrics_->sync();  // so that the lines up to a checkpoint are on the disk when it is
+  state_.val_loss = validation ? std::optional(validation->loss) : std::nullopt;
   save_checkpoint(directory_->path(), model_.parameters(), state_, run_,
-                  std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
-  prune_checkpoints(directory_->path(), run_.checkpoint.keep);
+                  std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
+  prune_checkpoints(directory_->path(), run_.checkpoint);
+  if (state_.spikes.skipped_in_row == 0) times_back_ = 0;
 }
 
 RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
@@ -478,14 +691,14 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
   const EvalSettings eval_settings{.seq_len = run_.train.seq_len,
                                    .batch = run_.train.micro_batch_size,
                                    .max_tokens = run_.train.eval_tokens,
-                                   .eot_token = eot_token_};
+                                   .begin_token = begin_token_};
   if (state_.step >= steps)
     console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
   const auto due = [&](std::int64_t every) {
     return state_.step == steps || (every > 0 && state_.step % every == 0);
   };
-  const Clock::time_point start = Clock::now();
-  const std::int64_t first_step = state_.step;
+  Clock::time_point start = Clock::now(), last_save = start, last_step = start;
+  std::int64_t first_step = state_.step;
   bool stopped = false;
   while (state_.step < steps && !stopped) {
     const Clock::time_point step_start = Clock::now();
@@ -499,10 +712,25 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
       validation = evaluate(model_, val_domains_, eval_settings, ctx_);
       ctx_.attention = run_.train.attention;
     }
-    write_metrics(result, tokens_per_second, validation ? &*validation : nullptr);
-    if (due(run_.checkpoint.every) || stopped) {
+    state_.train_seconds += seconds_since(last_step);
+    last_step = Clock::now();
+    const EvalResult* const evaluated = validation ? &*validation : nullptr;
+    write_metrics(result, tokens_per_second, evaluated);
+    if (!result.spike.empty()) {
       console.clear_bar();
-      save();
+      if (state_.spikes.skipped_in_row >= run_.train.spike.patience || !weights_are_finite()) {
+        go_back(result);
+        start = Clock::now();
+        first_step = state_.step;
+        continue;
+      }
+      log_warning(fmt::format("step {} is left out: {}", state_.step, result.spike));
+    }
+    const double minutes = run_.checkpoint.every_minutes;
+    if (due(run_.checkpoint.every) || stopped || (minutes > 0 && seconds_since(last_save) >= 60 * minutes)) {
+      console.clear_bar();
+      save(evaluated);
+      last_save = Clock::now();
     }
 
     StepReport report{.step = state_.step,
@@ -519,6 +747,9 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     if (model_.n_routers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
+  if (state_.spikes.skipped > 0)
+    log_warning(fmt::format("{} steps were left out (train.spike), and the run went back {} times",
+                            state_.spikes.skipped, state_.spikes.rollbacks));
   metrics_->close();
   if (tensorboard_) tensorboard_->close();
   return stopped && state_.step < steps ? RunEnd::interrupted : RunEnd::finished;

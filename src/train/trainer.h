@@ -23,6 +23,7 @@
 #include "train/host_record.h"
 #include "train/memory_plan.h"
 #include "train/metrics_log.h"
+#include "train/model_directory.h"
 #include "train/optimizer.h"
 #include "train/run_directory.h"
 #include "train/tensorboard_log.h"
@@ -35,6 +36,7 @@ struct Resume {
   std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
   // Where the weights of a run from the start come from (model_directory.h); none: they are random.
   std::optional<std::filesystem::path> initial_weights = std::nullopt;
+  bool allow_new_data = false;  // go on although the data are not those of the checkpoint
 };
 
 enum class RunEnd { finished, interrupted };
@@ -47,7 +49,7 @@ class Trainer {
           parallel::Communicator& communicator, Device device = Device::cpu);
 
   // Trains up to train.steps, or until `stop_requested` reads true after a step; then saves and returns. Throws
-  // RunError where a loss or gradient is not finite.
+  // RunError where a loss or gradient is not finite and train.spike cannot leave the step out or go back.
   RunEnd run(const volatile std::sig_atomic_t& stop_requested);
 
  private:
@@ -58,8 +60,15 @@ class Trainer {
     double lr = 0;
     router::AuxiliaryLossValues auxiliary;
     double router_loss = 0;  // the routers' own
+    std::string spike;       // why the step was left out (train/spike.h); empty: it was learned from
   };
+  // One step, learned from or left out. Advances the run by a step either way.
   StepResult step();
+  std::string reason_to_leave_out(const StepResult& result) const;
+  bool detects_spikes() const {
+    return run_.train.spike.deviations > 0 || run_.train.spike.grad_norm_factor > 0;
+  }
+  bool weights_are_finite() const;
   std::int64_t micro_tokens() const { return run_.train.micro_batch_size * run_.train.seq_len; }
   router::BalanceFigures headline_figures() const;
   void rehearse();
@@ -69,7 +78,7 @@ class Trainer {
   std::vector<double> count_mtp_targets();
   // Whether all micro-batches have the same targets: with a document mask, those of multi-token prediction
   // differ.
-  bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !eot_token_; }
+  bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !begin_token_; }
   void count_global_batch();
   // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
   void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
@@ -78,10 +87,24 @@ class Trainer {
   void add_to_global_sums();
   void sum_over_ranks();
   void read_back(StepResult& result, std::span<const double> mtp_share_K);
+  std::vector<double> step_slots() const;  // that experts took, of each main layer with experts
   void add_flops(MetricsRecord& record) const;
+  void add_machine(MetricsRecord& record, double tokens_per_second) const;
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
-  void save();
+  void save(const EvalResult* validation);
+  // Loads weights, moments and all else of a checkpoint.
+  void load(const Checkpoint& checkpoint);
+  void open_logs();
+  // After too many steps in a row that were left out: the run stands where its last good checkpoint does, and
+  // its data go on behind the ones that were left out. Throws RunError where there is none, or where going back
+  // has not helped.
+  void go_back(const StepResult& result);
   void warn_of_changes(const Checkpoint& checkpoint) const;
+  void check_data(const Checkpoint& checkpoint, bool allow_new) const;
+  void warn_of_other_tokens(const ModelDirectory& directory) const;
+  double epochs_of(std::uint64_t samples, std::size_t domain) const;
+  double most_epochs() const;  // of any domain, as far as the run has come
+  void describe_data() const;
   [[noreturn]] void stop_for_loss() const;
   [[noreturn]] void stop_for_gradient() const;
   std::string last_checkpoint_note() const;
@@ -89,7 +112,7 @@ class Trainer {
   config::Run run_;
   parallel::Communicator& communicator_;
   std::int64_t micro_batches_;
-  std::optional<std::int64_t> eot_token_;
+  std::optional<std::int64_t> begin_token_;
   std::vector<Domain> train_domains_, val_domains_;
   data::Sampler sampler_;
   Context ctx_;
@@ -102,6 +125,9 @@ class Trainer {
   model::TokenCounts step_tokens_;
   LoadAverage load_average_;
   RunState state_;
+  std::string data_fingerprint_;
+  double product_rate_ = 0;      // FLOP/s; 0: not known
+  std::int64_t times_back_ = 0;  // since the last good checkpoint
   BatchBuffers buffers_;
   ops::Replay micro_step_, count_step_;
   std::vector<std::vector<std::size_t>> domain_MB_;  // M micro-batches

@@ -132,6 +132,7 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
     losses.compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
                    batch.tokens_B, {.n_tokens = B * S, .n_sequences = B, .count_LE = counts}, ctx);
     model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
+    optimizer.measure(model.parameters(), Tensor(values, Shape{1}, DType::f64), ctx);
     optimizer.update(model.parameters(), Tensor(values, Shape{1}, DType::f64), run.train.lr, ++step, ctx);
     model.after_step(counts, model.routing_statistics(), ctx);
   });

@@ -6,7 +6,8 @@ import math
 import harness
 from harness import CliTest, STEPS, tiny_config
 
-STEP_KEYS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "gini", "min_max", "cv", "max_vio",
+STEP_KEYS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "wall_time", "train_seconds",
+             "memory_bytes", "product_rate_share", "epoch", "skipped", "rollbacks", "gini", "min_max", "cv", "max_vio",
              "utilisation", "layers")
 LAYER_KEYS = ("gini", "min_max", "cv", "max_vio", "utilisation")
 
