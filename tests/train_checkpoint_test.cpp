@@ -266,6 +266,19 @@ TEST(Checkpoint, PruneKeepsTheBestAndEveryNth) {
   EXPECT_EQ(find_latest(place.path()), checkpoints / "step_000006");
 }
 
+TEST(Checkpoint, PruneKeepsWhatARunAmidSpikesMayGoBackTo) {
+  const TempDir place;
+  Trained trained(1.0f);
+  for (int step = 1; step <= 4; ++step) {
+    RunState state{step, step * 1000, static_cast<std::uint64_t>(step) * 4, 5};
+    state.spikes.skipped_in_row = std::max(0, step - 1);
+    trained.save(place.path(), state);
+    prune_checkpoints(place.path(), {.keep = 1});
+  }
+  EXPECT_EQ(names_in(place.path() / "checkpoints"),
+            (std::vector<std::string>{"latest", "step_000001", "step_000004"}));
+}
+
 TEST(Checkpoint, ARunThatDivergesDoesNotTakeThePlaceOfWhatItHadReached) {
   const TempDir place;
   Trained trained(1.0f);

@@ -65,6 +65,9 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
     if (checkpoint_path(run_directory, step).filename().string() == latest) stay.insert(step);
     if (options.keep_every > 0 && step % options.keep_every == 0) stay.insert(step);
   }
+  const auto good = std::find_if(states.rbegin(), states.rend(),
+                                 [](const RunState& state) { return state.spikes.skipped_in_row == 0; });
+  if (good != states.rend()) stay.insert(good->step);
   if (const auto reached = lowest(states, train_loss)) {
     const auto of = [&](std::int64_t step) {
       return *train_loss(*std::find_if(states.begin(), states.end(),

@@ -699,7 +699,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
   };
   Clock::time_point start = Clock::now(), last_save = start, last_step = start;
   std::int64_t first_step = state_.step;
-  bool stopped = false;
+  bool stopped = false, save_is_due = false;
   while (state_.step < steps && !stopped) {
     const Clock::time_point step_start = Clock::now();
     const StepResult result = step();
@@ -727,7 +727,12 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
       log_warning(fmt::format("step {} is left out: {}", state_.step, result.spike));
     }
     const double minutes = run_.checkpoint.every_minutes;
-    if (due(run_.checkpoint.every) || stopped || (minutes > 0 && seconds_since(last_save) >= 60 * minutes)) {
+    save_is_due =
+        save_is_due || due(run_.checkpoint.every) || (minutes > 0 && seconds_since(last_save) >= 60 * minutes);
+    // Amid steps that are left out a checkpoint would hold no newer weights, and take the place of one that the
+    // run may have to go back to.
+    if ((save_is_due && state_.spikes.skipped_in_row == 0) || stopped || state_.step == steps) {
+      save_is_due = false;
       console.clear_bar();
       save(evaluated);
       last_save = Clock::now();
