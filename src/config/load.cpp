@@ -240,6 +240,9 @@ Spike read_spike(Section& train) {
     if (!*on) spike.deviations = spike.grad_norm_factor = 0;
     return spike;
   }
+  if (json != nullptr && json->get<Json::Object>() == nullptr)
+    train.fail("spike",
+               fmt::format("is {}, expected an object, or false to leave no step out", describe(*json)));
   const std::string path = train.path_of("spike");
   Section section(json, path, train.source(), section_keys(path));
   spike.deviations = section.number("deviations", {0, 1e9}, spike.deviations);

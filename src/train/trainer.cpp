@@ -752,6 +752,10 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
     if (model_.n_routers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
+  if (state_.spikes.skipped_in_row > 0)
+    log_warning(
+        fmt::format("the run ends amid {} steps in a row that were left out: its weights are those of step {}",
+                    state_.spikes.skipped_in_row, state_.step - state_.spikes.skipped_in_row));
   if (state_.spikes.skipped > 0)
     log_warning(fmt::format("{} steps were left out (train.spike), and the run went back {} times",
                             state_.spikes.skipped, state_.spikes.rollbacks));

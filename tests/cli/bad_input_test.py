@@ -319,10 +319,11 @@ class NonFinite(CliTest):
     # steps.
     EXPLODES = {"train.lr": 1000, "train.weight_decay": 100, "train.clip_norm": 0, "train.schedule": "constant",
                 "train.warmup_ratio": 0}
+    UNWATCHED = {**EXPLODES, "train.spike": "false"}  # else the steps are left out before anything overflows
 
     def test_loss_that_is_not_finite(self):
         config = self.write_config(checkpoint__every=1, **{key.replace(".", "__"): value
-                                                           for key, value in self.EXPLODES.items()})
+                                                           for key, value in {**self.UNWATCHED, "train.spike": False}.items()})
         finished = self.fails(1, "train", config, "--out", "run",
                               names=[r"\bstep \d+", r"\blayer \d", r"mlp|attn|norm", r"finite", "step_0000"])
         step = int(re.search(r"\bstep (\d+)", finished.error)[1])
@@ -339,12 +340,20 @@ class NonFinite(CliTest):
         config = self.write_config(train__steps=10)
         self.ok("train", config, "--out", "run")
         good = harness.snapshot(self.latest("run"))
-        overrides = {**self.EXPLODES, "train.steps": 20, "checkpoint.every": 0}
+        overrides = {**self.UNWATCHED, "train.steps": 20, "checkpoint.every": 0}
         self.fails(1, "train", config, "--out", "run", "--resume", "auto",
                    *[word for key, value in overrides.items() for word in ("--set", f"{key}={value}")],
                    names=[r"\bstep 1\d\b", "step_000010"])
         self.assertTrue(good == harness.snapshot(self.latest("run")))
         self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "-")
+
+    def test_a_run_that_diverges_leaves_its_steps_out_and_ends(self):
+        config = self.write_config(train__steps=40, checkpoint__every=1, checkpoint__keep=2,
+                                   **{key.replace(".", "__"): value for key, value in self.EXPLODES.items()})
+        finished = self.fails(1, "train", config, "--out", "run",
+                              names=[r"\bstep 11\b", r"train\.spike", "twice the largest", "step_000001"])
+        self.assertIn("going back to", finished.err)
+        self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000001"])
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class Resume(CliTest):
 
         def being_written():
             return directory.is_dir() and any(
-                not re.fullmatch(r"step_\d+|latest", entry.name) for entry in directory.iterdir())
+                not re.fullmatch(r"step_\d+|latest|best", entry.name) for entry in directory.iterdir())
 
         caught = 0
         for _ in range(4):
@@ -87,7 +87,7 @@ class Resume(CliTest):
         self.assertGreater(caught, 0, "no kill fell into the writing of a checkpoint")
         self.finish_resumed("run")
         left = {entry.name for entry in directory.iterdir()}
-        self.assertEqual({name for name in left if not re.fullmatch(r"step_\d+|latest", name)}, set(),
+        self.assertEqual({name for name in left if not re.fullmatch(r"step_\d+|latest|best", name)}, set(),
                          "what the killed processes left is cleared away")
 
     def test_killed_before_the_first_checkpoint(self):

@@ -45,7 +45,7 @@ class Train(CliTest):
         self.assertLessEqual({"config.json", "run.json"}, names)
         self.assertTrue(any(name.startswith("state") and name.endswith(".safetensors") for name in names), names)
         entries = {path.name for path in (run / "checkpoints").iterdir()}
-        self.assertEqual(entries, {"step_000015", "step_000020", "latest"})
+        self.assertEqual(entries, {"step_000015", "step_000020", "latest", "best"})
 
         hf = json.loads((self.latest("run") / "config.json").read_text())
         self.assertEqual(hf["model_type"], "qwen3_moe")
