@@ -71,6 +71,7 @@ struct ReadyModel : Transformer {
       : Transformer(model, config::default_router(model.family, router::router_schemas()), dtype, training),
         loss_T({n_seq * seq_len}, dtype),
         mtp_loss_KT({std::max<std::int64_t>(1, n_mtp_depths()), n_seq * seq_len}, dtype) {
+    if (training) measure_activations(n_seq, seq_len);  // before there are parameters, as a run does it
     allocate();
     fill_weights(parameters());
     plan(n_seq, seq_len, ctx);

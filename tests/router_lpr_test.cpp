@@ -41,6 +41,9 @@ struct Fixture {
   Fixture(const config::Router& options, const RouterShape& given, std::int64_t n_seq, std::int64_t seq_len,
           DType dtype)
       : shape(given), router(make_router(options, given, "gate.", store)) {
+    // Measured before there are parameters, as a run does it: a plan may not read them.
+    Arena measure = Arena::measuring();
+    router->plan(measure, n_seq, seq_len, dtype);
     store.allocate(dtype, true);
     for (std::size_t i = 0; i < store.rows().size(); ++i) {
       const bool ones = store.rows()[i].init == Init::ones;
@@ -48,8 +51,6 @@ struct Fixture {
     }
     if (has("ema_counts"))
       fill(row("ema_counts"), std::vector<double>(static_cast<std::size_t>(shape.n_experts), 0));
-    Arena measure = Arena::measuring();
-    router->plan(measure, n_seq, seq_len, dtype);
     arena.emplace(measure.peak(), "test");
     router->plan(*arena, n_seq, seq_len, dtype);
     router->keep_statistics_in(statistics_S.emplace(Shape{router->n_statistics()}, DType::f64));

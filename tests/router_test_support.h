@@ -31,10 +31,11 @@ struct StageFixture {
   StageFixture(const config::Router& options, const RouterShape& shape, std::int64_t n_seq,
                std::int64_t seq_len, DType dtype)
       : stage(options, shape, "gate.", store), n_seq_(n_seq), seq_len_(seq_len) {
-    store.allocate(dtype, true);
+    // Measured before there are parameters, as a run does it: a plan may not read them.
     Arena measure = Arena::measuring();
     LayerSums::plan(measure, 1, n_seq, shape.n_experts);
     stage.plan(measure, n_seq, seq_len, dtype);
+    store.allocate(dtype, true);
     arena.emplace(measure.peak(), "test");
     stage.set_sums(LayerSums::plan(*arena, 1, n_seq, shape.n_experts).of(0));
     stage.plan(*arena, n_seq, seq_len, dtype);

@@ -45,7 +45,7 @@ std::vector<std::string_view> lpr_similarities() {
 
 bool compares_distributions(std::string_view similarity) {
   const NamedMetric* metric = metric_of(similarity);
-  return metric && PrototypeMetric{.similarity = metric->similarity}.of_distributions();
+  return metric && of_distributions(metric->similarity);
 }
 
 LatentSimilarity::LatentSimilarity(const config::Router& options, const RouterShape& shape,
@@ -116,18 +116,21 @@ PrototypeMetric LatentSimilarity::metric(bool backward) const {
   return metric;
 }
 
+bool LatentSimilarity::keys_have_variance() const {
+  return kind_ == Kind::metric && of_distributions(metric_similarity_);
+}
+
 bool LatentSimilarity::projects_values() const {
-  return (kind_ == Kind::cross_attention && heads_ > 1) ||
-         (kind_ == Kind::metric && metric(false).of_distributions());
+  return (kind_ == Kind::cross_attention && heads_ > 1) || keys_have_variance();
 }
 
 double LatentSimilarity::attention_scale() const { return 1 / std::sqrt(static_cast<double>(width_ / heads_)); }
 
 Tensor LatentSimilarity::key_log_var() const {
-  return kind_ == Kind::metric && metric(false).of_distributions() ? store_.value(key_log_var_) : Tensor();
+  return keys_have_variance() ? store_.value(key_log_var_) : Tensor();
 }
 Tensor LatentSimilarity::key_log_var_grad() const {
-  return kind_ == Kind::metric && metric(false).of_distributions() ? store_.grad(key_log_var_) : Tensor();
+  return keys_have_variance() ? store_.grad(key_log_var_) : Tensor();
 }
 
 void LatentSimilarity::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {

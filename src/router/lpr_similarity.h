@@ -50,6 +50,7 @@ class LatentSimilarity {
   void apply(Tensor out, const Linear& linear, Tensor in, Context& ctx) const;
   void apply_backward(Tensor din, Tensor dout, const Linear& linear, Tensor in, Context& ctx) const;
   PrototypeMetric metric(bool backward) const;
+  bool keys_have_variance() const;
   bool projects_values() const;  // V is not made of the keys as they are
   double attention_scale() const;
   void head_scores(Tensor score_TE, std::int64_t head, Context& ctx) const;
