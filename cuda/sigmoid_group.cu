@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/expert_groups.h"
+#include "core/slot_weighting.h"
 #include "numeric.h"
 #include "tokens.h"
 
@@ -90,13 +91,17 @@ __global__ void __launch_bounds__(kBlockThreads)
   chosen_TK[t][k] = expert >= 0 ? score_TE[t][expert] : 0;
 }
 
+__device__ __forceinline__ float inverse_sum(const float* score, int n) {
+  return 1 / (sum_over_lanes(n, [&](int e) { return score[e]; }) + static_cast<float>(kScoreSumEps));
+}
+
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
     row_share_forward_kernel(Rows<float> prob_TE, Rows<const float> score_TE, std::int64_t n_tokens,
                              int n_experts) {
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
   const float* const score = score_TE[t];
-  const float inverse = 1 / sum_over_lanes(n_experts, [&](int e) { return score[e]; });
+  const float inverse = inverse_sum(score, n_experts);
   for (int e = lane_of_warp(); e < n_experts; e += kWarp) prob_TE[t][e] = score[e] * inverse;
 }
 
@@ -106,7 +111,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
   const float *const dprob = dprob_TE[t], *const prob = prob_TE[t], *const score = score_TE[t];
-  const float inverse = 1 / sum_over_lanes(n_experts, [&](int e) { return score[e]; });
+  const float inverse = inverse_sum(score, n_experts);
   const float mean = sum_over_lanes(n_experts, [&](int e) { return dprob[e] * prob[e]; });
   for (int e = lane_of_warp(); e < n_experts; e += kWarp) dscore_TE[t][e] += (dprob[e] - mean) * inverse;
 }

@@ -173,15 +173,16 @@ TEST(GatherSlots, ByHand) {
 TEST(RowShare, ByHand) {
   for (const DType dtype : kTypes) {  // powers of two: exact in both
     PoisonedContext ctx;
-    const OwnedTensor score({2, 2}, dtype), prob({2, 2}, dtype), dprob({2, 2}, dtype), dscore({2, 2}, dtype);
-    fill(score, {1, 3, 0.5, 0});
+    const OwnedTensor score({3, 2}, dtype), prob({3, 2}, dtype), dprob({3, 2}, dtype), dscore({3, 2}, dtype);
+    fill(score, {1, 3, 0.5, 0, 0, 0});
     ops::row_share_forward(prob, score, ctx);
-    EXPECT_EQ(values(prob), (Numbers{0.25, 0.75, 1, 0}));
-    fill(dprob, {8, 16, 1, 2});
-    fill(dscore, {100, 100, 100, 100});
+    EXPECT_EQ(values(prob), (Numbers{0.25, 0.75, 1, 0, 0, 0}));
+    fill(dprob, {8, 16, 1, 2, 0, 0});
+    fill(dscore, {100, 100, 100, 100, 100, 100});
     ops::row_share_backward(dscore, dprob, prob, score, ctx);
-    // Row 0: sum_e dprob prob = 14, the sum of the scores 4; row 1: 1 and 1/2.
-    EXPECT_EQ(values(dscore), (Numbers{100 - 1.5, 100.5, 100, 102}));
+    // Row 0: sum_e dprob prob = 14, the sum of the scores 4; row 1: 1 and 1/2; row 2 has no scores and no
+    // gradient.
+    EXPECT_EQ(values(dscore), (Numbers{100 - 1.5, 100.5, 100, 102, 100, 100}));
   }
 }
 

@@ -3,6 +3,10 @@
 
 namespace switchyard {
 
+// Added to a sum of sigmoid scores before it divides, as in DeepSeek-V3: far from every expert all scores of a
+// token are 0.
+constexpr double kScoreSumEps = 1e-20;
+
 struct SlotWeighting {
   bool normalise = false;  // divide by the sum over the token's slots, plus eps
   double scale = 1.0;      // multiplies the result

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/expert_groups.h"
+#include "core/slot_weighting.h"
 #include "cpu/reduce.h"
 #include "cpu/vector_math.h"
 
@@ -90,6 +91,15 @@ void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK) {
     }
 }
 
+namespace {
+
+template <class T>
+T inverse_sum(const T* score, std::int64_t n) {
+  return static_cast<T>(1 / (sum_in_lanes(n, [=](std::int64_t e) { return score[e]; }) + kScoreSumEps));
+}
+
+}  // namespace
+
 template <class T>
 void row_share_forward(Tensor prob_TE, Tensor score_TE) {
   const Rows<T> prob_rows(prob_TE), score_rows(score_TE);
@@ -97,7 +107,7 @@ void row_share_forward(Tensor prob_TE, Tensor score_TE) {
 #pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
     const T* score = score_rows[t];
-    const T inverse = static_cast<T>(1 / sum_in_lanes(E, [=](std::int64_t e) { return score[e]; }));
+    const T inverse = inverse_sum(score, E);
 #pragma omp simd
     for (std::int64_t e = 0; e < E; ++e) prob_rows[t][e] = score[e] * inverse;
   }
@@ -110,7 +120,7 @@ void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tenso
 #pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
     const T *score = score_rows[t], *prob = prob_rows[t], *dprob = dprob_rows[t];
-    const T inverse = static_cast<T>(1 / sum_in_lanes(E, [=](std::int64_t e) { return score[e]; }));
+    const T inverse = inverse_sum(score, E);
     const T mean = static_cast<T>(sum_in_lanes(E, [=](std::int64_t e) { return dprob[e] * prob[e]; }));
 #pragma omp simd
     for (std::int64_t e = 0; e < E; ++e) dscore_rows[t][e] += (dprob[e] - mean) * inverse;

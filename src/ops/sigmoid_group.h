@@ -20,9 +20,9 @@ void group_choice(Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t
 // chosen_TK[t,k] = score_TE[t, expert_TK[t,k]], 0 in a free slot. Set.
 void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& ctx);
 
-// prob_TE = score_TE / its row sum, set: what the balance loss takes for probabilities.
+// prob_TE = score_TE / (its row sum + kScoreSumEps), set: what the balance loss takes for probabilities.
 void row_share_forward(Tensor prob_TE, Tensor score_TE, Context& ctx);
-// dscore_TE += (dprob - sum_e dprob * prob) / (row sum of score_TE)
+// dscore_TE += (dprob - sum_e dprob * prob) / (row sum of score_TE + kScoreSumEps)
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE, Context& ctx);
 
 }  // namespace switchyard::ops

@@ -54,7 +54,7 @@ class Quantile final : public Router {
 
  private:
   SlotWeighting weighting() const {
-    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = 1e-20};
+    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = kScoreSumEps};
   }
 
   RouterShape shape_;
