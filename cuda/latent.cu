@@ -8,6 +8,7 @@
 #include "latent.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "for_each_pack.h"
 #include "launch.h"
@@ -268,7 +269,10 @@ struct RoutedSlots {
   std::int32_t expert[kSlots];
 };
 
-// R[t,e] = (exp(s_e - m) for the chosen, exp(-m) for the others) / their sum, with m = max(0, s): the second is
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+// R[t,e] = (exp(s_e - m) for the chosen, exp(-m) for the others) / their sum, with m = max(s, and 0 where there
+// are others): the second is
 // the same for all experts, so it is summed once, as that of expert E. Blocks (tokens, 32 columns); column d is
 // of ones. partial_BN: [E + 1, d + 1] of each block of tokens.
 __global__ void __launch_bounds__(kThreads)
@@ -282,14 +286,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int t = static_cast<int>(threadIdx.x); t < tokens; t += kThreads) {
     const float* const chosen = chosen_TK[first + t];
     const std::int32_t* const expert = expert_TK[first + t];
-    double greatest = 0;
+    double greatest = kMinusInfinity;
     int filled = 0;
     for (int k = 0; k < slots; ++k) {
       if (expert[k] < 0) continue;
       if (static_cast<double>(chosen[k]) > greatest) greatest = static_cast<double>(chosen[k]);
       ++filled;
     }
-    const double other = exp(-greatest);
+    if (filled < experts && greatest < 0) greatest = 0;
+    const double other = filled < experts ? exp(-greatest) : 0;
     double total = static_cast<double>(experts - filled) * other;
     for (int k = 0; k < slots; ++k)
       if (expert[k] >= 0) total += exp(static_cast<double>(chosen[k]) - greatest);

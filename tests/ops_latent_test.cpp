@@ -174,6 +174,20 @@ TEST(Latent, RoutedSumsAreOfTheSoftmaxOverAllExperts) {
   }
 }
 
+// Nobody else is left to take a share from, however far from 0 the scores are.
+TEST(Latent, RoutedSumsOfATokenThatHasEveryExpert) {
+  PoisonedContext ctx;
+  const OwnedTensor z({1, 1}, DType::f32), chosen({1, 2}, DType::f32), expert({1, 2}, DType::i32);
+  const OwnedTensor sum({2, 1}, DType::f64), count({2}, DType::f64);
+  fill(z, {3});
+  fill(chosen, {-2000, -2001});
+  fill(expert, {1, 0});
+  ops::routed_sums(sum, count, z, chosen, expert, ctx);
+  const double larger = 1 / (1 + std::exp(-1));
+  EXPECT_TRUE(all_near(values(count), {1 - larger, larger}, 1e-15, 1e-15));
+  EXPECT_TRUE(all_near(values(sum), {3 - 3 * larger, 3 * larger}, 1e-15, 1e-15));
+}
+
 TEST(Latent, SumsAreTheSameBitsOnAnyThreadCount) {
   const OwnedTensor z = normal({1001, 16}, DType::f32, "z"), chosen = normal({1001, 2}, DType::f32, "chosen");
   OwnedTensor expert({1001, 2}, DType::i32);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/reduce.h"
 #include "cpu/vector_math.h"
@@ -231,7 +232,8 @@ void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, T
   }
 }
 
-// R[t,e] = (exp(s_e - m) for the chosen, exp(-m) for the others) / their sum, m = max(0, s). The sum over
+// R[t,e] = (exp(s_e - m) for the chosen, exp(-m) for the others) / their sum, m = max(s, and 0 where
+// there are others). The sum over
 // tokens of z exp(-m) / sum is the same for all experts; the chosen get the rest beside it.
 template <class T>
 void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK,
@@ -245,12 +247,13 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   sum_rows(sum, N, z_Td.rows(), scratch, [&](std::int64_t t, double* partial) {
     const std::int32_t* expert = expert_rows[t];
     const T* chosen = chosen_rows[t];
-    double greatest = 0;
+    double greatest = -std::numeric_limits<double>::infinity();
     std::int64_t filled = 0;
     for (std::int64_t k = 0; k < K; ++k)
       if (expert[k] >= 0) greatest = std::max(greatest, static_cast<double>(chosen[k])), ++filled;
     if (filled == 0) return;
-    const double other = std::exp(-greatest);
+    if (filled < E) greatest = std::max(greatest, 0.0);
+    const double other = filled < E ? std::exp(-greatest) : 0;
     double total = static_cast<double>(E - filled) * other;
     for (std::int64_t k = 0; k < K; ++k)
       if (expert[k] >= 0) total += std::exp(static_cast<double>(chosen[k]) - greatest);
