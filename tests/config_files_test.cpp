@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "config/keys.h"
 #include "config/names.h"
 #include "config_samples.h"
 #include "core/file.h"
+#include "option_values.h"
 
 namespace switchyard::config {
 namespace {
@@ -115,9 +117,12 @@ TEST(ConfigFiles, TheDenseBaselineHasNoMoeLayer) {
   for (const bool moe : run.model.is_moe_layer) EXPECT_FALSE(moe);
 }
 
-// Of each "## section" of the page, the rows of its tables: key -> cell of the default.
-std::map<std::string, std::map<std::string, std::string>> documented() {
-  std::map<std::string, std::map<std::string, std::string>> sections;
+// Of each "## section" of the page, the rows of its tables, by key. A key of several families has several.
+struct Row {
+  std::string type, fallback, range, meaning;
+};
+std::map<std::string, std::multimap<std::string, Row>> documented() {
+  std::map<std::string, std::multimap<std::string, Row>> sections;
   std::istringstream page(read_text_file(source_dir() / "docs/configuration.md"));
   std::string line, section;
   while (std::getline(page, line)) {
@@ -132,7 +137,8 @@ std::map<std::string, std::map<std::string, std::string>> documented() {
     }
     EXPECT_EQ(cells.size(), 5u) << line;
     cells.resize(5);
-    sections[section][cells[0].substr(1, cells[0].size() - 2)] = cells[2];
+    sections[section].emplace(cells[0].substr(1, cells[0].size() - 2),
+                              Row{cells[1], cells[2], cells[3], cells[4]});
   }
   return sections;
 }
@@ -163,6 +169,58 @@ TEST(ConfigFiles, ThePageHasEveryKeyAndNoOther) {
   for (const std::string_view key : ignored_model_keys()) EXPECT_CONTAINS(text, fmt::format("`{}`", key));
 }
 
+// The words in backticks up to a semicolon: what stands behind it is about some of them.
+std::set<std::string> words_in(const std::string& cell) {
+  std::set<std::string> words;
+  std::istringstream parts(cell.substr(0, cell.find(';')));
+  for (std::string text; std::getline(parts, text, '`') && std::getline(parts, text, '`');) words.insert(text);
+  return words;
+}
+
+// Words are learnt from what the reader refuses, so that a new one cannot be without a row of the page.
+TEST(ConfigFiles, ThePageHasEveryWordOfEveryOption) {
+  const auto page = documented();
+  std::map<std::string, std::set<std::string>> known;  // of every layout and router together
+  std::set<std::string> switches;
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& router : router::router_schemas()) {
+      const json base = with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", router.type));
+      for (const std::string& section : test::sections())
+        for (const test::Option& option : test::options_of(base, section)) {
+          if (option.kind == test::Option::Kind::words)
+            known[option.path()].insert(option.values.begin(), option.values.end());
+          if (option.kind == test::Option::Kind::boolean) switches.insert(option.path());
+        }
+      known["router.type"].emplace(router.type);
+    }
+  const auto row_of = [&](const std::string& path) {
+    std::string section = path.substr(0, path.rfind('.'));
+    if (section == "model.rope_scaling") section = "model.rope_parameters";
+    const auto& rows = page.at(section);
+    const auto row = rows.find(path.substr(path.rfind('.') + 1));
+    return row == rows.end() ? Row{} : row->second;
+  };
+  for (const auto& [path, words] : known) {
+    const Row row = row_of(path);
+    EXPECT_EQ(row.type, "string") << path;
+    EXPECT_TRUE(row.range == "as rope_type" || words_in(row.range) == words) << path << ": " << row.range;
+    EXPECT_NE(row.meaning, "") << path;
+  }
+  for (const std::string& path : switches) EXPECT_EQ(row_of(path).type, "boolean") << path;
+
+  // What config/names.h names is among them.
+  const auto expect_all = [](const auto& values, const std::set<std::string>& in) {
+    for (const auto value : values) EXPECT_TRUE(in.contains(std::string(name_of(value)))) << name_of(value);
+  };
+  expect_all(kFamilies, words_in(row_of("model.model_type").range));
+  expect_all(kRopeTypes, known["model.rope_scaling.rope_type"]);
+  expect_all(kBalanceScopes, known["router.balance_scope"]);
+  expect_all(kSchedules, known["train.schedule"]);
+  expect_all(kRecomputes, known["train.recompute"]);
+  expect_all(kComputeTypes, known["train.dtype"]);
+  expect_all(kAttentionBackends, known["train.attention"]);
+}
+
 // The value in a cell "`a`" or "`a`; `name`: `b`": b where the run is one of `names`, else a. Empty where the
 // cell is in words.
 std::string default_in(const std::string& cell, const std::vector<std::string>& names) {
@@ -186,7 +244,7 @@ TEST(ConfigFiles, ThePagesDefaultsAreTheCodes) {
     int compared = 0;
     for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "log"}) {
       for (const auto& [key, value] : resolved[section].items()) {
-        const std::string documented_default = default_in(page.at(section).at(key), names);
+        const std::string documented_default = default_in(page.at(section).find(key)->second.fallback, names);
         if (documented_default.empty() || (key == "type" && run.contains("router"))) continue;
         const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
         EXPECT_EQ(documented_default, fmt::format("`{}`", text)) << section << "." << key;
