@@ -150,6 +150,8 @@ std::vector<const StoredTensor*> ModelWeights::match(const config::Model& model,
   std::int64_t buffers = 0, behind = 0;
   for (const auto& [name, source] : found) {
     const StoredTensor& stored = *source.tensor;
+    // transformers writes n_shared_experts 0 as a layer of width 0; nothing is in it that could be left unread.
+    if (stored.bytes.empty()) continue;
     if (name == "lm_head.weight" && model.tie_word_embeddings && embedding != nullptr) {
       const bool equal = stored.type == embedding->type && stored.shape == embedding->shape &&
                          std::memcmp(stored.bytes.data(), embedding->bytes.data(), stored.bytes.size()) == 0;
