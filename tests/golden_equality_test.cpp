@@ -1,8 +1,11 @@
 // A model of this project against the same one in `transformers`. The lists of cases stand in
 // golden_<family>_test.cpp.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "golden_support.h"
 
@@ -67,15 +70,25 @@ TEST_P(Golden, GradientsOfAllParametersAreEqual) {
   here_.loss_and_backward();
   const ParameterStore& store = here_.model().parameters();
   std::set<std::string> unseen = golden_.names("grad.");
+  const std::vector<double> all = test::values(store.grads());
+  const auto absolute = [](double a, double b) { return std::max(a, std::abs(b)); };
+  const double largest = std::accumulate(all.begin(), all.end(), 0.0, absolute);
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
     const std::string& name = store.rows()[i].name;
-    if (unseen.erase(name) == 0) continue;
-    EXPECT_TRUE(close_to(store.grad(i), golden_.expected("grad." + name), kGradient)) << name;
+    if (unseen.erase(name) > 0) {
+      EXPECT_TRUE(close_to(store.grad(i), golden_.expected("grad." + name), kGradient)) << name;
+    } else if (store.rows()[i].trained) {
+      // Zero by construction, so that rounding of terms as large as others' gradients is left.
+      const std::vector<double> own = test::values(store.grad(i));
+      EXPECT_LE(std::accumulate(own.begin(), own.end(), 0.0, absolute), 1e-6 * largest) << name;
+    }
   }
   EXPECT_TRUE(unseen.empty()) << "no gradient here for " << *unseen.begin();
 }
 
 TEST_P(Golden, WeightsAreEqualAfterFiveSteps) {
+  if (golden_.names("after5.").empty())
+    GTEST_SKIP() << "a gradient is zero by construction, and AdamW makes steps of its rounding";
   const nlohmann::json& options = golden_.optimizer();
   config::Train train;
   train.beta1 = options.at("beta1");

@@ -85,6 +85,8 @@ def fill_random(model, generator):
     """Weights that make every product of order one, away from special points: no norm of one, no bias of zero."""
     with torch.no_grad():
         for name, tensor in list(model.named_parameters()) + choice_biases(model):
+            if tensor.numel() == 0:  # n_shared_experts 0 is a layer of width 0
+                continue
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("norm.weight"):
                 tensor.copy_(1 + 0.2 * noise)
@@ -133,8 +135,10 @@ def gradients_of(model):
     return public_tensors(model.config.model_type, ((n, p.grad) for n, p in model.named_parameters()))
 
 
-def has_balance_loss(config):
-    return config.model_type in ("mixtral", "qwen3_moe")
+def has_balance_loss(model):
+    """A dense model has no router that it could be of."""
+    return (model.config.model_type in ("mixtral", "qwen3_moe") and
+            any(hasattr(block.mlp, "gate") for block in model.model.layers))
 
 
 @dataclass
@@ -202,7 +206,7 @@ def run(model, tokens, mtp_loss_coef=0.0):
             hooks.append(block.mlp.gate.register_forward_hook(keep))
     hidden = []
     hooks.append(model.model.norm.register_forward_hook(lambda _, __, output: hidden.append(output)))
-    extra = {"output_router_logits": True} if has_balance_loss(config) else {}
+    extra = {"output_router_logits": True} if has_balance_loss(model) else {}
     loss, mtp_loss = None, None
     try:
         output = model(input_ids=tokens, labels=tokens, use_cache=False, **extra)
