@@ -9,7 +9,7 @@ set -euo pipefail
 
 # The OpenCL files: Debian's oneDNN asks for them in its CMake configuration, but only recommends their package.
 packages=(g++ cmake ninja-build ccache git python3 libboost-context-dev libdnnl-dev ocl-icd-opencl-dev nlohmann-json3-dev libspdlog-dev
-  libfmt-dev libcli11-dev libgtest-dev libbenchmark-dev zlib1g-dev pkg-config libpcre2-dev libutf8proc-dev)
+  libfmt-dev libcli11-dev libgtest-dev libbenchmark-dev zlib1g-dev pkg-config libonig-dev libutf8proc-dev)
 
 check_only=false
 for option in "$@"; do

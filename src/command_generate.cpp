@@ -20,7 +20,6 @@
 #include "model/transformer.h"
 #include "ops/device.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 #include "train/model_directory.h"
 #include "train/tokenizer_record.h"
 
@@ -69,20 +68,27 @@ struct Text {
   std::vector<std::int32_t> end;                    // the tokens that end a text
 };
 
+std::int32_t checked_token(const json& value, const fs::path& path, const std::string& key,
+                           std::int64_t vocab_size) {
+  // A number beyond 64 bits is a floating-point one here, and one beyond 63 bits is negative once it is signed.
+  const bool whole = value.is_number_integer() && !(value.is_number_unsigned() && value > vocab_size);
+  if (!whole || value.get<std::int64_t>() < 0 || value.get<std::int64_t>() >= vocab_size)
+    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, value.dump(),
+                vocab_size);
+  return value.get<std::int32_t>();
+}
+
 // The first of generation_config.json, config.json, the run's data and the tokenizer that says anything.
-std::vector<std::int32_t> end_tokens(const fs::path& directory, std::optional<std::int32_t> of_run,
+std::vector<std::int32_t> end_tokens(const fs::path& directory, std::int64_t vocab_size,
+                                     std::optional<std::int32_t> of_run,
                                      const tokenizer::Tokenizer* tokenizer) {
   for (const char* name : {"generation_config.json", "config.json"}) {
     if (!fs::exists(directory / name)) continue;
     const json value = read_json(directory / name).value("eos_token_id", json());
     if (value.is_null()) continue;
     std::vector<std::int32_t> tokens;
-    for (const json& token : value.is_array() ? value : json::array({value})) {
-      if (!token.is_number_integer())
-        throw_input("{}: eos_token_id is {}, expected a token or a list of them", (directory / name).string(),
-                    value.dump());
-      tokens.push_back(token.get<std::int32_t>());
-    }
+    for (const json& token : value.is_array() ? value : json::array({value}))
+      tokens.push_back(checked_token(token, directory / name, "eos_token_id", vocab_size));
     return tokens;
   }
   if (of_run) return {*of_run};
@@ -92,13 +98,18 @@ std::vector<std::int32_t> end_tokens(const fs::path& directory, std::optional<st
 
 Text find_text(const GenerateOptions& options, const fs::path& directory, std::int64_t vocab_size) {
   Text text;
-  std::optional<std::int32_t> of_run;
+  std::optional<std::int32_t> end_of_run;
   std::string name;
-  if (fs::exists(directory / train::kTokenizerMeta)) {
-    const json meta = read_json(directory / train::kTokenizerMeta);
-    name = meta.value("tokenizer", "");
-    of_run = meta.value("eot_token", -1);
-    if (*of_run < 0) of_run.reset();
+  if (const fs::path path = directory / train::kTokenizerMeta; fs::exists(path)) {
+    const json meta = read_json(path);
+    if (const json given = meta.value("tokenizer", json()); given.is_string()) name = given;
+    const auto token = [&](const char* key) -> std::optional<std::int32_t> {
+      const json value = meta.value(key, json());
+      return value.is_null() ? std::nullopt : std::optional(checked_token(value, path, key, vocab_size));
+    };
+    end_of_run = token("eot_token");
+    text.first = token("begin_token");
+    if (!text.first) text.first = end_of_run;
   }
   if (options.tokenizer == "bytes" || (options.tokenizer.empty() && name == "bytes")) {
     text.tokenizer = tokenizer::make_byte_tokenizer();
@@ -112,8 +123,7 @@ Text find_text(const GenerateOptions& options, const fs::path& directory, std::i
   if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
     throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",
                 text.tokenizer->vocab_size() - 1, vocab_size);
-  text.first = of_run;
-  text.end = end_tokens(directory, of_run, text.tokenizer.get());
+  text.end = end_tokens(directory, vocab_size, end_of_run, text.tokenizer.get());
   return text;
 }
 
@@ -185,7 +195,7 @@ int run_generate(const GenerateOptions& options) {
   const double prompt_seconds = seconds_since(start);
   start = Clock::now();
   std::vector<std::int32_t> tokens;
-  tokenizer::Utf8Stream characters;
+  const auto characters = text.tokenizer ? text.tokenizer->text_stream() : nullptr;
   std::string written, stop = full;
   const auto write = [&](const std::string& whole) {
     written += whole;
@@ -199,8 +209,8 @@ int run_generate(const GenerateOptions& options) {
       stop = "end_of_text";
       break;
     }
-    if (text.tokenizer)
-      write(characters.push(text.tokenizer->bytes_of(tokens.back())));
+    if (characters)
+      write(characters->push(tokens.back()));
     else
       write(fmt::format("{}{}", tokens.size() > 1 ? "," : "", tokens.back()));
     if (interrupted) {
@@ -210,7 +220,7 @@ int run_generate(const GenerateOptions& options) {
     if (static_cast<std::int64_t>(tokens.size()) < most) logits_V = generator.append(std::span(tokens).last(1));
   }
   const double seconds = seconds_since(start);
-  write(characters.finish());
+  if (characters) write(characters->finish());
   const double steps = static_cast<double>(generator.size() - n_prompt);
   const double rate = steps > 0 ? steps / seconds : 0,
                prompt_rate = static_cast<double>(n_prompt) / prompt_seconds;

@@ -12,6 +12,7 @@
 #include "data/shard.h"
 #include "model/parameter_count.h"
 #include "router/registry.h"
+#include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
 
@@ -52,8 +53,7 @@ Json inspect_shard(const fs::path& path) {
   return info;
 }
 
-Json inspect_config(const fs::path& path) {
-  const std::string text = read_text_file(path);
+Json inspect_config(const fs::path& path, const std::string& text) {
   if (!config::looks_like_run(text)) {
     const config::Model model = config::parse_model(text, path.string());
     return {
@@ -70,6 +70,25 @@ Json inspect_config(const fs::path& path) {
           {"tokens_per_step", tokens_a_step},
           {"tokens", tokens_a_step * run.train.steps},
           {"config", Json::parse(run.resolved_json)}};
+}
+
+Json inspect_tokenizer(const fs::path& path, const std::string& text) {
+  const tokenizer::Description about = tokenizer::describe_hugging_face(text, path.string());
+  Json info = {{"kind", "tokenizer"},
+               {"path", path.string()},
+               {"vocab_size", about.vocab_size},
+               {"model_tokens", about.model_tokens},
+               {"merges", about.merges},
+               {"added_tokens", about.added_tokens},
+               {"special_tokens", about.special_tokens},
+               {"normalizer", about.normalizer},
+               {"pre_tokenizer", about.pre_tokenizer},
+               {"post_processor", about.post_processor},
+               {"decoder", about.decoder},
+               {"tokens_before_text", about.begin},
+               {"tokens_behind_text", about.end}};
+  if (about.end_of_text) info["eot_token"] = *about.end_of_text;
+  return info;
 }
 
 Json inspect_model_directory(const train::ModelDirectory& directory) {
@@ -130,14 +149,18 @@ void print_text(const Json& value, int indent) {
 int run_inspect(const InspectOptions& options) {
   const fs::path path(options.path);
   if (!fs::exists(path))
-    throw_input("{}: no such file or directory; give a shard, a checkpoint, a model directory or a config",
-                options.path);
+    throw_input(
+        "{}: no such file or directory; give a shard, a checkpoint, a model directory, a config or "
+        "a tokenizer.json",
+        options.path);
   Json info;
   if (fs::is_directory(path)) {
     info = train::is_hugging_face(path) ? inspect_model_directory(train::ModelDirectory(path))
                                         : inspect_checkpoint(path);
   } else if (path.extension() == ".json") {
-    info = inspect_config(path);
+    const std::string text = read_text_file(path);
+    info =
+        tokenizer::looks_like_hugging_face(text) ? inspect_tokenizer(path, text) : inspect_config(path, text);
   } else {
     info = inspect_shard(path);
   }

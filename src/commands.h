@@ -65,11 +65,19 @@ struct InspectOptions {
   bool json = false;
 };
 
+// Documents on standard input to their tokens on standard output: uint32 little-endian n, then n bytes of
+// UTF-8; out of each one uint32 n, then n uint32 tokens.
+struct TokenizeOptions {
+  std::string tokenizer;         // a tokenizer.json, its directory, or "bytes"
+  bool special_as_text = false;  // names of special tokens are text like any other
+};
+
 int run_train(const TrainOptions& options);
 int run_eval(const EvalOptions& options);
 int run_dump(const DumpOptions& options);
 int run_generate(const GenerateOptions& options);
 int run_export(const ExportOptions& options);
 int run_inspect(const InspectOptions& options);
+int run_tokenize(const TokenizeOptions& options);
 
 }  // namespace switchyard

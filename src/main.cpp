@@ -144,7 +144,8 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
 void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
   app.add_option(
          "PATH", options.path,
-         "A token shard (.bin), a checkpoint, run or Hugging Face model directory, or a configuration (.json)")
+         "A token shard (.bin), a checkpoint, run or Hugging Face model directory, a configuration or a "
+         "tokenizer.json")
       ->required();
   app.add_flag("--json", options.json, "Print JSON");
   app.footer(
@@ -152,6 +153,17 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
       "  switchyard inspect configs/bench_cpu_86m.json\n"
       "  switchyard inspect data/quickstart/legal/train_000000.bin\n"
       "  switchyard inspect runs/quickstart --json");
+}
+
+void describe_tokenize(CLI::App& app, switchyard::TokenizeOptions& options) {
+  app.add_option("TOKENIZER", options.tokenizer, "A tokenizer.json, its directory, or 'bytes'")->required();
+  app.add_flag("--special-as-text", options.special_as_text,
+               "Names of special tokens in a document are text like any other");
+  app.footer(
+      "Standard input: documents, each a uint32 (little-endian) with its number of bytes, then its UTF-8 "
+      "bytes.\n"
+      "Standard output, for each document: a uint32 with its number of tokens, then the tokens as uint32. The\n"
+      "text's tokens alone: nothing that begins or ends a text.");
 }
 
 void describe_export(CLI::App& app, switchyard::ExportOptions& options) {
@@ -238,6 +250,12 @@ int main(int argc, char** argv) {
   describe_generate(generate_app, generate);
   generate_app.callback([&] { command = [&] { return run_generate(generate); }; });
 
+  switchyard::TokenizeOptions tokenize;
+  CLI::App& tokenize_app = *app.add_subcommand(
+      "tokenize", "Documents on standard input to tokens on standard output, for other programs");
+  describe_tokenize(tokenize_app, tokenize);
+  tokenize_app.callback([&] { command = [&] { return run_tokenize(tokenize); }; });
+
   const auto is_command = [&](const char* word) {
     const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
     return std::any_of(commands.begin(), commands.end(),
@@ -246,9 +264,10 @@ int main(int argc, char** argv) {
   if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
     const std::string found =
         argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
-    switchyard::log_error(found +
-                          "; the commands are train, eval, generate, inspect, export and dump, and 'switchyard "
-                          "--help' explains them");
+    switchyard::log_error(
+        found +
+        "; the commands are train, eval, generate, inspect, export, tokenize and dump, and 'switchyard "
+        "--help' explains them");
     return kExitInput;
   }
   try {

@@ -33,7 +33,9 @@ TEST(TokenizerGolden, TokensAndTextsAreEqual) {
       EXPECT_EQ(tokenizer->encode(text, false), plain) << text;
       if (one.contains("bytes_back")) {
         std::string back;
-        for (const std::int32_t token : plain) back += tokenizer->bytes_of(token);
+        const auto stream = tokenizer->text_stream();
+        for (const std::int32_t token : plain) back += stream->push(token);
+        back += stream->finish();
         EXPECT_EQ(back, one.at("bytes_back").get<std::string>());
       }
     }

@@ -1,6 +1,7 @@
 #include "tokenizer/bpe.h"
 
 #include <queue>
+#include <utility>
 
 #include "core/error.h"
 #include "tokenizer/utf8.h"
@@ -8,66 +9,83 @@
 namespace switchyard::tokenizer {
 
 namespace {
-constexpr std::size_t kCachedBytes = 64, kCachedWords = 1 << 16;
+constexpr std::size_t kCachedBytes = 64, kCachedWords = 1 << 18;
 }
 
-Bpe::Bpe(std::unordered_map<std::string, std::int32_t> vocab, Options options)
+Bpe::Bpe(TextMap<std::int32_t> vocab, Options options)
     : vocab_(std::move(vocab)), options_(std::move(options)) {}
 
 bool Bpe::add_merge(const std::string& left, const std::string& right) {
-  const auto a = vocab_.find(left), b = vocab_.find(right), whole = vocab_.find(left + right);
+  if (right.size() < options_.continuing_prefix.size()) return false;
+  const auto a = vocab_.find(left), b = vocab_.find(right),
+             whole = vocab_.find(left + right.substr(options_.continuing_prefix.size()));
   if (a == vocab_.end() || b == vocab_.end() || whole == vocab_.end()) return false;
-  const auto rank = static_cast<std::int32_t>(merges_.size());
-  merges_.try_emplace(key(a->second, b->second), Merge{rank, whole->second});
+  merges_.insert_or_assign(key(a->second, b->second), Merge{next_rank_++, whole->second});
   return true;
 }
 
 void Bpe::encode(std::string_view word, std::vector<std::int32_t>& out) const {
   if (word.empty()) return;
-  const std::string text(word);
-  if (options_.ignore_merges) {
-    if (const auto whole = vocab_.find(text); whole != vocab_.end()) return out.push_back(whole->second);
-  }
-  if (const auto known = cache_.find(text); known != cache_.end()) {
+  if (const auto known = cache_.find(word); known != cache_.end()) {
     out.insert(out.end(), known->second.begin(), known->second.end());
     return;
   }
-  std::vector<std::int32_t> symbols = symbols_of(word);
-  merge(symbols);
+  std::vector<std::int32_t> symbols;
+  const auto whole = options_.ignore_merges ? vocab_.find(word) : vocab_.end();
+  if (whole != vocab_.end()) {
+    symbols = {whole->second};
+  } else {
+    symbols = symbols_of(word);
+    merge(symbols);
+  }
   out.insert(out.end(), symbols.begin(), symbols.end());
-  if (text.size() <= kCachedBytes && cache_.size() < kCachedWords) cache_.emplace(text, std::move(symbols));
+  if (word.size() <= kCachedBytes && cache_.size() < kCachedWords) cache_.emplace(word, std::move(symbols));
 }
 
 std::vector<std::int32_t> Bpe::symbols_of(std::string_view word) const {
   std::vector<std::int32_t> symbols;
-  bool unknown_before = false;
+  constexpr std::int32_t kNone = -1;
+  std::int32_t unknown = kNone;  // one that waits for what follows; bytes do not end the wait
+  std::string affixed;
   for (std::size_t at = 0; at < word.size();) {
     const std::size_t size = character_size(word, at);
-    SY_CHECK(size > 0, "byte {} of a word is no character", at);
-    const std::string_view character = word.substr(at, size);
+    std::string_view character = word.substr(at, size);
+    const bool first = at == 0, last = at + size == word.size();
     at += size;
-    if (const auto found = vocab_.find(std::string(character)); found != vocab_.end()) {
+    if ((!first && !options_.continuing_prefix.empty()) || (last && !options_.word_suffix.empty())) {
+      affixed = first ? "" : options_.continuing_prefix;
+      affixed += character;
+      if (last) affixed += options_.word_suffix;
+      character = affixed;
+    }
+    if (const auto found = vocab_.find(character); found != vocab_.end()) {
+      if (unknown != kNone) symbols.push_back(std::exchange(unknown, kNone));
       symbols.push_back(found->second);
-      unknown_before = false;
       continue;
     }
-    if (options_.byte_fallback) {
-      std::vector<std::int32_t> bytes;
-      for (const char c : character) {
-        const auto found = vocab_.find(fmt::format("<0x{:02X}>", static_cast<unsigned char>(c)));
-        if (found != vocab_.end()) bytes.push_back(found->second);
-      }
-      if (bytes.size() == size) {
-        symbols.insert(symbols.end(), bytes.begin(), bytes.end());
-        unknown_before = false;
-        continue;
-      }
-    }
+    if (options_.byte_fallback && add_bytes(character, symbols)) continue;
     if (!options_.unknown) continue;
-    if (!(options_.fuse_unknown && unknown_before)) symbols.push_back(vocab_.at(*options_.unknown));
-    unknown_before = true;
+    if (unknown != kNone && options_.fuse_unknown) continue;
+    if (unknown != kNone) symbols.push_back(unknown);
+    const auto found = vocab_.find(*options_.unknown);
+    if (found == vocab_.end())
+      throw_input("the text has \"{}\", which is no token, and model.unk_token \"{}\" is none either",
+                  character, *options_.unknown);
+    unknown = found->second;
   }
+  if (unknown != kNone) symbols.push_back(unknown);
   return symbols;
+}
+
+bool Bpe::add_bytes(std::string_view character, std::vector<std::int32_t>& symbols) const {
+  std::vector<std::int32_t> bytes;
+  for (const char c : character) {
+    const auto found = vocab_.find(fmt::format("<0x{:02X}>", static_cast<unsigned char>(c)));
+    if (found == vocab_.end()) return false;
+    bytes.push_back(found->second);
+  }
+  symbols.insert(symbols.end(), bytes.begin(), bytes.end());
+  return true;
 }
 
 // The pair of the lowest rank first, the leftmost of equal ones; a heap, since a word may be a whole text.

@@ -10,6 +10,13 @@
 
 namespace switchyard::tokenizer {
 
+struct TextHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+template <class Value>
+using TextMap = std::unordered_map<std::string, Value, TextHash, std::equal_to<>>;  // found by string_view
+
 class Bpe {
  public:
   struct Options {
@@ -17,12 +24,16 @@ class Bpe {
     bool fuse_unknown = false;           // neighbouring unknown characters are one unknown token
     bool ignore_merges = false;          // a word that is a token is that token, whatever the merges are
     std::optional<std::string> unknown;  // without: an unknown character is left out
+    std::string continuing_prefix;       // before each character of a word but the first
+    std::string word_suffix;             // behind the last character of a word
   };
-  Bpe(std::unordered_map<std::string, std::int32_t> vocab, Options options);
-  // Merges in order of rank. False where one of the three is no token.
+  Bpe(TextMap<std::int32_t> vocab, Options options);
+  // Merges in order of rank; of equal ones the last counts. False where one of the three is no token.
   bool add_merge(const std::string& left, const std::string& right);
 
-  const std::unordered_map<std::string, std::int32_t>& vocab() const { return vocab_; }
+  const TextMap<std::int32_t>& vocab() const { return vocab_; }
+  std::size_t merges() const { return merges_.size(); }
+  // Throws InputError where a character is unknown and the unknown token is no token.
   void encode(std::string_view word, std::vector<std::int32_t>& out) const;
 
  private:
@@ -30,15 +41,17 @@ class Bpe {
     std::int32_t rank, token;
   };
   std::vector<std::int32_t> symbols_of(std::string_view word) const;
+  bool add_bytes(std::string_view character, std::vector<std::int32_t>& symbols) const;
   void merge(std::vector<std::int32_t>& symbols) const;
   static std::uint64_t key(std::int32_t left, std::int32_t right) {
     return std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
   }
 
-  std::unordered_map<std::string, std::int32_t> vocab_;
+  TextMap<std::int32_t> vocab_;
   std::unordered_map<std::uint64_t, Merge> merges_;
+  std::int32_t next_rank_ = 0;
   Options options_;
-  mutable std::unordered_map<std::string, std::vector<std::int32_t>> cache_;  // of short words
+  mutable TextMap<std::vector<std::int32_t>> cache_;  // of short words
 };
 
 }  // namespace switchyard::tokenizer

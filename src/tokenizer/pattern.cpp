@@ -1,76 +1,89 @@
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include "tokenizer/pattern.h"
 
-#include <pcre2.h>
+#include <oniguruma.h>
 
 #include "core/error.h"
+#include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
 
 namespace {
 
-// PCRE2's \s holds U+180E, which has not been white space since Unicode 6.3; here it is the property itself.
-constexpr const char* kSpaces =
-    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{"
-    "3000}";
+const OnigUChar* bytes(std::string_view text) { return reinterpret_cast<const OnigUChar*>(text.data()); }
 
-std::string with_unicode_spaces(const std::string& expression, const std::string& where) {
-  std::string out;
-  bool in_class = false;
-  for (std::size_t i = 0; i < expression.size(); ++i) {
-    const char c = expression[i];
-    if (c == '\\' && i + 1 < expression.size()) {
-      const char kind = expression[++i];
-      if (kind == 's') {
-        out += in_class ? kSpaces : fmt::format("[{}]", kSpaces);
-      } else if (kind == 'S') {
-        if (in_class) throw_input("{}: \\S within brackets is not supported", where);
-        out += fmt::format("[^{}]", kSpaces);
-      } else {
-        out += {c, kind};
-      }
-      continue;
-    }
-    if (c == '[') in_class = true;
-    if (c == ']') in_class = false;
-    out += c;
-  }
-  return out;
+std::string message_of(int code, OnigErrorInfo* info) {
+  OnigUChar message[ONIG_MAX_ERROR_MESSAGE_LEN];
+  const int size = onig_error_code_to_str(message, code, info);
+  return {reinterpret_cast<const char*>(message), static_cast<std::size_t>(size)};
 }
 
 }  // namespace
 
-Pattern::Pattern(const std::string& expression, const std::string& where) {
-  const std::string translated = with_unicode_spaces(expression, where);
-  int error = 0;
-  PCRE2_SIZE offset = 0;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                   PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
-  if (!code) {
-    PCRE2_UCHAR message[256];
-    pcre2_get_error_message(error, message, sizeof message);
-    throw_input("{}: the expression cannot be compiled: {}", where, reinterpret_cast<const char*>(message));
-  }
-  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where there is none, matching is only slower
-  code_ = {code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); }};
+Pattern::Pattern(const std::string& expression, const std::string& where) : where_(where) {
+  static const int initialized = [] {
+    OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
+    return onig_initialize(encodings, 1);
+  }();
+  SY_CHECK(initialized == ONIG_NORMAL, "Oniguruma cannot be initialised: {}", initialized);
+  if (const auto at = first_invalid_byte(expression))
+    throw_input("{}: the expression is not UTF-8 at byte {}", where, *at);
+  regex_t* regex = nullptr;
+  OnigErrorInfo info;
+  const OnigUChar* begin = bytes(expression);
+  // The syntax is Oniguruma's own, not Ruby's, which differs in the names and options that it takes.
+  const int status = onig_new(&regex, begin, begin + expression.size(), ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
+                              ONIG_SYNTAX_ONIGURUMA, &info);
+  if (status != ONIG_NORMAL)
+    throw_input("{}: Oniguruma does not accept the expression: {}", where, message_of(status, &info));
+  expression_ = {regex, [](void* p) { onig_free(static_cast<regex_t*>(p)); }};
 }
 
-void Pattern::each_match(std::string_view text,
-                         const std::function<void(std::size_t, std::size_t)>& found) const {
-  const auto* code = static_cast<const pcre2_code*>(code_.get());
-  const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
-      pcre2_match_data_create(1, nullptr), pcre2_match_data_free);
-  std::size_t at = 0;
-  while (at < text.size()) {
-    const int status = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                                   PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), nullptr);
-    if (status == PCRE2_ERROR_NOMATCH) return;
-    if (status < 0)
-      throw_input("byte {} of the text: the tokenizer's expression failed with code {}", at, status);
-    const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
-    found(ends[0], ends[1]);
-    at = ends[1];
+Pattern Pattern::literal(std::string text) {
+  Pattern pattern;
+  pattern.literal_ = std::move(text);
+  return pattern;
+}
+
+bool Pattern::search(std::string_view text, std::size_t from, std::size_t& begin, std::size_t& end) const {
+  if (!expression_) {
+    begin = text.find(literal_, from);
+    end = begin + literal_.size();
+    return begin != std::string_view::npos;
   }
+  static const auto free_region = [](OnigRegion* region) { onig_region_free(region, 1); };
+  static thread_local const std::unique_ptr<OnigRegion, decltype(free_region)> region(onig_region_new(),
+                                                                                      free_region);
+  const OnigUChar* first = bytes(text);
+  const OnigUChar* last = first + text.size();
+  const int status = onig_search(static_cast<regex_t*>(expression_.get()), first, last, first + from, last,
+                                 region.get(), ONIG_OPTION_NONE);
+  if (status == ONIG_MISMATCH) return false;
+  if (status < 0)
+    throw_input("{}: the expression fails at byte {} of the text: {}", where_, from,
+                message_of(status, nullptr));
+  begin = static_cast<std::size_t>(region->beg[0]);
+  end = static_cast<std::size_t>(region->end[0]);
+  return true;
+}
+
+std::vector<Match> Pattern::cut(std::string_view text) const {
+  std::vector<Match> all;
+  if (text.empty()) return all;
+  std::size_t done = 0, begin = 0, end = 0;
+  bool any = false;
+  // An empty match right behind another one is none: the search goes on behind the next character.
+  for (std::size_t from = 0; from <= text.size() && search(text, from, begin, end);) {
+    if (begin == end && any && done == end) {
+      from += from < text.size() ? character_size(text, from) : 1;
+      continue;
+    }
+    if (done != begin) all.push_back({done, begin, false});
+    all.push_back({begin, end, true});
+    from = done = end;
+    any = true;
+  }
+  if (done != text.size()) all.push_back({done, text.size(), false});
+  return all;
 }
 
 }  // namespace switchyard::tokenizer

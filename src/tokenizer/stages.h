@@ -6,11 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "tokenizer/piece.h"
+
 namespace switchyard::tokenizer {
 
-using Normalizer = std::function<void(std::string& text)>;
-// Cuts each piece further. `begins_text`: whether the first piece stands at the beginning of the text.
-using PreTokenizer = std::function<void(std::vector<std::string>& pieces, bool begins_text)>;
+using Normalizer = std::function<void(Piece& piece)>;
+using PreTokenizer = std::function<void(std::vector<Piece>& pieces)>;  // cuts each piece further
 
 // Each from its JSON, whose path in the file is `where`. Throw InputError naming the path of what is not
 // supported.
@@ -20,5 +21,6 @@ PreTokenizer make_pre_tokenizer(const nlohmann::json& json, const std::string& w
 // GPT-2's alphabet: the byte behind a printable character, and back.
 const std::string& character_of_byte(unsigned char byte);
 int byte_of_character(char32_t code);  // -1: none
+void to_byte_alphabet(Piece& piece);   // each byte as its character
 
 }  // namespace switchyard::tokenizer

@@ -8,14 +8,22 @@
 
 namespace switchyard::tokenizer {
 
-// Bytes of the character at `at`; 0 where there is none. `*cut` is set where the text ends too early for one
-// that began well.
-std::size_t character_size(std::string_view text, std::size_t at, bool* cut = nullptr);
+struct Character {
+  enum class State { whole, cut, broken };  // cut: the text ends before the character does
+  State state;
+  std::size_t size;  // in bytes; of one that is not whole: the longest beginning that could have become one
+};
+Character character_at(std::string_view text, std::size_t at);
 std::optional<std::size_t> first_invalid_byte(std::string_view text);
-void append_utf8(std::string& text, char32_t code);
-char32_t code_of(std::string_view character);  // of one whole character
 
-// Takes bytes as they come and gives back whole characters; a byte that is part of none becomes U+FFFD.
+// Of text that is UTF-8, which is not checked.
+std::size_t character_size(std::string_view text, std::size_t at);  // in bytes
+char32_t code_of(std::string_view character);                       // of one whole character
+void append_utf8(std::string& text, char32_t code);
+
+// Takes bytes as they come and gives back whole characters. The longest valid beginning of one that does not
+// go on, or a byte that begins none, becomes one U+FFFD: "substitution of maximal subparts" of the Unicode
+// standard (3.9), which Rust, Python and Hugging Face's `tokenizers` follow.
 class Utf8Stream {
  public:
   std::string push(std::string_view bytes);
