@@ -9,7 +9,6 @@
 namespace switchyard::tokenizer {
 
 bool Trie::add(const std::string& text, std::int32_t value) {
-  if (text.empty()) return true;  // is found nowhere
   begins_[static_cast<unsigned char>(text[0])] = true;
   std::uint32_t node = 0;
   for (const char c : text) {
@@ -53,6 +52,9 @@ AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const Bpe& model
     Piece content = whole_text(token.content);
     if (token.normalized) normalize_(content);
     text_[id] = content.text;
+    if (content.text.empty())
+      throw_input("{}: \"{}\" is nothing once it is normalised; set normalized to false or remove it", where,
+                  token.content);
     if (!(token.normalized ? normalized_ : raw_).add(content.text, id))
       throw_input(
           "{}: \"{}\" and another token with normalized: true are both \"{}\" once they are normalised, and "
@@ -123,8 +125,13 @@ void AddedTokens::cut_at(const Trie& trie, Piece piece, bool special_as_text, st
       continue;
     if (token.lstrip) begin = std::max(done, before_spaces(text, begin));
     if (token.rstrip) end = behind_spaces(text, end);
+    if (begin > end)
+      throw_input(
+          "byte {} of the text: two added tokens take the same white space, on which Hugging Face's library "
+          "fails",
+          end);
     if (done < begin) out.push_back({slice(piece, done, begin)});
-    out.push_back({{}, id});
+    if (begin < end) out.push_back({{}, id});
     // White space that it took may hold another token: that is found all the same, and what is behind it is cut
     // once more.
     done = end;
