@@ -10,7 +10,9 @@
 #include "ops/device.h"
 #include "parallel/communicator.h"
 #include "router/registry.h"
+#include "tokenizer/tokenizer.h"
 #include "train/model_directory.h"
+#include "train/tokenizer_record.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -52,6 +54,21 @@ config::Run load_run(const TrainOptions& options) {
                           train::ModelDirectory(options.init_from).config_json());
 }
 
+// What `generate` could not read would be found out when the training is paid for.
+void check_tokenizers(const config::Data& data) {
+  for (const fs::path& path : train::tokenizers_beside(data)) {
+    try {
+      tokenizer::load_hugging_face(path);
+    } catch (const InputError& error) {
+      throw_input(
+          "{}. The trained model could not be asked with text: prepare the data with another tokenizer, or "
+          "take "
+          "this file away to train all the same",
+          error.what());
+    }
+  }
+}
+
 }  // namespace
 
 int run_train(const TrainOptions& options) {
@@ -61,6 +78,7 @@ int run_train(const TrainOptions& options) {
         "remove one",
         options.init_from, options.resume);
   const config::Run run = load_run(options);
+  check_tokenizers(run.data);
   set_threads(static_cast<int>(run.parallel.threads));
   fs::path out =
       options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);

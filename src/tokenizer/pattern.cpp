@@ -2,7 +2,11 @@
 
 #include <oniguruma.h>
 
+#include <algorithm>
+#include <cctype>
+
 #include "core/error.h"
+#include "tokenizer/expression_unicode.h"
 #include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
@@ -17,11 +21,39 @@ std::string message_of(int code, OnigErrorInfo* info) {
   return {reinterpret_cast<const char*>(message), static_cast<std::size_t>(size)};
 }
 
+// \p{Word} outside of brackets is \w to the library's Oniguruma, and not quite to older ones.
+std::string with_word_properties(const std::string& expression) {
+  std::string out;
+  int depth = 0;
+  for (std::size_t i = 0; i < expression.size(); ++i) {
+    const char c = expression[i];
+    if (c == '[') ++depth;
+    if (c == ']' && depth > 0) --depth;
+    out += c;
+    if (c != '\\' || i + 1 == expression.size()) continue;
+    const char kind = expression[++i];
+    const std::size_t end = expression.find('}', i);
+    if (depth == 0 && (kind == 'p' || kind == 'P') && end != std::string::npos && expression[i + 1] == '{') {
+      std::string name = expression.substr(i + 2, end - i - 2);
+      const bool inverted = (kind == 'P') != name.starts_with('^');
+      std::erase_if(name, [](char n) { return n == '^' || n == ' ' || n == '_' || n == '-'; });
+      std::transform(name.begin(), name.end(), name.begin(), [](unsigned char n) { return std::tolower(n); });
+      if (name == "word") {
+        out += inverted ? 'W' : 'w';
+        i = end;
+        continue;
+      }
+    }
+    out += kind;
+  }
+  return out;
+}
+
 }  // namespace
 
 Pattern::Pattern(const std::string& expression, const std::string& where) : where_(where) {
   static const int initialized = [] {
-    OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
+    OnigEncoding encodings[] = {expression_encoding()};
     return onig_initialize(encodings, 1);
   }();
   SY_CHECK(initialized == ONIG_NORMAL, "Oniguruma cannot be initialised: {}", initialized);
@@ -29,9 +61,10 @@ Pattern::Pattern(const std::string& expression, const std::string& where) : wher
     throw_input("{}: the expression is not UTF-8 at byte {}", where, *at);
   regex_t* regex = nullptr;
   OnigErrorInfo info;
-  const OnigUChar* begin = bytes(expression);
+  const std::string rewritten = with_word_properties(expression);
+  const OnigUChar* begin = bytes(rewritten);
   // The syntax is Oniguruma's own, not Ruby's, which differs in the names and options that it takes.
-  const int status = onig_new(&regex, begin, begin + expression.size(), ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
+  const int status = onig_new(&regex, begin, begin + rewritten.size(), ONIG_OPTION_NONE, expression_encoding(),
                               ONIG_SYNTAX_ONIGURUMA, &info);
   if (status != ONIG_NORMAL)
     throw_input("{}: Oniguruma does not accept the expression: {}", where, message_of(status, &info));

@@ -11,19 +11,33 @@ namespace switchyard::train {
 
 namespace fs = std::filesystem;
 
-std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::Data& data) {
+namespace {
+
+// None where shards have been moved: a trainer says so when it opens them, and weights are worth saving all the
+// same.
+std::set<fs::path> directories_of(const config::Data& data) {
   std::set<fs::path> directories;
   try {
     for (const config::DataEntry& entry : data.train)
       for (const fs::path& shard : data::expand_shards(entry.path)) directories.insert(shard.parent_path());
   } catch (const InputError&) {
-    return {};  // moved since the run began: the weights are worth saving all the same
+    return {};
   }
+  return directories;
+}
+
+nlohmann::json meta_in(const fs::path& directory) {
+  if (!fs::exists(directory / "meta.json")) return {};
+  return nlohmann::json::parse(read_text_file(directory / "meta.json"), nullptr, false);
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::Data& data) {
   nlohmann::ordered_json record;
   fs::path stated_in;
-  for (const fs::path& directory : directories) {
-    if (!fs::exists(directory / "meta.json")) return {};
-    const auto meta = nlohmann::json::parse(read_text_file(directory / "meta.json"), nullptr, false);
+  for (const fs::path& directory : directories_of(data)) {
+    const nlohmann::json meta = meta_in(directory);
     nlohmann::ordered_json found;
     for (const char* key : {"tokenizer", "tokenizer_sha256", "vocab_size", "eot_token"}) {
       if (!meta.is_object() || !meta.contains(key)) return {};
@@ -65,6 +79,16 @@ data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
     if (!tokens.eot) tokens.eot = found.eot;
   }
   return tokens;
+}
+
+std::vector<fs::path> tokenizers_beside(const config::Data& data) {
+  std::vector<fs::path> paths;
+  for (const fs::path& directory : directories_of(data)) {
+    const nlohmann::json meta = meta_in(directory);
+    const bool bytes = meta.is_object() && meta.contains("tokenizer") && meta["tokenizer"] == "bytes";
+    if (!bytes && fs::exists(directory / kTokenizer)) paths.push_back(directory / kTokenizer);
+  }
+  return paths;
 }
 
 }  // namespace switchyard::train

@@ -23,4 +23,7 @@ std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::D
 // of several ends says nothing here.
 data::SpecialTokens special_tokens_of_model(const std::filesystem::path& directory);
 
+// The tokenizer.json files that lie beside training shards and made them: not where meta.json says "bytes".
+std::vector<std::filesystem::path> tokenizers_beside(const config::Data& data);
+
 }  // namespace switchyard::train
