@@ -21,6 +21,7 @@ std::filesystem::path directory() {
 TEST(TokenizerGolden, TokensAndTextsAreEqual) {
   int styles = 0;
   for (const auto& entry : std::filesystem::directory_iterator(directory())) {
+    if (!std::filesystem::exists(entry.path() / "cases.json")) continue;
     SCOPED_TRACE(entry.path().filename().string());
     const auto tokenizer = load_hugging_face(entry.path() / "tokenizer.json");
     std::ifstream file(entry.path() / "cases.json");

@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
-"""Makes tokenizer.json files in the styles of GPT-2, Llama-3, Qwen2 and Mixtral, and the tokens that Hugging Face's
-`tokenizers` finds in texts, for tests/tokenizer_golden_test.cpp to compare with.
+"""Makes tokenizer.json files and the tokens that Hugging Face's `tokenizers` finds with them, for
+tests/tokenizer_*_test.cpp to compare with: in the styles of GPT-2, Llama-3, Qwen2 and Mixtral, and one file a construct
+(tokenizer_constructs.py).
 
   tools/check_tokenizer.py                               rewrites tests/tokenizers (small: it is part of the tests)
   tools/check_tokenizer.py --corpus 'c4*.json.gz' --out /tmp/t && SWITCHYARD_TOKENIZERS=/tmp/t build/tests/tokenizer_test
                                                          compares on texts of a corpus, with larger vocabularies
+  tools/check_tokenizer.py --random 500 --seed 7         compares build/switchyard on random constructs and texts
+  tools/check_tokenizer.py --code-points                 and on every code point
 """
 
 import argparse
 import glob
 import gzip
 import json
+import random
+import shutil
 import sys
 from pathlib import Path
 
+import tokenizer_constructs as constructs
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -119,6 +125,58 @@ def corpus_texts(pattern, limit):
     return texts, total
 
 
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def tokens_of(model, text, **options):
+    try:
+        return model.encode(text, **options).ids
+    except BaseException as error:  # a panic of the library's, which is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return None
+
+
+def decoding_case(model, ids, continued):
+    """What `ids` are as text; behind other text, so that nothing is done to a text's beginning."""
+    if not continued:
+        return model.decode(ids)
+    before = [model.token_to_id("z")] * 2
+    text = model.decode(before + ids)
+    assert text.startswith("zz"), text
+    return text[2:]
+
+
+def write_constructs(directory):
+    base, cases = constructs.base(), []
+    for name, change in constructs.constructs():
+        try:
+            model = Tokenizer.from_str(json.dumps(constructs.changed(base, change)))
+        except Exception as error:
+            cases.append({"name": name, "change": change, "refused": str(error)})
+            continue
+        plain = [tokens_of(model, text, add_special_tokens=False) for text in constructs.TEXTS]
+        framed = [tokens_of(model, text) for text in constructs.TEXTS]
+        cases.append({"name": name, "change": change, "tokens": plain} | ({"with_special": framed} if framed != plain else {}))
+    rng, decoding = random.Random(5), []
+    for name, decoder, continued in constructs.decoders():
+        model = Tokenizer.from_str(json.dumps(constructs.changed(base, {"decoder": decoder}) | {"decoder": decoder}))
+        alphabet = 512 if "byte level" in name else 784
+        ids = [[rng.choice([rng.randrange(alphabet), rng.randrange(512, 768) if alphabet > 512 else rng.randrange(180, 256)])
+                for _ in range(rng.randrange(1, 30))] for _ in range(12)]
+        decoding.append({"name": name, "decoder": decoder, "tokens": ids,
+                         "texts": [decoding_case(model, one, continued) for one in ids]})
+    write_json(directory / "constructs.json", {"tokenizers": tokenizers.__version__, "base": base, "texts": constructs.TEXTS,
+                                               "cases": cases, "decoding": decoding})
+    for folder, files in (("supported", constructs.supported()), ("refused", constructs.refused())):
+        shutil.rmtree(directory / folder, ignore_errors=True)
+        for i, (name, change) in enumerate(files):
+            write_json(directory / folder / f"{name}={i}.json", constructs.changed(constructs.tiny(), change))
+    print(f"{len(cases)} constructs, {len(constructs.TEXTS)} texts")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "tokenizers")
@@ -132,6 +190,8 @@ def main():
             sys.exit(f"check_tokenizer.py: --corpus {arguments.corpus}: no such file")
         print(f"{len(more)} texts, {total} characters")
         texts, training, size = TRICKY + more, TRICKY + more, 8000
+    else:
+        write_constructs(arguments.out)
     for name, (model, text) in styles(size, training).items():
         cases = []
         for one in texts:

@@ -24,6 +24,7 @@ CodeSet::CodeSet(std::string_view text) {
     if (at < end && *at == '-') ++at, last = number();
     ranges_.emplace_back(first, last);
   }
+  std::sort(ranges_.begin(), ranges_.end());
 }
 
 bool CodeSet::contains(char32_t code) const {

@@ -24,7 +24,7 @@ void rewrite(Piece& piece, std::string rewritten, std::size_t from_first) {
   if (piece.from_nothing > 0)
     throw_input(
         "the tokenizer inserts \"{}\" before a text and then changes it again, on which Hugging Face's library "
-        "fails; use a Prepend normalizer",
+        "fails or doubles the text; use a Prepend normalizer",
         piece.text.substr(0, piece.from_nothing));
   piece.text = std::move(rewritten);
   piece.from_first = from_first;

@@ -91,7 +91,9 @@ bool is_word(char32_t code) {
   return word != kWordDiffers.contains(code);
 }
 
-bool is_numeric(char32_t code) { return between(category(code), UTF8PROC_CATEGORY_ND, UTF8PROC_CATEGORY_NO); }
+bool is_numeric(char32_t code) {
+  return between(category(code), UTF8PROC_CATEGORY_ND, UTF8PROC_CATEGORY_NO) != kNumericDiffers.contains(code);
+}
 
 bool is_punctuation(char32_t code) {
   if (code < 0x80)
@@ -101,7 +103,9 @@ bool is_punctuation(char32_t code) {
          kPunctuationDiffers.contains(code);
 }
 
-bool is_mark(char32_t code) { return between(category(code), UTF8PROC_CATEGORY_MN, UTF8PROC_CATEGORY_ME); }
+bool is_mark(char32_t code) {
+  return between(category(code), UTF8PROC_CATEGORY_MN, UTF8PROC_CATEGORY_ME) != kMarkDiffers.contains(code);
+}
 
 bool is_nonspacing_mark(char32_t code) {
   return (category(code) == UTF8PROC_CATEGORY_MN) != kNonspacingDiffers.contains(code);
