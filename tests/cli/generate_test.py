@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import struct
+import subprocess
 
 import harness
 from harness import CliTest, tiny_config
@@ -62,6 +64,27 @@ class Generate(CliTest):
         report = json.loads(self.ok("generate", "plain", "--prompt-tokens", "256,56,65", "--greedy", "--json").out)
         self.assertEqual((report["tokens"], report["stop"]), ([first], "end_of_text"))
         self.fails(2, "generate", "plain", "--prompt", "a", names=["--tokenizer"])
+
+    def test_end_of_text_is_a_token_of_the_model(self):
+        directory = self.dir / "plain"
+        directory.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(self.latest("run") / name, directory / name)
+        config = json.loads((directory / "config.json").read_text())
+        for name, file in (("config.json", config), ("generation_config.json", {})):
+            for bad in (-1, 257, 2**32 + 12, 2**63, 2**64 - 1, 1e30, "a", True, [3, -1], [[3]]):
+                with self.subTest(name=name, bad=bad):
+                    (directory / name).write_text(json.dumps({**file, "eos_token_id": bad}))
+                    self.fails(2, "generate", "plain", "--prompt-tokens", "1", names=[rf"{name}: eos_token_id", "257"])
+            for good in (None, [], 256, [3, 256]):
+                (directory / name).write_text(json.dumps({**file, "eos_token_id": good}))
+                self.ok("generate", "plain", "--prompt-tokens", "1", "--max-new-tokens", 1)
+        meta = directory / "tokenizer_meta.json"
+        meta.write_text(json.dumps({**META, "eot_token": 257}))
+        self.fails(2, "generate", "plain", "--prompt", "a", names=["eot_token", "257"])
+        meta.write_text(json.dumps({**META, "begin_token": 7}))
+        self.assertEqual(json.loads(self.ok("generate", "plain", "--prompt", "8A", "--max-new-tokens", 1, "--json").out)
+                         ["prompt_tokens"], [7, ord("8"), ord("A")], "a document begins with its own token")
 
     def test_positions_end(self):
         report = json.loads(self.ok("generate", "run", "--prompt", "a" * 60, "--json").out)
@@ -189,6 +212,41 @@ class GenerateBpe(CliTest):
         self.fails(2, "generate", "plain", "--prompt", "Hello", names=["--tokenizer"])
         self.ok("train", self.write_config(model__vocab_size=257), "--out", "small")
         self.fails(2, "generate", "small", "--prompt", "a", "--tokenizer", TOKENIZER, names=["419", "257"])
+
+    def test_data_of_a_tokenizer_that_cannot_be_read(self):
+        path = self.dir / "data" / "tokenizer.json"
+        tokenizer = json.loads(TOKENIZER.read_text())
+        tokenizer["model"]["dropout"] = 0.1
+        path.write_text(json.dumps(tokenizer))
+        config = self.write_config(model__vocab_size=432)
+        self.fails(2, "train", config, "--out", "refused", names=[r"tokenizer\.json: model\.dropout", "take this file away"])
+        self.assertFalse((self.dir / "refused").exists())
+        path.unlink()
+        self.ok("train", config, "--out", "refused")
+
+    def test_tokens_for_other_programs(self):
+        cases = json.loads((TOKENIZER.parent / "cases.json").read_text())["cases"]
+        documents = [case["text"].encode() for case in cases]
+        framed = b"".join(struct.pack("<I", len(document)) + document for document in documents)
+        expected = b"".join(struct.pack(f"<{1 + len(tokens)}I", len(tokens), *tokens)
+                            for tokens in (case["ids_without_special"] for case in cases))
+        process = subprocess.Popen([harness.BINARY, "tokenize", TOKENIZER], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # The first document is answered before the second one is there.
+        size = 4 + len(documents[2])
+        begin = sum(4 + len(document) for document in documents[:2])
+        process.stdin.write(framed[:begin + size])
+        process.stdin.flush()
+        tokens = sum(1 + len(case["ids_without_special"]) for case in cases[:3])
+        first = process.stdout.read(4 * tokens)
+        rest, err = process.communicate(framed[begin + size:], timeout=harness.TIMEOUT)
+        self.assertEqual((process.returncode, err), (0, b""))
+        self.assertEqual(first + rest, expected)
+        for name, content, named in (("cut", struct.pack("<I", 2) + b"a", "within document 0"),
+                                     ("bad", struct.pack("<I", 2) + b"a\xff", r"document 0: .*byte 1 \(0xFF\)")):
+            (self.dir / name).write_bytes(content)
+            with open(self.dir / name, "rb") as file:
+                self.fails(2, "tokenize", TOKENIZER, names=[named], stdin=file)
 
     def test_a_prompt_that_is_not_utf8(self):
         (self.dir / "prompt.txt").write_bytes(b"caf\xe9 noir")

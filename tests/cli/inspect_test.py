@@ -1,6 +1,7 @@
 """`switchyard inspect`: what a shard, a checkpoint or a configuration holds."""
 
 import json
+import re
 
 import harness
 from harness import CliTest, ROOT
@@ -81,6 +82,13 @@ class Inspect(CliTest):
         for path in paths:
             with self.subTest(path.name):
                 self.ok("inspect", path)
+
+    def test_tokenizers(self):
+        _, report = self.inspect(ROOT / "tests" / "tokenizers" / "llama3" / "tokenizer.json")
+        self.assertEqual((report["kind"], report["vocab_size"], report["special_tokens"]), ("tokenizer", 420, 2))
+        self.assertEqual((report["pre_tokenizer"], report["tokens_before_text"]), ("Sequence(Split, ByteLevel)", [0]))
+        for path in sorted((ROOT / "tests" / "tokenizers" / "refused").iterdir())[::5]:
+            self.fails(2, "inspect", path, names=[re.escape(path.stem.partition("=")[0])])
 
     def test_what_cannot_be_inspected(self):
         self.fails(2, "inspect", "nowhere", names=["nowhere"])
