@@ -14,9 +14,13 @@ import argparse
 import glob
 import gzip
 import json
+import os
 import random
 import shutil
+import struct
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import tokenizer_constructs as constructs
@@ -177,12 +181,80 @@ def write_constructs(directory):
     print(f"{len(cases)} constructs, {len(constructs.TEXTS)} texts")
 
 
+# --- a built binary against the library ---------------------------------------------------------------------------
+
+def tokens_of_program(path, texts):
+    """What `switchyard tokenize` finds: as many lists as it gets to."""
+    documents = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in texts)
+    binary = os.environ.get("SWITCHYARD_BIN", str(ROOT / "build" / "switchyard"))
+    out = subprocess.run([binary, "tokenize", path], input=documents, capture_output=True).stdout
+    tokens, at = [], 0
+    while at < len(out):
+        count, = struct.unpack_from("<I", out, at)
+        tokens.append(list(struct.unpack_from(f"<{count}I", out, at + 4)))
+        at += 4 + 4 * count
+    return tokens
+
+
+def differences(change, texts, directory):
+    """The texts whose tokens differ; None where only one of the two reads the file."""
+    path, content = os.path.join(directory, "tokenizer.json"), json.dumps(constructs.changed(constructs.base(), change))
+    Path(path).write_text(content)
+    try:
+        model = Tokenizer.from_str(content)
+    except Exception:
+        return None if tokens_of_program(path, ["a"]) else []
+    found, wrong = tokens_of_program(path, texts), []
+    if not found and not tokens_of_program(path, ["a"]):
+        return None
+    for i, text in enumerate(texts):
+        # The program ends at a text on which it fails.
+        ours = found[i] if i < len(found) else (tokens_of_program(path, [text]) or [None])[0]
+        if ours != tokens_of(model, text, add_special_tokens=False):
+            wrong.append(text)
+    return wrong
+
+
+def compare_random(count, seed):
+    rng, bad, refused = random.Random(seed), 0, 0
+    with tempfile.TemporaryDirectory() as directory:
+        for i in range(count):
+            change = constructs.random_change(rng)
+            wrong = differences(change, [constructs.random_text(rng) for _ in range(25)], directory)
+            if wrong is None:
+                refused += 1
+                print(f"read by one of the two alone: {json.dumps(change, ensure_ascii=False)}")
+            elif wrong:
+                bad += len(wrong)
+                print(f"{ascii(wrong[0])}: {json.dumps(change, ensure_ascii=False)}")
+    print(f"{count} files, {25 * count} texts: {bad} differ; {refused} files are read by one of the two alone")
+    return 1 if bad else 0
+
+
+def compare_code_points():
+    codes, bad = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000], 0
+    with tempfile.TemporaryDirectory() as directory:
+        for name, change in constructs.constructs_of_properties():
+            texts = ["".join(f"aB{c}\u0323 {c}1" for c in codes[i:i + 512]) for i in range(0, len(codes), 512)]
+            wrong = differences(change, texts, directory)
+            bad += len(wrong)
+            print(f"{name}: {len(wrong)} of {len(texts)} blocks of code points differ")
+    return 1 if bad else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "tokenizers")
     parser.add_argument("--corpus", help="C4 files; without, only the texts of this file")
     parser.add_argument("--characters", type=int, default=3_000_000, help="of the corpus")
+    parser.add_argument("--random", type=int, metavar="FILES", help="compare a built binary on so many random files")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--code-points", action="store_true", help="compare a built binary on every code point")
     arguments = parser.parse_args()
+    if arguments.random:
+        sys.exit(compare_random(arguments.random, arguments.seed))
+    if arguments.code_points:
+        sys.exit(compare_code_points())
     texts, training, size = TRICKY, TRAINING, 420
     if arguments.corpus:
         more, total = corpus_texts(arguments.corpus, arguments.characters)

@@ -216,3 +216,63 @@ def refused():
 
 def tiny():
     return {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}
+
+
+def constructs_of_properties():
+    """What asks for properties of single characters."""
+    wanted = ("normalizer", "pre-tokenizer", "expression '", r"expression [\p{Han}", r"expression [^\r", r"expression \w", r"expression \d", "expression [[:")
+    return ((name, change) for name, change in constructs() if name.startswith(wanted))
+
+
+# --- random ones ----------------------------------------------------------------------------------------------------
+
+ATOMS = EXPRESSIONS[30:80] + ["a", "b", "é", "中", " ", r"\n", r"\s", r"\S", r"\w", r"\p{L}", r"\p{N}", r"\p{M}", "[a-z]", "[^\\s]", ".", "'", "-", "😀"]
+QUANTIFIERS = ["", "", "", "", "+", "*", "?", "+?", "*?", "++", "?+", "{2}", "{1,3}", "{,2}"]
+GROUPS = ["(", "(?:", "(?i:", "(?>", "(?=", "(?!", "(?-i:", "(?m:"]
+
+
+def random_class(rng, depth=0):
+    items = [rng.choice([r"\p{L}", r"\P{Lu}", r"\p{Han}", "[:alpha:]", "[:^punct:]", "a-z", "0-9", "α-ω", "一-龥", r"\s", r"\d", r"\W", "_", "é", "中"])
+             for _ in range(rng.randint(1, 4))]
+    if depth < 2 and rng.random() < 0.3:
+        items.append(random_class(rng, depth + 1))
+    more = "&&" + (random_class(rng, depth + 1) if depth < 2 else r"\w") if rng.random() < 0.3 else ""
+    return "[" + rng.choice(["", "", "^"]) + "".join(items) + more + "]"
+
+
+def random_expression(rng, depth=0):
+    def one():
+        kind = rng.random()
+        if kind < 0.4:
+            return random_class(rng) + rng.choice(QUANTIFIERS)
+        if kind < 0.8 or depth > 1:
+            return "(?:" + rng.choice(ATOMS) + ")" + rng.choice(QUANTIFIERS)
+        group = rng.choice(GROUPS)
+        return group + random_expression(rng, depth + 1) + ")" + ("" if group in ("(?=", "(?!") else rng.choice(QUANTIFIERS))
+    return "|".join("".join(one() for _ in range(rng.randint(1, 3))) for _ in range(rng.choice([1, 1, 2, 3])))
+
+
+def random_text(rng):
+    parts = []
+    for _ in range(rng.choice([0, 1, 3, 8, 20])):
+        text = rng.choice(TEXTS)
+        begin = rng.randrange(len(text) + 1)
+        code = rng.choice([rng.randrange(0x110000), rng.randrange(0x20, 0x530), rng.randrange(0x2000, 0x3100)])
+        parts += [text[begin:begin + rng.randint(1, 6)] * rng.choice([1, 1, 1, 3]), chr(code if not 0xD800 <= code < 0xE000 else 0x20)]
+    return "".join(parts)
+
+
+def random_change(rng):
+    """A normalizer, pre-tokenizers, added tokens and options of the model, of which any may be missing."""
+    parts = [change for name, change in constructs() if name.startswith(("normalizer", "pre-tokenizer", "byte level", "metaspace"))]
+    normalizers = [part for change in parts for part in change.get("normalizer", {}).get("normalizers", [])]
+    cutters = [part for change in parts for part in change["pre_tokenizer"].get("pretokenizers", [change["pre_tokenizer"]])]
+    chosen = [split(rng.choice(EXPRESSIONS) if rng.random() < 0.2 else random_expression(rng), rng.choice(SPLIT_BEHAVIORS), rng.random() < 0.3)
+              if rng.random() < 0.5 else rng.choice(cutters) for _ in range(rng.randint(0, 3))]
+    contents = rng.sample(["<s>", "<|x|>", "the", "The", "hello", "a", "ab", " ", "  ", "\n", "é", "e\u0301", "中", "_", "'s", "▁a"], rng.choice([0, 1, 3]))
+    flag = lambda: rng.random() < 0.35
+    return {"normalizer": {"type": "Sequence", "normalizers": [rng.choice(normalizers) for _ in range(rng.choice([0, 0, 1, 2, 3]))]},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": chosen + ([BYTES] if flag() else [])},
+            "added_tokens": [token(content, id=776 + i, single_word=flag(), lstrip=flag(), rstrip=flag(), normalized=flag(), special=flag())
+                             for i, content in enumerate(contents)],
+            "model": {"unk_token": rng.choice([None, "<unk>"]), "fuse_unk": flag(), "byte_fallback": flag(), "ignore_merges": flag()}}
