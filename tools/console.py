@@ -31,8 +31,10 @@ class Progress:
     LINE_SECONDS = 30.0
     WIDTH = 30
 
-    def __init__(self, total, stream=None):
+    def __init__(self, total, stream=None, begun=0):
+        """`begun`: how much of the total was done before."""
         self.total = max(total, 1)
+        self.begun = begun
         self.stream = stream or sys.stderr
         self.tty = self.stream.isatty()
         self.start = self.last = time.monotonic()
@@ -43,7 +45,8 @@ class Progress:
             return
         self.last = now
         share = min(done / self.total, 1.0)
-        left = (now - self.start) * (1 - share) / share if share > 0 else 0.0
+        new = share - self.begun / self.total
+        left = (now - self.start) * (1 - share) / new if new > 0 else 0.0
         text = f"{share:4.0%}  {note}  {left:.0f} s left"
         if self.tty:
             bar = "#" * int(share * self.WIDTH)

@@ -2,25 +2,27 @@
 """Tokenizes text into the shards that switchyard (and llm.c) trains on. Run with --help; data/README.md tells more."""
 
 import argparse
-import concurrent.futures
+import contextlib
+import fcntl
 import glob
-import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+import time
 
 import documents
 import text_tokenizer
+import unfinished
 from console import Progress, UserError, human_bytes
-from shards import MAX_SHARD_TOKENS, ShardWriter, shard_files
+from shards import MAX_SHARD_TOKENS, SPLITS, ShardWriter, publish_shards, shard_files
+from tokenizing import BlockTokenizer, BpeTraining
+from unfinished import write_whole
+from workers import Worker, WorkerDied, ordered_answers
 
-VERSION = "0.1.0"
-SPLITS = ("train", "val")
+VERSION = "0.2.0"
+RECORD_SECONDS = 5  # at most so much work is lost when a run is killed
+COMPARED_BYTES = 1 << 18  # of text, on which the program and the library must agree
 
 EXAMPLES = """\
 examples:
@@ -42,89 +44,11 @@ A text file is one document; in the others, a line or a row is.
 """
 
 
-@dataclass
-class Tally:
-    """What a split holds. `bytes` are those of the documents' text in UTF-8."""
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    packed: list = field(default_factory=list)  # token bytes, in the order of the documents
+def say(message):
+    print(message, file=sys.stderr, flush=True)
 
 
-# What a worker process works with: set once, before its first block.
-_tokenizer = None
-_text_field = None
-_val_fraction = 0.0
-
-
-def start_process(*arguments):
-    """In a process of its own: an interrupt is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start_worker(*arguments)
-
-
-def start_worker(spec, text_field, val_fraction):
-    global _tokenizer, _text_field, _val_fraction
-    # The work is spread over processes; threads within each would only get in each other's way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if spec is None:
-        _tokenizer = text_tokenizer.ByteTokenizer()
-    else:
-        _tokenizer = text_tokenizer.HuggingFaceTokenizer(*spec)
-    _text_field, _val_fraction = text_field, val_fraction
-
-
-def is_validation(utf8_text, fraction):
-    """Chosen by content, so that the same document is always on the same side, and copies of it as well."""
-    digest = hashlib.blake2b(utf8_text, digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2**64
-
-
-def tokenize_block(block):
-    """-> (tally of train, tally of val, number of empty documents)"""
-    train, val, empty = Tally(), Tally(), 0
-    texts, encoded = [], []
-    for text, _ in documents.texts_of(block, _text_field):
-        text, data = documents.utf8(text)
-        if data:
-            texts.append(text)
-            encoded.append(data)
-        else:
-            empty += 1
-    width = 2 if _tokenizer.dtype == "uint16" else 4
-    for data, packed in zip(encoded, _tokenizer.pack(texts, encoded)):
-        tally = val if _val_fraction > 0 and is_validation(data, _val_fraction) else train
-        tally.documents += 1
-        tally.tokens += len(packed) // width
-        tally.bytes += len(data)
-        tally.packed.append(packed)
-    for tally in (train, val):
-        tally.packed = [b"".join(tally.packed)]
-    return train, val, empty
-
-
-def tokenized_blocks(blocks, workers, *worker_arguments):
-    """Yields (block position, tokenize_block(block)) in the blocks' order, with a bounded number of them in flight."""
-    if workers == 1:
-        start_worker(*worker_arguments)
-        for block in blocks:
-            yield block.position, tokenize_block(block)
-        return
-    context = multiprocessing.get_context("spawn")  # forking is not safe once a library has started threads
-    with concurrent.futures.ProcessPoolExecutor(workers, context, start_process, worker_arguments) as pool:
-        flying = deque()
-        try:
-            for block in blocks:
-                flying.append((block.position, pool.submit(tokenize_block, block)))
-                if len(flying) > 2 * workers:
-                    position, future = flying.popleft()
-                    yield position, future.result()
-            while flying:
-                position, future = flying.popleft()
-                yield position, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+# --- the input ---------------------------------------------------------------------------------------------------------
 
 
 def expand_inputs(patterns):
@@ -137,39 +61,102 @@ def expand_inputs(patterns):
             raise UserError(f"--input {pattern}: no such file, and as a pattern it matches none; check the path")
         paths.extend(found)
     for path in paths:
-        documents.kind_of(path)
+        documents.check_file(path)
         if paths.count(path) > 1:
             raise UserError(f"--input {path}: given more than once; its documents would be counted twice")
     return paths
 
 
-def all_blocks(paths, text_field):
-    """The blocks of all files; their positions count through all of them."""
-    before = 0
-    for path in paths:
-        for block in documents.read_blocks(path, text_field):
-            block.position += before
-            yield block
+def all_blocks(paths, text_field, file=0, blocks=0):
+    """The blocks of all files, from a place on: that many blocks of that file are left out. Their positions count
+    through all files."""
+    before = sum(os.path.getsize(path) for path in paths[:file])
+    for number, path in enumerate(paths[file:], file):
+        for count, block in enumerate(documents.read_blocks(path, text_field), 1):
+            if number > file or count > blocks:
+                block.position += before
+                block.place = (number, count)
+                yield block
         before += os.path.getsize(path)
 
 
-def bpe_training_texts(paths, args):
-    """The documents that will be trained on, up to --train-bpe-mbytes of them."""
-    room = args.train_bpe_mbytes * 10**6
-    for block in all_blocks(paths, args.text_field):
-        for text, _ in documents.texts_of(block, args.text_field):
-            text, data = documents.utf8(text)
-            if args.val_fraction > 0 and is_validation(data, args.val_fraction):
-                continue
-            if len(data) > room:
-                say(f"the BPE is trained on the first {args.train_bpe_mbytes} MB of text (--train-bpe-mbytes)")
-                return
-            room -= len(data)
-            yield text
+# --- the tokenizer -----------------------------------------------------------------------------------------------------
 
 
-def say(message):
-    print(message, file=sys.stderr, flush=True)
+def train_bpe(paths, args):
+    """-> a FileTokenizer. In a process of its own, which an interrupt ends at once."""
+    text_tokenizer.import_tokenizers()
+    say(f"training a byte-level BPE of {args.train_bpe} tokens")
+    worker = Worker(BpeTraining(paths, args.text_field, args.val_fraction, args.on_error == "skip", args.train_bpe,
+                                args.train_bpe_mbytes * 10**6))  # fmt: skip
+    try:
+        worker.send(None)
+        json_bytes, cut = follow_training(worker)
+    finally:
+        worker.end()
+    if cut:
+        say(f"the BPE is trained on the first {args.train_bpe_mbytes} MB of text (--train-bpe-mbytes)")
+    tokenizer = text_tokenizer.FileTokenizer(f"bpe-{args.train_bpe}", json_bytes)
+    if tokenizer.vocab_size < args.train_bpe:
+        say(f"the text is too short for {args.train_bpe} tokens: the vocabulary has {tokenizer.vocab_size}")
+    return tokenizer
+
+
+def follow_training(worker):
+    progress, stage = Progress(1), None
+    try:
+        while True:
+            told = worker.answer()
+            if len(told) == 2:
+                return told
+            if told[0] != stage:
+                stage, progress = told[0], Progress(1)
+            _, done, total = told
+            progress.total = max(total, 1)
+            counted = [human_bytes(n) if stage == "text" else f"{n:,}" for n in (done, total)]
+            progress.update(done, f"BPE: {stage}  {' of '.join(counted)}")
+    finally:
+        progress.close()
+
+
+def choose_engine(tokenizer, args, paths):
+    """Sets tokenizer.program where the text is to be tokenized by switchyard. Both give the same tokens."""
+    program = text_tokenizer.find_program()
+    if program:
+        text_tokenizer.check_with_program(program, tokenizer.name, tokenizer.path)
+    if args.engine == "switchyard":
+        if not program:
+            raise UserError("--engine switchyard: build/switchyard is not there or cannot tokenize; build it, or name it in "
+                            "SWITCHYARD_BIN")  # fmt: skip
+        tokenizer.program = program
+    elif args.engine == "auto" and program:
+        tokenizer.program = program if agrees(program, tokenizer, args, paths) else None
+
+
+def agrees(program, tokenizer, args, paths):
+    """Whether the program finds the library's tokens in the first documents; true where there is no library to ask."""
+    try:
+        library = tokenizer.open()
+    except UserError:
+        return True
+    texts, encoded, size = [], [], 0
+    for text, data in (found for block in all_blocks(paths[:1], args.text_field)
+                       for found in documents.documents_of(block, args.text_field, True)[0]):  # fmt: skip
+        texts.append(text)
+        encoded.append(data)
+        size += len(data)
+        if size > COMPARED_BYTES:
+            break
+    tokenizer.program = program
+    with contextlib.closing(tokenizer.open()) as other:
+        same = library.pack(texts, encoded) == other.pack(texts, encoded)
+    tokenizer.program = None
+    if not same:
+        say(f"{program} finds other tokens than Hugging Face's library in {paths[0]}: the library is used; please report it")
+    return same
+
+
+# --- what is there, and meta.json --------------------------------------------------------------------------------------
 
 
 def read_meta(out):
@@ -186,15 +173,7 @@ def read_meta(out):
     return meta
 
 
-def check_output(args, writes):
-    """Refuses to mix with what is there, before any work is done."""
-    for split in writes:
-        there = shard_files(args.out, split)
-        if there and not args.overwrite:
-            raise UserError(f"{there[0]}: exists; choose another --out, or replace this split with --overwrite")
-
-
-def merged_meta(args, tokenizer, writes):
+def merged_meta(out, tokenizer, writes):
     """The meta.json to be, without the splits that this run writes. What it shares with other splits must match."""
     meta = {
         "tool_version": VERSION,
@@ -202,103 +181,270 @@ def merged_meta(args, tokenizer, writes):
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "eot_token": tokenizer.eot_token,
+        "begin_token": tokenizer.begin_token,
         "dtype": tokenizer.dtype,
         "splits": {},
     }
-    old = read_meta(args.out)
+    old = read_meta(out)
     kept = {name: split for name, split in old["splits"].items() if name not in writes} if old else {}
     if not kept:
         return meta
-    for key in ("tokenizer_sha256", "vocab_size", "eot_token", "dtype"):
+    old.setdefault("begin_token", old.get("eot_token"))
+    for key in ("tokenizer_sha256", "vocab_size", "eot_token", "begin_token", "dtype"):
         if old.get(key) != meta[key]:
             raise UserError(
-                f"{os.path.join(args.out, 'meta.json')}: {', '.join(kept)} was prepared with tokenizer "
+                f"{os.path.join(out, 'meta.json')}: {', '.join(kept)} was prepared with tokenizer "
                 f"'{old.get('tokenizer')}' ({key} {old.get(key)}), this run has '{meta['tokenizer']}' ({key} "
-                f"{meta[key]}); use the same tokenizer or another --out"
+                f"{meta[key]}); use the same tokenizer and options or another --out"
             )
     meta["tokenizer"] = old["tokenizer"]
     meta["splits"] = kept
     return meta
 
 
-def write_whole(path, data):
-    with open(path + ".tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
-
-
-def prepare(args):
-    paths = expand_inputs(args.input)
-    writes = [args.split_name] + (["val"] if args.val_fraction > 0 else [])
-    check_output(args, writes)
-    if args.train_bpe is not None:
-        say(f"training a byte-level BPE of {args.train_bpe} tokens")
-        tokenizer = text_tokenizer.train_bpe(bpe_training_texts(paths, args), args.train_bpe)
-        if tokenizer.vocab_size < args.train_bpe:
-            say(f"the text is too short for {args.train_bpe} tokens: the vocabulary has {tokenizer.vocab_size}")
-    else:
-        tokenizer = text_tokenizer.load_tokenizer(args.tokenizer, args.eot_token)
-    meta = merged_meta(args, tokenizer, writes)
-
-    os.makedirs(args.out, exist_ok=True)
-    spec = None
-    if tokenizer.json_bytes is not None:
-        spec = (tokenizer.name, tokenizer.json_bytes, tokenizer.model.id_to_token(tokenizer.eot_token))
-    writers = {split: ShardWriter(args.out, split, tokenizer.dtype, args.shard_tokens) for split in writes}
-    totals = {split: Tally() for split in writes}
-    empty = 0
-    total_bytes = sum(os.path.getsize(path) for path in paths)
-    progress = Progress(total_bytes)
-    try:
-        blocks = all_blocks(paths, args.text_field)
-        results = tokenized_blocks(blocks, args.workers, spec, args.text_field, args.val_fraction)
-        for position, (train, val, block_empty) in results:
-            empty += block_empty
-            for split, tally in zip((args.split_name, "val"), (train, val)):
-                if not tally.documents:
-                    continue
-                writers[split].write(tally.packed[0])
-                total = totals[split]
-                total.documents += tally.documents
-                total.tokens += tally.tokens
-                total.bytes += tally.bytes
-            done = sum(total.tokens for total in totals.values())
-            progress.update(position, f"{done / 1e6:.1f} M tokens  {human_bytes(position)} of {human_bytes(total_bytes)}")
-        progress.close()
-        if not totals[args.split_name].documents:
-            raise UserError(f"no document for '{args.split_name}' in {', '.join(args.input)} ({empty} empty ones); "
-                            "check the input and --val-fraction")  # fmt: skip
-        if args.val_fraction > 0 and not totals["val"].documents:
-            raise UserError(f"--val-fraction {args.val_fraction} chose none of {totals['train'].documents} documents; "
-                            "use a larger one, or prepare a validation file with --split-name val")  # fmt: skip
-        for split in writes:
-            writers[split].finish()
-            total = totals[split]
-            meta["splits"][split] = {
-                "documents": total.documents,
-                "tokens": total.tokens,
-                "bytes": total.bytes,
-                "shards": len(writers[split].names),
-                "inputs": paths,
-            }
-        if tokenizer.json_bytes is not None:
-            write_whole(os.path.join(args.out, "tokenizer.json"), tokenizer.json_bytes)
-        for split in writes:
-            writers[split].publish()
-        write_whole(os.path.join(args.out, "meta.json"), (json.dumps(meta, indent=2) + "\n").encode())
-    except BaseException:
-        progress.close()
-        for writer in writers.values():
-            writer.discard()
-        raise
-    if empty:
-        say(f"{empty} empty documents were left out")
+def check_output(args, writes, record):
+    """Refuses to mix with what is there, before any work is done."""
+    if args.overwrite or (args.resume and record):
+        return
+    if record:
+        raise UserError(f"{unfinished.record_path(args.out)}: a run into this directory has not come to its end; go on with "
+                        "it with --resume, or begin anew with --overwrite")  # fmt: skip
     for split in writes:
-        held = meta["splits"][split]
-        print(f"{args.out}/{split}_*.bin: {held['tokens']:,} tokens of {held['documents']:,} documents "
-              f"({held['bytes']:,} bytes of text) in {held['shards']} {tokenizer.dtype} shards")  # fmt: skip
+        there = shard_files(args.out, split)
+        if there:
+            what = "is finished, there is nothing to go on with" if args.resume else "exists"
+            raise UserError(f"{there[0]}: {what}; choose another --out, or replace this split with --overwrite")
+
+
+@contextlib.contextmanager
+def output_directory(out):
+    """Makes it, for this run alone. What was made is removed again if nothing is in it at the end."""
+    missing, path = [], os.path.abspath(out)
+    while not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    lock = None
+    try:
+        os.makedirs(out, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another run is writing there; wait for it or choose another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+        with contextlib.suppress(OSError):
+            for path in missing:
+                os.rmdir(path)
+
+
+# --- the work ----------------------------------------------------------------------------------------------------------
+
+
+class Preparation:
+    """A run, from its first block or from where an unfinished one came to."""
+
+    def __init__(self, args, paths, writes):
+        self.args, self.paths, self.writes = args, paths, writes
+        self.kept = False  # whether there is something for --resume to go on with
+        self.writers = {}
+        self.run = None  # what the record says that it was begun with
+        self.done = {"file": 0, "blocks": 0, "skipped": {"counts": {}, "firsts": {}},
+                     "splits": {split: {"documents": 0, "tokens": 0, "bytes": 0, "place": None} for split in writes}}  # fmt: skip
+        self.recorded = None  # the `done` that is on the disk
+
+    def prepare(self):
+        with output_directory(self.args.out):
+            record = None if self.args.overwrite else unfinished.read(self.args.out)
+            check_output(self.args, self.writes, record)
+            run = self.described()
+            if record:
+                unfinished.check_same(self.args.out, record["run"] | {"options": self.comparable(record, run)}, run)
+                self.kept, self.done = True, record["done"]
+            elif self.args.resume:
+                say(f"{self.args.out}: nothing unfinished is there; this run begins at the beginning")
+            try:
+                if record and record["publishing"]:
+                    self.meta = record["publishing"]
+                else:
+                    self.begin(record, run)
+                    self.tokenize()
+                    self.finish()
+            except BaseException as error:
+                self.leave(error)
+                raise
+            self.publish()
+
+    def described(self):
+        names = ("tokenizer", "train_bpe", "text_field", "shard_tokens", "split_name", "val_fraction", "eot_token",
+                 "begin_token", "on_error")  # fmt: skip
+        options = {"--" + name.replace("_", "-"): getattr(self.args, name) for name in names}
+        options["--train-bpe-mbytes"] = self.args.train_bpe_mbytes if self.args.train_bpe else None
+        options["the tool's version"] = VERSION
+        return {"options": options, "inputs": unfinished.described_inputs(self.paths)}
+
+    def comparable(self, record, run):
+        """Its options. A run that has met no broken row is the same whatever was to be done with them."""
+        options = dict(record["run"]["options"])
+        if not documents.Skipped(**record["done"]["skipped"]).has_broken():
+            options["--on-error"] = run["options"]["--on-error"]
+        return options
+
+    def begin(self, record, run):
+        out, args = self.args.out, self.args
+        beside = os.path.join(out, unfinished.TOKENIZER + ".tmp")
+        if args.train_bpe is None:
+            tokenizer = text_tokenizer.load_tokenizer(args.tokenizer, args.eot_token, args.begin_token)
+        elif record:
+            with open(beside, "rb") as file:
+                tokenizer = text_tokenizer.FileTokenizer(f"bpe-{args.train_bpe}", file.read())
+        else:
+            tokenizer = train_bpe(self.paths, args)
+        run["tokenizer_sha256"] = tokenizer.sha256
+        if record and record["run"]["tokenizer_sha256"] != tokenizer.sha256:
+            raise UserError(f"{unfinished.record_path(out)}: cannot go on, for tokenizer '{tokenizer.name}' is another than the "
+                            "run was begun with; give that one, or begin anew with --overwrite")  # fmt: skip
+        self.meta = merged_meta(out, tokenizer, self.writes)
+        self.tokenizer = tokenizer
+        self.run = run
+        if not record:
+            unfinished.remove(out)
+        if tokenizer.json_bytes is not None:
+            write_whole(beside, tokenizer.json_bytes)
+            tokenizer.path = beside
+            choose_engine(tokenizer, args, self.paths)
+        elif args.engine == "switchyard":
+            raise UserError("--engine switchyard does not go with --tokenizer bytes")
+        try:
+            self.writers = {split: ShardWriter(out, split, tokenizer.dtype, args.shard_tokens, held["place"])
+                            for split, held in self.done["splits"].items()}  # fmt: skip
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(f"{unfinished.record_path(out)}: cannot go on ({error}); begin anew with --overwrite") from None
+        self.record()
+        self.kept = self.kept or args.train_bpe is not None  # hours of training perhaps
+
+    def tokenize(self):
+        args = self.args
+        work = BlockTokenizer(self.tokenizer, args.text_field, args.val_fraction, args.on_error == "skip")
+        sizes = [os.path.getsize(path) for path in self.paths]
+        total = sum(sizes)
+        progress = Progress(total, begun=sum(sizes[: self.done["file"]]))
+        blocks = all_blocks(self.paths, args.text_field, self.done["file"], self.done["blocks"])
+        recorded_at = time.monotonic()
+        try:
+            with contextlib.closing(tokenized(blocks, work, args.workers)) as answers:
+                for block, answer in answers:
+                    finished_before = self.finished_shards()
+                    self.take(block, *answer)
+                    if self.finished_shards() > finished_before or time.monotonic() - recorded_at > RECORD_SECONDS:
+                        self.record()
+                        recorded_at = time.monotonic()
+                    tokens = sum(held["tokens"] for held in self.done["splits"].values())
+                    note = f"{tokens / 1e6:.1f} M tokens  {human_bytes(block.position)} of {human_bytes(total)}"
+                    progress.update(block.position, note)
+        finally:
+            progress.close()
+
+    def finished_shards(self):
+        return sum(max(len(writer.names) - 1, 0) for writer in self.writers.values())
+
+    def take(self, block, train, val, skipped):
+        """Writes what a block gave. `done` changes at once, so that an interrupt finds it whole."""
+        splits = {}
+        for split, tally in zip((self.args.split_name, "val"), (train, val)):
+            if split not in self.writers or split in splits:
+                continue
+            self.writers[split].write(tally.packed[0])
+            held = self.done["splits"][split]
+            splits[split] = {
+                "documents": held["documents"] + tally.documents,
+                "tokens": held["tokens"] + tally.tokens,
+                "bytes": held["bytes"] + tally.bytes,
+                "place": self.writers[split].place(),
+            }
+        total = documents.Skipped(**{key: dict(value) for key, value in self.done["skipped"].items()})
+        total.merge(skipped)
+        file, blocks = block.place
+        self.done = {"file": file, "blocks": blocks, "skipped": vars(total), "splits": splits}
+
+    def record(self):
+        for writer in self.writers.values():
+            writer.sync()
+        done = self.done
+        unfinished.write(self.args.out, self.run, done)
+        self.recorded = done
+
+    def leave(self, error):
+        """After an error: what --resume can go on with is kept, and nothing else."""
+        if self.run is None:
+            return  # nothing of this run is there
+        with contextlib.suppress(OSError):
+            if isinstance(error, KeyboardInterrupt) and self.writers:
+                self.record()
+        for writer in self.writers.values():
+            writer.close()
+        if self.recorded and any(held["documents"] for held in self.recorded["splits"].values()):
+            self.kept = True
+        if isinstance(error, NoDocuments):
+            self.kept = False  # it would end alike
+        if not self.kept:
+            unfinished.remove(self.args.out)
+
+    def finish(self):
+        args, skipped = self.args, documents.Skipped(**self.done["skipped"])
+        held = self.done["splits"]
+        if not held[args.split_name]["documents"]:
+            left_out = f"; left out: {skipped}" if skipped.counts else ""
+            raise NoDocuments(f"no document for '{args.split_name}' in {', '.join(args.input)}{left_out}; check the input, "
+                              "--text-field and --val-fraction")  # fmt: skip
+        if args.val_fraction > 0 and not held["val"]["documents"]:
+            raise NoDocuments(f"--val-fraction {args.val_fraction} chose none of {held['train']['documents']} documents; "
+                              "use a larger one, or prepare a validation file with --split-name val")  # fmt: skip
+        for split, writer in self.writers.items():
+            writer.finish()
+            counts = {key: held[split][key] for key in ("documents", "tokens", "bytes")}
+            self.meta["splits"][split] = counts | {"shards": len(writer.names), "inputs": self.paths}
+        self.meta["splits"][args.split_name]["skipped"] = skipped.sorted_counts()
+        unfinished.write(args.out, self.run, self.done, self.meta)
+        self.recorded = self.done
+
+    def publish(self):
+        """Gives everything its name. Cut off at any moment it can be done again."""
+        out = self.args.out
+        tokenizer = os.path.join(out, unfinished.TOKENIZER)
+        if self.meta["tokenizer_sha256"] is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(tokenizer)  # of shards that this run has replaced
+        elif os.path.exists(tokenizer + ".tmp"):
+            os.replace(tokenizer + ".tmp", tokenizer)
+        for split in self.writes:
+            publish_shards(out, split, self.meta["splits"][split]["shards"])
+        write_whole(os.path.join(out, "meta.json"), (json.dumps(self.meta, indent=2) + "\n").encode())
+        unfinished.remove(out)
+        if self.done["skipped"]["counts"]:
+            say(f"left out: {documents.Skipped(**self.done['skipped'])}")
+        for split in self.writes:
+            held = self.meta["splits"][split]
+            print(f"{out}/{split}_*.bin: {held['tokens']:,} tokens of {held['documents']:,} documents "
+                  f"({held['bytes']:,} bytes of text) in {held['shards']} {self.meta['dtype']} shards")  # fmt: skip
+
+
+class NoDocuments(UserError):
+    """The input is read to its end and there is nothing to write."""
+
+
+def tokenized(blocks, work, workers):
+    """Yields (block, what the work made of it) in the blocks' order."""
+    if workers > 1 or work.tokenizer.json_bytes is not None:
+        yield from ordered_answers(blocks, workers, work)
+        return
+    work.begin()
+    for block in blocks:
+        yield block, work(block)
 
 
 def parse_arguments(argv):
@@ -321,7 +467,7 @@ def parse_arguments(argv):
 
     parser = argparse.ArgumentParser(
         description="Tokenizes text into token shards: OUT/train_000000.bin, ..., and OUT/meta.json, which says what "
-        "they hold. Every document is preceded by the end-of-text token.",
+        "they hold. Every document begins with a token of its own, see --begin-token.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -342,40 +488,59 @@ def parse_arguments(argv):
     parser.add_argument("--val-fraction", type=share, default=0.0, metavar="F",
                         help="about this share of the documents goes to val_*.bin instead, chosen by a hash of their "
                         "content (default: 0)")  # fmt: skip
-    parser.add_argument("--eot-token", metavar="TEXT",
-                        help="the end-of-text token of a Hugging Face tokenizer (default: <|endoftext|> or, where it "
-                        "has none, its eos token)")  # fmt: skip
+    parser.add_argument("--eot-token", metavar="TOKEN",
+                        help="the end-of-text token of a Hugging Face tokenizer, its text or number (default: <|endoftext|> "
+                        "or, where it has none, its eos token)")  # fmt: skip
+    parser.add_argument("--begin-token", metavar="TOKEN",
+                        help="what documents begin with: a token's text or number, or 'none' for the end-of-text token "
+                        "(default: what the tokenizer itself puts before a text, such as <s>, else the end-of-text token). "
+                        "Behind a begin token of their own, documents end with the end-of-text token")  # fmt: skip
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop",
+                        help="what to do about a row that is broken: not JSON, not UTF-8, its text not a string (default: "
+                        "stop). Rows whose text is null, missing or empty are left out and counted in any case")  # fmt: skip
     parser.add_argument("--train-bpe-mbytes", type=at_least(1), default=1000, metavar="N",
                         help="at most so much text is read to train the BPE (default: 1000)")  # fmt: skip
     parser.add_argument("--workers", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N",
                         help="processes; the output does not depend on it (default: one a core)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace the shards of this split")
+    parser.add_argument("--engine", choices=("auto", "library", "switchyard"), default="auto",
+                        help="what turns text into the tokens of a tokenizer.json: Hugging Face's library, or build/switchyard "
+                        "(or SWITCHYARD_BIN), which finds the same ones (default: switchyard where it is built and agrees with "
+                        "the library on the first documents)")  # fmt: skip
+    begun = parser.add_mutually_exclusive_group()
+    begun.add_argument("--resume", action="store_true",
+                       help="go on with a run that was interrupted or killed; the output is that of an undisturbed one")
+    begun.add_argument("--overwrite", action="store_true", help="replace the shards of this split, whole or unfinished")
     args = parser.parse_args(argv)
     if args.val_fraction > 0 and args.split_name == "val":
         parser.error("--val-fraction does not go with --split-name val: all of it is validation")
     if args.train_bpe is not None and args.split_name == "val":
         parser.error("--train-bpe does not go with --split-name val: give the tokenizer.json that train was made with")
+    if args.train_bpe is not None and (args.eot_token is not None or args.begin_token is not None):
+        parser.error("--eot-token and --begin-token do not go with --train-bpe, whose one special token is <|endoftext|>")
     return args
 
 
 def main(argv=None):
     args = parse_arguments(argv)
+    run = None
     try:
-        prepare(args)
+        run = Preparation(args, expand_inputs(args.input), [args.split_name] + (["val"] if args.val_fraction > 0 else []))
+        run.prepare()
         return 0
     except UserError as error:
-        say(f"error: {error}")
-        return 2
+        message, code = f"error: {error}", 2
     except OSError as error:
         what = error.filename or args.out
-        say(f"error: {what}: {error.strerror or error}; check the path, its permissions and the free space")
-        return 2
-    except BrokenProcessPool:
-        say("error: a worker process was killed, most likely for want of memory; use fewer --workers")
-        return 1
+        message = f"error: {what}: {error.strerror or error}; check the path, its permissions and the free space"
+        code = 2
+    except WorkerDied:
+        message = "error: a worker process was killed, most likely for want of memory; use fewer --workers"
+        code = 1
     except KeyboardInterrupt:
-        say("interrupted; nothing was kept")
-        return 130
+        message, code = "interrupted" if run and run.kept else "interrupted; nothing was kept", 130
+    kept = "; what was done is kept: the same command with --resume goes on from there" if run and run.kept else ""
+    say(message + kept)
+    return code
 
 
 def interrupt(*_):
@@ -383,5 +548,5 @@ def interrupt(*_):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)  # so that what was begun is removed then as well
+    signal.signal(signal.SIGTERM, interrupt)  # so that what was begun is put in order then as well
     sys.exit(main())

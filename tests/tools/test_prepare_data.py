@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,10 +19,12 @@ from pathlib import Path
 from unittest import mock
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOKENIZERS = TOOLS.parent / "tests" / "tokenizers"
 sys.path.insert(0, str(TOOLS))
 
 import prepare_data  # noqa: E402
 import shards  # noqa: E402
+import text_tokenizer  # noqa: E402
 
 EOT = 256
 needs_tokenizers = unittest.skipUnless(importlib.util.find_spec("tokenizers"), "the module tokenizers is not installed")
@@ -138,13 +141,14 @@ class PrepareData(unittest.TestCase):
         self.bytes_run(source)
         meta = self.meta()
         self.assertEqual(
-            {key: meta[key] for key in ("tokenizer", "vocab_size", "eot_token", "dtype")},
-            {"tokenizer": "bytes", "vocab_size": 257, "eot_token": 256, "dtype": "uint16"},
+            {key: meta[key] for key in ("tokenizer", "vocab_size", "eot_token", "begin_token", "dtype")},
+            {"tokenizer": "bytes", "vocab_size": 257, "eot_token": 256, "begin_token": 256, "dtype": "uint16"},
         )
         size = sum(len(text.encode()) for text in texts)
         self.assertEqual(
             meta["splits"],
-            {"train": {"documents": 30, "tokens": size + 30, "bytes": size, "shards": 1, "inputs": [str(source)]}},
+            {"train": {"documents": 30, "tokens": size + 30, "bytes": size, "shards": 1, "inputs": [str(source)],
+                       "skipped": {}}},
         )
 
     def test_another_field_than_text(self):
@@ -156,7 +160,7 @@ class PrepareData(unittest.TestCase):
         path.write_text('{"text": "a"}\n\n{"text": ""}\n  \n{"text": "b"}')  # no line break at the end
         message = self.bytes_run(path)
         self.assertEqual(self.tokens(), byte_tokens(["a", "b"]))
-        self.assertIn("1 empty document", message)
+        self.assertIn(f"1 empty (first: {path}:3: ", message)
 
     def test_half_a_surrogate_pair_becomes_a_replacement_character(self):
         path = self.dir / "a.jsonl"
@@ -218,7 +222,8 @@ class PrepareData(unittest.TestCase):
         self.assertIn("more than once", self.fails([path, self.dir / "*.jsonl"]))
 
     def test_unknown_formats(self):
-        for name, data in (("a.zst", b"x"), ("a.jsonl.bz2", b"x"), ("a.bin", b"x"), ("a.dat", b"a\0b"), ("a.tar.gz", b"x")):
+        for name, data in (("a.jsonl.bz2", b"x"), ("a.bin", b"x"), ("a.dat", b"a\0b"), ("a.tar.gz", b"x"), ("a.csv", b"x"),
+                           ("A.PDF", b"x"), ("a.csv.zst", b"x"), ("a.safetensors", b"x"), ("a.parquet.gz", b"x")):  # fmt: skip
             path = self.dir / name
             path.write_bytes(data)
             message = self.fails(path)
@@ -245,16 +250,73 @@ class PrepareData(unittest.TestCase):
             for workers in (1, 2):
                 self.assertIn(f"{path}:251: ", self.fails(path, "--workers", workers))
 
-    def test_a_missing_field_names_those_that_are_there(self):
-        path = self.write_lines("a.jsonl", [{"text": "ok"}, {"content": "x", "id": 1}])
+    def test_a_field_that_no_row_has_names_those_that_are_there(self):
+        path = self.write_lines("a.jsonl", [{"content": "x", "id": 1}, {"content": "y"}])
         message = self.fails(path)
-        for part in (f"{path}:2: ", "'text'", "content, id", "--text-field"):
+        for part in (f"{path}:1: ", "'text'", "content, id", "--text-field"):
             self.assertIn(part, message)
 
+    def test_rows_without_text_are_left_out_and_counted(self):
+        rows = [{"text": "a"}, {"text": None}, {"id": 3}, {"text": ""}, {"text": "b"}, {"text": None}]
+        path = self.write_lines("a.jsonl", rows)
+        for workers in (1, 2):
+            message = self.bytes_run(path, "--workers", workers, "--overwrite")
+            self.assertEqual(self.tokens(), byte_tokens(["a", "b"]))
+            self.assertEqual(self.meta()["splits"]["train"]["skipped"], {"empty": 1, "missing": 1, "null": 2})
+            for part in (f"2 null (first: {path}:2: ", f"1 missing (first: {path}:3: ", f"1 empty (first: {path}:4: "):
+                self.assertIn(part, message)
+        only_null = self.write_lines("b.jsonl", [{"text": None}])
+        message = self.fails_anew(only_null)
+        self.assertIn("no document", message)
+        self.assertIn("1 null", message)
+
+    def fails_anew(self, *arguments):
+        shutil.rmtree(self.out)
+        return self.fails(*arguments)
+
+    def test_broken_rows_stop_or_are_skipped(self):
+        path = self.dir / "a.jsonl"
+        broken = {"not JSON": b"{", "not an object": b"[1]", "not a string": b'{"text": 3, "body": "x"}',
+                  "not UTF-8": b'{"text": "\xff"}'}  # fmt: skip
+        for row in broken.values():
+            path.write_bytes(b'{"text": "a"}\n' + row + b"\n")
+            message = self.fails(path)
+            self.assertIn(f"{path}:2: ", message)
+            self.assertIn("--on-error skip", message)
+        path.write_bytes(b'{"text": "a"}\n' + b"\n".join(broken.values()) + b'\n{"text": "b"}\n{\n')
+        latin = self.dir / "b.txt"
+        latin.write_bytes(b"caf\xe9")
+        message = self.bytes_run([path, latin], "--on-error", "skip")
+        self.assertEqual(self.tokens(), byte_tokens(["a", "b"]))
+        self.assertEqual(self.meta()["splits"]["train"]["skipped"],
+                         {"not JSON": 2, "not UTF-8": 2, "not a string": 1, "not an object": 1})  # fmt: skip
+        self.assertIn(f"2 not JSON (first: {path}:2: ", message)
+
     def test_a_field_that_is_not_text(self):
-        for value in (None, 3, ["x"]):
-            path = self.write_lines("a.jsonl", [{"text": value}])
-            self.assertIn(f"{path}:1: 'text' is {type(value).__name__}", self.fails(path))
+        for value, name in ((3, "number"), (["x"], "array"), ({"x": 1}, "object"), (True, "boolean")):
+            path = self.write_lines("a.jsonl", [{"text": value, "body": "x"}])
+            message = self.fails(path)
+            self.assertIn(f"{path}:1: 'text' is a JSON {name}", message)
+            self.assertIn("body", message)
+
+    def test_files_that_are_not_what_their_name_says(self):
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        cases = [("a.jsonl", pointer, "git lfs pull"), ("a.parquet", pointer, "git lfs pull"), ("a.txt", pointer, "git lfs"),
+                 ("a.json.gz", pointer, "git lfs pull"), ("b.json.gz", gzip.compress(pointer), "git lfs pull"),
+                 ("b.jsonl", b"\n<!DOCTYPE html><html>", "web page"), ("b.parquet", b"<!doctype html>", "web page"),
+                 ("c.json.gz", b"<html><body>", "web page"), ("c.jsonl", b"PK\x03\x04abc", "zip"),
+                 ("c.parquet", b"PK\x03\x04abc", "zip"), ("d.json.gz", b"PK\x03\x04abc", "zip"),
+                 ("d.jsonl", gzip.compress(b"{}"), ".gz"), ("e.txt", b"%PDF-1.4", "PDF"),
+                 ("f.json.gz", gzip.compress(b"name".ljust(257, b"\0") + b"ustar"), "tar")]  # fmt: skip
+        for name, data, part in cases:
+            path = self.dir / name
+            path.write_bytes(data)
+            message = self.fails(path)
+            self.assertIn(str(path), message)
+            self.assertIn(part, message)
+        page = self.dir / "page.html"  # a page may be what is to be learnt
+        page.write_bytes(b"<!DOCTYPE html>")
+        self.bytes_run(page)
 
     def test_corrupt_gzip(self):
         whole = self.write_texts("a.json.gz", sample_texts(500)).read_bytes()
@@ -338,21 +400,226 @@ class PrepareData(unittest.TestCase):
         for part in ("examples:", "--split-name val", "--train-bpe 32000", ".parquet"):
             self.assertIn(part, done.stdout)
 
+    def started(self, *arguments):
+        run = subprocess.Popen(self.command(*arguments, "--out", self.out), stderr=subprocess.PIPE, text=True)
+        self.addCleanup(run.wait)
+        self.addCleanup(run.kill)
+        self.addCleanup(run.stderr.close)
+        return run
+
+    def wait_until(self, true, what):
+        deadline = time.monotonic() + 60
+        while not true():
+            self.assertLess(time.monotonic(), deadline, what)
+            time.sleep(0.01)
+
     def test_a_terminated_run_leaves_nothing_that_looks_whole(self):
         fifo = self.dir / "a.txt"
         os.mkfifo(fifo)  # nobody writes to it: the run waits for its input
         source = self.write_texts("a.jsonl", sample_texts(10))
-        run = subprocess.Popen(self.command("--input", source, fifo, "--tokenizer", "bytes", "--out", self.out, "--workers", 1),
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not self.left_behind() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self.assertEqual(self.left_behind(), ["train_000000.bin.tmp"])
-        run.send_signal(signal.SIGTERM)
-        _, stderr = run.communicate(timeout=60)
-        self.assertEqual(run.returncode, 130)
-        self.assertIn("nothing was kept", stderr)
-        self.assertEqual(self.left_behind(), [])
+        how = ("--tokenizer", "bytes", "--workers", 1)
+        for inputs, begun, left in (
+            ([fifo], "unfinished.json", []),
+            ([source, fifo], "train_000000.bin.tmp", ["train_000000.bin.tmp", "unfinished.json"]),
+        ):
+            run = self.started("--input", *inputs, *how)
+            self.wait_until(lambda: begun in self.left_behind(), begun)
+            run.send_signal(signal.SIGTERM)
+            _, stderr = run.communicate(timeout=60)
+            self.assertEqual(run.returncode, 130)
+            self.assertIn("--resume" if left else "nothing was kept", stderr)
+            self.assertEqual(self.left_behind(), left)
+            self.assertEqual(self.out.exists(), bool(left))
+
+    def children(self, pid):
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, parent = path.read_text().rpartition(")")[2].split()[:2]
+                if int(parent) == pid and state != "Z":
+                    found.add(int(path.parent.name))
+        return found
+
+    def alive(self, pids):
+        """Those that run: a zombie waits for its new parent alone."""
+        running = set()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    running.add(pid)
+        return running
+
+    def test_workers_end_with_their_parent_however_it_ends(self):
+        fifo = self.dir / "a.txt"
+        os.mkfifo(fifo)
+        sources = [self.write_texts(f"{name}.jsonl", ["x"]) for name in "abc"]
+        for number in (signal.SIGKILL, signal.SIGINT):
+            run = self.started("--input", *sources, fifo, "--tokenizer", "bytes", "--workers", 3, "--overwrite")
+            self.wait_until(lambda: len(self.children(run.pid)) == 3, "three workers")
+            workers = self.children(run.pid)
+            run.send_signal(number)
+            run.wait(timeout=60)
+            self.wait_until(lambda: not self.alive(workers), f"workers are left after signal {number}")
+
+    # --- going on ----------------------------------------------------------------------------------------------------
+
+    def files(self):
+        return {path.name: path.read_bytes() for path in self.out.iterdir()}
+
+    def long_run(self):
+        """Arguments of a run of many blocks over two files, with rows that are left out, and what it writes."""
+        rows = [{"text": text} for text in sample_texts(60)]
+        rows[7] = {"text": None}
+        rows[41] = {"text": 5}
+        sources = [self.write_lines("a.json.gz", rows[:35]), self.write_lines("b.jsonl", rows[35:])]
+        options = ("--val-fraction", 0.3, "--shard-tokens", 999, "--on-error", "skip")
+        self.bytes_run(sources, *options)
+        expected = self.files()
+        shutil.rmtree(self.out)
+        return (sources, *options), expected
+
+    def killed(self, run, after):
+        """Runs until the tool has taken `after` blocks, and leaves the directory as a kill does. -> whether it was killed"""
+        taken = 0
+        take = prepare_data.Preparation.take
+
+        class Killed(BaseException):
+            pass
+
+        def until_killed(self, *arguments):
+            nonlocal taken
+            take(self, *arguments)
+            taken += 1
+            if taken == after:
+                for writer in self.writers.values():
+                    writer.close()  # so that more is on the disk than the record says
+                raise Killed
+
+        with mock.patch.object(prepare_data.Preparation, "take", until_killed), \
+                mock.patch.object(prepare_data.Preparation, "leave", lambda *_: None):  # fmt: skip
+            try:
+                run()
+            except Killed:
+                return True
+        return False
+
+    def test_a_killed_run_goes_on_to_the_same_bytes(self):
+        run, expected = self.long_run()
+        with mock.patch("documents.BLOCK_BYTES", 700):
+            for seconds, workers in ((0, 1), (1000, 1), (0, 2)):  # recorded after every block, and at ends of shards alone
+                with mock.patch("prepare_data.RECORD_SECONDS", seconds):
+                    for after in (1, 2, 5, 9, 13) if workers == 1 else (4,):
+                        more = ["--workers", workers]
+                        self.assertTrue(self.killed(lambda: self.bytes_run(*run, *more), after))
+                        self.assertIn("unfinished.json", self.left_behind())
+                        if seconds == 0:  # killed again
+                            self.assertTrue(self.killed(lambda: self.bytes_run(*run, *more, "--resume"), 1))
+                        self.bytes_run(*run, *more, "--resume")
+                        self.assertEqual(self.files(), expected)
+                        shutil.rmtree(self.out)
+
+    def test_a_run_killed_while_files_get_their_names_goes_on(self):
+        run, expected = self.long_run()
+        other = (self.write_texts("c.jsonl", sample_texts(99, seed=3)), "--shard-tokens", 999)  # of more shards
+        replace, remove = os.replace, os.remove
+        for last in range(3, 60, 4):
+            self.bytes_run(*other, "--overwrite")
+            calls = 0
+
+            def counted(function):
+                def call(*arguments):
+                    nonlocal calls
+                    if calls == last:
+                        raise KeyboardInterrupt
+                    calls += 1
+                    function(*arguments)
+
+                return call
+
+            with mock.patch("os.replace", counted(replace)), mock.patch("os.remove", counted(remove)), \
+                    mock.patch.object(prepare_data.Preparation, "leave", lambda *_: None):  # fmt: skip
+                code = self.code_of(*run, "--overwrite")
+            if code == 0:
+                break
+            self.bytes_run(*run, "--resume" if "unfinished.json" in self.left_behind() else "--overwrite")
+            self.assertEqual(self.files(), expected, last)
+        self.assertGreater(last, 20)
+
+    def code_of(self, inputs, *more):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return prepare_data.main(["--input", *map(str, inputs), "--tokenizer", "bytes", "--out", str(self.out),
+                                      "--workers", "1", *map(str, more)])  # fmt: skip
+
+    def test_an_interrupt_keeps_what_is_done_and_says_so(self):
+        run, expected = self.long_run()
+        with mock.patch("documents.BLOCK_BYTES", 700):
+            with mock.patch("prepare_data.Progress.update", side_effect=[None] * 6 + [KeyboardInterrupt]):
+                self.assertIn("--resume", self.bytes_run(*run, expect=130))
+            self.assertIn("unfinished.json", self.left_behind())
+            message = self.bytes_run(*run, expect=2)
+            self.assertIn("--resume", message)
+            self.assertIn("--overwrite", message)
+            self.bytes_run(*run, "--resume")
+            self.assertEqual(self.files(), expected)
+            self.assertIn("is finished", self.bytes_run(*run, "--resume", expect=2))
+
+    def test_an_error_keeps_finished_shards_and_a_mended_file_is_not_the_same(self):
+        path = self.dir / "a.jsonl"
+        lines = [json.dumps({"text": text}) for text in sample_texts(60)]
+        path.write_text("\n".join([*lines[:50], "{", *lines[50:]]))
+        with mock.patch("documents.BLOCK_BYTES", 700):
+            message = self.bytes_run(path, "--shard-tokens", 999, expect=2)
+            self.assertIn(f"{path}:51: ", message)
+            self.assertIn("--resume", message)
+            self.assertEqual(message.count("\n"), 1)
+            # the remedy that the message names goes on from there
+            self.bytes_run(path, "--shard-tokens", 999, "--resume", "--on-error", "skip")
+        self.assertEqual(self.tokens(), byte_tokens(sample_texts(60)))
+
+    def test_going_on_with_something_else_is_refused_by_name(self):
+        run, _ = self.long_run()
+        (first, second), options = run[0], run[1:]
+        self.killed_early(run)
+        before = self.files()
+        swap = lambda option, value: [value if i and options[i - 1] == option else o for i, o in enumerate(options)]  # noqa: E731
+        for inputs, changed, parts in (
+            ([first], options, ["--input", str(second)]),
+            ([second, first], options, ["--input", "order"]),
+            ([first, second], swap("--shard-tokens", 998), ["--shard-tokens", "999", "998"]),
+            ([first, second], swap("--val-fraction", 0.25), ["--val-fraction", "0.3", "0.25"]),
+            ([first, second], [*options, "--text-field", "url"], ["--text-field", "url"]),
+        ):
+            message = self.bytes_run(inputs, *changed, "--resume", expect=2)
+            for part in [*parts, "unfinished.json", "--overwrite"]:
+                self.assertIn(part, message)
+            self.assertEqual(self.files(), before)
+        with open(second, "a") as file:
+            file.write("\n")
+        self.assertIn(f"{second} had ", self.bytes_run([first, second], *options, "--resume", expect=2))
+        (self.out / "train_000000.bin.tmp").unlink()
+        os.truncate(second, os.path.getsize(second) - 1)
+        self.assertIn("was modified", self.bytes_run([first, second], *options, "--resume", expect=2))
+        self.bytes_run([first, second], *options, "--overwrite")
+        self.assertNotIn("unfinished.json", self.left_behind())
+
+    def killed_early(self, run):
+        with mock.patch("documents.BLOCK_BYTES", 700), mock.patch("prepare_data.RECORD_SECONDS", 0):
+            self.assertTrue(self.killed(lambda: self.bytes_run(*run), 6))
+
+    def test_shards_that_are_shorter_than_recorded(self):
+        run, _ = self.long_run()
+        self.killed_early(run)
+        os.truncate(self.out / "train_000000.bin.tmp", 1100)
+        self.assertIn("train_000000.bin.tmp", self.bytes_run(*run, "--resume", expect=2))
+        (self.out / "unfinished.json").write_text("{")
+        self.assertIn("unfinished.json", self.bytes_run(*run, "--resume", expect=2))
+
+    def test_two_runs_into_one_directory(self):
+        fifo = self.dir / "a.txt"
+        os.mkfifo(fifo)
+        self.started("--input", fifo, "--tokenizer", "bytes")
+        self.wait_until(lambda: "unfinished.json" in self.left_behind(), "the first run")
+        self.assertIn("another run", self.bytes_run(self.write_texts("a.jsonl", ["x"]), "--resume", expect=2))
 
     # --- Parquet and Hugging Face tokenizers -------------------------------------------------------------------------
 
@@ -381,12 +648,186 @@ class PrepareData(unittest.TestCase):
 
     @needs_pyarrow
     def test_parquet_errors(self):
-        source = self.write_parquet("a.parquet", ["x", "y"], odd=[None, "z"])
+        source = self.write_parquet("a.parquet", ["x", "y"])
         self.assertIn("token_count", self.fails(source, "--text-field", "body"))  # the columns that there are
-        self.assertIn("not text", self.fails(source, "--text-field", "token_count"))
-        self.assertIn("row 1", self.fails(source, "--text-field", "odd"))
+        message = self.fails(source, "--text-field", "token_count")
+        self.assertIn("not text", message)
+        self.assertIn("text, id, dump", message)  # the columns that are
         source.write_bytes(source.read_bytes()[:-100])
         self.assertIn("Parquet", self.fails(source))
+
+    @needs_pyarrow
+    def test_every_arrow_type_that_is_text(self):
+        import pyarrow
+
+        texts = ["a", None, "naïve", "a", ""]
+        data = [text and text.encode() for text in texts]
+        columns = {
+            "large_string": pyarrow.array(texts, pyarrow.large_string()),
+            "binary": pyarrow.array(data, pyarrow.binary()),
+            "large_binary": pyarrow.array(data, pyarrow.large_binary()),
+            "dictionary": pyarrow.array(texts).dictionary_encode(),
+            "dictionary_of_bytes": pyarrow.array(data).dictionary_encode(),
+        }
+        for name, values in (("string_view", texts), ("binary_view", data)):
+            if hasattr(pyarrow, name):
+                columns[name] = pyarrow.array(values, getattr(pyarrow, name)())
+        if hasattr(pyarrow, "json_"):
+            columns["extension"] = pyarrow.array(texts, pyarrow.string()).cast(pyarrow.json_())
+        source = self.write_parquet("a.parquet", texts, **columns)
+        for name in ("text", *columns):
+            self.bytes_run(source, "--text-field", name, "--overwrite")
+            self.assertEqual(self.tokens(), byte_tokens(["a", "naïve", "a"]), name)
+            self.assertEqual(self.meta()["splits"]["train"]["skipped"], {"empty": 1, "null": 1}, name)
+
+    @needs_pyarrow
+    def test_bytes_in_parquet_that_are_not_text(self):
+        import pyarrow
+
+        bad = pyarrow.array([b"ok", b"caf\xe9"])
+        wrong = pyarrow.Array.from_buffers(pyarrow.string(), 2, bad.buffers())  # said to be text, and is not
+        source = self.write_parquet("a.parquet", ["x", "y"], bad=bad, wrong=wrong)
+        for name in ("bad", "wrong"):
+            self.assertIn(f"row 2: '{name}' is not UTF-8 text (byte 3)", self.fails(source, "--text-field", name))
+            self.bytes_run(source, "--text-field", name, "--on-error", "skip")
+            self.assertEqual(self.tokens(), byte_tokens(["ok"]))
+            shutil.rmtree(self.out)
+
+    @needs_pyarrow
+    def test_zstd(self):
+        import pyarrow
+
+        def compressed(data):
+            return pyarrow.compress(data, "zstd", asbytes=True)
+
+        texts = sample_texts(300)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        cut = len(lines) // 2
+        skippable = struct.pack("<2I", 0x184D2A50, 3) + b"abc"
+        whole = compressed(lines[:cut]) + skippable + compressed(lines[cut:])  # frames that cut a line, as pzstd's do
+        for name in ("a.jsonl.zst", "a.json.zst", "a.ndjson.zst"):
+            (self.dir / name).write_bytes(whole)
+            self.bytes_run(self.dir / name, "--overwrite")
+            self.assertEqual(self.tokens(), byte_tokens(texts))
+        (self.dir / "a.txt.zst").write_bytes(compressed(b"one text"))
+        self.bytes_run(self.dir / "a.txt.zst", "--overwrite")
+        self.assertEqual(self.tokens(), byte_tokens(["one text"]))
+        shutil.rmtree(self.out)
+        path = self.dir / "b.jsonl.zst"
+        for data in (whole[:-4], whole[: len(whole) // 2], whole + b"garbage", b"not zstd"):
+            path.write_bytes(data)
+            message = self.fails(path)
+            self.assertIn(f"{path}: corrupt or truncated zstd", message)
+        path.write_bytes(compressed(b"version https://git-lfs.github.com/spec/v1\n"))
+        self.assertIn("git lfs pull", self.fails(path))
+
+    def test_what_documents_begin_with(self):
+        for style, begin, eot in (("mixtral", 1, 2), ("llama3", 0, 1), ("gpt2", 0, 0), ("qwen2", 0, 0)):
+            data = (TOKENIZERS / style / "tokenizer.json").read_bytes()
+            made = lambda *more: text_tokenizer.FileTokenizer(style, data, *more)  # noqa: E731
+            self.assertEqual((made().begin_token, made().eot_token), (begin, eot), style)
+            self.assertEqual(made(None, "none").begin_token, eot)
+            self.assertEqual(made(None, "7").begin_token, 7)
+            self.assertEqual(made("9", "9").frame(), ([9], []))
+        roberta = json.loads(data) | {"post_processor": {"type": "RobertaProcessing", "sep": ["x", 5], "cls": ["y", 4]}}
+        self.assertEqual(text_tokenizer.FileTokenizer("r", json.dumps(roberta).encode()).begin_token, 4)
+        last = json.loads((TOKENIZERS / "mixtral" / "tokenizer.json").read_text())
+        last["post_processor"]["single"].reverse()  # a template that puts its token behind the text
+        self.assertEqual(text_tokenizer.FileTokenizer("r", json.dumps(last).encode()).begin_token, 2)
+
+    @needs_tokenizers
+    def test_documents_between_the_tokenizer_s_own_tokens(self):
+        import tokenizers
+
+        texts = [*sample_texts(20), "spelt </s> and <s>"]
+        source = self.write_texts("a.jsonl", texts)
+        for style, begin, end in (("mixtral", 1, [2]), ("llama3", 0, [1]), ("gpt2", 0, []), ("qwen2", 0, [])):
+            place = TOKENIZERS / style
+            how = ("--input", source, "--tokenizer", place, "--out", self.out, "--engine", "library", "--overwrite")
+            self.run_tool(*how, "--workers", 2)
+            model = tokenizers.Tokenizer.from_file(str(place / "tokenizer.json"))
+            model.encode_special_tokens = True
+            expected = []
+            for text in texts:
+                ids = model.encode(text).ids
+                expected += [*([] if ids[0] == begin and end else [begin]), *ids, *end]
+            self.assertEqual(self.tokens(), expected, style)
+            self.assertEqual(self.meta()["begin_token"], begin)
+            self.assertEqual(self.meta()["splits"]["train"]["bytes"], sum(len(text.encode()) for text in texts))
+        self.run_tool(*how[:3], TOKENIZERS / "mixtral", *how[4:], "--begin-token", "none")
+        self.assertEqual((self.tokens()[0], self.meta()["begin_token"], self.tokens().count(1)), (2, 2, 0))
+        message = self.run_tool(*how[:3], TOKENIZERS / "mixtral", *how[4:], "--split-name", "val", expect=2)
+        self.assertIn("begin_token 2", message)  # as train has it
+
+    def test_tokenizers_that_generate_could_not_read(self):
+        source = self.write_texts("a.jsonl", ["x"])
+        whole = json.loads((TOKENIZERS / "qwen2" / "tokenizer.json").read_text())
+        path = self.dir / "tokenizer.json"
+        for change, parts in (
+            ({"model": whole["model"] | {"dropout": 0.1}}, ["model.dropout", "0.1", "random"]),
+            ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, ["model.type", "Unigram"]),
+            ({"normalizer": {"type": "Precompiled"}}, ["normalizer", "Precompiled"]),
+            ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Odd"}]}},
+             ["normalizer.normalizers[1]", "Odd"]),
+            ({"pre_tokenizer": {"type": "UnicodeScripts"}}, ["pre_tokenizer", "UnicodeScripts"]),
+            ({"decoder": {"type": "CTC"}}, ["decoder", "CTC"]),
+            ({"post_processor": {"type": "Odd"}}, ["post_processor", "Odd"]),
+        ):  # fmt: skip
+            path.write_text(json.dumps(whole | change))
+            message = self.run_tool("--input", source, "--tokenizer", path, "--out", self.out, expect=2)
+            self.assertEqual(message.count("\n"), 1, message)
+            for part in [str(path), *parts]:
+                self.assertIn(part, message)
+            self.assertFalse(self.out.exists())
+
+    @needs_tokenizers
+    def test_a_hub_that_does_not_answer(self):
+        source = self.write_texts("a.jsonl", ["x"])
+        closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(self.dir)}  # the port of discard, where nobody listens
+        run = subprocess.run(self.command("--input", source, "--tokenizer", "gpt2", "--out", self.out),
+                             env={**os.environ, **closed}, capture_output=True, text=True, timeout=60)  # fmt: skip
+        self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1), run.stderr)
+        self.assertIn("Connection refused", run.stderr)
+
+    @needs_tokenizers
+    def test_an_interrupt_ends_the_training_of_a_bpe(self):
+        fifo = self.dir / "b.txt"
+        os.mkfifo(fifo)  # the training waits for its text
+        run = self.started("--input", self.write_texts("a.jsonl", sample_texts(50)), fifo, "--train-bpe", 400)
+        self.wait_until(lambda: self.children(run.pid), "the training")
+        workers = self.children(run.pid)
+        run.send_signal(signal.SIGINT)
+        _, stderr = run.communicate(timeout=60)
+        self.assertEqual(run.returncode, 130, stderr)
+        self.assertIn("nothing was kept", stderr)
+        self.wait_until(lambda: not self.alive(workers), "the training goes on")
+        self.assertFalse(self.out.exists())
+
+    @needs_tokenizers
+    def test_the_training_of_a_bpe_tells_how_far_it_is(self):
+        told = []
+        source = self.write_texts("a.jsonl", sample_texts(300))
+        with mock.patch("prepare_data.Progress") as progress:
+            progress.return_value.update = lambda done, note: told.append((done, progress.return_value.total, note))
+            self.run_tool("--input", source, "--train-bpe", 300, "--out", self.out, "--workers", 1)
+        told = [one for one in told if one[2].startswith("BPE")]
+        self.assertTrue(all(0 <= done <= total for done, total, _ in told), told)
+        notes = [note for _, _, note in told]
+        for stage in ("BPE: text", "BPE: compute merges"):
+            self.assertTrue(any(stage in note for note in notes), notes)
+
+    @needs_tokenizers
+    def test_an_interrupted_run_keeps_its_bpe(self):
+        source = self.write_texts("a.jsonl", sample_texts(300))
+        how = ("--input", source, "--train-bpe", 300, "--out", self.out, "--workers", 1)
+        self.run_tool(*how)
+        expected = self.files()
+        shutil.rmtree(self.out)
+        with mock.patch("prepare_data.Preparation.tokenize", side_effect=KeyboardInterrupt):
+            self.assertIn("--resume", self.run_tool(*how, expect=130))
+        with mock.patch("prepare_data.train_bpe", side_effect=AssertionError("trained again")):
+            self.run_tool(*how, "--resume")
+        self.assertEqual(self.files(), expected)
 
     @needs_tokenizers
     def test_train_a_bpe_and_use_it_again(self):
@@ -423,11 +864,9 @@ class PrepareData(unittest.TestCase):
     def test_large_vocabularies_are_uint32(self):
         import tokenizers
 
-        vocabulary = {"</s>": 70000, "[UNK]": 0, "a": 1, "b": 69999}
-        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-        model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        model = tokenizers.Tokenizer(tokenizers.models.BPE({"</s>": 70000, "a": 1, "b": 69999}, []))
         (self.dir / "tokenizer.json").write_text(model.to_str())
-        source = self.write_texts("a.jsonl", ["a b", "b"])
+        source = self.write_texts("a.jsonl", ["ab", "b"])
         self.run_tool("--input", source, "--tokenizer", self.dir / "tokenizer.json", "--out", self.out, "--workers", 1)
         self.assertEqual(self.tokens(), [70000, 1, 69999, 70000, 69999])
         self.assertEqual((self.out / "train_000000.bin").read_bytes()[:8], struct.pack("<2i", 20240801, 7))
@@ -437,7 +876,7 @@ class PrepareData(unittest.TestCase):
     def test_which_token_ends_a_text(self):
         import tokenizers
 
-        model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "x": 1, "stop": 2}, unk_token="[UNK]"))
+        model = tokenizers.Tokenizer(tokenizers.models.BPE({"y": 0, "x": 1, "stop": 2}, []))
         place = self.dir / "model"
         place.mkdir()
         (place / "tokenizer.json").write_text(model.to_str())
@@ -445,8 +884,10 @@ class PrepareData(unittest.TestCase):
         how = ("--input", source, "--tokenizer", place, "--out", self.out, "--workers", 1, "--overwrite")
         self.assertIn("--eot-token", self.run_tool(*how, expect=2))
         self.assertIn("nothere", self.run_tool(*how, "--eot-token", "nothere", expect=2))
-        self.run_tool(*how, "--eot-token", "stop")
-        self.assertEqual(self.tokens(), [2, 1])
+        for stop in ("stop", "2"):
+            self.run_tool(*how, "--eot-token", stop)
+            self.assertEqual(self.tokens(), [2, 1])
+        self.assertIn("'3'", self.run_tool(*how, "--eot-token", "stop", "--begin-token", "3", expect=2))
         (place / "tokenizer_config.json").write_text('{"eos_token": {"content": "x"}}')
         self.run_tool(*how)
         self.assertEqual(self.tokens(), [1, 1])
