@@ -85,7 +85,7 @@ for domain in prose reference technical legal code; do
     has_split "$shards/$domain" "${split#*:}" && continue
     [[ -n $corpus ]] || fail "no tokens in $shards/$domain yet: give --corpus DIR"
     do_it "$python" tools/prepare_data.py --input "$corpus/c4-${split%:*}.$domain.json.gz" --tokenizer bytes \
-      --out "$shards/$domain" --split-name "${split#*:}"
+      --out "$shards/$domain" --split-name "${split#*:}" --resume
   done
 done
 

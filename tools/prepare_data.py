@@ -21,7 +21,7 @@ from unfinished import write_whole
 from workers import Worker, WorkerDied, ordered_answers
 
 VERSION = "0.2.0"
-RECORD_SECONDS = 5  # at most so much work is lost when a run is killed
+RECORD_SECONDS = 2  # at most so much work is lost when a run is killed
 COMPARED_BYTES = 1 << 18  # of text, on which the program and the library must agree
 
 EXAMPLES = """\
@@ -265,8 +265,6 @@ class Preparation:
             if record:
                 unfinished.check_same(self.args.out, record["run"] | {"options": self.comparable(record, run)}, run)
                 self.kept, self.done = True, record["done"]
-            elif self.args.resume:
-                say(f"{self.args.out}: nothing unfinished is there; this run begins at the beginning")
             try:
                 if record and record["publishing"]:
                     self.meta = record["publishing"]
@@ -508,7 +506,8 @@ def parse_arguments(argv):
                         "the library on the first documents)")  # fmt: skip
     begun = parser.add_mutually_exclusive_group()
     begun.add_argument("--resume", action="store_true",
-                       help="go on with a run that was interrupted or killed; the output is that of an undisturbed one")
+                       help="go on with a run that was interrupted or killed, or begin where there is none; the output is that of "
+                       "an undisturbed run")  # fmt: skip
     begun.add_argument("--overwrite", action="store_true", help="replace the shards of this split, whole or unfinished")
     args = parser.parse_args(argv)
     if args.val_fraction > 0 and args.split_name == "val":

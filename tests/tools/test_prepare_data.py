@@ -759,6 +759,74 @@ class PrepareData(unittest.TestCase):
         message = self.run_tool(*how[:3], TOKENIZERS / "mixtral", *how[4:], "--split-name", "val", expect=2)
         self.assertIn("begin_token 2", message)  # as train has it
 
+    def write_program(self, answer):
+        """A program that is called as `switchyard tokenize` is, with a body of its own."""
+        program = self.dir / "program"
+        program.write_text(f"#!{sys.executable}\nimport sys\nif '--help' in sys.argv: sys.exit(print('--special-as-text'))\n"
+                           + answer)  # fmt: skip
+        program.chmod(0o755)
+        return mock.patch.dict(os.environ, {"SWITCHYARD_BIN": str(program)})
+
+    @needs_tokenizers
+    def test_both_engines_write_the_same_shards(self):
+        program = text_tokenizer.find_program()
+        if not program:
+            self.skipTest("build/switchyard is not there or cannot tokenize")
+        texts = sample_texts(200)
+        for style in ("gpt2", "llama3", "qwen2", "mixtral", "prefix_digits"):
+            cases = json.loads((TOKENIZERS / style / "cases.json").read_text())["cases"]
+            source = self.write_texts("a.jsonl", [case["text"] for case in cases] + texts)
+            place = TOKENIZERS / style
+            how = ("--input", source, "--tokenizer", place, "--out", self.out, "--val-fraction", 0.2, "--overwrite")
+            self.run_tool(*how, "--engine", "library", "--workers", 1)
+            expected = self.files()
+            with mock.patch.dict(sys.modules, {"tokenizers": None}):  # it is not needed
+                for engine, workers in (("switchyard", 2), ("auto", 1)):
+                    self.run_tool(*how, "--engine", engine, "--workers", workers)
+                    self.assertEqual(self.files(), expected, (style, engine))
+
+    def test_the_program_s_shards_hold_the_library_s_tokens(self):
+        if not text_tokenizer.find_program():
+            self.skipTest("build/switchyard is not there or cannot tokenize")
+        for style, begin, end in (("mixtral", 1, [2]), ("llama3", 0, [1]), ("gpt2", 0, []), ("qwen2", 0, [])):
+            cases = json.loads((TOKENIZERS / style / "cases.json").read_text())["cases"]
+            cases = [case for case in cases if case["text"] and "<" not in case["text"]]  # special tokens are text here
+            source = self.write_texts("a.jsonl", [case["text"] for case in cases])
+            self.run_tool("--input", source, "--tokenizer", TOKENIZERS / style, "--out", self.out, "--overwrite",
+                          "--engine", "switchyard", "--workers", 1)  # fmt: skip
+            expected = [token for case in cases for token in [begin, *case["ids_without_special"], *end]]
+            self.assertEqual(self.tokens(), expected, style)
+
+    @needs_tokenizers
+    def test_a_program_that_finds_other_tokens_is_not_used(self):
+        source = self.write_texts("a.jsonl", sample_texts(5))
+        how = ("--input", source, "--tokenizer", TOKENIZERS / "gpt2", "--out", self.out, "--overwrite", "--workers", 1)
+        self.run_tool(*how, "--engine", "library")
+        expected = self.files()
+        answers = """\
+while head := sys.stdin.buffer.read(4):
+    sys.stdin.buffer.read(int.from_bytes(head, 'little'))
+    sys.stdout.buffer.write(bytes([1, 0, 0, 0, 9, 0, 0, 0]))
+    sys.stdout.buffer.flush()
+"""
+        with self.write_program(answers):
+            self.assertIn("the library is used", self.run_tool(*how))
+            self.assertEqual(self.files(), expected)
+            self.run_tool(*how, "--engine", "switchyard")
+            self.assertNotEqual(self.files(), expected)
+        with self.write_program("sys.stdin.buffer.read(9)"):
+            self.assertIn("--engine library", self.run_tool(*how, "--engine", "switchyard", expect=2))
+
+    def test_what_the_program_refuses_is_refused(self):
+        source = self.write_texts("a.jsonl", ["x"])
+        how = ("--input", source, "--tokenizer", TOKENIZERS / "gpt2", "--out", self.out)
+        with self.write_program("sys.exit('error: ' + sys.argv[2] + ': decoder: is odd')"):
+            message = self.run_tool(*how, expect=2)
+            self.assertIn("gpt2: switchyard generate does not read it exactly: decoder: is odd", message)
+            self.assertFalse(self.out.exists())
+        with mock.patch.dict(os.environ, {"SWITCHYARD_BIN": str(self.dir / "none")}):
+            self.assertIn("SWITCHYARD_BIN", self.run_tool(*how, "--engine", "switchyard", expect=2))
+
     def test_tokenizers_that_generate_could_not_read(self):
         source = self.write_texts("a.jsonl", ["x"])
         whole = json.loads((TOKENIZERS / "qwen2" / "tokenizer.json").read_text())
