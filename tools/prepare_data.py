@@ -60,10 +60,12 @@ def expand_inputs(patterns):
         if not found:
             raise UserError(f"--input {pattern}: no such file, and as a pattern it matches none; check the path")
         paths.extend(found)
+    seen = set()
     for path in paths:
         documents.check_file(path)
-        if paths.count(path) > 1:
+        if path in seen:
             raise UserError(f"--input {path}: given more than once; its documents would be counted twice")
+        seen.add(path)
     return paths
 
 
@@ -139,14 +141,16 @@ def agrees(program, tokenizer, args, paths):
         library = tokenizer.open()
     except UserError:
         return True
-    texts, encoded, size = [], [], 0
+    if not os.path.isfile(paths[0]):
+        return False  # a pipe cannot be read twice
+    texts, size = [], 0
     for text, data in (found for block in all_blocks(paths[:1], args.text_field)
                        for found in documents.documents_of(block, args.text_field, True)[0]):  # fmt: skip
-        texts.append(text)
-        encoded.append(data)
+        texts.append(text[:COMPARED_BYTES])
         size += len(data)
         if size > COMPARED_BYTES:
             break
+    encoded = [text.encode() for text in texts]
     tokenizer.program = program
     with contextlib.closing(tokenizer.open()) as other:
         same = library.pack(texts, encoded) == other.pack(texts, encoded)
@@ -306,6 +310,9 @@ class Preparation:
         if record and record["run"]["tokenizer_sha256"] != tokenizer.sha256:
             raise UserError(f"{unfinished.record_path(out)}: cannot go on, for tokenizer '{tokenizer.name}' is another than the "
                             "run was begun with; give that one, or begin anew with --overwrite")  # fmt: skip
+        if args.begin_token is None and len(tokenizer.own_begin) > 1:
+            say(f"{tokenizer.name}: its template begins with {len(tokenizer.own_begin)} tokens; documents begin with the "
+                f"first alone ({tokenizer.begin_token})")  # fmt: skip
         self.meta = merged_meta(out, tokenizer, self.writes)
         self.tokenizer = tokenizer
         self.run = run

@@ -7,6 +7,7 @@ A tokenizer here is plain values that travel to workers; its `open` gives what t
 """
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -43,6 +44,7 @@ class ByteTokenizer:
     json_bytes = None
     vocab_size = 257
     eot_token = begin_token = 256
+    own_begin = ()
     dtype = "uint16"
     _EOT_HIGH_BYTE = 1  # 256 = 0x0100, little-endian
 
@@ -80,17 +82,17 @@ class FileTokenizer:
         self.vocab_size = max(tokens.values(), default=-1) + 1
         self.dtype = dtype_for(self.vocab_size)
         self.eot_token = self._find_eot(tokens, eot, beside)
-        own = _template_begin(data.get("post_processor"))
-        if begin == "none" or (begin is None and own is None):
+        self.own_begin = _template_begin(name, data.get("post_processor"))
+        if begin == "none" or (begin is None and not self.own_begin):
             self.begin_token = self.eot_token
         elif begin is None:
-            self.begin_token = own
+            self.begin_token = self.own_begin[0]
         else:
             self.begin_token = self._named(tokens, begin)
             if self.begin_token is None:
                 raise UserError(f"{name}: no token '{begin}' in its vocabulary; give --begin-token a token's text or number")
         if not 0 <= self.begin_token < self.vocab_size:
-            raise UserError(f"{name}: its template begins with token {own}, which is not in its vocabulary; use --begin-token")
+            raise UserError(f"{name}: its template begins with token {self.begin_token}, which is not in its vocabulary; use --begin-token")
 
     def _named(self, tokens, text):
         """A token by its number or its text."""
@@ -148,6 +150,8 @@ class _Program:
                                         start_new_session=True)  # fmt: skip
 
     def pack(self, texts, utf8_texts):
+        if any(len(data) >= 1 << 32 for data in utf8_texts):
+            raise UserError("a document has 4 GiB of text or more; cut it, or use --engine library")
         # Written by a thread: the program answers while it is given more.
         writer = threading.Thread(target=self._write, args=(utf8_texts,))
         writer.start()
@@ -240,17 +244,20 @@ def _components(value, path):
             yield from _components(component, f"{path}.{inner}[{number}]")
 
 
-def _template_begin(post_processor):
-    """The token that the tokenizer itself puts before a text, or None."""
-    for _, part in _components(post_processor, "post_processor"):
-        if part.get("type") in ("RobertaProcessing", "BertProcessing"):
-            return part["cls"][1]
-        if part.get("type") == "TemplateProcessing":
-            for piece in part["single"]:
-                if "Sequence" in piece:
-                    break
-                return part["special_tokens"][piece["SpecialToken"]["id"]]["ids"][0]
-    return None
+def _template_begin(name, post_processor):
+    """The tokens that the tokenizer itself puts before a text."""
+    tokens = []
+    try:
+        for _, part in _components(post_processor, "post_processor"):
+            if part["type"] in ("RobertaProcessing", "BertProcessing"):
+                tokens.append(part["cls"][1])
+            elif part["type"] == "TemplateProcessing":
+                before = itertools.takewhile(lambda piece: "SpecialToken" in piece, part["single"])
+                for piece in before:
+                    tokens += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+        return [int(token) for token in tokens]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError(f"{name}: post_processor: malformed ({error}); mend it or use another tokenizer") from None
 
 
 def _configured_eos(beside):
@@ -337,7 +344,10 @@ def find_program():
     program = os.environ.get("SWITCHYARD_BIN") or str(Path(__file__).resolve().parent.parent / "build" / "switchyard")
     if not os.access(program, os.X_OK):
         return None
-    asked = subprocess.run([program, "tokenize", "--help"], capture_output=True)
+    try:
+        asked = subprocess.run([program, "tokenize", "--help"], capture_output=True)
+    except OSError:
+        return None  # built for another machine
     return program if asked.returncode == 0 and b"--special-as-text" in asked.stdout else None
 
 

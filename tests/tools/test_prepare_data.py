@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -25,6 +26,7 @@ sys.path.insert(0, str(TOOLS))
 import prepare_data  # noqa: E402
 import shards  # noqa: E402
 import text_tokenizer  # noqa: E402
+from console import UserError  # noqa: E402
 
 EOT = 256
 needs_tokenizers = unittest.skipUnless(importlib.util.find_spec("tokenizers"), "the module tokenizers is not installed")
@@ -731,6 +733,10 @@ class PrepareData(unittest.TestCase):
             self.assertEqual(made("9", "9").frame(), ([9], []))
         roberta = json.loads(data) | {"post_processor": {"type": "RobertaProcessing", "sep": ["x", 5], "cls": ["y", 4]}}
         self.assertEqual(text_tokenizer.FileTokenizer("r", json.dumps(roberta).encode()).begin_token, 4)
+        two = json.loads((TOKENIZERS / "mixtral" / "tokenizer.json").read_text())
+        two["post_processor"]["single"].insert(0, two["post_processor"]["single"][0])
+        (self.dir / "tokenizer.json").write_text(json.dumps(two))
+        self.assertEqual(text_tokenizer.FileTokenizer("t", (self.dir / "tokenizer.json").read_bytes()).own_begin, [1, 1])
         last = json.loads((TOKENIZERS / "mixtral" / "tokenizer.json").read_text())
         last["post_processor"]["single"].reverse()  # a template that puts its token behind the text
         self.assertEqual(text_tokenizer.FileTokenizer("r", json.dumps(last).encode()).begin_token, 2)
@@ -842,6 +848,7 @@ while head := sys.stdin.buffer.read(4):
             ({"post_processor": {"type": "Odd"}}, ["post_processor", "Odd"]),
         ):  # fmt: skip
             path.write_text(json.dumps(whole | change))
+            self.assertRaisesRegex(UserError, re.escape(parts[0]), text_tokenizer.FileTokenizer, str(path), path.read_bytes())
             message = self.run_tool("--input", source, "--tokenizer", path, "--out", self.out, expect=2)
             self.assertEqual(message.count("\n"), 1, message)
             for part in [str(path), *parts]:
