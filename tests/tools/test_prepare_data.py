@@ -257,6 +257,11 @@ class PrepareData(unittest.TestCase):
         message = self.fails(path)
         for part in (f"{path}:1: ", "'text'", "content, id", "--text-field"):
             self.assertIn(part, message)
+        # a whole file of them is not left out quietly
+        good = self.write_texts("b.jsonl", ["ok"])
+        self.assertIn("no row at the file's beginning", self.fails([good, path]))
+        self.bytes_run([good, path], "--on-error", "skip")
+        self.assertEqual(self.meta()["splits"]["train"]["skipped"], {"missing": 2})
 
     def test_rows_without_text_are_left_out_and_counted(self):
         rows = [{"text": "a"}, {"text": None}, {"id": 3}, {"text": ""}, {"text": "b"}, {"text": None}]
@@ -462,6 +467,26 @@ class PrepareData(unittest.TestCase):
             run.send_signal(number)
             run.wait(timeout=60)
             self.wait_until(lambda: not self.alive(workers), f"workers are left after signal {number}")
+
+    def test_an_idle_worker_ends_when_its_parent_is_killed(self):
+        script = """\
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import documents, text_tokenizer, tokenizing, workers
+worker = workers.Worker(tokenizing.BlockTokenizer(text_tokenizer.ByteTokenizer(), "text", 0.0, False))
+worker.send(documents.Block("a", "rows", 1, [b"x"], 0))
+worker.answer()
+print(worker.process.pid, flush=True)
+time.sleep(600)
+"""
+        parent = subprocess.Popen([sys.executable, "-B", "-c", script, str(TOOLS)], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(parent.stdout.close)
+        worker = int(parent.stdout.readline())
+        self.addCleanup(lambda: [os.kill(pid, signal.SIGKILL) for pid in self.alive({worker})])
+        self.assertEqual(self.alive({worker}), {worker})
+        parent.kill()
+        parent.wait()
+        self.wait_until(lambda: not self.alive({worker}), "the worker is left")
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
@@ -720,6 +745,9 @@ class PrepareData(unittest.TestCase):
             path.write_bytes(data)
             message = self.fails(path)
             self.assertIn(f"{path}: corrupt or truncated zstd", message)
+        # a window of 2 GiB, as zstd --long=31 makes it, and a block of one byte
+        path.write_bytes(b"\x28\xb5\x2f\xfd\0" + bytes([(31 - 10) << 3]) + b"\x09\0\0a")
+        self.assertIn("--long=31", self.fails(path))
         path.write_bytes(compressed(b"version https://git-lfs.github.com/spec/v1\n"))
         self.assertIn("git lfs pull", self.fails(path))
 
