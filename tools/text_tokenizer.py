@@ -246,15 +246,20 @@ def _components(value, path):
 
 def _template_begin(name, post_processor):
     """The tokens that the tokenizer itself puts before a text."""
+    adding = [(path, part) for path, part in _components(post_processor, "post_processor")
+              if part["type"] not in ("Sequence", "ByteLevel")]  # fmt: skip
+    if len(adding) > 1:
+        raise UserError(f"{name}: {adding[1][0]}: a second part that adds tokens is not supported by switchyard generate; use "
+                        "another tokenizer")  # fmt: skip
     tokens = []
     try:
-        for _, part in _components(post_processor, "post_processor"):
-            if part["type"] in ("RobertaProcessing", "BertProcessing"):
-                tokens.append(part["cls"][1])
-            elif part["type"] == "TemplateProcessing":
+        for _, part in adding:
+            if part["type"] == "TemplateProcessing":
                 before = itertools.takewhile(lambda piece: "SpecialToken" in piece, part["single"])
                 for piece in before:
                     tokens += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+            else:  # RobertaProcessing, BertProcessing
+                tokens.append(part["cls"][1])
         return [int(token) for token in tokens]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"{name}: post_processor: malformed ({error}); mend it or use another tokenizer") from None

@@ -865,6 +865,7 @@ while head := sys.stdin.buffer.read(4):
         source = self.write_texts("a.jsonl", ["x"])
         whole = json.loads((TOKENIZERS / "qwen2" / "tokenizer.json").read_text())
         path = self.dir / "tokenizer.json"
+        roberta = {"type": "RobertaProcessing", "sep": ["x", 5], "cls": ["y", 4]}
         for change, parts in (
             ({"model": whole["model"] | {"dropout": 0.1}}, ["model.dropout", "0.1", "random"]),
             ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, ["model.type", "Unigram"]),
@@ -874,6 +875,7 @@ while head := sys.stdin.buffer.read(4):
             ({"pre_tokenizer": {"type": "UnicodeScripts"}}, ["pre_tokenizer", "UnicodeScripts"]),
             ({"decoder": {"type": "CTC"}}, ["decoder", "CTC"]),
             ({"post_processor": {"type": "Odd"}}, ["post_processor", "Odd"]),
+            ({"post_processor": {"type": "Sequence", "processors": [roberta, roberta]}}, ["post_processor.processors[1]", "second"]),
         ):  # fmt: skip
             path.write_text(json.dumps(whole | change))
             self.assertRaisesRegex(UserError, re.escape(parts[0]), text_tokenizer.FileTokenizer, str(path), path.read_bytes())
