@@ -220,8 +220,13 @@ def tiny():
 
 def constructs_of_properties():
     """What asks for properties of single characters."""
-    wanted = ("normalizer", "pre-tokenizer", "expression '", r"expression [\p{Han}", r"expression [^\r", r"expression \w", r"expression \d", "expression [[:")
-    return ((name, change) for name, change in constructs() if name.startswith(wanted))
+    wanted = ["Digits", "Punctuation", "Whitespace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer"]
+    seen = set()
+    for name, change in constructs():
+        kind = next((each for each in wanted if f'"{each}"' in name), None)
+        if name.startswith(("expression 's", "expression [[:alpha:]]+", "expression [[:punct:]]")) or (kind and kind not in seen):
+            seen.add(kind)
+            yield name, change
 
 
 # --- random ones ----------------------------------------------------------------------------------------------------
