@@ -43,7 +43,9 @@ std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::D
       if (!meta.is_object() || !meta.contains(key)) return {};
       found[key] = meta[key];
     }
-    if (!record.is_null() && record["tokenizer_sha256"] != found["tokenizer_sha256"]) return {};
+    found["begin_token"] = meta.value("begin_token", meta["eot_token"]);
+    for (const char* key : {"tokenizer_sha256", "begin_token"})
+      if (!record.is_null() && record[key] != found[key]) return {};
     if (record.is_null()) record = found, stated_in = directory;
   }
   if (record.is_null()) return {};

@@ -11,7 +11,7 @@
 
 namespace switchyard::train {
 
-constexpr const char* kTokenizerMeta = "tokenizer_meta.json";  // its name, hash and end-of-text token
+constexpr const char* kTokenizerMeta = "tokenizer_meta.json";  // its name, hash, end-of-text and begin token
 constexpr const char* kTokenizer = "tokenizer.json";           // itself, unless it is the byte tokenizer
 
 // (name, content) of the files for a checkpoint, from meta.json and tokenizer.json beside the training shards.

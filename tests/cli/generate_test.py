@@ -28,6 +28,8 @@ class Generate(CliTest):
     def test_the_checkpoint_says_which_tokenizer(self):
         report = self.report("--greedy")
         self.assertEqual(report["prompt_tokens"], [256, ord("8"), ord("A")], "a document begins with end-of-text")
+        recorded = json.loads((self.latest("run") / "tokenizer_meta.json").read_text())
+        self.assertEqual(recorded, {**META, "begin_token": 256})
         self.assertEqual(len(report["tokens"]), 12)
         self.assertEqual(report["stop"], "max_new_tokens")
         self.assertEqual(self.report("--temperature", 0)["tokens"], report["tokens"])
