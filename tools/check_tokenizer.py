@@ -163,17 +163,19 @@ def write_constructs(directory):
             continue
         plain = [tokens_of(model, text, add_special_tokens=False) for text in constructs.TEXTS]
         framed = [tokens_of(model, text) for text in constructs.TEXTS]
-        cases.append({"name": name, "change": change, "tokens": plain} | ({"with_special": framed} if framed != plain else {}))
+        case = {"name": name, "change": change, "tokens": plain}
+        cases.append(case if framed == plain else {**case, "with_special": framed})
     rng, decoding = random.Random(5), []
     for name, decoder, continued in constructs.decoders():
         model = Tokenizer.from_str(json.dumps(constructs.changed(base, {"decoder": decoder}) | {"decoder": decoder}))
-        alphabet = 512 if "byte level" in name else 784
-        ids = [[rng.choice([rng.randrange(alphabet), rng.randrange(512, 768) if alphabet > 512 else rng.randrange(180, 256)])
-                for _ in range(rng.randrange(1, 30))] for _ in range(12)]
+        # Half of the tokens are bytes: such as are no ASCII, or named ones.
+        most, some = (512, range(180, 256)) if "byte level" in name else (784, range(512, 768))
+        ids = [[rng.choice([rng.randrange(most), rng.choice(some)]) for _ in range(rng.randrange(1, 30))]
+               for _ in range(12)]
         decoding.append({"name": name, "decoder": decoder, "tokens": ids,
                          "texts": [decoding_case(model, one, continued) for one in ids]})
-    write_json(directory / "constructs.json", {"tokenizers": tokenizers.__version__, "base": base, "texts": constructs.TEXTS,
-                                               "cases": cases, "decoding": decoding})
+    write_json(directory / "constructs.json", {"tokenizers": tokenizers.__version__, "base": base,
+                                               "texts": constructs.TEXTS, "cases": cases, "decoding": decoding})
     for folder, files in (("supported", constructs.supported()), ("refused", constructs.refused())):
         shutil.rmtree(directory / folder, ignore_errors=True)
         for i, (name, change) in enumerate(files):
