@@ -258,6 +258,10 @@ def refused():
     yield "pre_tokenizer.prepend_scheme", {"pre_tokenizer": {**meta, "prepend_scheme": "sometimes"}}
     yield "pre_tokenizer.add_prefix_space", {"pre_tokenizer": {**meta, "add_prefix_space": False}}
     yield "post_processor.type", {"post_processor": {"type": "Unknown"}}
+    broken = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    yield "post_processor.single", {"post_processor": {**broken, "single": [{"SpecialToken": {"id": "<s>"}}]}}
+    yield "post_processor.single", {"post_processor": {**broken, "single": [3]}}
+    yield "added_tokens", {"added_tokens": 3}
     cls = {"type": "BertProcessing", "sep": ["b", 1], "cls": ["a", 0]}
     yield "post_processor.processors[1].type", {"post_processor": {"type": "Sequence", "processors": [cls, cls]}}
     yield "decoder.type", {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}

@@ -56,6 +56,7 @@ class Reader {
   std::vector<AddedToken> added_tokens() const {
     std::vector<AddedToken> tokens;
     const json list = part("added_tokens");
+    if (!list.is_null() && !list.is_array()) refuse("added_tokens", "is not a list");
     for (std::size_t i = 0; i < list.size(); ++i) {
       const std::string path = fmt::format("added_tokens[{}]", i);
       if (!list[i].is_object() || !list[i].contains("content")) refuse(path, "is not an object with a content");
@@ -147,25 +148,25 @@ class Reader {
   }
 
   std::int32_t token_of(const json& value, const char* key, const std::string& path) const {
-    const json pair = value.value(key, json());
+    const json pair = member(value, key);
     if (!pair.is_array() || pair.size() != 2) refuse(path + "." + key, "is not [text, token]");
     check_token(pair[1], path + "." + key);
     return pair[1].get<std::int32_t>();
   }
 
   void read_template(const json& value, const std::string& path, Frame& frame) const {
-    const json names = value.value("special_tokens", json::object());
+    const json names = member(value, "special_tokens");
     int texts = 0;
     for (const json& piece : list_of(value, "single", where(path))) {
       if (piece.is_object() && piece.contains("Sequence")) {
-        if (piece["Sequence"].value("id", json("A")) != "A" || ++texts > 1)
+        if (member(piece["Sequence"], "id") != "A" || ++texts > 1)
           refuse(path + ".single", "has another text than A, or it twice");
         continue;
       }
-      const json name = piece.value("SpecialToken", json::object()).value("id", json());
-      if (!name.is_string() || !names.contains(name) || !names[name.get<std::string>()].is_object())
-        refuse(path + ".single", fmt::format("{} is not in special_tokens", name.dump()));
-      for (const json& id : list_of(names[name.get<std::string>()], "ids", where(path + ".special_tokens"))) {
+      const json name = member(member(piece, "SpecialToken"), "id");
+      const json token = name.is_string() ? member(names, name.get<std::string>().c_str()) : json();
+      if (!token.is_object()) refuse(path + ".single", fmt::format("{} is not in special_tokens", name.dump()));
+      for (const json& id : list_of(token, "ids", where(path + ".special_tokens"))) {
         check_token(id, path + ".special_tokens");
         (texts > 0 ? frame.behind : frame.before).push_back(id.get<std::int32_t>());
       }

@@ -16,6 +16,11 @@ inline std::string type_of(const nlohmann::json& part, const std::string& where)
   return part["type"];
 }
 
+// part[key], or null where there is none.
+inline nlohmann::json member(const nlohmann::json& part, const char* key) {
+  return part.is_object() ? part.value(key, nlohmann::json()) : nlohmann::json();
+}
+
 // The value of `key`, or `fallback` where it is missing or null. Throws InputError for another type.
 template <class T>
 T entry(const nlohmann::json& part, const char* key, const std::string& where, T fallback) {
@@ -46,7 +51,7 @@ inline std::string character_of(const nlohmann::json& part, const char* key, con
 
 // part["pattern"]: {"Regex": ...} or {"String": ...}.
 inline Pattern pattern_of(const nlohmann::json& part, const std::string& where) {
-  const nlohmann::json pattern = part.value("pattern", nlohmann::json());
+  const nlohmann::json pattern = member(part, "pattern");
   if (pattern.is_object() && pattern.size() == 1) {
     if (pattern.contains("Regex") && pattern["Regex"].is_string())
       return Pattern(pattern["Regex"], where + ".pattern");
