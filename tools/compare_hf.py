@@ -276,7 +276,8 @@ class Laboratory:
             raise UserError(f"{self.binary}: {error.strerror}; build it first, or name it with --switchyard") from None
         if done.returncode != 0:
             raise UserError(f"`{' '.join(command)}` ended with exit code {done.returncode}: {done.stderr.strip()}")
-        tensors = self.load_file(out_file)
+        # Copies: they would lie in the file, which the next dump writes again.
+        tensors = {name: tensor.clone() for name, tensor in self.load_file(out_file).items()}
         sort_slots(tensors)
         return tensors
 
