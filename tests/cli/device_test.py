@@ -6,6 +6,8 @@ one whose device is the emulator of tests/simt.
 
 import json
 import os
+import pathlib
+import re
 import subprocess
 import unittest
 
@@ -24,6 +26,18 @@ DEEPSEEK_V3 = {
     "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "max_position_embeddings": 64,
 }
 LPR = {"type": "lpr", "latent_dim": 8, "reg_coef": 0.1, "align_weight": 0.05}
+
+
+def router_options():
+    """[(type, key, value)]: words and switches of single types of router, from the page's table."""
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text()
+    rows = page[page.index("And those of single types."):page.index("\n## data\n")]
+    options = []
+    for key, kind, words, meaning in re.findall(r"^\| `(\w+)` \| (string|boolean) \|[^|]*\|([^|]*)\|([^|]*)\|", rows, re.M):
+        values = [True] if kind == "boolean" else re.findall(r"`(\w+)`", words.partition(";")[0])
+        types = re.findall(r"`(\w+)`", meaning.partition(":")[0])
+        options += [(type, key, value) for type in types for value in values]
+    return options
 
 
 @unittest.skipUnless(DEVICE_BINARY, "SWITCHYARD_DEVICE_BIN is not set")
@@ -115,6 +129,22 @@ class OnTheDevice(CliTest):
             with self.subTest(name):
                 done = self.assert_same_on_both(self.config(harness.QWEN3_MOE, router), name)
                 self.assertIn("replayed as a CUDA graph", done.err)
+
+    @long_run
+    def test_every_word_and_switch_of_every_router_computes_what_it_computes_on_the_cpu(self):
+        # What must stand beside a word; docs/configuration.md has the words, and config_test holds it to them.
+        beside = {"threshold": {"threshold": 2.8}, "euclidean": {"reg_scope": "micro_batch"}}
+        model = {**harness.QWEN3_MOE, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 4,
+                 "num_key_value_heads": 1, "moe_intermediate_size": 8}
+        options = router_options()
+        self.assertEqual({type for type, _, _ in options}, {"quantile", "expert_threshold", "top_p", "dynamic_k", "lpr"})
+        self.assertGreater(len(options), 25)
+        for type, key, value in options:
+            with self.subTest(f"{type}, {key} {value}"):
+                router = {"type": type, key: value, **beside.get(value, {})}
+                config = self.config(model, router, train__steps=2, train__seq_len=8, train__micro_batch_size=1,
+                                     train__global_batch_size=2, data__validation=[])
+                self.assert_same_on_both(config, f"{type}_{key}_{value}")
 
     @long_run
     def test_targets_that_differ_from_step_to_step_are_not_replayed(self):
