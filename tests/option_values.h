@@ -112,15 +112,16 @@ inline Option option_of(const std::string& section, const std::string& key, cons
   } else if (refusal.find("expected true or false") != std::string::npos) {
     option.kind = Option::Kind::boolean;
     option.values = {"true", "false"};
-  } else if (const std::string range = behind(" in ");
-             refusal.find("expected a") != std::string::npos && !range.empty()) {
+  } else if (const bool whole = !behind("expected an integer in ").empty();
+             whole || !behind("expected a number in ").empty()) {
+    const std::string range = behind(whole ? "expected an integer in " : "expected a number in ");
     constexpr double kLargest = 1000;  // what lies beyond is room, not a value that anybody would choose
     const std::size_t comma = range.find(", ");
     const std::string low = range.substr(1, comma - 1);
     const std::string high = range.substr(comma + 2, range.size() - comma - 3);
     option.kind = Option::Kind::number;
     if (range.front() == '[') option.values.push_back(low);
-    option.values.push_back(refusal.find("expected an integer") != std::string::npos ? "2" : "0.5");
+    option.values.push_back(whole ? "2" : "0.5");
     if (range.back() == ']' && std::stod(high) <= kLargest) option.values.push_back(high);
   }
   return option;

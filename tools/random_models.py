@@ -8,6 +8,8 @@ FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3")
 # Keys of docs/configuration.md that no random model has.
 NEVER = {
     "quantization_config": "a run refuses it, and it says how weights are stored, not what is computed",
+    "layer_types": "transformers writes it from the window, and it may say nothing else",
+    "mlp_layer_types": "as layer_types, from the lists of dense layers",
 }
 
 
