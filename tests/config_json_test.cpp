@@ -30,7 +30,8 @@ TEST(ConfigJson, ASyntaxErrorNamesFileLineAndColumn) {
   EXPECT_TRUE(parse_error("{\"a\":\n    }").starts_with("f.json: line 2, column 5: "))
       << parse_error("{\"a\":\n    }");
   EXPECT_TRUE(parse_error("?").starts_with("f.json: line 1, column 1: "));
-  EXPECT_TRUE(parse_error("").starts_with("f.json: line 1, column 1: "));
+  EXPECT_CONTAINS(parse_error(""), "f.json: is empty");
+  EXPECT_CONTAINS(parse_error("version https://git-lfs.github.com/spec/v1\n"), "f.json: is a Git LFS pointer");
   EXPECT_TRUE(parse_error("{}\n{}").starts_with("f.json: line 2, column 1: "));
 }
 

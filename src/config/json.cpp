@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/file.h"
 
 namespace switchyard::config {
 namespace {
@@ -42,6 +43,8 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
 
   bool parse_error(std::size_t position, const std::string& /*last_token*/,
                    const nlohmann::detail::exception& e) override {
+    if (const std::string other = stand_in(std::as_bytes(std::span(text_))); !other.empty())
+      throw_input("{}: {}", origin_, other);
     // `position` counts the bytes read, the offending one included.
     const std::size_t offset = std::min(position > 0 ? position - 1 : 0, text_.size());
     const std::string_view before = text_.substr(0, offset);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -158,6 +159,22 @@ void OutputFile::close() {
   sync();
   const bool closed = ::close(std::exchange(fd_, -1)) == 0;
   if (!closed) throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
+std::string stand_in(std::span<const std::byte> bytes) {
+  const std::string_view all(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  constexpr std::string_view kWhite = "\xEF\xBB\xBF \t\r\n";
+  if (all.empty()) return "is empty; copy or download it again";
+  if (all.starts_with("version https://git-lfs"))
+    return "is a Git LFS pointer, not the file itself; fetch the file with 'git lfs pull'";
+  if (all.starts_with("PK\3\4"))
+    return "is a zip archive (PyTorch's .bin and .pt are); unpack it, or convert it to what is expected here";
+  if (all.starts_with("\x1f\x8b")) return "is compressed with gzip; unpack it";
+  std::string head(all.substr(std::min(all.find_first_not_of(kWhite), all.size())).substr(0, 9));
+  for (char& c : head) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  if (head.starts_with("<!doctype") || head.starts_with("<html") || head.starts_with("<?xml"))
+    return "is a web page, an answer of the server that it came from; download it again";
+  return "";
 }
 
 std::string read_text_file(const std::filesystem::path& path) {

@@ -56,6 +56,10 @@ class OutputFile {
   std::uint32_t crc_ = 0;
 };
 
+// What stands where a file should be and is not it: an empty file, a Git LFS pointer, a page of HTML, an
+// archive. As the end of a message ("is empty; copy it again"); empty where it is none of these.
+std::string stand_in(std::span<const std::byte> bytes);
+
 std::string read_text_file(const std::filesystem::path& path);                   // throws InputError
 void write_text_file(const std::filesystem::path& path, std::string_view text);  // create, write, sync, close
 void sync_directory(const std::filesystem::path& path);                          // makes renames in it durable

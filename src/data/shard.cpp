@@ -32,9 +32,8 @@ bool starts_with(std::span<const std::byte> bytes, std::string_view prefix) {
 
 // What a file that is no shard looks like, as a clause to append to a message; empty where it cannot be told.
 std::string looks_like(std::span<const std::byte> bytes) {
-  if (starts_with(bytes, "\x1f\x8b")) return "; it looks like a gzip file";
+  if (const std::string other = stand_in(bytes); !other.empty()) return "; it " + other;
   if (starts_with(bytes, "PAR1")) return "; it looks like a Parquet file";
-  if (starts_with(bytes, "version https://git-lfs")) return "; it is a Git LFS pointer, not the file itself";
   // safetensors: the length of a JSON header in 8 bytes, then the header
   if (bytes.size() > 8 && bytes[8] == std::byte{'{'} && bytes[7] == std::byte{0})
     return "; it looks like a safetensors file";

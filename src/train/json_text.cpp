@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/file.h"
 
 namespace switchyard::train {
 
@@ -24,7 +25,8 @@ Json parse(std::string_view text, const std::string& origin) {
     if (event == Json::parse_event_t::key) {
       auto key = value.template get<std::string>();
       if (open_objects.back().contains(key))
-        throw_input("{}: has {} twice; the file is damaged", origin, in_quotes(key));
+        throw_input("{}: has {} twice, and which one holds cannot be told; write the file again", origin,
+                    in_quotes(key));
       open_objects.back().insert(std::move(key));
     }
     return true;
@@ -32,6 +34,8 @@ Json parse(std::string_view text, const std::string& origin) {
   try {
     return Json::parse(text, watch);
   } catch (const nlohmann::json::exception& error) {
+    if (const std::string other = stand_in(std::as_bytes(std::span(text))); !other.empty())
+      throw_input("{}: {}", origin, other);
     throw_input("{}: is not JSON: {}; the file is damaged", origin, printable(error.what()));
   }
 }

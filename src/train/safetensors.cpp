@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -25,8 +24,41 @@ constexpr std::uint64_t kLengthBytes = 8;
 // The limit of the format's reference implementation: a header beyond it is a damaged length.
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 
-constexpr std::array<StoredType, 6> kTypes = {StoredType::f64,  StoredType::f32, StoredType::f16,
-                                              StoredType::bf16, StoredType::i64, StoredType::i32};
+// The types of the format, whole: a tensor that nobody asks for does not spoil the file.
+struct TypeInfo {
+  StoredType type;
+  const char* name;
+  std::int64_t bits;
+};
+constexpr TypeInfo kTypes[] = {{StoredType::f64, "F64", 64},
+                               {StoredType::f32, "F32", 32},
+                               {StoredType::f16, "F16", 16},
+                               {StoredType::bf16, "BF16", 16},
+                               {StoredType::i64, "I64", 64},
+                               {StoredType::i32, "I32", 32},
+                               {StoredType::i16, "I16", 16},
+                               {StoredType::i8, "I8", 8},
+                               {StoredType::u64, "U64", 64},
+                               {StoredType::u32, "U32", 32},
+                               {StoredType::u16, "U16", 16},
+                               {StoredType::u8, "U8", 8},
+                               {StoredType::boolean, "BOOL", 8},
+                               {StoredType::c64, "C64", 64},
+                               {StoredType::f8_e5m2, "F8_E5M2", 8},
+                               {StoredType::f8_e4m3, "F8_E4M3", 8},
+                               {StoredType::f8_e8m0, "F8_E8M0", 8},
+                               {StoredType::f8_e4m3fnuz, "F8_E4M3FNUZ", 8},
+                               {StoredType::f8_e5m2fnuz, "F8_E5M2FNUZ", 8},
+                               {StoredType::f6_e2m3, "F6_E2M3", 6},
+                               {StoredType::f6_e3m2, "F6_E3M2", 6},
+                               {StoredType::f4, "F4", 4}};
+
+const TypeInfo& info_of(StoredType type) {
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                   [&](const TypeInfo& info) { return info.type == type; });
+  SY_CHECK(found != std::end(kTypes), "a stored type without a name");
+  return *found;
+}
 
 struct Range {
   std::uint64_t begin, end;
@@ -35,37 +67,22 @@ struct Range {
 
 }  // namespace
 
-const char* name_of(StoredType type) {
-  switch (type) {
-    case StoredType::f64:
-      return "F64";
-    case StoredType::f32:
-      return "F32";
-    case StoredType::f16:
-      return "F16";
-    case StoredType::bf16:
-      return "BF16";
-    case StoredType::i64:
-      return "I64";
-    case StoredType::i32:
-      return "I32";
-  }
-  return "?";
-}
+const char* name_of(StoredType type) { return info_of(type).name; }
+
+std::int64_t bits_of(StoredType type) { return info_of(type).bits; }
 
 std::int64_t size_of(StoredType type) {
-  switch (type) {
-    case StoredType::f64:
-    case StoredType::i64:
-      return 8;
-    case StoredType::f32:
-    case StoredType::i32:
-      return 4;
-    case StoredType::f16:
-    case StoredType::bf16:
-      return 2;
-  }
-  return 0;
+  SY_CHECK(bits_of(type) % 8 == 0, "an element of {} is no whole byte", name_of(type));
+  return bits_of(type) / 8;
+}
+
+bool is_weight(StoredType type) {
+  return type == StoredType::f32 || type == StoredType::bf16 || type == StoredType::f16;
+}
+
+bool is_whole_number(StoredType type) {
+  const std::string_view name = name_of(type);
+  return name.starts_with('I') || name.starts_with('U') || type == StoredType::boolean;
 }
 
 StoredType stored_type(DType dtype) {
@@ -86,13 +103,16 @@ StoredType stored_type(DType dtype) {
 std::string StoredTensor::shape_string() const { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, const std::string& path) {
-  if (bytes.size() < kLengthBytes)
-    throw_input("{}: {} bytes are too few for a safetensors file; it was cut", path, bytes.size());
   std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
-  if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes)
+  if (bytes.size() >= kLengthBytes) std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
+  if (bytes.size() < kLengthBytes || header_bytes > kMaxHeaderBytes ||
+      header_bytes > bytes.size() - kLengthBytes) {
+    if (const std::string other = stand_in(bytes); !other.empty()) throw_input("{}: {}", path, other);
+    if (bytes.size() < kLengthBytes)
+      throw_input("{}: {} bytes are too few for a safetensors file; it was cut", path, bytes.size());
     throw_input("{}: the header's length at byte 0 is {}, but the file has {} bytes; it was cut or is damaged",
                 path, header_bytes, bytes.size());
+  }
   const auto header_span = bytes.subspan(kLengthBytes, header_bytes);
   const auto data = bytes.subspan(kLengthBytes + header_bytes);
   const json header = parse_json_text({reinterpret_cast<const char*>(header_span.data()), header_span.size()},
@@ -103,29 +123,30 @@ std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, co
   std::vector<Range> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") {
-      if (!entry.is_object() ||
-          !std::all_of(entry.begin(), entry.end(), [](const json& value) { return value.is_string(); }))
+      const bool of_strings =
+          entry.is_object() &&
+          std::all_of(entry.begin(), entry.end(), [](const json& value) { return value.is_string(); });
+      if (!of_strings && !entry.is_null())
         throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
       continue;
     }
     const auto damaged = [&path, &name = name](const std::string& what) {
       throw_input("{}: tensor {}: {}", path, in_quotes(name), what);
     };
-    if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") ||
+    // What else an entry holds is passed over, as the format's own reader does.
+    if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
         !entry.contains("data_offsets"))
       damaged("its header entry is not {dtype, shape, data_offsets}");
     StoredTensor tensor;
     tensor.name = name;
 
     const json& dtype = entry["dtype"];
-    const auto* type = std::find_if(kTypes.begin(), kTypes.end(),
-                                    [&](StoredType t) { return dtype.is_string() && dtype == name_of(t); });
-    if (type == kTypes.end())
-      damaged(dtype.is_string() && dtype.get<std::string>().starts_with("F8_")
-                  ? fmt::format("dtype {} is quantised, which cannot be read; convert it to BF16", dtype.dump())
-                  : fmt::format("dtype {} is not known; F64, F32, F16, BF16, I64 and I32 are",
-                                printable(dtype.dump())));
-    tensor.type = *type;
+    const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeInfo& info) {
+      return dtype.is_string() && dtype == info.name;
+    });
+    if (type == std::end(kTypes))
+      damaged(fmt::format("dtype {} is none of the format's", printable(dtype.dump())));
+    tensor.type = type->type;
 
     const json& shape = entry["shape"];
     const auto all_unsigned = [](const json& list) {
@@ -136,10 +157,10 @@ std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, co
     constexpr std::size_t kMaxRank = 16;
     if (shape.size() > kMaxRank)
       damaged(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
-    std::int64_t size = size_of(tensor.type);
+    std::int64_t bits = type->bits;
     for (const json& dim : shape) {
       const auto n = dim.get<std::uint64_t>();
-      if (n > INT64_MAX || __builtin_mul_overflow(size, static_cast<std::int64_t>(n), &size))
+      if (n > INT64_MAX || __builtin_mul_overflow(bits, static_cast<std::int64_t>(n), &bits))
         damaged(fmt::format("its shape {} is impossibly large", shape.dump()));
       tensor.shape.push_back(static_cast<std::int64_t>(n));
     }
@@ -150,9 +171,9 @@ std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, co
     if (begin > end || end > data.size())
       damaged(fmt::format("bytes [{}, {}) are outside the {} bytes of data; the file was cut or is damaged",
                           begin, end, data.size()));
-    if (end - begin != static_cast<std::uint64_t>(size))
-      damaged(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", name_of(tensor.type),
-                          shape.dump(), size, end - begin));
+    if (bits % 8 != 0 || end - begin != static_cast<std::uint64_t>(bits / 8))
+      damaged(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", type->name,
+                          shape.dump(), static_cast<double>(bits) / 8, end - begin));
     tensor.bytes = data.subspan(begin, end - begin);
     ranges.push_back({begin, end, tensors.size()});
     tensors.push_back(std::move(tensor));
@@ -216,12 +237,9 @@ bool widen(const StoredTensor& stored, Tensor out) {
     case StoredType::f32:
       convert<float, T>(stored.bytes, out, [](float value) { return value; });
       return true;
-    case StoredType::f64:
-    case StoredType::i64:
-    case StoredType::i32:
+    default:
       return false;
   }
-  return false;
 }
 
 }  // namespace

@@ -24,9 +24,35 @@ struct NamedTensor {
   Tensor tensor;  // contiguous, on the CPU
 };
 
-enum class StoredType : std::uint8_t { f64, f32, f16, bf16, i64, i32 };
+enum class StoredType : std::uint8_t {
+  f64,
+  f32,
+  f16,
+  bf16,
+  i64,
+  i32,
+  i16,
+  i8,
+  u64,
+  u32,
+  u16,
+  u8,
+  boolean,
+  c64,
+  f8_e5m2,
+  f8_e4m3,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  f6_e2m3,
+  f6_e3m2,
+  f4
+};
 const char* name_of(StoredType type);   // "F64", as in the file
-std::int64_t size_of(StoredType type);  // bytes of one element
+std::int64_t bits_of(StoredType type);  // of one element
+std::int64_t size_of(StoredType type);  // bytes of one element; of types of whole bytes
+bool is_weight(StoredType type);        // F32, BF16 or F16, which are what weights are read from
+bool is_whole_number(StoredType type);  // integers and booleans, which no weight is
 StoredType stored_type(DType dtype);
 
 struct StoredTensor {

@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (const train::StoredTensor& tensor : tensors) {
       for (const std::byte byte : tensor.bytes) sum += static_cast<unsigned>(byte);
       total += tensor.bytes.size();
-      if (tensor.bytes.size() % static_cast<std::size_t>(train::size_of(tensor.type)) != 0) std::abort();
+      if (tensor.bytes.size() * 8 % static_cast<std::size_t>(train::bits_of(tensor.type)) != 0) std::abort();
     }
     volatile unsigned kept = sum;
     static_cast<void>(kept);
