@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
-#include <unordered_map>
 
 #include "commands.h"
 #include "config/byte_size.h"
@@ -58,12 +57,11 @@ StoredType type_of(const train::StoredTensor& tensor, const std::optional<Stored
 std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& source,
                                                    std::span<const Parameter> rows,
                                                    const std::optional<StoredType>& dtype) {
-  std::unordered_map<const train::StoredTensor*, const train::SafetensorsFile*> file_of;
-  for (const train::SafetensorsFile& file : source.weights().files())
-    for (const train::StoredTensor& tensor : file.tensors()) file_of.emplace(&tensor, &file);
   std::vector<train::WrittenTensor> tensors;
-  for (const train::StoredTensor* tensor : source.weights().match(source.model(), rows))
-    tensors.push_back({*tensor, type_of(*tensor, dtype), file_of.at(tensor)});
+  for (train::ModelTensor& row : source.weights().match(source.model(), rows)) {
+    const StoredType type = type_of(row.tensor, dtype);
+    tensors.push_back({std::move(row.tensor), type, row.file});
+  }
   return tensors;
 }
 

@@ -12,7 +12,6 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
-#include "model/names.h"
 #include "router/registry.h"
 #include "train/json_text.h"
 
@@ -94,13 +93,7 @@ ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
   refuse_quantised(config_json_, config);
   weights_.emplace(open_weights(path));
   // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
-  const std::string mtp_prefix = model::layer_prefix(model_.num_hidden_layers);
-  const auto has_mtp = [&](const SafetensorsFile& file) {
-    return std::any_of(file.tensors().begin(), file.tensors().end(),
-                       [&](const StoredTensor& tensor) { return tensor.name.starts_with(mtp_prefix); });
-  };
-  if (std::none_of(weights_->files().begin(), weights_->files().end(), has_mtp))
-    model_.num_nextn_predict_layers = 0;
+  if (!weights_->has_layer(model_.num_hidden_layers)) model_.num_nextn_predict_layers = 0;
 }
 
 std::optional<config::Run> ModelDirectory::run() const {

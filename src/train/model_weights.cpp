@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "train/json_text.h"
+#include "train/weight_names.h"
 
 namespace switchyard::train {
 
@@ -55,6 +57,11 @@ std::string name_in(const SafetensorsFile& file, const std::string& name) {
   return fmt::format("{} ({})", printable(name), file.path().filename().string());
 }
 
+// A row, and what the file calls the tensor that it is read from where that is another name.
+std::string row_and_source(const std::string& row, const StoredTensor& stored) {
+  return row == stored.name ? row : fmt::format("{} of {}", row, printable(stored.name));
+}
+
 // Every tensor of the files by name; those that are in two of them go to `twice`.
 std::unordered_map<std::string_view, Found> all_tensors(const std::vector<SafetensorsFile>& files,
                                                         std::vector<std::string>& twice) {
@@ -77,10 +84,6 @@ bool same_shape(const StoredTensor& stored, const Shape& shape) {
   return same;
 }
 
-bool is_float(StoredType type) {
-  return type == StoredType::f32 || type == StoredType::bf16 || type == StoredType::f16;
-}
-
 // The layer of "model.layers.N.…", or -1.
 std::int64_t layer_of(std::string_view name) {
   constexpr std::string_view kPrefix = "model.layers.";
@@ -90,8 +93,42 @@ std::int64_t layer_of(std::string_view name) {
   return error == std::errc() && stop != name.data() + name.size() && *stop == '.' ? layer : -1;
 }
 
+// What transformers keeps beside its weights to rotate by, and old files hold.
+bool is_rotary_buffer(std::string_view name) {
+  constexpr std::string_view kOwner = "rotary_emb.";
+  const std::size_t at = name.rfind(kOwner);
+  if (at == std::string_view::npos) return false;
+  const std::string_view buffer = name.substr(at + kOwner.size());
+  return buffer == "inv_freq" || buffer == "original_inv_freq" || buffer == "cos_cached" ||
+         buffer == "sin_cached";
+}
+
 std::string where_of(const fs::path& directory, const std::vector<SafetensorsFile>& files) {
   return files.size() == 1 ? files.front().path().string() : directory.string();
+}
+
+// Each name is in one file, in the one that the index, if there is one, says. It speaks of the tensors as the
+// files have them.
+void check_places(const std::vector<SafetensorsFile>& files, const std::map<std::string, std::string>& index,
+                  Problems& problems) {
+  std::vector<std::string> twice, absent, misplaced, unlisted;
+  const auto found = all_tensors(files, twice);
+  problems.add("there twice", std::move(twice));
+  if (index.empty()) return;
+  for (const auto& [name, file] : index) {
+    const auto it = found.find(name);
+    if (it == found.end()) {
+      absent.push_back(fmt::format("{} ({})", printable(name), file));
+    } else if (it->second.file->path().filename() != file) {
+      misplaced.push_back(fmt::format("{} (in {}, not in {})", printable(name),
+                                      it->second.file->path().filename().string(), file));
+    }
+  }
+  for (const auto& [name, source] : found)
+    if (!index.contains(std::string(name))) unlisted.push_back(name_in(*source.file, source.tensor->name));
+  problems.add("of the index in no file", std::move(absent));
+  problems.add("in another file than the index says", std::move(misplaced));
+  problems.add("not in the index", std::move(unlisted));
 }
 
 }  // namespace
@@ -106,26 +143,33 @@ ModelWeights::ModelWeights(fs::path directory, const std::vector<std::string>& f
   if (index_.empty()) throw_input("{}: its weight_map is empty; copy the model again", path.string());
 }
 
-std::vector<const StoredTensor*> ModelWeights::match(const config::Model& model,
-                                                     std::span<const Parameter> rows) const {
+bool ModelWeights::has_layer(std::int64_t layer) const {
+  for (const SafetensorsFile& file : files_)
+    for (const StoredTensor& tensor : file.tensors())
+      if (layer_of(without_wrappers(tensor.name)) == layer) return true;
+  return false;
+}
+
+std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
+                                             std::span<const Parameter> rows) const {
   Problems problems;
-  std::vector<std::string> twice, missing, misshapen, mistyped, extra, misplaced, unlisted, absent;
-  auto found = all_tensors(files_, twice);
-  if (!index_.empty()) {
-    for (const auto& [name, file] : index_) {
-      const auto it = found.find(name);
-      if (it == found.end()) {
-        absent.push_back(fmt::format("{} ({})", printable(name), file));
-      } else if (it->second.file->path().filename() != file) {
-        misplaced.push_back(fmt::format("{} (in {}, not in {})", printable(name),
-                                        it->second.file->path().filename().string(), file));
-      }
-    }
-    for (const auto& [name, source] : found)
-      if (!index_.contains(std::string(name))) unlisted.push_back(name_in(*source.file, source.tensor->name));
+  check_places(files_, index_, problems);
+  // Under the rows' names, whatever the files call them.
+  const WeightNames names(model.family, rows);
+  std::vector<ModelTensor> all;
+  for (const SafetensorsFile& file : files_)
+    for (const StoredTensor& stored : file.tensors())
+      for (StoredRow& row : names.rows_of(stored)) all.push_back({std::move(row.tensor), &file, row.stored});
+  std::unordered_map<std::string_view, std::size_t> found;
+  std::set<std::string> clashes;  // one for two tensors, however many rows they share
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto [it, fresh] = found.try_emplace(all[i].tensor.name, i);
+    const std::string &one = all[it->second].stored->name, &other = all[i].stored->name;
+    if (!fresh && one != other) clashes.insert(fmt::format("{} and {}", printable(one), printable(other)));
   }
 
-  std::vector<const StoredTensor*> matched;
+  std::vector<std::string> missing, misshapen, mistyped, extra;
+  std::vector<ModelTensor> matched;
   std::int64_t last_layer = model.num_hidden_layers - 1;
   const StoredTensor* embedding = nullptr;
   for (const Parameter& row : rows) {
@@ -135,43 +179,44 @@ std::vector<const StoredTensor*> ModelWeights::match(const config::Model& model,
       missing.push_back(row.name);
       continue;
     }
-    const StoredTensor& stored = *it->second.tensor;
-    if (row.name == "model.embed_tokens.weight") embedding = &stored;
-    if (!same_shape(stored, row.shape)) {
-      misshapen.push_back(
-          fmt::format("{} ({}, expected {})", row.name, stored.shape_string(), row.shape.to_string()));
-    } else if (!is_float(stored.type)) {
-      mistyped.push_back(fmt::format("{} ({})", row.name, name_of(stored.type)));
+    const ModelTensor& source = all[it->second];
+    if (row.name == "model.embed_tokens.weight") embedding = &source.tensor;
+    if (!is_weight(source.tensor.type)) {
+      mistyped.push_back(
+          fmt::format("{} ({})", row_and_source(row.name, *source.stored), name_of(source.tensor.type)));
+    } else if (!same_shape(source.tensor, row.shape)) {
+      misshapen.push_back(fmt::format("{} ({}, expected {})", row_and_source(row.name, *source.stored),
+                                      source.tensor.shape_string(), row.shape.to_string()));
     }
-    matched.push_back(&stored);
+    matched.push_back(source);
     found.erase(it);
   }
 
   std::int64_t buffers = 0, behind = 0;
-  for (const auto& [name, source] : found) {
-    const StoredTensor& stored = *source.tensor;
+  std::vector<std::string> no_weights;
+  for (const auto& [name, i] : found) {
+    const StoredTensor& stored = all[i].tensor;
     // transformers writes n_shared_experts 0 as a layer of width 0; nothing is in it that could be left unread.
     if (stored.bytes.empty()) continue;
     if (name == "lm_head.weight" && model.tie_word_embeddings && embedding != nullptr) {
       const bool equal = stored.type == embedding->type && stored.shape == embedding->shape &&
                          std::memcmp(stored.bytes.data(), embedding->bytes.data(), stored.bytes.size()) == 0;
       if (!equal) extra.push_back("lm_head.weight (differs from the embedding that config.json ties it to)");
-    } else if (name.ends_with(".self_attn.rotary_emb.inv_freq")) {
+    } else if (is_rotary_buffer(name)) {
       ++buffers;
     } else if (model.family == config::Family::deepseek_v3 && layer_of(name) > last_layer) {
       ++behind;
+    } else if (is_whole_number(stored.type)) {
+      no_weights.push_back(fmt::format("{} ({})", printable(all[i].stored->name), name_of(stored.type)));
     } else {
-      extra.push_back(name_in(*source.file, stored.name));
+      extra.push_back(name_in(*all[i].file, all[i].stored->name));
     }
   }
   problems.add("missing", std::move(missing));
   problems.add("not known", std::move(extra));
   problems.add("of another shape", std::move(misshapen));
   problems.add("neither F32, BF16 nor F16", std::move(mistyped));
-  problems.add("there twice", std::move(twice));
-  problems.add("of the index in no file", std::move(absent));
-  problems.add("in another file than the index says", std::move(misplaced));
-  problems.add("not in the index", std::move(unlisted));
+  problems.add("there under two names", {clashes.begin(), clashes.end()});
   problems.stop_if_any(where_of(directory_, files_), "use weights that belong to this config.json");
   if (buffers > 0)
     log_info(fmt::format("{}: {} rotary_emb.inv_freq passed over: computed from the configuration",
@@ -181,15 +226,15 @@ std::vector<const StoredTensor*> ModelWeights::match(const config::Model& model,
         fmt::format("{}: {} tensors of multi-token prediction layers (from {} on) passed over: the model "
                     "has no such layer",
                     directory_.string(), behind, last_layer + 1));
+  if (!no_weights.empty())
+    log_info(fmt::format("{}: {} tensors of whole numbers passed over, which no weight is: {}",
+                         directory_.string(), no_weights.size(), list_names(no_weights)));
   return matched;
 }
 
 void ModelWeights::load(const config::Model& model, ParameterStore& store) const {
-  const auto matched = match(model, store.rows());
-  std::unordered_map<const StoredTensor*, const SafetensorsFile*> file_of;
-  for (const SafetensorsFile& file : files_)
-    for (const StoredTensor& tensor : file.tensors()) file_of.emplace(&tensor, &file);
-  for (std::size_t i = 0; i < matched.size(); ++i) file_of.at(matched[i])->read(*matched[i], store.value(i));
+  const std::vector<ModelTensor> matched = match(model, store.rows());
+  for (std::size_t i = 0; i < matched.size(); ++i) matched[i].file->read(matched[i].tensor, store.value(i));
 }
 
 void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,

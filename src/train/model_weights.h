@@ -18,6 +18,14 @@
 
 namespace switchyard::train {
 
+// A tensor under the name of the row that it belongs to: one of a file, or a part of one that holds several
+// rows.
+struct ModelTensor {
+  StoredTensor tensor;
+  const SafetensorsFile* file = nullptr;
+  const StoredTensor* stored = nullptr;  // as the file has it
+};
+
 class ModelWeights {
  public:
   // Opens `files` of `directory`; has_index: kWeightsIndex is there and is checked against them.
@@ -25,10 +33,14 @@ class ModelWeights {
 
   const std::vector<SafetensorsFile>& files() const { return files_; }
 
-  // The tensor of every row, in the order of the rows. Not asked for and passed over: an lm_head.weight that
-  // equals the embedding it is tied to bit for bit; inv_freq buffers of old files; and layers behind the last
-  // one (DeepSeek-V3's multi-token prediction) where the rows have none. Each is said in one line.
-  std::vector<const StoredTensor*> match(const config::Model& model, std::span<const Parameter> rows) const;
+  // The tensor of every row, in the order of the rows, under whichever of its names the files have it
+  // (weight_names.h). Not asked for and passed over: an lm_head.weight that equals the embedding it is tied to
+  // bit for bit; inv_freq buffers of old files; layers behind the last one (DeepSeek-V3's multi-token
+  // prediction) where the rows have none; and tensors of whole numbers, which no weight is. Each is said in one
+  // line.
+  std::vector<ModelTensor> match(const config::Model& model, std::span<const Parameter> rows) const;
+  // True where any tensor belongs to this layer.
+  bool has_layer(std::int64_t layer) const;
   // Fills the store's values (f32 or f64) from F32, BF16 or F16.
   void load(const config::Model& model, ParameterStore& store) const;
 
