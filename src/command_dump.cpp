@@ -42,9 +42,9 @@ Tokens read_tokens(const std::string& path, std::int64_t vocab_size) {
 }
 
 // Where a config.json does not say, what transformers takes.
-double balance_coef(const std::string& config_json) {
+double balance_coef(const std::string& config_json, config::Family family) {
   const auto json = nlohmann::json::parse(config_json);
-  return json.value("router_aux_loss_coef", json.at("model_type") == "deepseek_v3" ? 0.0 : 0.001);
+  return json.value("router_aux_loss_coef", family == config::Family::deepseek_v3 ? 0.0 : 0.001);
 }
 
 }  // namespace
@@ -56,8 +56,8 @@ int run_dump(const DumpOptions& options) {
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
-  config::Router router = config::default_router(config.family, router::router_schemas());
-  router.balance_coef = balance_coef(config_json);
+  config::Router router = directory.router();
+  router.balance_coef = balance_coef(config_json, config.family);
   router.balance_scope = config::BalanceScope::model;
   config::Model main_model = config;
   main_model.num_nextn_predict_layers = 0;

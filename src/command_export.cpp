@@ -5,14 +5,18 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <system_error>
 
 #include "commands.h"
 #include "config/byte_size.h"
+#include "config/load.h"
+#include "config/names.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
 #include "model/transformer.h"
+#include "router/registry.h"
 #include "train/disk_space.h"
 #include "train/model_directory.h"
 #include "train/temporary_directory.h"
@@ -65,9 +69,10 @@ std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& 
   return tensors;
 }
 
-// The source's own config.json with the dtype of what is written.
-std::string config_for(const train::ModelDirectory& source, StoredType dtype) {
-  auto config = nlohmann::ordered_json::parse(source.config_json());
+// The source's own config.json with the router and the dtype of what is written.
+std::string config_for(const train::ModelDirectory& source, const config::Router& router, StoredType dtype) {
+  auto config = nlohmann::ordered_json::parse(
+      config::state_router(source.config_json(), source.model(), router, router::router_schemas()));
   config.erase("dtype");
   config["torch_dtype"] = torch_dtype_of(dtype);
   return config.dump(2) + "\n";
@@ -88,6 +93,47 @@ void copy_companions(const train::ModelDirectory& source, const fs::path& to) {
   }
 }
 
+// Names of `rows` that `others` has not, shortened to their number and the first.
+std::string names_beyond(std::span<const Parameter> rows, std::span<const Parameter> others) {
+  std::set<std::string_view> there;
+  for (const Parameter& row : others) there.insert(row.name);
+  std::vector<std::string> names;
+  for (const Parameter& row : rows)
+    if (!there.contains(row.name)) names.push_back(row.name);
+  if (names.empty()) return "";
+  return names.size() == 1 ? names[0] : fmt::format("{} and {} more", names[0], names.size() - 1);
+}
+
+// Says what transformers makes of an export whose router is not the layout's own. Returns the router that its
+// config.json states.
+config::Router router_for(const train::ModelDirectory& source, const model::Transformer& model,
+                          bool as_layout) {
+  const config::Router router = source.router();
+  const auto beyond = config::beyond_layout(router, source.model(), router::router_schemas());
+  const std::string family(config::name_of(source.model().family));
+  if (beyond.empty()) {
+    if (as_layout) log_info("--as-layout has no effect: the router is the layout's own");
+    return router;
+  }
+  const std::string why = fmt::format("{}", fmt::join(beyond, "; "));
+  if (!as_layout) {
+    log_warning(
+        fmt::format("transformers does not compute this model's router ({}): config.json has model_type "
+                    "switchyard_{}, which "
+                    "from_pretrained refuses and switchyard reads; --as-layout writes {} all the same",
+                    why, family, family));
+    return router;
+  }
+  const config::Router own = config::default_router(source.model().family, router::router_schemas());
+  const model::Transformer layout(source.model(), own, DType::f32, false);
+  const std::string random = names_beyond(layout.parameters().rows(), model.parameters().rows());
+  const std::string ignored = names_beyond(model.parameters().rows(), layout.parameters().rows());
+  log_warning(fmt::format("--as-layout: transformers will compute another model than was trained ({}){}{}", why,
+                          random.empty() ? "" : "; it begins at random, for want of a tensor: " + random,
+                          ignored.empty() ? "" : "; it ignores: " + ignored));
+  return own;
+}
+
 }  // namespace
 
 int run_export(const ExportOptions& options) {
@@ -103,6 +149,7 @@ int run_export(const ExportOptions& options) {
 
   const train::ModelDirectory source(options.source);
   const model::Transformer model(source.model(), source.router(), DType::f32, false);
+  const config::Router router = router_for(source, model, options.as_layout);
   const auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
   const auto embedding = std::find_if(tensors.begin(), tensors.end(), [](const train::WrittenTensor& tensor) {
     return tensor.from.name == "model.embed_tokens.weight";
@@ -115,7 +162,7 @@ int run_export(const ExportOptions& options) {
   constexpr std::uint64_t kSlack = 1 << 20;  // headers, config.json, the index
   train::require_free_space(out.parent_path(), train::safetensors_bytes(tensors) + kSlack);
   train::TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
-  train::write_text(temporary.path() / "config.json", config_for(source, embedding->type));
+  train::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type));
   const auto files = train::write_weights(temporary.path(), tensors, *max_shard_size);
   copy_companions(source, temporary.path());
   sync_directory(temporary.path());

@@ -56,11 +56,11 @@ Json inspect_shard(const fs::path& path) {
 Json inspect_config(const fs::path& path, const std::string& text) {
   if (!config::looks_like_run(text)) {
     const config::Model model = config::parse_model(text, path.string());
-    return {
-        {"kind", "model"},
-        {"path", path.string()},
-        {"parameters", parameter_json(model, config::default_router(model.family, router::router_schemas()))},
-        {"model", model_json(model)}};
+    return {{"kind", "model"},
+            {"path", path.string()},
+            {"parameters",
+             parameter_json(model, config::parse_model_router(text, path.string(), router::router_schemas()))},
+            {"model", model_json(model)}};
   }
   const config::Run run = config::parse_run(text, path.string(), {}, router::router_schemas());
   const std::int64_t tokens_a_step = run.train.global_batch_size * run.train.seq_len;

@@ -58,6 +58,7 @@ struct ExportOptions {
   std::string out;
   std::string dtype;  // empty: as the source has it; float32, bfloat16, float16
   std::string max_shard_size = "5GB";
+  bool as_layout = false;  // the layout's config.json, whatever the router is
 };
 
 struct InspectOptions {

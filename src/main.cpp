@@ -178,9 +178,13 @@ void describe_export(CLI::App& app, switchyard::ExportOptions& options) {
                  "Bytes of weights in one file: 5GB, 512MiB, 1000000")
       ->type_name("SIZE")
       ->capture_default_str();
+  app.add_flag("--as-layout", options.as_layout,
+               "Write the layout's config.json though the router is not the layout's own; transformers then "
+               "computes another model");
   app.footer(
-      "Writes config.json and *.safetensors for transformers' from_pretrained; tokenizer files are copied "
-      "along.\n"
+      "Writes config.json and *.safetensors for transformers' from_pretrained, and the tokenizer's files. A "
+      "model "
+      "whose router transformers does not compute gets a model_type that from_pretrained refuses.\n"
       "Examples:\n"
       "  switchyard export runs/quickstart --out exported --dtype bfloat16");
 }

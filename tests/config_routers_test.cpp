@@ -28,6 +28,61 @@ TEST(ConfigRouters, TheMostExpertsAreThoseOfAToken) {
   EXPECT_EQ(slots_per_token(run_of(minimal_run()).router, more.model), 4);
 }
 
+// Only what acts in the forward pass of a trained model counts.
+TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
+  const auto clauses = [](const json& model, const std::string& router) {
+    const config::Run run = run_of(with(minimal_run(model), "/router", router));
+    return beyond_layout(run.router, run.model, router::router_schemas());
+  };
+  const char* own[] = {R"({"jitter": 0.5, "balance_coef": 0.3, "balance_scope": "layer"})",
+                       R"({"capacity_factor": 4.0})"};  // E/K: an expert has room for all tokens
+  for (const char* router : own) EXPECT_TRUE(clauses(minimal_qwen(), router).empty()) << router;
+  EXPECT_TRUE(clauses(minimal_mixtral(), R"({"z_loss_coef": 0.1})").empty());
+  EXPECT_TRUE(clauses(minimal_deepseek(), R"({"bias_update_speed": 0.5})").empty());
+  EXPECT_EQ(clauses(minimal_qwen(), R"({"capacity_factor": 3.9})").size(), 1u);
+  for (const RouterSchema& schema : router::router_schemas()) {
+    const std::string router = fmt::format(R"({{"type": "{}"}})", schema.type);
+    EXPECT_EQ(clauses(minimal_mixtral(), router).empty(), schema.type == "softmax_topk") << router;
+    EXPECT_EQ(clauses(minimal_deepseek(), router).empty(), schema.type == "sigmoid_group") << router;
+  }
+  EXPECT_TRUE(clauses(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "32"), R"({"type": "lpr"})").empty())
+      << "no layer has a router";
+}
+
+TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& schema : router::router_schemas()) {
+      const config::Run run =
+          run_of(with(minimal_run(model), "/router",
+                      fmt::format(R"({{"type": "{}", "capacity_factor": 0.5}})", schema.type)));
+      const std::string plain = model_to_hf_json(run.model);
+      const std::string stated = state_router(plain, run.model, run.router, router::router_schemas());
+      const std::string family = model["model_type"], architecture = json::parse(plain)["architectures"][0];
+      EXPECT_EQ(json::parse(stated)["model_type"], "switchyard_" + family);
+      EXPECT_EQ(json::parse(stated)["architectures"][0], "Switchyard" + architecture);
+      EXPECT_EQ(parse_model(stated, "x"), run.model);
+      EXPECT_EQ(parse_model_router(stated, "x", router::router_schemas()), run.router);
+      const Router own = default_router(run.model.family, router::router_schemas());
+      EXPECT_EQ(json::parse(state_router(stated, run.model, own, router::router_schemas())),
+                json::parse(plain));
+      EXPECT_EQ(parse_model_router(plain, "x", router::router_schemas()), own);
+      // Pasted into a run, or lent to one by its weights, the router comes along.
+      json text = minimal_run(model);
+      text["model"] = json::parse(stated);
+      EXPECT_EQ(run_of(text).router, run.router);
+      EXPECT_EQ(
+          parse_run(without(minimal_run(model), "/model").dump(), "x", {}, router::router_schemas(), stated)
+              .router,
+          run.router);
+      text["router"] = json::parse(R"({"type": "top_p"})");
+      EXPECT_CONTAINS(run_error(text), "model.router: the run has a router of its own");
+      text["model"].erase("router");
+      EXPECT_EQ(run_of(text).router.type, "top_p");
+      text.erase("router");
+      EXPECT_CONTAINS(run_error(text), "router: missing");
+    }
+}
+
 TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
   struct Case {
     const char* router;

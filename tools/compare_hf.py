@@ -225,6 +225,9 @@ class Laboratory:
         self.binary, self.temporary = binary, Path(temporary)
 
     def check_family(self, options, path):
+        if str(options["model_type"]).startswith("switchyard_"):
+            raise UserError(f"{path}: its router is not its layout's own: transformers does not compute it, and there is "
+                            "nothing to compare with")
         if options["model_type"] not in self.hf.FAMILIES:
             raise UserError(f"{path}: model_type is {options['model_type']}; known: {', '.join(self.hf.FAMILIES)}")
 

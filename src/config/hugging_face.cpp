@@ -1,13 +1,20 @@
 #include "config/hugging_face.h"
 
+#include <algorithm>
+
 #include "config/families.h"
 #include "config/load.h"
 #include "config/rope.h"
+#include "config/router_section.h"
 #include "core/error.h"
 
 namespace switchyard::config {
 namespace {
 
+// Before the model_type and the architecture of a layout whose router is another one, so that transformers,
+// which would compute the layout's own, refuses it.
+constexpr char kWithRouter[] = "switchyard_";
+constexpr char kWithRouterClass[] = "Switchyard";
 constexpr std::int64_t kMaxLayers = 65536;
 // Bytes of optimizer state and gradients must fit int64 with room to spare.
 constexpr double kMaxParameters = 281474976710656.0;  // 2^48
@@ -61,7 +68,7 @@ Family read_family(const Json* json, const std::string& path, const Source& sour
   if (name == nullptr)
     source.fail(key_path, fmt::format("is {}, expected one of: {}", describe(*found), known));
   for (const Family family : kFamilies) {
-    if (*name == name_of(family)) return family;
+    if (*name == name_of(family) || *name == kWithRouter + std::string(name_of(family))) return family;
   }
   source.fail(key_path, fmt::format("is {}, a family that is not known; known: {}", describe(*found), known));
 }
@@ -198,11 +205,62 @@ Json write_model(const Model& model) {
   return Json(std::move(out));
 }
 
+bool has_own_router(const Json& json) {
+  const auto* object = json.get<Json::Object>();
+  const Json* type = object == nullptr ? nullptr : find_member(*object, "model_type");
+  const auto* name = type == nullptr ? nullptr : type->get<std::string>();
+  return name != nullptr && name->starts_with(kWithRouter);
+}
+
+std::optional<Json> take_router(Json& json) {
+  if (!has_own_router(json)) return std::nullopt;
+  auto& members = *json.get<Json::Object>();
+  const auto found =
+      std::find_if(members.begin(), members.end(), [](const JsonMember& m) { return m.key == "router"; });
+  if (found == members.end()) return std::nullopt;
+  Json router = std::move(found->value);
+  members.erase(found);
+  return router;
+}
+
 Model parse_model(const std::string& text, const std::string& origin) {
-  const Json json = parse_json(text, origin);
+  Json json = parse_json(text, origin);
+  take_router(json);
   return read_model(&json, "", Source(origin)).model;
 }
 
+Router parse_model_router(const std::string& text, const std::string& origin,
+                          std::span<const RouterSchema> routers) {
+  Json json = parse_json(text, origin);
+  const Source source(origin);
+  const bool own = has_own_router(json);
+  const std::optional<Json> router = take_router(json);
+  const Model model = read_model(&json, "", source).model;
+  if (!own) return default_router(model.family, routers);
+  if (!router) source.fail("router", "missing, and model_type says that it is not the layout's own; add it");
+  return read_router(&*router, source, model, std::nullopt, routers);
+}
+
 std::string model_to_hf_json(const Model& model) { return to_text(write_model(model)); }
+
+std::string state_router(const std::string& config_json, const Model& model, const Router& router,
+                         std::span<const RouterSchema> routers) {
+  const bool plain = beyond_layout(router, model, routers).empty();
+  Json json = parse_json(config_json, "config.json");
+  if (plain && !has_own_router(json)) return config_json;
+  take_router(json);
+  auto& members = *json.get<Json::Object>();
+  const auto put = [&](const char* key, Json value) {
+    if (Json* found = find_member(members, key); found != nullptr)
+      *found = std::move(value);
+    else
+      members.push_back({key, std::move(value)});
+  };
+  const std::string type(name_of(model.family)), architecture = architecture_of(model.family);
+  put("architectures", Json(Json::Array{Json(plain ? architecture : kWithRouterClass + architecture)}));
+  put("model_type", plain ? type : kWithRouter + type);
+  if (!plain) put("router", write_router(router));
+  return to_text(json);
+}
 
 }  // namespace switchyard::config

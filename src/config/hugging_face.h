@@ -18,4 +18,9 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
 // The keys that transformers needs to open a checkpoint.
 Json write_model(const Model& model);
 
+// True where the model_type of `json` says that its router is not its layout's own: "switchyard_qwen3_moe".
+bool has_own_router(const Json& json);
+// Takes the object `router` out of a config.json of which has_own_router is true; none where it has none.
+std::optional<Json> take_router(Json& json);
+
 }  // namespace switchyard::config

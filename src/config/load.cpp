@@ -287,6 +287,19 @@ Train read_train(Section section, const Run& run) {
   return train;
 }
 
+// A config.json that states its router may be pasted into `model` whole: the router then is the run's.
+void place_router(Json::Object& root, const Source& source) {
+  Json* const model = find_member(root, "model");
+  if (model == nullptr || !has_own_router(*model)) return;
+  std::optional<Json> stated = take_router(*model);
+  const bool given = find_member(root, "router") != nullptr;
+  if (stated && given) source.fail("model.router", "the run has a router of its own; remove one", "router");
+  if (!stated && !given)
+    source.fail("router", "missing, and model.model_type says that it is not the layout's own; add it",
+                "model.model_type");
+  if (stated) root.push_back({"router", std::move(*stated)});
+}
+
 }  // namespace
 
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
@@ -295,8 +308,15 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Source source(origin);
   auto* const members = root.get<Json::Object>();
   if (members == nullptr) source.fail("", fmt::format("is {}, expected an object", describe(root)));
-  if (default_model && find_member(*members, "model") == nullptr)
-    members->push_back({"model", parse_json(*default_model, origin)});
+  if (default_model && find_member(*members, "model") == nullptr) {
+    // With the model comes its router, unless the run names one.
+    Json model_of_weights = parse_json(*default_model, origin);
+    std::optional<Json> router_of_weights = take_router(model_of_weights);
+    members->push_back({"model", std::move(model_of_weights)});
+    if (router_of_weights && find_member(*members, "router") == nullptr)
+      members->push_back({"router", std::move(*router_of_weights)});
+  }
+  place_router(*members, source);
   for (const std::string& text_of_override : overrides) apply_override(root, text_of_override, source);
 
   Section top(&root, "", source, section_keys(""));

@@ -28,9 +28,19 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
 // unlike in a run, a quantization_config is accepted and has no effect.
 Model parse_model(const std::string& text, const std::string& origin);
+// The router that such a config.json states under `router`; that of its family where model_type is the
+// family's. Throws InputError.
+Router parse_model_router(const std::string& text, const std::string& origin,
+                          std::span<const RouterSchema> routers);
 // And back: the config.json for `transformers`, in the family's own keys. parse_model of it gives an equal
 // Model.
 std::string model_to_hf_json(const Model& model);
+
+// A config.json that parse_model takes, made to state this router: where it is not the layout's own
+// (beyond_layout) model_type and architectures have our name in front, so that transformers refuses what it
+// would compute otherwise, and `router` holds all of it; else they are the layout's, and there is no `router`.
+std::string state_router(const std::string& config_json, const Model& model, const Router& router,
+                         std::span<const RouterSchema> routers);
 
 // The router of a family where a run says nothing about it.
 Router default_router(Family family, std::span<const RouterSchema> routers);

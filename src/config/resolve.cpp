@@ -2,6 +2,7 @@
 
 #include "config/hugging_face.h"
 #include "config/names.h"
+#include "config/router_section.h"
 
 namespace switchyard::config {
 namespace {
@@ -13,18 +14,6 @@ Json write_entries(const std::vector<DataEntry>& entries) {
     if (entry.weight) object.push_back({"weight", *entry.weight});
     out.push_back(Json(std::move(object)));
   }
-  return Json(std::move(out));
-}
-
-Json write_router(const Router& router) {
-  Json::Object out{{"type", router.type},
-                   {"balance_coef", router.balance_coef},
-                   {"balance_scope", name_of(router.balance_scope)},
-                   {"z_loss_coef", router.z_loss_coef},
-                   {"capacity_factor", router.capacity_factor ? Json(*router.capacity_factor) : Json()},
-                   {"jitter", router.jitter}};
-  for (const auto& [key, value] : router.own.all())
-    out.push_back({key, std::visit([](const auto& v) { return Json(v); }, value)});
   return Json(std::move(out));
 }
 

@@ -21,6 +21,7 @@ struct RouterOption {
   // Where the model gives the default. The most experts a token goes to is called max_experts in every router
   // that has such an option (slots_per_token).
   std::int64_t (*fallback_of)(const Model&) = nullptr;
+  bool in_training_alone = false;  // has no part in what a trained model computes
 };
 
 struct RouterSchema {
@@ -40,6 +41,12 @@ struct RouterSchema {
 Router default_of(const RouterSchema& schema, const Model& model);
 // The schema of a type. Throws std::logic_error where there is none.
 const RouterSchema& schema_of(std::string_view type, std::span<const RouterSchema> routers);
+
+// What of the forward pass of a trained model is not the layout's own, and hence not what transformers computes
+// from the same weights: one clause each, naming the key; none where all of it is. What acts in training alone
+// (jitter, losses, how a bias moves) does not count.
+std::vector<std::string> beyond_layout(const Router& router, const Model& model,
+                                       std::span<const RouterSchema> routers);
 
 // max_experts: as many as num_experts_per_tok unless it says otherwise, and never more than there are.
 RouterOption max_experts_option();

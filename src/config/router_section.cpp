@@ -99,6 +99,26 @@ const RouterSchema& schema_of(std::string_view type, std::span<const RouterSchem
   return *found;
 }
 
+std::vector<std::string> beyond_layout(const Router& router, const Model& model,
+                                       std::span<const RouterSchema> routers) {
+  if (!has_moe_layer(model)) return {};
+  const std::string_view own = default_type(model.family);
+  if (router.type != own)
+    return {
+        fmt::format("router.type is \"{}\", that of {} is \"{}\"", router.type, name_of(model.family), own)};
+  std::vector<std::string> clauses;
+  // With room for every token on one expert nothing is ever dropped.
+  const auto slots = static_cast<double>(slots_per_token(router, model));
+  if (router.capacity_factor && *router.capacity_factor * slots < static_cast<double>(model.num_experts))
+    clauses.push_back(fmt::format("router.capacity_factor is {}, {} has no capacity", *router.capacity_factor,
+                                  name_of(model.family)));
+  for (const RouterOption& option : schema_of(own, routers).options)
+    for (const auto& [key, value] : router.own.all())
+      if (key == option.key && !option.in_training_alone && value != fallback_of(option, model))
+        clauses.push_back(fmt::format("router.{} is not that of {}", key, name_of(model.family)));
+  return clauses;
+}
+
 RouterOption max_experts_option() {
   return {
       .key = "max_experts",
@@ -152,6 +172,18 @@ Router read_router(const Json* json, const Source& source, const Model& model,
   if (schema.check) schema.check(router, model, refuse);
   section.finish();
   return router;
+}
+
+Json write_router(const Router& router) {
+  Json::Object out{{"type", router.type},
+                   {"balance_coef", router.balance_coef},
+                   {"balance_scope", name_of(router.balance_scope)},
+                   {"z_loss_coef", router.z_loss_coef},
+                   {"capacity_factor", router.capacity_factor ? Json(*router.capacity_factor) : Json()},
+                   {"jitter", router.jitter}};
+  for (const auto& [key, value] : router.own.all())
+    out.push_back({key, std::visit([](const auto& v) { return Json(v); }, value)});
+  return Json(std::move(out));
 }
 
 Router default_router(Family family, std::span<const RouterSchema> routers) {

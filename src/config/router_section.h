@@ -15,4 +15,7 @@ namespace switchyard::config {
 Router read_router(const Json* json, const Source& source, const Model& model,
                    std::optional<double> aux_loss_coef, std::span<const RouterSchema> routers);
 
+// Every key of it; read_router gives an equal Router.
+Json write_router(const Router& router);
+
 }  // namespace switchyard::config

@@ -88,7 +88,10 @@ RouterKind sigmoid_group_router() {
                      .balance_coef = 1e-4,
                      .balance_scope = config::BalanceScope::sequence,
                      .no_z_loss = "which has no softmax whose normaliser it could bound",
-                     .options = {{.key = "bias_update_speed", .fallback = 1e-3, .range = config::kShare}}},
+                     .options = {{.key = "bias_update_speed",
+                                  .fallback = 1e-3,
+                                  .range = config::kShare,
+                                  .in_training_alone = true}}},
           .make = make_router_of<SigmoidGroup>};
 }
 

@@ -17,6 +17,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "router/registry.h"
 #include "train/disk_space.h"
 #include "train/json_text.h"
 #include "train/manifest.h"
@@ -285,7 +286,8 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
 
   const auto weights = as_written(weight_tensors(store));
   const auto moments_and_more = as_written(state_tensors(store, extra_state));
-  const std::string config_text = config::model_to_hf_json(run.model);
+  const std::string config_text = config::state_router(config::model_to_hf_json(run.model), run.model,
+                                                       run.router, router::router_schemas());
   const std::string run_text = run_json(state, run, data);
   // The manifest, the directory itself, blocks begun, the index of weights in several files.
   const std::uint64_t slack = (64 << 10) + 200 * weights.size();

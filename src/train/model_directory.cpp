@@ -83,13 +83,14 @@ ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
   if (!is_hugging_face(path)) {
     checkpoint_.emplace(path);
     path_ = checkpoint_->path();
-    config_json_ = checkpoint_->model_json();
     model_ = checkpoint_->model();
+    config_json_ = config::state_router(checkpoint_->model_json(), model_, router(), router::router_schemas());
     return;
   }
   const fs::path config = path / "config.json";
   config_json_ = read_text_file(config);
   model_ = config::parse_model(config_json_, config.string());
+  router();  // refused here where it cannot be read
   refuse_quantised(config_json_, config);
   weights_.emplace(open_weights(path));
   // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
@@ -112,7 +113,8 @@ config::ComputeType ModelDirectory::compute_type(const std::string& asked, Devic
 
 config::Router ModelDirectory::router() const {
   const std::optional<config::Run> of_run = run();
-  return of_run ? of_run->router : config::default_router(model_.family, router::router_schemas());
+  if (of_run) return of_run->router;
+  return config::parse_model_router(config_json_, (path_ / "config.json").string(), router::router_schemas());
 }
 
 const ModelWeights& ModelDirectory::weights() const { return checkpoint_ ? checkpoint_->weights() : *weights_; }

@@ -25,12 +25,13 @@ class ModelDirectory {
 
   const std::filesystem::path& path() const { return path_; }
   const std::optional<Checkpoint>& checkpoint() const { return checkpoint_; }  // none: of Hugging Face
-  const std::string& config_json() const { return config_json_; }              // Hugging Face's keys
+  // Hugging Face's keys; states the router where it is not the layout's own (config::state_router).
+  const std::string& config_json() const { return config_json_; }
   const config::Model& model() const { return model_; }
   const ModelWeights& weights() const;
   // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
   std::optional<config::Run> run() const;
-  config::Router router() const;  // the run's, or that of the model's family
+  config::Router router() const;  // the run's, or what config.json states, or that of the model's family
   // What to compute in where `asked` ("float32", "bfloat16" or empty) does not say: on a CUDA device in what
   // the run trained in, elsewhere in float32.
   config::ComputeType compute_type(const std::string& asked, Device device) const;

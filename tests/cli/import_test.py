@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import struct
 
@@ -38,6 +39,25 @@ def narrow(tensor, dtype):
         return dtype, shape, b"".join(data[i + 2:i + 4] for i in range(0, len(data), 4))
     count = len(data) // 4
     return dtype, shape, struct.pack(f"<{count}e", *struct.unpack(f"<{count}f", data))
+
+
+def stacked(tensors):
+    """The experts of each layer as transformers 5 holds them: gate_up_proj [E, 2F, D] and down_proj [E, D, F]."""
+    parts, left = {}, {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"(model\.layers\.\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight", name)
+        if found:
+            kind = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(found[3], found[3])
+            parts.setdefault(f"{found[1]}.mlp.experts", {})[int(found[2]), kind] = tensor
+        else:
+            left[name.replace("block_sparse_moe", "mlp")] = tensor
+    for prefix, experts in parts.items():
+        count = len(experts) // 3
+        dtype, (f, d), _ = experts[0, "gate_proj"]
+        left[f"{prefix}.gate_up_proj"] = (dtype, [count, 2 * f, d], b"".join(
+            experts[e, kind][2] for e in range(count) for kind in ("gate_proj", "up_proj")))
+        left[f"{prefix}.down_proj"] = (dtype, [count, d, f], b"".join(experts[e, "down_proj"][2] for e in range(count)))
+    return left
 
 
 class Import(CliTest):
@@ -100,6 +120,83 @@ class Import(CliTest):
                                 self.assertEqual(self.loss(out), self.loss(source))
                             else:
                                 self.assertFalse(index.exists())
+
+    def test_the_same_weights_under_other_names(self):
+        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3"):
+            for dtype in ("F32", "BF16"):
+                source = self.model(case, dtype, name=f"{case}-{dtype}")
+                tensors, expected = self.tensors(source), self.loss(source)
+                experts = stacked(tensors)
+                self.assertTrue(any(name.endswith(".mlp.experts.gate_up_proj") for name in experts))
+                wrapped = {"module._orig_mod." + name.removeprefix("model."): t for name, t in experts.items()}
+                wrapped["rotary_emb.inv_freq"] = ("F32", [2], bytes(8))
+                wrapped["position_ids"] = ("I64", [1], bytes(8))
+                for spelling, content in (("stacked", experts), ("wrapped", wrapped)):
+                    with self.subTest(case=case, dtype=dtype, spelling=spelling):
+                        write_raw(source / "model.safetensors", content)
+                        self.assertEqual(self.loss(source), expected)
+                        out = self.dir / f"{case}-{dtype}-{spelling}"
+                        self.ok("export", source, "--out", out)
+                        self.assertEqual(self.tensors(out), tensors)
+        config = self.run_of(source)
+        self.ok("train", config, "--init-from", source, "--out", "run")
+        self.ok("inspect", source)
+
+    def test_experts_both_stacked_and_one_by_one(self):
+        source = self.model()
+        tensors = self.tensors(source)
+        name, one = next((n, t) for n, t in tensors.items() if ".experts.0.gate_proj" in n)
+        write_raw(source / "model.safetensors", stacked(tensors) | {name: one})
+        self.fails(2, "eval", source, "--data", self.data(source),
+                   names=["1 there under two names", re.escape(name), r"mlp\.experts\.gate_up_proj and|and .*gate_up_proj"])
+        few = stacked(tensors)
+        stack = next(n for n in few if n.endswith("gate_up_proj"))
+        dtype, (count, rows, width), data = few[stack]
+        few[stack] = (dtype, [count - 1, rows, width], data[:len(data) // count * (count - 1)])
+        write_raw(source / "model.safetensors", few)
+        self.fails(2, "eval", source, "--data", self.data(source),
+                   names=[rf"2 missing: .*experts\.{count - 1}\.gate_proj"])
+
+    def test_what_stands_for_a_file_is_named(self):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+        for content, said in ((pointer, "Git LFS pointer.*git lfs pull"), ("<!doctype html>", "web page"), ("", "empty")):
+            for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"):
+                with self.subTest(content=content[:9], name=name):
+                    source = self.model(sharded=True)
+                    data = self.data(source)
+                    (source / name).write_text(content)
+                    self.fails(2, "eval", source, "--data", data, names=[re.escape(name), said])
+                    shutil.rmtree(source)
+
+    def test_an_export_states_the_router_that_was_trained(self):
+        for router, layout in (({"type": "lpr"}, False), ({"type": "top_p"}, True), ({"capacity_factor": 0.5}, True)):
+            with self.subTest(router=router):
+                run, out, plain = (self.dir / f"{name}-{len(json.dumps(router))}" for name in ("run", "out", "plain"))
+                self.ok("train", self.write_config(router=router, train__steps=3), "--out", run)
+                for place in (out, self.latest(run)):
+                    if place == out:
+                        self.assertIn("--as-layout", self.ok("export", run, "--out", out).err)
+                    config = json.loads((place / "config.json").read_text())
+                    self.assertEqual(config["model_type"], "switchyard_qwen3_moe")
+                    self.assertEqual(config["architectures"], ["SwitchyardQwen3MoeForCausalLM"])
+                    self.assertEqual(config["router"], json.loads((run / "config.json").read_text())["router"])
+                losses = [json.loads(self.ok("eval", place, "--data", "data/val.bin", "--seq-len", 32, "--json", "-").out)
+                          ["loss"] for place in (run, out)]
+                self.assertEqual(losses[0], losses[1])
+                # Weights bring their router to a run that names neither model nor router.
+                self.ok("train", self.write_config(model=None, router=None, train__steps=1), "--init-from", out,
+                        "--out", f"{run}-again")
+                self.assertEqual(json.loads((self.dir / f"{run}-again" / "config.json").read_text())["router"],
+                                 json.loads((run / "config.json").read_text())["router"])
+                said = self.ok("export", out, "--as-layout", "--out", plain).err
+                config = json.loads((plain / "config.json").read_text())
+                self.assertEqual((config["model_type"], "router" in config), ("qwen3_moe", False))
+                self.assertEqual("at random" in said, not layout, said)
+                self.assertEqual(self.tensors(plain), self.tensors(out))
+        finished = self.ok("train", self.write_config(train__steps=1), "--out", "own")
+        finished = self.ok("export", "own", "--out", "own-out")
+        self.assertNotIn("warning", finished.err)
+        self.assertEqual(json.loads((self.dir / "own-out/config.json").read_text())["model_type"], "qwen3_moe")
 
     def test_export_rounds_to_nearest_even(self):
         source = self.model()
