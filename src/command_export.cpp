@@ -20,6 +20,7 @@
 #include "train/disk_space.h"
 #include "train/model_directory.h"
 #include "train/temporary_directory.h"
+#include "train/text_files.h"
 #include "train/weights_writer.h"
 
 namespace switchyard {
@@ -70,16 +71,18 @@ std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& 
 }
 
 // The source's own config.json with the router and the dtype of what is written.
-std::string config_for(const train::ModelDirectory& source, const config::Router& router, StoredType dtype) {
-  auto config = nlohmann::ordered_json::parse(
-      config::state_router(source.config_json(), source.model(), router, router::router_schemas()));
+std::string config_for(const train::ModelDirectory& source, const config::Router& router, StoredType dtype,
+                       const std::optional<train::TokenizerRecord>& record) {
+  auto config = nlohmann::ordered_json::parse(train::with_text_tokens(
+      config::state_router(source.config_json(), source.model(), router, router::router_schemas()), record));
   config.erase("dtype");
   config["torch_dtype"] = torch_dtype_of(dtype);
   return config.dump(2) + "\n";
 }
 
-// Beside the source; of a checkpoint also in its run directory.
-void copy_companions(const train::ModelDirectory& source, const fs::path& to) {
+// Beside the source; of a checkpoint also in its run directory. What a run's tokenizer is, its record says.
+void write_companions(const train::ModelDirectory& source, const std::optional<train::TokenizerRecord>& record,
+                      const fs::path& to) {
   std::vector<fs::path> places = {source.path()};
   if (source.checkpoint()) places.push_back(fs::canonical(source.path()).parent_path().parent_path());
   for (const char* name : kCompanions) {
@@ -91,6 +94,13 @@ void copy_companions(const train::ModelDirectory& source, const fs::path& to) {
       break;
     }
   }
+  if (!record) return;
+  const fs::path tokenizer = source.path() / train::kTokenizer;
+  const bool own = fs::exists(tokenizer);
+  if (!own && record->tokenizer != "bytes") return;
+  for (const auto& [name, text] : train::text_files(*record, own ? read_text_file(tokenizer) : "",
+                                                    source.model().max_position_embeddings, tokenizer.string()))
+    if (name == train::kTokenizer || !fs::exists(to / name)) train::write_text(to / name, text);
 }
 
 // Names of `rows` that `others` has not, shortened to their number and the first.
@@ -150,6 +160,7 @@ int run_export(const ExportOptions& options) {
   const train::ModelDirectory source(options.source);
   const model::Transformer model(source.model(), source.router(), DType::f32, false);
   const config::Router router = router_for(source, model, options.as_layout);
+  const auto record = train::tokenizer_record_in(source.path());
   const auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
   const auto embedding = std::find_if(tensors.begin(), tensors.end(), [](const train::WrittenTensor& tensor) {
     return tensor.from.name == "model.embed_tokens.weight";
@@ -162,9 +173,9 @@ int run_export(const ExportOptions& options) {
   constexpr std::uint64_t kSlack = 1 << 20;  // headers, config.json, the index
   train::require_free_space(out.parent_path(), train::safetensors_bytes(tensors) + kSlack);
   train::TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
-  train::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type));
+  train::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type, record));
   const auto files = train::write_weights(temporary.path(), tensors, *max_shard_size);
-  copy_companions(source, temporary.path());
+  write_companions(source, record, temporary.path());
   sync_directory(temporary.path());
   fs::rename(temporary.path(), out, error);
   if (error) throw_input("{}: cannot be put in place: {}", out.string(), error.message());

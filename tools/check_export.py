@@ -3,7 +3,10 @@
 
 Builds a tiny random model of each family, saves it in float32, bfloat16 and float16, in one file and in shards, and
 for each: `switchyard export` of it must open with from_pretrained without a missing, unexpected or mismatched key and
-give the same logits, tensor by tensor the same bits; `switchyard dump` must give transformers' logits (in float32).
+give the same logits, tensor by tensor the same bits; `switchyard dump` must give transformers' logits (in float32);
+saved with fused experts it must export to the same bits. Then trains runs of each family: their exports must give
+the same tokens of a prompt and the same greedy text in `switchyard generate` on the run, on the export, and in
+`transformers`; those with a router that transformers does not compute must be refused by from_pretrained.
 Exit code 0: all of it holds; 1: something does not.
 """
 
@@ -13,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import export_runs
 import torch
 from compare_hf import default_binary
-from hf_reference import build_config, build_model, fill_random, random_tokens
+from hf_reference import FAMILIES, build_config, build_model, fill_random, random_tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -65,8 +69,16 @@ def check(binary, model, dtype, shard_size, place):
     tokens = random_tokens(COMMON["vocab_size"], 2, 24, 3)
     save_file({"tokens": tokens.to(torch.int32)}, place / "tokens.safetensors")
     subprocess.run([binary, "export", source, "--out", exported, "--max-shard-size", shard_size], check=True,
-                   stderr=subprocess.PIPE)
-    before, after = tensors_of(source), tensors_of(exported)
+                   stderr=subprocess.PIPE, text=True)
+    fused = place / "fused"
+    model.save_pretrained(fused, max_shard_size=shard_size, save_original_format=False)
+    subprocess.run([binary, "export", fused, "--out", place / "unfused", "--max-shard-size", shard_size], check=True,
+                   stderr=subprocess.PIPE, text=True)
+    before, after, unfused = tensors_of(source), tensors_of(exported), tensors_of(place / "unfused")
+    if not any(name.endswith(".experts.gate_up_proj") for name in tensors_of(fused)):
+        problems.append("transformers writes no fused experts")
+    if before.keys() != unfused.keys() or not all(same_bits(before[name], unfused[name]) for name in before):
+        problems.append("fused experts become other tensors")
     if before.keys() != after.keys():
         problems.append(f"other tensors: {sorted(before.keys() ^ after.keys())[:4]}")
     problems += [f"{name} differs" for name in before.keys() & after.keys()
@@ -75,12 +87,23 @@ def check(binary, model, dtype, shard_size, place):
     if not torch.equal(expected, logits_of(exported, tokens, problems)):
         problems.append("the exported model has other logits")
     subprocess.run([binary, "dump", source, "--tokens", place / "tokens.safetensors", "--out", place / "dump.st"],
-                   check=True, stderr=subprocess.PIPE)
+                   check=True, stderr=subprocess.PIPE, text=True)
     ours = load_file(place / "dump.st")["logits"].reshape(expected.shape)
     difference = ((ours - expected).abs().max() / expected.abs().max()).item()
     if difference > TOLERANCE:
         problems.append(f"logits of switchyard differ by {difference:.1e} of the largest")
     return problems
+
+
+def tensor_cases():
+    for name, options in MODELS.items():
+        for dtype in ("float32", "bfloat16", "float16"):
+            for shard_size in ("5GB", "20KB"):
+                def check_case(binary, place, options=options, dtype=dtype, shard_size=shard_size):
+                    model = build_model(build_config(options))
+                    fill_random(model, torch.Generator().manual_seed(1))
+                    return check(binary, model, dtype, shard_size, place)
+                yield f"{name}, {dtype}, shards of {shard_size}", check_case
 
 
 def main():
@@ -90,18 +113,14 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     failed = False
-    for name, options in MODELS.items():
-        for dtype in ("float32", "bfloat16", "float16"):
-            for shard_size in ("5GB", "20KB"):
-                model = build_model(build_config(options))
-                fill_random(model, torch.Generator().manual_seed(1))
-                with tempfile.TemporaryDirectory() as place:
-                    try:
-                        problems = check(binary, model, dtype, shard_size, Path(place))
-                    except subprocess.CalledProcessError as error:
-                        problems = [error.stderr.decode().strip()]
-                print(f"{name}, {dtype}, shards of {shard_size}: {'; '.join(problems) or 'equal'}", flush=True)
-                failed = failed or bool(problems)
+    for title, check_case in (*tensor_cases(), *export_runs.cases({m: MODELS[m] for m in FAMILIES})):
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                problems = check_case(binary, Path(place))
+            except subprocess.CalledProcessError as error:
+                problems = [str(error.stderr).strip()]
+        print(f"{title}: {'; '.join(problems) or 'equal'}", flush=True)
+        failed = failed or bool(problems)
     return 1 if failed else 0
 
 

@@ -286,8 +286,11 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
 
   const auto weights = as_written(weight_tensors(store));
   const auto moments_and_more = as_written(state_tensors(store, extra_state));
-  const std::string config_text = config::state_router(config::model_to_hf_json(run.model), run.model,
-                                                       run.router, router::router_schemas());
+  const auto text_files = tokenizer_files(run.data);
+  const std::string config_text =
+      with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
+                                            router::router_schemas()),
+                       record_of(text_files));
   const std::string run_text = run_json(state, run, data);
   // The manifest, the directory itself, blocks begun, the index of weights in several files.
   const std::uint64_t slack = (64 << 10) + 200 * weights.size();
@@ -301,7 +304,7 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
     files.push_back(std::move(file));
   files.emplace_back(kState, write_safetensors(temporary.path() / kState, moments_and_more));
   files.emplace_back(kRun, write_text(temporary.path() / kRun, run_text));
-  for (const auto& [file, text] : tokenizer_files(run.data))
+  for (const auto& [file, text] : text_files)
     files.emplace_back(file, write_text(temporary.path() / file, text));
   write_text_file(temporary.path() / kManifest, manifest_json(files));
   sync_directory(temporary.path());

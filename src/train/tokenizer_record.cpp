@@ -6,10 +6,48 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "data/dataset.h"
+#include "train/json_text.h"
 
 namespace switchyard::train {
 
 namespace fs = std::filesystem;
+
+TokenizerRecord parse_tokenizer_record(const std::string& text, const std::string& origin) {
+  const nlohmann::json meta = parse_json_text(text, origin);
+  const auto token = [&](const char* key) {
+    const auto found = meta.find(key);
+    if (found == meta.end() || !found->is_number_integer() || *found < 0 || *found > INT32_MAX)
+      throw_input("{}: \"{}\" is not a token; prepare the data again, or correct it", origin, key);
+    return found->get<std::int64_t>();
+  };
+  if (!meta.is_object() || !meta.contains("tokenizer") || !meta["tokenizer"].is_string())
+    throw_input("{}: names no tokenizer; prepare the data again, or correct it", origin);
+  const std::int64_t eot = token("eot_token");
+  return {meta["tokenizer"], meta.contains("begin_token") ? token("begin_token") : eot, eot};
+}
+
+std::optional<TokenizerRecord> tokenizer_record_in(const fs::path& directory) {
+  const fs::path path = directory / kTokenizerMeta;
+  if (!fs::exists(path)) return std::nullopt;
+  return parse_tokenizer_record(read_text_file(path), path.string());
+}
+
+std::optional<TokenizerRecord> record_of(const NamedTexts& files) {
+  for (const auto& [name, text] : files)
+    if (name == kTokenizerMeta) return parse_tokenizer_record(text, name);
+  return std::nullopt;
+}
+
+std::string with_text_tokens(const std::string& config_json, const std::optional<TokenizerRecord>& record) {
+  if (!record) return config_json;
+  auto config = nlohmann::ordered_json::parse(config_json);
+  const auto put = [&](const char* key, std::int64_t token) {
+    if (!config.contains(key) || config[key].is_null()) config[key] = token;
+  };
+  put("bos_token_id", record->begin_token);
+  put("eos_token_id", record->eot_token);
+  return config.dump(2) + "\n";
+}
 
 namespace {
 
@@ -33,7 +71,7 @@ nlohmann::json meta_in(const fs::path& directory) {
 
 }  // namespace
 
-std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::Data& data) {
+NamedTexts tokenizer_files(const config::Data& data) {
   nlohmann::ordered_json record;
   fs::path stated_in;
   for (const fs::path& directory : directories_of(data)) {
@@ -49,7 +87,12 @@ std::vector<std::pair<std::string, std::string>> tokenizer_files(const config::D
     if (record.is_null()) record = found, stated_in = directory;
   }
   if (record.is_null()) return {};
-  std::vector<std::pair<std::string, std::string>> files = {{kTokenizerMeta, record.dump(2) + "\n"}};
+  try {
+    parse_tokenizer_record(record.dump(), "meta.json");
+  } catch (const InputError&) {
+    return {};  // no reason to lose the weights
+  }
+  NamedTexts files = {{kTokenizerMeta, record.dump(2) + "\n"}};
   if (record["tokenizer"] != "bytes") {
     if (!fs::exists(stated_in / kTokenizer)) return {};
     files.emplace_back(kTokenizer, read_text_file(stated_in / kTokenizer));

@@ -198,6 +198,30 @@ class Import(CliTest):
         self.assertNotIn("warning", finished.err)
         self.assertEqual(json.loads((self.dir / "own-out/config.json").read_text())["model_type"], "qwen3_moe")
 
+    def test_an_export_brings_a_tokenizer(self):
+        meta = {"tokenizer": "bytes", "tokenizer_sha256": "", "vocab_size": 257, "eot_token": 256}
+        (self.dir / "data" / "meta.json").write_text(json.dumps(meta))
+        self.ok("train", self.write_config(train__steps=2), "--out", "run")
+        recorded = json.loads((self.latest("run") / "tokenizer_meta.json").read_text())
+        self.assertEqual(recorded["begin_token"], 256)
+        (self.dir / "run" / "generation_config.json").write_text('{"eos_token_id": [7, 256]}')
+        self.ok("export", "run", "--out", "out")
+        for directory in (self.latest("run"), self.dir / "out"):
+            config = json.loads((directory / "config.json").read_text())
+            self.assertEqual((config["bos_token_id"], config["eos_token_id"]), (256, 256))
+        self.assertEqual(json.loads((self.dir / "out" / "generation_config.json").read_text())["eos_token_id"], [7, 256])
+        self.assertTrue((self.dir / "out" / "tokenizer_config.json").exists())
+        prompts = ("The court", "caf\u00e9 \u65e5\u672c \U0001f600", " \n\t  x")
+        for prompt in prompts:
+            of_run, of_export = (json.loads(self.ok("generate", place, "--prompt", prompt, "--greedy", "--json",
+                                                    "--max-new-tokens", 8).out) for place in ("run", "out"))
+            self.assertEqual(of_run["prompt_tokens"], [256, *prompt.encode()])
+            for key in ("prompt_tokens", "tokens", "text"):
+                self.assertEqual(of_export[key], of_run[key])
+        self.ok("export", "out", "--out", "again")
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+            self.assertEqual((self.dir / "again" / name).read_bytes(), (self.dir / "out" / name).read_bytes())
+
     def test_export_rounds_to_nearest_even(self):
         source = self.model()
         tensors = read_raw(source / "model.safetensors")
