@@ -83,7 +83,7 @@ class Options : public ::testing::Test {
             {"data",
              {{"train", {(dir_ / "train.bin").string()}},
               {"validation", {(dir_ / "val.bin").string()}},
-              {"eot_token", 0}}},
+              {"begin_token", 0}}},
             {"train",
              {{"steps", kSteps},
               {"seq_len", kSeqLen},
@@ -122,9 +122,9 @@ class Options : public ::testing::Test {
     Checkpoint(checkpoint_path(dir_ / "run", kSteps)).load_weights(model.parameters());
     model.round_weights(ctx);
     model.plan(kBatch, kSeqLen, ctx);
-    const std::optional<std::int64_t> eot = run.data.document_mask ? run.data.eot_token : std::nullopt;
+    const std::optional<std::int64_t> begin = run.data.document_mask ? run.data.begin_token : std::nullopt;
     return evaluate(model, open_domains(run.data.validation, run.model.vocab_size),
-                    {.seq_len = kSeqLen, .batch = kBatch, .eot_token = eot}, ctx)
+                    {.seq_len = kSeqLen, .batch = kBatch, .begin_token = begin}, ctx)
         .loss;
   }
 
