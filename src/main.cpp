@@ -2,11 +2,19 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <csignal>
+#include <cstdio>
 #include <exception>
 #include <functional>
+#include <limits>
+#include <string>
+#include <vector>
 
 #include "commands.h"
+#include "config/names.h"
+#include "config/spelling.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/threads.h"
@@ -15,6 +23,54 @@ namespace {
 
 constexpr int kExitRun = 1;    // the run itself failed
 constexpr int kExitInput = 2;  // usage, configuration, data
+
+constexpr std::uint64_t kAnyCount = std::numeric_limits<std::int64_t>::max();
+constexpr std::uint64_t kMaxSize = std::numeric_limits<std::int32_t>::max();
+
+// A whole number in [low, high], also written 1e3; `meaning` says what a special one stands for. For
+// transform(): it is rewritten in digits, as the option reads it.
+CLI::Validator whole_number(std::uint64_t low, const std::string& meaning = "",
+                            std::uint64_t high = kAnyCount) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        constexpr double kEveryInteger = 9007199254740992.0;  // 2^53: beyond it a double is not exact
+        std::uint64_t value = 0;
+        double real = 0;
+        const char* const end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, value);
+        bool good = error == std::errc() && stop == end;
+        if (!good && CLI::detail::lexical_cast(text, real) && real >= 0 && real <= kEveryInteger &&
+            std::trunc(real) == real) {
+          value = static_cast<std::uint64_t>(real);
+          good = true;
+        }
+        if (good && value >= low && value <= high) return text = std::to_string(value), std::string();
+        return "is " + text + ", expected a whole number " +
+               (high >= kAnyCount ? "of " + std::to_string(low) + " or more"
+                                  : "from " + std::to_string(low) + " to " + std::to_string(high)) +
+               (meaning.empty() ? "" : " (" + meaning + ")");
+      },
+      "");
+}
+
+// One of `types`, also written short (bf16). For transform() too.
+CLI::Validator type_name(std::vector<std::string> types) {
+  return CLI::Validator(
+      [types = std::move(types)](std::string& text) {
+        const std::string found = text;
+        text = switchyard::config::full_type_name(text);
+        if (std::find(types.begin(), types.end(), text) != types.end()) return std::string();
+        return "is " + found + ", expected one of: " + CLI::detail::join(types, ", ");
+      },
+      "");
+}
+
+void describe_threads(CLI::App& app, std::int64_t& threads) {
+  constexpr std::uint64_t kMaxThreads = 4096;
+  app.add_option("--threads", threads, "Threads to use (default: one a core)")
+      ->type_name("N")
+      ->transform(whole_number(0, "0: one a core", kMaxThreads));
+}
 
 void describe_device(CLI::App& app, std::string& device) {
   app.add_option("--device", device, "Where to compute; auto: on a CUDA device if one can be used")
@@ -59,7 +115,8 @@ void describe_train(CLI::App& app, switchyard::TrainOptions& options) {
 void describe_dtype(CLI::App& app, std::string& dtype) {
   app.add_option("--dtype", dtype,
                  "What to compute in (default: on a CUDA device the run's train.dtype, else float32)")
-      ->check(CLI::IsMember({"float32", "bfloat16"}));
+      ->type_name("DTYPE")
+      ->transform(type_name({"float32", "bfloat16"}));
 }
 
 void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
@@ -74,14 +131,17 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   app.add_option("--seq-len", options.seq_len,
                  "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
                  "max_position_embeddings where that is less)")
-      ->check(CLI::PositiveNumber);
+      ->type_name("N")
+      ->transform(whole_number(1, "", kMaxSize));
   app.add_option("--batch", options.batch, "Windows at once")
-      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->transform(whole_number(1, "", kMaxSize))
       ->capture_default_str();
-  app.add_option("--max-tokens", options.max_tokens, "Predict at most so many tokens (default: all)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")
-      ->check(CLI::PositiveNumber);
+  app.add_option("--max-tokens", options.max_tokens,
+                 "Predict at most so many tokens of each domain (default: all)")
+      ->type_name("N")
+      ->transform(whole_number(0, "0: all"));
+  describe_threads(app, options.threads);
   app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
       ->type_name("FILE|-");
   describe_device(app, options.device);
@@ -108,7 +168,8 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
   app.add_option("--tokenizer", options.tokenizer, "Default: the checkpoint's own")
       ->type_name("bytes|tokenizer.json");
   app.add_option("--max-new-tokens", options.max_new_tokens, "Stop after so many")
-      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->transform(whole_number(1))
       ->capture_default_str();
   app.add_flag("--greedy", options.greedy, "Always the likeliest token; the same as --temperature 0");
   app.add_option("--temperature", options.temperature, "Divides the logits")
@@ -119,7 +180,8 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
       })
       ->capture_default_str();
   app.add_option("--top-k", options.top_k, "Only the k likeliest tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->type_name("N")
+      ->transform(whole_number(0, "0: all"))
       ->capture_default_str();
   app.add_option("--top-p", options.top_p, "Only the likeliest tokens that together have this probability")
       ->check([](const std::string& text) {
@@ -128,9 +190,11 @@ void describe_generate(CLI::App& app, switchyard::GenerateOptions& options) {
         return good ? std::string() : "is " + text + ", expected above 0 and up to 1";
       })
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "The same seed gives the same text")->capture_default_str();
-  app.add_option("--threads", options.threads, "Threads to use (default: one a core)")
-      ->check(CLI::PositiveNumber);
+  app.add_option("--seed", options.seed, "The same seed gives the same text")
+      ->type_name("N")
+      ->transform(whole_number(0, "", std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str();
+  describe_threads(app, options.threads);
   app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
   describe_device(app, options.device);
   describe_dtype(app, options.dtype);
@@ -173,7 +237,8 @@ void describe_export(CLI::App& app, switchyard::ExportOptions& options) {
       ->type_name("DIR")
       ->required();
   app.add_option("--dtype", options.dtype, "float32, bfloat16 or float16 (default: as the source has it)")
-      ->type_name("DTYPE");
+      ->type_name("DTYPE")
+      ->transform(type_name({"float32", "bfloat16", "float16"}));
   app.add_option("--max-shard-size", options.max_shard_size,
                  "Bytes of weights in one file: 5GB, 512MiB, 1000000")
       ->type_name("SIZE")
@@ -204,6 +269,22 @@ void describe_dump(CLI::App& app, switchyard::DumpOptions& options) {
       "batch in which every token predicts the next: what tools/compare_hf.py compares with transformers.");
 }
 
+int show_help(const CLI::App& app) {
+  std::fputs(app.help().c_str(), stdout);
+  return std::fflush(stdout) == 0 ? 0 : kExitInput;
+}
+
+std::string no_command(const CLI::App& app, const std::string& word) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  const std::string_view near = switchyard::config::nearest(word, views);
+  return "'" + word + "' is no command" + (near.empty() ? "" : "; did you mean '" + std::string(near) + "'?") +
+         (near.empty() ? "; the commands are " : " The commands are ") + CLI::detail::join(names, ", ") +
+         ", and 'switchyard help' explains them";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -221,7 +302,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", SWITCHYARD_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "'switchyard COMMAND --help' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that "
+      "'switchyard help COMMAND' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that "
       "cannot "
       "be used.");
 
@@ -260,25 +341,24 @@ int main(int argc, char** argv) {
   describe_tokenize(tokenize_app, tokenize);
   tokenize_app.callback([&] { command = [&] { return run_tokenize(tokenize); }; });
 
-  const auto is_command = [&](const char* word) {
-    const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
-    return std::any_of(commands.begin(), commands.end(),
-                       [&](CLI::App* each) { return each->get_name() == word; });
-  };
-  if (argc < 2 || (argv[1][0] != '-' && !is_command(argv[1]))) {
-    const std::string found =
-        argc < 2 ? "no command was given" : "'" + std::string(argv[1]) + "' is no command";
-    switchyard::log_error(
-        found +
-        "; the commands are train, eval, generate, inspect, export, tokenize and dump, and 'switchyard "
-        "--help' explains them");
+  // 'switchyard' alone and 'switchyard help' explain everything, 'switchyard help train' one command.
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.empty() || (words[0] == "help" && words.size() == 1)) return show_help(app);
+  const bool help = words[0] == "help";
+  const std::string& name = words[help ? 1 : 0];
+  const auto commands = app.get_subcommands([&](const CLI::App* each) { return each->get_name() == name; });
+  CLI::App* const named = commands.empty() ? nullptr : commands.front();
+  if (named == nullptr && !name.starts_with("-")) {
+    switchyard::log_error(no_command(app, name));
     return kExitInput;
   }
+  if (help) return show_help(named != nullptr ? *named : app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    switchyard::log_error(std::string(error.what()) + "; 'switchyard --help' shows the usage");
+    switchyard::log_error(std::string(error.what()) + "; 'switchyard help" +
+                          (named != nullptr ? " " + name : "") + "' shows the usage");
     return kExitInput;
   }
   try {

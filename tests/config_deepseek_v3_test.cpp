@@ -91,7 +91,7 @@ TEST(ConfigDeepseekV3, RefusesWhatItCannotCompute) {
             "config.json: routed_scaling_factor: is 0, expected a number in (0, 1000000]");
   EXPECT_EQ(
       error("num_experts", "8"),
-      "config.json: num_experts: unknown key for model_type \"deepseek_v3\" (\"qwen3_moe\" has it); remove it");
+      "config.json: num_experts: unknown key; did you mean \"n_routed_experts\"?");
 }
 
 TEST(ConfigDeepseekV3, GroupsOfExperts) {

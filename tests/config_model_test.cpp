@@ -157,8 +157,8 @@ TEST(ConfigModel, SlidingWindow) {
 
 TEST(ConfigModel, AttentionBiasIsQwensAndNotMixtrals) {
   EXPECT_TRUE(model_of(with(minimal_qwen(), "/attention_bias", "true")).attention_bias);
-  EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/attention_bias", "false")),
-                  "attention_bias: unknown key");
+  EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/attention_bias", "true")),
+                  "attention_bias: is true: unknown key for model_type");
 }
 
 // A published file says how its weights are stored; a run trains.
@@ -190,7 +190,7 @@ TEST(ConfigModel, UnknownFamilies) {
 TEST(ConfigModel, AKeyOfTheOtherFamilyIsUnknown) {
   EXPECT_EQ(
       model_error(with(minimal_mixtral(), "/mlp_only_layers", "[0]")),
-      "config.json: mlp_only_layers: unknown key for model_type \"mixtral\" (\"qwen3_moe\" has it); remove it");
+      "config.json: mlp_only_layers: is an array: unknown key for model_type \"mixtral\" (\"qwen3_moe\" has it)");
 }
 
 // Each value would change the computation in a way that does not exist here.

@@ -106,7 +106,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
     const char* message;
   };
   const Case cases[] = {
-      {"/train/steps", "4.0", "train.steps: is 4.0, expected an integer in [1, 2147483647]"},
+      {"/train/steps", "4.5", "train.steps: is 4.5, expected an integer in [1, 2147483647]"},
       {"/train/steps", "0", "train.steps: is 0, expected an integer in [1, 2147483647]"},
       {"/train/steps", "2147483648", "train.steps: is 2147483648, expected an integer in [1, 2147483647]"},
       {"/train/steps", "10000000000000000000000",
@@ -129,12 +129,12 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/train/dtype", "\"float16\"",
        "train.dtype: is \"float16\", expected one of: float32, bfloat16 (did you mean \"bfloat16\"?)"},
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
-      {"/train/attention", "\"cuDNN\"", "train.attention: is \"cuDNN\", expected one of: flash, cudnn"},
+      {"/train/attention", "\"cuDNN\"", "train.attention: is \"cuDNN\", expected one of: flash, cudnn (did you mean \"cudnn\"?)"},
       {"/train", "[]", "train: is an array, expected an object"},
       {"/router", "null", "router: is null, expected an object"},
       {"/router/type", "\"top_k\"",
        "router.type: is \"top_k\", expected one of: softmax_topk, sigmoid_group, quantile, top_p, dynamic_k, "
-       "expert_threshold, kmeans, lpr (did you mean \"top_p\"?)"},
+       "expert_threshold, kmeans, lpr (did you mean \"softmax_topk\"?)"},
       {"/router/balance_coef", "-1", "router.balance_coef: is -1, expected a number in [0, 1000000]"},
       {"/data/train", "\"a.bin\"",
        "data.train: is \"a.bin\", expected an array of paths or of {\"path\", \"domain\", \"weight\"}"},

@@ -1,12 +1,15 @@
 #include "config/hugging_face.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "config/families.h"
 #include "config/load.h"
+#include "config/published.h"
 #include "config/rope.h"
 #include "config/router_section.h"
 #include "core/error.h"
+#include "core/log.h"
 
 namespace switchyard::config {
 namespace {
@@ -133,6 +136,36 @@ void read_family_keys(Section& section, Model& model) {
   }
 }
 
+// A list of what each layer is, where it says what the layers are anyway: `of_layer` gives the word.
+void require_layer_list(Section& section, std::string_view key, const Model& model,
+                        const std::function<std::string_view(std::size_t)>& of_layer) {
+  const Json* json = section.find(key);
+  if (json == nullptr || json->is_null()) return;
+  const auto* list = json->get<Json::Array>();
+  if (list == nullptr)
+    section.fail(key, fmt::format("is {}, expected an array of one word a layer", describe(*json)));
+  if (!list->empty() && list->size() != static_cast<std::size_t>(model.num_hidden_layers))
+    section.fail(
+        key, fmt::format("has {} entries, but num_hidden_layers is {}", list->size(), model.num_hidden_layers),
+        section.path_of("num_hidden_layers"));
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const auto* word = (*list)[i].get<std::string>();
+    if (word == nullptr || *word != of_layer(i))
+      section.fail(
+          fmt::format("{}.{}", key, i),
+          fmt::format("is {}, but by the other keys this layer is \"{}\"", describe((*list)[i]), of_layer(i)));
+  }
+}
+
+// Of the keys without effect those that say something which another key of the text denies.
+void check_published(Section& section, const Model& model, const std::vector<std::string>& without_effect) {
+  for (const std::string& key : without_effect)
+    if (key == "use_sliding_window" && model.sliding_window != 0)
+      section.fail(key,
+                   fmt::format("is false, but sliding_window is {}, and model_type \"{}\" uses it; remove one",
+                               model.sliding_window, name_of(model.family)));
+}
+
 void write_family_keys(const Model& model, Json::Object& out) {
   switch (model.family) {
     case Family::mixtral:
@@ -152,7 +185,18 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
   model.family = read_family(json, path, source);
   const bool deepseek = model.family == Family::deepseek_v3;
   const FamilyDefaults defaults = defaults_of(model.family);
-  Section section(json, path, source, section_keys("model", name_of(model.family)), ignored_model_keys());
+  const auto accept = [&](const JsonMember& member) {
+    const Statement statement = judge(model.family, member.key, member.value);
+    if (statement == Statement::contrary)
+      source.fail(path.empty() ? printable(member.key) : path + "." + printable(member.key),
+                  fmt::format("is {}, but model_type \"{}\" always has it", describe(member.value),
+                              name_of(model.family)));
+    if (statement == Statement::unknown) return false;
+    out.without_effect.push_back(printable(member.key));
+    return true;
+  };
+  Section section(json, path, source, section_keys("model", name_of(model.family)), ignored_model_keys(),
+                  accept);
   section.find("model_type");
 
   model.vocab_size = section.integer("vocab_size", 1, kMaxSize);
@@ -174,6 +218,12 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
   }
   require_text(section, "hidden_act", "silu");
   require_number(section, "attention_dropout", 0);
+  require_layer_list(section, "layer_types", model, [&](std::size_t) {
+    return model.sliding_window != 0 ? "sliding_attention" : "full_attention";
+  });
+  require_layer_list(section, "mlp_layer_types", model,
+                     [&](std::size_t layer) { return model.is_moe_layer[layer] ? "sparse" : "dense"; });
+  check_published(section, model, out.without_effect);
   read_quantization(section, !path.empty());
   section.finish();
   check_parameter_count(section, model, path, source);
@@ -226,7 +276,16 @@ std::optional<Json> take_router(Json& json) {
 Model parse_model(const std::string& text, const std::string& origin) {
   Json json = parse_json(text, origin);
   take_router(json);
-  return read_model(&json, "", Source(origin)).model;
+  const ModelSection section = read_model(&json, "", Source(origin));
+  report_without_effect(section, origin);
+  return section.model;
+}
+
+void report_without_effect(const ModelSection& section, const std::string& origin) {
+  std::string keys;
+  for (const std::string& key : section.without_effect) keys += (keys.empty() ? "" : ", ") + key;
+  if (keys.empty()) return;
+  log_info(fmt::format("{}: without effect in a {} model: {}", origin, name_of(section.model.family), keys));
 }
 
 Router parse_model_router(const std::string& text, const std::string& origin,

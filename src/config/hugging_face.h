@@ -10,11 +10,15 @@ namespace switchyard::config {
 struct ModelSection {
   Model model;
   std::optional<double> router_aux_loss_coef;  // what transformers calls router.balance_coef
+  // Keys that no layout has, and which say that something is off or what the layout does anyway (published.h).
+  std::vector<std::string> without_effect;
 };
 
 // Reads the object `json` (null: absent) at `path` ("model", or empty for a config.json on its own). Throws
 // InputError; a run's (path not empty) may not be quantised.
 ModelSection read_model(const Json* json, const std::string& path, const Source& source);
+// One line on the console that lists them; none where there are none.
+void report_without_effect(const ModelSection& section, const std::string& origin);
 // The keys that transformers needs to open a checkpoint.
 Json write_model(const Model& model);
 

@@ -11,6 +11,7 @@
 #include "config/section.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/log.h"
 
 namespace switchyard::config {
 namespace {
@@ -264,7 +265,7 @@ Train read_train(Section section, const Run& run) {
   train.seq_len = section.integer("seq_len", 1, kMaxSize);
   train.micro_batch_size = section.integer("micro_batch_size", 1, kMaxSize);
   train.global_batch_size = section.integer("global_batch_size", 1, kMaxSize, train.micro_batch_size);
-  train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype);
+  train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype, full_type_name);
   train.recompute = section.choice<Recompute>("recompute", kRecomputes, train.recompute);
   train.attention = section.choice<AttentionBackend>("attention", kAttentionBackends, train.attention);
   train.lr = section.number("lr", {0, 1000, true}, train.lr);
@@ -283,6 +284,12 @@ Train read_train(Section section, const Run& run) {
   train.eval_every = section.integer("eval_every", 0, kMaxSize, train.eval_every);
   train.eval_tokens = section.integer("eval_tokens", 0, INT64_MAX / 16, train.eval_tokens);
   section.finish();
+  // An override that takes the validation away leaves nothing to do every so many steps of the file.
+  if (train.eval_every > 0 && run.data.validation.empty() && section.source().overridden("data.validation") &&
+      !section.source().overridden("train.eval_every")) {
+    log_info(fmt::format("data.validation is empty: train.eval_every is 0 in place of {}", train.eval_every));
+    train.eval_every = 0;
+  }
   check_train(section, train, run);
   return train;
 }
@@ -324,6 +331,8 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Run run;
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
+  source.set_family(name_of(run.model.family));
+  if (!default_model) report_without_effect(model, origin);  // else whoever read the file has said it
   run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);
   run.train = read_train(open("train"), run);

@@ -96,4 +96,11 @@ std::string_view name_of(AttentionBackend backend) {
   return "";
 }
 
+std::string_view full_type_name(std::string_view name) {
+  if (name == "bf16") return "bfloat16";
+  if (name == "fp32" || name == "f32" || name == "float") return "float32";
+  if (name == "fp16" || name == "f16" || name == "half") return "float16";
+  return name;
+}
+
 }  // namespace switchyard::config

@@ -25,4 +25,8 @@ std::string_view name_of(Recompute recompute);       // "none", "swiglu", "block
 std::string_view name_of(ComputeType type);          // "float32", "bfloat16"
 std::string_view name_of(AttentionBackend backend);  // "flash", "cudnn"
 
+// The full name of a type of numbers that is often written short: bf16, fp32, f32, float, fp16, f16, half.
+// Another word is given back as it is.
+std::string_view full_type_name(std::string_view name);
+
 }  // namespace switchyard::config

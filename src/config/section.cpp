@@ -1,30 +1,13 @@
 #include "config/section.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "config/spelling.h"
 #include "core/error.h"
 
 namespace switchyard::config {
 namespace {
-
-// Optimal string alignment distance.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> before_last(b.size() + 1), last(b.size() + 1), row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) last[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replace = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
-      row[j] = std::min({last[j] + 1, row[j - 1] + 1, replace});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
-        row[j] = std::min(row[j], before_last[j - 2] + 1);
-      }
-    }
-    std::swap(before_last, last);
-    std::swap(last, row);
-  }
-  return last[b.size()];
-}
 
 std::string join(std::span<const std::string_view> words) {
   std::string out;
@@ -44,22 +27,16 @@ std::string to_string(const Interval& range) {
                      range.high_open ? ')' : ']');
 }
 
-}  // namespace
-
-std::string_view nearest(std::string_view word, std::span<const std::string_view> words) {
-  constexpr std::size_t kLongestKey = 200;  // keeps a hostile text from costing time
-  if (word.size() > kLongestKey) return {};
-  std::string_view best;
-  std::size_t best_distance = std::max<std::size_t>(2, word.size() * 2 / 5) + 1;
-  for (const std::string_view candidate : words) {
-    const std::size_t distance = edit_distance(word, candidate);
-    if (distance < best_distance && distance < candidate.size()) {
-      best = candidate;
-      best_distance = distance;
-    }
-  }
-  return best;
+// 1e3 and 1000.0 are whole, as far as a double holds every integer.
+std::optional<std::int64_t> whole_number(const Json& json) {
+  constexpr double kEveryInteger = 9007199254740992.0;  // 2^53
+  if (const auto* integer = json.get<std::int64_t>()) return *integer;
+  const auto* real = json.get<double>();
+  if (real == nullptr || std::abs(*real) > kEveryInteger || std::trunc(*real) != *real) return std::nullopt;
+  return static_cast<std::int64_t>(*real);
 }
+
+}  // namespace
 
 void Source::add_override(std::string path, std::string made, std::string text) {
   overrides_.push_back({std::move(path), std::move(made), std::move(text)});
@@ -82,40 +59,80 @@ void Source::fail(const std::string& path, const std::string& problem, const std
   throw_input("{}: {}: {}", origin, path, problem);
 }
 
+bool Source::overridden(const std::string& path) const { return find_override(path) != nullptr; }
+
 Section::Section(const Json* json, std::string path, const Source& source, const SectionKeys& keys,
-                 std::span<const std::string_view> ignored)
+                 std::span<const std::string_view> ignored, const Accept& accept)
     : path_(std::move(path)), source_(source), keys_(keys) {
   if (json == nullptr) return;
   object_ = json->get<Json::Object>();
   if (object_ == nullptr) source_.fail(path_, fmt::format("is {}, expected an object", describe(*json)));
+  const auto any = [](std::span<const std::string_view> words, const std::string& word) {
+    return std::find(words.begin(), words.end(), word) != words.end();
+  };
   for (const JsonMember& member : *object_) {
-    const auto is_key = [&](std::string_view known) { return known == member.key; };
-    if (std::any_of(keys_.keys.begin(), keys_.keys.end(), is_key)) continue;
-    if (std::any_of(ignored.begin(), ignored.end(), is_key)) continue;
-    fail_unknown(member.key);
+    if (any(keys_.keys, member.key) || any(ignored, member.key)) continue;
+    if (const std::string meant = other_key_here(member.key); !meant.empty())
+      fail(member.key, fmt::format("unknown key; did you mean \"{}\"?", meant));
+    if (accept && accept(member)) continue;
+    fail_unknown(member);
   }
 }
 
-void Section::fail_unknown(const std::string& key) const {
+std::string Section::other_key_here(const std::string& key) const {
+  if (const std::string_view near = nearest(key, keys_.keys); !near.empty()) return std::string(near);
+  const std::string prefix = std::string(keys_.name) + ".";
+  const std::string_view meant = meant_by(keys_.name, key, [&](std::string_view path) {
+    return path.starts_with(prefix) &&
+           std::find(keys_.keys.begin(), keys_.keys.end(), path.substr(prefix.size())) != keys_.keys.end();
+  });
+  return meant.empty() ? "" : std::string(meant.substr(prefix.size()));
+}
+
+std::string Section::key_elsewhere(const std::string& key) const {
+  // Only a section with a fixed path can be pointed at; of `model`, the family's that the text is of.
+  const auto is_pointed_at = [&](const SectionKeys& other) {
+    return other.name != keys_.name && other.name.find('.') == std::string_view::npos &&
+           (other.family.empty() || source_.family().empty() || other.family == source_.family());
+  };
+  const auto path_in = [](const SectionKeys& section, std::string_view known) {
+    return section.name.empty() ? std::string(known) : fmt::format("{}.{}", section.name, known);
+  };
+  std::string near;
+  for (const SectionKeys& other : all_sections()) {
+    if (!is_pointed_at(other)) continue;
+    if (std::find(other.keys.begin(), other.keys.end(), key) != other.keys.end()) return path_in(other, key);
+    if (const std::string_view found = nearest(key, other.keys); near.empty() && !found.empty())
+      near = path_in(other, found);
+  }
+  const std::string_view meant = meant_by(keys_.name, key, [&](std::string_view path) {
+    return std::any_of(all_sections().begin(), all_sections().end(), [&](const SectionKeys& other) {
+      return is_pointed_at(other) && std::any_of(other.keys.begin(), other.keys.end(),
+                                                 [&](auto known) { return path_in(other, known) == path; });
+    });
+  });
+  return meant.empty() ? near : std::string(meant);
+}
+
+void Section::fail_unknown(const JsonMember& member) const {
+  const std::string& key = member.key;
   if (!keys_.family.empty()) {
     for (const SectionKeys& other : all_sections()) {
       if (other.name != keys_.name || std::find(other.keys.begin(), other.keys.end(), key) == other.keys.end())
         continue;
-      fail(key, fmt::format("unknown key for model_type \"{}\" (\"{}\" has it); remove it", keys_.family,
-                            other.family));
+      fail(key, fmt::format("is {}: unknown key for model_type \"{}\" (\"{}\" has it)", describe(member.value),
+                            keys_.family, other.family));
     }
   }
-  if (const std::string_view near = nearest(key, keys_.keys); !near.empty()) {
-    fail(key, fmt::format("unknown key; did you mean \"{}\"?", near));
-  }
-  for (const SectionKeys& other : all_sections()) {
-    // Only sections with a fixed path can be pointed at.
-    if (!other.family.empty() || other.name.find('.') != std::string_view::npos) continue;
-    if (std::find(other.keys.begin(), other.keys.end(), key) == other.keys.end()) continue;
-    fail(key,
-         fmt::format("unknown key; did you mean \"{}{}{}\"?", other.name, other.name.empty() ? "" : ".", key));
-  }
-  fail(key, fmt::format("unknown key; known here: {}", join(keys_.keys)));
+  if (const std::string path = key_elsewhere(key); !path.empty())
+    fail(key, fmt::format("unknown key; did you mean \"{}\"?", path));
+  if (!keys_.family.empty())
+    fail(key, fmt::format("is {}: unknown key, and no value that turns something off; model_type \"{}\" "
+                          "computes nothing of that name",
+                          describe(member.value), keys_.family));
+  constexpr std::size_t kFew = 10;
+  if (keys_.keys.size() <= kFew) fail(key, fmt::format("unknown key; known here: {}", join(keys_.keys)));
+  fail(key, fmt::format("unknown key; docs/configuration.md lists those of \"{}\"", keys_.name));
 }
 
 std::string Section::path_of(std::string_view key) const {
@@ -146,10 +163,9 @@ const Json& Section::required(std::string_view key) {
 
 std::int64_t Section::to_integer(std::string_view key, const Json& json, std::int64_t low,
                                  std::int64_t high) const {
-  const auto* value = json.get<std::int64_t>();
-  if (value == nullptr || *value < low || *value > high) {
+  const std::optional<std::int64_t> value = whole_number(json);
+  if (!value || *value < low || *value > high)
     fail(key, fmt::format("is {}, expected an integer in [{}, {}]", describe(json), low, high));
-  }
   return *value;
 }
 
@@ -170,8 +186,8 @@ std::uint64_t Section::seed(std::string_view key, std::uint64_t fallback) {
   const Json* json = find(key);
   if (json == nullptr) return fallback;
   if (const auto* large = json->get<std::uint64_t>()) return *large;
-  const auto* value = json->get<std::int64_t>();
-  if (value == nullptr || *value < 0) {
+  const std::optional<std::int64_t> value = whole_number(*json);
+  if (!value || *value < 0) {
     fail(key, fmt::format("is {}, expected an integer in [0, {}]", describe(*json), UINT64_MAX));
   }
   return static_cast<std::uint64_t>(*value);
@@ -230,7 +246,12 @@ std::string Section::word(std::string_view key, const std::vector<std::string_vi
 
 void Section::fail_choice(std::string_view key, const std::string& found,
                           const std::vector<std::string_view>& names) const {
-  const std::string_view near = nearest(found, names);
+  std::string_view near = nearest(found, names);
+  const auto has_found = [letters = letters_of(found)](std::string_view name) {  // softmax: softmax_topk
+    return letters.size() >= 3 && letters_of(name).find(letters) != std::string::npos;
+  };
+  if (near.empty() && std::count_if(names.begin(), names.end(), has_found) == 1)
+    near = *std::find_if(names.begin(), names.end(), has_found);
   fail(key, fmt::format("is {}, expected one of: {}{}", describe(Json(found)), join(names),
                         near.empty() ? "" : fmt::format(" (did you mean \"{}\"?)", near)));
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <set>
 #include <span>
@@ -30,6 +31,11 @@ class Source {
   // (a second key that the problem names), the override takes the origin's place.
   [[noreturn]] void fail(const std::string& path, const std::string& problem,
                          const std::string& other = "") const;
+  bool overridden(const std::string& path) const;
+
+  // The model's, for messages about keys of other sections; empty until it is known.
+  void set_family(std::string_view family) { family_ = family; }
+  std::string_view family() const { return family_; }
 
  private:
   struct Override {
@@ -40,6 +46,7 @@ class Source {
   const Override* find_override(const std::string& path) const;
 
   std::string origin_;
+  std::string_view family_;
   std::vector<Override> overrides_;
 };
 
@@ -47,9 +54,10 @@ class Section {
  public:
   // `json`: the object, or null where the text does not have it (then every key has its default). `path`: its
   // own path, empty for the top level. Throws InputError: not an object; a key that is neither in `keys` nor in
-  // `ignored`.
+  // `ignored`, unless `accept` takes it. What is but another spelling or name of one in `keys` it is not asked.
+  using Accept = std::function<bool(const JsonMember&)>;
   Section(const Json* json, std::string path, const Source& source, const SectionKeys& keys,
-          std::span<const std::string_view> ignored = {});
+          std::span<const std::string_view> ignored = {}, const Accept& accept = {});
 
   bool has(std::string_view key) const;  // null counts as given
   const Json* find(std::string_view key);
@@ -69,9 +77,11 @@ class Section {
   std::string text(std::string_view key,
                    std::optional<std::string> fallback = std::nullopt);  // UTF-8, not empty
   template <class Enum>
-  Enum choice(std::string_view key, std::span<const Enum> all, std::optional<Enum> fallback = std::nullopt) {
+  Enum choice(std::string_view key, std::span<const Enum> all, std::optional<Enum> fallback = std::nullopt,
+              std::string_view (*full_name)(std::string_view) = nullptr) {
     if (fallback && !has(key)) return (find(key), *fallback);
-    const std::string found = text(key);
+    std::string found = text(key);
+    if (full_name != nullptr) found = full_name(found);
     std::vector<std::string_view> names;
     for (const Enum value : all) {
       if (name_of(value) == found) return value;
@@ -92,7 +102,10 @@ class Section {
   double to_number(std::string_view key, const Json& json, const Interval& range) const;
   [[noreturn]] void fail_choice(std::string_view key, const std::string& found,
                                 const std::vector<std::string_view>& names) const;
-  [[noreturn]] void fail_unknown(const std::string& key) const;
+  // What `key` was meant to be: a key of this section, or the path of one of another; empty: nothing known.
+  std::string other_key_here(const std::string& key) const;
+  std::string key_elsewhere(const std::string& key) const;
+  [[noreturn]] void fail_unknown(const JsonMember& member) const;
 
   const Json::Object* object_ = nullptr;
   std::string path_;
@@ -100,9 +113,5 @@ class Section {
   const SectionKeys& keys_;
   std::set<std::string_view> read_;
 };
-
-// Of `words` the one that the fewest insertions, deletions, replacements and swaps of neighbours turn into
-// `word`; empty where even that one shares little with it.
-std::string_view nearest(std::string_view word, std::span<const std::string_view> words);
 
 }  // namespace switchyard::config

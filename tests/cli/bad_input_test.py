@@ -96,13 +96,33 @@ class BadConfiguration(RefusedTraining):
 class BadCommandLine(CliTest):
     def test_unknown_commands_and_options(self):
         config = self.write_config()
-        for arguments, name in (((), "train"), (("trian", config), "trian"), (("train",), "CONFIG|config"),
+        for arguments, name in ((("trian", config), "trian"), (("evaluate",), "did you mean 'eval'"),
+                                (("help", "trian"), "trian"), (("train",), "CONFIG|config"),
                                 (("train", config, "--stes", "3"), "--stes"),
                                 (("train", config, "--out"), "--out"), (("train", config, "extra"), "extra"),
                                 (("inspect",), "PATH|path"), (("eval",), "CHECKPOINT|checkpoint")):
             with self.subTest(arguments):
                 finished = self.fails(2, *arguments, names=[name])
                 self.assertEqual(len(finished.lines), 1, finished)
+
+    def test_counts(self):
+        for command, option, values in (
+                ("eval", "--batch", ("-1", "0", "1e30", "x", "1.5")), ("eval", "--seq-len", ("0",)),
+                ("eval", "--threads", ("-1", "5000")), ("eval", "--max-tokens", ("-1",)),
+                ("generate", "--top-k", ("-1", "1.5")), ("generate", "--max-new-tokens", ("0", "1e30")),
+                ("generate", "--seed", ("-1", "99999999999999999999"))):
+            for value in values:
+                prompt = ("--prompt-tokens", "1") if command == "generate" else ()
+                with self.subTest(option=option, value=value):
+                    finished = self.fails(2, command, "nowhere", *prompt, option, value,
+                                          names=[f"{option}: is {value}, expected a whole number"])
+                    self.assertLess(len(finished.lines[0]), 160)
+
+    def test_help_is_printed_without_a_command(self):
+        for arguments in ((), ("help",)):
+            finished = self.ok(*arguments)
+            self.assertIn("inspect", finished.out)
+        self.assertIn("--max-tokens", self.ok("help", "eval").out)
 
     def test_resume_from_what_is_no_checkpoint(self):
         config = self.write_config()
