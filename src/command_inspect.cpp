@@ -15,6 +15,7 @@
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
+#include "train/token_data.h"
 
 namespace switchyard {
 
@@ -62,7 +63,8 @@ Json inspect_config(const fs::path& path, const std::string& text) {
              parameter_json(model, config::parse_model_router(text, path.string(), router::router_schemas()))},
             {"model", model_json(model)}};
   }
-  const config::Run run = config::parse_run(text, path.string(), {}, router::router_schemas());
+  const config::Run run =
+      config::parse_run(text, path.string(), {}, router::router_schemas(), std::nullopt, train::vocab_size_of);
   const std::int64_t tokens_a_step = run.train.global_batch_size * run.train.seq_len;
   return {{"kind", "run"},
           {"path", path.string()},

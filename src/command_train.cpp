@@ -12,6 +12,7 @@
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
 #include "train/model_directory.h"
+#include "train/token_data.h"
 #include "train/tokenizer_record.h"
 #include "train/trainer.h"
 
@@ -43,14 +44,18 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
   return resume;
 }
 
-// With --init-from, a configuration without `model` has the model of the weights.
+// With --init-from, a configuration without `model` has the model of the weights, and one
+// without model.vocab_size theirs; else that is the data's.
 config::Run load_run(const TrainOptions& options) {
+  const auto schemas = router::router_schemas();
   if (options.init_from.empty())
-    return config::load_run(options.config, options.overrides, router::router_schemas());
+    return config::load_run(options.config, options.overrides, schemas, std::nullopt, train::vocab_size_of);
   const fs::path config = fs::path(options.config);
   if (config::looks_like_run(read_text_file(config)))
-    return config::load_run(options.config, options.overrides, router::router_schemas());
-  return config::load_run(options.config, options.overrides, router::router_schemas(),
+    return config::load_run(options.config, options.overrides, schemas, std::nullopt, [&](const auto&) {
+      return train::ModelDirectory(options.init_from).model().vocab_size;
+    });
+  return config::load_run(options.config, options.overrides, schemas,
                           train::ModelDirectory(options.init_from).config_json());
 }
 

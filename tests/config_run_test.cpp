@@ -129,7 +129,8 @@ TEST(ConfigRun, WrongTypesAndRanges) {
       {"/train/dtype", "\"float16\"",
        "train.dtype: is \"float16\", expected one of: float32, bfloat16 (did you mean \"bfloat16\"?)"},
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
-      {"/train/attention", "\"cuDNN\"", "train.attention: is \"cuDNN\", expected one of: flash, cudnn (did you mean \"cudnn\"?)"},
+      {"/train/attention", "\"cuDNN\"",
+       "train.attention: is \"cuDNN\", expected one of: flash, cudnn (did you mean \"cudnn\"?)"},
       {"/train", "[]", "train: is an array, expected an object"},
       {"/router", "null", "router: is null, expected an object"},
       {"/router/type", "\"top_k\"",
@@ -169,6 +170,21 @@ TEST(ConfigRun, RequiredKeys) {
   }
   EXPECT_EQ(run_error(without(minimal_run(), "/data")),
             "run.json: data.train: missing, and it has no default; add it");
+}
+
+TEST(ConfigRun, TheVocabularyMayComeFromTheData) {
+  const auto vocab_size_of = [](const std::vector<DataEntry>& train) {
+    EXPECT_EQ(train.size(), 1u);
+    EXPECT_EQ(train[0].path, "a.bin");
+    return std::int64_t{4032};
+  };
+  const auto parse = [&](const json& text) {
+    return parse_run(text.dump(), "run.json", {}, router::router_schemas(), std::nullopt, vocab_size_of);
+  };
+  const config::Run run = parse(without(minimal_run(), "/model/vocab_size"));
+  EXPECT_EQ(run.model.vocab_size, 4032);
+  EXPECT_EQ(json::parse(run.resolved_json)["model"]["vocab_size"], 4032);
+  EXPECT_EQ(parse(minimal_run()).model.vocab_size, 100);
 }
 
 TEST(ConfigRun, CrossChecks) {

@@ -310,7 +310,8 @@ void place_router(Json::Object& root, const Source& source) {
 }  // namespace
 
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
-              std::span<const RouterSchema> routers, const std::optional<std::string>& default_model) {
+              std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
+              const VocabSizeOf& vocab_size_of) {
   Json root = parse_json(text, origin);
   Source source(origin);
   auto* const members = root.get<Json::Object>();
@@ -329,6 +330,12 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Section top(&root, "", source, section_keys(""));
   const auto open = [&](const char* key) { return Section(top.find(key), key, source, section_keys(key)); };
   Run run;
+  auto* const model_members =
+      find_member(*members, "model") != nullptr ? find_member(*members, "model")->get<Json::Object>() : nullptr;
+  if (vocab_size_of && model_members != nullptr && find_member(*model_members, "vocab_size") == nullptr) {
+    Section data = open("data");
+    model_members->push_back({"vocab_size", vocab_size_of(read_entries(data, "train", true))});
+  }
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
   source.set_family(name_of(run.model.family));
@@ -359,8 +366,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
 }
 
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
-             std::span<const RouterSchema> routers, const std::optional<std::string>& default_model) {
-  return parse_run(read_text_file(path), path, overrides, routers, default_model);
+             std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
+             const VocabSizeOf& vocab_size_of) {
+  return parse_run(read_text_file(path), path, overrides, routers, default_model, vocab_size_of);
 }
 
 bool looks_like_run(const std::string& text) {

@@ -2,6 +2,8 @@
 // expected, and for a key that is not known the nearest one that is.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -17,13 +19,18 @@ namespace switchyard::config {
 // about a value that an override gave begins with --set and the override instead of the file. `routers`: the
 // types that router.type may name (router::router_schemas(); this room does not know them). `default_model`:
 // a config.json that stands for a `model` section that is not there.
+// `vocab_size_of`: what stands for a model.vocab_size that is not there, from the entries of data.train;
+// without it the key is required.
+using VocabSizeOf = std::function<std::int64_t(const std::vector<DataEntry>& train)>;
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers,
-             const std::optional<std::string>& default_model = std::nullopt);
+             const std::optional<std::string>& default_model = std::nullopt,
+             const VocabSizeOf& vocab_size_of = {});
 // The same from a text; `origin` names it in messages.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers,
-              const std::optional<std::string>& default_model = std::nullopt);
+              const std::optional<std::string>& default_model = std::nullopt,
+              const VocabSizeOf& vocab_size_of = {});
 
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
 // unlike in a run, a quantization_config is accepted and has no effect.

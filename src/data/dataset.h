@@ -45,6 +45,10 @@ struct SpecialTokens {
 };
 SpecialTokens special_tokens_beside(const std::vector<std::filesystem::path>& shards);
 
+// The largest vocab_size that a meta.json beside the shards states; none where no such file does. Throws
+// InputError where it is not a whole number.
+std::optional<std::int64_t> vocab_size_beside(const std::vector<std::filesystem::path>& shards);
+
 // Order of the training samples: a pure function of (seed, global sample index). Stream d is cut into windows
 // of seq_len inputs; window w has inputs [w*seq_len, (w+1)*seq_len) and targets one token on. Each pass over a
 // stream (epoch) visits every window once, in an order of its own. Domains are interleaved in blocks that hold

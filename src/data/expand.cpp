@@ -2,8 +2,8 @@
 #include <glob.h>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string_view>
 
 #include "core/error.h"
@@ -53,6 +53,28 @@ std::vector<fs::path> matches_of(const std::string& pattern) {
   return found;
 }
 
+// The meta.json files beside the shards, one a directory that has one.
+std::map<fs::path, nlohmann::json> metas_beside(const std::vector<fs::path>& shards) {
+  std::map<fs::path, nlohmann::json> metas;
+  for (const auto& shard : shards) {
+    const fs::path path = shard.parent_path() / "meta.json";
+    if (metas.contains(path) || !fs::exists(path)) continue;
+    auto meta = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+    if (!meta.is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
+    metas.emplace(path, std::move(meta));
+  }
+  return metas;
+}
+
+std::optional<std::int64_t> stated(const fs::path& path, const nlohmann::json& meta, const char* key) {
+  const auto entry = meta.find(key);
+  if (entry == meta.end() || entry->is_null()) return std::nullopt;
+  if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
+    throw_input("{}: {} is {}, expected an integer of 0 or more; make the shards again", path.string(), key,
+                entry->dump());
+  return entry->get<std::int64_t>();
+}
+
 }  // namespace
 
 std::vector<fs::path> expand_shards(const std::string& path_or_glob) {
@@ -76,26 +98,11 @@ std::vector<fs::path> expand_shards(const std::string& path_or_glob) {
 }
 
 SpecialTokens special_tokens_beside(const std::vector<fs::path>& shards) {
-  std::set<fs::path> directories;
-  for (const auto& shard : shards) directories.insert(shard.parent_path());
-
   SpecialTokens tokens;
   fs::path eot_stated_in, begin_stated_in;
-  for (const auto& directory : directories) {
-    const fs::path path = directory / "meta.json";
-    if (!fs::exists(path)) continue;
-    const auto meta = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
-    if (!meta.is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
-    const auto stated = [&](const char* key) -> std::optional<std::int64_t> {
-      const auto entry = meta.find(key);
-      if (entry == meta.end() || entry->is_null()) return std::nullopt;
-      if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
-        throw_input("{}: {} is {}, expected an integer of 0 or more; make the shards again", path.string(), key,
-                    entry->dump());
-      return entry->get<std::int64_t>();
-    };
-    const auto merge = [&](std::optional<std::int64_t>& all, fs::path& stated_in, const char* key,
-                           std::optional<std::int64_t> found) {
+  for (const auto& [path, meta] : metas_beside(shards)) {
+    const auto merge = [&path = path](std::optional<std::int64_t>& all, fs::path& stated_in, const char* key,
+                                      std::optional<std::int64_t> found) {
       if (!found) return;
       if (all && *all != *found)
         throw_input("{}: {} is {}, but {} in {}; give shards made with one tokenizer", path.string(), key,
@@ -103,11 +110,18 @@ SpecialTokens special_tokens_beside(const std::vector<fs::path>& shards) {
       all = found;
       stated_in = path;
     };
-    const auto eot = stated("eot_token"), begin = stated("begin_token");
+    const auto eot = stated(path, meta, "eot_token"), begin = stated(path, meta, "begin_token");
     merge(tokens.eot, eot_stated_in, "eot_token", eot);
     merge(tokens.begin, begin_stated_in, "begin_token", begin ? begin : eot);
   }
   return tokens;
+}
+
+std::optional<std::int64_t> vocab_size_beside(const std::vector<fs::path>& shards) {
+  std::optional<std::int64_t> largest;
+  for (const auto& [path, meta] : metas_beside(shards))
+    if (const auto found = stated(path, meta, "vocab_size")) largest = std::max(largest.value_or(0), *found);
+  return largest;
 }
 
 }  // namespace switchyard::data

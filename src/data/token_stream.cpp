@@ -25,11 +25,12 @@ void read_checked(const Shard& shard, std::int64_t first, std::span<std::int32_t
   const auto bad = std::find_if(out.begin(), out.end(), [&](std::int32_t token) {
     return static_cast<std::uint32_t>(token) >= vocab_size;
   });
+  const auto stated = vocab_size_beside({shard.path()});
   throw_input(
-      "{}: token {} at byte {} is not in the vocabulary of {}; check model.vocab_size and the tokenizer of "
+      "{}: token {} at byte {} is not in the vocabulary of {}{}; check model.vocab_size and the tokenizer of "
       "these shards",
       shard.path().string(), static_cast<std::uint32_t>(*bad), shard.byte_offset(first + (bad - out.begin())),
-      vocab_size);
+      vocab_size, stated ? fmt::format(" (meta.json: vocab_size {})", *stated) : "");
 }
 
 }  // namespace

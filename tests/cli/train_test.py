@@ -13,6 +13,19 @@ LAYER_KEYS = ("gini", "min_max", "cv", "max_vio", "utilisation")
 
 
 class Train(CliTest):
+    def test_the_vocabulary_comes_from_the_data(self):
+        (self.dir / "data" / "meta.json").write_text(json.dumps({"vocab_size": 250, "eot_token": 0}))
+        config = json.loads((self.dir / self.write_config(train__steps=1)).read_text())
+        del config["model"]["vocab_size"]
+        (self.dir / "short.json").write_text(json.dumps(config))
+        self.ok("train", "short.json", "--out", "run")
+        resolved = json.loads((self.dir / "run" / "config.json").read_text())
+        self.assertEqual(resolved["model"]["vocab_size"], 256)  # the next multiple of 64
+        self.fails(2, "train", "short.json", "--set", "model.vocab_size=5", "--out", "small",
+                   names=[r"vocabulary of 5 \(meta.json: vocab_size 250\)"])
+        (self.dir / "data" / "meta.json").unlink()
+        self.fails(2, "train", "short.json", "--out", "none", names=["model.vocab_size: missing, and no meta.json"])
+
     def test_both_layouts_learn(self):
         for model in harness.MODELS:
             with self.subTest(model):
