@@ -67,6 +67,10 @@ std::optional<std::size_t> distance_of(std::string_view a, std::string_view b) {
     if (distance <= 1 && all_long(a_parts) && all_long(b_parts)) return distance + 1;
     return std::nullopt;
   }
+  // Alone a short word is no part of a longer name: lrr is lr.
+  if (a_parts.size() == 1 && std::min(a.size(), b.size()) == 2 && a.size() != b.size() &&
+      edit_distance(a_letters, b_letters) == 1)
+    return 1;
   std::size_t sum = 0;
   for (std::size_t i = 0; i < a_parts.size(); ++i) {
     const auto part = distance_of_parts(a_parts[i], b_parts[i]);
