@@ -104,6 +104,7 @@ TEST_P(Golden, WeightsAreEqualAfterFiveSteps) {
     ops::fill_zero(store.grads(), here_.ctx());
     here_.forward();
     here_.loss_and_backward();
+    optimizer.measure(store, squares, here_.ctx());
     optimizer.update(store, squares, lr, step, here_.ctx());
   }
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
