@@ -89,9 +89,8 @@ TEST(ConfigDeepseekV3, RefusesWhatItCannotCompute) {
             "config.json: qk_rope_head_dim: is 63; rotary embedding needs an even number");
   EXPECT_EQ(error("routed_scaling_factor", "0"),
             "config.json: routed_scaling_factor: is 0, expected a number in (0, 1000000]");
-  EXPECT_EQ(
-      error("num_experts", "8"),
-      "config.json: num_experts: unknown key; did you mean \"n_routed_experts\"?");
+  EXPECT_EQ(error("num_experts", "8"),
+            "config.json: num_experts: unknown key; did you mean \"n_routed_experts\"?");
 }
 
 TEST(ConfigDeepseekV3, GroupsOfExperts) {
