@@ -9,7 +9,6 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "config/load.h"
 #include "config/names.h"
 #include "core/log.h"
 #include "core/threads.h"
@@ -18,14 +17,14 @@
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
-#include "router/registry.h"
 #include "train/checkpoint_rotation.h"
 #include "train/console.h"
 #include "train/data_fingerprint.h"
 #include "train/evaluator.h"
+#include "train/model_directory.h"
 #include "train/product_rate.h"
+#include "train/resume_checks.h"
 #include "train/schedule.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard::train {
 
@@ -50,31 +49,6 @@ std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& do
   std::vector<data::Sampler::Domain> list;
   for (const Domain& domain : domains) list.push_back({domain.name, domain.stream.size(), domain.weight});
   return list;
-}
-
-// The keys in which two configurations differ, as "train.lr, data.train.0.path".
-std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
-  std::vector<std::string> keys;
-  for (const auto& change : nlohmann::json::diff(a, b)) {
-    std::string key = change.at("path").get<std::string>().substr(1);
-    std::replace(key.begin(), key.end(), '/', '.');
-    keys.push_back(std::move(key));
-  }
-  return fmt::format("{}", fmt::join(keys, ", "));
-}
-
-// "router.type is "lpr", in the checkpoint "top_p"; ..."
-std::string router_differences(const config::Run& run, const Checkpoint& checkpoint) {
-  const auto section = [](const std::string& text) {
-    return nlohmann::json::parse(text).value("router", nlohmann::json::object());
-  };
-  const auto here = section(run.resolved_json), there = section(checkpoint.run_config_json());
-  std::vector<std::string> differences;
-  for (const auto& [key, value] : here.items())
-    if (there.contains(key) && there[key] != value)
-      differences.push_back(
-          fmt::format("router.{} is {}, in the checkpoint {}", key, value.dump(), there[key].dump()));
-  return fmt::format("{}", fmt::join(differences, "; "));
 }
 
 void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
@@ -186,8 +160,8 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   if (resume.checkpoint) {
     const Checkpoint checkpoint(*resume.checkpoint);
     checkpoint.check_resumable(run_);
-    check_data(checkpoint, resume.allow_new_data);
-    warn_of_changes(checkpoint);
+    check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
+    warn_of_changes(run_, checkpoint);
     try {
       load(checkpoint);
     } catch (const InputError&) {
@@ -204,7 +178,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       directory.check_model(run_.model);
       directory.weights().load(run_.model, model_.parameters());
       log_info(fmt::format("begins with the weights of {}", directory.path().string()));
-      warn_of_other_tokens(directory);
+      warn_of_other_tokens(run_.data, directory.path());
     }
     model_.round_weights(ctx_);
   }
@@ -275,36 +249,6 @@ void Trainer::describe_data() const {
                     repeated, kManyEpochs));
 }
 
-// Samples would be repeated and left out without a word.
-void Trainer::check_data(const Checkpoint& checkpoint, bool allow_new) const {
-  if (checkpoint.data().empty())
-    return log_warning(checkpoint.path().string() +
-                       ": has no fingerprint of its data, so whether they are these cannot be checked");
-  const std::string difference = first_difference_of_data(checkpoint.data(), data_fingerprint_);
-  if (difference.empty()) return;
-  if (!allow_new)
-    throw_input(
-        "{}: cannot be resumed with other data: {}; give the data that the run began with, or go on with these "
-        "by --allow-new-data",
-        checkpoint.path().string(), difference);
-  log_warning("goes on with other data than the checkpoint's: " + difference);
-}
-
-void Trainer::warn_of_other_tokens(const ModelDirectory& directory) const {
-  const data::SpecialTokens data = special_tokens_of(run_.data),
-                            model = special_tokens_of_model(directory.path());
-  const auto compare = [&](const char* what, std::optional<std::int64_t> here,
-                           std::optional<std::int64_t> there) {
-    if (here && there && *here != *there)
-      log_warning(
-          fmt::format("documents of the training data {} with token {}, those that {} was trained on with "
-                      "{}; prepare the data with that model's tokenizer",
-                      what, *here, directory.path().string(), *there));
-  };
-  compare("begin", data.begin, model.begin);
-  compare("end", data.eot, model.eot);
-}
-
 // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, so that a model
 // that does not fit is refused before anything is written.
 void Trainer::rehearse() {
@@ -312,29 +256,6 @@ void Trainer::rehearse() {
   const model::Batch batch = load_micro_batch(0);
   do_or_replay(micro_step_, [&] { forward_backward(batch, false, false, mtp_dloss_K); });
   memory_.workspace = ctx_.scratch.reserved();
-}
-
-// Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
-void Trainer::warn_of_changes(const Checkpoint& checkpoint) const {
-  const auto before = nlohmann::json::parse(checkpoint.run_config_json());
-  const auto now = nlohmann::json::parse(run_.resolved_json);
-  if (before == now) return;
-  log_warning(
-      "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
-      differing_keys(before, now));
-  const std::int64_t next = checkpoint.state().step + 1;
-  if (next > run_.train.steps ||
-      before.value("train", nlohmann::json()) == now.value("train", nlohmann::json()))
-    return;
-  const double was = learning_rate(config::parse_run(checkpoint.run_config_json(), checkpoint.path().string(),
-                                                     {}, router::router_schemas())
-                                       .train,
-                                   next),
-               is = learning_rate(run_.train, next);
-  if (std::abs(is - was) > 1e-3 * std::max(is, was))
-    log_warning(
-        fmt::format("the learning rate of step {} is {:.2e}; the checkpoint's configuration has {:.2e} there",
-                    next, is, was));
 }
 
 void Trainer::read_data() {

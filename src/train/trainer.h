@@ -23,7 +23,6 @@
 #include "train/host_record.h"
 #include "train/memory_plan.h"
 #include "train/metrics_log.h"
-#include "train/model_directory.h"
 #include "train/optimizer.h"
 #include "train/run_directory.h"
 #include "train/tensorboard_log.h"
@@ -99,9 +98,6 @@ class Trainer {
   // its data go on behind the ones that were left out. Throws RunError where there is none, or where going back
   // has not helped.
   void go_back(const StepResult& result);
-  void warn_of_changes(const Checkpoint& checkpoint) const;
-  void check_data(const Checkpoint& checkpoint, bool allow_new) const;
-  void warn_of_other_tokens(const ModelDirectory& directory) const;
   double epochs_of(std::uint64_t samples, std::size_t domain) const;
   double most_epochs() const;  // of any domain, as far as the run has come
   void describe_data() const;
