@@ -82,6 +82,60 @@ TEST(EotToken, MalformedOrContradictingMetaJsonIsAnError) {
   EXPECT_CONTAINS(message, "two");
 }
 
+class TextSizeBeside : public testing::Test {
+ protected:
+  std::optional<TextSize> size_of(std::initializer_list<const char*> names) const {
+    std::vector<Shard> shards;
+    for (const char* name : names) shards.emplace_back(dir_ / name);
+    return text_size_beside(shards);
+  }
+  void expect(std::initializer_list<const char*> names, double bytes, bool is_estimate) const {
+    const auto text = size_of(names);
+    ASSERT_TRUE(text);
+    EXPECT_DOUBLE_EQ(text->bytes, bytes);
+    EXPECT_EQ(text->is_estimate, is_estimate);
+  }
+  TempDir dir_;
+};
+
+TEST_F(TextSizeBeside, IsExactForWholeSplitsAndByBytesPerTokenForParts) {
+  write_shard(dir_ / "held_out_000000.bin", counting(0, 6));
+  write_shard(dir_ / "held_out_000001.bin", counting(0, 4));
+  write_shard(dir_ / "train_000000.bin", counting(0, 2));
+  EXPECT_FALSE(size_of({"train_000000.bin"})) << "no meta.json";
+  test::write_bytes(dir_ / "meta.json", R"({"splits": {"held_out": {"tokens": 10, "bytes": 27},
+                                                       "train": {"tokens": 4, "bytes": 6}}})");
+  expect({"held_out_000000.bin", "held_out_000001.bin"}, 27, false);
+  expect({"held_out_000000.bin"}, 16.2, true);                                           // 6 x 27 / 10
+  expect({"held_out_000000.bin", "held_out_000001.bin", "train_000000.bin"}, 30, true);  // + 2 x 6 / 4
+}
+
+TEST_F(TextSizeBeside, IsNotKnownForAShardOfNoStatedSplit) {
+  for (const char* name : {"val_000000.bin", "train_000000.bin", "val.bin", "val000000.bin", "val_x.bin"})
+    write_shard(dir_ / name, counting(0, 3));
+  test::write_bytes(dir_ / "meta.json", R"({"splits": {"val": {"tokens": 3, "bytes": 5}}})");
+  expect({"val_000000.bin"}, 5, false);
+  EXPECT_FALSE(size_of({"val_000000.bin", "train_000000.bin"}));
+  for (const char* name : {"val.bin", "val000000.bin", "val_x.bin"}) EXPECT_FALSE(size_of({name})) << name;
+  for (const char* text :
+       {"{}", R"({"splits": {"val": {"tokens": 3}}})", R"({"splits": {"val": {"bytes": 3}}})",
+        R"({"splits": {"val": {"tokens": 0, "bytes": 0}}})"}) {
+    test::write_bytes(dir_ / "meta.json", text);
+    EXPECT_FALSE(size_of({"val_000000.bin"})) << text;
+  }
+}
+
+TEST_F(TextSizeBeside, MalformedCountsAreNamed) {
+  write_shard(dir_ / "val_000000.bin", counting(0, 3));
+  const auto message = [&](const char* text) {
+    test::write_bytes(dir_ / "meta.json", text);
+    return message_of<InputError>([&] { size_of({"val_000000.bin"}); });
+  };
+  EXPECT_CONTAINS(message(R"({"splits": 3})"), "splits is 3");
+  EXPECT_CONTAINS(message(R"({"splits": {"val": []}})"), "splits.val is []");
+  EXPECT_CONTAINS(message(R"({"splits": {"val": {"tokens": 3, "bytes": -1}}})"), "splits.val.bytes is -1");
+}
+
 TEST(TokenStream, ReadsAcrossShards) {
   const TempDir dir;
   const TokenStream stream(

@@ -49,6 +49,16 @@ SpecialTokens special_tokens_beside(const std::vector<std::filesystem::path>& sh
 // InputError where it is not a whole number.
 std::optional<std::int64_t> vocab_size_beside(const std::vector<std::filesystem::path>& shards);
 
+// How much text a stream's tokens stand for.
+struct TextSize {
+  double bytes = 0;          // in UTF-8
+  bool is_estimate = false;  // by the bytes per token of a split of which the tokens are a part
+};
+// By the counts of the splits in meta.json beside the shards, where NAME_NNNNNN.bin is of split NAME: exact
+// where the shards of each split have all its tokens. None where a shard's split is not stated. Throws
+// InputError where the counts are malformed.
+std::optional<TextSize> text_size_beside(const std::vector<Shard>& shards);
+
 // Order of the training samples: a pure function of (seed, global sample index). Stream d is cut into windows
 // of seq_len inputs; window w has inputs [w*seq_len, (w+1)*seq_len) and targets one token on. Each pass over a
 // stream (epoch) visits every window once, in an order of its own. Domains are interleaved in blocks that hold

@@ -66,13 +66,47 @@ std::map<fs::path, nlohmann::json> metas_beside(const std::vector<fs::path>& sha
   return metas;
 }
 
-std::optional<std::int64_t> stated(const fs::path& path, const nlohmann::json& meta, const char* key) {
-  const auto entry = meta.find(key);
-  if (entry == meta.end() || entry->is_null()) return std::nullopt;
+// `section`: of the whole file, where `object` is a part of it, as "splits.val.".
+std::optional<std::int64_t> stated(const fs::path& path, const nlohmann::json& object, const char* key,
+                                   const std::string& section = "") {
+  const auto entry = object.find(key);
+  if (entry == object.end() || entry->is_null()) return std::nullopt;
   if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
-    throw_input("{}: {} is {}, expected an integer of 0 or more; make the shards again", path.string(), key,
-                entry->dump());
+    throw_input("{}: {}{} is {}, expected an integer of 0 or more; make the shards again", path.string(),
+                section, key, entry->dump());
   return entry->get<std::int64_t>();
+}
+
+const nlohmann::json* stated_object(const fs::path& path, const nlohmann::json& object, const std::string& key,
+                                    const std::string& section = "") {
+  const auto entry = object.find(key);
+  if (entry == object.end() || entry->is_null()) return nullptr;
+  if (!entry->is_object())
+    throw_input("{}: {}{} is {}, expected an object; make the shards again", path.string(), section, key,
+                entry->dump());
+  return &*entry;
+}
+
+struct SplitCounts {
+  std::int64_t tokens, bytes;
+};
+std::optional<SplitCounts> stated_split(const fs::path& path, const nlohmann::json& meta,
+                                        const std::string& name) {
+  const nlohmann::json* const splits = stated_object(path, meta, "splits");
+  const nlohmann::json* const split = splits ? stated_object(path, *splits, name, "splits.") : nullptr;
+  if (!split) return std::nullopt;
+  const std::string section = "splits." + name + ".";
+  const auto tokens = stated(path, *split, "tokens", section), bytes = stated(path, *split, "bytes", section);
+  if (!tokens || !bytes || *tokens == 0) return std::nullopt;
+  return SplitCounts{*tokens, *bytes};
+}
+
+// NAME of NAME_NNNNNN.bin; empty for another name.
+std::string split_of(const fs::path& shard) {
+  const std::string stem = shard.stem().string();
+  const std::size_t end = stem.find_last_not_of("0123456789");
+  if (end == std::string::npos || end + 1 == stem.size() || stem[end] != '_') return "";
+  return stem.substr(0, end);
 }
 
 }  // namespace
@@ -122,6 +156,28 @@ std::optional<std::int64_t> vocab_size_beside(const std::vector<fs::path>& shard
   for (const auto& [path, meta] : metas_beside(shards))
     if (const auto found = stated(path, meta, "vocab_size")) largest = std::max(largest.value_or(0), *found);
   return largest;
+}
+
+std::optional<TextSize> text_size_beside(const std::vector<Shard>& shards) {
+  std::vector<fs::path> paths;
+  std::map<std::pair<fs::path, std::string>, std::int64_t> tokens_of_split;
+  for (const Shard& shard : shards) {
+    paths.push_back(shard.path());
+    tokens_of_split[{shard.path().parent_path() / "meta.json", split_of(shard.path())}] += shard.size();
+  }
+  const auto metas = metas_beside(paths);
+  TextSize text;
+  for (const auto& [place, tokens] : tokens_of_split) {
+    const auto meta = metas.find(place.first);
+    if (meta == metas.end()) return std::nullopt;
+    const auto split = stated_split(meta->first, meta->second, place.second);
+    if (!split) return std::nullopt;
+    const auto all = static_cast<double>(split->bytes);
+    const bool whole = tokens == split->tokens;
+    text.bytes += whole ? all : all / static_cast<double>(split->tokens) * static_cast<double>(tokens);
+    text.is_estimate |= !whole;
+  }
+  return text;
 }
 
 }  // namespace switchyard::data
