@@ -65,16 +65,13 @@ fi
 ((code == 0)) || exit "$code"
 
 say "5/5 evaluate"
-validation=()
-for domain in "${domains[@]}"; do validation+=("$shards/$domain/val_*.bin"); done
-build/switchyard eval "$run/checkpoints/latest" --data "${validation[@]}" --json "$run/eval.json"
+build/switchyard eval "$run/checkpoints/latest" --json "$run/eval.json"
 
-python3 - "$run" "$shards" "${domains[@]}" << 'PYTHON'
-import json, math, sys
-run, shards, *domains = sys.argv[1:]
+python3 - "$run" << 'PYTHON'
+import json, sys
+run = sys.argv[1]
 report = json.load(open(f"{run}/eval.json"))
 steps = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
-text_bytes = sum(json.load(open(f"{shards}/{domain}/meta.json"))["splits"]["val"]["bytes"] for domain in domains)
 balance = report["balance"]
 print(f"""
 Done. The model began with a loss of {steps[0]["loss"]:.2f} and was trained on {steps[-1]["tokens"] / 1e6:.1f} million \
@@ -82,7 +79,7 @@ tokens; on {report["tokens"]:,} that it has not seen:
 
   loss           {report["loss"]:.4f} nats a token
   perplexity     {report["perplexity"]:.3f}
-  bits per byte  {report["loss"] * report["tokens"] / math.log(2) / text_bytes:.3f}
+  bits per byte  {report["bits_per_byte"]:.3f}
   Gini           {balance["gini"]:.3f}   how unevenly tokens fall on experts: 0 all alike, near 1 all on one
   min-max        {balance["min_max"]:.3f}   load of the idlest expert as a share of the busiest one's
 

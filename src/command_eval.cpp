@@ -49,6 +49,18 @@ nlohmann::ordered_json flops_json(const train::EvalResult& result, const model::
   return flops;
 }
 
+// Of a domain or of all: `part` is a DomainLoss or the EvalResult.
+template <typename Part>
+nlohmann::ordered_json losses_json(const Part& part) {
+  nlohmann::ordered_json losses = {
+      {"loss", part.loss}, {"perplexity", std::exp(part.loss)}, {"tokens", part.tokens}};
+  if (const auto bits = train::bits_per_byte(part.loss, part.tokens, part.text)) {
+    losses["bits_per_byte"] = *bits;
+    losses["bits_per_byte_is_estimated"] = part.text->is_estimate;
+  }
+  return losses;
+}
+
 nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Transformer& model) {
   const auto figures = result.load.figures();
   nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
@@ -66,21 +78,46 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
     balance["layers"].push_back(std::move(layer));
   }
   nlohmann::ordered_json domains = nlohmann::ordered_json::array();
-  for (const train::DomainLoss& domain : result.domains)
-    domains.push_back({{"name", domain.name}, {"loss", domain.loss}, {"tokens", domain.tokens}});
-  return {{"loss", result.loss},
-          {"perplexity", std::exp(result.loss)},
-          {"tokens", result.tokens},
-          {"tokens_per_second", static_cast<double>(result.tokens) / result.seconds},
-          {"domains", std::move(domains)},
-          {"balance", std::move(balance)},
-          {"drop_rate", result.load.drop_rate()},
-          {"flops", flops_json(result, model)}};
+  for (const train::DomainLoss& domain : result.domains) {
+    nlohmann::ordered_json entry = {{"name", domain.name}};
+    entry.update(losses_json(domain));
+    domains.push_back(std::move(entry));
+  }
+  nlohmann::ordered_json report = losses_json(result);
+  report["tokens_per_second"] = static_cast<double>(result.tokens) / result.seconds;
+  report["domains"] = std::move(domains);
+  report["balance"] = std::move(balance);
+  report["drop_rate"] = result.load.drop_rate();
+  report["flops"] = flops_json(result, model);
+  return report;
+}
+
+// One line a domain, then one of all.
+void print_losses(const train::EvalResult& result, std::FILE* to) {
+  const std::string total = "all domains";
+  std::size_t width = total.size();
+  for (const train::DomainLoss& domain : result.domains) width = std::max(width, domain.name.size());
+  fmt::print(to, "{:<{}}  {:>8}  {:>10}  {:>9}  {:>12}\n", "domain", width, "loss", "perplexity", "bits/byte",
+             "tokens");
+  const auto line = [&](const std::string& name, const auto& part) {
+    const auto bits = train::bits_per_byte(part.loss, part.tokens, part.text);
+    const std::string bits_text =
+        bits ? fmt::format("{}{:.4f}", part.text->is_estimate ? "~" : "", *bits) : "unknown";
+    fmt::print(to, "{:<{}}  {:8.4f}  {:10.3f}  {:>9}  {:>12}\n", name, width, part.loss, std::exp(part.loss),
+               bits_text, part.tokens);
+  };
+  for (const train::DomainLoss& domain : result.domains) line(domain.name, domain);
+  line(total, result);
+  const auto estimated = [](const train::DomainLoss& domain) {
+    return domain.text && domain.text->is_estimate;
+  };
+  if (std::any_of(result.domains.begin(), result.domains.end(), estimated))
+    fmt::print(to, "~: estimated, by the bytes per token that meta.json states of the whole split\n");
+  fmt::print(to, "{:.0f} tokens/s\n", static_cast<double>(result.tokens) / result.seconds);
 }
 
 void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {
-  fmt::print(to, "loss {:.4f}   perplexity {:.3f}   tokens {}   {:.0f} tokens/s\n", result.loss,
-             std::exp(result.loss), result.tokens, static_cast<double>(result.tokens) / result.seconds);
+  print_losses(result, to);
   if (model.n_main_routers() == 0) return;
   const auto row = [&](const std::string& name, const router::BalanceFigures& f) {
     fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max,

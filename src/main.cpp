@@ -147,7 +147,8 @@ void describe_eval(CLI::App& app, switchyard::EvalOptions& options) {
   describe_device(app, options.device);
   describe_dtype(app, options.dtype);
   app.footer(
-      "Windows follow one another; every token but the first is predicted exactly once.\n"
+      "Windows follow one another; every token but the first is predicted exactly once. The loss over all "
+      "domains is the mean over their tokens.\n"
       "Examples:\n"
       "  switchyard eval runs/quickstart\n"
       "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
@@ -313,8 +314,8 @@ int main(int argc, char** argv) {
   CLI::App& train_app = *app.add_subcommand("train", "Train a model as a configuration says");
   describe_train(train_app, train);
   train_app.callback([&] { command = [&] { return run_train(train); }; });
-  CLI::App& eval_app =
-      *app.add_subcommand("eval", "Loss, perplexity and expert balance of a checkpoint on token shards");
+  CLI::App& eval_app = *app.add_subcommand(
+      "eval", "Loss, perplexity, bits per byte and expert balance of a checkpoint on token shards");
   describe_eval(eval_app, eval);
   eval_app.callback([&] { command = [&] { return run_eval(eval); }; });
   CLI::App& inspect_app = *app.add_subcommand("inspect", "What a shard, a checkpoint or a configuration holds");

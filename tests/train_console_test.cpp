@@ -46,6 +46,8 @@ TEST(Console, StepLine) {
   EXPECT_EQ(format_step(r),
             "step  120/4000    3.0%  loss 2.3457  val 2.5000  lr 1.00e-03  norm 0.83  12,345 tok/s  gini 0.123"
             "  left 3m 05s");
+  r.val_bits_per_byte = 1.234;
+  EXPECT_NE(format_step(r).find("val 2.5000  1.23 bits/byte  lr"), std::string::npos) << format_step(r);
   r.mtp_loss = 3.25;
   EXPECT_NE(format_step(r).find("loss 2.3457  mtp 3.2500  val 2.5000"), std::string::npos) << format_step(r);
 }

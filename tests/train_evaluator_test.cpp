@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numbers>
 #include <vector>
 
 #include "shards.h"
@@ -114,6 +115,39 @@ TEST(Evaluate, MaxTokensBoundsEachDomain) {
   EXPECT_EQ(result.domains[0].tokens, 12);
   EXPECT_EQ(result.domains[1].tokens, 7);
   EXPECT_EQ(result.tokens, 19);
+}
+
+TEST(Evaluate, KnowsTheBytesOfWhatItPredicted) {
+  const Evaluation evaluation;
+  test::write_shard(evaluation.dir / "c_0.bin", {1, 2, 3, 4, 5});
+  test::write_shard(evaluation.dir / "d_0.bin", {1, 2, 3, 4, 5, 6, 7, 8});
+  test::write_bytes(evaluation.dir / "meta.json", R"({"splits": {"c": {"tokens": 5, "bytes": 20},
+                                                                 "d": {"tokens": 8, "bytes": 16}}})");
+  const auto run = [&](const std::vector<const char*>& names, std::int64_t max_tokens) {
+    return evaluation.run(evaluation.domains(names),
+                          {.seq_len = 5, .batch = 2, .max_tokens = max_tokens, .begin_token = {}});
+  };
+  const EvalResult whole = run({"c_0", "d_0"}, 0);
+  EXPECT_EQ(whole.domains[0].text->bytes, 20);
+  EXPECT_EQ(whole.text->bytes, 36);
+  EXPECT_FALSE(whole.text->is_estimate);
+  const EvalResult part = run({"c_0", "d_0"}, 4);  // all of c, 4 of d's 7
+  EXPECT_FALSE(part.domains[0].text->is_estimate);
+  EXPECT_TRUE(part.domains[1].text->is_estimate);
+  EXPECT_EQ(part.domains[1].text->bytes, 8);  // 4 tokens of 16 / 8 bytes
+  EXPECT_EQ(part.text->bytes, 28);
+  EXPECT_TRUE(part.text->is_estimate);
+  const EvalResult mixed = run({"a", "c_0"}, 0);  // of a nobody knows
+  EXPECT_FALSE(mixed.domains[0].text);
+  EXPECT_TRUE(mixed.domains[1].text);
+  EXPECT_FALSE(mixed.text);
+}
+
+TEST(Evaluate, BitsPerByteSpreadTheLossOverTheText) {
+  // 4 tokens of 2 ln 2 nats are 8 bits, over 16 bytes.
+  EXPECT_DOUBLE_EQ(*bits_per_byte(2 * std::numbers::ln2, 4, data::TextSize{16, false}), 0.5);
+  EXPECT_FALSE(bits_per_byte(1, 4, std::nullopt));
+  EXPECT_FALSE(bits_per_byte(1, 4, data::TextSize{0, false}));
 }
 
 TEST(Evaluate, KeepsToTheModelsSlidingWindow) {

@@ -48,6 +48,7 @@ std::string format_step(const StepReport& report) {
                                  100.0 * fraction_done(report), report.loss);
   if (report.mtp_loss) line += fmt::format("  mtp {:.4f}", *report.mtp_loss);
   if (report.val_loss) line += fmt::format("  val {:.4f}", *report.val_loss);
+  if (report.val_bits_per_byte) line += fmt::format("  {:.2f} bits/byte", *report.val_bits_per_byte);
   line += fmt::format("  lr {:.2e}  norm {:.2f}  {} tok/s", report.lr, report.grad_norm,
                       format_count(report.tokens_per_second));
   if (report.gini) line += fmt::format("  gini {:.3f}", *report.gini);

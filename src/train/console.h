@@ -14,6 +14,7 @@ struct StepReport {
   double loss = 0.0;               // nats a token
   std::optional<double> mtp_loss;  // of multi-token prediction, where it is trained
   std::optional<double> val_loss;
+  std::optional<double> val_bits_per_byte;  // none where the size of the text is not known
   double lr = 0.0;
   double grad_norm = 0.0;  // before clipping
   double tokens_per_second = 0.0;

@@ -3,8 +3,34 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numbers>
 
 namespace switchyard::train {
+
+namespace {
+
+// Of the first `to_predict` targets of the domain. The first token of a stream, which is not predicted, begins
+// a document and has no text, so that the targets of a whole split have all its bytes.
+std::optional<data::TextSize> predicted_text(const Domain& domain, std::int64_t to_predict) {
+  std::optional<data::TextSize> text = domain.text;
+  const std::int64_t tokens = domain.stream.size();
+  if (!text || (!text->is_estimate && to_predict == tokens - 1)) return text;
+  return data::TextSize{text->bytes * static_cast<double>(to_predict) / static_cast<double>(tokens), true};
+}
+
+std::optional<data::TextSize> sum_of(const std::optional<data::TextSize>& a,
+                                     const std::optional<data::TextSize>& b) {
+  if (!a || !b) return std::nullopt;
+  return data::TextSize{a->bytes + b->bytes, a->is_estimate || b->is_estimate};
+}
+
+}  // namespace
+
+std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
+                                    const std::optional<data::TextSize>& text) {
+  if (!text || text->bytes <= 0) return std::nullopt;
+  return loss * static_cast<double>(tokens) / std::numbers::ln2 / text->bytes;
+}
 
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
                     Context& ctx) {
@@ -49,8 +75,10 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
     if (!std::isfinite(domain_sum))
       throw_run("the loss over {} is not finite; the weights of this model have diverged",
                 stream.shards().front().path().string());
-    result.domains.push_back({domains[d].name, domain_sum / static_cast<double>(to_predict), to_predict});
+    result.domains.push_back({domains[d].name, domain_sum / static_cast<double>(to_predict), to_predict,
+                              predicted_text(domains[d], to_predict)});
     result.tokens += to_predict;
+    result.text = d == 0 ? result.domains[0].text : sum_of(result.text, result.domains[d].text);
     loss_sum += domain_sum;
   }
   result.loss = loss_sum / static_cast<double>(result.tokens);

@@ -23,18 +23,24 @@ struct EvalSettings {
 
 struct DomainLoss {
   std::string name;
-  double loss = 0;  // nats a token
-  std::int64_t tokens = 0;
+  double loss = 0;                     // nats a token
+  std::int64_t tokens = 0;             // predicted
+  std::optional<data::TextSize> text;  // of these tokens; none where no meta.json beside the shards says it
 };
 
 struct EvalResult {
-  double loss = 0;          // nats a token, over all domains
-  std::int64_t tokens = 0;  // predicted
+  double loss = 0;                          // nats a token, the mean over the tokens of all domains
+  std::int64_t tokens = 0;                  // predicted
+  std::optional<data::TextSize> text = {};  // of all domains; none where that of one is not known
   double seconds = 0;
   std::vector<DomainLoss> domains;
   LoadCounts load;
   model::TokenCounts counts{};  // of all windows
 };
+
+// Of a loss of so many nats a token; none where the size of the text is not known, or 0.
+std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
+                                    const std::optional<data::TextSize>& text);
 
 // The model is planned for settings.batch x settings.seq_len. Throws RunError where the loss is not finite.
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,

@@ -31,8 +31,9 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
 std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size) {
   std::vector<Domain> domains;
   for (const DomainFiles& files : find_files(entries)) {
-    domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size), {}});
+    domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size), {}, {}});
     domains.back().crc_of_shard = domains.back().stream.verify();
+    domains.back().text = data::text_size_beside(domains.back().stream.shards());
   }
   return domains;
 }

@@ -20,6 +20,7 @@ struct Domain {
   std::optional<double> weight;
   data::TokenStream stream;
   std::vector<std::uint32_t> crc_of_shard;  // of its tokens
+  std::optional<data::TextSize> text;       // of the whole stream
 };
 
 // Opens the entries of one list; those of one domain become one stream, in the order of the list. Every token

@@ -585,6 +585,8 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
   record.add("layers", layer_records);
   if (validation) {
     record.add("val_loss", validation->loss).add("val_tokens", validation->tokens);
+    if (const auto bits = bits_per_byte(validation->loss, validation->tokens, validation->text))
+      record.add("val_bits_per_byte", *bits);
     MetricsRecord balance, domain_losses;
     add_figures(balance, router::mean_of(validation->load.figures()));
     for (const DomainLoss& domain : validation->domains) domain_losses.add(domain.name, domain.loss);
@@ -659,17 +661,20 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
       last_save = Clock::now();
     }
 
-    StepReport report{.step = state_.step,
-                      .steps = steps,
-                      .loss = result.loss,
-                      .mtp_loss = model_.n_mtp_depths() > 0 ? std::optional(result.mtp_loss) : std::nullopt,
-                      .val_loss = validation ? std::optional(validation->loss) : std::nullopt,
-                      .lr = result.lr,
-                      .grad_norm = result.grad_norm,
-                      .tokens_per_second = tokens_per_second,
-                      .gini = std::nullopt,
-                      .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
-                                      static_cast<double>(steps - state_.step)};
+    StepReport report{
+        .step = state_.step,
+        .steps = steps,
+        .loss = result.loss,
+        .mtp_loss = model_.n_mtp_depths() > 0 ? std::optional(result.mtp_loss) : std::nullopt,
+        .val_loss = validation ? std::optional(validation->loss) : std::nullopt,
+        .val_bits_per_byte =
+            validation ? bits_per_byte(validation->loss, validation->tokens, validation->text) : std::nullopt,
+        .lr = result.lr,
+        .grad_norm = result.grad_norm,
+        .tokens_per_second = tokens_per_second,
+        .gini = std::nullopt,
+        .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
+                        static_cast<double>(steps - state_.step)};
     if (model_.n_routers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }

@@ -124,6 +124,50 @@ class Eval(CliTest):
         self.assertIn("perplexity", finished.out.lower())
         self.assertIn("gini", finished.out.lower())
 
+    def test_bits_per_byte_by_domain(self):
+        validation = []
+        for name, n_tokens, n_bytes in (("law", 301, 900), ("code", 201, 300)):
+            path = harness.write_shard(self.dir / name / "val_000000.bin", harness.learnable_tokens(n_tokens, seed=4))
+            (path.parent / "meta.json").write_text(json.dumps({"splits": {"val": {"tokens": n_tokens, "bytes": n_bytes}}}))
+            validation.append({"path": f"{name}/val_*.bin", "domain": name})
+        self.ok("train", self.write_config(train__steps=2, data__validation=validation), "--out", "text")
+
+        def report(*options):
+            finished = self.ok("eval", self.latest("text"), *options, "--json", "-")
+            return json.loads(finished.out), finished.err
+
+        def expect(part, nats, n_bytes, estimated):
+            # The same quotients in double, in another order.
+            self.assertAlmostEqual(part["bits_per_byte"] / (nats / math.log(2) / n_bytes), 1.0, delta=1e-12)
+            self.assertEqual(part["bits_per_byte_is_estimated"], estimated)
+
+        whole, text = report()
+        law, code = whole["domains"]
+        expect(law, 300 * law["loss"], 900, False)
+        expect(code, 200 * code["loss"], 300, False)
+        expect(whole, 300 * law["loss"] + 200 * code["loss"], 1200, False)
+        self.assertNotIn("estimated", text)
+        for name, part in (("law", law), ("code", code), ("all domains", whole)):
+            self.assertRegex(text, rf"(?m)^{name} +{part['loss']:.4f} +{part['perplexity']:.3f} "
+                                   rf"+{part['bits_per_byte']:.4f} +{part['tokens']}$")
+        # Another batch size than the run's: float32 rounding.
+        seen = self.metrics("text")[-1]["val_bits_per_byte"]
+        self.assertAlmostEqual(seen / whole["bits_per_byte"], 1.0, delta=1e-5)
+
+        part, text = report("--max-tokens", 100)
+        law, code = part["domains"]
+        expect(law, 100 * law["loss"], 100 * 900 / 301, True)
+        expect(code, 100 * code["loss"], 100 * 300 / 201, True)
+        self.assertRegex(text, rf"(?m)^law .* ~{law['bits_per_byte']:.4f} +100$")
+        self.assertIn("estimated", text)
+
+        (self.dir / "code" / "meta.json").unlink()
+        partly, text = report()
+        self.assertIn("bits_per_byte", partly["domains"][0])
+        self.assertNotIn("bits_per_byte", partly["domains"][1])
+        self.assertNotIn("bits_per_byte", partly)
+        self.assertRegex(text, r"(?m)^all domains .* unknown +500$")
+
     def test_mixtral(self):
         config = self.write_config(harness.tiny_config("mixtral"), train__steps=8)
         self.ok("train", config, "--out", "mixtral")
