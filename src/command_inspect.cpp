@@ -10,12 +10,14 @@
 #include "core/file.h"
 #include "data/dataset.h"
 #include "data/shard.h"
+#include "inspect_page.h"
 #include "model/parameter_count.h"
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
-#include "train/checkpoint.h"
+#include "train/json_text.h"
 #include "train/model_directory.h"
 #include "train/token_data.h"
+#include "train/tokenizer_record.h"
 
 namespace switchyard {
 
@@ -27,6 +29,7 @@ using Json = nlohmann::ordered_json;
 Json parameter_json(const config::Model& model, const config::Router& router) {
   const model::ParameterCount count = model::count_parameters(model, router);
   Json json = {{"total", count.total}, {"active", count.active}, {"active_matmul", count.active_matmul}};
+  for (const auto& [part, values] : count.parts) json["parts"][part] = values;
   if (model.num_nextn_predict_layers > 0) json["mtp"] = count.mtp;
   return json;
 }
@@ -93,52 +96,83 @@ Json inspect_tokenizer(const fs::path& path, const std::string& text) {
   return info;
 }
 
-Json inspect_model_directory(const train::ModelDirectory& directory) {
-  Json tensors = Json::array();
-  std::uint64_t bytes = 0;
-  for (const train::SafetensorsFile& file : directory.weights().files()) {
-    bytes += fs::file_size(file.path());
-    for (const train::StoredTensor& tensor : file.tensors())
-      tensors.push_back({{"file", file.path().filename().string()},
-                         {"name", tensor.name},
-                         {"dtype", train::name_of(tensor.type)},
-                         {"shape", tensor.shape}});
-  }
+void append_tensors(Json& list, const train::SafetensorsFile& file) {
+  for (const train::StoredTensor& tensor : file.tensors())
+    list.push_back({{"file", file.path().filename().string()},
+                    {"name", tensor.name},
+                    {"dtype", train::name_of(tensor.type)},
+                    {"shape", tensor.shape}});
+}
+
+// The weights; with `all` what else a checkpoint carries too.
+Json tensors_of(const train::ModelDirectory& directory, bool all) {
+  Json list = Json::array();
+  for (const train::SafetensorsFile& file : directory.weights().files()) append_tensors(list, file);
+  if (all && directory.checkpoint()) append_tensors(list, directory.checkpoint()->state_file());
+  return list;
+}
+
+Json model_directory_json(const train::ModelDirectory& directory) {
   const config::Model& model = directory.model();
+  const config::Router router = directory.router();
   return {{"kind", "model_directory"},
           {"path", directory.path().string()},
-          {"bytes", bytes},
-          {"parameters", parameter_json(model, directory.router())},
-          {"model", model_json(model)},
-          {"tensors", std::move(tensors)}};
+          {"bytes", bytes_of(directory)},
+          {"parameters", parameter_json(model, router)},
+          {"model", Json::parse(config::state_router(config::model_to_hf_json(model), model, router,
+                                                     router::router_schemas()))}};
 }
 
-Json inspect_checkpoint(const fs::path& path) {
-  const train::CheckpointInfo info = train::describe_checkpoint(path);
-  const config::Run run =
-      config::parse_run(info.run_config_json, (info.path / "run.json").string(), {}, router::router_schemas());
-  Json tensors = Json::array();
-  for (const train::TensorInfo& tensor : info.tensors)
-    tensors.push_back(
-        {{"file", tensor.file}, {"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
-  return {{"kind", "checkpoint"},           {"path", info.path.string()},
-          {"step", info.state.step},        {"tokens", info.state.tokens},
-          {"bytes", info.total_bytes},      {"parameters", parameter_json(run.model, run.router)},
-          {"model", model_json(run.model)}, {"config", Json::parse(info.run_config_json)},
-          {"tensors", std::move(tensors)}};
+Json checkpoint_json(const train::ModelDirectory& directory) {
+  const train::Checkpoint& checkpoint = *directory.checkpoint();
+  const train::RunState& state = checkpoint.state();
+  const config::Run run = *directory.run();
+  Json info = {{"kind", "checkpoint"},
+               {"path", directory.path().string()},
+               {"step", state.step},
+               {"steps", run.train.steps},
+               {"tokens", state.tokens},
+               {"updates", state.updates},
+               {"skipped", state.spikes.skipped},
+               {"rollbacks", state.spikes.rollbacks},
+               {"train_seconds", state.train_seconds},
+               {"bytes", bytes_of(directory)},
+               {"parameters", parameter_json(run.model, run.router)},
+               {"config", Json::parse(checkpoint.run_config_json())}};
+  if (!state.spikes.losses.empty()) info["loss"] = state.spikes.losses.back();
+  if (state.val_loss) info["val_loss"] = *state.val_loss;
+  if (const auto record = train::tokenizer_record_in(directory.path()))
+    info["tokenizer"] = {{"tokenizer", record->tokenizer},
+                         {"begin_token", record->begin_token},
+                         {"eot_token", record->eot_token}};
+  return info;
 }
 
-// One line a member; nested objects indented, long lists by their length.
+int print_model(const train::ModelDirectory& directory, const InspectOptions& options) {
+  const bool all = options.tensors == kAllTensors;
+  if (options.json) {
+    Json info = directory.checkpoint() ? checkpoint_json(directory) : model_directory_json(directory);
+    if (!options.tensors.empty()) info["tensors"] = tensors_of(directory, all);
+    fmt::print("{}\n", info.dump(2));
+    return 0;
+  }
+  fmt::print("{}", model_page(directory));
+  if (options.tensors.empty()) return 0;
+  const Json tensors = tensors_of(directory, all);
+  fmt::print("\n{} tensors\n", tensors.size());
+  for (const Json& tensor : tensors)
+    fmt::print("{:<4} {:<60} {:<16} {}\n", tensor["dtype"].get<std::string>(),
+               train::printable(tensor["name"].get<std::string>()), tensor["shape"].dump(),
+               train::printable(tensor["file"].get<std::string>()));
+  return 0;
+}
+
+// One line a member; nested objects indented.
 void print_text(const Json& value, int indent) {
   for (const auto& [key, member] : value.items()) {
     if (member.is_object()) {
       fmt::print("{:{}}{}:\n", "", indent, key);
       print_text(member, indent + 2);
-    } else if (key == "tensors") {
-      fmt::print("{:{}}tensors: {}\n", "", indent, member.size());
-      for (const auto& tensor : member)
-        fmt::print("{:{}}{:<4} {:<60} {}\n", "", indent + 2, tensor["dtype"].get<std::string>(),
-                   tensor["name"].get<std::string>(), tensor["shape"].dump());
     } else {
       fmt::print("{:{}}{}: {}\n", "", indent, key,
                  member.is_string() ? member.get<std::string>() : member.dump());
@@ -155,11 +189,12 @@ int run_inspect(const InspectOptions& options) {
         "{}: no such file or directory; give a shard, a checkpoint, a model directory, a config or "
         "a tokenizer.json",
         options.path);
+  if (fs::is_directory(path)) return print_model(train::ModelDirectory(path), options);
+  if (!options.tensors.empty())
+    throw_input("--tensors: {} is a file; give a checkpoint, a run or a Hugging Face model directory",
+                options.path);
   Json info;
-  if (fs::is_directory(path)) {
-    info = train::is_hugging_face(path) ? inspect_model_directory(train::ModelDirectory(path))
-                                        : inspect_checkpoint(path);
-  } else if (path.extension() == ".json") {
+  if (path.extension() == ".json") {
     const std::string text = read_text_file(path);
     info =
         tokenizer::looks_like_hugging_face(text) ? inspect_tokenizer(path, text) : inspect_config(path, text);

@@ -61,8 +61,10 @@ struct ExportOptions {
   bool as_layout = false;  // the layout's config.json, whatever the router is
 };
 
+constexpr const char* kAllTensors = "all";
 struct InspectOptions {
   std::string path;
+  std::string tensors;  // empty: do not list them; "weights"; or kAllTensors: the optimizer's state too
   bool json = false;
 };
 

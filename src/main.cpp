@@ -213,11 +213,15 @@ void describe_inspect(CLI::App& app, switchyard::InspectOptions& options) {
          "tokenizer.json")
       ->required();
   app.add_flag("--json", options.json, "Print JSON");
+  app.add_flag("--tensors{weights}", options.tensors,
+               "List the tensors of the weights too; --tensors=all: of the optimizer's state as well")
+      ->check(CLI::IsMember({"weights", switchyard::kAllTensors}));
   app.footer(
       "Examples:\n"
       "  switchyard inspect configs/bench_cpu_86m.json\n"
       "  switchyard inspect data/quickstart/legal/train_000000.bin\n"
-      "  switchyard inspect runs/quickstart --json");
+      "  switchyard inspect runs/quickstart\n"
+      "  switchyard inspect runs/quickstart --tensors --json");
 }
 
 void describe_tokenize(CLI::App& app, switchyard::TokenizeOptions& options) {

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "model_test_support.h"
 
 namespace switchyard::model {
@@ -43,6 +47,26 @@ TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
   EXPECT_EQ(count.total, rest + 4 * kExpert);
   EXPECT_EQ(count.active, rest + 2 * kExpert);
   EXPECT_EQ(count.active_matmul, kEmbedding + 2 * kLatent + kDense + kGate + kExpert + 2 * kExpert);
+}
+
+TEST(ParameterCount, PartsMakeTheTotal) {
+  config::Model config = tiny_model(config::Family::deepseek_v3);
+  config.is_moe_layer = {false, true};
+  const ParameterCount count =
+      count_parameters(config, config::default_router(config.family, router::router_schemas()));
+  const std::vector<std::pair<std::string, std::int64_t>> expected{
+      {"embedding", kEmbedding},
+      {"attention", 2 * (48 + 84 + 72 + 80 + 80 + 6 + 5)},
+      {"norms", 2 * kNorms + kFinalNorm},
+      {"dense layers", 3 * 6 * 8},
+      {"router", kGate + 4},
+      {"shared experts", kExpert},
+      {"experts", 4 * kExpert},
+      {"head", kEmbedding}};
+  EXPECT_EQ(count.parts, expected);
+  std::int64_t sum = 0;
+  for (const auto& [part, values] : count.parts) sum += values;
+  EXPECT_EQ(sum, count.total);
 }
 
 TEST(ParameterCount, OfADenseModelIsAllActive) {

@@ -147,8 +147,10 @@ TEST(Checkpoint, WhatIsNotTrainedHasAValueAndNoMoments) {
   for (std::int64_t i = 0; i < 4; ++i) saved.value(1).as<float>()[i] = 0.25f * static_cast<float>(i);
   const fs::path path = save_checkpoint(place.path(), saved, {1, 10, 4, 5}, small_run(), {});
   std::vector<std::string> names;
-  for (const TensorInfo& tensor : describe_checkpoint(path).tensors)
-    names.push_back(tensor.file + " " + tensor.name);
+  const Checkpoint checkpoint(path);
+  for (const SafetensorsFile* file : {&checkpoint.weights().files().front(), &checkpoint.state_file()})
+    for (const StoredTensor& tensor : file->tensors())
+      names.push_back(file->path().filename().string() + " " + tensor.name);
   EXPECT_EQ(names, (std::vector<std::string>{
                        "model.safetensors gate.weight", "model.safetensors gate.e_score_correction_bias",
                        "state.safetensors gate.weight.exp_avg", "state.safetensors gate.weight.exp_avg_sq"}));
@@ -157,25 +159,26 @@ TEST(Checkpoint, WhatIsNotTrainedHasAValueAndNoMoments) {
   expect_equal(loaded, saved);
 }
 
-TEST(Checkpoint, DescribeListsWhatItHolds) {
+TEST(Checkpoint, SaysWhatItHolds) {
   const TempDir place;
   Trained saved(1.5f);
   const fs::path path = saved.save(place.path(), 12);
-  const CheckpointInfo info = describe_checkpoint(place.path());
-  EXPECT_EQ(info.state.step, 12);
-  EXPECT_EQ(info.state.tokens, 12000);
-  EXPECT_EQ(info.parameters, saved.store.count());
-  EXPECT_EQ(info.model.num_experts, 4);
-  ASSERT_EQ(info.tensors.size(), 3u + 6u + 2u);
-  EXPECT_EQ(info.tensors[1].name, "model.layers.0.mlp.experts.0.gate_proj.weight");
-  EXPECT_EQ(info.tensors[1].file, "model.safetensors");
-  EXPECT_EQ(info.tensors[1].dtype, "F32");
-  EXPECT_EQ(info.tensors[1].shape, (std::vector<std::int64_t>{7, 9}));
-  EXPECT_EQ(info.tensors[3].name, "model.embed_tokens.weight.exp_avg");
-  EXPECT_EQ(info.tensors[10].dtype, "I32");
+  const Checkpoint checkpoint(place.path());
+  EXPECT_EQ(checkpoint.state().step, 12);
+  EXPECT_EQ(checkpoint.state().tokens, 12000);
+  EXPECT_EQ(checkpoint.model().num_experts, 4);
+  const std::vector<StoredTensor>& weights = checkpoint.weights().files().front().tensors();
+  const std::vector<StoredTensor>& state = checkpoint.state_file().tensors();
+  ASSERT_EQ(weights.size(), 3u);
+  ASSERT_EQ(state.size(), 6u + 2u);
+  EXPECT_EQ(weights[1].name, "model.layers.0.mlp.experts.0.gate_proj.weight");
+  EXPECT_EQ(weights[1].type, StoredType::f32);
+  EXPECT_EQ(weights[1].shape, (std::vector<std::int64_t>{7, 9}));
+  EXPECT_EQ(state[0].name, "model.embed_tokens.weight.exp_avg");
+  EXPECT_EQ(state[7].type, StoredType::i32);
   std::uint64_t bytes = 0;
   for (const std::string& name : names_in(path)) bytes += fs::file_size(path / name);
-  EXPECT_EQ(info.total_bytes, bytes);
+  EXPECT_EQ(checkpoint.total_bytes(), bytes);
 }
 
 TEST(Checkpoint, APathMayBeTheStepTheRunItsCheckpointsOrLatest) {

@@ -1,5 +1,7 @@
 #include "config/byte_size.h"
 
+#include <fmt/core.h>
+
 #include <charconv>
 #include <utility>
 
@@ -25,6 +27,15 @@ std::optional<std::int64_t> parse_byte_size(std::string_view text) {
   for (const auto& [name, bytes] : kUnits)
     if (unit == name) return number > kMax / bytes ? std::nullopt : std::optional(number * bytes);
   return std::nullopt;
+}
+
+std::string format_byte_size(std::uint64_t bytes) {
+  constexpr std::string_view kUnits[] = {"KB", "MB", "GB", "TB"};
+  if (bytes < 1000) return fmt::format("{} bytes", bytes);
+  double value = static_cast<double>(bytes) / 1000;
+  std::size_t unit = 0;
+  for (; value >= 999.95 && unit + 1 < std::size(kUnits); ++unit) value /= 1000;  // printed as 1000.0 else
+  return fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
 }  // namespace switchyard::config

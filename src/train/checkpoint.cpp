@@ -425,27 +425,4 @@ RunState load_checkpoint(const fs::path& path, const config::Run& run, Parameter
   return checkpoint.state();
 }
 
-CheckpointInfo describe_checkpoint(const fs::path& path) {
-  const Checkpoint checkpoint(path);
-  CheckpointInfo info;
-  info.path = checkpoint.path();
-  info.state = checkpoint.state();
-  info.model = checkpoint.model();
-  info.model_json = checkpoint.model_json();
-  info.run_config_json = checkpoint.run_config_json();
-  info.total_bytes = checkpoint.total_bytes();
-  const auto list = [&](const SafetensorsFile& file) {
-    for (const StoredTensor& tensor : file.tensors())
-      info.tensors.push_back(
-          {file.path().filename().string(), tensor.name, name_of(tensor.type), tensor.shape});
-  };
-  for (const SafetensorsFile& file : checkpoint.weights().files()) {
-    list(file);
-    for (const StoredTensor& tensor : file.tensors())
-      info.parameters += static_cast<std::int64_t>(tensor.bytes.size()) / size_of(tensor.type);
-  }
-  list(checkpoint.state_file());
-  return info;
-}
-
 }  // namespace switchyard::train

@@ -119,23 +119,4 @@ class Checkpoint {
 RunState load_checkpoint(const std::filesystem::path& path, const config::Run& run, ParameterStore& store,
                          std::span<const NamedTensor> extra_state);
 
-// What `inspect` shows of a checkpoint.
-struct TensorInfo {
-  std::string file;  // "model.safetensors"
-  std::string name;
-  std::string dtype;  // "F32"
-  std::vector<std::int64_t> shape;
-};
-struct CheckpointInfo {
-  std::filesystem::path path;
-  RunState state;
-  config::Model model;
-  std::string model_json;
-  std::string run_config_json;
-  std::vector<TensorInfo> tensors;  // weights first, then the state
-  std::int64_t parameters = 0;      // elements of all weights
-  std::uint64_t total_bytes = 0;
-};
-CheckpointInfo describe_checkpoint(const std::filesystem::path& path);  // throws like Checkpoint
-
 }  // namespace switchyard::train

@@ -255,7 +255,7 @@ class Import(CliTest):
         self.assertEqual(self.loss(source), self.loss(single))
         finished = self.ok("eval", source, "--data", self.data(source))
         self.assertIn("--seq-len", finished.err)
-        info = json.loads(self.ok("inspect", source, "--json").out)
+        info = json.loads(self.ok("inspect", source, "--tensors", "--json").out)
         self.assertEqual(info["kind"], "model_directory")
         self.assertEqual({t["name"] for t in info["tensors"]}, set(self.tensors(source)))
 

@@ -66,6 +66,68 @@ class Inspect(CliTest):
             elements += count
         self.assertEqual(elements, total, "what inspect counts is what the checkpoint holds")
 
+    def facts(self, text):
+        """name -> value of a page; a value that goes on below itself is one."""
+        facts, name = {}, ""
+        for line in text.splitlines():
+            name = line[:13].strip() or name
+            facts[name] = facts.get(name, "") + " " + line[13:]
+        return facts
+
+    def test_page_of_a_checkpoint(self):
+        self.ok("train", self.write_config(train__steps=3), "--out", "run")
+        text, report = self.inspect("run")
+        lines = text.splitlines()
+        self.assertLessEqual(len(lines), 45)
+        self.assertLessEqual(max(map(len, lines)), 120)
+        self.assertNotIn("exp_avg", text)
+        total, active = parameter_counts(harness.QWEN3_MOE)
+        loss = self.metrics("run")[-1]["loss"]
+        facts = self.facts(text)
+        for name, values in (
+                ("path", ["run/checkpoints/step_000003"]), ("kind", ["checkpoint"]), ("size", ["KB"]),
+                ("parameters", [f"{total:,} in total", f"{active:,} active", "experts 12,288", "router 256"]),
+                ("weights", ["45 tensors of F32", "model.safetensors"]),
+                ("progress", ["step 3 of 3", f"{3 * 4 * harness.SEQ_LEN:,} tokens", "hours"]),
+                ("updates", ["3 of the weights"]),
+                ("loss", [f"training {loss:.4f}", f"validation {report['val_loss']:.4f}"]),
+                ("layout", ["qwen3_moe", "hidden_size 32", "num_hidden_layers 2"]),
+                ("layers", ["0-1: 4 experts x 16, 2 a token"]), ("experts", ["num_experts_per_tok 2"]),
+                ("router", ["softmax_topk", "balance_coef 0.01", "z_loss_coef 0.001"]),
+                ("data", ["default: data/train_*.bin"]), ("validation", ["data/val.bin"]), ("tokenizer", ["none recorded"])):
+            for value in values:
+                with self.subTest(name, value=value):
+                    self.assertIn(value, facts[name])
+        self.assertEqual((report["step"], report["steps"], report["updates"], report["skipped"]), (3, 3, 3, 0))
+        self.assertEqual(report["loss"], loss)
+        self.assertEqual(report["config"]["model"]["hidden_size"], 32)
+        self.assertFalse({"model", "tensors"} & set(report), "the configuration once, tensors where asked for")
+
+    def test_tensors_are_listed_where_asked_for(self):
+        self.ok("train", self.write_config(train__steps=2), "--out", "run")
+        held = harness.read_safetensors(self.latest("run") / "model.safetensors")
+        state = harness.read_safetensors(self.latest("run") / "state.safetensors")
+        for option, expected in (("--tensors", set(held)), ("--tensors=all", set(held) | set(state))):
+            with self.subTest(option):
+                page = self.ok("inspect", "run", option).out
+                names = [line.split()[1] for line in page.partition(" tensors\n")[2].splitlines()]
+                self.assertEqual(sorted(names), sorted(expected))
+                listed = json.loads(self.ok("inspect", "run", option, "--json").out)["tensors"]
+                self.assertEqual(sorted(tensor["name"] for tensor in listed), sorted(expected))
+        self.fails(2, "inspect", self.write_config(), "--tensors", names=["--tensors"])
+
+    def test_page_groups_equal_layers_and_data(self):
+        model = {**harness.QWEN3_MOE, "num_hidden_layers": 5, "mlp_only_layers": [0, 1, 4]}
+        config = self.write_config(train__steps=1, model=model, router={"type": "top_p"})
+        domains = [{"path": "data/val.bin", "domain": f"d{number}"} for number in range(9)]
+        self.ok("train", config, "--out", "run", "--set", "data.validation=" + json.dumps(domains))
+        text = self.ok("inspect", "run").out
+        facts = self.facts(text)
+        self.assertIn("0-1, 4: dense 48", facts["layers"])
+        self.assertIn("2-3: 4 experts x 16, up to 2 a token", facts["layers"])
+        self.assertIn("and 3 more domains", facts["validation"])
+        self.assertNotIn("d6", text)
+
     def test_benchmark_configuration(self):
         path = ROOT / "configs" / "bench_cpu_86m.json"
         model = json.loads(path.read_text())["model"]

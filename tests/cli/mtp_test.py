@@ -35,7 +35,7 @@ class Mtp(CliTest):
         balance = json.loads((self.dir / "eval.json").read_text())["balance"]
         self.assertEqual([layer["layer"] for layer in balance["layers"]], [1], "the main model alone is evaluated")
 
-        info = json.loads(self.ok("inspect", "run", "--json").out)
+        info = json.loads(self.ok("inspect", "run", "--tensors", "--json").out)
         weights = sum(math.prod(tensor["shape"]) for tensor in info["tensors"]
                       if tensor["file"].startswith("model"))
         self.assertEqual(info["parameters"]["total"] + info["parameters"]["mtp"], weights)
