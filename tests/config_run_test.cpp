@@ -185,6 +185,13 @@ TEST(ConfigRun, TheVocabularyMayComeFromTheData) {
   EXPECT_EQ(run.model.vocab_size, 4032);
   EXPECT_EQ(json::parse(run.resolved_json)["model"]["vocab_size"], 4032);
   EXPECT_EQ(parse(minimal_run()).model.vocab_size, 100);
+  const auto unknown = [](const std::vector<DataEntry>&) { return std::optional<std::int64_t>(); };
+  EXPECT_EQ(test::message_of<InputError>([&] {
+              parse_run(without(minimal_run(), "/model/vocab_size").dump(), "run.json", {},
+                        router::router_schemas(), std::nullopt, unknown);
+            }),
+            "run.json: model.vocab_size: missing, and no meta.json beside the shards of data.train states one; "
+            "add it, or make the shards with tools/prepare_data.py");
 }
 
 TEST(ConfigRun, CrossChecks) {

@@ -334,7 +334,12 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
       find_member(*members, "model") != nullptr ? find_member(*members, "model")->get<Json::Object>() : nullptr;
   if (vocab_size_of && model_members != nullptr && find_member(*model_members, "vocab_size") == nullptr) {
     Section data = open("data");
-    model_members->push_back({"vocab_size", vocab_size_of(read_entries(data, "train", true))});
+    const std::optional<std::int64_t> found = vocab_size_of(read_entries(data, "train", true));
+    if (!found)
+      source.fail("model.vocab_size",
+                  "missing, and no meta.json beside the shards of data.train states one; add it, or make the "
+                  "shards with tools/prepare_data.py");
+    model_members->push_back({"vocab_size", *found});
   }
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;

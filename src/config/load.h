@@ -19,9 +19,9 @@ namespace switchyard::config {
 // about a value that an override gave begins with --set and the override instead of the file. `routers`: the
 // types that router.type may name (router::router_schemas(); this room does not know them). `default_model`:
 // a config.json that stands for a `model` section that is not there.
-// `vocab_size_of`: what stands for a model.vocab_size that is not there, from the entries of data.train;
-// without it the key is required.
-using VocabSizeOf = std::function<std::int64_t(const std::vector<DataEntry>& train)>;
+// `vocab_size_of`: what stands for a model.vocab_size that is not there, from the entries of data.train, or
+// no value where the data do not say; without it the key is required.
+using VocabSizeOf = std::function<std::optional<std::int64_t>(const std::vector<DataEntry>& train)>;
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers,
              const std::optional<std::string>& default_model = std::nullopt,

@@ -38,17 +38,13 @@ std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, 
   return domains;
 }
 
-std::int64_t vocab_size_of(const std::vector<config::DataEntry>& entries) {
+std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries) {
   constexpr std::int64_t kMultiple = 64;  // whole tiles of the classifier's product
   std::optional<std::int64_t> largest;
   for (const DomainFiles& files : find_files(entries))
     if (const auto found = data::vocab_size_beside(files.paths))
       largest = std::max(largest.value_or(1), *found);
-  if (!largest)
-    throw_input(
-        "model.vocab_size: missing, and no meta.json beside the shards of data.train states one; add it, or "
-        "make "
-        "the shards with tools/prepare_data.py");
+  if (!largest) return std::nullopt;
   return (*largest + kMultiple - 1) / kMultiple * kMultiple;
 }
 

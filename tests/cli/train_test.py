@@ -24,7 +24,7 @@ class Train(CliTest):
         self.fails(2, "train", "short.json", "--set", "model.vocab_size=5", "--out", "small",
                    names=[r"vocabulary of 5 \(meta.json: vocab_size 250\)"])
         (self.dir / "data" / "meta.json").unlink()
-        self.fails(2, "train", "short.json", "--out", "none", names=["model.vocab_size: missing, and no meta.json"])
+        self.fails(2, "train", "short.json", "--out", "none", names=[r"error: short\.json: model.vocab_size: missing, and no meta.json"])
 
     def test_both_layouts_learn(self):
         for model in harness.MODELS:
