@@ -150,6 +150,15 @@ TEST(ConfigPublished, AnotherSpellingOfAKeyIsAnError) {
               fmt::format("config.json: {}: unknown key; did you mean \"{}\"?", c.key, c.meant));
 }
 
+// 50 is what transformers 4 wrote of its sampling.
+TEST(ConfigPublished, AnotherNameIsSuggestedWhereTheValueIsNotOfItsOwnMeaning) {
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
+    EXPECT_EQ(model_error(with(model, "/top_k", "2")),
+              "config.json: top_k: is 2: unknown key; did you mean \"num_experts_per_tok\"?");
+    EXPECT_NO_THROW(model_of(with(model, "/top_k", "50")));
+  }
+}
+
 TEST(ConfigPublished, AKeyOfAnotherMeaningIsNotSuggested) {
   for (const char* key : {"shared_expert_intermediate_size", "v_head_dim", "o_lora_rank",
                           "dense_intermediate_size", "qkv_bias", "index_head_dim", "embedding_multiplier"}) {

@@ -79,13 +79,16 @@ Section::Section(const Json* json, std::string path, const Source& source, const
   }
 }
 
-std::string Section::other_key_here(const std::string& key) const {
+std::string Section::other_key_here(const std::string& key, bool unsure) const {
   if (const std::string_view near = nearest(key, keys_.keys); !near.empty()) return std::string(near);
   const std::string prefix = std::string(keys_.name) + ".";
-  const std::string_view meant = meant_by(keys_.name, key, [&](std::string_view path) {
-    return path.starts_with(prefix) &&
-           std::find(keys_.keys.begin(), keys_.keys.end(), path.substr(prefix.size())) != keys_.keys.end();
-  });
+  const std::string_view meant = meant_by(
+      keys_.name, key,
+      [&](std::string_view path) {
+        return path.starts_with(prefix) &&
+               std::find(keys_.keys.begin(), keys_.keys.end(), path.substr(prefix.size())) != keys_.keys.end();
+      },
+      unsure);
   return meant.empty() ? "" : std::string(meant.substr(prefix.size()));
 }
 
@@ -124,6 +127,8 @@ void Section::fail_unknown(const JsonMember& member) const {
                             keys_.family, other.family));
     }
   }
+  if (const std::string meant = other_key_here(key, true); !meant.empty())
+    fail(key, fmt::format("is {}: unknown key; did you mean \"{}\"?", describe(member.value), meant));
   if (const std::string path = key_elsewhere(key); !path.empty())
     fail(key, fmt::format("unknown key; did you mean \"{}\"?", path));
   if (!keys_.family.empty())

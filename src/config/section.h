@@ -103,7 +103,7 @@ class Section {
   [[noreturn]] void fail_choice(std::string_view key, const std::string& found,
                                 const std::vector<std::string_view>& names) const;
   // What `key` was meant to be: a key of this section, or the path of one of another; empty: nothing known.
-  std::string other_key_here(const std::string& key) const;
+  std::string other_key_here(const std::string& key, bool unsure = false) const;
   std::string key_elsewhere(const std::string& key) const;
   [[noreturn]] void fail_unknown(const JsonMember& member) const;
 

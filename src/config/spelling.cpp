@@ -84,6 +84,7 @@ struct OtherName {
   std::string_view section;  // where alone it has this meaning; empty: anywhere
   std::string_view name;     // as letters_of() has it; of a plural and its singular one stands for both
   std::string_view path;
+  bool unsure = false;  // the name has a meaning of its own, too, which some values tell
 };
 
 // Names that other programs, papers and people have for what a key here says.
@@ -226,7 +227,8 @@ constexpr OtherName kOtherNames[] = {
     {"data.validation.N", "file", "data.validation.N.path"},
     {"data.validation.N", "glob", "data.validation.N.path"},
     {"data.validation.N", "name", "data.validation.N.domain"},
-    {"router", "topk", "model.num_experts_per_tok"},  // in a config.json it is of sampling
+    {"model", "topk", "model.num_experts_per_tok", true},  // in a config.json it is of sampling
+    {"router", "topk", "model.num_experts_per_tok"},
     {"train", "topk", "model.num_experts_per_tok"},
     {"", "moetopk", "model.num_experts_per_tok"},
     {"", "numexpertspertoken", "model.num_experts_per_tok"},
@@ -360,7 +362,7 @@ std::string letters_of(std::string_view word) {
 }
 
 std::string_view meant_by(std::string_view section, std::string_view key,
-                          const std::function<bool(std::string_view path)>& has) {
+                          const std::function<bool(std::string_view path)>& has, bool unsure) {
   const auto singular = [](std::string_view word) {
     return word.ends_with('s') ? word.substr(0, word.size() - 1) : word;
   };
@@ -368,8 +370,8 @@ std::string_view meant_by(std::string_view section, std::string_view key,
   const std::string letters = letters_of(key);
   for (const bool here : {true, false})  // a meaning within the section goes before one that holds anywhere
     for (const OtherName& other : kOtherNames)
-      if (other.section == (here ? section : "") && singular(other.name) == singular(letters) &&
-          has(other.path))
+      if (other.unsure <= unsure && other.section == (here ? section : "") &&
+          singular(other.name) == singular(letters) && has(other.path))
         return other.path;
   return {};
 }
