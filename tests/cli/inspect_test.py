@@ -75,6 +75,8 @@ class Inspect(CliTest):
         return facts
 
     def test_page_of_a_checkpoint(self):
+        meta = {"tokenizer": "bytes", "tokenizer_sha256": None, "vocab_size": 257, "eot_token": 256}
+        (self.dir / "data" / "meta.json").write_text(json.dumps(meta))
         self.ok("train", self.write_config(train__steps=3), "--out", "run")
         text, report = self.inspect("run")
         lines = text.splitlines()
@@ -94,7 +96,7 @@ class Inspect(CliTest):
                 ("layout", ["qwen3_moe", "hidden_size 32", "num_hidden_layers 2"]),
                 ("layers", ["0-1: 4 experts x 16, 2 a token"]), ("experts", ["num_experts_per_tok 2"]),
                 ("router", ["softmax_topk", "balance_coef 0.01", "z_loss_coef 0.001"]),
-                ("data", ["default: data/train_*.bin"]), ("validation", ["data/val.bin"]), ("tokenizer", ["none recorded"])):
+                ("data", ["default: data/train_*.bin"]), ("validation", ["data/val.bin"]), ("tokenizer", ["bytes, begin token 256, end token 256"])):
             for value in values:
                 with self.subTest(name, value=value):
                     self.assertIn(value, facts[name])
