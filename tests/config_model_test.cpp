@@ -188,9 +188,9 @@ TEST(ConfigModel, UnknownFamilies) {
 }
 
 TEST(ConfigModel, AKeyOfTheOtherFamilyIsUnknown) {
-  EXPECT_EQ(
-      model_error(with(minimal_mixtral(), "/mlp_only_layers", "[0]")),
-      "config.json: mlp_only_layers: is an array: unknown key for model_type \"mixtral\" (\"qwen3_moe\" has it)");
+  EXPECT_EQ(model_error(with(minimal_mixtral(), "/mlp_only_layers", "[0]")),
+            "config.json: mlp_only_layers: is an array: unknown key for model_type \"mixtral\" (\"qwen3_moe\" "
+            "has it)");
 }
 
 // Each value would change the computation in a way that does not exist here.

@@ -45,7 +45,10 @@ TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
     EXPECT_EQ(clauses(minimal_mixtral(), router).empty(), schema.type == "softmax_topk") << router;
     EXPECT_EQ(clauses(minimal_deepseek(), router).empty(), schema.type == "sigmoid_group") << router;
   }
-  EXPECT_TRUE(clauses(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "32"), R"({"type": "lpr"})").empty())
+  EXPECT_TRUE(
+      clauses(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "32"),
+              R"({"type": "lpr"})")
+          .empty())
       << "no layer has a router";
 }
 
