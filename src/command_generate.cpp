@@ -10,6 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 
 #include "commands.h"
 #include "core/error.h"
@@ -38,8 +39,12 @@ double seconds_since(Clock::time_point start) {
 }
 
 json read_json(const fs::path& path) {
-  json value = json::parse(read_text_file(path), nullptr, false);
-  if (!value.is_object()) throw_input("{}: is not a JSON object", path.string());
+  const std::string text = read_text_file(path);
+  json value = json::parse(text, nullptr, false);
+  if (!value.is_object()) {
+    const std::string other = stand_in(std::as_bytes(std::span(text)));
+    throw_input("{}: {}", path.string(), other.empty() ? "is not a JSON object" : other);
+  }
   return value;
 }
 

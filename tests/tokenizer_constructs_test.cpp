@@ -103,6 +103,21 @@ TEST(TokenizerConstructs, EachOtherPartIsRefusedByName) {
   }
 }
 
+TEST(TokenizerConstructs, WhatStandsInPlaceOfATokenizerIsNamed) {
+  const auto refusal = [](const std::string& text) -> std::string {
+    try {
+      parse_hugging_face(text, "t.json");
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_NE(refusal("version https://git-lfs.github.com/spec/v1\n").find("t.json: is a Git LFS pointer"),
+            std::string::npos);
+  EXPECT_NE(refusal("<!DOCTYPE html>").find("is a web page"), std::string::npos);
+  EXPECT_NE(refusal("[]").find("is not a JSON object"), std::string::npos);
+}
+
 TEST(TokenizerConstructs, SpecialTokensCanBeText) {
   const auto tokenizer = with_change({{"added_tokens",
                                        {{{"id", 776}, {"content", "<s>"}, {"special", true}},

@@ -1,6 +1,7 @@
 // A tokenizer.json: added tokens cut the text, the rest is normalised, cut into words and merged.
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -24,7 +25,9 @@ class Reader {
  public:
   Reader(const std::string& text, const std::string& origin) : origin_(origin) {
     root_ = json::parse(text, nullptr, false);
-    if (!root_.is_object()) throw_input("{}: is not a JSON object; give a tokenizer.json", origin);
+    if (root_.is_object()) return;
+    const std::string other = stand_in(std::as_bytes(std::span(text)));
+    throw_input("{}: {}", origin, other.empty() ? "is not a JSON object; give a tokenizer.json" : other);
   }
 
   json part(const char* key) const { return root_.value(key, json()); }
