@@ -476,7 +476,8 @@ def parse_arguments(argv):
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or patterns, read in this order")
+    parser.add_argument("--input", nargs="+", action="extend", required=True, metavar="FILE",
+                        help="files or patterns, read in this order; may be given several times")  # fmt: skip
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", metavar="NAME_OR_PATH",
                        help="'bytes' (257 tokens, nothing to install), a tokenizer.json, a directory that holds one, "

@@ -219,6 +219,11 @@ class PrepareData(unittest.TestCase):
         self.assertIn("*.parquet", self.fails(self.dir / "*.parquet"))
         self.assertIn("is a directory", self.fails(self.dir))
 
+    def test_inputs_given_one_by_one_are_all_read(self):
+        paths = [self.write_texts(f"{text}.jsonl", [text]) for text in ("first", "second")]
+        self.bytes_run(paths[0], "--input", paths[1])
+        self.assertEqual(self.tokens(), byte_tokens(["first", "second"]))
+
     def test_the_same_file_twice(self):
         path = self.write_texts("a.jsonl", ["x"])
         self.assertIn("more than once", self.fails([path, self.dir / "*.jsonl"]))
