@@ -10,21 +10,74 @@ namespace switchyard::tokenizer {
 
 namespace {
 constexpr std::size_t kCachedBytes = 64, kCachedWords = 1 << 18;
+
+std::uint64_t packed(std::string_view character) {
+  std::uint64_t bytes = 0;
+  for (const char c : character) bytes = bytes << 8 | static_cast<unsigned char>(c);
+  return bytes;
 }
 
+// Two characters of at most four bytes each.
+std::uint64_t meeting(std::string_view left, std::string_view right) {
+  return packed(left) << 32 | packed(right);
+}
+
+std::string_view last_character(std::string_view text) {
+  std::size_t begin = text.size() - 1;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+  return text.substr(begin);
+}
+
+bool are_distinct(const TextMap<std::int32_t>& vocab) {
+  std::unordered_set<std::int32_t> ids;
+  for (const auto& [text, id] : vocab) ids.insert(id);
+  return ids.size() == vocab.size();
+}
+}  // namespace
+
 Bpe::Bpe(TextMap<std::int32_t> vocab, Options options)
-    : vocab_(std::move(vocab)), options_(std::move(options)) {}
+    : vocab_(std::move(vocab)),
+      options_(std::move(options)),
+      cuts_(!options_.ignore_merges && options_.continuing_prefix.empty() && options_.word_suffix.empty() &&
+            are_distinct(vocab_)) {}
 
 bool Bpe::add_merge(const std::string& left, const std::string& right) {
   if (right.size() < options_.continuing_prefix.size()) return false;
   const auto a = vocab_.find(left), b = vocab_.find(right),
              whole = vocab_.find(left + right.substr(options_.continuing_prefix.size()));
   if (a == vocab_.end() || b == vocab_.end() || whole == vocab_.end()) return false;
+  if (!left.empty() && !right.empty())
+    joined_.insert(meeting(last_character(left), std::string_view(right).substr(0, character_size(right, 0))));
   merges_.insert_or_assign(key(a->second, b->second), Merge{next_rank_++, whole->second});
   return true;
 }
 
+// Both are tokens: then each is a symbol of its own to begin with (nothing unknown waits between them), a
+// symbol that grows to the border ends or begins with one of them, and none of those is merged with the other.
+bool Bpe::may_be_cut(std::string_view left, std::string_view right) const {
+  const std::uint64_t characters = meeting(left, right);
+  const auto [known, is_new] = cut_.try_emplace(characters, false);
+  if (is_new) known->second = !joined_.contains(characters) && vocab_.contains(left) && vocab_.contains(right);
+  return known->second;
+}
+
 void Bpe::encode(std::string_view word, std::vector<std::int32_t>& out) const {
+  if (!cuts_ || word.size() <= kCachedBytes) return encode_uncut(word, out);
+  std::size_t begin = 0, at = character_size(word, 0);
+  std::string_view left = word.substr(0, at);
+  while (at < word.size()) {
+    const std::string_view right = word.substr(at, character_size(word, at));
+    if (may_be_cut(left, right)) {
+      encode_uncut(word.substr(begin, at - begin), out);
+      begin = at;
+    }
+    left = right;
+    at += right.size();
+  }
+  encode_uncut(word.substr(begin), out);
+}
+
+void Bpe::encode_uncut(std::string_view word, std::vector<std::int32_t>& out) const {
   if (word.empty()) return;
   if (const auto known = cache_.find(word); known != cache_.end()) {
     out.insert(out.end(), known->second.begin(), known->second.end());

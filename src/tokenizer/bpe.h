@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace switchyard::tokenizer {
@@ -33,10 +34,14 @@ class Bpe {
 
   const TextMap<std::int32_t>& vocab() const { return vocab_; }
   std::size_t merges() const { return merges_.size(); }
-  // Throws InputError where a character is unknown and the unknown token is no token.
+  // Throws InputError where a character is unknown and the unknown token is no token. A long word is cut first
+  // where nothing could ever be merged, which changes no token: a text that is one word, as Mixtral's tokenizer
+  // has it, then consists of words that are met again.
   void encode(std::string_view word, std::vector<std::int32_t>& out) const;
 
  private:
+  void encode_uncut(std::string_view word, std::vector<std::int32_t>& out) const;
+  bool may_be_cut(std::string_view left, std::string_view right) const;
   struct Merge {
     std::int32_t rank, token;
   };
@@ -51,7 +56,10 @@ class Bpe {
   std::unordered_map<std::uint64_t, Merge> merges_;
   std::int32_t next_rank_ = 0;
   Options options_;
-  mutable TextMap<std::vector<std::int32_t>> cache_;  // of short words
+  bool cuts_;  // whether symbols are what their characters say, so that a cut can be judged by those
+  std::unordered_set<std::uint64_t> joined_;             // the characters that meet where some merge joins
+  mutable std::unordered_map<std::uint64_t, bool> cut_;  // of characters that met: may_be_cut, once asked
+  mutable TextMap<std::vector<std::int32_t>> cache_;     // of short words
 };
 
 }  // namespace switchyard::tokenizer
