@@ -82,6 +82,8 @@ int run_train(const TrainOptions& options) {
         "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
         "remove one",
         options.init_from, options.resume);
+  if (options.allow_new_data && options.resume.empty())
+    throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   const config::Run run = load_run(options);
   check_tokenizers(run.data);
   set_threads(static_cast<int>(run.parallel.threads));

@@ -695,7 +695,7 @@ TEST(SpecialTokens, OfAModelAreItsRunsOrElseItsConfigurations) {
   EXPECT_EQ(special_tokens_of_model(dir.path()).eot, 2);
   test::write_bytes(dir / "generation_config.json", R"({"bos_token_id": 5, "eos_token_id": [2, 7]})");
   EXPECT_EQ(special_tokens_of_model(dir.path()).begin, 5);
-  test::write_bytes(dir / "tokenizer_meta.json", R"({"eot_token": 9})");
+  test::write_bytes(dir / "tokenizer_meta.json", R"({"tokenizer": "bytes", "eot_token": 9})");
   EXPECT_EQ(special_tokens_of_model(dir.path()).begin, 9);
 }
 

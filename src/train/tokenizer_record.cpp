@@ -101,27 +101,18 @@ NamedTexts tokenizer_files(const config::Data& data) {
 }
 
 data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
-  const auto read = [&](const char* name, const char* begin_key, const char* eot_key) {
-    data::SpecialTokens tokens;
-    if (!fs::exists(directory / name)) return tokens;
-    const auto json = nlohmann::json::parse(read_text_file(directory / name), nullptr, false);
-    const auto token = [&](const char* key) -> std::optional<std::int64_t> {
-      if (!json.is_object() || !json.contains(key) || !json[key].is_number_integer()) return std::nullopt;
-      return json[key].get<std::int64_t>();
-    };
-    tokens.eot = token(eot_key);
-    tokens.begin = token(begin_key);
-    return tokens;
-  };
-  data::SpecialTokens tokens = read(kTokenizerMeta, "begin_token", "eot_token");
-  if (tokens.eot) {
-    if (!tokens.begin) tokens.begin = tokens.eot;
-    return tokens;
-  }
+  if (const auto record = tokenizer_record_in(directory))
+    return {.eot = record->eot_token, .begin = record->begin_token};
+  data::SpecialTokens tokens;
   for (const char* name : {"generation_config.json", "config.json"}) {
-    const data::SpecialTokens found = read(name, "bos_token_id", "eos_token_id");
-    if (!tokens.begin) tokens.begin = found.begin;
-    if (!tokens.eot) tokens.eot = found.eot;
+    if (!fs::exists(directory / name)) continue;
+    const auto json = nlohmann::json::parse(read_text_file(directory / name), nullptr, false);
+    const auto take = [&](std::optional<std::int64_t>& token, const char* key) {
+      if (!token && json.is_object() && json.contains(key) && json[key].is_number_integer())
+        token = json[key].get<std::int64_t>();
+    };
+    take(tokens.begin, "bos_token_id");
+    take(tokens.eot, "eos_token_id");
   }
   return tokens;
 }

@@ -99,6 +99,7 @@ class BadCommandLine(CliTest):
         for arguments, name in ((("trian", config), "trian"), (("evaluate",), "did you mean 'eval'"),
                                 (("help", "trian"), "trian"), (("train",), "CONFIG|config"),
                                 (("train", config, "--stes", "3"), "--stes"),
+                                (("train", config, "--allow-new-data"), "--allow-new-data: .*--resume"),
                                 (("train", config, "--out"), "--out"), (("train", config, "extra"), "extra"),
                                 (("inspect",), "PATH|path"), (("eval",), "CHECKPOINT|checkpoint")):
             with self.subTest(arguments):
