@@ -22,6 +22,8 @@ fi
 scripts/setup.sh
 
 jobs=$(nproc)
+# What one clone has compiled, another one takes from the cache: paths are kept out of what the cache compares.
+export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$PWD}" CCACHE_NOHASHDIR="${CCACHE_NOHASHDIR:-1}"
 # Tests run side by side: two threads each, which sleep while they wait, are enough to meet every parallel path.
 export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 # A sanitizer's finding, leaks included, ends a program with 99, which no test takes for an error that it expects.
@@ -74,6 +76,7 @@ done
 echo
 echo "Summary"
 printf '  %s\n' "${summary[@]}"
+printf '  %-27s %5d s\n' "everything" "$SECONDS"
 for line in "${skips[@]}"; do echo "  skipped  $line"; done
 ((${#presets[@]} > 1)) || echo "  the sanitizers were left out (--quick)"
 if $failed; then
