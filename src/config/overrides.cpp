@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace switchyard::config {
 namespace {

@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "config/config.h"
-#include "config/json.h"
+#include "core/json.h"
 
 namespace switchyard::config {
 

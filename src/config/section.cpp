@@ -5,6 +5,7 @@
 
 #include "config/spelling.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace switchyard::config {
 namespace {

@@ -11,10 +11,10 @@
 #include <string_view>
 #include <vector>
 
-#include "config/json.h"
 #include "config/keys.h"
 #include "config/names.h"
 #include "config/ranges.h"
+#include "core/json.h"
 
 namespace switchyard::config {
 

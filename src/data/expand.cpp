@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "data/dataset.h"
 
 namespace switchyard::data {
@@ -54,46 +54,46 @@ std::vector<fs::path> matches_of(const std::string& pattern) {
 }
 
 // The meta.json files beside the shards, one a directory that has one.
-std::map<fs::path, nlohmann::json> metas_beside(const std::vector<fs::path>& shards) {
-  std::map<fs::path, nlohmann::json> metas;
+std::map<fs::path, Json> metas_beside(const std::vector<fs::path>& shards) {
+  std::map<fs::path, Json> metas;
   for (const auto& shard : shards) {
     const fs::path path = shard.parent_path() / "meta.json";
     if (metas.contains(path) || !fs::exists(path)) continue;
-    auto meta = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
-    if (!meta.is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
-    metas.emplace(path, std::move(meta));
+    std::optional<Json> meta = try_parse_json(read_text_file(path));
+    if (!meta || !meta->is_object()) throw_input("{}: not a JSON object; make the shards again", path.string());
+    metas.emplace(path, std::move(*meta));
   }
   return metas;
 }
 
 // `section`: of the whole file, where `object` is a part of it, as "splits.val.".
-std::optional<std::int64_t> stated(const fs::path& path, const nlohmann::json& object, const char* key,
+std::optional<std::int64_t> stated(const fs::path& path, const Json& object, const char* key,
                                    const std::string& section = "") {
-  const auto entry = object.find(key);
-  if (entry == object.end() || entry->is_null()) return std::nullopt;
-  if (!entry->is_number_integer() || entry->get<std::int64_t>() < 0)
+  const Json& entry = object[key];
+  if (entry.is_null()) return std::nullopt;
+  const auto* number = entry.get<std::int64_t>();
+  if (number == nullptr || *number < 0)
     throw_input("{}: {}{} is {}, expected an integer of 0 or more; make the shards again", path.string(),
-                section, key, entry->dump());
-  return entry->get<std::int64_t>();
+                section, key, to_line(entry));
+  return *number;
 }
 
-const nlohmann::json* stated_object(const fs::path& path, const nlohmann::json& object, const std::string& key,
-                                    const std::string& section = "") {
-  const auto entry = object.find(key);
-  if (entry == object.end() || entry->is_null()) return nullptr;
-  if (!entry->is_object())
+const Json* stated_object(const fs::path& path, const Json& object, const std::string& key,
+                          const std::string& section = "") {
+  const Json& entry = object[key];
+  if (entry.is_null()) return nullptr;
+  if (!entry.is_object())
     throw_input("{}: {}{} is {}, expected an object; make the shards again", path.string(), section, key,
-                entry->dump());
-  return &*entry;
+                to_line(entry));
+  return &entry;
 }
 
 struct SplitCounts {
   std::int64_t tokens, bytes;
 };
-std::optional<SplitCounts> stated_split(const fs::path& path, const nlohmann::json& meta,
-                                        const std::string& name) {
-  const nlohmann::json* const splits = stated_object(path, meta, "splits");
-  const nlohmann::json* const split = splits ? stated_object(path, *splits, name, "splits.") : nullptr;
+std::optional<SplitCounts> stated_split(const fs::path& path, const Json& meta, const std::string& name) {
+  const Json* const splits = stated_object(path, meta, "splits");
+  const Json* const split = splits ? stated_object(path, *splits, name, "splits.") : nullptr;
   if (!split) return std::nullopt;
   const std::string section = "splits." + name + ".";
   const auto tokens = stated(path, *split, "tokens", section), bytes = stated(path, *split, "bytes", section);

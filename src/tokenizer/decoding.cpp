@@ -1,15 +1,11 @@
 #include "tokenizer/decoding.h"
 
-#include <nlohmann/json.hpp>
-
 #include "core/error.h"
+#include "core/utf8.h"
 #include "tokenizer/json_parts.h"
 #include "tokenizer/stages.h"
-#include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
-
-using nlohmann::json;
 
 namespace {
 
@@ -57,7 +53,7 @@ class DecodedStream final : public TextStream {
       return "";
     }
     std::string text = end_run() + part.text;
-    if (decoding_.spaced_ && begun_) text.insert(0, " ");
+    if (decoding_.spaced_ && begun_) text.insert(text.begin(), ' ');
     begun_ = true;
     if (decoding_.hold_last_) {
       std::swap(text, held_);
@@ -94,7 +90,7 @@ class DecodedStream final : public TextStream {
   bool begun_ = false;
 };
 
-Decoding::Decoding(const json& decoder, const std::string& where) {
+Decoding::Decoding(const Json& decoder, const std::string& where) {
   if (decoder.is_null())
     spaced_ = true;
   else
@@ -103,10 +99,10 @@ Decoding::Decoding(const json& decoder, const std::string& where) {
 
 void Decoding::add(Change change) { (byte_fallback_ ? behind_ : before_).push_back(std::move(change)); }
 
-void Decoding::read(const json& decoder, const std::string& where) {
+void Decoding::read(const Json& decoder, const std::string& where) {
   const std::string type = type_of(decoder, where);
   if (type == "Sequence") {
-    const json parts = list_of(decoder, "decoders", where);
+    const Json::Array& parts = list_of(decoder, "decoders", where);
     for (std::size_t i = 0; i < parts.size(); ++i) read(parts[i], fmt::format("{}.decoders[{}]", where, i));
     return;
   }
@@ -140,7 +136,7 @@ void Decoding::read(const json& decoder, const std::string& where) {
   }
 }
 
-void Decoding::read_strip(const json& decoder, const std::string& where) {
+void Decoding::read_strip(const Json& decoder, const std::string& where) {
   const std::string content = character_of(decoder, "content", where, " ");
   const auto start = entry<std::int64_t>(decoder, "start", where, 0);
   const auto stop = entry<std::int64_t>(decoder, "stop", where, 0);

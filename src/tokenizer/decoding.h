@@ -3,11 +3,11 @@
 
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/json.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::tokenizer {
@@ -15,7 +15,7 @@ namespace switchyard::tokenizer {
 class Decoding {
  public:
   // Throws InputError naming the path of what is not supported.
-  Decoding(const nlohmann::json& decoder, const std::string& where);
+  Decoding(const Json& decoder, const std::string& where);
 
   // What a token is, as far as it can be said of one alone: text, or bytes.
   struct Part {
@@ -30,8 +30,8 @@ class Decoding {
  private:
   using Change = std::function<void(std::string&)>;
   friend class DecodedStream;
-  void read(const nlohmann::json& decoder, const std::string& where);
-  void read_strip(const nlohmann::json& decoder, const std::string& where);
+  void read(const Json& decoder, const std::string& where);
+  void read_strip(const Json& decoder, const std::string& where);
   void add(Change change);
 
   std::vector<Change> before_, behind_;  // of each token, before and behind ByteFallback

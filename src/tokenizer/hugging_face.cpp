@@ -1,50 +1,50 @@
 // A tokenizer.json: added tokens cut the text, the rest is normalised, cut into words and merged.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <span>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/utf8.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/decoding.h"
 #include "tokenizer/json_parts.h"
 #include "tokenizer/stages.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
 
 namespace {
-
-using nlohmann::json;
 
 constexpr std::int64_t kMostTokens = 1 << 24;  // a larger number is damage, and would cost as much memory
 
 class Reader {
  public:
   Reader(const std::string& text, const std::string& origin) : origin_(origin) {
-    root_ = json::parse(text, nullptr, false);
-    if (root_.is_object()) return;
+    if (auto root = try_parse_json(text); root && root->is_object()) {
+      root_ = std::move(*root);
+      return;
+    }
     const std::string other = stand_in(std::as_bytes(std::span(text)));
     throw_input("{}: {}", origin, other.empty() ? "is not a JSON object; give a tokenizer.json" : other);
   }
 
-  json part(const char* key) const { return root_.value(key, json()); }
+  const Json& part(std::string_view key) const { return root_[key]; }
   std::string where(const std::string& path) const { return fmt::format("{}: {}", origin_, path); }
   [[noreturn]] void refuse(const std::string& path, const std::string& why) const {
     throw_input("{}: {}: {}", origin_, path, why);
   }
 
   Bpe bpe() const {
-    const json model = part("model");
+    const Json& model = part("model");
     if (!model.is_object()) refuse("model", "is missing");
     // Old files have no type; only BPE has merges.
-    const std::string type = model.value("type", model.contains("merges") ? json("BPE") : json()).dump();
-    if (type != "\"BPE\"") refuse("model.type", fmt::format("{} is not supported; BPE is", type));
-    if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0.0)
-      refuse("model.dropout", fmt::format("is {}, which makes the tokens of a text random; set it to null",
-                                          model["dropout"].dump()));
+    const Json bpe_type = "BPE";
+    const Json& type = model.contains("type") || !model.contains("merges") ? model["type"] : bpe_type;
+    if (type != bpe_type) refuse("model.type", fmt::format("{} is not supported; BPE is", to_line(type)));
+    if (const Json& dropout = model["dropout"]; !dropout.is_null() && dropout != 0.0)
+      refuse("model.dropout",
+             fmt::format("is {}, which makes the tokens of a text random; set it to null", to_line(dropout)));
     Bpe bpe(vocab(model),
             {.byte_fallback = entry(model, "byte_fallback", where("model"), false),
              .fuse_unknown = entry(model, "fuse_unk", where("model"), false),
@@ -58,11 +58,11 @@ class Reader {
 
   std::vector<AddedToken> added_tokens() const {
     std::vector<AddedToken> tokens;
-    const json list = part("added_tokens");
+    const Json& list = part("added_tokens");
     if (!list.is_null() && !list.is_array()) refuse("added_tokens", "is not a list");
     for (std::size_t i = 0; i < list.size(); ++i) {
       const std::string path = fmt::format("added_tokens[{}]", i);
-      if (!list[i].is_object() || !list[i].contains("content")) refuse(path, "is not an object with a content");
+      if (!list[i].contains("content")) refuse(path, "is not an object with a content");
       const auto flag = [&](const char* key, bool fallback) {
         return entry(list[i], key, where(path), fallback);
       };
@@ -82,12 +82,12 @@ class Reader {
     std::vector<std::int32_t> before, behind;
     bool known = false;
   };
-  void read_frame(const json& value, const std::string& path, Frame& frame) const {
+  void read_frame(const Json& value, const std::string& path, Frame& frame) const {
     if (value.is_null()) return;
     const std::string type = type_of(value, where(path));
     if (type == "ByteLevel") return;  // of offsets alone
     if (type == "Sequence") {
-      const json parts = list_of(value, "processors", where(path));
+      const Json::Array& parts = list_of(value, "processors", where(path));
       for (std::size_t i = 0; i < parts.size(); ++i)
         read_frame(parts[i], fmt::format("{}.processors[{}]", path, i), frame);
       return;
@@ -108,36 +108,35 @@ class Reader {
   }
 
  private:
-  TextMap<std::int32_t> vocab(const json& model) const {
+  TextMap<std::int32_t> vocab(const Json& model) const {
     TextMap<std::int32_t> vocab;
-    if (!model.contains("vocab") || !model["vocab"].is_object()) refuse("model.vocab", "is not an object");
-    for (const auto& [text, id] : model["vocab"].items()) {
-      if (!id.is_number_integer() || id < 0 || id > kMostTokens)
-        refuse("model.vocab", fmt::format("\"{}\" has {} for a token", text, id.dump()));
-      vocab.emplace(text, id.get<std::int32_t>());
+    if (!model["vocab"].is_object()) refuse("model.vocab", "is not an object");
+    for (const auto& [text, id] : model["vocab"].object()) {
+      if (!is_token(id)) refuse("model.vocab", fmt::format("\"{}\" has {} for a token", text, to_line(id)));
+      vocab.emplace(text, static_cast<std::int32_t>(id.integer()));
     }
     return vocab;
   }
 
-  std::optional<std::string> unknown(const json& model) const {
-    if (!model.contains("unk_token") || model["unk_token"].is_null()) return std::nullopt;
+  std::optional<std::string> unknown(const Json& model) const {
+    if (model["unk_token"].is_null()) return std::nullopt;
     return entry<std::string>(model, "unk_token", where("model"), "");
   }
 
-  void read_merges(const json& merges, Bpe& bpe) const {
+  void read_merges(const Json::Array& merges, Bpe& bpe) const {
     for (std::size_t i = 0; i < merges.size(); ++i) {
       const std::string path = fmt::format("model.merges[{}]", i);
-      const json& merge = merges[i];
+      const Json& merge = merges[i];
       std::string left, right;
       if (merge.is_string()) {
-        const std::string both = merge;
+        const std::string& both = merge.text();
         if (both.starts_with("#version")) continue;
         const std::size_t space = both.find(' ');
         if (space == std::string::npos || both.find(' ', space + 1) != std::string::npos)
           refuse(path, "is not two tokens with a space between");
         left = both.substr(0, space), right = both.substr(space + 1);
       } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-        left = merge[0], right = merge[1];
+        left = merge[0].text(), right = merge[1].text();
       } else {
         refuse(path, "is neither \"a b\" nor [\"a\", \"b\"]");
       }
@@ -145,40 +144,42 @@ class Reader {
     }
   }
 
-  void check_token(const json& id, const std::string& path) const {
-    if (!id.is_number_integer() || id < 0 || id > kMostTokens)
-      refuse(path, fmt::format("{} is no token", id.dump()));
+  static bool is_token(const Json& id) {
+    const auto* number = id.get<std::int64_t>();
+    return number != nullptr && *number >= 0 && *number <= kMostTokens;
+  }
+  std::int32_t checked_token(const Json& id, const std::string& path) const {
+    if (!is_token(id)) refuse(path, fmt::format("{} is no token", to_line(id)));
+    return static_cast<std::int32_t>(id.integer());
   }
 
-  std::int32_t token_of(const json& value, const char* key, const std::string& path) const {
-    const json pair = member(value, key);
+  std::int32_t token_of(const Json& value, const char* key, const std::string& path) const {
+    const Json& pair = value[key];
     if (!pair.is_array() || pair.size() != 2) refuse(path + "." + key, "is not [text, token]");
-    check_token(pair[1], path + "." + key);
-    return pair[1].get<std::int32_t>();
+    return checked_token(pair[1], path + "." + key);
   }
 
-  void read_template(const json& value, const std::string& path, Frame& frame) const {
-    const json names = member(value, "special_tokens");
+  void read_template(const Json& value, const std::string& path, Frame& frame) const {
+    const Json& names = value["special_tokens"];
     int texts = 0;
-    for (const json& piece : list_of(value, "single", where(path))) {
-      if (piece.is_object() && piece.contains("Sequence")) {
-        if (member(piece["Sequence"], "id") != "A" || ++texts > 1)
+    for (const Json& piece : list_of(value, "single", where(path))) {
+      if (piece.contains("Sequence")) {
+        if (piece["Sequence"]["id"] != "A" || ++texts > 1)
           refuse(path + ".single", "has another text than A, or it twice");
         continue;
       }
-      const json name = member(member(piece, "SpecialToken"), "id");
-      const json token = name.is_string() ? member(names, name.get<std::string>().c_str()) : json();
-      if (!token.is_object()) refuse(path + ".single", fmt::format("{} is not in special_tokens", name.dump()));
-      for (const json& id : list_of(token, "ids", where(path + ".special_tokens"))) {
-        check_token(id, path + ".special_tokens");
-        (texts > 0 ? frame.behind : frame.before).push_back(id.get<std::int32_t>());
-      }
+      const Json& name = piece["SpecialToken"]["id"];
+      const Json* token = name.is_string() ? names.find(name.text()) : nullptr;
+      if (token == nullptr || !token->is_object())
+        refuse(path + ".single", fmt::format("{} is not in special_tokens", to_line(name)));
+      for (const Json& id : list_of(*token, "ids", where(path + ".special_tokens")))
+        (texts > 0 ? frame.behind : frame.before).push_back(checked_token(id, path + ".special_tokens"));
     }
     if (texts == 0) refuse(path + ".single", "leaves the text out");
   }
 
   std::string origin_;
-  json root_;
+  Json root_;
 };
 
 class HuggingFace final : public Tokenizer {
@@ -261,14 +262,14 @@ class HuggingFace final : public Tokenizer {
 };
 
 // The types of a part and of the parts in it.
-std::string outline(const json& part) {
+std::string outline(const Json& part) {
   if (!part.is_object()) return "none";
   std::string inner;
-  for (const auto& [key, member] : part.items())
-    if (member.is_array())
-      for (const json& each : member)
-        if (each.is_object() && each.contains("type")) inner += (inner.empty() ? "" : ", ") + outline(each);
-  const std::string type = part.value("type", "none");
+  for (const auto& [key, member] : part.object())
+    if (const auto* list = member.get<Json::Array>())
+      for (const Json& each : *list)
+        if (each.contains("type")) inner += (inner.empty() ? "" : ", ") + outline(each);
+  const std::string type = part["type"].is_string() ? part["type"].text() : "none";
   return inner.empty() ? type : fmt::format("{}({})", type, inner);
 }
 
@@ -283,9 +284,8 @@ std::unique_ptr<Tokenizer> load_hugging_face(const std::filesystem::path& path) 
 }
 
 bool looks_like_hugging_face(const std::string& text) {
-  const json root = json::parse(text, nullptr, false);
-  return root.is_object() && root.contains("model") && root["model"].is_object() &&
-         root["model"].contains("vocab");
+  const std::optional<Json> root = try_parse_json(text);
+  return root && std::as_const(*root)["model"].contains("vocab");
 }
 
 Description describe_hugging_face(const std::string& text, const std::string& origin) {

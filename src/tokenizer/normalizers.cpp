@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "tokenizer/json_parts.h"
@@ -9,8 +8,6 @@
 namespace switchyard::tokenizer {
 
 namespace {
-
-using nlohmann::json;
 
 void keep_if(Piece& piece, bool (*keep)(char32_t)) {
   rewrite_characters(piece, [&](std::string& out, char32_t code) {
@@ -82,7 +79,7 @@ bool is_chinese(char32_t code) {
   return false;
 }
 
-Normalizer make_bert(const json& part, const std::string& where) {
+Normalizer make_bert(const Json& part, const std::string& where) {
   const bool clean = entry(part, "clean_text", where, true);
   const bool chinese = entry(part, "handle_chinese_chars", where, true);
   const bool lower = entry(part, "lowercase", where, true);
@@ -113,7 +110,7 @@ Normalizer make_bert(const json& part, const std::string& where) {
 
 }  // namespace
 
-Normalizer make_normalizer(const json& part, const std::string& where) {
+Normalizer make_normalizer(const Json& part, const std::string& where) {
   if (part.is_null()) return [](Piece&) {};
   const std::string type = type_of(part, where);
   if (type == "NFC") return [](Piece& piece) { to_normal_form(piece, NormalForm::nfc); };
@@ -140,7 +137,7 @@ Normalizer make_normalizer(const json& part, const std::string& where) {
   }
   if (type == "Sequence") {
     std::vector<Normalizer> all;
-    const json parts = list_of(part, "normalizers", where);
+    const Json::Array& parts = list_of(part, "normalizers", where);
     for (std::size_t i = 0; i < parts.size(); ++i)
       all.push_back(make_normalizer(parts[i], fmt::format("{}.normalizers[{}]", where, i)));
     return [all](Piece& piece) {

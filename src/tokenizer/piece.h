@@ -5,8 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/utf8.h"
 #include "tokenizer/pattern.h"
-#include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "tokenizer/json_parts.h"
@@ -11,15 +10,13 @@ namespace switchyard::tokenizer {
 
 namespace {
 
-using nlohmann::json;
-
 constexpr const char* kGpt2 =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 // What becomes of the matches and of what lies between them.
 enum class Behavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
 
-Behavior behavior_of(const json& part, const std::string& where, const std::string& fallback) {
+Behavior behavior_of(const Json& part, const std::string& where, const std::string& fallback) {
   const auto name = entry<std::string>(part, "behavior", where, fallback);
   for (const auto& [known, behavior] : {std::pair{"Removed", Behavior::removed},
                                         {"Isolated", Behavior::isolated},
@@ -96,7 +93,7 @@ PreTokenizer character_splitter(Is is, Behavior behavior) {
   return splitter([is](const std::string& text) { return cut_characters(text, is); }, behavior);
 }
 
-PreTokenizer make_split(const json& part, const std::string& where) {
+PreTokenizer make_split(const Json& part, const std::string& where) {
   return splitter(
       [pattern = pattern_of(part, where),
        invert = entry(part, "invert", where, false)](const std::string& text) {
@@ -108,7 +105,7 @@ PreTokenizer make_split(const json& part, const std::string& where) {
       behavior_of(part, where, ""));
 }
 
-PreTokenizer make_byte_level(const json& part, const std::string& where) {
+PreTokenizer make_byte_level(const Json& part, const std::string& where) {
   const bool prefix = entry(part, "add_prefix_space", where, true);
   const bool split = entry(part, "use_regex", where, true);
   const PreTokenizer cut =
@@ -123,7 +120,7 @@ PreTokenizer make_byte_level(const json& part, const std::string& where) {
   };
 }
 
-PreTokenizer make_metaspace(const json& part, const std::string& where) {
+PreTokenizer make_metaspace(const Json& part, const std::string& where) {
   const std::string mark = character_of(part, "replacement", where, "\xE2\x96\x81");
   const auto scheme = entry<std::string>(part, "prepend_scheme", where, "always");
   if (scheme != "always" && scheme != "first" && scheme != "never")
@@ -148,7 +145,7 @@ PreTokenizer make_metaspace(const json& part, const std::string& where) {
   };
 }
 
-PreTokenizer make_fixed_length(const json& part, const std::string& where) {
+PreTokenizer make_fixed_length(const Json& part, const std::string& where) {
   const auto length = entry<std::int64_t>(part, "length", where, 5);
   if (length < 1) throw_input("{}.length: is {}, expected 1 or more", where, length);
   return splitter(
@@ -188,7 +185,7 @@ std::vector<Match> cut_words(const std::string& text) {
 
 }  // namespace
 
-PreTokenizer make_pre_tokenizer(const json& part, const std::string& where) {
+PreTokenizer make_pre_tokenizer(const Json& part, const std::string& where) {
   if (part.is_null()) return [](std::vector<Piece>&) {};
   const std::string type = type_of(part, where);
   if (type == "ByteLevel") return make_byte_level(part, where);
@@ -211,7 +208,7 @@ PreTokenizer make_pre_tokenizer(const json& part, const std::string& where) {
     all = {character_splitter(is_space, Behavior::removed),
            character_splitter(is_punctuation, Behavior::isolated)};
   } else if (type == "Sequence") {
-    const json parts = list_of(part, "pretokenizers", where);
+    const Json::Array& parts = list_of(part, "pretokenizers", where);
     for (std::size_t i = 0; i < parts.size(); ++i)
       all.push_back(make_pre_tokenizer(parts[i], fmt::format("{}.pretokenizers[{}]", where, i)));
   } else {

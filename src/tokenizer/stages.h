@@ -2,10 +2,10 @@
 #pragma once
 
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "core/json.h"
 #include "tokenizer/piece.h"
 
 namespace switchyard::tokenizer {
@@ -15,8 +15,8 @@ using PreTokenizer = std::function<void(std::vector<Piece>& pieces)>;  // cuts e
 
 // Each from its JSON, whose path in the file is `where`. Throw InputError naming the path of what is not
 // supported.
-Normalizer make_normalizer(const nlohmann::json& json, const std::string& where);
-PreTokenizer make_pre_tokenizer(const nlohmann::json& json, const std::string& where);
+Normalizer make_normalizer(const Json& json, const std::string& where);
+PreTokenizer make_pre_tokenizer(const Json& json, const std::string& where);
 
 // GPT-2's alphabet: the byte behind a printable character, and back.
 const std::string& character_of_byte(unsigned char byte);

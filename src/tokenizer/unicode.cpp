@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "tokenizer/code_set.h"
-#include "tokenizer/utf8.h"
 
 namespace switchyard::tokenizer {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace switchyard::tokenizer {
+namespace switchyard {
 
 struct Character {
   enum class State { whole, cut, broken };  // cut: the text ends before the character does
@@ -15,6 +15,7 @@ struct Character {
 };
 Character character_at(std::string_view text, std::size_t at);
 std::optional<std::size_t> first_invalid_byte(std::string_view text);
+inline bool is_utf8(std::string_view text) { return !first_invalid_byte(text); }
 
 // Of text that is UTF-8, which is not checked.
 std::size_t character_size(std::string_view text, std::size_t at);  // in bytes
@@ -34,4 +35,4 @@ class Utf8Stream {
   std::string pending_;
 };
 
-}  // namespace switchyard::tokenizer
+}  // namespace switchyard

@@ -1,4 +1,4 @@
-#include "tokenizer/utf8.h"
+#include "core/utf8.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 
 #include "core/rng.h"
 
-namespace switchyard::tokenizer {
+namespace switchyard {
 namespace {
 
 const std::string kReplacement = "\xEF\xBF\xBD";
@@ -102,4 +102,4 @@ TEST(Utf8, TheFirstInvalidByteIsFound) {
 }
 
 }  // namespace
-}  // namespace switchyard::tokenizer
+}  // namespace switchyard

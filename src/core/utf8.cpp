@@ -1,6 +1,6 @@
-#include "tokenizer/utf8.h"
+#include "core/utf8.h"
 
-namespace switchyard::tokenizer {
+namespace switchyard {
 
 namespace {
 constexpr const char* kReplacement = "\xEF\xBF\xBD";
@@ -90,4 +90,4 @@ std::string Utf8Stream::take(bool last) {
   return whole;
 }
 
-}  // namespace switchyard::tokenizer
+}  // namespace switchyard
