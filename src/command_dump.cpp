@@ -5,14 +5,14 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "checkpoint/model_directory.h"
+#include "checkpoint/safetensors_writer.h"
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "model/transformer.h"
 #include "router/auxiliary_losses.h"
 #include "router/registry.h"
-#include "train/model_directory.h"
-#include "train/safetensors_writer.h"
 #include "train/token_data.h"
 
 namespace switchyard {
@@ -26,9 +26,9 @@ struct Tokens {
 };
 
 Tokens read_tokens(const std::string& path, std::int64_t vocab_size) {
-  const train::SafetensorsFile file(path);
-  const train::StoredTensor* stored = file.find("tokens");
-  if (stored == nullptr || stored->type != train::StoredType::i32 || stored->shape.size() != 2)
+  const checkpoint::SafetensorsFile file(path);
+  const checkpoint::StoredTensor* stored = file.find("tokens");
+  if (stored == nullptr || stored->type != checkpoint::StoredType::i32 || stored->shape.size() != 2)
     throw_input("{}: holds no tensor \"tokens\" of type I32 and shape [sequences, length]", path);
   Tokens tokens{stored->shape[0], stored->shape[1], {}};
   if (tokens.n_seq < 1 || tokens.seq_len < 2)
@@ -50,7 +50,7 @@ double balance_coef(const std::string& config_json, config::Family family) {
 }  // namespace
 
 int run_dump(const DumpOptions& options) {
-  const train::ModelDirectory directory(options.directory);
+  const checkpoint::ModelDirectory directory(options.directory);
   const std::string& config_json = directory.config_json();
   const config::Model& config = directory.model();
   const Tokens tokens = read_tokens(options.tokens, config.vocab_size);
@@ -94,7 +94,7 @@ int run_dump(const DumpOptions& options) {
   float cross_entropy = static_cast<float>(mean);
   float loss = static_cast<float>(mean + auxiliary[0]);
 
-  std::vector<train::NamedTensor> out;
+  std::vector<checkpoint::NamedTensor> out;
   out.push_back({"logits", Tensor(logits.data(), Shape{B, S, config.vocab_size}, DType::f32)});
   out.push_back({"cross_entropy", Tensor(&cross_entropy, Shape{1}, DType::f32)});
   out.push_back({"loss", Tensor(&loss, Shape{1}, DType::f32)});
@@ -107,7 +107,7 @@ int run_dump(const DumpOptions& options) {
   const ParameterStore& store = model.parameters();
   for (std::size_t i = 0; i < store.rows().size(); ++i)
     if (store.rows()[i].trained) out.push_back({"grad." + store.rows()[i].name, store.grad(i)});
-  train::write_safetensors(options.out, out);
+  checkpoint::write_safetensors(options.out, out);
   return 0;
 }
 

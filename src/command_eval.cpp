@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "checkpoint/model_directory.h"
 #include "commands.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -14,7 +15,6 @@
 #include "model/transformer.h"
 #include "ops/device.h"
 #include "train/evaluator.h"
-#include "train/model_directory.h"
 
 namespace switchyard {
 
@@ -135,7 +135,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 
 int run_eval(const EvalOptions& options) {
   set_threads(static_cast<int>(options.threads));
-  const train::ModelDirectory directory(options.checkpoint);
+  const checkpoint::ModelDirectory directory(options.checkpoint);
   config::Model config = directory.model();
   config.num_nextn_predict_layers = 0;  // which are for training
   // What a run says beside the model; a Hugging Face directory has none.

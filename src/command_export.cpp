@@ -8,6 +8,9 @@
 #include <set>
 #include <system_error>
 
+#include "checkpoint/model_directory.h"
+#include "checkpoint/text_files.h"
+#include "checkpoint/weights_files.h"
 #include "commands.h"
 #include "config/byte_size.h"
 #include "config/load.h"
@@ -17,18 +20,13 @@
 #include "core/log.h"
 #include "model/transformer.h"
 #include "router/registry.h"
-#include "train/disk_space.h"
-#include "train/model_directory.h"
-#include "train/temporary_directory.h"
-#include "train/text_files.h"
-#include "train/weights_writer.h"
 
 namespace switchyard {
 
 namespace {
 
 namespace fs = std::filesystem;
-using train::StoredType;
+using checkpoint::StoredType;
 
 // What belongs to a model beside its weights.
 constexpr const char* kCompanions[] = {"tokenizer.json",
@@ -54,16 +52,16 @@ const char* torch_dtype_of(StoredType type) {
 }
 
 // The router's bias is float32 in transformers whatever the model's dtype is.
-StoredType type_of(const train::StoredTensor& tensor, const std::optional<StoredType>& wanted) {
+StoredType type_of(const checkpoint::StoredTensor& tensor, const std::optional<StoredType>& wanted) {
   if (!wanted) return tensor.type;
   return tensor.name.ends_with(".e_score_correction_bias") ? StoredType::f32 : *wanted;
 }
 
-std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& source,
-                                                   std::span<const Parameter> rows,
-                                                   const std::optional<StoredType>& dtype) {
-  std::vector<train::WrittenTensor> tensors;
-  for (train::ModelTensor& row : source.weights().match(source.model(), rows)) {
+std::vector<checkpoint::WrittenTensor> tensors_to_write(const checkpoint::ModelDirectory& source,
+                                                        std::span<const Parameter> rows,
+                                                        const std::optional<StoredType>& dtype) {
+  std::vector<checkpoint::WrittenTensor> tensors;
+  for (checkpoint::ModelTensor& row : source.weights().match(source.model(), rows)) {
     const StoredType type = type_of(row.tensor, dtype);
     tensors.push_back({std::move(row.tensor), type, row.file});
   }
@@ -71,9 +69,9 @@ std::vector<train::WrittenTensor> tensors_to_write(const train::ModelDirectory& 
 }
 
 // The source's own config.json with the router and the dtype of what is written.
-std::string config_for(const train::ModelDirectory& source, const config::Router& router, StoredType dtype,
-                       const std::optional<train::TokenizerRecord>& record) {
-  auto config = nlohmann::ordered_json::parse(train::with_text_tokens(
+std::string config_for(const checkpoint::ModelDirectory& source, const config::Router& router, StoredType dtype,
+                       const std::optional<checkpoint::TokenizerRecord>& record) {
+  auto config = nlohmann::ordered_json::parse(checkpoint::with_text_tokens(
       config::state_router(source.config_json(), source.model(), router, router::router_schemas()), record));
   config.erase("dtype");
   config["torch_dtype"] = torch_dtype_of(dtype);
@@ -81,8 +79,8 @@ std::string config_for(const train::ModelDirectory& source, const config::Router
 }
 
 // Beside the source; of a checkpoint also in its run directory. What a run's tokenizer is, its record says.
-void write_companions(const train::ModelDirectory& source, const std::optional<train::TokenizerRecord>& record,
-                      const fs::path& to) {
+void write_companions(const checkpoint::ModelDirectory& source,
+                      const std::optional<checkpoint::TokenizerRecord>& record, const fs::path& to) {
   std::vector<fs::path> places = {source.path()};
   if (source.checkpoint()) places.push_back(fs::canonical(source.path()).parent_path().parent_path());
   for (const char* name : kCompanions) {
@@ -95,12 +93,13 @@ void write_companions(const train::ModelDirectory& source, const std::optional<t
     }
   }
   if (!record) return;
-  const fs::path tokenizer = source.path() / train::kTokenizer;
+  const fs::path tokenizer = source.path() / checkpoint::kTokenizer;
   const bool own = fs::exists(tokenizer);
   if (!own && record->tokenizer != "bytes") return;
-  for (const auto& [name, text] : train::text_files(*record, own ? read_text_file(tokenizer) : "",
-                                                    source.model().max_position_embeddings, tokenizer.string()))
-    if (name == train::kTokenizer || !fs::exists(to / name)) train::write_text(to / name, text);
+  for (const auto& [name, text] :
+       checkpoint::text_files(*record, own ? read_text_file(tokenizer) : "",
+                              source.model().max_position_embeddings, tokenizer.string()))
+    if (name == checkpoint::kTokenizer || !fs::exists(to / name)) checkpoint::write_text(to / name, text);
 }
 
 // Names of `rows` that `others` has not, shortened to their number and the first.
@@ -116,7 +115,7 @@ std::string names_beyond(std::span<const Parameter> rows, std::span<const Parame
 
 // Says what transformers makes of an export whose router is not the layout's own. Returns the router that its
 // config.json states.
-config::Router router_for(const train::ModelDirectory& source, const model::Transformer& model,
+config::Router router_for(const checkpoint::ModelDirectory& source, const model::Transformer& model,
                           bool as_layout) {
   const config::Router router = source.router();
   const auto beyond = config::beyond_layout(router, source.model(), router::router_schemas());
@@ -157,24 +156,24 @@ int run_export(const ExportOptions& options) {
   if (fs::exists(fs::symlink_status(out)))
     throw_input("{}: is already there; choose another --out or remove it", out.string());
 
-  const train::ModelDirectory source(options.source);
+  const checkpoint::ModelDirectory source(options.source);
   const model::Transformer model(source.model(), source.router(), DType::f32, false);
   const config::Router router = router_for(source, model, options.as_layout);
-  const auto record = train::tokenizer_record_in(source.path());
+  const auto record = checkpoint::tokenizer_record_in(source.path());
   const auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
-  const auto embedding = std::find_if(tensors.begin(), tensors.end(), [](const train::WrittenTensor& tensor) {
-    return tensor.from.name == "model.embed_tokens.weight";
-  });
+  const auto embedding = std::find_if(
+      tensors.begin(), tensors.end(),
+      [](const checkpoint::WrittenTensor& tensor) { return tensor.from.name == "model.embed_tokens.weight"; });
   SY_CHECK(embedding != tensors.end(), "a model without an embedding");
 
   std::error_code error;
   fs::create_directories(out.parent_path(), error);
   if (error) throw_input("{}: cannot be created: {}", out.parent_path().string(), error.message());
   constexpr std::uint64_t kSlack = 1 << 20;  // headers, config.json, the index
-  train::require_free_space(out.parent_path(), train::safetensors_bytes(tensors) + kSlack);
-  train::TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
-  train::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type, record));
-  const auto files = train::write_weights(temporary.path(), tensors, *max_shard_size);
+  require_free_space(out.parent_path(), checkpoint::safetensors_bytes(tensors) + kSlack);
+  TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
+  checkpoint::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type, record));
+  const auto files = checkpoint::write_weights(temporary.path(), tensors, *max_shard_size);
   write_companions(source, record, temporary.path());
   sync_directory(temporary.path());
   fs::rename(temporary.path(), out, error);

@@ -12,6 +12,8 @@
 #include <optional>
 #include <span>
 
+#include "checkpoint/model_directory.h"
+#include "checkpoint/tokenizer_record.h"
 #include "commands.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -21,8 +23,6 @@
 #include "model/transformer.h"
 #include "ops/device.h"
 #include "tokenizer/tokenizer.h"
-#include "train/model_directory.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard {
 
@@ -54,7 +54,7 @@ struct Loaded {
 };
 
 Loaded load_model(const std::string& path, const std::string& dtype, Context& ctx) {
-  const train::ModelDirectory directory(path);
+  const checkpoint::ModelDirectory directory(path);
   config::Model config = directory.model();
   config.num_nextn_predict_layers = 0;  // which are for training
   const config::ComputeType type = directory.compute_type(dtype, ctx.device);
@@ -105,7 +105,7 @@ Text find_text(const GenerateOptions& options, const fs::path& directory, std::i
   Text text;
   std::optional<std::int32_t> end_of_run;
   std::string name;
-  if (const fs::path path = directory / train::kTokenizerMeta; fs::exists(path)) {
+  if (const fs::path path = directory / checkpoint::kTokenizerMeta; fs::exists(path)) {
     const json meta = read_json(path);
     if (const json given = meta.value("tokenizer", json()); given.is_string()) name = given;
     const auto token = [&](const char* key) -> std::optional<std::int32_t> {
@@ -120,10 +120,10 @@ Text find_text(const GenerateOptions& options, const fs::path& directory, std::i
     text.tokenizer = tokenizer::make_byte_tokenizer();
   } else if (!options.tokenizer.empty()) {
     fs::path path = options.tokenizer;
-    if (fs::is_directory(path)) path /= train::kTokenizer;
+    if (fs::is_directory(path)) path /= checkpoint::kTokenizer;
     text.tokenizer = tokenizer::load_hugging_face(path);
-  } else if (fs::exists(directory / train::kTokenizer)) {
-    text.tokenizer = tokenizer::load_hugging_face(directory / train::kTokenizer);
+  } else if (fs::exists(directory / checkpoint::kTokenizer)) {
+    text.tokenizer = tokenizer::load_hugging_face(directory / checkpoint::kTokenizer);
   }
   if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
     throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",

@@ -4,6 +4,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/json_text.h"
+#include "checkpoint/model_directory.h"
+#include "checkpoint/tokenizer_record.h"
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
@@ -14,10 +17,6 @@
 #include "model/parameter_count.h"
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
-#include "train/json_text.h"
-#include "train/model_directory.h"
-#include "train/token_data.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard {
 
@@ -66,8 +65,8 @@ Json inspect_config(const fs::path& path, const std::string& text) {
              parameter_json(model, config::parse_model_router(text, path.string(), router::router_schemas()))},
             {"model", model_json(model)}};
   }
-  const config::Run run =
-      config::parse_run(text, path.string(), {}, router::router_schemas(), std::nullopt, train::vocab_size_of);
+  const config::Run run = config::parse_run(text, path.string(), {}, router::router_schemas(), std::nullopt,
+                                            checkpoint::vocab_size_of);
   const std::int64_t tokens_a_step = run.train.global_batch_size * run.train.seq_len;
   return {{"kind", "run"},
           {"path", path.string()},
@@ -96,23 +95,23 @@ Json inspect_tokenizer(const fs::path& path, const std::string& text) {
   return info;
 }
 
-void append_tensors(Json& list, const train::SafetensorsFile& file) {
-  for (const train::StoredTensor& tensor : file.tensors())
+void append_tensors(Json& list, const checkpoint::SafetensorsFile& file) {
+  for (const checkpoint::StoredTensor& tensor : file.tensors())
     list.push_back({{"file", file.path().filename().string()},
                     {"name", tensor.name},
-                    {"dtype", train::name_of(tensor.type)},
+                    {"dtype", checkpoint::name_of(tensor.type)},
                     {"shape", tensor.shape}});
 }
 
 // The weights; with `all` what else a checkpoint carries too.
-Json tensors_of(const train::ModelDirectory& directory, bool all) {
+Json tensors_of(const checkpoint::ModelDirectory& directory, bool all) {
   Json list = Json::array();
-  for (const train::SafetensorsFile& file : directory.weights().files()) append_tensors(list, file);
+  for (const checkpoint::SafetensorsFile& file : directory.weights().files()) append_tensors(list, file);
   if (all && directory.checkpoint()) append_tensors(list, directory.checkpoint()->state_file());
   return list;
 }
 
-Json model_directory_json(const train::ModelDirectory& directory) {
+Json model_directory_json(const checkpoint::ModelDirectory& directory) {
   const config::Model& model = directory.model();
   const config::Router router = directory.router();
   return {{"kind", "model_directory"},
@@ -123,9 +122,9 @@ Json model_directory_json(const train::ModelDirectory& directory) {
                                                      router::router_schemas()))}};
 }
 
-Json checkpoint_json(const train::ModelDirectory& directory) {
-  const train::Checkpoint& checkpoint = *directory.checkpoint();
-  const train::RunState& state = checkpoint.state();
+Json checkpoint_json(const checkpoint::ModelDirectory& directory) {
+  const checkpoint::Checkpoint& checkpoint = *directory.checkpoint();
+  const checkpoint::RunState& state = checkpoint.state();
   const config::Run run = *directory.run();
   Json info = {{"kind", "checkpoint"},
                {"path", directory.path().string()},
@@ -141,14 +140,14 @@ Json checkpoint_json(const train::ModelDirectory& directory) {
                {"config", Json::parse(checkpoint.run_config_json())}};
   if (!state.spikes.losses.empty()) info["loss"] = state.spikes.losses.back();
   if (state.val_loss) info["val_loss"] = *state.val_loss;
-  if (const auto record = train::tokenizer_record_in(directory.path()))
+  if (const auto record = checkpoint::tokenizer_record_in(directory.path()))
     info["tokenizer"] = {{"tokenizer", record->tokenizer},
                          {"begin_token", record->begin_token},
                          {"eot_token", record->eot_token}};
   return info;
 }
 
-int print_model(const train::ModelDirectory& directory, const InspectOptions& options) {
+int print_model(const checkpoint::ModelDirectory& directory, const InspectOptions& options) {
   const bool all = options.tensors == kAllTensors;
   if (options.json) {
     Json info = directory.checkpoint() ? checkpoint_json(directory) : model_directory_json(directory);
@@ -162,8 +161,8 @@ int print_model(const train::ModelDirectory& directory, const InspectOptions& op
   fmt::print("\n{} tensors\n", tensors.size());
   for (const Json& tensor : tensors)
     fmt::print("{:<4} {:<60} {:<16} {}\n", tensor["dtype"].get<std::string>(),
-               train::printable(tensor["name"].get<std::string>()), tensor["shape"].dump(),
-               train::printable(tensor["file"].get<std::string>()));
+               checkpoint::printable(tensor["name"].get<std::string>()), tensor["shape"].dump(),
+               checkpoint::printable(tensor["file"].get<std::string>()));
   return 0;
 }
 
@@ -189,7 +188,7 @@ int run_inspect(const InspectOptions& options) {
         "{}: no such file or directory; give a shard, a checkpoint, a model directory, a config or "
         "a tokenizer.json",
         options.path);
-  if (fs::is_directory(path)) return print_model(train::ModelDirectory(path), options);
+  if (fs::is_directory(path)) return print_model(checkpoint::ModelDirectory(path), options);
   if (!options.tensors.empty())
     throw_input("--tensors: {} is a file; give a checkpoint, a run or a Hugging Face model directory",
                 options.path);

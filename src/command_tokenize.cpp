@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/tokenizer_record.h"
 #include "commands.h"
 #include "core/error.h"
 #include "tokenizer/tokenizer.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard {
 
@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name) {
   if (name == "bytes") return tokenizer::make_byte_tokenizer();
   fs::path path = name;
-  if (fs::is_directory(path)) path /= train::kTokenizer;
+  if (fs::is_directory(path)) path /= checkpoint::kTokenizer;
   return tokenizer::load_hugging_face(path);
 }
 

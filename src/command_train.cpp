@@ -1,6 +1,8 @@
 #include <csignal>
 #include <filesystem>
 
+#include "checkpoint/model_directory.h"
+#include "checkpoint/tokenizer_record.h"
 #include "commands.h"
 #include "config/load.h"
 #include "core/error.h"
@@ -11,9 +13,7 @@
 #include "parallel/communicator.h"
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
-#include "train/model_directory.h"
 #include "train/token_data.h"
-#include "train/tokenizer_record.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -35,11 +35,11 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
   train::Resume resume{.wanted = !options.resume.empty(), .checkpoint = std::nullopt};
   if (!resume.wanted) return resume;
   if (options.resume == "auto") {
-    resume.checkpoint = train::find_latest(out);
+    resume.checkpoint = checkpoint::find_latest(out);
     if (!resume.checkpoint) log_info(out.string() + " has no checkpoint yet: starting from the beginning");
     return resume;
   }
-  resume.checkpoint = fs::canonical(train::resolve_checkpoint(options.resume));
+  resume.checkpoint = fs::canonical(checkpoint::resolve_checkpoint(options.resume));
   if (options.out.empty()) out = resume.checkpoint->parent_path().parent_path();
   return resume;
 }
@@ -49,19 +49,20 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
 config::Run load_run(const TrainOptions& options) {
   const auto schemas = router::router_schemas();
   if (options.init_from.empty())
-    return config::load_run(options.config, options.overrides, schemas, std::nullopt, train::vocab_size_of);
+    return config::load_run(options.config, options.overrides, schemas, std::nullopt,
+                            checkpoint::vocab_size_of);
   const fs::path config = fs::path(options.config);
   if (config::looks_like_run(read_text_file(config)))
     return config::load_run(options.config, options.overrides, schemas, std::nullopt, [&](const auto&) {
-      return train::ModelDirectory(options.init_from).model().vocab_size;
+      return checkpoint::ModelDirectory(options.init_from).model().vocab_size;
     });
   return config::load_run(options.config, options.overrides, schemas,
-                          train::ModelDirectory(options.init_from).config_json());
+                          checkpoint::ModelDirectory(options.init_from).config_json());
 }
 
 // What `generate` could not read would be found out when the training is paid for.
 void check_tokenizers(const config::Data& data) {
-  for (const fs::path& path : train::tokenizers_beside(data)) {
+  for (const fs::path& path : checkpoint::tokenizers_beside(data)) {
     try {
       tokenizer::load_hugging_face(path);
     } catch (const InputError& error) {

@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/json_text.h"
+#include "checkpoint/tokenizer_record.h"
 #include "config/byte_size.h"
 #include "config/names.h"
+#include "core/log.h"
 #include "model/parameter_count.h"
-#include "train/console.h"
-#include "train/json_text.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard {
 
@@ -51,18 +51,19 @@ class Page {
   std::string text_;
 };
 
-std::string count(std::int64_t value) { return train::format_count(static_cast<double>(value)); }
+std::string count(std::int64_t value) { return format_count(static_cast<double>(value)); }
 
-void add_weights(Page& page, const train::ModelDirectory& directory) {
+void add_weights(Page& page, const checkpoint::ModelDirectory& directory) {
   const auto& files = directory.weights().files();
   std::map<std::string, std::int64_t> tensors_of;
-  for (const train::SafetensorsFile& file : files)
-    for (const train::StoredTensor& tensor : file.tensors()) ++tensors_of[train::name_of(tensor.type)];
+  for (const checkpoint::SafetensorsFile& file : files)
+    for (const checkpoint::StoredTensor& tensor : file.tensors())
+      ++tensors_of[checkpoint::name_of(tensor.type)];
   Pieces pieces;
   for (const auto& [type, tensors] : tensors_of)
     pieces.push_back(fmt::format("{} tensor{} of {}", tensors, tensors == 1 ? "" : "s", type));
-  const auto name = [](const train::SafetensorsFile& file) {
-    return train::printable(file.path().filename().string());
+  const auto name = [](const checkpoint::SafetensorsFile& file) {
+    return checkpoint::printable(file.path().filename().string());
   };
   pieces.push_back(files.size() == 1 ? "file " + name(files.front())
                                      : fmt::format("{} files from {} to {}", files.size(), name(files.front()),
@@ -81,10 +82,10 @@ void add_parameters(Page& page, const config::Model& model, const config::Router
   page.add("", parts);
 }
 
-void add_progress(Page& page, const train::RunState& state, const config::Run& run) {
+void add_progress(Page& page, const checkpoint::RunState& state, const config::Run& run) {
   Pieces pieces{fmt::format("step {} of {}", state.step, run.train.steps), count(state.tokens) + " tokens",
                 fmt::format("{:.2f} hours of training ({})", state.train_seconds / 3600,
-                            train::format_duration(state.train_seconds))};
+                            format_duration(state.train_seconds))};
   page.add("progress", pieces);
   Pieces updates{fmt::format("{} of the weights", state.updates)};
   if (state.spikes.skipped > 0) updates.push_back(fmt::format("skipped {}", state.spikes.skipped));
@@ -94,8 +95,8 @@ void add_progress(Page& page, const train::RunState& state, const config::Run& r
   if (!state.spikes.losses.empty()) {
     losses.push_back(fmt::format("training {:.4f}", state.spikes.losses.back()));
     losses.push_back(fmt::format("median of the newest {} steps {:.4f}",
-                                 std::min(state.spikes.losses.size(), train::kRecent),
-                                 train::recent_loss(state.spikes)));
+                                 std::min(state.spikes.losses.size(), checkpoint::kRecent),
+                                 checkpoint::recent_loss(state.spikes)));
   }
   losses.push_back(state.val_loss ? fmt::format("validation {:.4f}", *state.val_loss)
                                   : "not validated at this step");
@@ -190,7 +191,7 @@ void add_data(Page& page, std::string_view name, const std::vector<config::DataE
   for (std::size_t i = 0; i < std::min(domains.size(), kMostDomains); ++i) {
     const auto& list = entries_of[domains[i]];
     std::string line =
-        fmt::format("{}: {}", train::printable(domains[i]), train::printable(list.front()->path));
+        fmt::format("{}: {}", checkpoint::printable(domains[i]), checkpoint::printable(list.front()->path));
     if (list.size() > 1) line += fmt::format(" and {} more", list.size() - 1);
     if (list.front()->weight) line += fmt::format(", weight {}", *list.front()->weight);
     page.add(std::exchange(name, ""), {line});
@@ -211,12 +212,13 @@ void add_run(Page& page, const config::Run& run) {
 
 void add_tokenizer(Page& page, const fs::path& directory) {
   Pieces pieces;
-  if (const auto record = train::tokenizer_record_in(directory)) {
-    pieces.push_back(train::printable(record->tokenizer));
+  if (const auto record = checkpoint::tokenizer_record_in(directory)) {
+    pieces.push_back(checkpoint::printable(record->tokenizer));
   } else {
-    pieces.emplace_back(fs::exists(directory / train::kTokenizer) ? train::kTokenizer : "none recorded");
+    pieces.emplace_back(fs::exists(directory / checkpoint::kTokenizer) ? checkpoint::kTokenizer
+                                                                       : "none recorded");
   }
-  const data::SpecialTokens around = train::special_tokens_of_model(directory);
+  const data::SpecialTokens around = checkpoint::special_tokens_of_model(directory);
   if (around.begin) pieces.push_back(fmt::format("begin token {}", *around.begin));
   if (around.eot) pieces.push_back(fmt::format("end token {}", *around.eot));
   page.add("tokenizer", pieces);
@@ -224,19 +226,20 @@ void add_tokenizer(Page& page, const fs::path& directory) {
 
 }  // namespace
 
-std::uint64_t bytes_of(const train::ModelDirectory& directory) {
+std::uint64_t bytes_of(const checkpoint::ModelDirectory& directory) {
   if (directory.checkpoint()) return directory.checkpoint()->total_bytes();
   std::uint64_t bytes = 0;
-  for (const train::SafetensorsFile& file : directory.weights().files()) bytes += fs::file_size(file.path());
+  for (const checkpoint::SafetensorsFile& file : directory.weights().files())
+    bytes += fs::file_size(file.path());
   return bytes;
 }
 
-std::string model_page(const train::ModelDirectory& directory) {
+std::string model_page(const checkpoint::ModelDirectory& directory) {
   const config::Model& model = directory.model();
   const config::Router router = directory.router();
   const std::optional<config::Run> run = directory.run();
   Page page;
-  page.add("path", {train::printable(directory.path().string())});
+  page.add("path", {checkpoint::printable(directory.path().string())});
   page.add("kind", {run ? "checkpoint of a run" : "Hugging Face model directory"});
   page.add("size", {config::format_byte_size(bytes_of(directory)) + (run ? "" : " of weights")});
   add_weights(page, directory);

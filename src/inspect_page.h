@@ -4,15 +4,15 @@
 
 #include <string>
 
-#include "train/model_directory.h"
+#include "checkpoint/model_directory.h"
 
 namespace switchyard {
 
 // Bytes of a checkpoint's files, or of the weights of a Hugging Face directory.
-std::uint64_t bytes_of(const train::ModelDirectory& directory);
+std::uint64_t bytes_of(const checkpoint::ModelDirectory& directory);
 
 // The page, "name  value" a line, values aligned; a long value goes on below itself. Of domains only the first
 // few are named, with their number.
-std::string model_page(const train::ModelDirectory& directory);
+std::string model_page(const checkpoint::ModelDirectory& directory);
 
 }  // namespace switchyard

@@ -106,5 +106,14 @@ TEST(MappedFile, MovesItsMapping) {
   EXPECT_EQ(b.path(), dir / "b");
 }
 
+TEST(DiskSpace, TooLittleIsReportedWithBothFigures) {
+  const TempDir place;
+  EXPECT_NO_THROW(require_free_space(place.path(), 1));
+  const std::string message =
+      message_of<InputError>([&] { require_free_space(place.path(), std::uint64_t{1} << 62); });
+  EXPECT_CONTAINS(message, place.path().string());
+  EXPECT_CONTAINS(message, "4611686018427387904 bytes are needed");
+}
+
 }  // namespace
 }  // namespace switchyard

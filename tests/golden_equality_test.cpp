@@ -110,7 +110,7 @@ TEST_P(Golden, WeightsAreEqualAfterFiveSteps) {
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
     const Parameter& row = store.rows()[i];
     if (row.trained) continue;
-    const train::StoredTensor& before = *golden_.weights().find(row.name);
+    const checkpoint::StoredTensor& before = *golden_.weights().find(row.name);
     EXPECT_EQ(std::memcmp(store.value(i).raw(), before.bytes.data(), before.bytes.size()), 0) << row.name;
   }
   std::set<std::string> unseen = golden_.names("after5.");

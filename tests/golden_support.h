@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/safetensors.h"
 #include "config/load.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
@@ -24,7 +25,6 @@
 #include "router/registry.h"
 #include "tensors.h"
 #include "train/optimizer.h"
-#include "train/safetensors.h"
 #include "train/token_data.h"
 
 namespace switchyard::golden {
@@ -57,25 +57,26 @@ class GoldenCase {
   double balance_coef() const { return config_.value("router_aux_loss_coef", 0.0); }
   double mtp_loss_coef() const { return record_.value("mtp_loss_coef", 0.0); }
   const nlohmann::json& optimizer() const { return record_.at("optimizer"); }
-  const train::SafetensorsFile& weights() const { return weights_; }
+  const checkpoint::SafetensorsFile& weights() const { return weights_; }
 
   bool has(const std::string& name) const { return golden_.find(name) != nullptr; }
   Expected expected(const std::string& name) const {
-    const train::StoredTensor* stored = golden_.find(name);
+    const checkpoint::StoredTensor* stored = golden_.find(name);
     if (stored == nullptr) throw std::runtime_error(directory_.string() + " has no tensor " + name);
     std::int64_t count = 1;
     for (const std::int64_t dim : stored->shape) count *= dim;
     Expected out{stored->shape, {}};
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::byte* at = stored->bytes.data() + i * train::size_of(stored->type);
-      out.values.push_back(stored->type == train::StoredType::i32 ? load<std::int32_t>(at) : load<float>(at));
+      const std::byte* at = stored->bytes.data() + i * checkpoint::size_of(stored->type);
+      out.values.push_back(stored->type == checkpoint::StoredType::i32 ? load<std::int32_t>(at)
+                                                                       : load<float>(at));
     }
     return out;
   }
   // Names of the tensors that begin with `prefix`, without it.
   std::set<std::string> names(const std::string& prefix) const {
     std::set<std::string> out;
-    for (const train::StoredTensor& stored : golden_.tensors())
+    for (const checkpoint::StoredTensor& stored : golden_.tensors())
       if (stored.name.starts_with(prefix)) out.insert(stored.name.substr(prefix.size()));
     return out;
   }
@@ -94,7 +95,7 @@ class GoldenCase {
   }
 
   std::filesystem::path directory_;
-  train::SafetensorsFile weights_, golden_;
+  checkpoint::SafetensorsFile weights_, golden_;
   nlohmann::json config_, record_;
 };
 
@@ -160,11 +161,11 @@ class GoldenModel {
   void load_weights() {
     ParameterStore& store = model_.parameters();
     std::set<std::string> unused;
-    for (const train::StoredTensor& stored : golden_.weights().tensors())
+    for (const checkpoint::StoredTensor& stored : golden_.weights().tensors())
       if (!stored.bytes.empty()) unused.insert(stored.name);  // shared experts of width 0
     for (std::size_t i = 0; i < store.rows().size(); ++i) {
       const std::string& name = store.rows()[i].name;
-      const train::StoredTensor* stored = golden_.weights().find(name);
+      const checkpoint::StoredTensor* stored = golden_.weights().find(name);
       ASSERT_NE(stored, nullptr) << "the file has no " << name;
       golden_.weights().read(*stored, store.value(i));
       unused.erase(name);

@@ -29,7 +29,7 @@ class RouterCase {
   const nlohmann::json& shape() const { return json_.at("shape"); }
   std::string type() const { return json_.at("router").at("type"); }
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
-  const train::SafetensorsFile& file() const { return file_; }
+  const checkpoint::SafetensorsFile& file() const { return file_; }
 
   // The router section, read as that of a run.
   config::Router options() const {
@@ -62,23 +62,23 @@ class RouterCase {
 
   // A stored tensor in the memory of a new one of the same type.
   test::OwnedTensor tensor(const std::string& name) const {
-    const train::StoredTensor& stored = find(name);
+    const checkpoint::StoredTensor& stored = find(name);
     Shape shape = stored.shape.size() == 1 ? Shape{stored.shape[0]} : Shape{stored.shape[0], stored.shape[1]};
-    test::OwnedTensor tensor(shape, stored.type == train::StoredType::i32 ? DType::i32 : DType::f32);
+    test::OwnedTensor tensor(shape, stored.type == checkpoint::StoredType::i32 ? DType::i32 : DType::f32);
     file_.read(stored, tensor);
     return tensor;
   }
   Expected expected(const std::string& name) const { return {find(name).shape, test::values(tensor(name))}; }
 
  private:
-  const train::StoredTensor& find(const std::string& name) const {
-    const train::StoredTensor* stored = file_.find(name);
+  const checkpoint::StoredTensor& find(const std::string& name) const {
+    const checkpoint::StoredTensor* stored = file_.find(name);
     if (stored == nullptr) throw std::runtime_error(directory_.string() + " has no tensor " + name);
     return *stored;
   }
   std::filesystem::path directory_;
   nlohmann::json json_;
-  train::SafetensorsFile file_;
+  checkpoint::SafetensorsFile file_;
 };
 
 // Of the largest value of a tensor: float32 has some 1e-7 relative for each of a few hundred terms; a formula

@@ -6,13 +6,15 @@
 #include <numbers>
 #include <vector>
 
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace test;
 
 // A model of two layers with weights large enough that each token's loss is its own.
 struct Evaluation {

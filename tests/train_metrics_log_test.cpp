@@ -6,10 +6,12 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "train_test_support.h"
+#include "run_samples.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace test;
 
 using nlohmann::json;
 

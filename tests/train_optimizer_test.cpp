@@ -5,11 +5,13 @@
 #include <cmath>
 #include <vector>
 
+#include "run_samples.h"
 #include "tensors.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace test;
 
 using test::fill;
 using test::get;

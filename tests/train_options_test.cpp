@@ -9,15 +9,19 @@
 #include "config/names.h"
 #include "core/rng.h"
 #include "option_values.h"
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
 #include "train/evaluator.h"
 #include "train/trainer.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using checkpoint::Checkpoint;
+using checkpoint::checkpoint_path;
+using namespace test;
 
 using nlohmann::json;
 using test::Option;

@@ -10,14 +10,19 @@
 #include "config/resolve.h"
 #include "example_router.h"
 #include "router/registry.h"
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
 #include "train/trainer.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using checkpoint::Checkpoint;
+using checkpoint::checkpoint_path;
+using checkpoint::find_latest;
+using namespace test;
 
 using nlohmann::json;
 

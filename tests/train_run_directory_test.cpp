@@ -2,11 +2,12 @@
 
 #include <gtest/gtest.h>
 
-#include "train/disk_space.h"
-#include "train_test_support.h"
+#include "run_samples.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace test;
 
 namespace fs = std::filesystem;
 
@@ -79,15 +80,6 @@ TEST(RunDirectory, APlaceThatIsNotWritableIsNamed) {
   const std::string message =
       message_of<InputError>([] { RunDirectory("/proc/self", small_run(), ExistingRun::refuse); });
   EXPECT_CONTAINS(message, "/proc/self");
-}
-
-TEST(DiskSpace, TooLittleIsReportedWithBothFigures) {
-  const TempDir place;
-  EXPECT_NO_THROW(require_free_space(place.path(), 1));
-  const std::string message =
-      message_of<InputError>([&] { require_free_space(place.path(), std::uint64_t{1} << 62); });
-  EXPECT_CONTAINS(message, place.path().string());
-  EXPECT_CONTAINS(message, "4611686018427387904 bytes are needed");
 }
 
 }  // namespace

@@ -11,6 +11,9 @@
 namespace switchyard::train {
 namespace {
 
+using checkpoint::recent_loss;
+using checkpoint::SpikeHistory;
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // `n` steps whose losses go up and down by `swing` about `level`, with norms of 1.

@@ -4,12 +4,14 @@
 
 #include <vector>
 
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace test;
 
 using test::values;
 using Numbers = std::vector<double>;

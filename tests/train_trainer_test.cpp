@@ -10,18 +10,25 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
 #include "config/resolve.h"
 #include "config/router_section.h"
 #include "router/registry.h"
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
-#include "train/tokenizer_record.h"
-#include "train_test_support.h"
 
 namespace switchyard::train {
 namespace {
+
+using checkpoint::Checkpoint;
+using checkpoint::checkpoint_path;
+using checkpoint::read_run_state;
+using checkpoint::RunState;
+using checkpoint::special_tokens_of_model;
+using namespace test;
 
 using config::BalanceScope;
 using nlohmann::json;

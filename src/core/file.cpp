@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -12,6 +13,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -225,6 +227,26 @@ std::uint32_t crc32(std::span<const std::byte> bytes) {
     crc = ::crc32_combine(crc, crcs[static_cast<std::size_t>(i)], static_cast<z_off_t>(std::min(left, kPiece)));
   }
   return static_cast<std::uint32_t>(crc);
+}
+
+void require_free_space(const std::filesystem::path& directory, std::uint64_t needed) {
+  struct statvfs info {};
+  if (::statvfs(directory.c_str(), &info) != 0 || info.f_blocks == 0) return;
+  const std::uint64_t free = std::uint64_t{info.f_bavail} * info.f_frsize;
+  if (free < needed)
+    throw_input("{}: {} bytes are needed and {} are free; free some space or choose another --out",
+                directory.string(), needed, free);
+}
+
+TemporaryDirectory::TemporaryDirectory(std::filesystem::path path) : path_(std::move(path)) {
+  std::error_code error;
+  std::filesystem::create_directory(path_, error);
+  if (error) throw_input("{}: cannot be created: {}", path_.string(), error.message());
+}
+
+TemporaryDirectory::~TemporaryDirectory() {
+  std::error_code ignored;
+  if (!kept_) std::filesystem::remove_all(path_, ignored);
 }
 
 }  // namespace switchyard

@@ -66,4 +66,25 @@ void sync_directory(const std::filesystem::path& path);                         
 std::uint32_t crc32_of_file(const std::filesystem::path& path);                  // the same; throws InputError
 std::uint32_t crc32(std::span<const std::byte> bytes);  // multi-threaded over large inputs
 
+// Asked before a long write begins. Throws InputError, with path, bytes needed and bytes free, where the file
+// system of `directory` has less room than `needed` bytes. A file system that does not tell passes: there the
+// write itself fails.
+void require_free_space(const std::filesystem::path& directory, std::uint64_t needed);
+
+// A directory that is written before it is renamed to what it is to be: removed when this goes out of scope,
+// unless it was told to keep it.
+class TemporaryDirectory {
+ public:
+  explicit TemporaryDirectory(std::filesystem::path path);  // throws InputError where it cannot be created
+  ~TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+  void keep() { kept_ = true; }
+
+ private:
+  std::filesystem::path path_;
+  bool kept_ = false;
+};
+
 }  // namespace switchyard

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "core/log.h"
+
 namespace switchyard::train {
 
 namespace {
@@ -23,24 +25,6 @@ double fraction_done(const StepReport& report) {
 }
 
 }  // namespace
-
-std::string format_duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds >= 1e15) return "?";
-  const auto total = static_cast<std::int64_t>(std::llround(std::max(0.0, seconds)));
-  const std::int64_t minutes = total / 60, hours = total / 3600;
-  if (total < 60) return fmt::format("{}s", total);
-  if (total < 3600) return fmt::format("{}m {:02}s", minutes, total % 60);
-  if (total < 86400) return fmt::format("{}h {:02}m", hours, minutes % 60);
-  return fmt::format("{}d {:02}h", hours / 24, hours % 24);
-}
-
-std::string format_count(double value) {
-  if (!std::isfinite(value) || std::abs(value) >= 1e15) return fmt::format("{:.3g}", value);
-  std::string text = std::to_string(std::llround(value));
-  const std::size_t first = text.front() == '-' ? 1 : 0;
-  for (std::size_t end = text.size(); end > first + 3; end -= 3) text.insert(end - 3, 1, ',');
-  return text;
-}
 
 std::string format_step(const StepReport& report) {
   const std::string steps = std::to_string(report.steps);

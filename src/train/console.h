@@ -26,9 +26,6 @@ struct StepReport {
 std::string format_step(const StepReport& report);
 // "[=========>          ]  45%  120/4000  left 3m 05s", at most `columns` wide.
 std::string format_bar(const StepReport& report, int columns);
-// "0s", "42s", "3m 05s", "2h 07m", "3d 04h"; the seconds are rounded.
-std::string format_duration(double seconds);
-std::string format_count(double value);  // rounded, with thousands separators: "12,345"
 
 class Console {
  public:

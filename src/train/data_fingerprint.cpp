@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "train/manifest.h"
-#include "train/tokenizer_record.h"
+#include "checkpoint/manifest.h"
+#include "checkpoint/tokenizer_record.h"
 
 namespace switchyard::train {
 
@@ -23,7 +23,7 @@ ordered_json shards_of(const std::vector<Domain>& domains) {
                       {"name", shard.path().filename().string()},
                       {"tokens", shard.size()},
                       {"token_bytes", shard.token_bytes()},
-                      {"crc32", crc_text(domain.crc_of_shard[i])}});
+                      {"crc32", checkpoint::crc_text(domain.crc_of_shard[i])}});
     }
   }
   return list;
@@ -77,8 +77,8 @@ std::string data_fingerprint(const std::vector<Domain>& train, const std::vector
   fingerprint["train"] = shards_of(train);
   fingerprint["validation"] = shards_of(validation);
   fingerprint["tokenizer"] = nullptr;
-  for (const auto& [name, text] : tokenizer_files(data))
-    if (name == kTokenizerMeta) fingerprint["tokenizer"] = ordered_json::parse(text);
+  for (const auto& [name, text] : checkpoint::tokenizer_files(data))
+    if (name == checkpoint::kTokenizerMeta) fingerprint["tokenizer"] = ordered_json::parse(text);
   return fingerprint.dump();
 }
 

@@ -6,13 +6,13 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "router/registry.h"
 #include "train/data_fingerprint.h"
 #include "train/schedule.h"
-#include "train/tokenizer_record.h"
 
 namespace switchyard::train {
 
@@ -32,7 +32,7 @@ std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
 }  // namespace
 
 // "router.type is "lpr", in the checkpoint "top_p"; ..."
-std::string router_differences(const config::Run& run, const Checkpoint& checkpoint) {
+std::string router_differences(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
   const auto section = [](const std::string& text) {
     return nlohmann::json::parse(text).value("router", nlohmann::json::object());
   };
@@ -46,7 +46,7 @@ std::string router_differences(const config::Run& run, const Checkpoint& checkpo
 }
 
 // Samples would be repeated and left out without a word.
-void check_data(const Checkpoint& checkpoint, const std::string& data, bool allow_new) {
+void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& data, bool allow_new) {
   if (checkpoint.data().empty())
     return log_warning(checkpoint.path().string() +
                        ": has no fingerprint of its data, so whether they are these cannot be checked");
@@ -61,7 +61,7 @@ void check_data(const Checkpoint& checkpoint, const std::string& data, bool allo
 }
 
 // Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
-void warn_of_changes(const config::Run& run, const Checkpoint& checkpoint) {
+void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
   const auto before = nlohmann::json::parse(checkpoint.run_config_json());
   const auto now = nlohmann::json::parse(run.resolved_json);
   if (before == now) return;
@@ -83,7 +83,8 @@ void warn_of_changes(const config::Run& run, const Checkpoint& checkpoint) {
 }
 
 void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::path& directory) {
-  const data::SpecialTokens data = special_tokens_of(run_data), model = special_tokens_of_model(directory);
+  const data::SpecialTokens data = special_tokens_of(run_data),
+                            model = checkpoint::special_tokens_of_model(directory);
   const auto compare = [&](const char* what, std::optional<std::int64_t> here,
                            std::optional<std::int64_t> there) {
     if (here && there && *here != *there)

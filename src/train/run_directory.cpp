@@ -10,9 +10,9 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
-#include "train/checkpoint.h"
 
 namespace switchyard::train {
 
@@ -26,7 +26,7 @@ const char* trace_of_a_run(const fs::path& directory) {
   std::error_code error;
   if (const auto size = fs::file_size(directory / "metrics.jsonl", error); !error && size > 0)
     return "metrics.jsonl";
-  const fs::path checkpoints = checkpoints_directory(directory);
+  const fs::path checkpoints = checkpoint::checkpoints_directory(directory);
   if (fs::is_directory(checkpoints, error) && !fs::is_empty(checkpoints, error)) return "checkpoints/";
   return nullptr;
 }

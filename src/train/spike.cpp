@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 namespace switchyard::train {
@@ -25,28 +24,15 @@ void push(std::vector<double>& values, double value, std::int64_t window) {
   if (excess > 0) values.erase(values.begin(), values.begin() + excess);
 }
 
-// The middle value (of two, their mean); NaN where there is none.
-double median_of(std::vector<double> values) {
-  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 }  // namespace
 
-double recent_loss(const SpikeHistory& history) {
-  const auto n = static_cast<std::ptrdiff_t>(std::min(history.losses.size(), kRecent));
-  return median_of(std::vector<double>(history.losses.end() - n, history.losses.end()));
-}
-
-std::string spike_reason(const config::Spike& options, const SpikeHistory& history, double loss,
+std::string spike_reason(const config::Spike& options, const checkpoint::SpikeHistory& history, double loss,
                          double grad_norm) {
   if (!std::isfinite(loss)) return "the loss is not finite";
   if (!std::isfinite(grad_norm)) return "the gradient is not finite";
   const bool enough = history.losses.size() >= kLeastHistory;
   if (options.deviations > 0 && !history.losses.empty()) {
-    const double median = median_of(history.losses);
+    const double median = checkpoint::median_of(history.losses);
     if (enough) {
       const double deviation = std::max(deviation_of(history.losses), kLeastDeviation * std::abs(median));
       if (loss > median + options.deviations * deviation)
@@ -58,7 +44,7 @@ std::string spike_reason(const config::Spike& options, const SpikeHistory& histo
     }
   }
   if (options.grad_norm_factor > 0 && enough) {
-    const double median = median_of(history.grad_norms);
+    const double median = checkpoint::median_of(history.grad_norms);
     if (grad_norm > options.grad_norm_factor * median)
       return fmt::format("the gradient's norm {:.4g} is {:.1f} times the median {:.4g} of {} steps", grad_norm,
                          grad_norm / median, median, history.grad_norms.size());
@@ -66,13 +52,13 @@ std::string spike_reason(const config::Spike& options, const SpikeHistory& histo
   return "";
 }
 
-void learned(const config::Spike& options, SpikeHistory& history, double loss, double grad_norm) {
+void learned(const config::Spike& options, checkpoint::SpikeHistory& history, double loss, double grad_norm) {
   push(history.losses, loss, options.window);
   push(history.grad_norms, grad_norm, options.window);
   history.skipped_in_row = 0;
 }
 
-void left_out(SpikeHistory& history) {
+void left_out(checkpoint::SpikeHistory& history) {
   ++history.skipped;
   ++history.skipped_in_row;
 }

@@ -38,16 +38,6 @@ std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, 
   return domains;
 }
 
-std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries) {
-  constexpr std::int64_t kMultiple = 64;  // whole tiles of the classifier's product
-  std::optional<std::int64_t> largest;
-  for (const DomainFiles& files : find_files(entries))
-    if (const auto found = data::vocab_size_beside(files.paths))
-      largest = std::max(largest.value_or(1), *found);
-  if (!largest) return std::nullopt;
-  return (*largest + kMultiple - 1) / kMultiple * kMultiple;
-}
-
 std::int64_t find_begin_token(const config::Data& data, std::int64_t vocab_size) {
   std::optional<std::int64_t> begin = data.begin_token ? data.begin_token : data.eot_token;
   const bool given = begin.has_value();

@@ -33,10 +33,6 @@ std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, 
 // files disagree.
 std::int64_t find_begin_token(const config::Data& data, std::int64_t vocab_size);
 
-// model.vocab_size where a configuration leaves it out: the largest vocab_size that meta.json beside these
-// shards states, rounded up to a multiple of 64. None where no such file states one.
-std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries);
-
 // What meta.json beside the training shards says of their documents; none where it is not there or the files
 // disagree.
 data::SpecialTokens special_tokens_of(const config::Data& data);

@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/model_directory.h"
 #include "config/names.h"
 #include "core/log.h"
 #include "core/threads.h"
@@ -17,14 +19,13 @@
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
-#include "train/checkpoint_rotation.h"
 #include "train/console.h"
 #include "train/data_fingerprint.h"
 #include "train/evaluator.h"
-#include "train/model_directory.h"
 #include "train/product_rate.h"
 #include "train/resume_checks.h"
 #include "train/schedule.h"
+#include "train/spike.h"
 
 namespace switchyard::train {
 
@@ -158,7 +159,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   state_.seed = run.train.seed;
   data_fingerprint_ = data_fingerprint(train_domains_, val_domains_, run_.data);
   if (resume.checkpoint) {
-    const Checkpoint checkpoint(*resume.checkpoint);
+    const checkpoint::Checkpoint checkpoint(*resume.checkpoint);
     checkpoint.check_resumable(run_);
     check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
     warn_of_changes(run_, checkpoint);
@@ -174,7 +175,7 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   } else {
     model_.parameters().initialise(run.train.seed);
     if (resume.initial_weights) {
-      const ModelDirectory directory(*resume.initial_weights);
+      const checkpoint::ModelDirectory directory(*resume.initial_weights);
       directory.check_model(run_.model);
       directory.weights().load(run_.model, model_.parameters());
       log_info(fmt::format("begins with the weights of {}", directory.path().string()));
@@ -200,10 +201,10 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
     log_info(fmt::format("resumed from {} after step {}", resume.checkpoint->string(), state_.step));
 }
 
-void Trainer::load(const Checkpoint& checkpoint) {
+void Trainer::load(const checkpoint::Checkpoint& checkpoint) {
   checkpoint.load_weights(model_.parameters());
   checkpoint.load_state(model_.parameters(),
-                        std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}});
+                        std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}});
   model_.round_weights(ctx_);
   state_ = checkpoint.state();
 }
@@ -438,7 +439,7 @@ std::string Trainer::reason_to_leave_out(const StepResult& result) const {
   const double loss = result.loss + result.mtp_loss;
   const bool finite = std::isfinite(loss) && std::isfinite(result.grad_norm);
   if (!finite && (!detects_spikes() || state_.spikes.losses.size() < kLeastHistory ||
-                  (!weights_are_finite() && !find_latest(directory_->path())))) {
+                  (!weights_are_finite() && !checkpoint::find_latest(directory_->path())))) {
     if (!std::isfinite(loss)) stop_for_loss();
     stop_for_gradient();
   }
@@ -455,9 +456,10 @@ bool Trainer::weights_are_finite() const {
 void Trainer::go_back(const StepResult& result) {
   constexpr std::int64_t kMostTimesBack = 3;
   std::vector<std::filesystem::path> good;  // newest first
-  for (const std::int64_t step : checkpoint_steps(directory_->path())) {
-    const std::filesystem::path path = checkpoint_path(directory_->path(), step);
-    if (step <= state_.step && read_run_state(path).spikes.skipped_in_row == 0) good.insert(good.begin(), path);
+  for (const std::int64_t step : checkpoint::checkpoint_steps(directory_->path())) {
+    const std::filesystem::path path = checkpoint::checkpoint_path(directory_->path(), step);
+    if (step <= state_.step && checkpoint::read_run_state(path).spikes.skipped_in_row == 0)
+      good.insert(good.begin(), path);
   }
   if (good.empty() || times_back_ == kMostTimesBack)
     throw_run(
@@ -470,8 +472,8 @@ void Trainer::go_back(const StepResult& result) {
                           good[std::min(good.size(), static_cast<std::size_t>(times_back_)) - 1].string()));
   // Each time in a row one checkpoint farther: the newest may have been on its way already.
   const std::filesystem::path& target = good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
-  const RunState before = state_;
-  load(Checkpoint(target));
+  const checkpoint::RunState before = state_;
+  load(checkpoint::Checkpoint(target));
   state_.samples = before.samples;
   state_.train_seconds = before.train_seconds;
   state_.spikes.skipped = before.spikes.skipped;
@@ -485,7 +487,7 @@ void Trainer::go_back(const StepResult& result) {
 }
 
 std::string Trainer::last_checkpoint_note() const {
-  const auto latest = find_latest(directory_->path());
+  const auto latest = checkpoint::find_latest(directory_->path());
   return latest ? "the last checkpoint is " + latest->string() : "no checkpoint had been written yet";
 }
 
@@ -601,9 +603,10 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
 void Trainer::save(const EvalResult* validation) {
   metrics_->sync();  // so that the lines up to a checkpoint are on the disk when it is
   state_.val_loss = validation ? std::optional(validation->loss) : std::nullopt;
-  save_checkpoint(directory_->path(), model_.parameters(), state_, run_,
-                  std::vector<NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
-  prune_checkpoints(directory_->path(), run_.checkpoint);
+  checkpoint::save_checkpoint(
+      directory_->path(), model_.parameters(), state_, run_,
+      std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
+  checkpoint::prune_checkpoints(directory_->path(), run_.checkpoint);
   if (state_.spikes.skipped_in_row == 0) times_back_ = 0;
 }
 

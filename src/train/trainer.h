@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "config/config.h"
 #include "core/context.h"
 #include "data/dataset.h"
@@ -17,7 +18,6 @@
 #include "ops/replay.h"
 #include "parallel/communicator.h"
 #include "router/auxiliary_losses.h"
-#include "train/checkpoint.h"
 #include "train/evaluator.h"
 #include "train/expert_load.h"
 #include "train/host_record.h"
@@ -92,7 +92,7 @@ class Trainer {
   void write_metrics(const StepResult& result, double tokens_per_second, const EvalResult* validation);
   void save(const EvalResult* validation);
   // Loads weights, moments and all else of a checkpoint.
-  void load(const Checkpoint& checkpoint);
+  void load(const checkpoint::Checkpoint& checkpoint);
   void open_logs();
   // After too many steps in a row that were left out: the run stands where its last good checkpoint does, and
   // its data go on behind the ones that were left out. Throws RunError where there is none, or where going back
@@ -120,7 +120,7 @@ class Trainer {
   model::FlopCounter flop_counter_;
   model::TokenCounts step_tokens_;
   LoadAverage load_average_;
-  RunState state_;
+  checkpoint::RunState state_;
   std::string data_fingerprint_;
   double product_rate_ = 0;      // FLOP/s; 0: not known
   std::int64_t times_back_ = 0;  // since the last good checkpoint

@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "config/load.h"
 #include "model/transformer.h"
 #include "router/registry.h"
-#include "train/checkpoint.h"
 
 namespace {
 
@@ -54,10 +54,12 @@ int main(int argc, char** argv) {
     for (int round = 0; round < 3; ++round) {
       auto start = Clock::now();
       const auto path =
-          train::save_checkpoint(directory, store, {.step = round, .seed = run.train.seed}, run, {});
+          checkpoint::save_checkpoint(directory, store, {.step = round, .seed = run.train.seed}, run, {});
       const double save = seconds_since(start);
       start = Clock::now();
-      train::load_checkpoint(path, run, store, {});
+      const checkpoint::Checkpoint saved(path);
+      saved.load_weights(store);
+      saved.load_state(store, {});
       const double load = seconds_since(start);
       std::uint64_t bytes = 0;
       for (const auto& entry : std::filesystem::directory_iterator(path)) bytes += entry.file_size();

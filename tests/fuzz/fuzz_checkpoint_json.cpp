@@ -5,9 +5,9 @@
 #include <string>
 #include <string_view>
 
+#include "checkpoint/manifest.h"
+#include "checkpoint/weights_files.h"
 #include "core/error.h"
-#include "train/manifest.h"
-#include "train/weights_index.h"
 
 namespace {
 
@@ -30,10 +30,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace switchyard;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   attempt([&] {
-    for (const train::VouchedFile& file : train::parse_manifest(text, "input")) require_beside(file.name);
+    for (const checkpoint::ManifestEntry& file : checkpoint::parse_manifest(text, "input"))
+      require_beside(file.name);
   });
   attempt([&] {
-    for (const auto& [tensor, file] : train::parse_weights_index(text, "input")) require_beside(file);
+    for (const auto& [tensor, file] : checkpoint::parse_weights_index(text, "input")) require_beside(file);
   });
   return 0;
 }

@@ -16,7 +16,8 @@ BELOW = {
     "model": ["core", "config", "ops", "router"],
     "tokenizer": ["core"],
     "generate": ["core", "config", "model"],
-    "train": ["core", "config", "ops", "router", "model", "data", "parallel"],
+    "checkpoint": ["core", "config", "router", "model", "data"],
+    "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
 }
 
 

@@ -1,0 +1,362 @@
+#include "checkpoint/checkpoint.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+
+#include "checkpoint/json_text.h"
+#include "checkpoint/manifest.h"
+#include "checkpoint/tokenizer_record.h"
+#include "checkpoint/weights_files.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "router/registry.h"
+
+namespace switchyard::checkpoint {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kState = "state.safetensors";
+constexpr const char* kLatest = "latest";
+constexpr const char* kTemporary = ".tmp_";  // being written, or a link about to be renamed
+constexpr const char* kReplaced = ".old_";   // a checkpoint that another of the same step takes the place of
+
+std::string step_name(std::int64_t step) { return fmt::format("step_{:06}", step); }
+
+// The step of a name "step_NNNNNN", or no value.
+std::optional<std::int64_t> step_of(const std::string& name) {
+  constexpr std::string_view kPrefix = "step_";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  std::int64_t step = 0;
+  const char* const end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (error != std::errc() || stop != end || step < 0 || step_name(step) != name) return std::nullopt;
+  return step;
+}
+
+bool has_manifest(const fs::path& checkpoint) {
+  std::error_code error;
+  return fs::is_regular_file(checkpoint / kManifest, error);
+}
+
+void remove_stale(const fs::path& checkpoints) {
+  std::vector<fs::path> stale;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kTemporary) || name.starts_with(kReplaced)) stale.push_back(entry.path());
+  }
+  for (const fs::path& path : stale) {
+    fs::remove_all(path, error);
+    if (error) throw_input("{}: left by a stopped save, cannot be removed: {}", path.string(), error.message());
+  }
+}
+
+// Puts `temporary` where `target` is, in one step where the system can.
+void put_in_place(const fs::path& temporary, const fs::path& target, const fs::path& replaced) {
+  std::error_code error;
+  if (!fs::exists(target, error)) {
+    fs::rename(temporary, target, error);
+  } else if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+    fs::rename(temporary, replaced, error);  // now the earlier checkpoint
+  } else if (errno == EINVAL || errno == ENOSYS) {
+    // Not in one step: a process killed between the two renames leaves find_latest the checkpoint before this
+    // one.
+    fs::rename(target, replaced, error);
+    if (!error) fs::rename(temporary, target, error);
+    if (error) {
+      std::error_code ignored;
+      fs::rename(replaced, target, ignored);
+    }
+  } else {
+    error.assign(errno, std::generic_category());
+  }
+  if (error) throw_input("{}: cannot be put in place: {}", target.string(), error.message());
+}
+
+std::vector<NamedTensor> weight_tensors(const ParameterStore& store) {
+  std::vector<NamedTensor> tensors;
+  for (std::size_t i = 0; i < store.rows().size(); ++i)
+    tensors.push_back({store.rows()[i].name, store.value(i)});
+  return tensors;
+}
+
+std::vector<NamedTensor> state_tensors(const ParameterStore& store, std::span<const NamedTensor> extra) {
+  std::vector<NamedTensor> tensors;
+  for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    if (!store.rows()[i].trained) continue;
+    tensors.push_back({store.rows()[i].name + ".exp_avg", store.moment1(i)});
+    tensors.push_back({store.rows()[i].name + ".exp_avg_sq", store.moment2(i)});
+  }
+  tensors.insert(tensors.end(), extra.begin(), extra.end());
+  return tensors;
+}
+
+// RUN/checkpoints/`link` := a relative symlink to the checkpoint of `step`.
+void point_link_to(const fs::path& run_directory, const char* link, std::int64_t step) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::path temporary = checkpoints / (std::string(kTemporary) + link);
+  std::error_code error;
+  fs::create_directory_symlink(step_name(step), temporary, error);
+  if (!error) fs::rename(temporary, checkpoints / link, error);
+  if (error) {
+    std::error_code ignored;
+    fs::remove(temporary, ignored);
+    throw_input("{}: cannot be pointed to {}: {}; the checkpoint itself is whole",
+                (checkpoints / link).string(), step_name(step), error.message());
+  }
+}
+
+// Removes the checkpoint of `step`: a process killed meanwhile leaves a temporary, not half a checkpoint.
+void remove_checkpoint(const fs::path& run_directory, std::int64_t step) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::path doomed = checkpoints / (kReplaced + step_name(step));
+  std::error_code error;
+  fs::rename(checkpoints / step_name(step), doomed, error);
+  if (!error) fs::remove_all(doomed, error);
+  if (error)
+    throw_input("{}: cannot be removed: {}", (checkpoints / step_name(step)).string(), error.message());
+}
+
+// The step of the lowest number that `figure` has; of equal ones the newest.
+template <class Figure>
+std::optional<std::int64_t> lowest(const std::vector<RunState>& states, const Figure& figure) {
+  std::optional<std::int64_t> step;
+  double least = 0;
+  for (const RunState& state : states) {
+    const std::optional<double> value = figure(state);
+    if (!value || (step && !(*value <= least))) continue;
+    step = state.step;
+    least = *value;
+  }
+  return step;
+}
+
+std::optional<double> train_loss(const RunState& state) {
+  return state.spikes.losses.empty() ? std::nullopt : std::optional(recent_loss(state.spikes));
+}
+
+}  // namespace
+
+std::vector<std::int64_t> checkpoint_steps(const fs::path& run_directory) {
+  std::vector<std::int64_t> steps;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(checkpoints_directory(run_directory), error)) {
+    const auto step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory(error)) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+fs::path checkpoints_directory(const fs::path& run_directory) { return run_directory / "checkpoints"; }
+
+fs::path checkpoint_path(const fs::path& run_directory, std::int64_t step) {
+  return checkpoints_directory(run_directory) / step_name(step);
+}
+
+fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& store, const RunState& state,
+                         const config::Run& run, std::span<const NamedTensor> extra_state,
+                         const std::string& data) {
+  SY_CHECK(store.training(), "only a training store has moments to save");
+  SY_CHECK(state.step >= 0, "step {}", state.step);
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const std::string name = step_name(state.step);
+  const fs::path target = checkpoints / name;
+  std::error_code error;
+  fs::create_directories(checkpoints, error);
+  if (error) throw_input("{}: cannot be created: {}", checkpoints.string(), error.message());
+  remove_stale(checkpoints);
+
+  const auto weights = as_written(weight_tensors(store));
+  const auto moments_and_more = as_written(state_tensors(store, extra_state));
+  const auto text_files = tokenizer_files(run.data);
+  const std::string config_text =
+      with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
+                                            router::router_schemas()),
+                       record_of(text_files));
+  const std::string run_text = run_record_json({state, run.resolved_json, data});
+  // The manifest, the directory itself, blocks begun, the index of weights in several files.
+  const std::uint64_t slack = (64 << 10) + 200 * weights.size();
+  require_free_space(checkpoints, safetensors_bytes(weights) + safetensors_bytes(moments_and_more) +
+                                      config_text.size() + run_text.size() + slack);
+
+  TemporaryDirectory temporary(checkpoints / (kTemporary + name));
+  std::vector<std::pair<std::string, FileDigest>> files;
+  files.emplace_back(kConfig, write_text(temporary.path() / kConfig, config_text));
+  for (auto& file : write_weights(temporary.path(), weights, run.checkpoint.max_shard_size))
+    files.push_back(std::move(file));
+  files.emplace_back(kState, write_safetensors(temporary.path() / kState, moments_and_more));
+  files.emplace_back(kRunJson, write_text(temporary.path() / kRunJson, run_text));
+  for (const auto& [file, text] : text_files)
+    files.emplace_back(file, write_text(temporary.path() / file, text));
+  write_text_file(temporary.path() / kManifest, manifest_json(files));
+  sync_directory(temporary.path());
+
+  const fs::path replaced = checkpoints / (kReplaced + name);
+  put_in_place(temporary.path(), target, replaced);
+  temporary.keep();
+  sync_directory(checkpoints);
+  point_link_to(run_directory, kLatest, state.step);
+  sync_directory(checkpoints);
+  fs::remove_all(replaced, error);
+  if (error) throw_input("{}: cannot be removed: {}", replaced.string(), error.message());
+  return target;
+}
+
+void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& options) {
+  SY_CHECK(options.keep >= 0 && options.keep_every >= 0, "keep {}, keep_every {}", options.keep,
+           options.keep_every);
+  const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
+  if (steps.empty()) return;
+  std::vector<RunState> states;
+  for (const std::int64_t step : steps) {
+    try {
+      states.push_back(read_run_state(checkpoint_path(run_directory, step)));
+    } catch (const InputError&) {
+      // Damaged, or of another version: it takes no part in the comparison.
+    }
+  }
+
+  std::set<std::int64_t> stay;
+  if (options.keep_best) {
+    const auto best = lowest(states, [](const RunState& state) { return state.val_loss; });
+    if (best) {
+      point_link_to(run_directory, "best", *best);
+      stay.insert(*best);
+    }
+  }
+  if (options.keep == 0) return;
+  const auto n_newest = std::min(steps.size(), static_cast<std::size_t>(options.keep));
+  stay.insert(steps.end() - static_cast<std::ptrdiff_t>(n_newest), steps.end());
+  std::error_code error;
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const std::string latest = fs::read_symlink(checkpoints / "latest", error).filename().string();
+  for (const std::int64_t step : steps) {
+    if (checkpoint_path(run_directory, step).filename().string() == latest) stay.insert(step);
+    if (options.keep_every > 0 && step % options.keep_every == 0) stay.insert(step);
+  }
+  const auto good = std::find_if(states.rbegin(), states.rend(),
+                                 [](const RunState& state) { return state.spikes.skipped_in_row == 0; });
+  if (good != states.rend()) stay.insert(good->step);
+  if (const auto reached = lowest(states, train_loss)) {
+    const auto of = [&](std::int64_t step) {
+      return *train_loss(*std::find_if(states.begin(), states.end(),
+                                       [&](const RunState& state) { return state.step == step; }));
+    };
+    const std::optional<double> newest = train_loss(states.back());
+    if (newest && *newest > kFarAbove * of(*reached)) stay.insert(*reached);
+  }
+  for (const std::int64_t step : steps)
+    if (!stay.contains(step)) remove_checkpoint(run_directory, step);
+}
+
+std::optional<fs::path> find_latest(const fs::path& run_directory) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  std::error_code error;
+  const fs::path target = fs::read_symlink(checkpoints / kLatest, error);
+  // A checkpoint that `latest` names and that has lost its manifest is for the reader to refuse, not to step
+  // over.
+  if (!error && fs::is_directory(checkpoints / target, error)) return checkpoints / target;
+  const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (fs::path path = checkpoint_path(run_directory, *step); has_manifest(path)) return path;
+  }
+  return std::nullopt;
+}
+
+fs::path resolve_checkpoint(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_directory(path, error))
+    throw_input("{}: is not a directory; give a checkpoint (RUN/checkpoints/step_NNNNNN) or a run directory",
+                path.string());
+  if (has_manifest(path)) return fs::is_symlink(path, error) ? fs::canonical(path) : path;
+  if (auto latest = find_latest(path)) return *latest;
+  const fs::path absolute = fs::canonical(path);
+  if (absolute.filename() == "checkpoints") {
+    if (auto latest = find_latest(absolute.parent_path())) return *latest;
+  }
+  if (fs::exists(path / kWeightsFile, error) || fs::exists(path / kRunJson, error))
+    throw_input("{}: is missing; the checkpoint is not whole, use another one", (path / kManifest).string());
+  throw_input("{}: holds no checkpoint; give RUN/checkpoints/step_NNNNNN or a run directory that has one",
+              path.string());
+}
+
+Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
+  if (!has_manifest(path_))
+    throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / kManifest).string());
+  const std::vector<ManifestEntry> files =
+      parse_manifest(read_text_file(path_ / kManifest), (path_ / kManifest).string());
+  total_bytes_ = verify_files(path_, files);
+  const auto require = [&](const char* name) {
+    if (std::none_of(files.begin(), files.end(), [&](const ManifestEntry& file) { return file.name == name; }))
+      throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / name).string());
+  };
+  for (const char* name : {kConfig, kRunJson, kState}) require(name);
+  std::vector<std::string> weights;
+  bool has_index = false;
+  for (const ManifestEntry& file : files) {
+    const bool part = file.name.starts_with("model-") && file.name.ends_with(".safetensors");
+    if (part || file.name == kWeightsFile) weights.push_back(file.name);
+    if (file.name == kWeightsIndex) has_index = true;
+  }
+  if (weights.empty()) require(kWeightsFile);
+  weights_.emplace(path_, weights, has_index);
+  state_tensors_.emplace_back(path_ / kState);
+  model_json_ = read_text_file(path_ / kConfig);
+
+  run_ = read_run_record(path_);
+}
+
+config::Model Checkpoint::model() const { return config::parse_model(model_json_, (path_ / kConfig).string()); }
+
+std::vector<ModelDifference> differences_of(const config::Model& here, const config::Model& there) {
+  const json a = json::parse(config::model_to_hf_json(here));
+  const json b = json::parse(config::model_to_hf_json(there));
+  std::vector<ModelDifference> differences;
+  const auto compare = [&](const std::string& key) {
+    const auto text = [&key](const json& side) { return side.contains(key) ? side[key].dump() : "nothing"; };
+    if (text(a) != text(b)) differences.push_back({key, text(a), text(b)});
+  };
+  for (const auto& item : a.items()) compare(item.key());
+  for (const auto& item : b.items()) {
+    if (!a.contains(item.key())) compare(item.key());
+  }
+  return differences;
+}
+
+void Checkpoint::check_resumable(const config::Run& run) const {
+  std::vector<std::string> differences;
+  for (const ModelDifference& difference : differences_of(run.model, model()))
+    differences.push_back(
+        fmt::format("model.{} is {}, in the checkpoint {}", difference.key, difference.here, difference.there));
+  if (run.train.seed != state().seed)
+    differences.push_back(fmt::format("train.seed is {}, in the checkpoint {}", run.train.seed, state().seed));
+  if (!differences.empty())
+    throw_input("{}: cannot be resumed with this configuration: {}; use the checkpoint's or start a new run",
+                path_.string(), fmt::join(differences, "; "));
+}
+
+void Checkpoint::load_weights(ParameterStore& store) const { weights_->load(model(), store); }
+
+void Checkpoint::load_state(ParameterStore& store, std::span<const NamedTensor> extra_state) const {
+  SY_CHECK(store.training(), "only a training store has moments to load");
+  read_all(state_tensors_, state_tensors(store, extra_state), path_);
+}
+
+}  // namespace switchyard::checkpoint

@@ -1,0 +1,78 @@
+#include "checkpoint/manifest.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "checkpoint/json_text.h"
+#include "core/error.h"
+#include "core/file.h"
+
+namespace switchyard::checkpoint {
+
+namespace fs = std::filesystem;
+
+std::string crc_text(std::uint32_t crc) { return fmt::format("{:08x}", crc); }
+
+std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>& files) {
+  nlohmann::ordered_json manifest;
+  manifest["format_version"] = kCheckpointFormat;
+  for (const auto& [name, digest] : files)
+    manifest["files"][name] = {{"bytes", digest.bytes}, {"crc32", crc_text(digest.crc)}};
+  return manifest.dump(2) + "\n";
+}
+
+std::vector<ManifestEntry> parse_manifest(std::string_view text, const std::string& origin) {
+  const nlohmann::json manifest = parse_json_text(text, origin);
+  const auto damaged = [&origin](const std::string& what) {
+    throw_input("{}: {}; the checkpoint is damaged or of another version, use another one", origin, what);
+  };
+  if (!manifest.is_object() || manifest.size() != 2 || !manifest.contains("format_version") ||
+      !manifest.contains("files") || !manifest["files"].is_object())
+    damaged("is not {format_version, files}");
+  if (manifest["format_version"] != kCheckpointFormat)
+    damaged(fmt::format("format_version is {}, known is {}", printable(manifest["format_version"].dump()),
+                        kCheckpointFormat));
+  std::vector<ManifestEntry> files;
+  for (const auto& [name, entry] : manifest["files"].items()) {
+    if (!is_plain_file_name(name) || name == kManifest)
+      damaged(fmt::format("{} is not the name of a file", in_quotes(name)));
+    if (!entry.is_object() || entry.size() != 2 || !entry.contains("bytes") ||
+        !entry["bytes"].is_number_unsigned() || !entry.contains("crc32") || !entry["crc32"].is_string())
+      damaged(fmt::format("the entry of {} is not {{bytes, crc32}}", in_quotes(name)));
+    files.push_back({name, entry["bytes"].get<std::uint64_t>(), entry["crc32"].get<std::string>()});
+  }
+  return files;
+}
+
+std::uint64_t verify_files(const fs::path& directory, const std::vector<ManifestEntry>& files) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    const bool vouched =
+        name == kManifest ||
+        std::any_of(files.begin(), files.end(), [&](const ManifestEntry& file) { return file.name == name; });
+    if (!vouched)
+      throw_input("{}: is not in {}; remove it or use another checkpoint", entry.path().string(), kManifest);
+  }
+  if (error) throw_input("{}: cannot be listed: {}", directory.string(), error.message());
+
+  std::uint64_t total = fs::file_size(directory / kManifest, error);
+  for (const ManifestEntry& expected : files) {
+    const fs::path path = directory / expected.name;
+    if (!fs::exists(path, error))
+      throw_input("{}: is missing, though {} lists it; use another checkpoint", path.string(), kManifest);
+    if (const std::uint64_t bytes = fs::file_size(path, error); bytes != expected.bytes)
+      throw_input("{}: has {} bytes, {} says {}; the file was cut or changed, use another checkpoint",
+                  path.string(), bytes, kManifest, expected.bytes);
+    if (const std::string crc = crc_text(crc32_of_file(path)); crc != expected.crc)
+      throw_input("{}: has CRC-32 {}, {} says {}; the file is damaged, use another checkpoint", path.string(),
+                  crc, kManifest, expected.crc);
+    total += expected.bytes;
+  }
+  return total;
+}
+
+}  // namespace switchyard::checkpoint

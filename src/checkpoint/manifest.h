@@ -1,0 +1,33 @@
+// manifest.json of a checkpoint: size and CRC-32 of every other file.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "checkpoint/safetensors_writer.h"
+
+namespace switchyard::checkpoint {
+
+constexpr const char* kManifest = "manifest.json";
+constexpr int kCheckpointFormat = 1;
+
+struct ManifestEntry {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::string crc;  // as crc_text writes it
+};
+
+std::string crc_text(std::uint32_t crc);
+std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>& files);
+// Throws InputError naming `origin` where the text is not a manifest of this version.
+std::vector<ManifestEntry> parse_manifest(std::string_view text, const std::string& origin);
+
+// Checks every file of `directory` against its manifest, and that no other file is there. Returns the bytes of
+// all of them, the manifest included. Throws InputError naming the file and what is wrong with it.
+std::uint64_t verify_files(const std::filesystem::path& directory, const std::vector<ManifestEntry>& files);
+
+}  // namespace switchyard::checkpoint

@@ -1,0 +1,135 @@
+#include "checkpoint/model_directory.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/json_text.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "router/registry.h"
+
+namespace switchyard::checkpoint {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+void refuse_quantised(const std::string& config_json, const fs::path& path) {
+  const auto json = parse_json_text(config_json, path.string());
+  const auto found = json.find("quantization_config");
+  if (found == json.end() || found->is_null()) return;
+  throw_input("{}: quantization_config: {}: quantised weights cannot be read; convert them to bfloat16 first",
+              path.string(), printable(found->dump()));
+}
+
+ModelWeights open_weights(const fs::path& directory) {
+  std::set<std::string> there;
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().extension() == ".safetensors") there.insert(entry.path().filename().string());
+  const fs::path index_path = directory / kWeightsIndex;
+  if (!fs::exists(index_path)) {
+    if (there.empty())
+      throw_input("{}: holds no .safetensors file; weights of another format are not read, convert them",
+                  directory.string());
+    // Beside model*.safetensors some models hold the same weights under their makers' names.
+    std::vector<std::string> files, others;
+    for (const std::string& name : there) (name.starts_with("model") ? files : others).push_back(name);
+    if (files.empty()) files.swap(others);
+    if (!others.empty())
+      log_info(fmt::format("{}: not read, beside model*.safetensors: {}", directory.string(),
+                           fmt::join(others, ", ")));
+    return {directory, files, false};
+  }
+  std::set<std::string> listed;
+  for (const auto& [name, file] : parse_weights_index(read_text_file(index_path), index_path.string()))
+    listed.insert(file);
+  std::vector<std::string> missing, unlisted, others;
+  std::set_difference(listed.begin(), listed.end(), there.begin(), there.end(), std::back_inserter(missing));
+  for (const std::string& name : there)
+    if (!listed.contains(name)) (name.starts_with("model") ? unlisted : others).push_back(name);
+  if (!missing.empty())
+    throw_input("{}: lists {}, which {} not there; copy the model again", index_path.string(),
+                fmt::join(missing, ", "), missing.size() == 1 ? "is" : "are");
+  if (!unlisted.empty())
+    throw_input("{}: does not list {}, which would be left unread; remove the file or the index",
+                index_path.string(), fmt::join(unlisted, ", "));
+  if (!others.empty())
+    log_info(fmt::format("{}: not read, since the index does not list it: {}", directory.string(),
+                         fmt::join(others, ", ")));
+  return {directory, {listed.begin(), listed.end()}, true};
+}
+
+}  // namespace
+
+bool is_hugging_face(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path / "config.json", error)) return false;
+  for (const char* of_a_run : {"manifest.json", "run.json", "state.safetensors", "checkpoints"})
+    if (fs::exists(path / of_a_run, error)) return false;
+  return !config::looks_like_run(read_text_file(path / "config.json"));
+}
+
+ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
+  if (std::error_code error; !fs::is_directory(path, error))
+    throw_input("{}: is not a directory; give a checkpoint, a run directory or a Hugging Face model directory",
+                path.string());
+  if (!is_hugging_face(path)) {
+    checkpoint_.emplace(path);
+    path_ = checkpoint_->path();
+    model_ = checkpoint_->model();
+    config_json_ = config::state_router(checkpoint_->model_json(), model_, router(), router::router_schemas());
+    return;
+  }
+  const fs::path config = path / "config.json";
+  config_json_ = read_text_file(config);
+  model_ = config::parse_model(config_json_, config.string());
+  router();  // refused here where it cannot be read
+  refuse_quantised(config_json_, config);
+  weights_.emplace(open_weights(path));
+  // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
+  if (!weights_->has_layer(model_.num_hidden_layers)) model_.num_nextn_predict_layers = 0;
+}
+
+std::optional<config::Run> ModelDirectory::run() const {
+  if (!checkpoint_) return std::nullopt;
+  return config::parse_run(checkpoint_->run_config_json(), (path_ / "run.json").string(), {},
+                           router::router_schemas());
+}
+
+config::ComputeType ModelDirectory::compute_type(const std::string& asked, Device device) const {
+  if (asked.empty()) {
+    const auto of_run = run();
+    return of_run && device == Device::cuda ? of_run->train.dtype : config::ComputeType::float32;
+  }
+  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
+}
+
+config::Router ModelDirectory::router() const {
+  const std::optional<config::Run> of_run = run();
+  if (of_run) return of_run->router;
+  return config::parse_model_router(config_json_, (path_ / "config.json").string(), router::router_schemas());
+}
+
+const ModelWeights& ModelDirectory::weights() const { return checkpoint_ ? checkpoint_->weights() : *weights_; }
+
+void ModelDirectory::check_model(const config::Model& model) const {
+  constexpr std::string_view kMayDiffer[] = {"initializer_range", "max_position_embeddings",
+                                             "num_nextn_predict_layers"};
+  std::vector<std::string> differences;
+  for (const ModelDifference& difference : differences_of(model, model_))
+    if (std::find(std::begin(kMayDiffer), std::end(kMayDiffer), difference.key) == std::end(kMayDiffer))
+      differences.push_back(
+          fmt::format("model.{} is {}, there {}", difference.key, difference.here, difference.there));
+  if (!differences.empty())
+    throw_input("{}: cannot begin with these weights: {}; use the model of the directory's config.json",
+                (path_ / "config.json").string(), fmt::join(differences, "; "));
+}
+
+}  // namespace switchyard::checkpoint

@@ -1,0 +1,52 @@
+// Where the weights of a model come from: a checkpoint of a run, or a Hugging Face model directory (config.json
+// and *.safetensors, with or without model.safetensors.index.json).
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/model_weights.h"
+#include "config/config.h"
+#include "core/parameters.h"
+
+namespace switchyard::checkpoint {
+
+// True for a directory with the config.json of a model alone and nothing of a run around it: a checkpoint that
+// lost its manifest is not one.
+bool is_hugging_face(const std::filesystem::path& path);
+
+class ModelDirectory {
+ public:
+  // A checkpoint as Checkpoint takes it (verified), else a Hugging Face directory. Throws InputError: neither;
+  // quantised weights; files that the index does not name or that are not there.
+  explicit ModelDirectory(const std::filesystem::path& path);
+
+  const std::filesystem::path& path() const { return path_; }
+  const std::optional<Checkpoint>& checkpoint() const { return checkpoint_; }  // none: of Hugging Face
+  // Hugging Face's keys; states the router where it is not the layout's own (config::state_router).
+  const std::string& config_json() const { return config_json_; }
+  const config::Model& model() const { return model_; }
+  const ModelWeights& weights() const;
+  // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
+  std::optional<config::Run> run() const;
+  config::Router router() const;  // the run's, or what config.json states, or that of the model's family
+  // What to compute in where `asked` ("float32", "bfloat16" or empty) does not say: on a CUDA device in what
+  // the run trained in, elsewhere in float32.
+  config::ComputeType compute_type(const std::string& asked, Device device) const;
+
+  // Throws InputError, listing every key with both values, where `model` computes something else than the
+  // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token
+  // prediction may differ.
+  void check_model(const config::Model& model) const;
+
+ private:
+  std::filesystem::path path_;
+  std::optional<Checkpoint> checkpoint_;
+  std::optional<ModelWeights> weights_;  // of Hugging Face
+  std::string config_json_;
+  config::Model model_;
+};
+
+}  // namespace switchyard::checkpoint

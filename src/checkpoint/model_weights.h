@@ -1,0 +1,57 @@
+// The weights of a model as files hold them: one or many safetensors files, with or without an index.
+//
+// Every tensor is accounted for. What is missing, too many, of another shape or dtype, in two files, or
+// elsewhere than the index says is one InputError that lists it.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/safetensors.h"
+#include "checkpoint/weights_files.h"
+#include "config/config.h"
+#include "core/parameters.h"
+
+namespace switchyard::checkpoint {
+
+// A tensor under the name of the row that it belongs to: one of a file, or a part of one that holds several
+// rows.
+struct ModelTensor {
+  StoredTensor tensor;
+  const SafetensorsFile* file = nullptr;
+  const StoredTensor* stored = nullptr;  // as the file has it
+};
+
+class ModelWeights {
+ public:
+  // Opens `files` of `directory`; has_index: kWeightsIndex is there and is checked against them.
+  ModelWeights(std::filesystem::path directory, const std::vector<std::string>& files, bool has_index);
+
+  const std::vector<SafetensorsFile>& files() const { return files_; }
+
+  // The tensor of every row, in the order of the rows, under whichever of its names the files have it
+  // (weight_names.h). Not asked for and passed over: an lm_head.weight that equals the embedding it is tied to
+  // bit for bit; inv_freq buffers of old files; layers behind the last one (DeepSeek-V3's multi-token
+  // prediction) where the rows have none; and tensors of whole numbers, which no weight is. Each is said in one
+  // line.
+  std::vector<ModelTensor> match(const config::Model& model, std::span<const Parameter> rows) const;
+  // True where any tensor belongs to this layer.
+  bool has_layer(std::int64_t layer) const;
+  // Fills the store's values (f32 or f64) from F32, BF16 or F16.
+  void load(const config::Model& model, ParameterStore& store) const;
+
+ private:
+  std::filesystem::path directory_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, std::string> index_;  // empty: none
+};
+
+// Fills each target from the one file that has it; the same accounting, with nothing passed over.
+void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
+              const std::filesystem::path& where);
+
+}  // namespace switchyard::checkpoint

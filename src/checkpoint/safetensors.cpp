@@ -1,0 +1,281 @@
+#include "checkpoint/safetensors.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "checkpoint/json_text.h"
+#include "core/device_memory.h"
+#include "core/error.h"
+
+namespace switchyard::checkpoint {
+
+namespace {
+
+using nlohmann::json;
+static_assert(std::endian::native == std::endian::little, "the format is little-endian");
+
+constexpr std::uint64_t kLengthBytes = 8;
+// The limit of the format's reference implementation: a header beyond it is a damaged length.
+constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
+
+// The types of the format, whole: a tensor that nobody asks for does not spoil the file.
+struct TypeInfo {
+  StoredType type;
+  const char* name;
+  std::int64_t bits;
+};
+constexpr TypeInfo kTypes[] = {{StoredType::f64, "F64", 64},
+                               {StoredType::f32, "F32", 32},
+                               {StoredType::f16, "F16", 16},
+                               {StoredType::bf16, "BF16", 16},
+                               {StoredType::i64, "I64", 64},
+                               {StoredType::i32, "I32", 32},
+                               {StoredType::i16, "I16", 16},
+                               {StoredType::i8, "I8", 8},
+                               {StoredType::u64, "U64", 64},
+                               {StoredType::u32, "U32", 32},
+                               {StoredType::u16, "U16", 16},
+                               {StoredType::u8, "U8", 8},
+                               {StoredType::boolean, "BOOL", 8},
+                               {StoredType::c64, "C64", 64},
+                               {StoredType::f8_e5m2, "F8_E5M2", 8},
+                               {StoredType::f8_e4m3, "F8_E4M3", 8},
+                               {StoredType::f8_e8m0, "F8_E8M0", 8},
+                               {StoredType::f8_e4m3fnuz, "F8_E4M3FNUZ", 8},
+                               {StoredType::f8_e5m2fnuz, "F8_E5M2FNUZ", 8},
+                               {StoredType::f6_e2m3, "F6_E2M3", 6},
+                               {StoredType::f6_e3m2, "F6_E3M2", 6},
+                               {StoredType::f4, "F4", 4}};
+
+const TypeInfo& info_of(StoredType type) {
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                   [&](const TypeInfo& info) { return info.type == type; });
+  SY_CHECK(found != std::end(kTypes), "a stored type without a name");
+  return *found;
+}
+
+struct Range {
+  std::uint64_t begin, end;
+  std::size_t tensor;
+};
+
+}  // namespace
+
+const char* name_of(StoredType type) { return info_of(type).name; }
+
+std::int64_t bits_of(StoredType type) { return info_of(type).bits; }
+
+std::int64_t size_of(StoredType type) {
+  SY_CHECK(bits_of(type) % 8 == 0, "an element of {} is no whole byte", name_of(type));
+  return bits_of(type) / 8;
+}
+
+bool is_weight(StoredType type) {
+  return type == StoredType::f32 || type == StoredType::bf16 || type == StoredType::f16;
+}
+
+bool is_whole_number(StoredType type) {
+  const std::string_view name = name_of(type);
+  return name.starts_with('I') || name.starts_with('U') || type == StoredType::boolean;
+}
+
+StoredType stored_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return StoredType::f32;
+    case DType::f64:
+      return StoredType::f64;
+    case DType::bf16:
+      return StoredType::bf16;
+    case DType::i32:
+      return StoredType::i32;
+  }
+  SY_CHECK(false, "a dtype without a stored type");
+  return StoredType::f32;
+}
+
+std::string StoredTensor::shape_string() const { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, const std::string& path) {
+  std::uint64_t header_bytes = 0;
+  if (bytes.size() >= kLengthBytes) std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
+  if (bytes.size() < kLengthBytes || header_bytes > kMaxHeaderBytes ||
+      header_bytes > bytes.size() - kLengthBytes) {
+    if (const std::string other = stand_in(bytes); !other.empty()) throw_input("{}: {}", path, other);
+    if (bytes.size() < kLengthBytes)
+      throw_input("{}: {} bytes are too few for a safetensors file; it was cut", path, bytes.size());
+    throw_input("{}: the header's length at byte 0 is {}, but the file has {} bytes; it was cut or is damaged",
+                path, header_bytes, bytes.size());
+  }
+  const auto header_span = bytes.subspan(kLengthBytes, header_bytes);
+  const auto data = bytes.subspan(kLengthBytes + header_bytes);
+  const json header = parse_json_text({reinterpret_cast<const char*>(header_span.data()), header_span.size()},
+                                      path + ": the header");
+  if (!header.is_object()) throw_input("{}: the header is not a JSON object; the file is damaged", path);
+
+  std::vector<StoredTensor> tensors;
+  std::vector<Range> ranges;
+  for (const auto& [name, entry] : header.items()) {
+    if (name == "__metadata__") {
+      const bool of_strings =
+          entry.is_object() &&
+          std::all_of(entry.begin(), entry.end(), [](const json& value) { return value.is_string(); });
+      if (!of_strings && !entry.is_null())
+        throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
+      continue;
+    }
+    const auto damaged = [&path, &name = name](const std::string& what) {
+      throw_input("{}: tensor {}: {}", path, in_quotes(name), what);
+    };
+    // What else an entry holds is passed over, as the format's own reader does.
+    if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
+        !entry.contains("data_offsets"))
+      damaged("its header entry is not {dtype, shape, data_offsets}");
+    StoredTensor tensor;
+    tensor.name = name;
+
+    const json& dtype = entry["dtype"];
+    const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeInfo& info) {
+      return dtype.is_string() && dtype == info.name;
+    });
+    if (type == std::end(kTypes))
+      damaged(fmt::format("dtype {} is none of the format's", printable(dtype.dump())));
+    tensor.type = type->type;
+
+    const json& shape = entry["shape"];
+    const auto all_unsigned = [](const json& list) {
+      return list.is_array() && std::all_of(list.begin(), list.end(),
+                                            [](const json& value) { return value.is_number_unsigned(); });
+    };
+    if (!all_unsigned(shape)) damaged("its shape is not a list of whole numbers");
+    constexpr std::size_t kMaxRank = 16;
+    if (shape.size() > kMaxRank)
+      damaged(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
+    std::int64_t bits = type->bits;
+    for (const json& dim : shape) {
+      const auto n = dim.get<std::uint64_t>();
+      if (n > INT64_MAX || __builtin_mul_overflow(bits, static_cast<std::int64_t>(n), &bits))
+        damaged(fmt::format("its shape {} is impossibly large", shape.dump()));
+      tensor.shape.push_back(static_cast<std::int64_t>(n));
+    }
+
+    const json& offsets = entry["data_offsets"];
+    if (!all_unsigned(offsets) || offsets.size() != 2) damaged("its data_offsets are not two whole numbers");
+    const auto begin = offsets[0].get<std::uint64_t>(), end = offsets[1].get<std::uint64_t>();
+    if (begin > end || end > data.size())
+      damaged(fmt::format("bytes [{}, {}) are outside the {} bytes of data; the file was cut or is damaged",
+                          begin, end, data.size()));
+    if (bits % 8 != 0 || end - begin != static_cast<std::uint64_t>(bits / 8))
+      damaged(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", type->name,
+                          shape.dump(), static_cast<double>(bits) / 8, end - begin));
+    tensor.bytes = data.subspan(begin, end - begin);
+    ranges.push_back({begin, end, tensors.size()});
+    tensors.push_back(std::move(tensor));
+  }
+
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  std::uint64_t expected = 0;
+  for (const Range& range : ranges) {
+    if (range.begin != expected)
+      throw_input("{}: tensor {} begins at byte {} of the data, but the one before it ends at {}: {}", path,
+                  in_quotes(tensors[range.tensor].name), range.begin, expected,
+                  range.begin < expected ? "they overlap" : "a gap");
+    expected = range.end;
+  }
+  if (expected != data.size())
+    throw_input("{}: {} bytes of data, but the tensors end at {}; the file is damaged", path, data.size(),
+                expected);
+
+  std::vector<StoredTensor> sorted;
+  sorted.reserve(tensors.size());
+  for (const Range& range : ranges) sorted.push_back(std::move(tensors[range.tensor]));
+  return sorted;
+}
+
+SafetensorsFile::SafetensorsFile(std::filesystem::path file_path)
+    : file_(std::move(file_path)), tensors_(parse_safetensors(file_.bytes(), file_.path().string())) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
+}
+
+const StoredTensor* SafetensorsFile::find(std::string_view name) const {
+  const auto it = index_.find(std::string(name));
+  return it == index_.end() ? nullptr : &tensors_[it->second];
+}
+
+namespace {
+
+// Elements are read with memcpy: nothing promises that they are aligned in the file.
+template <class Stored, class T, class Convert>
+void convert(std::span<const std::byte> bytes, Tensor out, Convert convert_one) {
+  T* const data = out.as<T>();
+  const std::int64_t n = out.numel();
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < n; ++i) {
+    Stored stored;
+    std::memcpy(&stored, bytes.data() + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
+    data[i] = static_cast<T>(convert_one(stored));
+  }
+}
+
+template <class T>
+bool widen(const StoredTensor& stored, Tensor out) {
+  switch (stored.type) {
+    case StoredType::bf16:
+      convert<std::uint16_t, T>(stored.bytes, out, float_of_bf16);
+      return true;
+    case StoredType::f16:
+      convert<std::uint16_t, T>(stored.bytes, out, float_of_f16);
+      return true;
+    case StoredType::f32:
+      convert<float, T>(stored.bytes, out, [](float value) { return value; });
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void SafetensorsFile::read(const StoredTensor& stored, Tensor out) const {
+  SY_CHECK(out.defined() && out.contiguous(), "{} is read into a tensor that is not contiguous", stored.name);
+  if (out.device() != Device::cpu) {
+    const HostCopy host(out);
+    read(stored, host.tensor());
+    host.write_back();
+    return;
+  }
+  bool same = static_cast<int>(stored.shape.size()) == out.shape().rank();
+  for (int i = 0; same && i < out.shape().rank(); ++i)
+    same = stored.shape[static_cast<std::size_t>(i)] == out.dim(i);
+  if (!same)
+    throw_input("{}: tensor \"{}\" has shape {}, expected {}", path().string(), stored.name,
+                stored.shape_string(), out.shape().to_string());
+  if (stored.type == stored_type(out.dtype())) {
+    constexpr std::size_t kPiece = std::size_t{1} << 20;
+    const auto pieces = static_cast<std::int64_t>((stored.bytes.size() + kPiece - 1) / kPiece);
+    auto* const data = static_cast<std::byte*>(out.raw());
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
+      std::memcpy(data + begin, stored.bytes.data() + begin, std::min(kPiece, stored.bytes.size() - begin));
+    }
+    release(stored);
+    return;
+  }
+  const bool read = out.dtype() == DType::f32   ? widen<float>(stored, out)
+                    : out.dtype() == DType::f64 ? widen<double>(stored, out)
+                                                : false;
+  if (!read)
+    throw_input("{}: tensor \"{}\" is {}, which does not become {} without loss", path().string(), stored.name,
+                name_of(stored.type), name_of(stored_type(out.dtype())));
+  release(stored);
+}
+
+}  // namespace switchyard::checkpoint

@@ -1,0 +1,140 @@
+#include "checkpoint/tokenizer_record.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "checkpoint/json_text.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "data/dataset.h"
+
+namespace switchyard::checkpoint {
+
+namespace fs = std::filesystem;
+
+TokenizerRecord parse_tokenizer_record(const std::string& text, const std::string& origin) {
+  const nlohmann::json meta = parse_json_text(text, origin);
+  const auto token = [&](const char* key) {
+    const auto found = meta.find(key);
+    if (found == meta.end() || !found->is_number_integer() || *found < 0 || *found > INT32_MAX)
+      throw_input("{}: \"{}\" is not a token; prepare the data again, or correct it", origin, key);
+    return found->get<std::int64_t>();
+  };
+  if (!meta.is_object() || !meta.contains("tokenizer") || !meta["tokenizer"].is_string())
+    throw_input("{}: names no tokenizer; prepare the data again, or correct it", origin);
+  const std::int64_t eot = token("eot_token");
+  return {meta["tokenizer"], meta.contains("begin_token") ? token("begin_token") : eot, eot};
+}
+
+std::optional<TokenizerRecord> tokenizer_record_in(const fs::path& directory) {
+  const fs::path path = directory / kTokenizerMeta;
+  if (!fs::exists(path)) return std::nullopt;
+  return parse_tokenizer_record(read_text_file(path), path.string());
+}
+
+std::optional<TokenizerRecord> record_of(const NamedTexts& files) {
+  for (const auto& [name, text] : files)
+    if (name == kTokenizerMeta) return parse_tokenizer_record(text, name);
+  return std::nullopt;
+}
+
+std::string with_text_tokens(const std::string& config_json, const std::optional<TokenizerRecord>& record) {
+  if (!record) return config_json;
+  auto config = nlohmann::ordered_json::parse(config_json);
+  const auto put = [&](const char* key, std::int64_t token) {
+    if (!config.contains(key) || config[key].is_null()) config[key] = token;
+  };
+  put("bos_token_id", record->begin_token);
+  put("eos_token_id", record->eot_token);
+  return config.dump(2) + "\n";
+}
+
+namespace {
+
+// None where shards have been moved: a trainer says so when it opens them, and weights are worth saving all the
+// same.
+std::set<fs::path> directories_of(const config::Data& data) {
+  std::set<fs::path> directories;
+  try {
+    for (const config::DataEntry& entry : data.train)
+      for (const fs::path& shard : data::expand_shards(entry.path)) directories.insert(shard.parent_path());
+  } catch (const InputError&) {
+    return {};
+  }
+  return directories;
+}
+
+nlohmann::json meta_in(const fs::path& directory) {
+  if (!fs::exists(directory / "meta.json")) return {};
+  return nlohmann::json::parse(read_text_file(directory / "meta.json"), nullptr, false);
+}
+
+}  // namespace
+
+NamedTexts tokenizer_files(const config::Data& data) {
+  nlohmann::ordered_json record;
+  fs::path stated_in;
+  for (const fs::path& directory : directories_of(data)) {
+    const nlohmann::json meta = meta_in(directory);
+    nlohmann::ordered_json found;
+    for (const char* key : {"tokenizer", "tokenizer_sha256", "vocab_size", "eot_token"}) {
+      if (!meta.is_object() || !meta.contains(key)) return {};
+      found[key] = meta[key];
+    }
+    found["begin_token"] = meta.value("begin_token", meta["eot_token"]);
+    for (const char* key : {"tokenizer_sha256", "begin_token"})
+      if (!record.is_null() && record[key] != found[key]) return {};
+    if (record.is_null()) record = found, stated_in = directory;
+  }
+  if (record.is_null()) return {};
+  try {
+    parse_tokenizer_record(record.dump(), "meta.json");
+  } catch (const InputError&) {
+    return {};  // no reason to lose the weights
+  }
+  NamedTexts files = {{kTokenizerMeta, record.dump(2) + "\n"}};
+  if (record["tokenizer"] != "bytes") {
+    if (!fs::exists(stated_in / kTokenizer)) return {};
+    files.emplace_back(kTokenizer, read_text_file(stated_in / kTokenizer));
+  }
+  return files;
+}
+
+data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
+  if (const auto record = tokenizer_record_in(directory))
+    return {.eot = record->eot_token, .begin = record->begin_token};
+  data::SpecialTokens tokens;
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    if (!fs::exists(directory / name)) continue;
+    const auto json = nlohmann::json::parse(read_text_file(directory / name), nullptr, false);
+    const auto take = [&](std::optional<std::int64_t>& token, const char* key) {
+      if (!token && json.is_object() && json.contains(key) && json[key].is_number_integer())
+        token = json[key].get<std::int64_t>();
+    };
+    take(tokens.begin, "bos_token_id");
+    take(tokens.eot, "eos_token_id");
+  }
+  return tokens;
+}
+
+std::vector<fs::path> tokenizers_beside(const config::Data& data) {
+  std::vector<fs::path> paths;
+  for (const fs::path& directory : directories_of(data)) {
+    const nlohmann::json meta = meta_in(directory);
+    const bool bytes = meta.is_object() && meta.contains("tokenizer") && meta["tokenizer"] == "bytes";
+    if (!bytes && fs::exists(directory / kTokenizer)) paths.push_back(directory / kTokenizer);
+  }
+  return paths;
+}
+
+std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries) {
+  constexpr std::int64_t kMultiple = 64;  // whole tiles of the classifier's product
+  std::vector<fs::path> shards;
+  for (const config::DataEntry& entry : entries)
+    for (const fs::path& shard : data::expand_shards(entry.path)) shards.push_back(shard);
+  const std::optional<std::int64_t> largest = data::vocab_size_beside(shards);
+  if (!largest) return std::nullopt;
+  return (*largest + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+}  // namespace switchyard::checkpoint

@@ -1,0 +1,53 @@
+// Which tokenizer made a run's data, so that a checkpoint can turn text to tokens without the data.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/config.h"
+#include "data/dataset.h"
+
+namespace switchyard::checkpoint {
+
+constexpr const char* kTokenizerMeta = "tokenizer_meta.json";  // its name, hash and the tokens around a text
+constexpr const char* kTokenizer = "tokenizer.json";           // itself, unless it is the byte tokenizer
+
+struct TokenizerRecord {
+  std::string tokenizer;         // "bytes", or where the tokenizer.json came from
+  std::int64_t begin_token = 0;  // that each document of the data begins with
+  std::int64_t eot_token = 0;    // that ends a text
+};
+
+// The content of a tokenizer_meta.json. Without begin_token a document begins with eot_token. Throws InputError
+// naming `origin`.
+TokenizerRecord parse_tokenizer_record(const std::string& text, const std::string& origin);
+// The one beside a checkpoint's weights; none where there is no such file.
+std::optional<TokenizerRecord> tokenizer_record_in(const std::filesystem::path& directory);
+
+// (name, content) of the files for a checkpoint, from meta.json and tokenizer.json beside the training shards.
+// None where there are no such files, or where they are not the same beside all shards.
+using NamedTexts = std::vector<std::pair<std::string, std::string>>;
+NamedTexts tokenizer_files(const config::Data& data);
+// The record among them.
+std::optional<TokenizerRecord> record_of(const NamedTexts& files);
+
+// A config.json with bos_token_id and eos_token_id where it has none.
+std::string with_text_tokens(const std::string& config_json, const std::optional<TokenizerRecord>& record);
+
+// The tokens that the documents of a model's training data began and ended with, by what its directory says:
+// the record of a run, or else bos_token_id and eos_token_id of generation_config.json or config.json. A list
+// of several ends says nothing here.
+data::SpecialTokens special_tokens_of_model(const std::filesystem::path& directory);
+
+// The tokenizer.json files that lie beside training shards and made them: not where meta.json says "bytes".
+std::vector<std::filesystem::path> tokenizers_beside(const config::Data& data);
+
+// model.vocab_size where a configuration leaves it out: the largest vocab_size that meta.json beside these
+// shards states, rounded up to a multiple of 64. None where no such file states one.
+std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries);
+
+}  // namespace switchyard::checkpoint
