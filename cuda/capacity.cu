@@ -90,10 +90,10 @@ __device__ unsigned nth_largest(Selection& shared, const unsigned* rank, int n, 
 // A block an expert.
 __global__ void __launch_bounds__(kThreads)
     drop_kernel(Rows<int> kept_expert_TK, Rows<float> kept_weight_TK, int* n_dropped, const unsigned* rank_R,
-                const int* slot_R, const int* offset_E1, const int* n_real, double factor, int K) {
+                const int* slot_R, const int* offset_Ep, const int* n_real, double factor, int K) {
   auto& shared = static_shared<Selection>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int first = offset_E1[blockIdx.x], n = offset_E1[blockIdx.x + 1] - first;
+  const int first = offset_Ep[blockIdx.x], n = offset_Ep[blockIdx.x + 1] - first;
   // The small step down undoes the rounding of a product that is a whole number in decimals (1.1 * 10).
   const double exact = factor * static_cast<double>(std::int64_t{*n_real} * K) / gridDim.x;
   const double most = ceil(exact * (1 - 1e-12));
@@ -131,10 +131,10 @@ void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped
   const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1), n_slots = expert_TK.numel();
   ScratchScope scope(ctx.scratch);
   const auto ints = [&](std::int64_t n) { return ctx.scratch.take(Shape{n}, DType::i32); };
-  const Tensor count_E = ints(n_experts), offset_E1 = ints(n_experts + 1), rank_R = ints(n_slots),
+  const Tensor count_E = ints(n_experts), offset_Ep = ints(n_experts + 1), rank_R = ints(n_slots),
                slot_R = ints(n_slots), n_real = ints(1);
   const Tensor slot_row_TK = ctx.scratch.take(expert_TK.shape(), DType::i32);
-  moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
+  moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
   launch("limit_capacity: tokens", count_tokens_kernel, {1, kThreads}, ctx, n_real.as<int>(), skip_T.as<int>(),
          n_tokens);
   launch("limit_capacity: rows", rows_kernel, one_thread_each(n_slots), ctx,
@@ -144,7 +144,7 @@ void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped
   SY_CUDA(cudaMemsetAsync(dropped_1.raw(), 0, static_cast<std::size_t>(dropped_1.nbytes()), stream_of(ctx)));
   launch("limit_capacity: drop", drop_kernel, {blocks(n_experts), kThreads}, ctx, rows_of<int>(kept_expert_TK),
          rows_of<float>(kept_weight_TK), dropped_1.as<int>(), reinterpret_cast<unsigned*>(rank_R.as<int>()),
-         slot_R.as<int>(), offset_E1.as<int>(), n_real.as<int>(), factor, K);
+         slot_R.as<int>(), offset_Ep.as<int>(), n_real.as<int>(), factor, K);
 }
 
 }  // namespace switchyard::cuda

@@ -26,10 +26,10 @@ struct Product {
   int m, n, k;
   int tiles_m, tiles_n;         // the grid has a block for each pair
   Rows<const Out> addend_MN{};  // may be c_MN; null: none
-  // Grouped: of expert e are the rows [offset_E1[e], offset_E1[e+1]).
+  // Grouped: of expert e are the rows [offset_Ep[e], offset_Ep[e+1]).
   //   mk_nk, mk_kn: of a and c, m in all; each expert has a b of its own
   //   km_kn: of a and b, k in all; each expert has a c of its own
-  const int* offset_E1 = nullptr;  // null: one product
+  const int* offset_Ep = nullptr;  // null: one product
   int n_experts = 0;
   std::int64_t expert_stride = 0;  // elements from one expert's matrix to the next
 };
@@ -45,10 +45,10 @@ struct Tile {
 
 // Row tile number `tile` of the experts' rows, each expert's cut into tiles from its first row on. All lanes of
 // the warp ask for the same tile and receive the same answer. A tile past the last one has no rows.
-__device__ __forceinline__ Tile find_grouped_rows(const int* offset_E1, int n_experts, int tile) {
+__device__ __forceinline__ Tile find_grouped_rows(const int* offset_Ep, int n_experts, int tile) {
   for (int first_expert = 0; first_expert < n_experts; first_expert += kWarp) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, e = first_expert + lane;
-    const int first = e < n_experts ? offset_E1[e] : 0, end = e < n_experts ? offset_E1[e + 1] : 0;
+    const int first = e < n_experts ? offset_Ep[e] : 0, end = e < n_experts ? offset_Ep[e + 1] : 0;
     const int tiles = (end - first + kTile - 1) / kTile;
     int through = tiles;  // tiles of this chunk's experts up to and with e
     for (int delta = 1; delta < kWarp; delta *= 2) {
@@ -78,16 +78,16 @@ __device__ __forceinline__ Tile find_tile(const Product<T, Out>& p, int index) {
   int tile_m = band + place % height;
   Tile tile{};
   tile.k_end = p.k;
-  if (p.offset_E1 != nullptr && a_along_k(kForm)) {
-    tile = find_grouped_rows(p.offset_E1, p.n_experts, tile_m);
+  if (p.offset_Ep != nullptr && a_along_k(kForm)) {
+    tile = find_grouped_rows(p.offset_Ep, p.n_experts, tile_m);
     tile.k_end = p.k;
   } else {
-    if (p.offset_E1 != nullptr) {
+    if (p.offset_Ep != nullptr) {
       const int tiles_each = p.tiles_m / p.n_experts;
       tile.expert = tile_m / tiles_each;
       tile_m %= tiles_each;
-      tile.k_first = p.offset_E1[tile.expert];
-      tile.k_end = p.offset_E1[tile.expert + 1];
+      tile.k_first = p.offset_Ep[tile.expert];
+      tile.k_end = p.offset_Ep[tile.expert + 1];
       if (tile.k_first == tile.k_end) return {};
     }
     tile.m_first = tile_m * kTile;

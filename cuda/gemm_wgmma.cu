@@ -289,14 +289,14 @@ void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices
 
 template <class Out, Form kForm, class Epilogue>
 void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
-                  const int* offset_E1, const Epilogue& epilogue, Context& ctx) {
+                  const int* offset_Ep, const Epilogue& epilogue, Context& ctx) {
   constexpr bool kA = a_along_k(kForm);
   const BoxedMatrices c_matrices = matrices_of(c);
   const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
   const std::int64_t n_experts = kA ? b.matrices : c_matrices.matrices;
   for (std::int64_t size : {m, n, k}) SY_CHECK(size < 0x7fffffff - 256, "{}: a dimension of {}", op, size);
   std::int64_t tiles_m = ceil_div(m, kTile);
-  if (offset_E1 != nullptr) tiles_m = kA ? m / kTile + std::min(m, n_experts) : tiles_m * n_experts;
+  if (offset_Ep != nullptr) tiles_m = kA ? m / kTile + std::min(m, n_experts) : tiles_m * n_experts;
   SY_CHECK(tiles_m < 0x7fffffff, "{}: {} tiles", op, tiles_m);
   const Product<bf16, Out> product{.a = {},
                                    .b = {},
@@ -307,7 +307,7 @@ void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const
                                    .tiles_m = static_cast<int>(tiles_m),
                                    .tiles_n = 0,
                                    .addend_MN = {add ? c.as<Out>() : nullptr, c_matrices.stride},
-                                   .offset_E1 = offset_E1,
+                                   .offset_Ep = offset_Ep,
                                    .n_experts = static_cast<int>(n_experts),
                                    .expert_stride = kA ? b.matrix_stride : c_matrices.matrix_stride};
   // Wide tiles read less, if there are enough of them for every multiprocessor.
@@ -322,11 +322,11 @@ void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const
 }  // namespace
 
 bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
-                    const int* offset_E1, Context& ctx) {
+                    const int* offset_Ep, Context& ctx) {
   if (!can_multiply(c, a, b)) return false;
   with_element(c.dtype(), [&]<class Out>() {
     const auto with = [&]<Form kForm>() {
-      launch_wgmma<Out, kForm>(op, c, matrices_of(a), matrices_of(b), add, offset_E1, Plain{}, ctx);
+      launch_wgmma<Out, kForm>(op, c, matrices_of(a), matrices_of(b), add, offset_Ep, Plain{}, ctx);
     };
     switch (form) {
       case Form::mk_nk:
@@ -341,13 +341,13 @@ bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a,
 }
 
 bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
-                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_E1, Context& ctx) {
+                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_Ep, Context& ctx) {
   if (act_RF.dtype() != DType::bf16 || gate_up_R2F.dtype() != DType::bf16 || !writes_packs(act_RF) ||
       !can_multiply(gate_up_R2F, in_RK, weight_E2FK))
     return false;
   const GateUp epilogue{rows_of<bf16>(act_RF), weight_R.as<float>()};
   launch_wgmma<bf16, Form::mk_nk>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
-                                  offset_E1, epilogue, ctx);
+                                  offset_Ep, epilogue, ctx);
   return true;
 }
 

@@ -1,5 +1,5 @@
 // Dense products go to cuBLASLt, which knows each device best. Grouped ones are one launch for all experts
-// (gemm_tile.h): blocks find their expert and rows in offset_E1 themselves, so that the host need not know the
+// (gemm_tile.h): blocks find their expert and rows in offset_Ep themselves, so that the host need not know the
 // counts. The grid has room for the worst split of the rows; blocks without a tile leave at once.
 #include "linear.h"
 
@@ -55,7 +55,7 @@ struct Matrix {
 };
 
 struct Groups {
-  const int* offset_E1 = nullptr;  // null: no groups
+  const int* offset_Ep = nullptr;  // null: no groups
   std::int64_t n_experts = 0;
 };
 
@@ -66,7 +66,7 @@ Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const 
   const std::int64_t k = a_along_k(form) ? a.columns : a.rows;
   std::int64_t tiles_m = ceil_div(c.rows, kTile);
   std::int64_t expert_stride = 0;
-  if (groups.offset_E1 != nullptr) {
+  if (groups.offset_Ep != nullptr) {
     // Rows of experts: every expert may have a tile that is not full.
     tiles_m =
         a_along_k(form) ? c.rows / kTile + std::min(c.rows, groups.n_experts) : tiles_m * groups.n_experts;
@@ -81,7 +81,7 @@ Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const 
                           .k = int_of(k),
                           .tiles_m = int_of(tiles_m),
                           .tiles_n = int_of(tiles_n),
-                          .offset_E1 = groups.offset_E1,
+                          .offset_Ep = groups.offset_Ep,
                           .n_experts = int_of(groups.n_experts),
                           .expert_stride = expert_stride};
   if (addend.defined()) product.addend_MN = Matrix(addend).rows_of<const Out>();
@@ -114,7 +114,7 @@ void multiply_in_tiles(const char* op, Form form, const Matrix& c, const Matrix&
                        const Tensor& addend, const Groups& groups, Context& ctx) {
   const bool in_place = addend.defined() && addend.raw() == c.tensor.raw();
   if ((in_place || !addend.defined()) &&
-      wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, in_place, groups.offset_E1, ctx))
+      wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, in_place, groups.offset_Ep, ctx))
     return;
   with_element(a.tensor.dtype(), [&]<class T>() {
     if (c.tensor.dtype() == DType::f32) {
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // What is added to a product's output.
 Tensor addend_of(const Tensor& c_MN, Write write) { return write == Write::add ? c_MN : Tensor(); }
 
-Groups groups_of(const Tensor& offset_E1) { return {offset_E1.as<std::int32_t>(), offset_E1.dim(0) - 1}; }
+Groups groups_of(const Tensor& offset_Ep) { return {offset_Ep.as<std::int32_t>(), offset_Ep.dim(0) - 1}; }
 
 }  // namespace
 
@@ -169,59 +169,59 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
   multiply("linear_backward_weight", Form::km_kn, dweight_NK, dout_TN, in_TK, dweight_NK, ctx);
 }
 
-void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
-  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, {}, groups_of(offset_E1),
+void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx) {
+  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, {}, groups_of(offset_Ep),
                     ctx);
 }
 
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
-                             Tensor weight_R, Tensor offset_E1, Context& ctx) {
+                             Tensor weight_R, Tensor offset_Ep, Context& ctx) {
   const Matrix c(gate_up_R2F), a(in_RK), b(weight_E2FK), act(act_RF);
   if (act_RF.dtype() != DType::bf16 || !(a.packs() && b.packs() && c.packs() && act.packs())) {
-    grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_E1, ctx);
-    return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+    grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
+    return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   }
-  const Groups groups = groups_of(offset_E1);
+  const Groups groups = groups_of(offset_Ep);
   constexpr const char* kOp = "grouped_gate_up_forward";
-  if (wgmma_gate_up(kOp, act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, groups.offset_E1, ctx)) return;
+  if (wgmma_gate_up(kOp, act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, groups.offset_Ep, ctx)) return;
   const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, {}, groups);
   launch(kOp, gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx, product,
          act.rows_of<bf16>(), weight_R.as<float>());
 }
 
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx) {
   multiply_in_tiles("grouped_linear_backward_input", Form::mk_kn, din_RK, dout_RN, weight_ENK, {},
-                    groups_of(offset_E1), ctx);
+                    groups_of(offset_Ep), ctx);
 }
 
 void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
-                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx) {
+                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
   const std::int64_t n_rows = dout_RN.rows(), width = weight_ENF.dim(2);
   const Matrix dgate(dgate_up_R2F.columns(0, width)), a(dout_RN), b(weight_ENF);
   ScratchScope scope(ctx.scratch);
   if (dout_RN.dtype() != DType::bf16 ||
       !(dgate.packs() && Matrix(gate_up_R2F).packs() && a.packs() && b.packs())) {
     const Tensor dact_RF = ctx.scratch.take({n_rows, width}, dout_RN.dtype());
-    grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_E1, ctx);
-    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+    grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   }
-  const Groups groups = groups_of(offset_E1);
+  const Groups groups = groups_of(offset_Ep);
   if (const Tensor dact_RF = ctx.scratch.take({n_rows, width}, DType::bf16); wgmma_multiply(
-          "grouped_down_backward", Form::mk_kn, dact_RF, dout_RN, weight_ENF, false, groups.offset_E1, ctx))
-    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+          "grouped_down_backward", Form::mk_kn, dact_RF, dout_RN, weight_ENF, false, groups.offset_Ep, ctx))
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups);
   const Tensor partial_RP = ctx.scratch.take({n_rows, ceil_div(width, kWarpTile)}, DType::f32);
   launch("grouped_down_backward", down_backward_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes},
          ctx, product, rows_of<const bf16>(gate_up_R2F), weight_R.as<float>(), rows_of<float>(partial_RP));
   launch("grouped_down_backward: weights", sum_row_kernel, one_thread_each(n_rows), ctx, dweight_R.as<float>(),
-         rows_of<const float>(partial_RP), offset_E1.as<int>() + offset_E1.rows() - 1, partial_RP.dim(1));
+         rows_of<const float>(partial_RP), offset_Ep.as<int>() + offset_Ep.rows() - 1, partial_RP.dim(1));
 }
 
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx) {
   multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, dweight_ENK,
-                    groups_of(offset_E1), ctx);
+                    groups_of(offset_Ep), ctx);
 }
 
 }  // namespace switchyard::cuda

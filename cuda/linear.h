@@ -16,15 +16,15 @@ void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor we
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx);
 
-void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx);
+void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx);
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
-                             Tensor weight_R, Tensor offset_E1, Context& ctx);
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+                             Tensor weight_R, Tensor offset_Ep, Context& ctx);
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx);
 void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
-                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1,
+                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep,
                            Context& ctx);  // in place, too
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx);  // added
 
 }  // namespace switchyard::cuda

@@ -54,15 +54,15 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
 }
 
 // One warp.
-__global__ void offset_kernel(int* offset_E1, const int* count_E, int n_experts) {
-  const int n_rows = exclusive_sums(offset_E1, count_E, n_experts);
-  if (lane_of_warp() == 0) offset_E1[n_experts] = n_rows;
+__global__ void offset_kernel(int* offset_Ep, const int* count_E, int n_experts) {
+  const int n_rows = exclusive_sums(offset_Ep, count_E, n_experts);
+  if (lane_of_warp() == 0) offset_Ep[n_experts] = n_rows;
 }
 
 // Each warp has kSlotsAWarp slots that follow one another, and a counter of its own an expert: next_WE, first
 // the count of its slots, then the row of its next slot.
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    place_kernel(int* slot_row_S, const int* expert_S, const int* offset_E1, Rows<const int> before_EB,
+    place_kernel(int* slot_row_S, const int* expert_S, const int* offset_Ep, Rows<const int> before_EB,
                  int n_slots, int n_experts) {
   int* const next_WE = static_cast<int*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
   __syncthreads();
   for (int e = thread; e < n_experts; e += kTokenWarps * kWarp) {
-    int row = offset_E1[e] + before_EB[e][blockIdx.x];
+    int row = offset_Ep[e] + before_EB[e][blockIdx.x];
     for (int w = 0; w < kTokenWarps; ++w) {
       const int count = next_WE[w * n_experts + e];
       next_WE[w * n_experts + e] = row;
@@ -197,7 +197,7 @@ void add_rows(const char* op, const Tensor& out_TD, const Tensor& addend_TD, con
 
 }  // namespace
 
-void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
   SY_CHECK(expert_TK.contiguous() && slot_row_TK.contiguous(), "slots are walked as one run of elements");
   const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
   const std::int64_t n_blocks = ceil_div(n_slots, kSlotsABlock);
@@ -210,10 +210,10 @@ void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tenso
          rows_of<int>(count_EB), expert, n_slots, n_experts);
   launch("moe_permutation: before", before_kernel, one_warp_each(n_experts), ctx, rows_of<int>(count_EB),
          count_E.as<int>(), n_blocks, n_experts);
-  launch("moe_permutation: offset", offset_kernel, {1, kWarp}, ctx, offset_E1.as<int>(), count_E.as<int>(),
+  launch("moe_permutation: offset", offset_kernel, {1, kWarp}, ctx, offset_Ep.as<int>(), count_E.as<int>(),
          n_experts);
   launch("moe_permutation: place", place_kernel, {blocks(n_blocks), threads, kTokenWarps * counter_bytes}, ctx,
-         slot_row_TK.as<int>(), expert, offset_E1.as<int>(), rows_of<const int>(count_EB), n_slots, n_experts);
+         slot_row_TK.as<int>(), expert, offset_Ep.as<int>(), rows_of<const int>(count_EB), n_slots, n_experts);
 }
 
 void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,

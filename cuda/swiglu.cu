@@ -25,8 +25,8 @@ struct Routed {
   __device__ bool has(std::int64_t r) const { return n_rows == nullptr || r < *n_rows; }
   __device__ float weight(std::int64_t r) const { return weight_R == nullptr ? 1.0f : weight_R[r]; }
 };
-Routed routed(const Tensor& weight_R, const Tensor& offset_E1) {
-  return {offset_E1.as<int>() + offset_E1.rows() - 1, weight_R.as<float>()};
+Routed routed(const Tensor& weight_R, const Tensor& offset_Ep) {
+  return {offset_Ep.as<int>() + offset_Ep.rows() - 1, weight_R.as<float>()};
 }
 
 template <class T, int kSize>
@@ -120,15 +120,15 @@ void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Co
   });
 }
 
-void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx) {
-  forward("expert_swiglu_forward", out_RF, gate_up_R2F, routed(weight_R, offset_E1), ctx);
+void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
+  forward("expert_swiglu_forward", out_RF, gate_up_R2F, routed(weight_R, offset_Ep), ctx);
 }
 
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
-                            Tensor weight_R, Tensor offset_E1, Context& ctx) {
+                            Tensor weight_R, Tensor offset_Ep, Context& ctx) {
   with_backward(dgate_up_R2F, dout_RF, gate_up_R2F, [&]<class T, int kSize>(const Backward<T, kSize>& each) {
     launch("expert_swiglu_backward", expert_backward_kernel<T, kSize>, one_warp_each(dout_RF.rows()), ctx, each,
-           dweight_R.as<float>(), routed(weight_R, offset_E1), dout_RF.dim(1));
+           dweight_R.as<float>(), routed(weight_R, offset_Ep), dout_RF.dim(1));
   });
 }
 

@@ -9,8 +9,8 @@ namespace switchyard::cuda {
 void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context& ctx);
 void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context& ctx);  // in place, too
 
-void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1, Context& ctx);
+void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx);
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
-                            Tensor weight_R, Tensor offset_E1, Context& ctx);  // in place, too
+                            Tensor weight_R, Tensor offset_Ep, Context& ctx);  // in place, too
 
 }  // namespace switchyard::cuda

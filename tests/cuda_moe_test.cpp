@@ -29,12 +29,12 @@ OwnedTensor random_experts(const Sizes& s) {
 }
 
 struct Permutation {
-  DeviceTensor count_E, offset_E1, slot_row_TK;
+  DeviceTensor count_E, offset_Ep, slot_row_TK;
   Permutation(const Tensor& expert_TK, std::int64_t n_experts, DeviceContext& ctx)
       : count_E({n_experts}, DType::i32, ctx),
-        offset_E1({n_experts + 1}, DType::i32, ctx),
+        offset_Ep({n_experts + 1}, DType::i32, ctx),
         slot_row_TK(expert_TK.shape(), DType::i32, ctx) {
-    cuda::moe_permutation(count_E, offset_E1, slot_row_TK, DeviceTensor::of(expert_TK, ctx), ctx);
+    cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, DeviceTensor::of(expert_TK, ctx), ctx);
   }
 };
 
@@ -47,7 +47,7 @@ void expect_equal_to_cpu(const Tensor& expert_TK, std::int64_t n_experts) {
   ops::moe_permutation(count, offset, slot_row, expert_TK, host_ctx);
   const Permutation p(expert_TK, n_experts, ctx);
   EXPECT_EQ(p.count_E.values(), values(count));
-  EXPECT_EQ(p.offset_E1.values(), values(offset));
+  EXPECT_EQ(p.offset_Ep.values(), values(offset));
   EXPECT_EQ(p.slot_row_TK.values(), values(slot_row));
 }
 
@@ -102,7 +102,7 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
     const Permutation p(random_experts(s), s.n_experts, ctx);
     const OwnedTensor slot_row({s.tokens, s.slots}, DType::i32);
     fill(slot_row, p.slot_row_TK.values());
-    const auto routed = static_cast<std::int64_t>(p.offset_E1.values().back());
+    const auto routed = static_cast<std::int64_t>(p.offset_Ep.values().back());
     const Shape tokens{s.tokens, s.width}, rows{s.tokens * s.slots, s.width}, slots{s.tokens, s.slots};
     const auto input = [&](Shape shape, const char* name, DType type) {
       return DeviceTensor::of(normal(shape, DType::f64, name), type, ctx, s.margin);

@@ -190,7 +190,7 @@ TEST(Linear, RefusesOtherShapesAndDtypes) {
   EXPECT_THROW(ops::linear_backward_weight(weight, out3, in, ctx), std::logic_error);
 }
 
-// Rows of the experts one after another, as offset_E1.
+// Rows of the experts one after another, as offset_Ep.
 OwnedTensor offsets(const std::vector<std::int64_t>& counts) {
   std::vector<double> offset{0};
   for (std::int64_t count : counts) offset.push_back(offset.back() + static_cast<double>(count));
@@ -375,8 +375,8 @@ TEST(GroupedLinear, DownBackwardRefusesOtherShapesAndDtypes) {
   const OwnedTensor row({2}, DType::f32), short_row({1}, DType::f32), row64({2}, DType::f64);
   const OwnedTensor offset = ints({0, 1, 2});
   const auto call = [&](const Tensor& dgate_up, const Tensor& dweight, const Tensor& dout_RN,
-                        const Tensor& saved, const Tensor& weight_R, const Tensor& offset_E1) {
-    ops::grouped_down_backward(dgate_up, dweight, dout_RN, weight, saved, weight_R, offset_E1, ctx);
+                        const Tensor& saved, const Tensor& weight_R, const Tensor& offset_Ep) {
+    ops::grouped_down_backward(dgate_up, dweight, dout_RN, weight, saved, weight_R, offset_Ep, ctx);
   };
   EXPECT_THROW(call(wide, row, dout, gate_up, row, offset), std::logic_error);
   EXPECT_THROW(call(gate_up64, row, dout, gate_up, row, offset), std::logic_error);

@@ -20,15 +20,15 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 struct Permutation {
-  OwnedTensor count_E, offset_E1, slot_row_TK;
+  OwnedTensor count_E, offset_Ep, slot_row_TK;
   std::int64_t n_routed;
 
   Permutation(const Tensor& expert_TK, std::int64_t n_experts, Context& ctx)
       : count_E({n_experts}, DType::i32),
-        offset_E1({n_experts + 1}, DType::i32),
+        offset_Ep({n_experts + 1}, DType::i32),
         slot_row_TK(expert_TK.shape(), DType::i32) {
-    ops::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
-    n_routed = static_cast<std::int64_t>(offset_E1[n_experts]);
+    ops::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
+    n_routed = static_cast<std::int64_t>(offset_Ep[n_experts]);
   }
 };
 
@@ -43,7 +43,7 @@ TEST(MoePermutation, FourTokensByHand) {
   // Experts 1 and 3 are empty, slots (1, 0) and (3, 1) free.
   const Permutation p(experts(4, 2, {2, 0, -1, 2, 0, 2, 2, -1}), 4, ctx);
   EXPECT_EQ(values(p.count_E), (std::vector<double>{2, 0, 4, 0}));
-  EXPECT_EQ(values(p.offset_E1), (std::vector<double>{0, 2, 2, 6, 6}));
+  EXPECT_EQ(values(p.offset_Ep), (std::vector<double>{0, 2, 2, 6, 6}));
   EXPECT_EQ(values(p.slot_row_TK), (std::vector<double>{2, 0, -1, 3, 1, 4, 5, -1}));
 }
 
@@ -51,7 +51,7 @@ TEST(MoePermutation, AllToOneExpert) {
   PoisonedContext ctx;
   const Permutation p(experts(3, 1, {1, 1, 1}), 3, ctx);
   EXPECT_EQ(values(p.count_E), (std::vector<double>{0, 3, 0}));
-  EXPECT_EQ(values(p.offset_E1), (std::vector<double>{0, 0, 3, 3}));
+  EXPECT_EQ(values(p.offset_Ep), (std::vector<double>{0, 0, 3, 3}));
   EXPECT_EQ(values(p.slot_row_TK), (std::vector<double>{0, 1, 2}));
 }
 
@@ -59,11 +59,11 @@ TEST(MoePermutation, NoTokenAnywhere) {
   PoisonedContext ctx;
   const Permutation free(experts(2, 2, {-1, -1, -1, -1}), 3, ctx);
   EXPECT_EQ(values(free.count_E), (std::vector<double>{0, 0, 0}));
-  EXPECT_EQ(values(free.offset_E1), (std::vector<double>{0, 0, 0, 0}));
+  EXPECT_EQ(values(free.offset_Ep), (std::vector<double>{0, 0, 0, 0}));
   EXPECT_EQ(values(free.slot_row_TK), (std::vector<double>{-1, -1, -1, -1}));
   const Permutation none(experts(0, 2, {}), 2, ctx);
   EXPECT_EQ(values(none.count_E), (std::vector<double>{0, 0}));
-  EXPECT_EQ(values(none.offset_E1), (std::vector<double>{0, 0, 0}));
+  EXPECT_EQ(values(none.offset_Ep), (std::vector<double>{0, 0, 0}));
 }
 
 struct Sizes {
@@ -89,7 +89,7 @@ TEST(MoePermutation, SortsTheSlotsStably) {
     const OwnedTensor expert = random_experts(s);
     const Permutation p(expert, s.n_experts, ctx);
     // Walking the slots in order meets each expert's rows in order, from its offset on: this fixes every row.
-    std::vector<double> next_row = values(p.offset_E1);
+    std::vector<double> next_row = values(p.offset_Ep);
     std::int64_t taken = 0;
     for (std::int64_t slot = 0; slot < expert.numel(); ++slot) {
       if (expert[slot] < 0) {
@@ -101,7 +101,7 @@ TEST(MoePermutation, SortsTheSlotsStably) {
     }
     double sum = 0;
     for (std::int64_t e = 0; e < s.n_experts; ++e) {
-      EXPECT_EQ(p.offset_E1[e], sum);
+      EXPECT_EQ(p.offset_Ep[e], sum);
       sum += p.count_E[e];
       EXPECT_EQ(next_row[static_cast<std::size_t>(e)], sum);
     }

@@ -38,9 +38,9 @@ namespace {
 std::int64_t piece_rows(MatmulType type) { return type == MatmulType::bf16 ? 512 : 128; }
 
 // The pieces of all experts' row ranges, as (expert, first row, row count) triples.
-Tensor cut_rows(Tensor offset_E1, std::int64_t* n_pieces, Context& ctx) {
-  const std::int32_t* offset = offset_E1.as<std::int32_t>();
-  const std::int64_t n_experts = offset_E1.rows() - 1;
+Tensor cut_rows(Tensor offset_Ep, std::int64_t* n_pieces, Context& ctx) {
+  const std::int32_t* offset = offset_Ep.as<std::int32_t>();
+  const std::int64_t n_experts = offset_Ep.rows() - 1;
   const auto most = static_cast<std::int32_t>(piece_rows(ctx.matmul));
   Tensor piece_P3 = ctx.scratch.take(Shape{offset[n_experts] / most + n_experts, 3}, DType::i32);
   std::int64_t n = 0;
@@ -58,13 +58,13 @@ Tensor cut_rows(Tensor offset_E1, std::int64_t* n_pieces, Context& ctx) {
 
 // out rows of every piece = in rows op(weight of the piece's expert)
 template <class T>
-void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_E1,
+void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_Ep,
                      Context& ctx) {
   ScratchScope scope(ctx.scratch);
   std::int64_t n_pieces = 0;
-  const Tensor piece_P3 = cut_rows(offset_E1, &n_pieces, ctx);
+  const Tensor piece_P3 = cut_rows(offset_Ep, &n_pieces, ctx);
   // Few rows (a token that is generated): the pieces are cut in columns too, so that every thread has some.
-  const std::int64_t n_rows = offset_E1.as<std::int32_t>()[offset_E1.rows() - 1];
+  const std::int64_t n_rows = offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1];
   const std::int64_t width = n_rows <= kSkinnyRows ? kSkinnyColumns : out.dim(1);
   const std::int64_t pieces_across = (out.dim(1) + width - 1) / width;
   const std::int64_t weight_column = trans_weight == Trans::yes ? weight_ENK.dim(2) : 1;
@@ -83,20 +83,20 @@ void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weigh
 }  // namespace
 
 template <class T>
-void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_E1, Context& ctx) {
-  multiply_pieces<T>(out_RN, in_RK, weight_ENK, Trans::yes, offset_E1, ctx);
+void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx) {
+  multiply_pieces<T>(out_RN, in_RK, weight_ENK, Trans::yes, offset_Ep, ctx);
 }
 
 template <class T>
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_E1,
+void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx) {
-  multiply_pieces<T>(din_RK, dout_RN, weight_ENK, Trans::no, offset_E1, ctx);
+  multiply_pieces<T>(din_RK, dout_RN, weight_ENK, Trans::no, offset_Ep, ctx);
 }
 
 template <class T>
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_E1,
+void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx) {
-  const std::int32_t* offset = offset_E1.as<std::int32_t>();
+  const std::int32_t* offset = offset_Ep.as<std::int32_t>();
   const std::int64_t n_experts = dweight_ENK.dim(0), n = dweight_ENK.dim(1), k = dweight_ENK.dim(2);
   const std::int64_t most = piece_rows(ctx.matmul), pieces_each = (n + most - 1) / most;
 #pragma omp parallel for schedule(dynamic, 1)

@@ -10,12 +10,12 @@ namespace switchyard::cpu {
 
 // One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by
 // nature.
-void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
   SY_CHECK(expert_TK.contiguous() && slot_row_TK.contiguous(), "slots are walked as one run of elements");
   const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
   const std::int32_t* expert = expert_TK.as<std::int32_t>();
   std::int32_t* count = count_E.as<std::int32_t>();
-  std::int32_t* offset = offset_E1.as<std::int32_t>();
+  std::int32_t* offset = offset_Ep.as<std::int32_t>();
   std::fill_n(count, n_experts, 0);
   for (std::int64_t s = 0; s < n_slots; ++s) {
     SY_CHECK(expert[s] < n_experts, "slot {} names expert {} of {}", s, expert[s], n_experts);

@@ -31,7 +31,7 @@ T backward_row(T* dgate_up, const T* dout, const T* gate_up, std::int64_t width,
   return dweight;
 }
 
-std::int64_t routed_rows(const Tensor& offset_E1) { return offset_E1.as<std::int32_t>()[offset_E1.rows() - 1]; }
+std::int64_t routed_rows(const Tensor& offset_Ep) { return offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]; }
 
 }  // namespace
 
@@ -52,19 +52,19 @@ void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F) {
 }
 
 template <class T>
-void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1) {
+void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep) {
   const Rows<T> out(out_RF), gate_up(gate_up_R2F), weight(weight_R);
-  const std::int64_t n_rows = routed_rows(offset_E1), width = out_RF.row_size();
+  const std::int64_t n_rows = routed_rows(offset_Ep), width = out_RF.row_size();
 #pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
   for (std::int64_t r = 0; r < n_rows; ++r) forward_row(out[r], gate_up[r], width, *weight[r]);
 }
 
 template <class T>
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
-                            Tensor weight_R, Tensor offset_E1) {
+                            Tensor weight_R, Tensor offset_Ep) {
   const Rows<T> dgate_up(dgate_up_R2F), dweight(dweight_R), dout(dout_RF), gate_up(gate_up_R2F),
       weight(weight_R);
-  const std::int64_t n_rows = routed_rows(offset_E1), width = dout_RF.row_size();
+  const std::int64_t n_rows = routed_rows(offset_Ep), width = dout_RF.row_size();
 #pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
   for (std::int64_t r = 0; r < n_rows; ++r)
     *dweight[r] = backward_row(dgate_up[r], dout[r], gate_up[r], width, *weight[r]);

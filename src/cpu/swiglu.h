@@ -11,9 +11,9 @@ template <class T>
 void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F);
 
 template <class T>
-void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_E1);
+void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep);
 template <class T>
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
-                            Tensor weight_R, Tensor offset_E1);
+                            Tensor weight_R, Tensor offset_Ep);
 
 }  // namespace switchyard::cpu

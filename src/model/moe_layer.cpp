@@ -78,7 +78,7 @@ void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTyp
   router_->plan(arena, n_seq, seq_len, statistics_type(dtype));
   if (shared_) shared_->plan(arena, n_seq, seq_len, dtype, keep);
   saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
-  saved_.offset_E1 = arena.take(Shape{n_experts_ + 1}, DType::i32);
+  saved_.offset_Ep = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
   saved_.row_RD = keep ? arena.take(Shape{max_rows, hidden_}, dtype) : Tensor{};
   saved_.weight_R = arena.take(Shape{max_rows}, statistics_type(dtype));
@@ -109,7 +109,7 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
     ScratchScope scope(ctx.scratch);
     saved_.decision = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
   }
-  ops::moe_permutation(saved.count_E, saved.offset_E1, saved.slot_row_TK, saved.decision.expert_TK, ctx);
+  ops::moe_permutation(saved.count_E, saved.offset_Ep, saved.slot_row_TK, saved.decision.expert_TK, ctx);
   {
     ScratchScope scope(ctx.scratch);
     const Tensor row_RD = kept_or_room(saved.row_RD, hidden_, ctx);
@@ -117,10 +117,10 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
     dispatch(row_RD, x_TD, ctx);
     ops::grouped_gate_up_forward(act_RF, saved.gate_up_R2F, row_RD,
                                  store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R,
-                                 saved.offset_E1, ctx);
+                                 saved.offset_Ep, ctx);
     if (out_TD.defined()) {
       const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
-      ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_E1,
+      ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_Ep,
                                   ctx);
       ops::moe_combine_forward(out_TD, addend_TD, out_RD, saved.slot_row_TK, ctx);
     }
@@ -130,7 +130,7 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
                         const router::RoutingLossGradient* loss_gradient, Context& ctx) {
-  const auto& [decision, count_E, offset_E1, slot_row_TK, kept_row_RD, weight_R, gate_up_R2F, kept_act_RF] =
+  const auto& [decision, count_E, offset_Ep, slot_row_TK, kept_row_RD, weight_R, gate_up_R2F, kept_act_RF] =
       saved_;
   SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
   ScratchScope scope(ctx.scratch);
@@ -141,7 +141,7 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
                act_RF = kept_or_room(kept_act_RF, width_, ctx);
   if (!kept_row_RD.defined()) {
     dispatch(row_RD, x_TD, ctx);
-    ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_E1, ctx);
+    ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   }
   const Tensor dweight_TK = scratch_like(decision.weight_TK);
   const Tensor dweight_R = scratch_like(weight_R);
@@ -149,14 +149,14 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
 
   ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
-  ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_E1, ctx);
+  ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_Ep, ctx);
   ops::grouped_down_backward(dgate_up_R2F, dweight_R, dout_RD, store_.weight_block(down_, down_shape()),
-                             gate_up_R2F, weight_R, offset_E1, ctx);
+                             gate_up_R2F, weight_R, offset_Ep, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
-                                      offset_E1, ctx);
+                                      offset_Ep, ctx);
   const Tensor drow_RD = dout_RD;  // its last reader is behind us
   ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.weight_block(gate_up_, gate_up_shape()),
-                                     offset_E1, ctx);
+                                     offset_Ep, ctx);
   if (shared_)
     shared_->backward(dx_TD, dout_TD, x_TD, batch, nullptr, ctx);
   else
@@ -181,7 +181,7 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
-  const std::int64_t rows = HostCopy(saved_.offset_E1)->as<std::int32_t>()[n_experts_];
+  const std::int64_t rows = HostCopy(saved_.offset_Ep)->as<std::int32_t>()[n_experts_];
   router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
   visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
   if (saved_.act_RF.defined()) visit("mlp.experts weighted act_fn output", saved_.act_RF.slice(0, rows));

@@ -26,7 +26,7 @@ class MoeLayer final : public FfnLayer {
  private:
   struct Saved {
     router::RoutingDecision decision;
-    Tensor count_E, offset_E1, slot_row_TK;  // i32
+    Tensor count_E, offset_Ep, slot_row_TK;  // i32
     Tensor row_RD;                           // the experts' inputs, expert after expert
     Tensor weight_R;                         // the routing weights of the rows
     Tensor gate_up_R2F;

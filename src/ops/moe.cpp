@@ -8,17 +8,17 @@
 
 namespace switchyard::ops {
 
-void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
-  check_shape(offset_E1, Shape{count_E.rows() + 1}, "offset_E1");
+void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+  check_shape(offset_Ep, Shape{count_E.rows() + 1}, "offset_Ep");
   check_shape(slot_row_TK, expert_TK.shape(), "slot_row_TK");
   check_dtype(count_E, DType::i32, "count_E");
-  check_dtype(offset_E1, DType::i32, "offset_E1");
+  check_dtype(offset_Ep, DType::i32, "offset_Ep");
   check_dtype(slot_row_TK, DType::i32, "slot_row_TK");
   check_dtype(expert_TK, DType::i32, "expert_TK");
   SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
            expert_TK.numel());
-  SY_ON_CUDA(ctx, cuda::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx));
-  cpu::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx);
+  SY_ON_CUDA(ctx, cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx));
+  cpu::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
 }
 
 namespace {

@@ -8,9 +8,9 @@
 namespace switchyard::ops {
 
 // Counting sort of the slots by expert, stable in (token, slot) order. All i32:
-//   count_E[e] = slots of expert e;  offset_E1 = exclusive prefix sums, offset_E1[E] = R;
+//   count_E[e] = slots of expert e;  offset_Ep = exclusive prefix sums, offset_Ep[E] = R;
 //   slot_row_TK[t,k] = the row of that slot, -1 where free. All set.
-void moe_permutation(Tensor count_E, Tensor offset_E1, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
+void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
 
 // Below, row_RD and weight_R have room for T*K rows; those from R on are neither read nor written. Beside rows
 // of bf16, weights and their gradients are f32.

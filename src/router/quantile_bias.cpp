@@ -27,16 +27,16 @@ std::int64_t QuantileBias::n_statistics() const {
 void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE, const RouterBatch& batch,
                           Context& ctx) {
   ScratchScope scope(ctx.scratch);
-  const std::int64_t n_tokens = score_TE.rows(), K1 = std::min(n_slots_ + 1, n_experts_);
+  const std::int64_t n_tokens = score_TE.rows(), Kp = std::min(n_slots_ + 1, n_experts_);
   const Tensor choice_TE = ctx.scratch.take(score_TE.shape(), score_TE.dtype());
-  const Tensor best_TK1 = ctx.scratch.take(Shape{n_tokens, K1}, DType::i32);
-  const Tensor best_choice_TK1 = ctx.scratch.take(Shape{n_tokens, K1}, score_TE.dtype());
+  const Tensor best_TKp = ctx.scratch.take(Shape{n_tokens, Kp}, DType::i32);
+  const Tensor best_choice_TKp = ctx.scratch.take(Shape{n_tokens, Kp}, score_TE.dtype());
   ops::group_choice(choice_TE, score_TE, store_.value(bias_), 1, 1, ctx);  // score + bias
-  ops::top_k(best_TK1, best_choice_TK1, choice_TE, batch.token_T, ctx);
-  ops::copy(expert_TK, best_TK1.columns(0, n_slots_), ctx);
+  ops::top_k(best_TKp, best_choice_TKp, choice_TE, batch.token_T, ctx);
+  ops::copy(expert_TK, best_TKp.columns(0, n_slots_), ctx);
   if (!batch.training || n_statistics() == 0) return;
   const Tensor cutoff_T1 = ctx.scratch.take(Shape{n_tokens, 1}, score_TE.dtype());
-  ops::copy(cutoff_T1, best_choice_TK1.columns(n_slots_, 1), ctx);
+  ops::copy(cutoff_T1, best_choice_TKp.columns(n_slots_, 1), ctx);
   ops::cutoff_gap_histogram(gap_count_S.reshape(Shape{n_experts_, 2 * kGapBins}), choice_TE,
                             cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
 }

@@ -15,7 +15,7 @@ namespace {
 
 enum class Load { zipf, even };
 
-// offset_E1: the n-th expert has 1/n as many rows as the first, all together `rows`; or all have as many.
+// offset_Ep: the n-th expert has 1/n as many rows as the first, all together `rows`; or all have as many.
 std::vector<std::int32_t> expert_offsets(std::int64_t experts, std::int64_t rows, Load load) {
   double all = 0, until = 0;
   const auto weight = [=](std::int64_t e) {
@@ -87,17 +87,17 @@ std::vector<std::int32_t> uneven_choice(std::int64_t tokens, std::int64_t slots,
 
 // A micro-batch's choice and where its slots go.
 struct Slots {
-  Tensor expert_TK, count_E, offset_E1, slot_row_TK, weight_TK;
+  Tensor expert_TK, count_E, offset_Ep, slot_row_TK, weight_TK;
   Slots(Workspace& w, const Sizes& s) {
     const Shape slots{s.routed_tokens, s.slots};
     expert_TK = w.ints(slots, uneven_choice(s.routed_tokens, s.slots, s.experts));
     count_E = w.take({s.experts}, DType::i32);
-    offset_E1 = w.take({s.experts + 1}, DType::i32);
+    offset_Ep = w.take({s.experts + 1}, DType::i32);
     slot_row_TK = w.take(slots, DType::i32);
     weight_TK = w.normal(slots, DType::f32);
     permute(w.ctx());
   }
-  void permute(Context& ctx) const { cuda::moe_permutation(count_E, offset_E1, slot_row_TK, expert_TK, ctx); }
+  void permute(Context& ctx) const { cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx); }
 };
 
 std::vector<Case> permutation(const Sizes& s) {
