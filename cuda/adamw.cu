@@ -8,7 +8,7 @@
 #include "launch.h"
 #include "numeric.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -107,4 +107,4 @@ void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, Tensor 
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,10 +4,10 @@
 #include "core/adamw_step.h"
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, Tensor grad_scale_1,
                   const AdamWStep& step, Context& ctx, Tensor weight_P = {});
 void clip_factor(Tensor grad_scale_1, Tensor sum_of_squares_1, double clip_norm, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -15,7 +15,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -427,4 +427,4 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -5,7 +5,7 @@
 #include "core/attention_shape.h"
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                        Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH = {});
@@ -18,4 +18,4 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
 // lse_TH of n sequences, contiguous, as cuDNN's gradients read it: lse_BHS[b, h, s] = lse_TH[b S + s, h]. Set.
 void attention_lse_by_head(Tensor lse_BHS, Tensor lse_TH, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -17,7 +17,7 @@
 #include "core/error.h"
 #include "launch.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -247,6 +247,6 @@ void attention_cudnn_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tenso
       ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda
 
 #endif  // SWITCHYARD_HAS_CUDNN

@@ -7,7 +7,7 @@
 #include "core/attention_shape.h"
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 #ifdef SWITCHYARD_HAS_CUDNN
 constexpr bool kHasCudnn = true;
@@ -25,4 +25,4 @@ void attention_cudnn_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tenso
                               Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                               const AttentionShape& shape, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -11,7 +11,7 @@
 #include "mma.h"
 #include "numeric.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -376,4 +376,4 @@ void attention_mma(const AttentionBackward& x, Context& ctx) {
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -10,7 +10,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -311,4 +311,4 @@ Gradients gradients_of(const AttentionBackward& x) {
 
 }  // namespace
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -13,7 +13,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 struct AttentionSizes {
   int seq_len, first;     // queries of a sequence; keys of it before them
@@ -130,4 +130,4 @@ void attention_mma(const AttentionBackward& x, Context& ctx);
 bool attention_wgmma(const AttentionForward& x, Context& ctx);
 bool attention_wgmma(const AttentionBackward& x, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

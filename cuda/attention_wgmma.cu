@@ -13,7 +13,7 @@
 #include "launch.h"
 #include "wgmma.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -518,4 +518,4 @@ bool attention_wgmma(const AttentionBackward& x, Context& ctx) {
   return false;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

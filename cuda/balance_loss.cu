@@ -8,7 +8,7 @@
 
 // Legend: L layers with a router, B sequences, E experts.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -115,4 +115,4 @@ void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor pro
          value_LB2.as<double>(), L * B);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -7,7 +7,7 @@
 #include "for_each_pack.h"
 #include "partials.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -91,4 +91,4 @@ void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

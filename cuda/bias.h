@@ -4,9 +4,9 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void bias_forward(Tensor out_TN, Tensor bias_N, Context& ctx);
 void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -14,7 +14,7 @@
 
 // Legend: T tokens, K slots a token, E experts, R rows: the slots that are not free, sorted by expert.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -147,4 +147,4 @@ void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped
          slot_R.as<int>(), offset_Ep.as<int>(), n_real.as<int>(), factor, K);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

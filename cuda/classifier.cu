@@ -13,7 +13,7 @@
 
 // Legend: T tokens, D width, V vocabulary, C rows of a chunk.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -151,4 +151,4 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
                                         classifier_chunk_rows(x_TD.rows(), weight_VD.rows()), ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -5,7 +5,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // Rows whose logits exist at one time.
 std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size);
@@ -20,4 +20,4 @@ void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor d
                                            Tensor weight_VD, Tensor target_T, double dloss,
                                            std::int64_t chunk_rows, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -8,7 +8,7 @@
 #include "numeric.h"
 #include "partials.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -80,4 +80,4 @@ void token_moments(Tensor moments_3, Tensor raw_T, Tensor skip_T, Context& ctx) 
               AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(skip_T)});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,11 +4,11 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void complexity_calibrated(Tensor c_T, Tensor raw_T, Tensor mean_1, Tensor variance_1, Context& ctx);
 void complexity_above(Tensor c_T, Tensor raw_T, double threshold, Context& ctx);
 void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t most, Context& ctx);
 void token_moments(Tensor moments_3, Tensor raw_T, Tensor skip_T, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

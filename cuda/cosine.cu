@@ -12,7 +12,7 @@
 #include "reduce.h"
 #include "slots_of_expert.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -154,4 +154,4 @@ void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK, C
   deliver(count_E, counts);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

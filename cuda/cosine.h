@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void row_norm_l1(Tensor norm_R, Tensor x_RD, Context& ctx);
 void row_norm_l2(Tensor norm_R, Tensor x_RD, Context& ctx);
@@ -13,4 +13,4 @@ void cosine_backward(Tensor dscore_TE, Tensor dx_TD, Tensor score_TE, Tensor x_T
                      Tensor mean_norm_E, Context& ctx);
 void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -13,7 +13,7 @@
 #include "core/error.h"
 #include "launch.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -164,6 +164,6 @@ bool cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tens
   return true;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda
 
 #endif  // SWITCHYARD_SIMT

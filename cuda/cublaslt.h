@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "gemm_form.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // c_MN = a b, plus the addend where it is defined (it may be c_MN), for matrices with one element at least, on
 // the run's stream. a and b f32 or both bf16, c of
@@ -13,4 +13,4 @@ namespace switchyard::cuda {
 bool cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
                        const Tensor& addend_MN, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -3,7 +3,7 @@
 #include "error.h"
 #include "launch.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -111,4 +111,4 @@ void upload(const Tensor& to, const Tensor& from, Context& ctx) {
 
 void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

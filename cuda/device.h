@@ -7,7 +7,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // Why no device can be used: no driver, no device, or one that is too old. Empty: one can.
 std::string obstacle();
@@ -33,4 +33,4 @@ void upload(const Tensor& to, const Tensor& from, Context& ctx);
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -7,7 +7,7 @@
 #include "for_each_pack.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -209,4 +209,4 @@ void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void fill_zero(Tensor out, Context& ctx);
 void copy(Tensor out, Tensor in, Context& ctx);
@@ -12,4 +12,4 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx);
 void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx);
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx);  // the same bits on any device
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -10,7 +10,7 @@
 #include "for_each_pack.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -165,4 +165,4 @@ void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Conte
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

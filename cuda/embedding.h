@@ -3,9 +3,9 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context& ctx);
 void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

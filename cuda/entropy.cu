@@ -7,7 +7,7 @@
 #include "partials.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -82,4 +82,4 @@ void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx) {
               AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(skip_T)});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 
 #include "core/error.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void throw_cuda(cudaError_t error, const char* call, const char* file, int line) {
   const char* advice = error == cudaErrorMemoryAllocation
@@ -14,4 +14,4 @@ void throw_cuda(cudaError_t error, const char* call, const char* file, int line)
             std::filesystem::path(file).filename().string(), line, advice);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

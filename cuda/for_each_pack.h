@@ -5,7 +5,7 @@
 #include "launch.h"
 #include "numeric.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 constexpr int kPackThreads = 256;
 
@@ -34,4 +34,4 @@ void for_each_pack(const char* op, std::int64_t rows, std::int64_t width, Contex
          n_packs, packs_a_row);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -1,7 +1,7 @@
 // How the operands of a product lie in memory.
 #pragma once
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // c_MN = a b, summed over K. All matrices are row-major; the names say the rows and columns that are stored.
 enum class Form {
@@ -13,4 +13,4 @@ enum class Form {
 constexpr bool a_along_k(Form form) { return form != Form::km_kn; }
 constexpr bool b_along_k(Form form) { return form == Form::mk_nk; }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

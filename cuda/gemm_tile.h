@@ -15,7 +15,7 @@
 #include "silu.h"
 #include "tokens.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -494,4 +494,4 @@ __global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, 
 
 }  // namespace
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

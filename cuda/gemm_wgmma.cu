@@ -10,7 +10,7 @@
 #include "silu.h"
 #include "wgmma.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -351,4 +351,4 @@ bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R
   return true;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

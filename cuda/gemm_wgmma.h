@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "gemm_form.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // c = or += a b, dense or grouped by expert as gemm_tile.h has it: offset_Ep on the device, null for one
 // product; what each expert has one of is [E, rows, columns]. Sums in f32, c f32 or bf16, the same bits in
@@ -18,4 +18,4 @@ bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a,
 bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
                    const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_Ep, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -2,7 +2,7 @@
 
 #include "launch.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 Graph::~Graph() {
   if (exec_ != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(exec_));
@@ -43,4 +43,4 @@ void* run_stream() {
   return stream;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -5,7 +5,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 class Graph {
  public:
@@ -30,4 +30,4 @@ class Graph {
 // The stream of a run: the default stream cannot be recorded. One for the process.
 void* run_stream();
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -15,7 +15,7 @@
 
 // Legend: T tokens, E experts, N bins.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -125,4 +125,4 @@ void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Te
             CutoffGap{rows_of<const float>(choice_TE), cutoff_T.as<float>()}, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -17,7 +17,7 @@
 #include "reduce.h"
 #include "slots_of_expert.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -491,4 +491,4 @@ void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor, Context& ctx) {
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -6,7 +6,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -141,4 +141,4 @@ void alignment_backward(Tensor dkey_Ed, Tensor key_Ed, Tensor target_Ed, const T
                         factor_of(factor), static_cast<double>(key_Ed.numel())});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/latent_losses.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void add_diversity_loss(Tensor loss_1, Diversity kind, const RowSums& rows, const TermFactor& factor,
                         Context& ctx);
@@ -14,4 +14,4 @@ void add_alignment_loss(Tensor loss_1, Tensor key_Ed, Tensor target_Ed, const Te
 void alignment_backward(Tensor dkey_Ed, Tensor key_Ed, Tensor target_Ed, const TermFactor& factor,
                         Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -14,7 +14,7 @@
 #include "engine.h"
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 inline cudaStream_t stream_of(const Context& ctx) { return static_cast<cudaStream_t>(ctx.stream); }
 
@@ -63,4 +63,4 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
 #endif
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

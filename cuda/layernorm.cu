@@ -11,7 +11,7 @@
 #include "partials.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -157,4 +157,4 @@ void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Ten
   sum_partials<float, float>(op, dbias_D, partial_BN.columns(width, width), Partials::add, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

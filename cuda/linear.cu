@@ -10,7 +10,7 @@
 #include "cublaslt.h"
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -224,4 +224,4 @@ void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor i
                     groups_of(offset_Ep), ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

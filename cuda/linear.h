@@ -7,7 +7,7 @@
 #include "core/context.h"
 #include "ops/linear.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 using ops::Write;
 
@@ -27,4 +27,4 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx);  // added
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -9,7 +9,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -238,4 +238,4 @@ void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const M
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -5,7 +5,7 @@
 #include "core/context.h"
 #include "core/mla_widths.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_TR, const MlaWidths& widths,
                        Context& ctx);
@@ -14,4 +14,4 @@ void mla_split_backward(Tensor dkv_TM, Tensor dk_rope_TR, Tensor dk_THN, Tensor 
 void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const MlaWidths& widths, Context& ctx);
 void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -10,7 +10,7 @@
 #include "simt_mma.h"
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 #ifndef SWITCHYARD_SIMT
 __device__ __forceinline__ unsigned shared_address(const void* p) {
@@ -98,4 +98,4 @@ __device__ __forceinline__ void async_wait() {
 #endif
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

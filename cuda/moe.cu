@@ -9,7 +9,7 @@
 
 // Legend: T tokens, K slots a token, R routed rows, E experts, D width, B blocks, W warps of a block.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -234,4 +234,4 @@ void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Co
   copy_to_rows("moe_combine_backward", drow_RD, dout_TD, {}, slot_row_TK, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -7,7 +7,7 @@
 
 #include "for_each_pack.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -37,4 +37,4 @@ void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sig
                              place.seq_len, x_TN.dim(1), sigma});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

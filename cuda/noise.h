@@ -5,8 +5,8 @@
 #include "core/noise_place.h"
 #include "core/rng.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

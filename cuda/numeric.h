@@ -26,7 +26,7 @@ struct DTypeOf<__nv_bfloat16> {
   static constexpr DType value = DType::bf16;
 };
 
-namespace cuda {
+namespace ops::cuda {
 
 using bf16 = __nv_bfloat16;
 
@@ -101,5 +101,5 @@ void with_element(DType dtype, F&& f) {
   SY_CHECK(false, "kernels compute in f32 or bf16, not in {}", name_of(dtype));
 }
 
-}  // namespace cuda
+}  // namespace ops::cuda
 }  // namespace switchyard

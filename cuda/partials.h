@@ -12,7 +12,7 @@
 #include "shared.h"
 #include "staging.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -100,4 +100,4 @@ void sum_rows(const char* op, const Tensor& sum_N, std::int64_t n_rows, Context&
   deliver(sum_N, room_N);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -13,7 +13,7 @@
 #include "partials.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -355,4 +355,4 @@ void prototype_similarity_backward(GaussianRows dtoken_Td, GaussianRows dkey_Ed,
   sum_partials<float, float>(op, metric.dlog_sigma_d, of_key_Ed, Partials::add, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

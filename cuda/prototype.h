@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/prototype_metric.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void prototype_similarity_forward(Tensor score_TE, GaussianRows token_Td, GaussianRows key_Ed,
                                   const PrototypeMetric& metric, Context& ctx);
@@ -12,4 +12,4 @@ void prototype_similarity_backward(GaussianRows dtoken_Td, GaussianRows dkey_Ed,
                                    Tensor score_TE, GaussianRows token_Td, GaussianRows key_Ed,
                                    const PrototypeMetric& metric, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -13,7 +13,7 @@
 #include "partials.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -293,4 +293,4 @@ void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Te
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -6,11 +6,11 @@
 #include "core/context.h"
 #include "core/query_key.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void qk_norm_rope_forward(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey weight_N, Tensor cos_SP,
                           Tensor sin_SP, std::int64_t seq_len, double eps, Context& ctx);
 void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Tensor qkv_TM, QueryKey rstd,
                            QueryKey weight_N, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

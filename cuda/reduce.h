@@ -5,7 +5,7 @@
 
 #include "shared.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarp = 32;
@@ -62,4 +62,4 @@ __device__ __forceinline__ T reduce_block(T value) {
   return value;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

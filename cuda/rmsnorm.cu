@@ -9,7 +9,7 @@
 #include "partials.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -135,4 +135,4 @@ void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor 
   sum_partials<float, float>("rmsnorm_backward: dweight", dweight_N, partial_BN, Partials::add, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

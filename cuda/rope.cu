@@ -8,7 +8,7 @@
 #include "numeric.h"
 #include "staging.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -104,4 +104,4 @@ void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq
   rotate("rope_backward", dx_THN, cos_SP, sin_SP, seq_len, layout, -1, ctx);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -8,7 +8,7 @@
 #include "numeric.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -188,4 +188,4 @@ void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Te
                   rows_of<const double>(sum_ED), count_E.as<double>(), decay, static_cast<int>(key_ED.dim(1))});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void balance_bias(Tensor bias_E, Tensor count_E, double speed, Context& ctx);
 void follow_quantiles(Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx);
@@ -14,4 +14,4 @@ void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double d
 void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay,
                    Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

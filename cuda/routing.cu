@@ -11,7 +11,7 @@
 
 // Legend: T tokens of B sequences, E experts, K slots a token, X runs of tokens.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -184,4 +184,4 @@ void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor toke
          dlogit_TE.rows(), dlogit_TE.dim(1), 2 * dz);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

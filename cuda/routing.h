@@ -6,7 +6,7 @@
 #include "core/context.h"
 #include "core/slot_weighting.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, const SlotWeighting& weighting,
                           Context& ctx);
@@ -19,4 +19,4 @@ void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor
 void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor token_T, Context& ctx);
 void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor token_T, double dz, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -8,7 +8,7 @@
 #include "engine.h"
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // The block's S: not initialised, the same for all threads. Each S is one piece of memory, wherever it is asked
 // for, so a kernel has a struct of its own.
@@ -33,4 +33,4 @@ __device__ __forceinline__ void* dynamic_shared() {
 #endif
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -1,10 +1,10 @@
 // A thread a position.
-#include "shift_tokens.h"
+#include "ops/shift_tokens.h"
 
 #include "core/shifted_target.h"
 #include "for_each_pack.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -30,4 +30,4 @@ void shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor ta
       Shift{ids(next_T), ids(next_target_T), ids(token_T), ids(target_T), ids(kv_begin_T), seq_len, ahead});
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

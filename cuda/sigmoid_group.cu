@@ -12,7 +12,7 @@
 
 // Legend: T tokens, E experts, K slots a token, G groups of experts.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -153,4 +153,4 @@ void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tenso
          rows_of<const float>(score_TE), score_TE.rows(), score_TE.dim(1));
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

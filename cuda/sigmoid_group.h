@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void sigmoid_forward(Tensor score_TE, Tensor logit_TE, Context& ctx);
 void sigmoid_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx);
@@ -14,4 +14,4 @@ void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& 
 void row_share_forward(Tensor prob_TE, Tensor score_TE, Context& ctx);
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

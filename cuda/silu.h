@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // Within 2e-6 of the exact one, relatively, for gates of up to 20; 0 where the exponential overflows.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
@@ -20,4 +20,4 @@ __device__ __forceinline__ SwiGluGradient swiglu_gradient(float dout, float gate
   return {d * up * s * fmaf(gate, 1 - s, 1), d * gate * s, dout * (gate * s * up)};
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -8,7 +8,7 @@
 
 // Legend: T tokens, E experts, K slots a token.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -138,4 +138,4 @@ void slot_softmax_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK
          rows_of<const int>(expert_TK), expert_TK.rows(), dscore_TE.dim(1), expert_TK.dim(1), scale);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

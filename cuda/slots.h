@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void keep_prefix_sum(Tensor expert_TK, Tensor chosen_TK, double p, Context& ctx);
 void keep_count(Tensor expert_TK, Tensor chosen_TK, Tensor count_T, Context& ctx);
@@ -14,4 +14,4 @@ void slot_softmax_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, 
 void slot_softmax_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor expert_TK,
                            double scale, Context& ctx);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

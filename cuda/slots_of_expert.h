@@ -5,7 +5,7 @@
 
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // Calls f(slot), by all lanes and in ascending order, for each slot below n_slots for which expert_at(slot) is
 // e. All 32 lanes take part.
@@ -19,4 +19,4 @@ __device__ __forceinline__ void for_slots_of_expert(int e, int n_slots, At&& exp
   }
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -5,7 +5,7 @@
 #include "core/context.h"
 #include "core/device_memory.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 // Room on the device for a result: its own where it lies there, else scratch space, from where deliver()
 // copies.
@@ -23,4 +23,4 @@ inline Tensor on_device(const Tensor& tensor, Context& ctx) {
   return room;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -7,7 +7,7 @@
 #include "silu.h"
 #include "tokens.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -132,4 +132,4 @@ void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_R
   });
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context& ctx);
 void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context& ctx);  // in place, too
@@ -13,4 +13,4 @@ void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, T
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
                             Tensor weight_R, Tensor offset_Ep, Context& ctx);  // in place, too
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

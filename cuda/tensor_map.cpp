@@ -6,7 +6,7 @@
 #include <cudaTypedefs.h>
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 bool fits_tensor_map(const BoxedMatrices& m) {
   constexpr std::int64_t kAligned = 8, kMostRows = std::int64_t{1} << 31, kMostStride = std::int64_t{1} << 38;
@@ -65,4 +65,4 @@ TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows) 
 
 #endif
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

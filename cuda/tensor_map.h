@@ -9,7 +9,7 @@
 #include <cuda.h>
 #endif
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 #ifdef SWITCHYARD_SIMT
 using TensorMap = simt::TensorMap;
@@ -31,4 +31,4 @@ bool fits_tensor_map(const BoxedMatrices& m);
 // box.
 TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows);
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,7 +4,7 @@
 #include "launch.h"
 #include "reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 constexpr int kTokenWarps = 8;  // of a block
 
@@ -38,4 +38,4 @@ __device__ __forceinline__ unsigned ordered_bits(float x) {
   return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

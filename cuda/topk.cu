@@ -1,8 +1,8 @@
 // One warp a token: it reads the token's scores from memory once, then from the L1 cache, so that any number of
 // experts fits. Sums are in float32. top_k draws one maximum a slot instead of keeping a sorted list: of each
 // lane's scores only the largest that is left takes part, and only the lane that won looks through its own
-// again.
-#include "topk.h"
+// again. All in f32, expert_TK and skip_T i32.
+#include "ops/topk.h"
 
 #include <limits>
 
@@ -11,7 +11,7 @@
 
 // Legend: T tokens, E experts, K slots a token.
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 namespace {
 
@@ -104,4 +104,4 @@ void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T, C
          score_TE.dim(1), expert_TK.dim(1));
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -14,7 +14,7 @@
 #include "shared.h"
 #include "tensor_map.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 
 #ifdef SWITCHYARD_SIMT
 inline unsigned shared_address(const void* p) { return simt::hopper().address_of(p); }
@@ -316,4 +316,4 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4
 #undef SY_SUMS_16
 #undef SY_SUMS_4
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -60,16 +60,16 @@ TEST(CudaAdamW, EqualsTheCpuAndLeavesTheRestAlone) {
                v_after = expected(v, v64, r.moments_first);
 
     const DeviceTensor weight({kSize}, DType::bf16, ctx);
-    cuda::fill_zero(weight, ctx);
-    cuda::adamw_update(param_P, m_P, v_P, grad_P, device_scale, step, ctx, part(weight, r.first));
+    ops::cuda::fill_zero(weight, ctx);
+    ops::cuda::adamw_update(param_P, m_P, v_P, grad_P, device_scale, step, ctx, part(weight, r.first));
     // Some ten roundings of 6e-8 of numbers of order one.
     EXPECT_TRUE(all_near(param.values(), param_after, 1e-6, 1e-6));
     EXPECT_TRUE(all_near(m.values(), m_after, 1e-6, 1e-6));
     EXPECT_TRUE(all_near(v.values(), v_after, 1e-6, 1e-6));
     EXPECT_EQ(grad.values(), grad_before);
     const DeviceTensor rounded({kSize}, DType::bf16, ctx);
-    cuda::fill_zero(rounded, ctx);
-    cuda::copy(part(rounded, r.first), param_P, ctx);
+    ops::cuda::fill_zero(rounded, ctx);
+    ops::cuda::copy(part(rounded, r.first), param_P, ctx);
     EXPECT_EQ(weight.values(), rounded.values());  // what is outside of the range stays zero
   }
 }
@@ -81,7 +81,7 @@ TEST(CudaAdamW, UpdatesNothingWithoutAFactor) {
   const OwnedTensor host = normal({9}, DType::f32, "values");
   const auto param = DeviceTensor::of(host, ctx), m = DeviceTensor::of(host, ctx),
              v = DeviceTensor::of(host, ctx), grad = DeviceTensor::of(host, ctx);
-  cuda::adamw_update(param, m, v, grad, DeviceTensor::of(none, ctx), {1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, ctx);
+  ops::cuda::adamw_update(param, m, v, grad, DeviceTensor::of(none, ctx), {1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, ctx);
   for (const DeviceTensor* each : {&param, &m, &v}) EXPECT_EQ(each->values(), values(host));
 }
 
@@ -95,7 +95,7 @@ TEST(CudaAdamW, ClipFactorEqualsTheCpus) {
       set(squares, 0, sum);
       ops::clip_factor(expected, squares, clip_norm, host_ctx);
       const DeviceTensor factor({1}, DType::f64, ctx);
-      cuda::clip_factor(factor, DeviceTensor::of(squares, ctx), clip_norm, ctx);
+      ops::cuda::clip_factor(factor, DeviceTensor::of(squares, ctx), clip_norm, ctx);
       const double actual = factor.values()[0];
       EXPECT_TRUE(actual == expected[0] || (std::isnan(actual) && std::isnan(expected[0])))
           << sum << " " << clip_norm;
@@ -118,7 +118,7 @@ TEST(CudaAdamW, SameBitsWhereverARangeBegins) {
     const auto part = [&](const DeviceTensor& whole) { return whole.view().slice(first, 9); };
     OwnedTensor scale({1}, DType::f64);
     set(scale, 0, 0.7);
-    cuda::adamw_update(part(param), part(m), part(v), part(grad), DeviceTensor::of(scale, ctx), step, ctx);
+    ops::cuda::adamw_update(part(param), part(m), part(v), part(grad), DeviceTensor::of(scale, ctx), step, ctx);
     std::vector<double> values = param.values();
     results.emplace_back(values.begin() + first, values.end());
   }

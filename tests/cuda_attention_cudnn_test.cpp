@@ -22,7 +22,7 @@ struct Heads {
 class CudaAttentionCudnn : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (const std::string obstacle = cuda::obstacle(); !obstacle.empty()) GTEST_SKIP() << obstacle;
+    if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty()) GTEST_SKIP() << obstacle;
   }
 };
 
@@ -69,8 +69,8 @@ struct Call {
   }
   void run(AttentionBackend backend) {
     ctx.attention = backend;
-    cuda::attention_forward(out, lse, q, k, v, kv_begin, shape, ctx);
-    cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, shape, ctx);
+    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, shape, ctx);
+    ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, shape, ctx);
   }
 };
 
@@ -88,8 +88,9 @@ TEST_F(CudaAttentionCudnn, EqualsOurs) {
     SCOPED_TRACE(::testing::Message() << s.n_seq << " x " << s.seq_len << ", heads of " << s.heads.width
                                       << ", window " << s.window);
     Call ours(s.n_seq, s.seq_len, s.heads, s.window), theirs(s.n_seq, s.seq_len, s.heads, s.window);
-    if (cuda::attention_cudnn_obstacle(ours.shape) != "") {  // such as wide heads before compute capability 9.0
-      ASSERT_GT(s.heads.width, 128) << cuda::attention_cudnn_obstacle(ours.shape);
+    if (ops::cuda::attention_cudnn_obstacle(ours.shape) !=
+        "") {  // such as wide heads before compute capability 9.0
+      ASSERT_GT(s.heads.width, 128) << ops::cuda::attention_cudnn_obstacle(ours.shape);
       continue;
     }
     ours.run(AttentionBackend::flash);

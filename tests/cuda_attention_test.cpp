@@ -84,9 +84,13 @@ struct DeviceCall {
           static_cast<double>(begin_of(c.mask, c.first + t % c.seq_len, static_cast<std::uint64_t>(t))));
     return result;
   }
-  void forward() { cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx); }
-  void forward_with_entropy() { cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx, entropy); }
-  void backward() { cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, c.shape(), ctx); }
+  void forward() { ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx); }
+  void forward_with_entropy() {
+    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx, entropy);
+  }
+  void backward() {
+    ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, c.shape(), ctx);
+  }
 };
 
 // What the CPU computes in double of the same inputs; the gradients also of the output and lse that the device
@@ -299,7 +303,7 @@ TEST(CudaAttention, LogSumExpsByHeadAreThoseByToken) {
   DeviceContext ctx;
   const OwnedTensor lse_TH = normal({B * S, H}, DType::f32, "lse");
   const DeviceTensor lse_BHS({B, H, S}, DType::f32, ctx);
-  cuda::attention_lse_by_head(lse_BHS, DeviceTensor::of(lse_TH, DType::f32, ctx, 3), ctx);
+  ops::cuda::attention_lse_by_head(lse_BHS, DeviceTensor::of(lse_TH, DType::f32, ctx, 3), ctx);
   const std::vector<double> by_head = lse_BHS.values();
   for (std::int64_t b = 0, i = 0; b < B; ++b)
     for (std::int64_t h = 0; h < H; ++h)
@@ -315,8 +319,8 @@ TEST(CudaAttention, RowEntropyEqualsTheCpu) {
   const OwnedTensor kv_begin = ints({0, 0, 8, 3, 9, 5, 6, 0, 1, 9});
   const DeviceTensor entropy_T({10}, DType::f32, ctx);
   ops::attention_row_entropy(expected, entropy_TH, kv_begin, 5, 5, host_ctx);
-  cuda::attention_row_entropy(entropy_T, DeviceTensor::of(entropy_TH, DType::f32, ctx),
-                              DeviceTensor::of(kv_begin, ctx), 5, 5, ctx);
+  ops::cuda::attention_row_entropy(entropy_T, DeviceTensor::of(entropy_TH, DType::f32, ctx),
+                                   DeviceTensor::of(kv_begin, ctx), 5, 5, ctx);
   EXPECT_TRUE(all_near(entropy_T.values(), values(expected), 1e-6, 0));
 }
 

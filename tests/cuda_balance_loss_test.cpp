@@ -36,14 +36,15 @@ TEST(CudaBalanceLoss, EqualsTheCpuInEveryScope) {
       const DeviceTensor device_dprob({L, B, E}, DType::f64, ctx);
       const auto device_value = DeviceTensor::of(value, ctx), device_counts = DeviceTensor::of(count_LE, ctx),
                  device_count = DeviceTensor::of(count, ctx);
-      cuda::balance_loss(device_dprob, device_value, device_count, DeviceTensor::of(prob, ctx),
-                         DeviceTensor::of(lse2, ctx), DeviceTensor::of(tokens, ctx), device_counts, loss, ctx);
+      ops::cuda::balance_loss(device_dprob, device_value, device_count, DeviceTensor::of(prob, ctx),
+                              DeviceTensor::of(lse2, ctx), DeviceTensor::of(tokens, ctx), device_counts, loss,
+                              ctx);
       ops::balance_loss(dprob, value, count, prob, lse2, tokens, count_LE, loss, host_ctx);
       EXPECT_TRUE(all_near(device_dprob.values(), values(dprob), 1e-14, 0));  // the same formula in double
       EXPECT_TRUE(all_near(device_value.values(), values(value), 1e-12,
                            1e-12));  // some thousand terms in another order
 
-      cuda::add_counts(device_counts, device_count, ctx);
+      ops::cuda::add_counts(device_counts, device_count, ctx);
       ops::add_counts(count_LE, count, host_ctx);
       EXPECT_EQ(device_counts.values(), values(count_LE));  // whole numbers
     }

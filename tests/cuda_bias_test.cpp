@@ -36,7 +36,7 @@ TEST_P(CudaBias, ForwardEqualsTheCpu) {
     const auto bias = DeviceTensor::of(normal({s.width}, DType::f64, "bias"), GetParam(), ctx);
     const OwnedTensor out64 = out.as_f64();
     ops::bias_forward(out64, bias.as_f64(), host_ctx);
-    cuda::bias_forward(out, bias, ctx);
+    ops::cuda::bias_forward(out, bias, ctx);
     // One rounding of the sum; in bf16 a second one.
     EXPECT_TRUE(all_near(out.values(), values(out64), GetParam() == DType::f32 ? 0x1p-24 : 0x1.001p-8, 0));
     EXPECT_TRUE(out.margins_untouched());
@@ -54,12 +54,12 @@ TEST_P(CudaBias, BackwardIsWithinRoundingInAnyBlockOrder) {
     const OwnedTensor dout64 = dout.as_f64(), exact = dbias.as_f64(), magnitude = absolute(exact);
     ops::bias_backward(exact, dout64, host_ctx);
     ops::bias_backward(magnitude, absolute(dout64), host_ctx);
-    cuda::bias_backward(dbias, dout, ctx);
+    ops::cuda::bias_backward(dbias, dout, ctx);
     EXPECT_TRUE(within_rounding(dbias.values(), values(exact), values(magnitude), s.rows));
 #ifdef SWITCHYARD_SIMT
     simt::set_block_order(simt::BlockOrder::descending);
 #endif
-    cuda::bias_backward(again, dout, ctx);
+    ops::cuda::bias_backward(again, dout, ctx);
 #ifdef SWITCHYARD_SIMT
     simt::set_block_order(simt::BlockOrder::ascending);
 #endif

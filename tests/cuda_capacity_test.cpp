@@ -50,8 +50,8 @@ void expect_slots_of_cpu(const Tensor& expert_TK, const Tensor& weight_TK, const
   const auto run = [&] {
     const DeviceTensor device_kept = output(DType::i32), device_weight = output(DType::f32);
     const DeviceTensor device_dropped({1}, DType::i32, ctx);
-    cuda::limit_capacity(device_kept, device_weight, device_dropped, expert, weight, token, n_experts, factor,
-                         ctx);
+    ops::cuda::limit_capacity(device_kept, device_weight, device_dropped, expert, weight, token, n_experts,
+                              factor, ctx);
     EXPECT_EQ(device_dropped.values(), values(dropped));
     EXPECT_EQ(device_kept.values(), values(kept));
     const std::vector<double> actual = device_weight.values(), expected = values(kept_weight);

@@ -74,8 +74,8 @@ TEST_P(CudaClassifierTypes, EqualsTheCpu) {
     const DeviceTensor loss({s.tokens}, DType::f32, ctx), loss_alone({s.tokens}, DType::f32, ctx);
     const OwnedTensor loss64({s.tokens}, DType::f64), dx64({s.tokens, s.width}, DType::f64);
     ops::classifier_forward_backward(loss64, dx64, dweight64, x64, weight64, target64, dloss, host_ctx);
-    cuda::classifier_forward(loss_alone, x, weight, target, ctx);
-    cuda::classifier_forward_backward(loss, dx, dweight, x, weight, target, dloss, ctx);
+    ops::cuda::classifier_forward(loss_alone, x, weight, target, ctx);
+    ops::cuda::classifier_forward_backward(loss, dx, dweight, x, weight, target, dloss, ctx);
 
     // Logits reach 20 and are off by 2e-6, which is what losses and, relatively, probabilities are off by.
     EXPECT_TRUE(all_near(loss.values(), values(loss64), 0, 6e-6));
@@ -105,8 +105,9 @@ TEST_P(CudaClassifierTypes, ChunksOfRowsJoin) {
     const DeviceTensor loss({s.tokens}, DType::f32, ctx), loss_alone({s.tokens}, DType::f32, ctx),
         dx({s.tokens, s.width}, dtype(), ctx);
     const auto dweight = DeviceTensor::of(normal({s.vocab, s.width}, DType::f32, "dweight"), ctx);
-    cuda::classifier_forward_in_chunks(loss_alone, x, weight, target, chunk_rows, ctx);
-    cuda::classifier_forward_backward_in_chunks(loss, dx, dweight, x, weight, target, 0.5, chunk_rows, ctx);
+    ops::cuda::classifier_forward_in_chunks(loss_alone, x, weight, target, chunk_rows, ctx);
+    ops::cuda::classifier_forward_backward_in_chunks(loss, dx, dweight, x, weight, target, 0.5, chunk_rows,
+                                                     ctx);
     EXPECT_EQ(loss.values(), loss_alone.values());
     return Results{loss.values(), dx.values(), dweight.values()};
   };
@@ -121,9 +122,9 @@ TEST_P(CudaClassifierTypes, ChunksOfRowsJoin) {
 }
 
 TEST(CudaClassifier, ChunksFitTheVocabulary) {
-  EXPECT_EQ(cuda::classifier_chunk_rows(100, 50), 100);
-  EXPECT_EQ(cuda::classifier_chunk_rows(1 << 20, 1 << 14), 1 << 12);
-  EXPECT_EQ(cuda::classifier_chunk_rows(1 << 20, 150'000), 1024);
+  EXPECT_EQ(ops::cuda::classifier_chunk_rows(100, 50), 100);
+  EXPECT_EQ(ops::cuda::classifier_chunk_rows(1 << 20, 1 << 14), 1 << 12);
+  EXPECT_EQ(ops::cuda::classifier_chunk_rows(1 << 20, 150'000), 1024);
 }
 
 TEST_P(CudaClassifierTypes, RowsWithoutTargetGiveNothing) {
@@ -136,7 +137,7 @@ TEST_P(CudaClassifierTypes, RowsWithoutTargetGiveNothing) {
              target = DeviceTensor::of(ints({1, -1, 4}), ctx),
              dweight = DeviceTensor::of(normal({5, 2}, DType::f32, "dweight"), ctx);
   const DeviceTensor loss({3}, DType::f32, ctx), dx({3, 2}, dtype(), ctx);
-  cuda::classifier_forward_backward(loss, dx, dweight, device_x, device_weight, target, 0.7, ctx);
+  ops::cuda::classifier_forward_backward(loss, dx, dweight, device_x, device_weight, target, 0.7, ctx);
   EXPECT_EQ(loss.values()[1], 0);
   EXPECT_EQ(dx.values()[2], 0);
   EXPECT_EQ(dx.values()[3], 0);
@@ -154,7 +155,7 @@ TEST_P(CudaClassifierTypes, LargeLogitsStayFinite) {
              device_weight = DeviceTensor::of(weight, dtype(), ctx),
              target = DeviceTensor::of(ints({0, 2, 1, 0}), ctx), dweight = DeviceTensor::of(zeros, ctx);
   const DeviceTensor loss({4}, DType::f32, ctx), dx({4, 1}, dtype(), ctx);
-  cuda::classifier_forward_backward(loss, dx, dweight, device_x, device_weight, target, 1.0, ctx);
+  ops::cuda::classifier_forward_backward(loss, dx, dweight, device_x, device_weight, target, 1.0, ctx);
   EXPECT_EQ(loss.values(), (std::vector<double>{0, big / 2, 0, 2 * big}));
   // dz is zero where the target wins, else 1 at the winner and -1 at the target.
   EXPECT_EQ(dx.values(), (std::vector<double>{0, 0.5, 0, -2}));
@@ -171,7 +172,7 @@ TEST_P(CudaClassifierTypes, SameBitsInAnyOrderOfBlocks) {
     simt::set_block_order(order);
     const DeviceTensor loss({s.tokens}, DType::f32, ctx), dx({s.tokens, s.width}, dtype(), ctx);
     const auto dweight = DeviceTensor::of(normal({s.vocab, s.width}, DType::f32, "dweight"), ctx);
-    cuda::classifier_forward_backward(loss, dx, dweight, x, weight, target, 0.5, ctx);
+    ops::cuda::classifier_forward_backward(loss, dx, dweight, x, weight, target, 0.5, ctx);
     simt::set_block_order(simt::BlockOrder::ascending);
     return std::vector{loss.values(), dx.values(), dweight.values()};
   };

@@ -24,13 +24,13 @@ TEST_P(CudaComplexity, EqualsTheCpu) {
   for (const double variance : {9.0, 0.0}) {
     const OwnedTensor mean_1 = doubles({20.5}), variance_1 = doubles({variance});
     ops::complexity_calibrated(c64, raw64, mean_1, variance_1, host_ctx_);
-    cuda::complexity_calibrated(c, raw, DeviceTensor::of(mean_1, DType::f32, ctx_),
-                                DeviceTensor::of(variance_1, DType::f32, ctx_), ctx_);
+    ops::cuda::complexity_calibrated(c, raw, DeviceTensor::of(mean_1, DType::f32, ctx_),
+                                     DeviceTensor::of(variance_1, DType::f32, ctx_), ctx_);
     // An exponential and two roundings of 6e-8; the exponent, up to some 5, is rounded as well.
     EXPECT_TRUE(all_near(c.values(), values(c64), 1e-6, 0));
   }
   ops::complexity_above(c64, raw64, 20.25, host_ctx_);
-  cuda::complexity_above(c, raw, 20.25, ctx_);
+  ops::cuda::complexity_above(c, raw, 20.25, ctx_);
   EXPECT_EQ(c.values(), values(c64));
 
   std::vector<double> ids;
@@ -38,7 +38,7 @@ TEST_P(CudaComplexity, EqualsTheCpu) {
   const OwnedTensor skip = ints(ids);
   const DeviceTensor moments_3({3}, DType::f64, ctx_);
   const OwnedTensor moments64({3}, DType::f64);
-  cuda::token_moments(moments_3, raw, DeviceTensor::of(skip, ctx_), ctx_);
+  ops::cuda::token_moments(moments_3, raw, DeviceTensor::of(skip, ctx_), ctx_);
   ops::token_moments(moments64, raw64, skip, host_ctx_);
   const std::vector<double> moments = moments_3.values();
   EXPECT_EQ(moments[0], moments64[0]);
@@ -53,7 +53,7 @@ TEST_P(CudaComplexity, CountsSlotsAsTheCpu) {
   for (std::int64_t t = 0; t < tokens(); ++t)
     set(c64, t, t == 4 ? std::nan("") : static_cast<double>(t % 17) / 16);
   ops::slot_count(count_host, c64, 2, 10, host_ctx_);
-  cuda::slot_count(count, DeviceTensor::of(c64, DType::f32, ctx_), 2, 10, ctx_);
+  ops::cuda::slot_count(count, DeviceTensor::of(c64, DType::f32, ctx_), 2, 10, ctx_);
   EXPECT_EQ(count.values(), values(count_host));
 }
 

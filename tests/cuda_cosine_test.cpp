@@ -47,11 +47,11 @@ TEST(CudaCosine, EqualsTheCpu) {
     ops::cosine_forward(score64, x_norm64, mean_norm64, host_ctx);
     ops::cosine_backward(dscore64, dx64, score64, x64, x_norm64, mean_norm64, host_ctx);
 
-    cuda::row_norm_l1(l1, x, ctx);
-    cuda::row_norm_l2(x_norm, x, ctx);
-    cuda::row_norm_l2(mean_norm, mean, ctx);
-    cuda::cosine_forward(score, x_norm, mean_norm, ctx);
-    cuda::cosine_backward(dscore, dx, score, x, x_norm, mean_norm, ctx);
+    ops::cuda::row_norm_l1(l1, x, ctx);
+    ops::cuda::row_norm_l2(x_norm, x, ctx);
+    ops::cuda::row_norm_l2(mean_norm, mean, ctx);
+    ops::cuda::cosine_forward(score, x_norm, mean_norm, ctx);
+    ops::cuda::cosine_backward(dscore, dx, score, x, x_norm, mean_norm, ctx);
     // Sums of up to 264 positive terms: 6e-8 for each level of adding up, at most some 20.
     EXPECT_TRUE(all_near(l1.values(), values(l1_64), 2e-6, 0));
     EXPECT_TRUE(all_near(x_norm.values(), values(x_norm64), 2e-6, 0));
@@ -96,8 +96,8 @@ TEST(CudaExpertSums, EqualTheCpu) {
       fill(x64, values(c.x));
       ops::expert_sums(sum64, count64, x64, c.expert, host_ctx);
       const DeviceTensor sum({s.experts, s.width}, DType::f64, c.ctx), count({s.experts}, DType::f64, c.ctx);
-      cuda::expert_sums(sum, count, c.device_x, c.device_expert, c.ctx);
-      cuda::expert_sums(host_sum, host_count, c.device_x, c.device_expert, c.ctx);
+      ops::cuda::expert_sums(sum, count, c.device_x, c.device_expert, c.ctx);
+      ops::cuda::expert_sums(host_sum, host_count, c.device_x, c.device_expert, c.ctx);
       EXPECT_TRUE(all_near(sum.values(), values(sum64), 1e-13, 1e-13));  // in double, of up to 75 terms
       EXPECT_EQ(count.values(), values(count64));
       EXPECT_EQ(values(host_sum), sum.values());
@@ -111,7 +111,7 @@ TEST(CudaExpertSums, SameBitsInAnyOrderOfBlocks) {
     simt::set_block_order(order);
     Sums c({100, 6, 132, 0}, 3);
     const DeviceTensor sum({6, 132}, DType::f64, c.ctx), count({6}, DType::f64, c.ctx);
-    cuda::expert_sums(sum, count, c.device_x, c.device_expert, c.ctx);
+    ops::cuda::expert_sums(sum, count, c.device_x, c.device_expert, c.ctx);
     simt::set_block_order(simt::BlockOrder::ascending);
     return sum.values();
   };

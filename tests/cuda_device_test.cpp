@@ -11,14 +11,14 @@ namespace {
 
 class NeedsDevice : public ::testing::Environment {
   void SetUp() override {
-    if (const std::string obstacle = cuda::obstacle(); !obstacle.empty())
+    if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty())
       GTEST_SKIP() << "[  SKIPPED ] " << obstacle;
   }
 };
 const auto* const needs_device = ::testing::AddGlobalTestEnvironment(new NeedsDevice);
 
 TEST(CudaDevice, HasANameAndMemory) {
-  EXPECT_NE(cuda::description().find(" GiB"), std::string::npos) << cuda::description();
+  EXPECT_NE(ops::cuda::description().find(" GiB"), std::string::npos) << ops::cuda::description();
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace {
 
 double sum_of_squares(const Tensor& in, DeviceContext& ctx) {
   const DeviceTensor sum({1}, DType::f64, ctx);
-  cuda::sum_of_squares(sum, in, ctx);
+  ops::cuda::sum_of_squares(sum, in, ctx);
   return sum.values()[0];
 }
 
@@ -40,7 +40,7 @@ TEST(CudaElementwise, FillZeroSetsAllAndNothingElse) {
       SCOPED_TRACE(::testing::Message() << s.rows << " x " << s.width << " margin " << s.margin);
       DeviceContext ctx;
       const auto out = tensor_of(s, dtype, ctx);
-      cuda::fill_zero(out, ctx);
+      ops::cuda::fill_zero(out, ctx);
       EXPECT_EQ(out.values(), std::vector<double>(static_cast<std::size_t>(s.rows * s.width), 0.0));
       EXPECT_TRUE(out.margins_untouched());
     }
@@ -54,7 +54,7 @@ TEST(CudaElementwise, AccumulateAddsAMultiple) {
     std::vector<double> expected = values(host);
     for (std::int64_t i = 0; i < count; ++i) expected[static_cast<std::size_t>(i)] += 0.3 * value[i];
     const auto sum = DeviceTensor::of(host, ctx);
-    cuda::accumulate(sum, DeviceTensor::of(value, ctx), 0.3, ctx);
+    ops::cuda::accumulate(sum, DeviceTensor::of(value, ctx), 0.3, ctx);
     EXPECT_TRUE(all_near(sum.values(), expected, 1e-15, 1e-15)) << count;  // with or without a fused product
   }
 }
@@ -66,8 +66,8 @@ TEST(CudaElementwise, CopyMovesBitsBetweenStrides) {
       DeviceContext ctx;
       const auto in = normal_of(s, dtype, "in", ctx);
       const auto like = tensor_of(s, dtype, ctx), flat = tensor_of({s.rows, s.width, 0}, dtype, ctx);
-      cuda::copy(like, in, ctx);
-      cuda::copy(flat, in, ctx);
+      ops::cuda::copy(like, in, ctx);
+      ops::cuda::copy(flat, in, ctx);
       EXPECT_EQ(like.values(), in.values());
       EXPECT_EQ(flat.values(), in.values());
       EXPECT_TRUE(like.margins_untouched());
@@ -85,11 +85,11 @@ TEST(CudaElementwise, AddAlsoIntoAnInput) {
       std::vector<double> expected = a.values();
       const std::vector<double> addend = b.values();
       for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += addend[i];
-      cuda::add(out, a, b, ctx);
+      ops::cuda::add(out, a, b, ctx);
       // One rounding of the sum; in bf16 a second one.
       EXPECT_TRUE(all_near(out.values(), expected, dtype == DType::f32 ? 0x1p-24 : 0x1.001p-8, 0));
       EXPECT_TRUE(out.margins_untouched());
-      cuda::add(a, a, b, ctx);
+      ops::cuda::add(a, a, b, ctx);
       EXPECT_EQ(a.values(), out.values());
     }
   }
@@ -101,10 +101,10 @@ TEST(CudaElementwise, CopyConvertsBetweenFloatAndBf16) {
     DeviceContext ctx;
     const auto wide = normal_of(s, DType::f32, "in", ctx), as_bf16 = normal_of(s, DType::bf16, "in", ctx);
     const auto narrow = tensor_of(s, DType::bf16, ctx), flat = tensor_of({s.rows, s.width, 0}, DType::f32, ctx);
-    cuda::copy(narrow, wide, ctx);
+    ops::cuda::copy(narrow, wide, ctx);
     EXPECT_EQ(narrow.values(), as_bf16.values());  // rounded to the nearest, as the host does
     EXPECT_TRUE(narrow.margins_untouched());
-    cuda::copy(flat, narrow, ctx);
+    ops::cuda::copy(flat, narrow, ctx);
     EXPECT_EQ(flat.values(), as_bf16.values());  // every bf16 is a float
   }
 }
@@ -118,7 +118,7 @@ TEST(CudaElementwise, AddOfFloatToBf16RoundsOnce) {
     std::vector<double> expected = a.values();
     const std::vector<double> addend = b.values();
     for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += addend[i];
-    cuda::add(a, a, b, ctx);
+    ops::cuda::add(a, a, b, ctx);
     EXPECT_TRUE(all_near(a.values(), expected, 0x1.001p-8, 0));  // the sum in float32, then bf16's rounding
     EXPECT_TRUE(a.margins_untouched());
   }

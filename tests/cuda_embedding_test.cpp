@@ -47,7 +47,7 @@ TEST_P(CudaEmbedding, ForwardMovesRows) {
     const auto out = c.margin > 0 ? DeviceTensor::strided(c.tokens, c.width, GetParam(), ctx, c.margin)
                                   : DeviceTensor({c.tokens, c.width}, GetParam(), ctx);
     ops::embedding_forward(expected, token, as_f32(weight), host_ctx);
-    cuda::embedding_forward(out, DeviceTensor::of(token, ctx), weight, ctx);
+    ops::cuda::embedding_forward(out, DeviceTensor::of(token, ctx), weight, ctx);
     EXPECT_EQ(out.values(), values(expected));
     EXPECT_TRUE(out.margins_untouched());
   }
@@ -70,7 +70,7 @@ TEST_P(CudaEmbedding, BackwardEqualsTheCpuBitForBit) {
 #ifdef SWITCHYARD_SIMT
     simt::set_block_order(c.tokens % 2 ? simt::BlockOrder::descending : simt::BlockOrder::ascending);
 #endif
-    cuda::embedding_backward(dweight, dout, token, ctx);
+    ops::cuda::embedding_backward(dweight, dout, token, ctx);
 #ifdef SWITCHYARD_SIMT
     simt::set_block_order(simt::BlockOrder::ascending);
 #endif
@@ -90,7 +90,7 @@ TEST_P(CudaEmbedding, OneTokenManyTimes) {
   const auto dweight = DeviceTensor::of(normal({1025, kWidth}, DType::f32, "start"), ctx);
   const OwnedTensor expected = as_f32(dweight);
   ops::embedding_backward(expected, as_f32(dout), token, host_ctx);
-  cuda::embedding_backward(dweight, dout, DeviceTensor::of(token, ctx), ctx);
+  ops::cuda::embedding_backward(dweight, dout, DeviceTensor::of(token, ctx), ctx);
   EXPECT_EQ(dweight.values(), values(expected));
 }
 

@@ -53,13 +53,14 @@ TEST(CudaEntropy, EqualsTheCpu) {
     const double sum64 =
         number_from([&](Tensor sum_1) { ops::sum_of_tokens(sum_1, entropy64, skip, host_ctx); });
 
-    cuda::softmax_entropy_forward(entropy, logit, prob, lse, ctx);
-    cuda::softmax_entropy_backward(dlogit, entropy, logit, prob, lse, device_skip, 0.3, ctx);
+    ops::cuda::softmax_entropy_forward(entropy, logit, prob, lse, ctx);
+    ops::cuda::softmax_entropy_backward(dlogit, entropy, logit, prob, lse, device_skip, 0.3, ctx);
     // A sum of up to 64 terms of order one, taken from a number of up to about ten.
     EXPECT_TRUE(all_near(entropy.values(), values(entropy64), 1e-6, 2e-6));
     EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 1e-6, 1e-6));
     // In double, of numbers that are off by that much each.
-    const auto sum = number_from([&](Tensor sum_1) { cuda::sum_of_tokens(sum_1, entropy, device_skip, ctx); });
+    const auto sum =
+        number_from([&](Tensor sum_1) { ops::cuda::sum_of_tokens(sum_1, entropy, device_skip, ctx); });
     EXPECT_NEAR(sum, sum64, 2e-6 * static_cast<double>(s.tokens));
     EXPECT_TRUE(dlogit.margins_untouched());
   }
@@ -73,7 +74,7 @@ TEST(CudaEntropy, SumsTokensInDouble) {
   double expected = 0;
   for (std::int64_t t = 0; t < x.numel(); ++t) expected += skip[t] < 0 ? 0 : x[t];
   const DeviceTensor sum({1}, DType::f64, ctx);  // a result that stays on the device
-  cuda::sum_of_tokens(sum, DeviceTensor::of(x, ctx), DeviceTensor::of(skip, ctx), ctx);
+  ops::cuda::sum_of_tokens(sum, DeviceTensor::of(x, ctx), DeviceTensor::of(skip, ctx), ctx);
   EXPECT_EQ(sum.values(), std::vector<double>{expected});
 }
 

@@ -15,13 +15,13 @@
 namespace switchyard::test {
 namespace {
 
-using cuda::Form;
+using ops::cuda::Form;
 
 class CudaGemmWgmma : public ::testing::Test {
  protected:
   void SetUp() override {
     const DeviceTensor one({8, 8}, DType::bf16, ctx), other({8, 8}, DType::bf16, ctx);
-    if (!cuda::wgmma_multiply("test", Form::mk_nk, one, other, other, false, nullptr, ctx))
+    if (!ops::cuda::wgmma_multiply("test", Form::mk_nk, one, other, other, false, nullptr, ctx))
       GTEST_SKIP() << "the device has not compute capability 9.0";
   }
   void TearDown() override {
@@ -155,8 +155,8 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
                        : margin == 0 ? DeviceTensor(problem.c.view().shape(), out, ctx)
                                      : DeviceTensor::strided(problem.c.view().dim(0), p.n, out, ctx, margin);
         const auto offset = DeviceTensor::of(problem.offset, ctx);
-        ASSERT_TRUE(cuda::wgmma_multiply("test", p.form, c, a, b, add,
-                                         p.grouped ? offset.view().as<std::int32_t>() : nullptr, ctx));
+        ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.form, c, a, b, add,
+                                              p.grouped ? offset.view().as<std::int32_t>() : nullptr, ctx));
         const std::vector<double> found = c.values();
         for (std::int64_t i = 0; i < problem.exact.view().numel(); ++i) {
           // Each partial sum may be off by a unit in the last place: tensor cores cut off where others round.
@@ -180,7 +180,7 @@ TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
     const auto a = DeviceTensor::strided(16, 32, type, ctx, margin),
                b = DeviceTensor::strided(24, 32, type, ctx, 8);
     const DeviceTensor c({16, 24}, out, ctx);
-    return cuda::wgmma_multiply("test", Form::mk_nk, c, a, b, false, nullptr, ctx);
+    return ops::cuda::wgmma_multiply("test", Form::mk_nk, c, a, b, false, nullptr, ctx);
   };
   EXPECT_TRUE(multiplies(DType::bf16, DType::bf16, 8));
   EXPECT_TRUE(multiplies(DType::bf16, DType::f32, 16));
@@ -188,7 +188,7 @@ TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
   EXPECT_FALSE(multiplies(DType::bf16, DType::bf16, 4));  // rows of 80 bytes, 8 bytes off
   const DeviceTensor none({0, 32}, DType::bf16, ctx), b({24, 32}, DType::bf16, ctx),
       c({0, 24}, DType::bf16, ctx);
-  EXPECT_FALSE(cuda::wgmma_multiply("test", Form::mk_nk, c, none, b, false, nullptr, ctx));
+  EXPECT_FALSE(ops::cuda::wgmma_multiply("test", Form::mk_nk, c, none, b, false, nullptr, ctx));
 #ifdef SWITCHYARD_SIMT
   for (const simt::Capability& other : {simt::Capability{8, 0, 2}, {8, 9, 2}, {10, 0, 2}, {12, 0, 2}}) {
     simt::capability = other;
@@ -209,7 +209,8 @@ TEST_F(CudaGemmWgmma, SameBitsOnAnyNumberOfMultiprocessorsInAnyOrder) {
       simt::capability = {9, 0, multiprocessors};
       simt::set_block_order(order);
       const auto c = DeviceTensor::of(problem.c, DType::f32, ctx);
-      EXPECT_TRUE(cuda::wgmma_multiply("test", p.form, c, a, b, true, offset.view().as<std::int32_t>(), ctx));
+      EXPECT_TRUE(
+          ops::cuda::wgmma_multiply("test", p.form, c, a, b, true, offset.view().as<std::int32_t>(), ctx));
       return c.values();
     };
     const std::vector<double> one = run(1, simt::BlockOrder::ascending);

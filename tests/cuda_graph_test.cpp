@@ -10,7 +10,7 @@ namespace {
 
 struct Recorded {
   Recorded() : a(DeviceTensor::of(numbers({1, 2, 3}), ctx)), b(DeviceTensor::of(numbers({10, 20, 30}), ctx)) {
-    ctx.stream = cuda::run_stream();
+    ctx.stream = ops::cuda::run_stream();
   }
   static OwnedTensor numbers(const std::vector<double>& values) {
     OwnedTensor tensor({3}, DType::f32);
@@ -19,14 +19,14 @@ struct Recorded {
   }
   DeviceContext ctx;
   DeviceTensor a, b;
-  cuda::Graph graph;
+  ops::cuda::Graph graph;
 };
 
 TEST(CudaGraph, DoesWhatWasRecordedOnceALaunch) {
   Recorded r;
   r.graph.begin(r.ctx);
-  cuda::add(r.a, r.a, r.b, r.ctx);
-  cuda::copy(r.b, r.a, r.ctx);
+  ops::cuda::add(r.a, r.a, r.b, r.ctx);
+  ops::cuda::copy(r.b, r.a, r.ctx);
   r.graph.end(r.ctx);
   EXPECT_EQ(r.graph.n_nodes(), 2);
   EXPECT_EQ(r.a.values(), (std::vector<double>{1, 2, 3}));
@@ -42,7 +42,7 @@ TEST(CudaGraph, NothingMayWaitOrAllocateWhileItIsRecorded) {
   EXPECT_THROW(HostCopy(r.a.view()), RunError);
   EXPECT_THROW(allocate_aligned(64, "a test", Device::cuda), RunError);
   r.graph.abandon(r.ctx);
-  cuda::add(r.a, r.a, r.b, r.ctx);  // done again, not recorded
+  ops::cuda::add(r.a, r.a, r.b, r.ctx);  // done again, not recorded
   EXPECT_EQ(r.a.values(), (std::vector<double>{11, 22, 33}));
 }
 

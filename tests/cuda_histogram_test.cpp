@@ -35,14 +35,14 @@ void expect_counts_of_cpu(const Tensor& score_TE, const Tensor& value_E, const T
              skip = DeviceTensor::of(skip_T, ctx);
   const DeviceTensor count(shape, DType::f64, ctx);
   const OwnedTensor host_count(shape, DType::f64);
-  cuda::score_gap_histogram(count, score, value, skip, ctx);
-  cuda::score_gap_histogram(host_count, score, value, skip, ctx);
+  ops::cuda::score_gap_histogram(count, score, value, skip, ctx);
+  ops::cuda::score_gap_histogram(host_count, score, value, skip, ctx);
   EXPECT_EQ(count.values(), values(by_value));
   EXPECT_EQ(values(host_count), values(by_value));
 #ifdef SWITCHYARD_SIMT
   simt::set_block_order(simt::BlockOrder::descending);
 #endif
-  cuda::cutoff_gap_histogram(count, score, cutoff, skip, ctx);
+  ops::cuda::cutoff_gap_histogram(count, score, cutoff, skip, ctx);
 #ifdef SWITCHYARD_SIMT
   simt::set_block_order(simt::BlockOrder::ascending);
 #endif
@@ -94,8 +94,8 @@ TEST(CudaHistogram, InfiniteGaps) {
   fill(score, {kInf, -kInf, kInf});
   fill(value, {1.0});
   const DeviceTensor count({1, kBins}, DType::f64, ctx);
-  cuda::score_gap_histogram(count, DeviceTensor::of(score, ctx), DeviceTensor::of(value, ctx),
-                            DeviceTensor::of(ints({0, 0, 0}), ctx), ctx);
+  ops::cuda::score_gap_histogram(count, DeviceTensor::of(score, ctx), DeviceTensor::of(value, ctx),
+                                 DeviceTensor::of(ints({0, 0, 0}), ctx), ctx);
   std::vector<double> expected(kBins, 0.0);
   expected.front() = 1;
   expected.back() = 2;

@@ -57,7 +57,7 @@ TEST_P(CudaLatentLosses, DiversityEqualsTheCpu) {
     const auto on_host = [](const Both& both) -> Tensor { return both.host; };
     const auto on_device = [](const Both& both) -> Tensor { return both.device; };
     ops::add_diversity_loss(want_loss, kind, rows(on_host), factor(on_host), host_ctx_);
-    cuda::add_diversity_loss(loss, kind, rows(on_device), factor(on_device), ctx_);
+    ops::cuda::add_diversity_loss(loss, kind, rows(on_device), factor(on_device), ctx_);
     // In double, of up to 400 terms in another order.
     EXPECT_TRUE(all_near(loss.values(), values(want_loss), 1e-13, 1e-13));
     if (c.rows < 2) {
@@ -70,7 +70,7 @@ TEST_P(CudaLatentLosses, DiversityEqualsTheCpu) {
         scale({1}, DType::f64, ctx_);
     ops::diversity_gradient(matrix_host, offset_host, scale_host, kind, rows(on_host), factor(on_host),
                             host_ctx_);
-    cuda::diversity_gradient(matrix, offset, scale, kind, rows(on_device), factor(on_device), ctx_);
+    ops::cuda::diversity_gradient(matrix, offset, scale, kind, rows(on_device), factor(on_device), ctx_);
     // A few roundings of each element.
     if (pairs) {
       EXPECT_TRUE(all_near(scale.values(), values(scale_host), 1e-14, 0));
@@ -96,8 +96,8 @@ TEST_P(CudaLatentLosses, AlignmentEqualsTheCpu) {
   const double first = dkey64[0];
   ops::add_alignment_loss(loss64, key64, target, factor, host_ctx_);
   ops::alignment_backward(dkey64, key64, target, factor, host_ctx_);
-  cuda::add_alignment_loss(loss, key, device_target, device_factor, ctx_);
-  cuda::alignment_backward(dkey, key, device_target, device_factor, ctx_);
+  ops::cuda::add_alignment_loss(loss, key, device_target, device_factor, ctx_);
+  ops::cuda::alignment_backward(dkey, key, device_target, device_factor, ctx_);
   EXPECT_TRUE(all_near(loss.values(), values(loss64), 1e-13, 0));    // in double, in another order
   EXPECT_TRUE(all_near(dkey.values(), values(dkey64), 1e-7, 1e-7));  // rounded to float32
   EXPECT_EQ(dkey.values()[0], first);

@@ -36,7 +36,7 @@ class CudaLatent : public ::testing::Test {
   }
   // To a result on the host, for which the call waits.
   double distance_sum(const Tensor& Y_Rd, const Tensor& skip_R) {
-    return number_from([&](Tensor sum_1) { cuda::pair_distance_sum(sum_1, Y_Rd, skip_R, ctx_); });
+    return number_from([&](Tensor sum_1) { ops::cuda::pair_distance_sum(sum_1, Y_Rd, skip_R, ctx_); });
   }
   // Every seventh row does not count.
   static OwnedTensor padding(std::int64_t rows) {
@@ -64,8 +64,8 @@ TEST_F(CudaLatent, UnitRowsEqualTheCpu) {
                       norm64({s.rows}, DType::f64);
     ops::unit_rows_forward(unit64, norm64, in.as_f64(), host_ctx_);
     ops::unit_rows_backward(din64, dunit.as_f64(), unit64, norm64, host_ctx_);
-    cuda::unit_rows_forward(unit, norm, in, ctx_);
-    cuda::unit_rows_backward(din, dunit, unit, norm, ctx_);
+    ops::cuda::unit_rows_forward(unit, norm, in, ctx_);
+    ops::cuda::unit_rows_backward(din, dunit, unit, norm, ctx_);
     // Sums of up to 33 terms, then a few roundings of 6e-8. The gradient is divided by lengths from about 0.3.
     EXPECT_TRUE(all_near(norm.values(), values(norm64), 1e-6, 0));
     EXPECT_TRUE(all_near(unit.values(), values(unit64), 1e-6, 0));
@@ -86,8 +86,8 @@ TEST_F(CudaLatent, MomentsEqualTheCpu) {
       const OwnedTensor host_gram({s.width, s.width}, DType::f64), host_sum({s.width}, DType::f64);
       const DeviceTensor gram({s.width, s.width}, DType::f64, ctx_), sum({s.width}, DType::f64, ctx_);
       ops::row_moments(gram64, sum64, unit.as_f64(), padded ? skip.view() : Tensor(), host_ctx_);
-      cuda::row_moments(gram, sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
-      cuda::row_moments(host_gram, host_sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
+      ops::cuda::row_moments(gram, sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
+      ops::cuda::row_moments(host_gram, host_sum, unit, padded ? device_skip.view() : Tensor(), ctx_);
       // In double, of up to 150 terms.
       EXPECT_TRUE(all_near(gram.values(), values(gram64), 1e-13, 1e-13));
       EXPECT_TRUE(all_near(sum.values(), values(sum64), 1e-13, 1e-13));
@@ -105,8 +105,8 @@ TEST_F(CudaLatent, AffineRowsEqualTheCpu) {
                unit = rows(s, "unit"), out = rows(s, "out"), same = rows(s, "out");
     const OwnedTensor out64 = out.as_f64();
     ops::add_affine_rows(out64, unit.as_f64(), matrix, offset, skip, host_ctx_);
-    cuda::add_affine_rows(out, unit, device_matrix, offset, device_skip, ctx_);
-    cuda::add_affine_rows(same, unit, matrix, offset, device_skip, ctx_);
+    ops::cuda::add_affine_rows(out, unit, device_matrix, offset, device_skip, ctx_);
+    ops::cuda::add_affine_rows(same, unit, matrix, offset, device_skip, ctx_);
     // Summed in double; rounded to float32, as the sum with what was there is.
     EXPECT_TRUE(all_near(out.values(), values(out64), 2e-7, 1e-6));
     EXPECT_EQ(same.values(), out.values());
@@ -130,7 +130,7 @@ TEST_F(CudaLatent, PairDistancesEqualTheCpu) {
       ops::pair_distance_backward(dY64, Y64, skip_R, scale, host_ctx_);
       // Each distance is a root of a sum in float32, rounded to some 1e-7; their sum is in double.
       EXPECT_NEAR(distance_sum(Y, device_skip_R), sum64, 1e-6 * sum64);
-      cuda::pair_distance_backward(dY, Y, device_skip_R, DeviceTensor::of(scale, ctx_), ctx_);
+      ops::cuda::pair_distance_backward(dY, Y, device_skip_R, DeviceTensor::of(scale, ctx_), ctx_);
       // Sums of up to 150 cosines, each rounded to some 1e-7.
       EXPECT_TRUE(all_near(dY.values(), values(dY64), 1e-6, 2e-5));
       EXPECT_TRUE(dY.margins_untouched());
@@ -141,7 +141,7 @@ TEST_F(CudaLatent, EqualRowsHaveNoDistanceAndAFiniteGradient) {
   const auto Y = DeviceTensor::of(normal({5, 3}, DType::f32, "one", 0, 1.7), ctx_), dY = rows({5, 3, 0}, "dY");
   const auto before = dY.values();
   EXPECT_EQ(distance_sum(Y, {}), 0);
-  cuda::pair_distance_backward(dY, Y, {}, doubles({1}), ctx_);
+  ops::cuda::pair_distance_backward(dY, Y, {}, doubles({1}), ctx_);
   EXPECT_EQ(dY.values(), before);
 }
 
@@ -158,14 +158,14 @@ TEST_F(CudaLatent, SamplesAndTheirDivergenceEqualTheCpu) {
     const double kl64 = number_from(
         [&](Tensor sum_1) { ops::standard_kl_sum(sum_1, mean.as_f64(), log_var.as_f64(), skip, host_ctx_); });
     ops::standard_kl_backward(dmean64, dlog_var64, mean.as_f64(), log_var.as_f64(), skip, 0.3, host_ctx_);
-    cuda::sample_latent(z, mean, log_var, epsilon, ctx_);
-    cuda::standard_kl_backward(dmean, dlog_var, mean, log_var, device_skip, 0.3, ctx_);
+    ops::cuda::sample_latent(z, mean, log_var, epsilon, ctx_);
+    ops::cuda::standard_kl_backward(dmean, dlog_var, mean, log_var, device_skip, 0.3, ctx_);
     // A few roundings of 6e-8, of numbers up to about 30.
     EXPECT_TRUE(all_near(z.values(), values(z64), 1e-6, 1e-6));
     const DeviceTensor kl({1}, DType::f64, ctx_), count({1}, DType::f64, ctx_);
-    cuda::standard_kl_sum(kl, mean, log_var, device_skip, ctx_);
+    ops::cuda::standard_kl_sum(kl, mean, log_var, device_skip, ctx_);
     EXPECT_NEAR(kl.values()[0], kl64, 1e-6 * kl64);
-    cuda::count_rows(count, device_skip, ctx_);
+    ops::cuda::count_rows(count, device_skip, ctx_);
     EXPECT_EQ(count.values()[0],
               number_from([&](Tensor count_1) { ops::count_rows(count_1, skip, host_ctx_); }));
     EXPECT_TRUE(all_near(dmean.values(), values(dmean64), 1e-6, 1e-6));
@@ -190,8 +190,8 @@ struct Routed {
       set(expert, i, i / slots % 9 == 8 || i % 4 == 3 ? -1 : static_cast<double>((i % slots + i) % experts));
   }
   void run(const Tensor& to_sum, const Tensor& to_count) {
-    cuda::routed_sums(to_sum, to_count, DeviceTensor::of(z, ctx), DeviceTensor::of(chosen, ctx),
-                      DeviceTensor::of(expert, ctx), ctx);
+    ops::cuda::routed_sums(to_sum, to_count, DeviceTensor::of(z, ctx), DeviceTensor::of(chosen, ctx),
+                           DeviceTensor::of(expert, ctx), ctx);
   }
 };
 
@@ -225,15 +225,15 @@ TEST_F(CudaLatent, SkippedRowsAreClearedAndRowsAreScaled) {
       auto expected = x.values();
       for (std::int64_t i = 0; i < s.rows * s.width; ++i)
         if (skip[i / s.width] < 0) expected[static_cast<std::size_t>(i)] = 0;
-      cuda::clear_skipped_rows(x, {}, ctx_);
-      cuda::clear_skipped_rows(x, DeviceTensor::of(skip, ctx_), ctx_);
+      ops::cuda::clear_skipped_rows(x, {}, ctx_);
+      ops::cuda::clear_skipped_rows(x, DeviceTensor::of(skip, ctx_), ctx_);
       EXPECT_EQ(x.values(), expected) << describe(s);
       EXPECT_TRUE(x.margins_untouched());
       if (dtype == DType::bf16) continue;
       const auto out = unset(s);
       for (double& value : expected) value *= 0.5;  // exact
-      cuda::scale_rows(out, x, 0.5, ctx_);
-      cuda::scale_rows(x, x, 0.5, ctx_);
+      ops::cuda::scale_rows(out, x, 0.5, ctx_);
+      ops::cuda::scale_rows(x, x, 0.5, ctx_);
       EXPECT_EQ(out.values(), expected) << describe(s);
       EXPECT_EQ(x.values(), expected) << describe(s);
       EXPECT_TRUE(out.margins_untouched());
@@ -247,8 +247,8 @@ TEST_F(CudaLatent, SameBitsInAnyOrderOfBlocks) {
     const Sizes s{150, 20, 0};
     const auto Y = rows(s, "Y"), dY = rows(s, "dY");
     const DeviceTensor gram({20, 20}, DType::f64, ctx_), sum({20}, DType::f64, ctx_);
-    cuda::row_moments(gram, sum, Y, {}, ctx_);
-    cuda::pair_distance_backward(dY, Y, {}, doubles({0.3}), ctx_);
+    ops::cuda::row_moments(gram, sum, Y, {}, ctx_);
+    ops::cuda::pair_distance_backward(dY, Y, {}, doubles({0.3}), ctx_);
     Routed r(600, 5, 8, 20, 1);
     r.run(r.sum, r.count);
     std::vector<std::vector<double>> results{

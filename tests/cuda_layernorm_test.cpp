@@ -40,8 +40,8 @@ struct Case {
                             s.margin);
   }
   void run() {
-    cuda::layernorm_silu_forward(out, mean, rstd, x, weight, bias, kEps, ctx);
-    cuda::layernorm_silu_backward(dx, dweight, dbias, dout, x, mean, rstd, weight, bias, ctx);
+    ops::cuda::layernorm_silu_forward(out, mean, rstd, x, weight, bias, kEps, ctx);
+    ops::cuda::layernorm_silu_backward(dx, dweight, dbias, dout, x, mean, rstd, weight, bias, ctx);
   }
 };
 

@@ -119,8 +119,8 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
       ops::linear_forward(out_size, in_size, weight_size, write, host_ctx);
       ops::linear_backward_input(din64, dout64, weight64, write, host_ctx);
       ops::linear_backward_input(din_size, dout_size, weight_size, write, host_ctx);
-      cuda::linear_forward(out, in, weight, write, ctx);
-      cuda::linear_backward_input(din, dout, weight, write, ctx);
+      ops::cuda::linear_forward(out, in, weight, write, ctx);
+      ops::cuda::linear_backward_input(din, dout, weight, write, ctx);
       EXPECT_TRUE(near(out, out64, out_size, s.inputs)) << "forward, added: " << add;
       EXPECT_TRUE(near(din, din64, din_size, s.outputs)) << "din, added: " << add;
       EXPECT_TRUE(s.margin == 0 || (out.margins_untouched() && din.margins_untouched()));
@@ -134,7 +134,7 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
       const OwnedTensor sum64 = addend.as_f64(), sum_size = absolute(sum64);
       ops::linear_forward(sum64, in64, weight64, Write::add, host_ctx);
       ops::linear_forward(sum_size, in_size, weight_size, Write::add, host_ctx);
-      cuda::linear_forward_add(sum, addend, in, weight, ctx);
+      ops::cuda::linear_forward_add(sum, addend, in, weight, ctx);
       EXPECT_TRUE(near(sum, sum64, sum_size, s.inputs)) << "addend with margin " << margin;
       EXPECT_TRUE(s.margin == 0 || sum.margins_untouched());
     }
@@ -144,7 +144,7 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
     const OwnedTensor out64({s.rows, s.outputs}, DType::f64), out_size({s.rows, s.outputs}, DType::f64);
     ops::linear_forward(out64, in64, weight64, Write::set, host_ctx);
     ops::linear_forward(out_size, in_size, weight_size, Write::set, host_ctx);
-    cuda::linear_forward(out, in, weight, Write::set, ctx);
+    ops::cuda::linear_forward(out, in, weight, Write::set, ctx);
     EXPECT_TRUE(near(out, out64, out_size, s.inputs)) << "forward to f32";
     EXPECT_TRUE(s.margin == 0 || out.margins_untouched());
 
@@ -152,7 +152,7 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
     const OwnedTensor dweight64 = dweight.as_f64(), dweight_size = absolute(dweight64);
     ops::linear_backward_weight(dweight64, dout64, in64, host_ctx);
     ops::linear_backward_weight(dweight_size, dout_size, in_size, host_ctx);
-    cuda::linear_backward_weight(dweight, dout, in, ctx);
+    ops::cuda::linear_backward_weight(dweight, dout, in, ctx);
     EXPECT_TRUE(near(dweight, dweight64, dweight_size, s.rows)) << "dweight";
     EXPECT_TRUE(s.margin == 0 || dweight.margins_untouched());
   }
@@ -161,14 +161,14 @@ TEST_P(CudaLinearTypes, EqualsTheCpu) {
 TEST_P(CudaLinearTypes, EmptySums) {
   const auto weight = DeviceTensor::of(normal({4, 3}, DType::f64, "weight"), dtype(), ctx);
   const DeviceTensor no_in({0, 3}, dtype(), ctx), no_out({0, 4}, dtype(), ctx);
-  cuda::linear_forward(no_out, no_in, weight, Write::set, ctx);
-  cuda::linear_backward_input(no_in, no_out, weight, Write::set, ctx);
+  ops::cuda::linear_forward(no_out, no_in, weight, Write::set, ctx);
+  ops::cuda::linear_backward_input(no_in, no_out, weight, Write::set, ctx);
   const auto dweight = DeviceTensor::of(normal({4, 3}, DType::f32, "dweight"), ctx);
   const std::vector<double> before = dweight.values();
-  cuda::linear_backward_weight(dweight, no_out, no_in, ctx);
+  ops::cuda::linear_backward_weight(dweight, no_out, no_in, ctx);
   EXPECT_EQ(dweight.values(), before);
   const DeviceTensor in({2, 0}, dtype(), ctx), narrow({4, 0}, dtype(), ctx), out({2, 4}, dtype(), ctx);
-  cuda::linear_forward(out, in, narrow, Write::set, ctx);
+  ops::cuda::linear_forward(out, in, narrow, Write::set, ctx);
   EXPECT_EQ(out.values(), std::vector<double>(8, 0.0));
 }
 
@@ -235,9 +235,9 @@ TEST_P(CudaLinearTypes, GroupedEqualsTheCpu) {
              std::vector<double>(static_cast<std::size_t>(c.outputs * c.inputs), -0.0));
       }
       const auto dweight = DeviceTensor::of(before, ctx);
-      cuda::grouped_linear_forward(out, in, weight, offset, ctx);
-      cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
-      cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
+      ops::cuda::grouped_linear_forward(out, in, weight, offset, ctx);
+      ops::cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
+      ops::cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
 
       const OwnedTensor in64 = operand(in), weight64 = operand(weight), dout64 = operand(dout);
       const OwnedTensor out64({g.n_rows, c.outputs}, DType::f64), din64({g.n_rows, c.inputs}, DType::f64);
@@ -297,10 +297,10 @@ TEST_P(CudaLinearTypes, GateUpEqualsItsParts) {
         return DeviceTensor::strided(g.n_rows, columns, dtype(), ctx, margin);
       };
       const auto act = output(c.outputs), gate_up = output(2 * c.outputs);
-      cuda::grouped_gate_up_forward(act, gate_up, in, weight, weight_R, offset, ctx);
+      ops::cuda::grouped_gate_up_forward(act, gate_up, in, weight, weight_R, offset, ctx);
       const auto act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
-      cuda::grouped_linear_forward(gate_up_apart, in, weight, offset, ctx);
-      cuda::expert_swiglu_forward(act_apart, gate_up_apart, weight_R, offset, ctx);
+      ops::cuda::grouped_linear_forward(gate_up_apart, in, weight, offset, ctx);
+      ops::cuda::expert_swiglu_forward(act_apart, gate_up_apart, weight_R, offset, ctx);
       for (const auto& [one, other] : {std::pair{&gate_up, &gate_up_apart}, std::pair{&act, &act_apart}}) {
         EXPECT_EQ(first_rows(*one, g.n_routed), first_rows(*other, g.n_routed));
         EXPECT_TRUE(rest_is_nan(*one, g.n_routed));
@@ -330,9 +330,9 @@ TEST_P(CudaLinearTypes, DownBackwardEqualsItsParts) {
       };
       const auto dgate_up = output(2 * width), dgate_up_apart = output(2 * width), dact = output(width);
       const DeviceTensor dweight({g.n_rows}, DType::f32, ctx), dweight_apart({g.n_rows}, DType::f32, ctx);
-      cuda::grouped_down_backward(dgate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
-      cuda::grouped_linear_backward_input(dact, dout, weight, offset, ctx);
-      cuda::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, weight_R, offset, ctx);
+      ops::cuda::grouped_down_backward(dgate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      ops::cuda::grouped_linear_backward_input(dact, dout, weight, offset, ctx);
+      ops::cuda::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, weight_R, offset, ctx);
       const auto routed = [&](const DeviceTensor& rows) { return first_rows(rows, g.n_routed); };
       EXPECT_EQ(routed(dgate_up), routed(dgate_up_apart));
       EXPECT_TRUE(rest_is_nan(dgate_up, g.n_routed) && rest_is_nan(dweight, g.n_routed));
@@ -349,7 +349,7 @@ TEST_P(CudaLinearTypes, DownBackwardEqualsItsParts) {
                     2 * static_cast<double>(width) * kFloatUnit * get(size, r));
       }
 
-      cuda::grouped_down_backward(gate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
+      ops::cuda::grouped_down_backward(gate_up, dweight, dout, weight, gate_up, weight_R, offset, ctx);
       EXPECT_EQ(routed(gate_up), routed(dgate_up)) << "in place";
       EXPECT_EQ(routed(dweight), found) << "in place";
     }
@@ -367,9 +367,9 @@ TEST_P(CudaLinearTypes, SameBitsInAnyOrderOfBlocks) {
     const DeviceTensor out({g.n_routed, c.outputs}, dtype(), ctx), din({g.n_routed, c.inputs}, dtype(), ctx);
     const auto dweight = DeviceTensor::of(normal(g.weight.view().shape(), DType::f32, "dweight"), ctx);
     const auto routed = [&](const DeviceTensor& rows) { return rows.view().slice(0, g.n_routed); };
-    cuda::grouped_linear_forward(out, routed(in), weight, offset, ctx);
-    cuda::grouped_linear_backward_input(din, routed(dout), weight, offset, ctx);
-    cuda::grouped_linear_backward_weight(dweight, routed(dout), routed(in), offset, ctx);
+    ops::cuda::grouped_linear_forward(out, routed(in), weight, offset, ctx);
+    ops::cuda::grouped_linear_backward_input(din, routed(dout), weight, offset, ctx);
+    ops::cuda::grouped_linear_backward_weight(dweight, routed(dout), routed(in), offset, ctx);
     simt::set_block_order(simt::BlockOrder::ascending);
     return std::vector{out.values(), din.values(), dweight.values()};
   };

@@ -48,8 +48,8 @@ TEST_P(CudaMla, SplitEqualsTheCpu) {
         dkv64(kv.view().shape(), DType::f64), dk_rope64(k_rope.view().shape(), DType::f64);
     ops::mla_split_forward(k64, v64, kv.as_f64(), k_rope.as_f64(), w, host_ctx_);
     ops::mla_split_backward(dkv64, dk_rope64, dk.as_f64(), dv.as_f64(), w, host_ctx_);
-    cuda::mla_split_forward(k, v, kv, k_rope, w, ctx_);
-    cuda::mla_split_backward(dkv, dk_rope, dk, dv, w, ctx_);
+    ops::cuda::mla_split_forward(k, v, kv, k_rope, w, ctx_);
+    ops::cuda::mla_split_backward(dkv, dk_rope, dk, dv, w, ctx_);
     EXPECT_EQ(k.values(), values(k64));  // moved, not computed
     EXPECT_EQ(v.values(), values(v64));
     EXPECT_EQ(dkv.values(), values(dkv64));
@@ -71,8 +71,8 @@ TEST_P(CudaMla, AbsorbedProductsEqualTheCpu) {
       ops::mla_absorb_query(q_latent64, q.as_f64(), kv_b.as_f64(), w, host_ctx_);
       ops::mla_expand_value(out64, mix.as_f64(), kv_b.as_f64(), w, host_ctx_);
     }
-    cuda::mla_absorb_query(q_latent, q, kv_b, w, ctx_);
-    cuda::mla_expand_value(out, mix, kv_b, w, ctx_);
+    ops::cuda::mla_absorb_query(q_latent, q, kv_b, w, ctx_);
+    ops::cuda::mla_expand_value(out, mix, kv_b, w, ctx_);
     // Sums of up to 264 products of order one and of both signs, each rounded to 6e-8.
     EXPECT_TRUE(all_near(q_latent.values(), values(q_latent64), relative(), 2e-5));
     EXPECT_TRUE(all_near(out.values(), values(out64), relative(), 2e-5));

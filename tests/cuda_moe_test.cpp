@@ -34,7 +34,7 @@ struct Permutation {
       : count_E({n_experts}, DType::i32, ctx),
         offset_Ep({n_experts + 1}, DType::i32, ctx),
         slot_row_TK(expert_TK.shape(), DType::i32, ctx) {
-    cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, DeviceTensor::of(expert_TK, ctx), ctx);
+    ops::cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, DeviceTensor::of(expert_TK, ctx), ctx);
   }
 };
 
@@ -130,11 +130,11 @@ TEST_P(CudaMoeRows, EqualTheCpu) {
     ops::moe_combine_forward(out64, out64, row64, slot_row, host_ctx);
     ops::moe_combine_backward(drow64, x64, slot_row, host_ctx);
 
-    cuda::moe_dispatch_forward(sent, row_weight, x, weight, p.slot_row_TK, ctx);
-    cuda::moe_dispatch_backward(dx, dweight, row, drow_weight, p.slot_row_TK, ctx);
-    cuda::moe_combine_forward(sum, out, row, p.slot_row_TK, ctx);
-    cuda::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
-    cuda::moe_combine_backward(drow, x, p.slot_row_TK, ctx);
+    ops::cuda::moe_dispatch_forward(sent, row_weight, x, weight, p.slot_row_TK, ctx);
+    ops::cuda::moe_dispatch_backward(dx, dweight, row, drow_weight, p.slot_row_TK, ctx);
+    ops::cuda::moe_combine_forward(sum, out, row, p.slot_row_TK, ctx);
+    ops::cuda::moe_combine_forward(out, out, row, p.slot_row_TK, ctx);
+    ops::cuda::moe_combine_backward(drow, x, p.slot_row_TK, ctx);
 
     // Of the rows only the first `routed` are set, and the others not touched.
     const auto first = [&](std::vector<double> values, std::int64_t width) {

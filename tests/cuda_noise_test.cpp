@@ -32,7 +32,7 @@ TEST(CudaNoise, EqualsTheCpu) {
       set(by_hand, i, host[i] + static_cast<double>(static_cast<float>(0.3 * stream.normal(index))));
     }
     ops::add_normal(host, rng, {place, 9, c.seq_len}, 0.3, host_ctx);
-    cuda::add_normal(x, rng, {device_place, 9, c.seq_len}, 0.3, ctx);
+    ops::cuda::add_normal(x, rng, {device_place, 9, c.seq_len}, 0.3, ctx);
     EXPECT_EQ(values(host), values(by_hand));  // a function of step, layer and place alone
     // The noise is at most 0.3 * 6.7 and rounded to float32, and so is the sum; another logarithm or cosine may
     // move each rounding by one unit.

@@ -65,9 +65,9 @@ struct Case {
         score64(score.view().shape(), DType::f64) {}
   void run() {
     const PrototypeMetric metric{similarity, kSigma, log_sigma, dlog_sigma};
-    cuda::prototype_similarity_forward(score, token.device(), key.device(), metric, ctx);
-    cuda::prototype_similarity_backward(dtoken.device(), dkey.device(), dscore, score, token.device(),
-                                        key.device(), metric, ctx);
+    ops::cuda::prototype_similarity_forward(score, token.device(), key.device(), metric, ctx);
+    ops::cuda::prototype_similarity_backward(dtoken.device(), dkey.device(), dscore, score, token.device(),
+                                             key.device(), metric, ctx);
   }
   void run_on_host() {
     const PrototypeMetric metric{similarity, kSigma, log_sigma64, dlog_sigma64};
@@ -108,8 +108,8 @@ TEST(CudaPrototype, IsExactWhereTokenAndKeyAgree) {
                log_var = DeviceTensor::of(normal({2, 16}, DType::f32, "v"), ctx),
                log_sigma = DeviceTensor::of(normal({16}, DType::f32, "sigma"), ctx);
     const DeviceTensor score({2, 2}, DType::f32, ctx);
-    cuda::prototype_similarity_forward(score, {mean, log_var}, {mean, log_var}, {similarity, 1, log_sigma},
-                                       ctx);
+    ops::cuda::prototype_similarity_forward(score, {mean, log_var}, {mean, log_var}, {similarity, 1, log_sigma},
+                                            ctx);
     const bool root = similarity == hellinger || similarity == wasserstein;
     const double best = similarity == gaussian || similarity == mahalanobis ? 1 : root ? -1e-3 : 0;
     EXPECT_NEAR(score.values()[0], best, 1e-9) << static_cast<int>(similarity);
@@ -122,9 +122,9 @@ TEST(CudaPrototype, PointsNeedNoVariance) {
   Case c(gaussian, {5, 3, 4, 0});
   const PrototypeMetric metric{gaussian, kSigma};
   c.run_on_host();
-  cuda::prototype_similarity_forward(c.score, {c.token.mean}, {c.key.mean}, metric, c.ctx);
-  cuda::prototype_similarity_backward({c.dtoken.mean}, {c.dkey.mean}, c.dscore, c.score, {c.token.mean},
-                                      {c.key.mean}, metric, c.ctx);
+  ops::cuda::prototype_similarity_forward(c.score, {c.token.mean}, {c.key.mean}, metric, c.ctx);
+  ops::cuda::prototype_similarity_backward({c.dtoken.mean}, {c.dkey.mean}, c.dscore, c.score, {c.token.mean},
+                                           {c.key.mean}, metric, c.ctx);
   EXPECT_TRUE(all_near(c.dkey.mean.values(), values(c.dkey.mean64), 1e-5, 1e-5));
 }
 

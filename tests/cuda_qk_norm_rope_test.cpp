@@ -75,9 +75,9 @@ struct Call {
   DeviceTensor vector(const char* name, DType dtype, double scale, double mean) const {
     return DeviceTensor::of(normal({s.width()}, DType::f64, name, scale, mean), dtype, ctx);
   }
-  void forward() { cuda::qk_norm_rope_forward(out, rstd, qkv, weight, cos, sin, s.seq_len, kEps, ctx); }
+  void forward() { ops::cuda::qk_norm_rope_forward(out, rstd, qkv, weight, cos, sin, s.seq_len, kEps, ctx); }
   void backward() {
-    cuda::qk_norm_rope_backward(dqkv, dweight, dout, qkv, rstd, weight, cos, sin, s.seq_len, ctx);
+    ops::cuda::qk_norm_rope_backward(dqkv, dweight, dout, qkv, rstd, weight, cos, sin, s.seq_len, ctx);
   }
 };
 
@@ -141,12 +141,12 @@ TEST_P(CudaQkNormRope, EqualsNormThenRotation) {
     };
     const QueryKey in = columns(apart.qkv), din = columns(apart.dqkv);
     for (Tensor QueryKey::*side : {&QueryKey::q, &QueryKey::k}) {
-      cuda::rmsnorm_forward(out.*side, rstd.*side, in.*side, weight.*side, kEps, apart.ctx);
-      cuda::rope_forward(out.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);
-      cuda::rope_backward(dout.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);
-      cuda::fill_zero(din.*side, apart.ctx);
-      cuda::rmsnorm_backward(din.*side, dweight.*side, dout.*side, in.*side, rstd.*side, weight.*side,
-                             apart.ctx);
+      ops::cuda::rmsnorm_forward(out.*side, rstd.*side, in.*side, weight.*side, kEps, apart.ctx);
+      ops::cuda::rope_forward(out.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);
+      ops::cuda::rope_backward(dout.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);
+      ops::cuda::fill_zero(din.*side, apart.ctx);
+      ops::cuda::rmsnorm_backward(din.*side, dweight.*side, dout.*side, in.*side, rstd.*side, weight.*side,
+                                  apart.ctx);
     }
     // f32: sums over a head have another order. bf16: apart, what passes from one to the other is rounded to 8
     // bits, and then added to or taken from another such: terms of up to about 30.

@@ -48,8 +48,8 @@ TEST_P(CudaRmsNorm, EqualsTheCpu) {
     ops::rmsnorm_forward(out64, rstd64, in64, weight64, kEps, host_ctx);
     ops::rmsnorm_backward(din64, dweight64, dout64, in64, rstd64, weight64, host_ctx);
 
-    cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
-    cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx);
+    ops::cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
+    ops::cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx);
     EXPECT_TRUE(all_near(rstd.values(), values(rstd64), 1e-6, 0));
     EXPECT_TRUE(all_near(out.values(), values(out64), relative(), 1e-6));
     // Sums of terms of order one and of both signs: the rounding is relative to the terms, not to what is left.
@@ -69,8 +69,8 @@ TEST(CudaRmsNormInPlace, OutMayBeIn) {
   const auto in = DeviceTensor::of(host, ctx), in_place = DeviceTensor::of(host, ctx);
   const auto weight = DeviceTensor::of(normal({40}, DType::f32, "weight"), ctx);
   const DeviceTensor out({6, 40}, DType::f32, ctx), rstd({6, 1}, DType::f32, ctx);
-  cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
-  cuda::rmsnorm_forward(in_place, rstd, in_place, weight, kEps, ctx);
+  ops::cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
+  ops::cuda::rmsnorm_forward(in_place, rstd, in_place, weight, kEps, ctx);
   EXPECT_EQ(out.values(), in_place.values());
 }
 

@@ -42,8 +42,8 @@ TEST_P(CudaRope, EqualsTheCpu) {
     ops::rope_forward(x64, cos64, sin64, s.seq_len, layout, host_ctx);
     ops::rope_backward(dx64, cos64, sin64, s.seq_len, layout, host_ctx);
 
-    cuda::rope_forward(x, cos, sin, s.seq_len, layout, ctx);
-    cuda::rope_backward(dx, cos, sin, s.seq_len, layout, ctx);
+    ops::cuda::rope_forward(x, cos, sin, s.seq_len, layout, ctx);
+    ops::cuda::rope_backward(dx, cos, sin, s.seq_len, layout, ctx);
     // Two products and their sum, of numbers up to about 10, rounded to 6e-8 each; bf16 rounds the result to 8
     // bits.
     const double relative = GetParam() == DType::bf16 ? 0x1p-8 : 0;
@@ -67,7 +67,7 @@ TEST(CudaRopeTable, EqualsTheCpu) {
   const auto on_device = DeviceTensor::of(frequency, ctx);
   for (const Tensor& from : {frequency.view(), on_device.view()}) {
     const DeviceTensor cos(shape, DType::f32, ctx), sin(shape, DType::f32, ctx);
-    cuda::rope_table(cos, sin, from, 1.25, ctx);
+    ops::cuda::rope_table(cos, sin, from, 1.25, ctx);
     // Rounded once, to float32.
     EXPECT_TRUE(all_near(cos.values(), values(cos64), 0x1p-24, 0));
     EXPECT_TRUE(all_near(sin.values(), values(sin64), 0x1p-24, 0));

@@ -31,7 +31,7 @@ TEST_P(CudaRouterState, BiasesEqualTheCpu) {
   const OwnedTensor bias = normal({experts()}, DType::f32, "bias"), count({experts()}, DType::f64);
   for (std::int64_t e = 0; e < experts(); ++e) set(count, e, static_cast<double>(e % 3));  // below, at, above
   const auto device_bias = DeviceTensor::of(bias, ctx_);
-  cuda::balance_bias(device_bias, DeviceTensor::of(count, ctx_), 0.001, ctx_);
+  ops::cuda::balance_bias(device_bias, DeviceTensor::of(count, ctx_), 0.001, ctx_);
   ops::balance_bias(bias, count, 0.001, host_ctx_);
   EXPECT_EQ(device_bias.values(), values(bias));
 }
@@ -46,8 +46,8 @@ TEST_P(CudaRouterState, QuantilesEqualTheCpu) {
                         bias = normal({experts()}, DType::f32, "bias");
       const auto device_value = DeviceTensor::of(value, ctx_), device_bias = DeviceTensor::of(bias, ctx_),
                  device_count = DeviceTensor::of(*counted, ctx_);
-      cuda::follow_quantiles(device_value, device_count, q, 0.75, ctx_);
-      cuda::follow_quantile_bias(device_bias, device_count, q, 0.25, ctx_);
+      ops::cuda::follow_quantiles(device_value, device_count, q, 0.75, ctx_);
+      ops::cuda::follow_quantile_bias(device_bias, device_count, q, 0.25, ctx_);
       ops::follow_quantiles(value, *counted, q, 0.75, host_ctx_);
       ops::follow_quantile_bias(bias, *counted, q, 0.25, host_ctx_);
       EXPECT_TRUE(all_near(device_value.values(), values(value), kRounding, kRounding)) << q;
@@ -64,8 +64,8 @@ TEST_P(CudaRouterState, MeansAndRatiosEqualTheCpu) {
              device_mean = DeviceTensor::of(mean, ctx_), device_ema = DeviceTensor::of(ema, ctx_),
              device_ema_count = DeviceTensor::of(ema_count, ctx_);
   const DeviceTensor device_key(shape, DType::f32, ctx_);
-  cuda::follow_means(device_mean, device_sum, device_count, 0.9, ctx_);
-  cuda::follow_ratios(device_key, device_ema, device_ema_count, device_sum, device_count, 0.8, ctx_);
+  ops::cuda::follow_means(device_mean, device_sum, device_count, 0.9, ctx_);
+  ops::cuda::follow_ratios(device_key, device_ema, device_ema_count, device_sum, device_count, 0.8, ctx_);
   ops::follow_means(mean, sum, count, 0.9, host_ctx_);
   ops::follow_ratios(key, ema, ema_count, sum, count, 0.8, host_ctx_);
   EXPECT_TRUE(all_near(device_mean.values(), values(mean), kRounding, kRounding));
@@ -86,7 +86,7 @@ TEST(CudaFollowMoments, EqualsTheCpu) {
   // Nothing yet, the first tokens, more of them, less than no variance, none.
   for (const std::vector<double>& moments :
        std::vector<std::vector<double>>{{0, 0, 0}, {4, 8, 24}, {3, 7.5, 20}, {3, 3, 2.9}, {0, 0, 0}}) {
-    cuda::follow_moments(device_mean, device_variance, DeviceTensor::of(doubles(moments), ctx), 0.75, ctx);
+    ops::cuda::follow_moments(device_mean, device_variance, DeviceTensor::of(doubles(moments), ctx), 0.75, ctx);
     ops::follow_moments(mean, variance, doubles(moments), 0.75, host_ctx);
     EXPECT_TRUE(all_near(device_mean.values(), values(mean), kRounding, 0));
     EXPECT_TRUE(all_near(device_variance.values(), values(variance), kRounding, 0));

@@ -71,8 +71,8 @@ TEST(CudaRouting, SlotWeightsEqualTheCpu) {
                  chosen = device.input(host_chosen, DType::f32);
       const auto dweight = device.input(normal({T, s.slots}, DType::f64, "dweight"), DType::f32);
       const auto weight = device.output(T, s.slots), dscore = device.output(T, s.n_experts);
-      cuda::slot_weights_forward(weight, chosen, expert, weighting, device.ctx);
-      cuda::slot_weights_backward(dscore, dweight, weight, chosen, expert, weighting, device.ctx);
+      ops::cuda::slot_weights_forward(weight, chosen, expert, weighting, device.ctx);
+      ops::cuda::slot_weights_backward(dscore, dweight, weight, chosen, expert, weighting, device.ctx);
 
       const OwnedTensor weight64({T, s.slots}, DType::f64), dscore64({T, s.n_experts}, DType::f64);
       const OwnedTensor chosen64 = chosen.as_f64();
@@ -98,9 +98,9 @@ Sums device_sums(const Sizes& s, const Slots& slots, const DeviceTensor& prob, c
   Sums sums{device.output(s.sequences, s.n_experts, DType::i32),
             device.output(s.sequences, s.n_experts, DType::f64),
             DeviceTensor({s.sequences}, DType::f64, device.ctx)};
-  cuda::routing_sums(sums.count_BE, sums.prob_sum_BE, sums.lse2_sum_B,
-                     device.input(slots.expert_TK, DType::i32), prob, lse,
-                     DeviceTensor::of(slots.token_T, device.ctx), device.ctx);
+  ops::cuda::routing_sums(sums.count_BE, sums.prob_sum_BE, sums.lse2_sum_B,
+                          device.input(slots.expert_TK, DType::i32), prob, lse,
+                          DeviceTensor::of(slots.token_T, device.ctx), device.ctx);
   return sums;
 }
 
@@ -171,9 +171,9 @@ TEST(CudaRouting, LossGradientsEqualTheCpu) {
     ops::z_loss_backward(dlogit64, prob.as_f64(), lse.as_f64(), slots.token_T, 0.25, host_ctx);
 
     const auto again = DeviceTensor::of(dprob.as_f64(), DType::f32, device.ctx, s.margin);
-    cuda::add_sequence_gradient(dprob, DeviceTensor::of(host_dprob_BE, device.ctx), token, device.ctx);
-    cuda::add_sequence_gradient(again, host_dprob_BE, token, device.ctx);
-    cuda::z_loss_backward(dlogit, prob, lse, token, 0.25, device.ctx);
+    ops::cuda::add_sequence_gradient(dprob, DeviceTensor::of(host_dprob_BE, device.ctx), token, device.ctx);
+    ops::cuda::add_sequence_gradient(again, host_dprob_BE, token, device.ctx);
+    ops::cuda::z_loss_backward(dlogit, prob, lse, token, 0.25, device.ctx);
     // One sum and up to two products of numbers of order one.
     EXPECT_TRUE(all_near(dprob.values(), values(dprob64), 2e-7, 2e-7));
     EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 5e-7, 2e-6));

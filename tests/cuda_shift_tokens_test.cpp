@@ -1,9 +1,8 @@
-#include "cuda/shift_tokens.h"
+#include "ops/shift_tokens.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/shift_tokens.h"
 
 namespace switchyard::test {
 namespace {
@@ -29,8 +28,9 @@ TEST(CudaShiftTokens, EqualsTheCpu) {
     ops::shift_tokens(next, next_target, token, target, kv_begin, s.length, s.ahead, host_ctx);
 
     const DeviceTensor device_next(shape, DType::i32, ctx), device_next_target(shape, DType::i32, ctx);
-    cuda::shift_tokens(device_next, device_next_target, DeviceTensor::of(token, ctx),
-                       DeviceTensor::of(target, ctx), DeviceTensor::of(kv_begin, ctx), s.length, s.ahead, ctx);
+    ops::cuda::shift_tokens(device_next, device_next_target, DeviceTensor::of(token, ctx),
+                            DeviceTensor::of(target, ctx), DeviceTensor::of(kv_begin, ctx), s.length, s.ahead,
+                            ctx);
     EXPECT_EQ(device_next.values(), values(next));
     EXPECT_EQ(device_next_target.values(), values(next_target));
   }

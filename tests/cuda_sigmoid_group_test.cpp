@@ -34,8 +34,8 @@ class CudaSigmoid : public ::testing::TestWithParam<Sizes> {
 TEST_P(CudaSigmoid, EqualsTheCpu) {
   const DeviceTensor logit = normal_TE("logit", 5.0), dscore = normal_TE("dscore"), score = output(),
                      dlogit = output();
-  cuda::sigmoid_forward(score, logit, ctx_);
-  cuda::sigmoid_backward(dlogit, dscore, score, ctx_);
+  ops::cuda::sigmoid_forward(score, logit, ctx_);
+  ops::cuda::sigmoid_backward(dlogit, dscore, score, ctx_);
   const OwnedTensor score64(shape(), DType::f64), dlogit64(shape(), DType::f64);
   ops::sigmoid_forward(score64, logit.as_f64(), host_ctx_);
   ops::sigmoid_backward(dlogit64, dscore.as_f64(), score.as_f64(), host_ctx_);
@@ -46,8 +46,8 @@ TEST_P(CudaSigmoid, EqualsTheCpu) {
   EXPECT_TRUE(dlogit.margins_untouched());
 
   const std::vector<double> scores = score.values(), dlogits = dlogit.values();
-  cuda::sigmoid_forward(logit, logit, ctx_);
-  cuda::sigmoid_backward(dscore, dscore, score, ctx_);
+  ops::cuda::sigmoid_forward(logit, logit, ctx_);
+  ops::cuda::sigmoid_backward(dscore, dscore, score, ctx_);
   EXPECT_EQ(logit.values(), scores);
   EXPECT_EQ(dscore.values(), dlogits);
 }
@@ -60,8 +60,8 @@ TEST_P(CudaSigmoid, RowSharesEqualTheCpu) {
   const DeviceTensor score = input(host_score), dprob = normal_TE("dprob"), dscore = normal_TE("dscore"),
                      prob = output();
   const OwnedTensor score64 = score.as_f64(), dscore64 = dscore.as_f64(), prob64(shape(), DType::f64);
-  cuda::row_share_forward(prob, score, ctx_);
-  cuda::row_share_backward(dscore, dprob, prob, score, ctx_);
+  ops::cuda::row_share_forward(prob, score, ctx_);
+  ops::cuda::row_share_backward(dscore, dprob, prob, score, ctx_);
   ops::row_share_forward(prob64, score64, host_ctx_);
   ops::row_share_backward(dscore64, dprob.as_f64(), prob.as_f64(), score64, host_ctx_);
   // Sums of up to 515 positive terms, 17 of them in a row; differences of numbers of order one, divided by at
@@ -78,7 +78,7 @@ TEST_P(CudaSigmoid, GatheredSlotsAreTheScores) {
   fill_int(expert, "expert", -1, shape()[1]);
   const DeviceTensor score = normal_TE("score"), device_expert = DeviceTensor::of(expert, ctx_),
                      device_chosen({shape()[0], kSlots}, DType::f32, ctx_);
-  cuda::gather_slots(device_chosen, score, device_expert, ctx_);
+  ops::cuda::gather_slots(device_chosen, score, device_expert, ctx_);
   ops::gather_slots(chosen, score.as_f64(), expert, host_ctx_);
   EXPECT_EQ(device_chosen.values(), values(chosen));
 }
@@ -94,8 +94,8 @@ void expect_choice_of_cpu(const Tensor& score_TE, const Tensor& bias_E, std::int
   const OwnedTensor choice(score_TE.shape(), DType::f32);
   ops::group_choice(choice, score_TE, bias_E, n_group, topk_group, host_ctx);
   const auto device_choice = DeviceTensor::strided(score_TE.rows(), score_TE.dim(1), DType::f32, ctx);
-  cuda::group_choice(device_choice, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
-                     DeviceTensor::of(bias_E, ctx), n_group, topk_group, ctx);
+  ops::cuda::group_choice(device_choice, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
+                          DeviceTensor::of(bias_E, ctx), n_group, topk_group, ctx);
   EXPECT_EQ(device_choice.values(), values(choice));
   EXPECT_TRUE(device_choice.margins_untouched());
 }

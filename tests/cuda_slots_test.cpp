@@ -48,7 +48,8 @@ void expect_slots_of_cpu(const Keep& keep) {
 TEST(CudaSlots, KeptByASumAreTheCpus) {
   for (const double p : {0.0, 0.3, 0.5, 100.0}) {
     expect_slots_of_cpu([p](Tensor expert, Tensor chosen, Context& ctx, bool device) {
-      device ? cuda::keep_prefix_sum(expert, chosen, p, ctx) : ops::keep_prefix_sum(expert, chosen, p, ctx);
+      device ? ops::cuda::keep_prefix_sum(expert, chosen, p, ctx)
+             : ops::keep_prefix_sum(expert, chosen, p, ctx);
     });
   }
 }
@@ -60,14 +61,14 @@ TEST(CudaSlots, KeptByACountAreTheCpus) {
     for (std::int64_t t = 0; t < count.numel(); ++t)
       set(count, t, static_cast<double>(t % (expert.dim(1) + 4) - 1));
     DeviceContext device_ctx;
-    device ? cuda::keep_count(expert, chosen, DeviceTensor::of(count, device_ctx), ctx)
+    device ? ops::cuda::keep_count(expert, chosen, DeviceTensor::of(count, device_ctx), ctx)
            : ops::keep_count(expert, chosen, count, ctx);
   });
 }
 
 TEST(CudaSlots, KeptWhileFiniteAreTheCpus) {
   expect_slots_of_cpu([](Tensor expert, Tensor chosen, Context& ctx, bool device) {
-    device ? cuda::keep_finite(expert, chosen, ctx) : ops::keep_finite(expert, chosen, ctx);
+    device ? ops::cuda::keep_finite(expert, chosen, ctx) : ops::keep_finite(expert, chosen, ctx);
   });
 }
 
@@ -80,8 +81,8 @@ TEST(CudaSlots, ThresholdChoiceIsTheCpus) {
     fill_int(threshold, "threshold", -1, 2);
     const OwnedTensor choice({9, n_experts}, DType::f32);
     const auto device_choice = DeviceTensor::strided(9, n_experts, DType::f32, ctx);
-    cuda::threshold_choice(device_choice, DeviceTensor::of(score, DType::f32, ctx, 3),
-                           DeviceTensor::of(threshold, ctx), ctx);
+    ops::cuda::threshold_choice(device_choice, DeviceTensor::of(score, DType::f32, ctx, 3),
+                                DeviceTensor::of(threshold, ctx), ctx);
     ops::threshold_choice(choice, score, threshold, host_ctx);
     EXPECT_EQ(device_choice.values(), values(choice));
     EXPECT_TRUE(device_choice.margins_untouched());
@@ -112,8 +113,8 @@ TEST(CudaSlots, SoftmaxEqualsTheCpu) {
     const auto dweight = DeviceTensor::of(normal(slots, DType::f64, "dweight"), DType::f32, ctx, s.margin);
     const DeviceTensor weight = output(slots), dscore = output(scores);
     const OwnedTensor weight64(slots, DType::f64), dscore64(scores, DType::f64);
-    cuda::slot_softmax_forward(weight, chosen, expert, kScale, ctx);
-    cuda::slot_softmax_backward(dscore, dweight, weight, expert, kScale, ctx);
+    ops::cuda::slot_softmax_forward(weight, chosen, expert, kScale, ctx);
+    ops::cuda::slot_softmax_backward(dscore, dweight, weight, expert, kScale, ctx);
     ops::slot_softmax_forward(weight64, chosen.as_f64(), host_expert, kScale, host_ctx);
     ops::slot_softmax_backward(dscore64, dweight.as_f64(), weight.as_f64(), host_expert, kScale, host_ctx);
     // Exponents of up to some 12, rounded to 6e-8 of that, and sums of up to 40 terms.

@@ -14,7 +14,7 @@ namespace switchyard::test {
 
 // A context of the device. Its scratch space holds NaN wherever an operator has not yet written.
 struct DeviceContext : Context {
-  DeviceContext() : Context((cuda::use_device_memory(), Device::cuda)) { scratch.set_poison(true); }
+  DeviceContext() : Context((ops::cuda::use_device_memory(), Device::cuda)) { scratch.set_poison(true); }
 };
 
 class DeviceTensor {

@@ -45,15 +45,15 @@ TEST_P(CudaSwiGlu, EqualsTheCpu) {
     ops::swiglu_forward(out64, gate_up64, host_ctx);
     ops::swiglu_backward(dgate_up64, dout64, gate_up64, host_ctx);
 
-    cuda::swiglu_forward(out, gate_up, ctx);
-    cuda::swiglu_backward(dgate_up, dout, gate_up, ctx);
+    ops::cuda::swiglu_forward(out, gate_up, ctx);
+    ops::cuda::swiglu_backward(dgate_up, dout, gate_up, ctx);
     EXPECT_TRUE(all_near(out.values(), values(out64), relative, 0));
     // 1 + g (1 - sigmoid) cancels near g = -1.28: absolute, on numbers of up to about 10.
     EXPECT_TRUE(all_near(dgate_up.values(), values(dgate_up64), relative, 1e-5));
     EXPECT_TRUE(out.margins_untouched());
     EXPECT_TRUE(dgate_up.margins_untouched());
 
-    cuda::swiglu_backward(gate_up, dout, gate_up, ctx);
+    ops::cuda::swiglu_backward(gate_up, dout, gate_up, ctx);
     EXPECT_EQ(gate_up.values(), dgate_up.values()) << "in place";
     EXPECT_TRUE(gate_up.margins_untouched());
   }
@@ -84,8 +84,8 @@ TEST_P(CudaSwiGlu, OfExpertsEqualsTheCpu) {
     ops::expert_swiglu_backward(ignored, magnitude, absolute(dout64), absolute(gate_up64), weight64, offset,
                                 host_ctx);
 
-    cuda::expert_swiglu_forward(out, gate_up, weight, device_offset, ctx);
-    cuda::expert_swiglu_backward(dgate_up, dweight, dout, gate_up, weight, device_offset, ctx);
+    ops::cuda::expert_swiglu_forward(out, gate_up, weight, device_offset, ctx);
+    ops::cuda::expert_swiglu_backward(dgate_up, dweight, dout, gate_up, weight, device_offset, ctx);
     const auto first = [&](const std::vector<double>& values) {
       const auto routed = static_cast<std::ptrdiff_t>(values.size()) / rows * s.rows;
       return std::vector(values.begin(), values.begin() + routed);
@@ -107,7 +107,7 @@ TEST_P(CudaSwiGlu, OfExpertsEqualsTheCpu) {
     EXPECT_TRUE(out.margins_untouched() && dgate_up.margins_untouched());
 
     const DeviceTensor again({rows}, DType::f32, ctx);
-    cuda::expert_swiglu_backward(gate_up, again, dout, gate_up, weight, device_offset, ctx);
+    ops::cuda::expert_swiglu_backward(gate_up, again, dout, gate_up, weight, device_offset, ctx);
     EXPECT_EQ(first(gate_up.values()), first(dgate_up.values())) << "in place";
     EXPECT_EQ(first(again.values()), first(found)) << "in place";
   }
@@ -121,9 +121,9 @@ TEST_P(CudaSwiGlu, LargeGatesStayFinite) {
   const auto gate_up = DeviceTensor::of(gate_up_host, GetParam(), ctx),
              dout = DeviceTensor::of(dout_host, GetParam(), ctx);
   const DeviceTensor out({1, 2}, GetParam(), ctx);
-  cuda::swiglu_forward(out, gate_up, ctx);
+  ops::cuda::swiglu_forward(out, gate_up, ctx);
   EXPECT_EQ(out.values(), (std::vector<double>{600, 0}));
-  cuda::swiglu_backward(gate_up, dout, gate_up, ctx);
+  ops::cuda::swiglu_backward(gate_up, dout, gate_up, ctx);
   EXPECT_EQ(gate_up.values(), (std::vector<double>{3, 0, 200, 0}));
 }
 

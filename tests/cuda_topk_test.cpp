@@ -1,12 +1,12 @@
-#include "cuda/topk.h"
+#include "ops/topk.h"
 
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/topk.h"
 
 namespace switchyard::test {
 namespace {
@@ -32,8 +32,8 @@ TEST(CudaSoftmax, EqualsTheCpu) {
                           : DeviceTensor(shape, DType::f32, ctx);
     };
     const DeviceTensor prob = output(), dlogit = output(), lse({s.tokens}, DType::f32, ctx);
-    cuda::softmax_forward(prob, lse, logit, ctx);
-    cuda::softmax_backward(dlogit, dprob, prob, ctx);
+    ops::cuda::softmax_forward(prob, lse, logit, ctx);
+    ops::cuda::softmax_backward(dlogit, dprob, prob, ctx);
     const OwnedTensor prob64(shape, DType::f64), lse64({s.tokens}, DType::f64), dlogit64(shape, DType::f64);
     ops::softmax_forward(prob64, lse64, logit.as_f64(), host_ctx);
     ops::softmax_backward(dlogit64, dprob.as_f64(), prob.as_f64(), host_ctx);
@@ -46,8 +46,8 @@ TEST(CudaSoftmax, EqualsTheCpu) {
     EXPECT_TRUE(dlogit.margins_untouched());
 
     const std::vector<double> probs = prob.values(), dlogits = dlogit.values();
-    cuda::softmax_backward(dprob, dprob, prob, ctx);
-    cuda::softmax_forward(logit, lse, logit, ctx);
+    ops::cuda::softmax_backward(dprob, dprob, prob, ctx);
+    ops::cuda::softmax_forward(logit, lse, logit, ctx);
     EXPECT_EQ(dprob.values(), dlogits);
     EXPECT_EQ(logit.values(), probs);
   }
@@ -66,8 +66,8 @@ void expect_choice_of_cpu(const Tensor& score_TE, const Tensor& skip_T, std::int
                       : DeviceTensor(shape, dtype, ctx);
   };
   const DeviceTensor device_expert = output(DType::i32), device_chosen = output(DType::f32);
-  cuda::top_k(device_expert, device_chosen, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
-              DeviceTensor::of(skip_T, ctx), ctx);
+  ops::cuda::top_k(device_expert, device_chosen, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
+                   DeviceTensor::of(skip_T, ctx), ctx);
   EXPECT_EQ(device_expert.values(), values(expert));
   const std::vector<double> actual = device_chosen.values(), wanted = values(chosen);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
@@ -107,6 +107,19 @@ TEST(CudaTopK, SpecialValues) {
                kNan, kNan, kNan, kNan, kNan, kNan});
   expect_choice_of_cpu(score, ints({0, 0, 0}), 3, 0);
   expect_choice_of_cpu(score, ints({0, 0, 0}), 6, 0);
+}
+
+// A tensor of the host is refused in a run on the device, before the backend is chosen, and the other way
+// round.
+TEST(CudaTopK, RefusesTensorsOfAnotherDevice) {
+  DeviceContext ctx;
+  Context host_ctx;
+  const OwnedTensor score({2, 3}, DType::f32), expert({2, 1}, DType::i32), chosen({2, 1}, DType::f32);
+  const OwnedTensor skip({2}, DType::i32);
+  const auto there = [&](const OwnedTensor& tensor) { return DeviceTensor::of(tensor, ctx); };
+  EXPECT_THROW(ops::top_k(there(expert), there(chosen), score, there(skip), ctx), std::logic_error);
+  EXPECT_THROW(ops::top_k(there(expert), chosen, there(score), there(skip), ctx), std::logic_error);
+  EXPECT_THROW(ops::top_k(expert, chosen, there(score), skip, host_ctx), std::logic_error);
 }
 
 }  // namespace

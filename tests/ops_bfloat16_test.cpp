@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/gemm_bf16.h"
+#include "ops/cpu/gemm_bf16.h"
 #include "ops/linear.h"
 #include "tensors.h"
 #include "threads.h"
@@ -103,16 +103,16 @@ TEST(BFloat16, GroupedProductsMatchTheRoundedOnes) {
 // The path of processors without such products, on every processor.
 TEST(BFloat16, RoundedOperandsGiveTheSameProduct) {
   for (const Sizes& s : kSizes)
-    for (const auto trans_a : {cpu::Trans::no, cpu::Trans::yes})
-      for (const auto trans_b : {cpu::Trans::no, cpu::Trans::yes}) {
-        const bool turn_a = trans_a == cpu::Trans::yes, turn_b = trans_b == cpu::Trans::yes;
+    for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+      for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes}) {
+        const bool turn_a = trans_a == ops::cpu::Trans::yes, turn_b = trans_b == ops::cpu::Trans::yes;
         const OwnedTensor a = normal({turn_a ? s.in : s.rows, turn_a ? s.rows : s.in}, DType::f32, "a");
         const OwnedTensor b = normal({turn_b ? s.out : s.in, turn_b ? s.in : s.out}, DType::f32, "b");
         const OwnedTensor out = normal({s.rows, s.out}, DType::f32, "start"),
                           expected = normal({s.rows, s.out}, DType::f64, "start");
-        cpu::gemm_bf16_rounded(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(), a.view().dim(1),
+        ops::cpu::gemm_bf16_rounded(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(), a.view().dim(1),
                                b.view().as<float>(), b.view().dim(1), true, out.view().as<float>(), s.out);
-        cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, rounded(a).view().as<double>(),
+        ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, rounded(a).view().as<double>(),
                           a.view().dim(1), rounded(b).view().as<double>(), b.view().dim(1), 1,
                           expected.view().as<double>(), s.out);
         // One more rounding: of the sum, when it is added to what was there.

@@ -1,5 +1,5 @@
-// Products of a few rows (cpu/skinny.h), as generating text makes them.
-#include "cpu/skinny.h"
+// Products of a few rows (ops/cpu/skinny.h), as generating text makes them.
+#include "ops/cpu/skinny.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "ops/cpu/gemm.h"
 #include "ops/linear.h"
 #include "poisoned_context.h"
 #include "rounding_bound.h"
@@ -17,9 +17,9 @@
 namespace switchyard::test {
 namespace {
 
-using cpu::kSkinnyColumns;
-using cpu::kSkinnyRows;
-using cpu::Trans;
+using ops::cpu::kSkinnyColumns;
+using ops::cpu::kSkinnyRows;
+using ops::cpu::Trans;
 using ops::Write;
 
 struct Sizes {
@@ -41,7 +41,7 @@ struct Product {
   template <class T>
   void run(Trans trans_b, T alpha, T beta) const {
     const Tensor &in = a, &weight = b, &out = c;
-    cpu::gemm<T>(Trans::no, trans_b, out.rows(), out.dim(1), in.dim(1), alpha, in.as<T>(), in.row_stride(),
+    ops::cpu::gemm<T>(Trans::no, trans_b, out.rows(), out.dim(1), in.dim(1), alpha, in.as<T>(), in.row_stride(),
                  weight.as<T>(), weight.row_stride(), beta, out.as<T>(), out.row_stride());
   }
 };

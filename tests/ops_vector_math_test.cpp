@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/vector_math.h"
+#include "ops/cpu/vector_math.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -75,4 +75,4 @@ TEST(VectorMath, EndsOfTheRange) {
 }
 
 }  // namespace
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

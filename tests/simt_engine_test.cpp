@@ -8,7 +8,7 @@
 #include "cuda/mma.h"
 #include "cuda/reduce.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 namespace {
 
 // The message of the error that f() throws.
@@ -295,4 +295,4 @@ TEST(Simt, MmaOfFragmentsFromLdmatrixIsTheProduct) {
 }
 
 }  // namespace
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -11,7 +11,7 @@
 #include "cuda/numeric.h"
 #include "cuda/wgmma.h"
 
-namespace switchyard::cuda {
+namespace switchyard::ops::cuda {
 namespace {
 
 // The message of the error that a block of `threads` threads ends with.
@@ -328,4 +328,4 @@ TEST(SimtWgmma, ProductsDoNotSeeWhatWasNotPublished) {
 }
 
 }  // namespace
-}  // namespace switchyard::cuda
+}  // namespace switchyard::ops::cuda

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 double clip_factor(double sum_of_squares, double clip_norm) {
   if (!std::isfinite(sum_of_squares)) return std::numeric_limits<double>::quiet_NaN();
@@ -50,4 +50,4 @@ void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, double 
 template void adamw_update<float>(Tensor, Tensor, Tensor, Tensor, double, const AdamWStep&);
 template void adamw_update<double>(Tensor, Tensor, Tensor, Tensor, double, const AdamWStep&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -6,13 +6,13 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/gemm.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens, H query heads, G key-value heads, N width of a query or key head, M of a value head; B rows
 // of a query tile, C rows of a key tile.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -234,4 +234,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -4,7 +4,7 @@
 #include "core/attention_shape.h"
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor entropy_TH, Tensor q_THN, Tensor k_TGN,
@@ -17,4 +17,4 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

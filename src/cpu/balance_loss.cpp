@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 void add_counts(Tensor count_LE, Tensor count_LBE) {
   const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
@@ -63,4 +63,4 @@ void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor pro
   }
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

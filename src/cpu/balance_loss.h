@@ -4,10 +4,10 @@
 #include "core/balance_loss.h"
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 void add_counts(Tensor count_LE, Tensor count_LBE);
 void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
                   Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

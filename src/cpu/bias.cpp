@@ -1,8 +1,8 @@
 #include "cpu/bias.h"
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void bias_forward(Tensor out_TN, Tensor bias_N) {
@@ -42,4 +42,4 @@ template void bias_forward<double>(Tensor, Tensor);
 template void bias_backward<float>(Tensor, Tensor, Scratch&);
 template void bias_backward<double>(Tensor, Tensor, Scratch&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,11 +3,11 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void bias_forward(Tensor out_TN, Tensor bias_N);
 template <class T>
 void bias_backward(Tensor dbias_N, Tensor dout_TN, Scratch& scratch);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

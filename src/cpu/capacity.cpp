@@ -4,11 +4,11 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T tokens, K slots a token, E experts.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // A counting sort of the slots by expert; of an expert that has too many, the list of its slots is partitioned
 // by (weight, position). Experts are independent of one another.
@@ -72,4 +72,4 @@ template void limit_capacity<float>(Tensor, Tensor, Tensor, Tensor, Tensor, Tens
 template void limit_capacity<double>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::int64_t, double,
                                      Context&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/gemm.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens, D width, V vocabulary, C rows of a chunk.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -107,4 +107,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

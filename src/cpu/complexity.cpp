@@ -2,12 +2,12 @@
 
 #include <cmath>
 
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens. One thread: these are a few operations a token.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void complexity_calibrated(Tensor c_T, Tensor raw_T, double mean, double variance) {
@@ -59,4 +59,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -5,7 +5,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void complexity_calibrated(Tensor c_T, Tensor raw_T, double mean, double variance);
@@ -16,4 +16,4 @@ void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t mos
 template <class T>
 std::array<double, 3> token_moments(Tensor raw_T, Tensor skip_T);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T tokens, D hidden size, E experts, K slots a token.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -119,4 +119,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,7 +3,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void row_norm_l1(Tensor norm_R, Tensor x_RD);
@@ -17,4 +17,4 @@ void cosine_backward(Tensor dscore_TE, Tensor dx_TD, Tensor score_TE, Tensor x_T
 template <class T>
 void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -105,4 +105,4 @@ template void add<double>(Tensor, Tensor, Tensor);
 template double sum_of_squares<float>(Tensor, Scratch&);
 template double sum_of_squares<double>(Tensor, Scratch&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

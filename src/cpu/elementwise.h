@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // These two move bytes, whatever the dtype.
 void fill_zero(Tensor out);
@@ -14,4 +14,4 @@ void accumulate(Tensor sum_N, Tensor value_N, double factor);
 template <class T>
 double sum_of_squares(Tensor in, Scratch& scratch);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD) {
@@ -54,4 +54,4 @@ template void embedding_forward<double>(Tensor, Tensor, Tensor);
 template void embedding_backward<float>(Tensor, Tensor, Tensor);
 template void embedding_backward<double>(Tensor, Tensor, Tensor);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,11 +3,11 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD);
 template <class T>
 void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

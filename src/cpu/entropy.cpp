@@ -1,10 +1,10 @@
 #include "cpu/entropy.h"
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T tokens, E experts.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T) {
@@ -57,4 +57,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

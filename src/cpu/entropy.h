@@ -3,7 +3,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T);
@@ -13,4 +13,4 @@ void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_T
 template <class T>
 double sum_of_tokens(Tensor x_T, Tensor skip_T);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

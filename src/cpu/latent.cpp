@@ -4,12 +4,12 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: R rows (T tokens), d latent width, E experts, K slots a token. d is small: sixteen, as a rule.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -307,4 +307,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

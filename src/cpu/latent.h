@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void unit_rows_forward(Tensor unit_Rd, Tensor norm_R, Tensor in_Rd);
@@ -33,4 +33,4 @@ void clear_skipped_rows(Tensor x_RD, Tensor skip_R);
 template <class T>
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -2,11 +2,11 @@
 
 #include <cmath>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: E experts, d latent width. One thread: a few thousand numbers.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -82,4 +82,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

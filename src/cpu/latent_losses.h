@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/latent_losses.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 void add_diversity_loss(Tensor loss_1, Diversity kind, const RowSums& rows, const TermFactor& factor);
 void diversity_gradient(Tensor matrix_dd, Tensor offset_d, Tensor scale_1, Diversity kind, const RowSums& rows,
@@ -14,4 +14,4 @@ void add_alignment_loss(Tensor loss_1, Tensor key_Ed, Tensor target_Ed, const Te
 template <class T>
 void alignment_backward(Tensor dkey_Ed, Tensor key_Ed, Tensor target_Ed, const TermFactor& factor);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void layernorm_silu_forward(Tensor out_TD, Tensor mean_T, Tensor rstd_T, Tensor x_TD, Tensor weight_D,
@@ -12,4 +12,4 @@ template <class T>
 void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Tensor dout_TD, Tensor x_TD,
                              Tensor mean_T, Tensor rstd_T, Tensor weight_D, Tensor bias_D, Scratch& scratch);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
-#include "cpu/gemm.h"
-#include "cpu/skinny.h"
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/skinny.h"
 
 // Legend: T rows, K inputs, N outputs, E experts, R routed rows.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, bool add, MatmulType type) {
@@ -121,4 +121,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, bool add, MatmulType type);
@@ -21,4 +21,4 @@ template <class T>
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "cpu/gemm.h"
-#include "cpu/reduce.h"
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_TR, const MlaWidths& widths) {
@@ -80,4 +80,4 @@ template void mla_absorb_query<double>(Tensor, Tensor, Tensor, const MlaWidths&)
 template void mla_expand_value<float>(Tensor, Tensor, Tensor, const MlaWidths&);
 template void mla_expand_value<double>(Tensor, Tensor, Tensor, const MlaWidths&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/mla_widths.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void mla_split_forward(Tensor k_THN, Tensor v_THV, Tensor kv_TM, Tensor k_rope_TR, const MlaWidths& widths);
@@ -17,4 +17,4 @@ void mla_absorb_query(Tensor q_latent_THL, Tensor q_THN, Tensor kv_b_MC, const M
 template <class T>
 void mla_expand_value(Tensor out_THV, Tensor latent_THC, Tensor kv_b_MC, const MlaWidths& widths);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T tokens, K slots a token, R routed rows, E experts, D width.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by
 // nature.
@@ -109,4 +109,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

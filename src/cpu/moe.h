@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
 template <class T>
@@ -16,4 +16,4 @@ void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor 
 template <class T>
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

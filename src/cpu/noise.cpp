@@ -1,10 +1,10 @@
 #include "cpu/noise.h"
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T rows of N elements.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma) {
@@ -22,4 +22,4 @@ void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sig
 template void add_normal<float>(Tensor, const Rng&, const NoisePlace&, double);
 template void add_normal<double>(Tensor, const Rng&, const NoisePlace&, double);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

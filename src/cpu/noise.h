@@ -5,9 +5,9 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

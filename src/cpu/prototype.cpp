@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens, E experts, d latent width. Keys lie transposed, [d, E], so that loops run over experts.
 // Every similarity is a function of a distance, and every distance is a sum over the width of terms.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -306,4 +306,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/prototype_metric.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void prototype_similarity_forward(Tensor score_TE, GaussianRows token_Td, GaussianRows key_Ed,
@@ -14,4 +14,4 @@ void prototype_similarity_backward(GaussianRows dtoken_Td, GaussianRows dkey_Ed,
                                    Tensor score_TE, GaussianRows token_Td, GaussianRows key_Ed,
                                    const PrototypeMetric& metric, Scratch& scratch);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

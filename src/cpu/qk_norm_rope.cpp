@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -125,4 +125,4 @@ template void qk_norm_rope_backward<float>(Tensor, QueryKey, QueryKey, Tensor, Q
 template void qk_norm_rope_backward<double>(Tensor, QueryKey, QueryKey, Tensor, QueryKey, QueryKey, Tensor,
                                             Tensor, std::int64_t, Scratch&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/query_key.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void qk_norm_rope_forward(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey weight_N, Tensor cos_SP,
@@ -14,4 +14,4 @@ void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Te
                            QueryKey weight_N, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len,
                            Scratch& scratch);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps) {
@@ -67,4 +67,4 @@ template void rmsnorm_forward<double>(Tensor, Tensor, Tensor, Tensor, double);
 template void rmsnorm_backward<float>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Scratch&);
 template void rmsnorm_backward<double>(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Scratch&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

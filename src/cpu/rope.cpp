@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -77,4 +77,4 @@ template void rope_forward<double>(Tensor, Tensor, Tensor, std::int64_t, const R
 template void rope_backward<float>(Tensor, Tensor, Tensor, std::int64_t, const RopeLayout&);
 template void rope_backward<double>(Tensor, Tensor, Tensor, std::int64_t, const RopeLayout&);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

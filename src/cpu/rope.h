@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/rope_layout.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void rope_table(Tensor cos_SP, Tensor sin_SP, Tensor frequency_P, double scale);
@@ -13,4 +13,4 @@ void rope_forward(Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_l
 template <class T>
 void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len, const RopeLayout& layout);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

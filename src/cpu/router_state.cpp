@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "core/gap_bins.h"
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: E experts, N bins, D columns. One thread: a few operations for each number of a state.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -119,4 +119,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

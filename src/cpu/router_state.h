@@ -3,7 +3,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void balance_bias(Tensor bias_E, Tensor count_E, double speed);
@@ -18,4 +18,4 @@ void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double d
 template <class T>
 void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

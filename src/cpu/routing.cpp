@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "cpu/reduce.h"
+#include "ops/cpu/reduce.h"
 
 // Legend: T tokens of B sequences, E experts, K slots a token.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK,
@@ -110,4 +110,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -4,7 +4,7 @@
 #include "core/context.h"
 #include "core/slot_weighting.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void slot_weights_forward(Tensor weight_TK, Tensor chosen_TK, Tensor expert_TK, const SlotWeighting& weighting);
@@ -19,4 +19,4 @@ void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor token_T);
 template <class T>
 void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor token_T, double dz);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

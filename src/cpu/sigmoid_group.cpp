@@ -5,12 +5,12 @@
 
 #include "core/expert_groups.h"
 #include "core/slot_weighting.h"
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens, E experts, K slots a token.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void sigmoid_forward(Tensor score_TE, Tensor logit_TE) {
@@ -138,4 +138,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void sigmoid_forward(Tensor score_TE, Tensor logit_TE);
@@ -19,4 +19,4 @@ void row_share_forward(Tensor prob_TE, Tensor score_TE);
 template <class T>
 void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 // Legend: T tokens, E experts, K slots a token.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -122,4 +122,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

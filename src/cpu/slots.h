@@ -3,7 +3,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void keep_prefix_sum(Tensor expert_TK, Tensor chosen_TK, double p);
@@ -19,4 +19,4 @@ template <class T>
 void slot_softmax_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor expert_TK,
                            double scale);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -1,9 +1,9 @@
 #include "cpu/swiglu.h"
 
-#include "cpu/reduce.h"
-#include "cpu/vector_math.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -79,4 +79,4 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

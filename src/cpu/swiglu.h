@@ -3,7 +3,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 template <class T>
 void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F);
@@ -16,4 +16,4 @@ template <class T>
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
                             Tensor weight_R, Tensor offset_Ep);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -1,8 +1,7 @@
-// From a checked operator call to a backend: on the CPU the scalar type becomes a template argument. Only
-// ops/*.cpp include this.
+// Checks of arguments one by one, and the way to the device. Only ops/*.cpp include this.
 #pragma once
 
-#include "core/tensor.h"
+#include "ops/operator.h"
 
 // Returns from an operator with what `call` gives where the run is on a CUDA device. Without the CUDA backend
 // there is no such run, and nothing of it is named.
@@ -12,27 +11,6 @@
   }
 
 namespace switchyard::ops {
-
-#ifdef SWITCHYARD_HAS_CUDA
-constexpr bool kHasCuda = true;
-#else
-constexpr bool kHasCuda = false;
-#endif
-
-// Calls f.operator()<float>() or <double>(), as the dtype says.
-template <class F>
-void with_scalar(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f.template operator()<float>();
-    case DType::f64:
-      return f.template operator()<double>();
-    case DType::bf16:
-    case DType::i32:
-      break;
-  }
-  SY_CHECK(false, "operators compute in f32 or f64, not in {}", name_of(dtype));
-}
 
 inline void check_shape(const Tensor& tensor, const Shape& expected, const char* name) {
   SY_CHECK(tensor.shape() == expected, "{} is {}, expected {}", name, tensor.shape().to_string(),

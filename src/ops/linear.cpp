@@ -1,6 +1,6 @@
 #include "ops/linear.h"
 
-#include "cpu/gemm_bf16.h"
+#include "ops/cpu/gemm_bf16.h"
 #include "cpu/linear.h"
 #include "cuda/linear.h"
 #include "ops/dispatch.h"

@@ -97,11 +97,12 @@ struct Options {
 };
 
 int run_all(const Options& options) {
-  if (const std::string obstacle = cuda::obstacle(); !obstacle.empty()) throw_input("bench_cuda: {}", obstacle);
+  if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty())
+    throw_input("bench_cuda: {}", obstacle);
   const Platform where = platform();
   if (where.emulated && !options.smoke)
     throw_input("bench_cuda: this program runs on the emulator, which measures nothing; give --smoke");
-  cuda::use_device_memory();
+  ops::cuda::use_device_memory();
   Context ctx(Device::cuda);
   const bool measured = !where.emulated && !options.smoke;
   const Sizes& sizes = options.smoke ? kSmoke : kFull;

@@ -1,5 +1,5 @@
 // The rate of plain matrix products on this machine: what scripts/bench_cpu.sh holds training against. Prints
-// one JSON line, the best GFLOP/s over the shapes below, in float32 (cpu/gemm.h) and in bfloat16 with float32
+// one JSON line, the best GFLOP/s over the shapes below, in float32 (ops/cpu/gemm.h) and in bfloat16 with float32
 // sums (oneDNN).
 
 #include <omp.h>
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/rng.h"
-#include "cpu/gemm.h"
+#include "ops/cpu/gemm.h"
 
 namespace {
 
@@ -49,8 +49,8 @@ double f32_rate(const GemmShape& shape) {
   const std::vector<float> a = random_matrix(shape.m * shape.k, 1), b = random_matrix(shape.n * shape.k, 2);
   std::vector<float> c(static_cast<std::size_t>(shape.m * shape.n));
   return best_rate(shape.flop(), [&] {
-    using switchyard::cpu::Trans;
-    switchyard::cpu::gemm<float>(Trans::no, Trans::yes, shape.m, shape.n, shape.k, 1.0F, a.data(), shape.k,
+    using switchyard::ops::cpu::Trans;
+    switchyard::ops::cpu::gemm<float>(Trans::no, Trans::yes, shape.m, shape.n, shape.k, 1.0F, a.data(), shape.k,
                                  b.data(), shape.k, 0.0F, c.data(), shape.n);
   });
 }

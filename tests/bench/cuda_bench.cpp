@@ -131,7 +131,7 @@ void warm_up(const std::vector<Work>&, Context&) {}
 
 }  // namespace
 
-Platform platform() { return {cuda::description(), "none", "none", true}; }
+Platform platform() { return {ops::cuda::description(), "none", "none", true}; }
 
 #else
 
@@ -149,11 +149,11 @@ struct Event {
 std::vector<double> call_times(const std::vector<Work>& copies, std::size_t runs, Context& ctx) {
   const std::vector<Event> begin(runs), end(runs);
   for (std::size_t i = 0; i < runs; ++i) {
-    SY_CUDA(cudaEventRecord(begin[i].handle, cuda::stream_of(ctx)));
+    SY_CUDA(cudaEventRecord(begin[i].handle, ops::cuda::stream_of(ctx)));
     copies[i % copies.size()].call(ctx);
-    SY_CUDA(cudaEventRecord(end[i].handle, cuda::stream_of(ctx)));
+    SY_CUDA(cudaEventRecord(end[i].handle, ops::cuda::stream_of(ctx)));
   }
-  cuda::synchronise(ctx);
+  ops::cuda::synchronise(ctx);
   std::vector<double> seconds;
   for (std::size_t i = 0; i < runs; ++i) {
     float milliseconds = 0;
@@ -168,7 +168,7 @@ void warm_up(const std::vector<Work>& copies, Context& ctx) {
   const auto start = std::chrono::steady_clock::now();
   do {
     for (const Work& work : copies) work.call(ctx);
-    cuda::synchronise(ctx);
+    ops::cuda::synchronise(ctx);
   } while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(100));
 }
 
@@ -185,8 +185,8 @@ Platform platform() {
   std::string driver_text;
   if (!std::getline(std::ifstream("/sys/module/nvidia/version"), driver_text))
     driver_text = "of unknown version";
-  return {fmt::format("{}, {} multiprocessors, {:.0f} MB of L2", cuda::description(), prop.multiProcessorCount,
-                      static_cast<double>(prop.l2CacheSize) * 1e-6),
+  return {fmt::format("{}, {} multiprocessors, {:.0f} MB of L2", ops::cuda::description(),
+                      prop.multiProcessorCount, static_cast<double>(prop.l2CacheSize) * 1e-6),
           fmt::format("{} (CUDA {})", driver_text, version(driver)), version(runtime), false};
 }
 

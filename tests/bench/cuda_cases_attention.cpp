@@ -65,9 +65,9 @@ struct Call {
     for (std::int64_t t = 0; t < T; ++t)
       keys += static_cast<double>(t % s.seq_len + 1 - first[static_cast<std::size_t>(t)]);
   }
-  void forward(Context& ctx) const { cuda::attention_forward(out, lse, q, k, v, begin, shape, ctx); }
+  void forward(Context& ctx) const { ops::cuda::attention_forward(out, lse, q, k, v, begin, shape, ctx); }
   void backward(Context& ctx) const {
-    cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, begin, shape, ctx);
+    ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, begin, shape, ctx);
   }
   // With so many products over query and key widths, and over value widths.
   double flop(int n_key, int n_value) const {
@@ -132,7 +132,7 @@ std::vector<Case> attention_cases(const Sizes& s) {
                              attention(s, {H, H, 192, 128}, Mask::causal, DType::bf16, false),
                              attention(s, {H, G, 128, 128}, Mask::causal, DType::f32, false)})
     all.insert(all.end(), family.begin(), family.end());
-  if constexpr (cuda::kHasCudnn) {
+  if constexpr (ops::cuda::kHasCudnn) {
     for (const auto& family : {by_cudnn(attention(s, {2 * H, 2 * G, 64, 64}, Mask::causal, DType::bf16, false)),
                                by_cudnn(attention(s, {H, G, 128, 128}, Mask::causal, DType::bf16, false)),
                                by_cudnn(attention(s, {H, G, 128, 128}, Mask::window, DType::bf16, false)),

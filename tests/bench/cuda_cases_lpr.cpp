@@ -28,7 +28,7 @@ std::vector<Case> layernorm(const Sizes& s) {
           weight(w.normal({s.hidden}, f32)),
           bias(w.normal({s.hidden}, f32)) {}
     void forward(Context& ctx) const {
-      cuda::layernorm_silu_forward(out, mean, rstd, x, weight, bias, 1e-5, ctx);
+      ops::cuda::layernorm_silu_forward(out, mean, rstd, x, weight, bias, 1e-5, ctx);
     }
   };
   return {{"layernorm_silu_forward", kMoveBar,
@@ -44,8 +44,8 @@ std::vector<Case> layernorm(const Sizes& s) {
              const Tensor dout = w.normal(c.x.shape(), f32), dx = w.zeros(c.x.shape(), f32),
                           dweight = w.zeros({s.hidden}, f32), dbias = w.zeros({s.hidden}, f32);
              return Work{.shape = text(c.x), .bytes = bytes_of({c.x, dout, dx, dx}), .call = [=](Context& ctx) {
-                           cuda::layernorm_silu_backward(dx, dweight, dbias, dout, c.x, c.mean, c.rstd,
-                                                         c.weight, c.bias, ctx);
+                           ops::cuda::layernorm_silu_backward(dx, dweight, dbias, dout, c.x, c.mean, c.rstd,
+                                                              c.weight, c.bias, ctx);
                          }};
            }}};
 }
@@ -75,23 +75,26 @@ std::vector<Case> latent(const Sizes& s) {
   using T = LatentTensors;
   return {
       on_rows(s, "unit_rows_forward", 2,
-              [](const T& t, Context& ctx) { cuda::unit_rows_forward(t.a_Td, t.norm_T, t.b_Td, ctx); }),
-      on_rows(
-          s, "unit_rows_backward", 4,
-          [](const T& t, Context& ctx) { cuda::unit_rows_backward(t.a_Td, t.b_Td, t.c_Td, t.norm_T, ctx); }),
+              [](const T& t, Context& ctx) { ops::cuda::unit_rows_forward(t.a_Td, t.norm_T, t.b_Td, ctx); }),
+      on_rows(s, "unit_rows_backward", 4,
+              [](const T& t, Context& ctx) {
+                ops::cuda::unit_rows_backward(t.a_Td, t.b_Td, t.c_Td, t.norm_T, ctx);
+              }),
       on_rows(s, "sample_latent", 3,
-              [](const T& t, Context& ctx) { cuda::sample_latent(t.a_Td, t.b_Td, t.c_Td, t.b_Td, ctx); }),
-      on_rows(s, "standard_kl_sum", 2,
-              [](const T& t, Context& ctx) { cuda::standard_kl_sum(t.sum_1, t.a_Td, t.b_Td, t.skip_T, ctx); }),
+              [](const T& t, Context& ctx) { ops::cuda::sample_latent(t.a_Td, t.b_Td, t.c_Td, t.b_Td, ctx); }),
+      on_rows(
+          s, "standard_kl_sum", 2,
+          [](const T& t, Context& ctx) { ops::cuda::standard_kl_sum(t.sum_1, t.a_Td, t.b_Td, t.skip_T, ctx); }),
       on_rows(s, "standard_kl_backward", 6,
               [](const T& t, Context& ctx) {
-                cuda::standard_kl_backward(t.a_Td, t.b_Td, t.c_Td, t.c_Td, t.skip_T, 1e-6, ctx);
+                ops::cuda::standard_kl_backward(t.a_Td, t.b_Td, t.c_Td, t.c_Td, t.skip_T, 1e-6, ctx);
               }),
-      on_rows(s, "scale_rows", 2, [](const T& t, Context& ctx) { cuda::scale_rows(t.a_Td, t.b_Td, 0.5, ctx); }),
+      on_rows(s, "scale_rows", 2,
+              [](const T& t, Context& ctx) { ops::cuda::scale_rows(t.a_Td, t.b_Td, 0.5, ctx); }),
       on_rows(s, "clear_skipped_rows", 1,
-              [](const T& t, Context& ctx) { cuda::clear_skipped_rows(t.a_Td, t.skip_T, ctx); }),
+              [](const T& t, Context& ctx) { ops::cuda::clear_skipped_rows(t.a_Td, t.skip_T, ctx); }),
       on_rows(s, "add_normal", 2, [](const T& t, Context& ctx) {
-        cuda::add_normal(t.a_Td, Rng(1, RngPurpose::router_noise, 0), {t.place_2, 1, 1}, 0.1, ctx);
+        ops::cuda::add_normal(t.a_Td, Rng(1, RngPurpose::router_noise, 0), {t.place_2, 1, 1}, 0.1, ctx);
       })};
 }
 
@@ -100,20 +103,20 @@ std::vector<Case> regularisation(const Sizes& s) {
   const auto moments = [=](Workspace& w) {
     const Tensor unit = w.normal({T, d}, f32), gram = w.take({d, d}, DType::f64), sum = w.take({d}, DType::f64);
     return Work{.shape = text(unit), .bytes = bytes_of({unit}), .call = [=](Context& ctx) {
-                  cuda::row_moments(gram, sum, unit, {}, ctx);
+                  ops::cuda::row_moments(gram, sum, unit, {}, ctx);
                 }};
   };
   const auto affine = [=](Workspace& w) {
     const Tensor unit = w.normal({T, d}, f32), dunit = w.normal({T, d}, f32),
                  matrix = w.zeros({d, d}, DType::f64), offset = w.zeros({d}, DType::f64);
     return Work{.shape = text(unit), .bytes = bytes_of({unit, dunit, dunit}), .call = [=](Context& ctx) {
-                  cuda::add_affine_rows(dunit, unit, matrix, offset, {}, ctx);
+                  ops::cuda::add_affine_rows(dunit, unit, matrix, offset, {}, ctx);
                 }};
   };
   const auto pairs = [=](Workspace& w) {
     const Tensor key = w.normal({E, d}, f32), dkey = w.zeros({E, d}, f32), scale = w.zeros({1}, DType::f64);
     return Work{.shape = text(key), .bytes = bytes_of({key, dkey, dkey}), .call = [=](Context& ctx) {
-                  cuda::pair_distance_backward(dkey, key, {}, scale, ctx);
+                  ops::cuda::pair_distance_backward(dkey, key, {}, scale, ctx);
                 }};
   };
   // The gradient of the default diversity of tokens, and the loss of alignment with the tokens sent to them.
@@ -121,16 +124,16 @@ std::vector<Case> regularisation(const Sizes& s) {
     const Tensor gram = w.zeros({d, d}, DType::f64), sum = w.zeros({d}, DType::f64),
                  matrix = w.take({d, d}, DType::f64), offset = w.take({d}, DType::f64);
     return Work{.shape = text(gram), .bytes = bytes_of({gram, sum, matrix, offset}), .call = [=](Context& ctx) {
-                  cuda::diversity_gradient(matrix, offset, {}, Diversity::orthogonal,
-                                           {.gram_dd = gram, .sum_d = sum, .n = static_cast<double>(T)}, {1e-6},
-                                           ctx);
+                  ops::cuda::diversity_gradient(matrix, offset, {}, Diversity::orthogonal,
+                                                {.gram_dd = gram, .sum_d = sum, .n = static_cast<double>(T)},
+                                                {1e-6}, ctx);
                 }};
   };
   const auto align = [=](Workspace& w) {
     const Tensor key = w.normal({E, d}, f32), target = w.zeros({E, d}, DType::f64),
                  loss = w.zeros({1}, DType::f64);
     return Work{.shape = text(key), .bytes = bytes_of({key, target}), .call = [=](Context& ctx) {
-                  cuda::add_alignment_loss(loss, key, target, {1e-6}, ctx);
+                  ops::cuda::add_alignment_loss(loss, key, target, {1e-6}, ctx);
                 }};
   };
   const auto alignment = [=](Workspace& w) {
@@ -140,7 +143,7 @@ std::vector<Case> regularisation(const Sizes& s) {
                  sum = w.take({E, d}, DType::f64), count = w.take({E}, DType::f64);
     return Work{.shape = fmt::format("{}, {} slots", text(z), K),
                 .bytes = bytes_of({z, chosen, expert}),
-                .call = [=](Context& ctx) { cuda::routed_sums(sum, count, z, chosen, expert, ctx); }};
+                .call = [=](Context& ctx) { ops::cuda::routed_sums(sum, count, z, chosen, expert, ctx); }};
   };
   return {{"row_moments", 0, moments},          {"add_affine_rows", 0, affine},
           {"pair_distance_backward", 0, pairs}, {"diversity_gradient", 0, diversity},
@@ -162,7 +165,9 @@ std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, con
       score = w.take(scores, f32);
       dscore = w.normal(scores, f32);
     }
-    void forward(Context& ctx) const { cuda::prototype_similarity_forward(score, token, key, metric, ctx); }
+    void forward(Context& ctx) const {
+      ops::cuda::prototype_similarity_forward(score, token, key, metric, ctx);
+    }
   };
   return {{fmt::format("prototype_similarity_forward, {}", name), 0,
            [=](Workspace& w) {
@@ -177,8 +182,8 @@ std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, con
              return Work{.shape = fmt::format("{} of {}", text(c.score), s.latent),
                          .bytes = bytes_of({c.token.mean, c.dtoken.mean, c.dtoken.mean, c.score, c.dscore}),
                          .call = [=](Context& ctx) {
-                           cuda::prototype_similarity_backward(c.dtoken, c.dkey, c.dscore, c.score, c.token,
-                                                               c.key, c.metric, ctx);
+                           ops::cuda::prototype_similarity_backward(c.dtoken, c.dkey, c.dscore, c.score,
+                                                                    c.token, c.key, c.metric, ctx);
                          }};
            }}};
 }

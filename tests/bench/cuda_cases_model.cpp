@@ -12,8 +12,8 @@
 #include "cuda/error.h"
 #include "cuda/launch.h"
 #include "cuda/linear.h"
-#include "cuda/shift_tokens.h"
 #include "cuda_bench.h"
+#include "ops/shift_tokens.h"
 
 namespace switchyard::bench {
 
@@ -52,22 +52,23 @@ std::vector<Case> linear(std::int64_t T, std::int64_t N, std::int64_t K, DType d
            [=](Workspace& w) {
              const Tensor in = w.normal({T, K}, dtype), weight = w.normal({N, K}, dtype, 0.02),
                           out = w.take({T, N}, dtype);
-             return multiply(out, in, weight,
-                             [=](Context& ctx) { cuda::linear_forward(out, in, weight, Write::set, ctx); });
+             return multiply(out, in, weight, [=](Context& ctx) {
+               ops::cuda::linear_forward(out, in, weight, Write::set, ctx);
+             });
            }},
           {"linear_backward_input", 0,
            [=](Workspace& w) {
              const Tensor dout = w.normal({T, N}, dtype), weight = w.normal({N, K}, dtype, 0.02),
                           din = w.take({T, K}, dtype);
              return multiply(din, dout, weight, [=](Context& ctx) {
-               cuda::linear_backward_input(din, dout, weight, Write::set, ctx);
+               ops::cuda::linear_backward_input(din, dout, weight, Write::set, ctx);
              });
            }},
           {"linear_backward_weight", 0, [=](Workspace& w) {
              const Tensor dout = w.normal({T, N}, dtype), in = w.normal({T, K}, dtype),
                           dweight = w.zeros({N, K}, DType::f32);
              return multiply(dweight, dout, in,
-                             [=](Context& ctx) { cuda::linear_backward_weight(dweight, dout, in, ctx); });
+                             [=](Context& ctx) { ops::cuda::linear_backward_weight(dweight, dout, in, ctx); });
            }}};
 }
 
@@ -85,9 +86,10 @@ std::vector<Case> embedding(const Sizes& s) {
            [=](Workspace& w) {
              const Tensors x = tensors(w);
              const Tensor weight = w.normal({s.vocab, s.hidden}, DType::bf16);
-             return Work{.shape = fmt::format("{} of {}", text(x.rows), s.vocab),
-                         .bytes = bytes_of({x.rows}) + x.distinct * static_cast<double>(s.hidden) * 2,
-                         .call = [=](Context& ctx) { cuda::embedding_forward(x.rows, x.token, weight, ctx); }};
+             return Work{
+                 .shape = fmt::format("{} of {}", text(x.rows), s.vocab),
+                 .bytes = bytes_of({x.rows}) + x.distinct * static_cast<double>(s.hidden) * 2,
+                 .call = [=](Context& ctx) { ops::cuda::embedding_forward(x.rows, x.token, weight, ctx); }};
            }},
           {"embedding_backward", 0, [=](Workspace& w) {
              const Tensors x = tensors(w);
@@ -95,7 +97,7 @@ std::vector<Case> embedding(const Sizes& s) {
              return Work{
                  .shape = fmt::format("{} of {}", text(x.rows), s.vocab),
                  .bytes = bytes_of({x.rows}) + x.distinct * static_cast<double>(s.hidden) * 8,
-                 .call = [=](Context& ctx) { cuda::embedding_backward(dweight, x.rows, x.token, ctx); }};
+                 .call = [=](Context& ctx) { ops::cuda::embedding_backward(dweight, x.rows, x.token, ctx); }};
            }}};
 }
 
@@ -112,11 +114,12 @@ std::vector<Case> classifier(const Sizes& s) {
   return {{"classifier_forward", 0,
            [=](Workspace& w) {
              const Tensors c = tensors(w);
-             return Work{
-                 .shape = shape,
-                 .bytes = bytes_of({c.x, c.weight}),
-                 .flop = product_flop(T, V, D),
-                 .call = [=](Context& ctx) { cuda::classifier_forward(c.loss, c.x, c.weight, c.target, ctx); }};
+             return Work{.shape = shape,
+                         .bytes = bytes_of({c.x, c.weight}),
+                         .flop = product_flop(T, V, D),
+                         .call = [=](Context& ctx) {
+                           ops::cuda::classifier_forward(c.loss, c.x, c.weight, c.target, ctx);
+                         }};
            }},
           {"classifier_forward_backward", 0, [=](Workspace& w) {
              const Tensors c = tensors(w);
@@ -125,8 +128,8 @@ std::vector<Case> classifier(const Sizes& s) {
                          .bytes = bytes_of({c.x, c.weight, dx, dweight, dweight}),
                          .flop = 3 * product_flop(T, V, D),
                          .call = [=](Context& ctx) {
-                           cuda::classifier_forward_backward(c.loss, dx, dweight, c.x, c.weight, c.target,
-                                                             1.0 / static_cast<double>(T), ctx);
+                           ops::cuda::classifier_forward_backward(c.loss, dx, dweight, c.x, c.weight, c.target,
+                                                                  1.0 / static_cast<double>(T), ctx);
                          }};
            }}};
 }
@@ -140,26 +143,27 @@ std::vector<Case> whole_tensors(const Sizes& s) {
                       v = w.zeros({P}, DType::f32), grad = w.normal({P}, DType::f32, 0.02),
                       weight = w.take({P}, DType::bf16), squares = w.zeros({1}, DType::f64),
                       scale = w.take({1}, DType::f64);
-         cuda::clip_factor(scale, squares, 1.0, w.ctx());
+         ops::cuda::clip_factor(scale, squares, 1.0, w.ctx());
          const AdamWStep step{
              .lr = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 10};
-         return Work{
-             .shape = text(param),
-             .bytes = bytes_of({param, param, m, m, v, v, grad, weight}),
-             .call = [=](Context& ctx) { cuda::adamw_update(param, m, v, grad, scale, step, ctx, weight); }};
+         return Work{.shape = text(param),
+                     .bytes = bytes_of({param, param, m, m, v, v, grad, weight}),
+                     .call = [=](Context& ctx) {
+                       ops::cuda::adamw_update(param, m, v, grad, scale, step, ctx, weight);
+                     }};
        }},
       {"sum_of_squares (the global norm)", 0,
        [=](Workspace& w) {
          const Tensor in = w.normal({P}, DType::f32, 0.02), sum = w.take({1}, DType::f64);
          return Work{.shape = text(in), .bytes = bytes_of({in}), .call = [=](Context& ctx) {
-                       cuda::sum_of_squares(sum, in, ctx);
+                       ops::cuda::sum_of_squares(sum, in, ctx);
                      }};
        }},
       {"fill_zero", 0,
        [=](Workspace& w) {
          const Tensor out = w.take({P}, DType::f32);
          return Work{.shape = text(out), .bytes = bytes_of({out}), .call = [=](Context& ctx) {
-                       cuda::fill_zero(out, ctx);
+                       ops::cuda::fill_zero(out, ctx);
                      }};
        }},
       {"add", 0,
@@ -167,14 +171,14 @@ std::vector<Case> whole_tensors(const Sizes& s) {
          const Tensor a = w.normal({s.tokens, s.hidden}, DType::bf16), b = w.normal(a.shape(), DType::bf16),
                       out = w.take(a.shape(), DType::bf16);
          return Work{.shape = text(out), .bytes = bytes_of({a, b, out}), .call = [=](Context& ctx) {
-                       cuda::add(out, a, b, ctx);
+                       ops::cuda::add(out, a, b, ctx);
                      }};
        }},
       {"copy", 0,
        [=](Workspace& w) {
          const Tensor in = w.normal({s.tokens, s.hidden}, DType::bf16), out = w.take(in.shape(), DType::bf16);
          return Work{.shape = text(out), .bytes = bytes_of({in, out}), .call = [=](Context& ctx) {
-                       cuda::copy(out, in, ctx);
+                       ops::cuda::copy(out, in, ctx);
                      }};
        }},
       {"shift_tokens", 0, [=](Workspace& w) {
@@ -185,7 +189,7 @@ std::vector<Case> whole_tensors(const Sizes& s) {
          return Work{.shape = text(token),
                      .bytes = bytes_of({token, target, begin, next, next_target}),
                      .call = [=](Context& ctx) {
-                       cuda::shift_tokens(next, next_target, token, target, begin, s.seq_len, 1, ctx);
+                       ops::cuda::shift_tokens(next, next_target, token, target, begin, s.seq_len, 1, ctx);
                      }};
        }}};
 }
@@ -203,7 +207,7 @@ Case copy_ceiling(const Sizes& s) {
             const Tensor from = w.normal({s.copy_bytes / 4}, DType::f32), to = w.take(from.shape(), DType::f32);
             return Work{.shape = text(from), .bytes = bytes_of({from, to}), .call = [=](Context& ctx) {
                           SY_CUDA(cudaMemcpyAsync(to.raw(), from.raw(), static_cast<std::size_t>(from.nbytes()),
-                                                  cudaMemcpyDeviceToDevice, cuda::stream_of(ctx)));
+                                                  cudaMemcpyDeviceToDevice, ops::cuda::stream_of(ctx)));
                         }};
           }};
 }

@@ -44,7 +44,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                       out = w.take({R, N}, DType::bf16), offset = offsets(w);
          return Work{
              .shape = shape, .bytes = bytes_of({in, weight, out}), .flop = flop, .call = [=](Context& ctx) {
-               cuda::grouped_linear_forward(out, in, weight, offset, ctx);
+               ops::cuda::grouped_linear_forward(out, in, weight, offset, ctx);
              }};
        }},
       {"grouped_linear_backward_input", bar,
@@ -53,7 +53,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                       din = w.take({R, K}, DType::bf16), offset = offsets(w);
          return Work{
              .shape = shape, .bytes = bytes_of({dout, weight, din}), .flop = flop, .call = [=](Context& ctx) {
-               cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
+               ops::cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
              }};
        }},
       {"grouped_linear_backward_weight", bar, [=](Workspace& w) {
@@ -63,7 +63,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                      .bytes = bytes_of({dout, in, dweight, dweight}),
                      .flop = flop,
                      .call = [=](Context& ctx) {
-                       cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
+                       ops::cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
                      }};
        }}};
 }
@@ -97,7 +97,9 @@ struct Slots {
     weight_TK = w.normal(slots, DType::f32);
     permute(w.ctx());
   }
-  void permute(Context& ctx) const { cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx); }
+  void permute(Context& ctx) const {
+    ops::cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
+  }
 };
 
 std::vector<Case> permutation(const Sizes& s) {
@@ -116,8 +118,8 @@ std::vector<Case> permutation(const Sizes& s) {
              return Work{.shape = fmt::format("{}, {} experts", text(slots.expert_TK), s.experts),
                          .bytes = bytes_of({slots.expert_TK, slots.weight_TK, kept_expert, kept_weight}),
                          .call = [=](Context& ctx) {
-                           cuda::limit_capacity(kept_expert, kept_weight, dropped, slots.expert_TK,
-                                                slots.weight_TK, skip, s.experts, 1.25, ctx);
+                           ops::cuda::limit_capacity(kept_expert, kept_weight, dropped, slots.expert_TK,
+                                                     slots.weight_TK, skip, s.experts, 1.25, ctx);
                          }};
            }}};
 }
@@ -132,7 +134,8 @@ std::vector<Case> dispatch(const Sizes& s) {
              return Work{.shape = fmt::format("{} to {} rows", text(x), R),
                          .bytes = bytes_of({x, row, slots.slot_row_TK}),
                          .call = [=](Context& ctx) {
-                           cuda::moe_dispatch_forward(row, weight, x, slots.weight_TK, slots.slot_row_TK, ctx);
+                           ops::cuda::moe_dispatch_forward(row, weight, x, slots.weight_TK, slots.slot_row_TK,
+                                                           ctx);
                          }};
            }},
           {"moe_dispatch_backward", kMoveBar, [=](Workspace& w) {
@@ -142,7 +145,7 @@ std::vector<Case> dispatch(const Sizes& s) {
              return Work{.shape = fmt::format("{} from {} rows", text(dx), R),
                          .bytes = bytes_of({dx, dx, drow, slots.slot_row_TK}),
                          .call = [=](Context& ctx) {
-                           cuda::moe_dispatch_backward(dx, dslot, drow, dweight, slots.slot_row_TK, ctx);
+                           ops::cuda::moe_dispatch_backward(dx, dslot, drow, dweight, slots.slot_row_TK, ctx);
                          }};
            }}};
 }
@@ -154,18 +157,20 @@ std::vector<Case> combine(const Sizes& s) {
        [=](Workspace& w) {
          const Slots slots(w, s);
          const Tensor out = w.zeros({T, s.hidden}, DType::bf16), row = w.normal({R, s.hidden}, DType::bf16);
-         return Work{
-             .shape = fmt::format("{} from {} rows", text(out), R),
-             .bytes = bytes_of({out, out, row, slots.slot_row_TK}),
-             .call = [=](Context& ctx) { cuda::moe_combine_forward(out, out, row, slots.slot_row_TK, ctx); }};
+         return Work{.shape = fmt::format("{} from {} rows", text(out), R),
+                     .bytes = bytes_of({out, out, row, slots.slot_row_TK}),
+                     .call = [=](Context& ctx) {
+                       ops::cuda::moe_combine_forward(out, out, row, slots.slot_row_TK, ctx);
+                     }};
        }},
       {"moe_combine_backward", kMoveBar, [=](Workspace& w) {
          const Slots slots(w, s);
          const Tensor dout = w.normal({T, s.hidden}, DType::bf16), drow = w.take({R, s.hidden}, DType::bf16);
-         return Work{
-             .shape = fmt::format("{} to {} rows", text(dout), R),
-             .bytes = bytes_of({dout, drow, slots.slot_row_TK}),
-             .call = [=](Context& ctx) { cuda::moe_combine_backward(drow, dout, slots.slot_row_TK, ctx); }};
+         return Work{.shape = fmt::format("{} to {} rows", text(dout), R),
+                     .bytes = bytes_of({dout, drow, slots.slot_row_TK}),
+                     .call = [=](Context& ctx) {
+                       ops::cuda::moe_combine_backward(drow, dout, slots.slot_row_TK, ctx);
+                     }};
        }}};
 }
 

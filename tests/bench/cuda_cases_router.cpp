@@ -11,8 +11,8 @@
 #include "cuda/routing.h"
 #include "cuda/sigmoid_group.h"
 #include "cuda/slots.h"
-#include "cuda/topk.h"
 #include "cuda_bench.h"
+#include "ops/topk.h"
 
 namespace switchyard::bench {
 
@@ -33,9 +33,9 @@ struct Choice {
     weight_TK = w.take(slots, f32);
     token_T = w.zeros({s.router_tokens}, DType::i32);
     Context& ctx = w.ctx();
-    cuda::softmax_forward(prob_TE, lse_T, score_TE, ctx);
-    cuda::top_k(expert_TK, chosen_TK, prob_TE, token_T, ctx);
-    cuda::slot_weights_forward(weight_TK, chosen_TK, expert_TK, SlotWeighting{.normalise = true}, ctx);
+    ops::cuda::softmax_forward(prob_TE, lse_T, score_TE, ctx);
+    ops::cuda::top_k(expert_TK, chosen_TK, prob_TE, token_T, ctx);
+    ops::cuda::slot_weights_forward(weight_TK, chosen_TK, expert_TK, SlotWeighting{.normalise = true}, ctx);
   }
 };
 
@@ -59,20 +59,20 @@ std::vector<Case> scores(const Sizes& s) {
           [](auto& c, auto& x) {
             return bytes_of({c.score_TE, x, c.lse_T});
           },
-          [](auto& c, auto& x, Context& ctx) { cuda::softmax_forward(x, c.lse_T, c.score_TE, ctx); }),
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::softmax_forward(x, c.lse_T, c.score_TE, ctx); }),
       on_choice(
           s, "softmax_backward",
           [](auto& c, auto& x) {
             return bytes_of({c.score_TE, c.prob_TE, x});
           },
-          [](auto& c, auto& x, Context& ctx) { cuda::softmax_backward(x, c.score_TE, c.prob_TE, ctx); }),
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::softmax_backward(x, c.score_TE, c.prob_TE, ctx); }),
       on_choice(
           s, "top_k",
           [](auto& c, auto&) {
             return bytes_of({c.score_TE, c.expert_TK, c.chosen_TK});
           },
           [](auto& c, auto&, Context& ctx) {
-            cuda::top_k(c.expert_TK, c.chosen_TK, c.score_TE, c.token_T, ctx);
+            ops::cuda::top_k(c.expert_TK, c.chosen_TK, c.score_TE, c.token_T, ctx);
           }),
       on_choice(
           s, "z_loss_backward",
@@ -80,7 +80,7 @@ std::vector<Case> scores(const Sizes& s) {
             return bytes_of({c.prob_TE, c.lse_T, x, x});
           },
           [](auto& c, auto& x, Context& ctx) {
-            cuda::z_loss_backward(x, c.prob_TE, c.lse_T, c.token_T, 1e-6, ctx);
+            ops::cuda::z_loss_backward(x, c.prob_TE, c.lse_T, c.token_T, 1e-6, ctx);
           }),
   };
 }
@@ -92,94 +92,97 @@ std::vector<Case> sigmoid_group(const Sizes& s) {
           [](auto& c, auto& x) {
             return bytes_of({c.score_TE, x});
           },
-          [](auto& c, auto& x, Context& ctx) { cuda::sigmoid_forward(x, c.score_TE, ctx); }),
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::sigmoid_forward(x, c.score_TE, ctx); }),
       on_choice(
           s, "sigmoid_backward",
           [](auto& c, auto& x) {
             return bytes_of({c.score_TE, c.prob_TE, x});
           },
-          [](auto& c, auto& x, Context& ctx) { cuda::sigmoid_backward(x, c.score_TE, c.prob_TE, ctx); }),
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::sigmoid_backward(x, c.score_TE, c.prob_TE, ctx); }),
       {"group_choice", 0,
        [=](Workspace& w) {
          const Tensor score = w.normal({s.router_tokens, s.experts}, f32), choice = w.take(score.shape(), f32),
                       bias = w.normal({s.experts}, f32, 0.02);
          return Work{.shape = fmt::format("{}, 4 of 8 groups", text(score)),
                      .bytes = bytes_of({score, choice}),
-                     .call = [=](Context& ctx) { cuda::group_choice(choice, score, bias, 8, 4, ctx); }};
+                     .call = [=](Context& ctx) { ops::cuda::group_choice(choice, score, bias, 8, 4, ctx); }};
        }},
       on_choice(
           s, "gather_slots", [](auto& c, auto&) { return 3 * bytes_of({c.expert_TK}); },
-          [](auto& c, auto&, Context& ctx) { cuda::gather_slots(c.chosen_TK, c.score_TE, c.expert_TK, ctx); }),
+          [](auto& c, auto&, Context& ctx) {
+            ops::cuda::gather_slots(c.chosen_TK, c.score_TE, c.expert_TK, ctx);
+          }),
       on_choice(
           s, "row_share_forward",
           [](auto& c, auto& x) {
             return bytes_of({c.prob_TE, x});
           },
-          [](auto& c, auto& x, Context& ctx) { cuda::row_share_forward(x, c.prob_TE, ctx); }),
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::row_share_forward(x, c.prob_TE, ctx); }),
       on_choice(
           s, "row_share_backward",
           [](auto& c, auto& x) {
             return bytes_of({c.score_TE, c.prob_TE, c.prob_TE, x, x});
           },
           [](auto& c, auto& x, Context& ctx) {
-            cuda::row_share_backward(x, c.score_TE, c.prob_TE, c.prob_TE, ctx);
+            ops::cuda::row_share_backward(x, c.score_TE, c.prob_TE, c.prob_TE, ctx);
           }),
   };
 }
 
 std::vector<Case> slots(const Sizes& s) {
-  return {on_choice(
-              s, "slot_weights_forward",
-              [](auto& c, auto&) {
-                return bytes_of({c.weight_TK, c.chosen_TK, c.expert_TK});
-              },
-              [](auto& c, auto&, Context& ctx) {
-                cuda::slot_weights_forward(c.weight_TK, c.chosen_TK, c.expert_TK, {.normalise = true}, ctx);
-              }),
-          on_choice(
-              s, "slot_weights_backward",
-              [](auto& c, auto& x) {
-                return bytes_of({x, c.weight_TK, c.weight_TK, c.chosen_TK, c.expert_TK});
-              },
-              [](auto& c, auto& x, Context& ctx) {
-                cuda::slot_weights_backward(x, c.weight_TK, c.weight_TK, c.chosen_TK, c.expert_TK,
-                                            {.normalise = true}, ctx);
-              }),
-          on_choice(
-              s, "slot_softmax_forward",
-              [](auto& c, auto&) {
-                return bytes_of({c.weight_TK, c.chosen_TK, c.expert_TK});
-              },
-              [](auto& c, auto&, Context& ctx) {
-                cuda::slot_softmax_forward(c.weight_TK, c.chosen_TK, c.expert_TK, 1.0, ctx);
-              }),
-          on_choice(
-              s, "slot_softmax_backward",
-              [](auto& c, auto& x) {
-                return bytes_of({x, c.weight_TK, c.weight_TK, c.expert_TK});
-              },
-              [](auto& c, auto& x, Context& ctx) {
-                cuda::slot_softmax_backward(x, c.weight_TK, c.weight_TK, c.expert_TK, 1.0, ctx);
-              }),
-          on_choice(
-              s, "keep_prefix_sum",
-              [](auto& c, auto&) {
-                return 2 * bytes_of({c.expert_TK, c.chosen_TK});
-              },
-              [](auto& c, auto&, Context& ctx) { cuda::keep_prefix_sum(c.expert_TK, c.chosen_TK, 0.9, ctx); }),
-          on_choice(
-              s, "keep_finite",
-              [](auto& c, auto&) {
-                return 2 * bytes_of({c.expert_TK, c.chosen_TK});
-              },
-              [](auto& c, auto&, Context& ctx) { cuda::keep_finite(c.expert_TK, c.chosen_TK, ctx); }),
-          {"threshold_choice", 0, [=](Workspace& w) {
-             const Tensor score = w.normal({s.router_tokens, s.experts}, f32),
-                          choice = w.take(score.shape(), f32), threshold = w.normal({s.experts}, f32);
-             return Work{.shape = text(score), .bytes = bytes_of({score, choice}), .call = [=](Context& ctx) {
-                           cuda::threshold_choice(choice, score, threshold, ctx);
-                         }};
-           }}};
+  return {
+      on_choice(
+          s, "slot_weights_forward",
+          [](auto& c, auto&) {
+            return bytes_of({c.weight_TK, c.chosen_TK, c.expert_TK});
+          },
+          [](auto& c, auto&, Context& ctx) {
+            ops::cuda::slot_weights_forward(c.weight_TK, c.chosen_TK, c.expert_TK, {.normalise = true}, ctx);
+          }),
+      on_choice(
+          s, "slot_weights_backward",
+          [](auto& c, auto& x) {
+            return bytes_of({x, c.weight_TK, c.weight_TK, c.chosen_TK, c.expert_TK});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::slot_weights_backward(x, c.weight_TK, c.weight_TK, c.chosen_TK, c.expert_TK,
+                                             {.normalise = true}, ctx);
+          }),
+      on_choice(
+          s, "slot_softmax_forward",
+          [](auto& c, auto&) {
+            return bytes_of({c.weight_TK, c.chosen_TK, c.expert_TK});
+          },
+          [](auto& c, auto&, Context& ctx) {
+            ops::cuda::slot_softmax_forward(c.weight_TK, c.chosen_TK, c.expert_TK, 1.0, ctx);
+          }),
+      on_choice(
+          s, "slot_softmax_backward",
+          [](auto& c, auto& x) {
+            return bytes_of({x, c.weight_TK, c.weight_TK, c.expert_TK});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::slot_softmax_backward(x, c.weight_TK, c.weight_TK, c.expert_TK, 1.0, ctx);
+          }),
+      on_choice(
+          s, "keep_prefix_sum",
+          [](auto& c, auto&) {
+            return 2 * bytes_of({c.expert_TK, c.chosen_TK});
+          },
+          [](auto& c, auto&, Context& ctx) { ops::cuda::keep_prefix_sum(c.expert_TK, c.chosen_TK, 0.9, ctx); }),
+      on_choice(
+          s, "keep_finite",
+          [](auto& c, auto&) {
+            return 2 * bytes_of({c.expert_TK, c.chosen_TK});
+          },
+          [](auto& c, auto&, Context& ctx) { ops::cuda::keep_finite(c.expert_TK, c.chosen_TK, ctx); }),
+      {"threshold_choice", 0, [=](Workspace& w) {
+         const Tensor score = w.normal({s.router_tokens, s.experts}, f32), choice = w.take(score.shape(), f32),
+                      threshold = w.normal({s.experts}, f32);
+         return Work{.shape = text(score), .bytes = bytes_of({score, choice}), .call = [=](Context& ctx) {
+                       ops::cuda::threshold_choice(choice, score, threshold, ctx);
+                     }};
+       }}};
 }
 
 std::vector<Case> sums(const Sizes& s) {
@@ -190,7 +193,8 @@ std::vector<Case> sums(const Sizes& s) {
     return Work{.shape = text(c.prob_TE),
                 .bytes = bytes_of({c.expert_TK, c.prob_TE, c.lse_T, c.token_T}),
                 .call = [=](Context& ctx) {
-                  cuda::routing_sums(count, prob_sum, lse2, c.expert_TK, c.prob_TE, c.lse_T, c.token_T, ctx);
+                  ops::cuda::routing_sums(count, prob_sum, lse2, c.expert_TK, c.prob_TE, c.lse_T, c.token_T,
+                                          ctx);
                 }};
   };
   const auto gradient_of_sums = [=](Workspace& w) {
@@ -198,14 +202,14 @@ std::vector<Case> sums(const Sizes& s) {
                  of_sequence = w.zeros({s.n_seq, s.experts}, DType::f64),
                  token = w.zeros({s.router_tokens}, DType::i32);
     return Work{.shape = text(dprob), .bytes = bytes_of({dprob, dprob}), .call = [=](Context& ctx) {
-                  cuda::add_sequence_gradient(dprob, of_sequence, token, ctx);
+                  ops::cuda::add_sequence_gradient(dprob, of_sequence, token, ctx);
                 }};
   };
   const auto gaps = [=](Workspace& w) {
     const Choice c(w, s);
     const Tensor count = w.take({s.experts, 2 * kGapBins}, DType::f64), value = w.normal({s.experts}, f32);
     return Work{.shape = text(c.score_TE), .bytes = bytes_of({c.score_TE}), .call = [=](Context& ctx) {
-                  cuda::score_gap_histogram(count, c.score_TE, value, c.token_T, ctx);
+                  ops::cuda::score_gap_histogram(count, c.score_TE, value, c.token_T, ctx);
                 }};
   };
   return {{"routing_sums", 0, sums_of_sequences},
@@ -220,7 +224,7 @@ std::vector<Case> entropy(const Sizes& s) {
     return Work{.shape = text(c.score_TE),
                 .bytes = bytes_of({c.score_TE, c.prob_TE, c.lse_T, entropy_T}),
                 .call = [=](Context& ctx) {
-                  cuda::softmax_entropy_forward(entropy_T, c.score_TE, c.prob_TE, c.lse_T, ctx);
+                  ops::cuda::softmax_entropy_forward(entropy_T, c.score_TE, c.prob_TE, c.lse_T, ctx);
                 }};
   };
   const auto backward = [=](Workspace& w) {
@@ -229,15 +233,15 @@ std::vector<Case> entropy(const Sizes& s) {
     return Work{.shape = text(c.score_TE),
                 .bytes = bytes_of({dlogit, dlogit, c.score_TE, c.prob_TE, c.lse_T, entropy_T}),
                 .call = [=](Context& ctx) {
-                  cuda::softmax_entropy_backward(dlogit, entropy_T, c.score_TE, c.prob_TE, c.lse_T, c.token_T,
-                                                 1e-6, ctx);
+                  ops::cuda::softmax_entropy_backward(dlogit, entropy_T, c.score_TE, c.prob_TE, c.lse_T,
+                                                      c.token_T, 1e-6, ctx);
                 }};
   };
   const auto moments = [=](Workspace& w) {
     const Tensor raw = w.normal({s.router_tokens}, f32), skip = w.zeros({s.router_tokens}, DType::i32),
                  sums = w.take({3}, DType::f64);
     return Work{.shape = text(raw), .bytes = bytes_of({raw, skip}), .call = [=](Context& ctx) {
-                  cuda::token_moments(sums, raw, skip, ctx);
+                  ops::cuda::token_moments(sums, raw, skip, ctx);
                 }};
   };
   return {{"softmax_entropy_forward", 0, forward},
@@ -251,13 +255,13 @@ std::vector<Case> cosine(const Sizes& s) {
   const auto forward = [=](Workspace& w) {
     const Tensor score = w.normal({T, E}, f32), x_norm = w.normal({T}, f32), mean_norm = w.normal({E}, f32);
     return Work{.shape = text(score), .bytes = bytes_of({score, score}), .call = [=](Context& ctx) {
-                  cuda::cosine_forward(score, x_norm, mean_norm, ctx);
+                  ops::cuda::cosine_forward(score, x_norm, mean_norm, ctx);
                 }};
   };
   const auto norms = [=](Workspace& w) {
     const Tensor x = w.normal({T, D}, f32), norm = w.take({T}, f32);
     return Work{.shape = text(x), .bytes = bytes_of({x}), .call = [=](Context& ctx) {
-                  cuda::row_norm_l2(norm, x, ctx);
+                  ops::cuda::row_norm_l2(norm, x, ctx);
                 }};
   };
   const auto sums_of_experts = [=](Workspace& w) {
@@ -267,7 +271,7 @@ std::vector<Case> cosine(const Sizes& s) {
                  sum = w.take({E, D}, DType::f64), count = w.take({E}, DType::f64);
     return Work{.shape = fmt::format("{}, {} slots", text(x), s.slots),
                 .bytes = bytes_of({x}),
-                .call = [=](Context& ctx) { cuda::expert_sums(sum, count, x, expert, ctx); }};
+                .call = [=](Context& ctx) { ops::cuda::expert_sums(sum, count, x, expert, ctx); }};
   };
   return {{"cosine_forward", 0, forward}, {"row_norm_l2", 0, norms}, {"expert_sums", 0, sums_of_experts}};
 }
@@ -278,20 +282,20 @@ std::vector<Case> states(const Sizes& s) {
   const auto quantiles = [=](Workspace& w) {
     const Tensor bias = w.normal({E}, f32), count = w.zeros({E, 2 * kGapBins}, DType::f64);
     return Work{.shape = text(count), .bytes = bytes_of({count}), .call = [=](Context& ctx) {
-                  cuda::follow_quantile_bias(bias, count, 0.1, 0, ctx);
+                  ops::cuda::follow_quantile_bias(bias, count, 0.1, 0, ctx);
                 }};
   };
   const auto means = [=](Workspace& w) {
     const Tensor mean = w.normal({E, D}, f32), sum = w.zeros({E, D}, DType::f64),
                  count = w.zeros({E}, DType::f64);
     return Work{.shape = text(mean), .bytes = bytes_of({mean, mean, sum}), .call = [=](Context& ctx) {
-                  cuda::follow_means(mean, sum, count, 0.99, ctx);
+                  ops::cuda::follow_means(mean, sum, count, 0.99, ctx);
                 }};
   };
   const auto biases = [=](Workspace& w) {
     const Tensor bias = w.normal({E}, f32), count = w.zeros({E}, DType::f64);
     return Work{.shape = text(bias), .bytes = bytes_of({bias, bias, count}), .call = [=](Context& ctx) {
-                  cuda::balance_bias(bias, count, 1e-3, ctx);
+                  ops::cuda::balance_bias(bias, count, 1e-3, ctx);
                 }};
   };
   return {{"follow_quantile_bias", 0, quantiles}, {"follow_means", 0, means}, {"balance_bias", 0, biases}};

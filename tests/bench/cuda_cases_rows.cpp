@@ -25,17 +25,17 @@ std::vector<Case> rmsnorm(std::int64_t tokens, std::int64_t groups, std::int64_t
                  rstd = w.take({tokens, groups}, DType::f32);
     return Work{.shape = fmt::format("{} of {}", text(in), width),
                 .bytes = bytes_of({in, out, rstd}),
-                .call = [=](Context& ctx) { cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx); }};
+                .call = [=](Context& ctx) { ops::cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx); }};
   };
   const auto backward = [=](Workspace& w) {
     const Tensor in = w.normal(rows, dtype), weight = w.normal({width}, dtype), dout = w.normal(rows, dtype),
                  din = w.zeros(rows, dtype), dweight = w.zeros({width}, DType::f32),
                  rstd = w.take({tokens, groups}, DType::f32);
-    cuda::rmsnorm_forward(din, rstd, in, weight, kEps, w.ctx());
+    ops::cuda::rmsnorm_forward(din, rstd, in, weight, kEps, w.ctx());
     return Work{
         .shape = fmt::format("{} of {}", text(in), width),
         .bytes = bytes_of({in, dout, rstd, din, din}),
-        .call = [=](Context& ctx) { cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx); }};
+        .call = [=](Context& ctx) { ops::cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx); }};
   };
   return {{"rmsnorm_forward", kMoveBar, forward}, {"rmsnorm_backward", kMoveBar, backward}};
 }
@@ -58,14 +58,14 @@ std::vector<Case> rope(const Sizes& s, std::int64_t head_dim, std::int64_t rotat
              const Tensor x = rows(w);
              const auto [cosine, sine] = tables(w);
              return work(x, [=, cosine = cosine, sine = sine](Context& ctx) {
-               cuda::rope_forward(x, cosine, sine, s.seq_len, layout, ctx);
+               ops::cuda::rope_forward(x, cosine, sine, s.seq_len, layout, ctx);
              });
            }},
           {fmt::format("rope_backward, {}", kind), kMoveBar, [=](Workspace& w) {
              const Tensor dx = rows(w);
              const auto [cosine, sine] = tables(w);
              return work(dx, [=, cosine = cosine, sine = sine](Context& ctx) {
-               cuda::rope_backward(dx, cosine, sine, s.seq_len, layout, ctx);
+               ops::cuda::rope_backward(dx, cosine, sine, s.seq_len, layout, ctx);
              });
            }}};
 }
@@ -87,14 +87,14 @@ std::vector<Case> mla(const Sizes& s) {
              const Tensors x = tensors(w);
              return Work{
                  .shape = text(x.kv), .bytes = bytes_of({x.kv, x.k_rope, x.k, x.v}), .call = [=](Context& ctx) {
-                   cuda::mla_split_forward(x.k, x.v, x.kv, x.k_rope, widths, ctx);
+                   ops::cuda::mla_split_forward(x.k, x.v, x.kv, x.k_rope, widths, ctx);
                  }};
            }},
           {"mla_split_backward", 0, [=](Workspace& w) {
              const Tensors x = tensors(w);
              return Work{
                  .shape = text(x.kv), .bytes = bytes_of({x.kv, x.k_rope, x.k, x.v}), .call = [=](Context& ctx) {
-                   cuda::mla_split_backward(x.kv, x.k_rope, x.k, x.v, widths, ctx);
+                   ops::cuda::mla_split_backward(x.kv, x.k_rope, x.k, x.v, widths, ctx);
                  }};
            }}};
 }
@@ -105,15 +105,16 @@ std::vector<Case> swiglu(const Sizes& s) {
            [=](Workspace& w) {
              const Tensor gate_up = w.normal({R, 2 * F}, DType::bf16), out = w.take({R, F}, DType::bf16);
              return Work{.shape = text(gate_up), .bytes = bytes_of({gate_up, out}), .call = [=](Context& ctx) {
-                           cuda::swiglu_forward(out, gate_up, ctx);
+                           ops::cuda::swiglu_forward(out, gate_up, ctx);
                          }};
            }},
           {"swiglu_backward", 0, [=](Workspace& w) {
              const Tensor gate_up = w.normal({R, 2 * F}, DType::bf16), dout = w.normal({R, F}, DType::bf16),
                           dgate_up = w.take({R, 2 * F}, DType::bf16);
-             return Work{.shape = text(gate_up),
-                         .bytes = bytes_of({gate_up, dout, dgate_up}),
-                         .call = [=](Context& ctx) { cuda::swiglu_backward(dgate_up, dout, gate_up, ctx); }};
+             return Work{
+                 .shape = text(gate_up),
+                 .bytes = bytes_of({gate_up, dout, dgate_up}),
+                 .call = [=](Context& ctx) { ops::cuda::swiglu_backward(dgate_up, dout, gate_up, ctx); }};
            }}};
 }
 
@@ -123,14 +124,14 @@ std::vector<Case> bias(const Sizes& s) {
              const Tensor out = w.normal({s.tokens, s.hidden}, DType::bf16),
                           bias_N = w.normal({s.hidden}, DType::bf16, 0.02);
              return Work{.shape = text(out), .bytes = bytes_of({out, out}), .call = [=](Context& ctx) {
-                           cuda::bias_forward(out, bias_N, ctx);
+                           ops::cuda::bias_forward(out, bias_N, ctx);
                          }};
            }},
           {"bias_backward", 0, [=](Workspace& w) {
              const Tensor dout = w.normal({s.tokens, s.hidden}, DType::bf16),
                           dbias = w.zeros({s.hidden}, DType::f32);
              return Work{.shape = text(dout), .bytes = bytes_of({dout}), .call = [=](Context& ctx) {
-                           cuda::bias_backward(dbias, dout, ctx);
+                           ops::cuda::bias_backward(dbias, dout, ctx);
                          }};
            }}};
 }

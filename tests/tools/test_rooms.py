@@ -9,7 +9,7 @@ BELOW = {
     "core": [],
     "config": ["core"],
     "data": ["core"],
-    "cpu": ["core"],
+    "cpu": ["core", "ops"],
     "ops": ["core", "cpu", "cuda"],
     "parallel": ["core", "ops"],
     "router": ["core", "config", "ops"],

@@ -1,4 +1,4 @@
-#include "cpu/skinny.h"
+#include "ops/cpu/skinny.h"
 
 #include <omp.h>
 
@@ -7,7 +7,7 @@
 
 // Legend: M rows, N outputs, K inputs.
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -102,4 +102,4 @@ void skinny_plain(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, c
   });
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -1,4 +1,4 @@
-#include "cpu/gemm_bf16.h"
+#include "ops/cpu/gemm_bf16.h"
 
 #include <omp.h>
 
@@ -10,7 +10,7 @@
 #include "core/arena.h"
 #include "core/error.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -218,4 +218,4 @@ void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std
   product(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -7,7 +7,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // Work on fewer elements than this is done by the calling thread: starting a team costs some microseconds.
 constexpr std::int64_t kParallelElements = 1 << 14;
@@ -78,4 +78,4 @@ T reciprocal_rms(const T* in, std::int64_t width, double eps) {
   return static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + eps));
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -1,14 +1,14 @@
-#include "cpu/gemm.h"
+#include "ops/cpu/gemm.h"
 
 #include <oneapi/dnnl/dnnl.h>
 
 #include <algorithm>
 
 #include "core/error.h"
-#include "cpu/gemm_bf16.h"
-#include "cpu/skinny.h"
+#include "ops/cpu/gemm_bf16.h"
+#include "ops/cpu/skinny.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 namespace {
 
@@ -68,4 +68,4 @@ void multiply<double>(MatmulType, Trans trans_a, Trans trans_b, std::int64_t m, 
   gemm<double>(trans_a, trans_b, m, n, k, 1.0, a, lda, b, ldb, add ? 1.0 : 0.0, c, ldc);
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

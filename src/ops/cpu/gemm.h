@@ -7,7 +7,7 @@
 
 #include "core/context.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 enum class Trans { no, yes };
 
@@ -25,4 +25,4 @@ template <class T>
 void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
               const T* a, std::int64_t lda, const T* b, std::int64_t ldb, bool add, T* c, std::int64_t ldc);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -1,11 +1,11 @@
-// Products of float matrices through bfloat16 operands: cpu/gemm.h's `multiply` for MatmulType::bf16.
+// Products of float matrices through bfloat16 operands: ops/cpu/gemm.h's `multiply` for MatmulType::bf16.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/gemm.h"
+#include "ops/cpu/gemm.h"
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // Whether this processor multiplies bfloat16 itself (AVX-512 is needed).
 bool has_bf16_products();
@@ -20,4 +20,4 @@ void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_
                        const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
                        std::int64_t ldc);
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

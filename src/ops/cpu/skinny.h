@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // Up to so many rows a product of this kind is faster than oneDNN's, or as fast.
 constexpr std::int64_t kSkinnyRows = 8;
@@ -20,4 +20,4 @@ void skinny_plain(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, c
 // Outputs that one piece of work covers: small enough to share out, large enough to be worth fetching.
 constexpr std::int64_t kSkinnyColumns = 64;
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace switchyard::cpu {
+namespace switchyard::ops::cpu {
 
 // exp(x): Cody-Waite reduction by ln 2, then the degree-6 polynomial of Cephes' expf. 0 where the result would
 // be subnormal (below -87.34), infinity above 88.73; NaN stays NaN.
@@ -66,4 +66,4 @@ inline T sigmoid_of(T x) {
   return T(1) / (T(1) + exp_of(-x));
 }
 
-}  // namespace switchyard::cpu
+}  // namespace switchyard::ops::cpu
