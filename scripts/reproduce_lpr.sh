@@ -146,7 +146,7 @@ HELP
   $dry || fail "data/fineweb/train_*.bin and data/c4val/val_*.bin are not there; the lines above get them"
 fi
 
-steps_of() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["train"]["steps"])' "$1"; }
+steps_of() { python3 -B tools/run_config.py "$1" train.steps; }
 
 runs=()
 for i in "${!names[@]}"; do

@@ -57,7 +57,7 @@ Json inspect_shard(const fs::path& path) {
 }
 
 Json inspect_config(const fs::path& path, const std::string& text) {
-  if (!config::looks_like_run(text)) {
+  if (!config::looks_like_run(text, path.string())) {
     const config::Model model = config::parse_model(text, path.string());
     return {{"kind", "model"},
             {"path", path.string()},

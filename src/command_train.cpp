@@ -52,7 +52,7 @@ config::Run load_run(const TrainOptions& options) {
     return config::load_run(options.config, options.overrides, schemas, std::nullopt,
                             checkpoint::vocab_size_of);
   const fs::path config = fs::path(options.config);
-  if (config::looks_like_run(read_text_file(config)))
+  if (config::looks_like_run(read_text_file(config), options.config))
     return config::load_run(options.config, options.overrides, schemas, std::nullopt, [&](const auto&) {
       return checkpoint::ModelDirectory(options.init_from).model().vocab_size;
     });

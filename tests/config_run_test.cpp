@@ -355,10 +355,10 @@ TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
 }
 
 TEST(ConfigRun, TellsARunFromAModel) {
-  EXPECT_TRUE(looks_like_run(minimal_run().dump()));
-  EXPECT_FALSE(looks_like_run(minimal_qwen().dump()));
-  EXPECT_FALSE(looks_like_run("[\"model\"]"));
-  EXPECT_FALSE(looks_like_run("not JSON"));
+  EXPECT_TRUE(looks_like_run(minimal_run().dump(), "run.json"));
+  EXPECT_FALSE(looks_like_run(minimal_qwen().dump(), "run.json"));
+  EXPECT_FALSE(looks_like_run("[\"model\"]", "run.json"));
+  EXPECT_FALSE(looks_like_run("not JSON", "run.json"));
 }
 
 TEST(ConfigRun, AMissingFileIsNamed) {

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 
+import run_config
 from bench_report import make_shard
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -86,8 +87,7 @@ def attempt(binary, device, config, overrides, micro_batch, n_steps, limit):
 
 def measure(run, args, directory):
     overrides = {**run.overrides, **(SMOKE if args.smoke else {})}
-    with open(os.path.join(ROOT, run.config)) as file:
-        config = json.load(file)
+    config = run_config.read(os.path.join(ROOT, run.config))
     shard = os.path.join(directory, "train.bin")
     make_shard(shard, config["model"]["vocab_size"] if not args.smoke else SMOKE["model.vocab_size"])
     overrides |= {"data.train": [shard], "data.validation": [], "train.eval_every": 0}

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+import run_config
+
 SHARD_TOKENS = 2_000_000
 WARM_UP = 3  # steps that are not counted: memory is touched first and caches are filled then
 
@@ -106,8 +108,7 @@ def main():
     if args.steps <= WARM_UP:
         parser.error(f"--steps {args.steps}: the first {WARM_UP} are not counted; give more")
 
-    with open(args.config) as file:
-        config = json.load(file)
+    config = run_config.read(args.config)
     model, seq_len = config["model"], config["train"]["seq_len"]
     make_shard("data/bench/train.bin", model["vocab_size"])
 

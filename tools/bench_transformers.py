@@ -21,6 +21,8 @@ import statistics
 import sys
 import time
 
+import run_config
+
 WARM_UP = 3
 BOTH = [("eager", False), ("grouped_mm", True)]  # experts, compiled
 BARS = {("eager", False): 6.0, ("grouped_mm", True): 2.0}  # how many times as fast as this we must be on a card
@@ -159,8 +161,7 @@ def main():
 
     import transformers
     transformers.utils.logging.set_verbosity_error()
-    with open(args.config) as file:
-        config = json.load(file)
+    config = run_config.read(args.config)
     options = config["model"]
     for change in args.set:
         key, value = change.split("=", 1)

@@ -27,6 +27,7 @@ import tempfile
 from pathlib import Path
 
 import random_models
+import run_config
 from console import UserError
 
 # Relative to a tensor's largest value: float32 sums in another order, through the forward and the backward pass.
@@ -71,11 +72,11 @@ def parse_arguments():
 def read_options(path, overrides):
     """The keys of a config.json, from it or from a run's configuration."""
     try:
-        options = json.loads(path.read_text())
+        options = run_config.read(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{error.filename}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{error}") from None
     if isinstance(options, dict) and isinstance(options.get("model"), dict):
         router = options.get("router") or {}
         if router:

@@ -73,7 +73,7 @@ bool is_hugging_face(const fs::path& path) {
   if (!fs::is_regular_file(path / "config.json", error)) return false;
   for (const char* of_a_run : {"manifest.json", "run.json", "state.safetensors", "checkpoints"})
     if (fs::exists(path / of_a_run, error)) return false;
-  return !config::looks_like_run(read_text_file(path / "config.json"));
+  return !config::looks_like_run(read_text_file(path / "config.json"), (path / "config.json").string());
 }
 
 ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {

@@ -7,7 +7,7 @@ namespace {
 
 using Key = std::string_view;
 
-constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "log"};
+constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "log", "extends"};
 
 constexpr Key kMixtral[] = {"model_type",
                             "vocab_size",

@@ -5,7 +5,6 @@
 
 #include "config/byte_size.h"
 #include "config/hugging_face.h"
-#include "config/overrides.h"
 #include "config/resolve.h"
 #include "config/router_section.h"
 #include "config/section.h"
@@ -312,10 +311,9 @@ void place_router(Json::Object& root, const Source& source) {
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
               const VocabSizeOf& vocab_size_of) {
-  Json root = parse_json(text, origin);
   Source source(origin);
-  auto* const members = root.get<Json::Object>();
-  if (members == nullptr) source.fail("", fmt::format("is {}, expected an object", describe(root)));
+  Json root = read_configuration(text, source);
+  auto* const members = &root.object();
   if (default_model && find_member(*members, "model") == nullptr) {
     // With the model comes its router, unless the run names one.
     Json model_of_weights = parse_json(*default_model, origin);
@@ -365,6 +363,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   run.log.every = log.integer("every", 1, kMaxSize, run.log.every);
   run.log.tensorboard = log.boolean("tensorboard", run.log.tensorboard);
   log.finish();
+  top.find("extends");  // read_configuration has followed it
   top.finish();
   run.resolved_json = to_resolved_json(run);
   return run;
@@ -376,11 +375,10 @@ Run load_run(const std::string& path, const std::vector<std::string>& overrides,
   return parse_run(read_text_file(path), path, overrides, routers, default_model, vocab_size_of);
 }
 
-bool looks_like_run(const std::string& text) {
+bool looks_like_run(const std::string& text, const std::string& origin) {
   try {
-    const Json json = parse_json(text, "");
-    const auto* object = json.get<Json::Object>();
-    return object != nullptr && find_member(*object, "model") != nullptr;
+    Source source(origin);
+    return read_configuration(text, source).contains("model");
   } catch (const InputError&) {
     return false;
   }

@@ -1,5 +1,5 @@
-// JSON -> config::Run. Each failure is an InputError of one line: file, JSON path, what was found, what was
-// expected, and for a key that is not known the nearest one that is.
+// A configuration file (source.h) -> config::Run. Each failure is an InputError of one line: file, JSON path,
+// what was found, what was expected, and for a key that is not known the nearest one that is.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers,
              const std::optional<std::string>& default_model = std::nullopt,
              const VocabSizeOf& vocab_size_of = {});
-// The same from a text; `origin` names it in messages.
+// The same from a text; `origin` names it in messages, and what it extends is relative to the directory of
+// that.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers,
               const std::optional<std::string>& default_model = std::nullopt,
@@ -52,8 +53,8 @@ std::string state_router(const std::string& config_json, const Model& model, con
 // The router of a family where a run says nothing about it.
 Router default_router(Family family, std::span<const RouterSchema> routers);
 
-// What `inspect` needs to tell files apart: true when the text is a JSON object with a `model` section; false
-// for any other text, JSON or not.
-bool looks_like_run(const std::string& text);
+// What `inspect` needs to tell files apart: true when the text, or a configuration that it extends (relative to
+// the directory of `origin`), is a JSON object with a `model` section; false for any other text, JSON or not.
+bool looks_like_run(const std::string& text, const std::string& origin);
 
 }  // namespace switchyard::config

@@ -19,10 +19,6 @@ std::string join(std::span<const std::string_view> words) {
   return out;
 }
 
-bool at_or_below(const std::string& path, const std::string& ancestor) {
-  return path == ancestor || path.starts_with(ancestor + ".");
-}
-
 std::string to_string(const Interval& range) {
   return fmt::format("{}{}, {}{}", range.low_open ? '(' : '[', range.low, range.high,
                      range.high_open ? ')' : ']');
@@ -38,29 +34,6 @@ std::optional<std::int64_t> whole_number(const Json& json) {
 }
 
 }  // namespace
-
-void Source::add_override(std::string path, std::string made, std::string text) {
-  overrides_.push_back({std::move(path), std::move(made), std::move(text)});
-}
-
-const Source::Override* Source::find_override(const std::string& path) const {
-  if (path.empty()) return nullptr;
-  // The later override holds.
-  const auto it = std::find_if(overrides_.rbegin(), overrides_.rend(), [&](const Override& o) {
-    return at_or_below(path, o.path) || (at_or_below(o.path, path) && at_or_below(path, o.made));
-  });
-  return it == overrides_.rend() ? nullptr : &*it;
-}
-
-void Source::fail(const std::string& path, const std::string& problem, const std::string& other) const {
-  const Override* given = find_override(path);
-  if (given == nullptr) given = find_override(other);
-  const std::string origin = given != nullptr ? "--set " + printable(given->text) : origin_;
-  if (path.empty()) throw_input("{}: {}", origin, problem);
-  throw_input("{}: {}: {}", origin, path, problem);
-}
-
-bool Source::overridden(const std::string& path) const { return find_override(path) != nullptr; }
 
 Section::Section(const Json* json, std::string path, const Source& source, const SectionKeys& keys,
                  std::span<const std::string_view> ignored, const Accept& accept)

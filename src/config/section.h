@@ -14,41 +14,10 @@
 #include "config/keys.h"
 #include "config/names.h"
 #include "config/ranges.h"
+#include "config/source.h"
 #include "core/json.h"
 
 namespace switchyard::config {
-
-// Where a configuration came from: a text, and overrides on top of it.
-class Source {
- public:
-  explicit Source(std::string origin) : origin_(std::move(origin)) {}
-  const std::string& origin() const { return origin_; }
-  // The override `text` gave the value at `path`, and made the objects on the way from `made` (a part of
-  // `path`, or all of it) on.
-  void add_override(std::string path, std::string made, std::string text);
-
-  // Throws InputError "<origin>: <path>: <problem>"; where an override gave the value at `path`, or at `other`
-  // (a second key that the problem names), the override takes the origin's place.
-  [[noreturn]] void fail(const std::string& path, const std::string& problem,
-                         const std::string& other = "") const;
-  bool overridden(const std::string& path) const;
-
-  // The model's, for messages about keys of other sections; empty until it is known.
-  void set_family(std::string_view family) { family_ = family; }
-  std::string_view family() const { return family_; }
-
- private:
-  struct Override {
-    std::string path;
-    std::string made;
-    std::string text;
-  };
-  const Override* find_override(const std::string& path) const;
-
-  std::string origin_;
-  std::string_view family_;
-  std::vector<Override> overrides_;
-};
 
 class Section {
  public:

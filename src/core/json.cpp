@@ -16,10 +16,37 @@ constexpr std::size_t kMaxQuoted = 80;      // bytes of a string value in a mess
 constexpr std::size_t kMaxPrintable = 200;  // bytes of a key, an override or a parser's remark in a message
 
 // Who wrote a text: it decides what a message says to do.
-enum class Writer { person, program, unknown };
+enum class Writer { person, person_with_comments, program, unknown };
 
 std::size_t max_depth(Writer writer) {
-  return writer == Writer::person ? 64 : writer == Writer::program ? 70 : 512;
+  switch (writer) {
+    case Writer::person:
+    case Writer::person_with_comments:
+      return 64;
+    case Writer::program:
+      return 70;
+    case Writer::unknown:
+      return 512;
+  }
+  return 0;
+}
+
+// The text with a space for each byte of a comment, so that every position stays what it was.
+std::string without_comments(std::string_view text) {
+  std::string out(text);
+  bool in_string = false;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (in_string && out[i] == '\\') {
+      ++i;
+    } else if (out[i] == '"') {
+      in_string = !in_string;
+    } else if (out[i] == '\n') {
+      in_string = false;  // no string goes on in the next line
+    } else if (!in_string && out.compare(i, 2, "//") == 0) {
+      for (; i < out.size() && out[i] != '\n'; ++i) out[i] = ' ';
+    }
+  }
+  return out;
 }
 
 struct NotJson {};  // of a text by whom nobody knows
@@ -72,7 +99,10 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
     cut_through(what, "] ");
     if (what.starts_with("parse error")) cut_through(what, ": ");
     throw_input("{}: line {}, column {}: not JSON: {}{}", origin_, line, offset - line_start + 1,
-                printable(what), text_.substr(offset).starts_with('/') ? " (JSON has no comments)" : "");
+                printable(what),
+                !text_.substr(offset).starts_with('/')    ? ""
+                : writer_ == Writer::person_with_comments ? " (a comment begins with //)"
+                                                          : " (JSON has no comments)");
   }
 
  private:
@@ -104,7 +134,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
     if (open_.size() == most) {
       if (writer_ == Writer::unknown) throw NotJson();
       throw_input("{}: nested deeper than {} levels; {}", origin_, most,
-                  writer_ == Writer::person ? "no configuration is" : "the file is damaged");
+                  writer_ == Writer::program ? "the file is damaged" : "no configuration is");
     }
     open_.push_back(&place(std::move(container)));
     return true;
@@ -313,6 +343,11 @@ Json sorted(Json json) {
 
 Json parse_json(std::string_view text, const std::string& origin) {
   return parse(text, origin, Writer::person);
+}
+
+Json parse_commented_json(std::string_view text, const std::string& origin) {
+  const std::string plain = without_comments(text);
+  return parse(plain, origin, Writer::person_with_comments);
 }
 
 Json parse_stored_json(std::string_view text, const std::string& origin) {

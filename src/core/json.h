@@ -104,6 +104,8 @@ Json sorted(Json json);
 // What a person writes. Throws InputError that begins with `origin`: a syntax error (line and column, in bytes,
 // both from 1), a key given twice (its path), nesting deeper than 64.
 Json parse_json(std::string_view text, const std::string& origin);
+// The same with comments: from // to the end of the line, where JSON takes white space.
+Json parse_commented_json(std::string_view text, const std::string& origin);
 // What a program has written. Throws InputError that begins with `origin` and says that the file is damaged:
 // not JSON, a key twice in one object, nesting deeper than 70 (a configuration and what is around it).
 Json parse_stored_json(std::string_view text, const std::string& origin);

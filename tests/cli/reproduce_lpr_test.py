@@ -7,9 +7,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import harness
 from harness import BINARY, ROOT, CliTest
+
+sys.path.insert(0, str(ROOT / "tools"))
+import run_config
 
 LAYOUTS = ("mixtral", "qwen3_moe", "deepseek_v3")
 DOMAINS = ("prose", "reference", "technical", "legal", "code")
@@ -29,8 +33,8 @@ class ReproduceLpr(CliTest):
         super().setUp()
         for part in ("scripts", "tools", "configs"):
             shutil.copytree(ROOT / part, self.dir / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in (self.dir / "configs" / "lpr_small").iterdir():
-            config = json.loads(path.read_text())
+        configs = {path: run_config.read(path) for path in (self.dir / "configs" / "lpr_small").iterdir()}
+        for path, config in configs.items():
             config["model"] |= SMALL_MODEL
             path.write_text(json.dumps(harness.deep_update(config, SMALL_TRAIN)))
         for i, domain in enumerate(DOMAINS):
