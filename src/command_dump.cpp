@@ -11,7 +11,6 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "model/transformer.h"
-#include "router/auxiliary_losses.h"
 #include "router/registry.h"
 #include "train/token_data.h"
 
@@ -83,10 +82,11 @@ int run_dump(const DumpOptions& options) {
   model.forward(batch, ctx);
   std::vector<float> logits(static_cast<std::size_t>(T * config.vocab_size));
   model.logits(Tensor(logits.data(), Shape{T, config.vocab_size}, DType::f32), ctx);
-  double auxiliary[2] = {};  // balance, z
-  router::AuxiliaryLosses(router, config.num_experts_per_tok)
-      .compute(Tensor(auxiliary, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
-               batch.tokens_B, {.n_tokens = T, .n_sequences = B, .count_LE = {}}, ctx);
+  double auxiliary[3] = {};  // balance, z, the routers' own
+  model.routing().begin(ctx);
+  model.routing().add_micro_batch(ctx);
+  model.routing().add_losses(Tensor(auxiliary, Shape{3}, DType::f64), batch.tokens_B,
+                             {.n_tokens = T, .n_sequences = B}, ctx);
   const double n_targets = static_cast<double>(B * (S - 1));
   std::vector<float> loss_T(static_cast<std::size_t>(T));
   model.loss_and_backward(Tensor(loss_T.data(), Shape{T}, DType::f32), batch, 1.0 / n_targets, ctx);
@@ -100,7 +100,7 @@ int run_dump(const DumpOptions& options) {
   out.push_back({"loss", Tensor(&loss, Shape{1}, DType::f32)});
   const std::vector<router::RoutingDecision> decisions = model.routing_decisions();
   for (std::size_t l = 0; l < decisions.size(); ++l) {
-    const std::string layer = std::to_string(model.layer_of_router(static_cast<std::int64_t>(l)));
+    const std::string layer = std::to_string(model.routing().layer(static_cast<std::int64_t>(l)).layer());
     out.push_back({"experts." + layer, decisions[l].expert_TK});
     out.push_back({"weights." + layer, decisions[l].weight_TK});
   }

@@ -65,8 +65,8 @@ nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Tra
   const auto figures = result.load.figures();
   nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
   balance["layers"] = nlohmann::ordered_json::array();
-  for (std::int64_t l = 0; l < model.n_main_routers(); ++l) {
-    nlohmann::ordered_json layer = {{"layer", model.layer_of_router(l)}};
+  for (std::int64_t l = 0; l < model.routing().n_main_layers(); ++l) {
+    nlohmann::ordered_json layer = {{"layer", model.routing().layer(l).layer()}};
     layer.update(figures_json(figures[static_cast<std::size_t>(l)]));
     const auto load_E = result.load.layer(l);
     layer["counts"] = std::vector<std::int64_t>(load_E.begin(), load_E.end());
@@ -118,7 +118,7 @@ void print_losses(const train::EvalResult& result, std::FILE* to) {
 
 void print_table(const train::EvalResult& result, const model::Transformer& model, std::FILE* to) {
   print_losses(result, to);
-  if (model.n_main_routers() == 0) return;
+  if (model.routing().n_main_layers() == 0) return;
   const auto row = [&](const std::string& name, const router::BalanceFigures& f) {
     fmt::print(to, "{:>6}  {:7.4f}  {:8.2e}  {:7.4f}  {:8.4f}  {:11.3f}  {:8.4f}\n", name, f.gini, f.min_max,
                f.cv, f.max_vio, f.utilisation, f.entropy);
@@ -126,8 +126,8 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
   fmt::print(to, "{:>6}  {:>7}  {:>8}  {:>7}  {:>8}  {:>11}  {:>8}\n", "layer", "Gini", "min/max", "CV",
              "MaxVio", "utilisation", "entropy");
   const auto figures = result.load.figures();
-  for (std::int64_t l = 0; l < model.n_main_routers(); ++l)
-    row(std::to_string(model.layer_of_router(l)), figures[static_cast<std::size_t>(l)]);
+  for (std::int64_t l = 0; l < model.routing().n_main_layers(); ++l)
+    row(std::to_string(model.routing().layer(l).layer()), figures[static_cast<std::size_t>(l)]);
   row("mean", router::mean_of(figures));
 }
 

@@ -50,7 +50,7 @@ class Example final : public Router {
   RoutingDecision decision_;
 };
 
-inline RouterKind example_router() {
+inline RouterType example_router() {
   return {.schema = {.type = "example",
                      .options = {{.key = "sharpness", .fallback = 1.0, .range = {0, 100, true}}}},
           .make = make_router_of<Example>};

@@ -49,7 +49,7 @@ TEST_P(Golden, EveryTokenGoesToTheSameExpertsWithTheSameWeights) {
   // transformers does not sort what this family's router chooses.
   const bool any_order = here_.model().config().family == config::Family::deepseek_v3;
   for (std::size_t l = 0; l < decision_L.size(); ++l) {
-    const std::int64_t layer = here_.model().layer_of_router(static_cast<std::int64_t>(l));
+    const std::int64_t layer = here_.model().routing().layer(static_cast<std::int64_t>(l)).layer();
     SCOPED_TRACE("layer " + std::to_string(layer));
     const Expected expert_TK = golden_.expected("experts." + std::to_string(layer));
     const Expected weight_TK = golden_.expected("weights." + std::to_string(layer));

@@ -21,7 +21,6 @@
 #include "config/load.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
-#include "router/auxiliary_losses.h"
 #include "router/registry.h"
 #include "tensors.h"
 #include "train/optimizer.h"
@@ -130,8 +129,7 @@ class GoldenModel {
   explicit GoldenModel(const GoldenCase& golden)
       : golden_(golden),
         tokens_(golden.expected("tokens")),
-        router_(router_of(golden)),
-        model_(golden.model(), router_, DType::f32, true),
+        model_(golden.model(), router_of(golden), DType::f32, true),
         buffers_(n_seq(), seq_len(), std::nullopt, model_.config().sliding_window),
         target_T_({n_seq() * seq_len()}, DType::i32),
         loss_T_({n_seq() * seq_len()}, DType::f32),
@@ -183,11 +181,9 @@ class GoldenModel {
   };
   // Of the last forward pass; gradients are added to the store's.
   Loss loss_and_backward() {
-    double auxiliary[2] = {};  // balance, z
-    router::AuxiliaryLosses(router_, model_.config().num_experts_per_tok)
-        .compute(Tensor(auxiliary, Shape{2}, DType::f64), model_.loss_gradients(), model_.routing_sums(),
-                 batch_.tokens_B, {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq(), .count_LE = {}},
-                 ctx_);
+    double auxiliary[3] = {};  // balance, z, the routers' own
+    model_.routing().add_losses(Tensor(auxiliary, Shape{3}, DType::f64), batch_.tokens_B,
+                                {.n_tokens = n_seq() * seq_len(), .n_sequences = n_seq()}, ctx_);
     const double targets = static_cast<double>(n_seq() * (seq_len() - 1));
     // At depth k all but the last k + 1 of a sequence have a target.
     std::vector<double> share_K, dloss_K;
@@ -226,7 +222,6 @@ class GoldenModel {
 
   const GoldenCase& golden_;
   Expected tokens_;
-  config::Router router_;
   model::Transformer model_;
   train::BatchBuffers buffers_;
   test::OwnedTensor target_T_, loss_T_, mtp_loss_KT_;

@@ -146,10 +146,9 @@ class ModelGradient : public ::testing::TestWithParam<Case> {};
 
 TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
   const Case& test_case = GetParam();
-  const config::Router router = all_losses(test_case.scope);
   // One thread: a team is not worth its start for ten tokens.
   test::with_threads(1, [&] {
-    ReadyModel model(test_case.model, DType::f64, 2, 5);
+    ReadyModel model(test_case.model, DType::f64, 2, 5, true, all_losses(test_case.scope));
     TestBatch batch(2, 5);
     batch.sequence(0, {3, 1, 4, 1, 5}).sequence(1, {9, 2, 6});  // two tokens of padding
     test_case.masks(batch);
@@ -160,12 +159,12 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
     const std::vector<double> own_counts = counts_of(model);
     std::vector<double> count_LE = own_counts;
     for (std::size_t i = 0; i < count_LE.size(); ++i) count_LE[i] += static_cast<double>(i % 4);
-    const router::GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = as_counts(count_LE, model)};
+    const GlobalBatch global{.n_tokens = 20, .n_sequences = 5, .count_LE = count_LE};
 
     // f_i is a constant to the balance loss's gradient: the perturbed losses keep these counts.
-    const bool routed = model.n_routers() > 0;
-    const test::OwnedTensor frozen(routed ? model.routing_sums().count_LBE.shape() : Shape{0}, DType::i32);
-    if (routed) test::fill(frozen, test::values(model.routing_sums().count_LBE));
+    const bool routed = model.routing().n_layers() > 0;
+    const test::OwnedTensor frozen(routed ? model.routing().counts().count_LBE.shape() : Shape{0}, DType::i32);
+    if (routed) test::fill(frozen, test::values(model.routing().counts().count_LBE));
     std::vector<double> mtp_dloss_K{0.3, 0.2};  // one a depth, different ones
     mtp_dloss_K.resize(static_cast<std::size_t>(model.n_mtp_depths()));
     const auto loss = [&] {
@@ -175,19 +174,18 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
       model.mtp_loss(model.mtp_loss_KT, model.ctx);
       // A step over the border between two choices has no derivative to compare with.
       EXPECT_EQ(counts_of(model), own_counts);
-      router::LayerSums sums = model.routing_sums();
-      if (routed) sums.count_LBE = frozen;
-      const auto auxiliary = compute_auxiliary(model, sums, batch, router, global);
+      if (routed) test::fill(model.routing().counts().count_LBE, test::values(frozen));
+      const AuxiliaryLosses auxiliary = compute_auxiliary(model, batch, global);
       return sum_of(model.loss_T) / 20 + weighted_mtp_loss(model, mtp_dloss_K) + auxiliary.balance +
              auxiliary.z;
     };
 
-    const Losses losses = forward_backward(model, batch, router, global, mtp_dloss_K);
+    const Losses losses = forward_backward(model, batch, global, mtp_dloss_K);
     EXPECT_NEAR(losses.sum(), loss(), 1e-14);  // the same terms, added up in another order
     if (model.n_mtp_depths() > 0) {
       EXPECT_GT(losses.mtp, 0.1);
     }
-    if (model.n_routers() > 0) {
+    if (routed) {
       EXPECT_GT(losses.balance, 0.01);
       if (test_case.model.family != config::Family::deepseek_v3) {
         EXPECT_GT(losses.z, 0.01);

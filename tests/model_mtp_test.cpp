@@ -25,7 +25,7 @@ const config::Router kRouter = all_losses(config::BalanceScope::sequence);
 Losses step(ReadyModel& model, const TestBatch& batch, std::span<const double> dloss_K) {
   for (std::int64_t i = 0; i < model.parameters().grads().numel(); ++i)
     test::set(model.parameters().grads(), i, 0);
-  return forward_backward(model, batch, kRouter, {.n_tokens = 10, .n_sequences = 2, .count_LE = {}}, dloss_K);
+  return forward_backward(model, batch, {.n_tokens = 10, .n_sequences = 2}, dloss_K);
 }
 
 TEST(ModelMtp, CountsTargetsByDepth) {
@@ -44,7 +44,7 @@ TEST(ModelMtp, CountsTargetsByDepth) {
 TEST(ModelMtp, PoisonBeforeAStepChangesNoBit) {
   test::with_threads(1, [] {
     for (const DType dtype : {DType::f32, DType::f64}) {
-      ReadyModel model(with_depths(2), dtype, 2, 6);
+      ReadyModel model(with_depths(2), dtype, 2, 6, true, kRouter);
       TestBatch batch = one_batch();
       batch.kv_begin(0, {0, 0, 0, 3, 3, 3});
       const std::vector<double> dloss_K = {0.2, 0.1};
@@ -68,9 +68,9 @@ TEST(ModelMtp, WithoutItsLossTheMainModelIsTheSameBitForBit) {
     const TestBatch batch = one_batch();
     for (ReadyModel* model : {&with, &without}) {
       model->forward(batch.batch(), model->ctx);
-      for (auto& gradient : model->loss_gradients().layer_L) {
-        for (std::int64_t i = 0; i < gradient.dprob_BE.numel(); ++i) test::set(gradient.dprob_BE, i, 0.01);
-        gradient.dlse2 = 0;
+      for (std::int64_t l = 0; l < model->routing().n_layers(); ++l) {
+        const Tensor& dprob_BE = model->routing().routing(l).loss.dprob_BE;
+        for (std::int64_t i = 0; i < dprob_BE.numel(); ++i) test::set(dprob_BE, i, 0.01);
       }
       model->loss_and_backward(model->loss_T, batch.batch(), 0.1, model->ctx);
     }
@@ -91,16 +91,16 @@ TEST(ModelMtp, WithoutItsLossTheMainModelIsTheSameBitForBit) {
 TEST(ModelMtp, AModelForEvaluationHasTheRowsAndComputesNothing) {
   ReadyModel with(with_depths(1), DType::f32, 2, 6, false), without(with_depths(0), DType::f32, 2, 6, false);
   EXPECT_GT(with.parameters().count(), without.parameters().count());
-  EXPECT_EQ(with.activation_bytes(), without.activation_bytes());
+  EXPECT_EQ(with.measure_activations(2, 6), without.measure_activations(2, 6));
   EXPECT_EQ(with.n_mtp_depths(), 0);
-  EXPECT_EQ(with.n_routers(), 2);
+  EXPECT_EQ(with.routing().n_layers(), 2);
 }
 
 TEST(ModelMtp, RowsAreThoseOfThePublicFiles) {
   const Transformer model(with_depths(1), kRouter, DType::f32, true);
-  EXPECT_EQ(model.n_main_routers(), 2);
-  EXPECT_EQ(model.n_routers(), 3);
-  EXPECT_EQ(model.layer_of_router(2), 2);
+  EXPECT_EQ(model.routing().n_main_layers(), 2);
+  EXPECT_EQ(model.routing().n_layers(), 3);
+  EXPECT_EQ(model.routing().layer(2).layer(), 2);
   std::vector<std::string> names;
   for (const Parameter& row : model.parameters().rows())
     if (row.name.starts_with("model.layers.2.") && row.name.find(".mlp.") == std::string::npos)

@@ -71,15 +71,14 @@ std::vector<double> forward_losses(ReadyModel& model, const TestBatch& batch) {
 }
 
 void expect_poison_changes_no_bit(Family family, DType dtype) {
-  ReadyModel model(mixed_model(family), dtype, 2, 6);
+  ReadyModel model(mixed_model(family), dtype, 2, 6, true, all_losses(BalanceScope::global_batch));
   const TestBatch batch = mixed_batch();
-  const config::Router router = all_losses(BalanceScope::global_batch);
-  const Losses expected = forward_backward(model, batch, router);
+  const Losses expected = forward_backward(model, batch);
   const OwnedTensor loss_T = copy_of(model.loss_T), grads = copy_of(model.parameters().grads());
 
   model.poison_activations(model.ctx);
   model.ctx.scratch.set_poison(true);
-  const Losses actual = forward_backward(model, batch, router);
+  const Losses actual = forward_backward(model, batch);
   EXPECT_EQ(actual.sum(), expected.sum());
   EXPECT_TRUE(same_bits(model.loss_T, loss_T));
   EXPECT_TRUE(same_bits(model.parameters().grads(), grads));
@@ -97,15 +96,15 @@ TEST_F(ModelMemory, PoisonChangesNoBitOnTwoThreads) {
 TEST_F(ModelMemory, TheSameStepTwiceGivesTheSameBits) {
   for (const int threads : {1, 2})
     test::with_threads(threads, [] {
-      ReadyModel model(mixed_model(Family::qwen3_moe), DType::f32, 2, 6);
-      ReadyModel other(mixed_model(Family::qwen3_moe), DType::f32, 2, 6);
+      const config::Router losses = all_losses(BalanceScope::sequence);
+      ReadyModel model(mixed_model(Family::qwen3_moe), DType::f32, 2, 6, true, losses);
+      ReadyModel other(mixed_model(Family::qwen3_moe), DType::f32, 2, 6, true, losses);
       const TestBatch batch = mixed_batch();
-      const config::Router router = all_losses(BalanceScope::sequence);
-      const double first = forward_backward(model, batch, router).sum();
+      const double first = forward_backward(model, batch).sum();
       const OwnedTensor grads = copy_of(model.parameters().grads());
-      EXPECT_EQ(forward_backward(model, batch, router).sum(), first);
+      EXPECT_EQ(forward_backward(model, batch).sum(), first);
       EXPECT_TRUE(same_bits(model.parameters().grads(), grads));
-      EXPECT_EQ(forward_backward(other, batch, router).sum(), first);
+      EXPECT_EQ(forward_backward(other, batch).sum(), first);
       EXPECT_TRUE(same_bits(other.parameters().grads(), grads));
     });
 }
@@ -118,9 +117,9 @@ TEST_F(ModelMemory, AModelForEvaluationHasTheSameLosses) {
     const TestBatch batch = mixed_batch();
     EXPECT_EQ(forward_losses(evaluating, batch), forward_losses(training, batch));
     EXPECT_EQ(counts_of(evaluating), counts_of(training));
-    EXPECT_LT(evaluating.activation_bytes(), training.activation_bytes());
     EXPECT_THROW(evaluating.loss_and_backward(evaluating.loss_T, batch.batch(), 1, evaluating.ctx),
                  std::logic_error);
+    EXPECT_LT(evaluating.measure_activations(2, 6), training.measure_activations(2, 6));
   }
 }
 
@@ -139,13 +138,14 @@ TEST_F(ModelPadding, ChangesNoLossNoCountAndNoGradient) {
   for (const Family family : kFamilies)
     for (const BalanceScope scope :
          {BalanceScope::layer, BalanceScope::sequence, BalanceScope::global_batch, BalanceScope::model}) {
-      const config::Router router = all_losses(scope);
-      ReadyModel bare(mixed_model(family), DType::f64, 2, 4), padded(mixed_model(family), DType::f64, 4, 7);
+      const config::Router losses = all_losses(scope);
+      ReadyModel bare(mixed_model(family), DType::f64, 2, 4, true, losses);
+      ReadyModel padded(mixed_model(family), DType::f64, 4, 7, true, losses);
       TestBatch bare_batch(2, 4), padded_batch(4, 7);
       bare_batch.sequence(0, {3, 1, 4, 1}).sequence(1, {2, 7, 1, 8});
       padded_batch.sequence(0, {3, 1, 4, 1}).sequence(2, {2, 7, 1, 8});  // 1 and 3 are all padding
-      const Losses expected = forward_backward(bare, bare_batch, router);
-      const Losses actual = forward_backward(padded, padded_batch, router);
+      const Losses expected = forward_backward(bare, bare_batch);
+      const Losses actual = forward_backward(padded, padded_batch);
       EXPECT_NEAR(actual.cross_entropy, expected.cross_entropy, kAbsolute);
       EXPECT_NEAR(actual.balance, expected.balance, kAbsolute);
       EXPECT_NEAR(actual.z, expected.z, kAbsolute);
@@ -157,21 +157,20 @@ TEST_F(ModelPadding, ChangesNoLossNoCountAndNoGradient) {
 
 TEST_F(ModelAccumulation, FourSequencesAreTheSumOfOneAtATime) {
   for (const BalanceScope scope : {BalanceScope::sequence, BalanceScope::global_batch}) {
-    const config::Router router = all_losses(scope);
+    const config::Router losses = all_losses(scope);
     const config::Model config = mixed_model(Family::qwen3_moe);
     const std::vector<std::vector<int>> sequences = {{3, 1, 4, 1, 5}, {9, 2, 6}, {5, 3, 5, 8, 9}, {7, 9, 3, 2}};
-    ReadyModel whole(config, DType::f64, 4, 5), parts(config, DType::f64, 1, 5);
+    ReadyModel whole(config, DType::f64, 4, 5, true, losses), parts(config, DType::f64, 1, 5, true, losses);
     TestBatch whole_batch(4, 5);
     for (std::size_t b = 0; b < 4; ++b) whole_batch.sequence(static_cast<std::int64_t>(b), sequences[b]);
-    const Losses expected = forward_backward(whole, whole_batch, router);
-    std::vector<double> count_LE = counts_of(whole);
+    const Losses expected = forward_backward(whole, whole_batch);
+    const std::vector<double> count_LE = counts_of(whole);
 
     Losses sum;
     for (const auto& sequence : sequences) {
       TestBatch batch(1, 5);
       batch.sequence(0, sequence);
-      sum += forward_backward(parts, batch, router,
-                              {.n_tokens = 17, .n_sequences = 4, .count_LE = as_counts(count_LE, parts)});
+      sum += forward_backward(parts, batch, {.n_tokens = 17, .n_sequences = 4, .count_LE = count_LE});
     }
     EXPECT_NEAR(sum.cross_entropy, expected.cross_entropy, kAbsolute);
     EXPECT_NEAR(sum.balance, expected.balance, kAbsolute);
@@ -185,8 +184,8 @@ TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
   for (const Family family : kFamilies) {
     ReadyModel model(mixed_model(family), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
-    for (std::int64_t l = 0; l < model.n_routers(); ++l) {
-      const std::vector<double> count_BE = values(model.routing_sums().of(l).count_BE);
+    for (std::int64_t l = 0; l < model.routing().n_layers(); ++l) {
+      const std::vector<double> count_BE = values(model.routing().routing(l).count_BE);
       EXPECT_EQ(std::accumulate(count_BE.begin(), count_BE.begin() + 4, 0.0), 6 * 2);
       EXPECT_EQ(std::accumulate(count_BE.begin() + 4, count_BE.end(), 0.0), 4 * 2);
     }
@@ -198,7 +197,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
     ReadyModel model(mixed_model(family), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
     const auto decisions = model.routing_decisions();
-    ASSERT_EQ(static_cast<std::int64_t>(decisions.size()), model.n_routers());
+    ASSERT_EQ(static_cast<std::int64_t>(decisions.size()), model.routing().n_layers());
     std::vector<double> count_LE(decisions.size() * 4, 0.0);
     for (std::size_t l = 0; l < decisions.size(); ++l) {
       EXPECT_EQ(decisions[l].expert_TK.shape(), (Shape{12, 2}));
@@ -239,25 +238,23 @@ TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
     if (!model.parameters().rows()[i].trained) bias_L.push_back(model.parameters().value(i));
   ASSERT_EQ(bias_L.size(), 2u);
   for (const Tensor& bias : bias_L) test::fill(bias, {0, 0, 0, 0});
-  const test::OwnedTensor count_LE({2, 4}, DType::f64);
-  test::fill(count_LE, {3, 1, 2, 2, 0, 4, 4, 0});
-  model.after_step(count_LE, {}, model.ctx);
+  test::fill(model.routing().global_count_LE(), {3, 1, 2, 2, 0, 4, 4, 0});
+  model.routing().after_step(model.ctx);
   const double speed =
       config::default_router(Family::deepseek_v3, router::router_schemas()).own.number("bias_update_speed");
   EXPECT_EQ(values(bias_L[0]), (std::vector<double>{-speed, speed, 0, 0}));
   EXPECT_EQ(values(bias_L[1]), (std::vector<double>{speed, -speed, -speed, speed}));
-  EXPECT_THROW(model.after_step(test::doubles({1, 2, 3, 4}), {}, model.ctx), std::logic_error);
 }
 
 TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
   config::Model config = tiny_model(Family::qwen3_moe);
   config.num_experts = 8;
   config.num_experts_per_tok = 1;
-  ReadyModel model(config, DType::f32, 1, 3);  // three tokens: at least five experts of a layer are idle
+  ReadyModel model(config, DType::f32, 1, 3, true,
+                   all_losses(BalanceScope::layer));  // three tokens: at least five experts of a layer are idle
   TestBatch batch(1, 3);
   batch.sequence(0, {3, 1, 4});
-  const config::Router router = all_losses(BalanceScope::layer);
-  const double expected = forward_backward(model, batch, router).sum();
+  const double expected = forward_backward(model, batch).sum();
   const std::vector<double> count_LE = counts_of(model);
   const OwnedTensor grads = copy_of(model.parameters().grads());
   ParameterStore& parameters = model.parameters();
@@ -279,7 +276,7 @@ TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
     }
   }
   EXPECT_GE(idle_rows, 2 * 5 * 3);
-  EXPECT_EQ(forward_backward(model, batch, router).sum(), expected);
+  EXPECT_EQ(forward_backward(model, batch).sum(), expected);
   EXPECT_TRUE(same_bits(parameters.grads(), grads));
 }
 

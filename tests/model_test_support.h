@@ -11,7 +11,6 @@
 #include "config/load.h"
 #include "model/transformer.h"
 #include "ops/balance_loss.h"
-#include "router/auxiliary_losses.h"
 #include "router/registry.h"
 #include "tensors.h"
 
@@ -64,11 +63,20 @@ inline void fill_weights(ParameterStore& store) {
   }
 }
 
+// The router of a family with other losses.
+inline config::Router default_router(config::Family family, const config::Router& losses) {
+  config::Router router = config::default_router(family, router::router_schemas());
+  router.balance_coef = losses.balance_coef;
+  router.balance_scope = losses.balance_scope;
+  router.z_loss_coef = losses.z_loss_coef;
+  return router;
+}
+
 // A model that is ready for batches of n_seq * seq_len.
 struct ReadyModel : Transformer {
   ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
-             bool training = true)
-      : Transformer(model, config::default_router(model.family, router::router_schemas()), dtype, training),
+             bool training = true, const config::Router& losses = all_losses(config::BalanceScope::layer))
+      : Transformer(model, default_router(model.family, losses), dtype, training),
         loss_T({n_seq * seq_len}, dtype),
         mtp_loss_KT({std::max<std::int64_t>(1, n_mtp_depths()), n_seq * seq_len}, dtype) {
     if (training) measure_activations(n_seq, seq_len);  // before there are parameters, as a run does it
@@ -159,40 +167,43 @@ inline double weighted_mtp_loss(const ReadyModel& model, std::span<const double>
 
 // Slots on each expert of each layer in the last forward pass.
 inline std::vector<double> counts_of(const Transformer& model) {
-  if (model.n_routers() == 0) return {};
+  if (model.routing().n_layers() == 0) return {};
   Context ctx;
-  const test::OwnedTensor count_LE({model.n_routers(), model.config().num_experts}, DType::f64);
+  const test::OwnedTensor count_LE({model.routing().n_layers(), model.config().num_experts}, DType::f64);
   for (std::int64_t i = 0; i < count_LE.view().numel(); ++i) test::set(count_LE, i, 0);
-  ops::add_counts(count_LE, model.routing_sums().count_LBE, ctx);
+  ops::add_counts(count_LE, model.routing().counts().count_LBE, ctx);
   return test::values(count_LE);
 }
 
-inline router::AuxiliaryLosses auxiliary_losses(const Transformer& model, const config::Router& router) {
-  return {router, config::slots_per_token(router, model.config())};
-}
+struct GlobalBatch {
+  std::int64_t n_tokens, n_sequences;
+  std::vector<double> count_LE{};  // slots on each expert; none: they must not be read
+};
 
-// The tensor that GlobalBatch takes.
-inline Tensor as_counts(std::vector<double>& count_LE, const Transformer& model) {
-  return Tensor(count_LE.data(), Shape{model.n_routers(), model.config().num_experts}, DType::f64);
-}
+struct AuxiliaryLosses {
+  double balance, z;
+};
 
-inline router::AuxiliaryLossValues compute_auxiliary(Transformer& model, const router::LayerSums& sums,
-                                                     const TestBatch& batch, const config::Router& router,
-                                                     const router::GlobalBatch& global) {
+// Of the last forward pass, with their gradients.
+inline AuxiliaryLosses compute_auxiliary(Transformer& model, const TestBatch& batch,
+                                         const GlobalBatch& global) {
+  if (model.routing().n_layers() == 0) return {0, 0};
   Context ctx;
-  double values[2] = {};
-  auxiliary_losses(model, router)
-      .compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), sums, batch.batch().tokens_B,
-               global, ctx);
+  const Tensor count_LE = model.routing().global_count_LE();
+  test::poison(count_LE);
+  if (!global.count_LE.empty()) test::fill(count_LE, global.count_LE);
+  double values[3] = {};
+  model.routing().add_losses(Tensor(values, Shape{3}, DType::f64), batch.batch().tokens_B,
+                             {.n_tokens = global.n_tokens, .n_sequences = global.n_sequences}, ctx);
   return {values[0], values[1]};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.
-inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const config::Router& router,
-                               const router::GlobalBatch& global, std::span<const double> mtp_dloss_K = {}) {
+inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const GlobalBatch& global,
+                               std::span<const double> mtp_dloss_K = {}) {
   model.forward(batch.batch(), model.ctx);
   model.forward_mtp(batch.batch(), model.ctx);
-  const auto auxiliary = compute_auxiliary(model, model.routing_sums(), batch, router, global);
+  const AuxiliaryLosses auxiliary = compute_auxiliary(model, batch, global);
   const double share = 1.0 / static_cast<double>(global.n_tokens);
   const MtpLoss mtp{model.mtp_loss_KT, mtp_dloss_K};
   model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx, mtp_dloss_K.empty() ? nullptr : &mtp);
@@ -200,17 +211,15 @@ inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const 
 }
 
 // The same for a batch that is the whole global batch, from gradients of zero.
-inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const config::Router& router) {
+inline Losses forward_backward(ReadyModel& model, const TestBatch& batch) {
   const Tensor grads = model.parameters().grads();
   for (std::int64_t i = 0; i < grads.numel(); ++i) test::set(grads, i, 0);
   model.forward(batch.batch(), model.ctx);
   model.forward_mtp(batch.batch(), model.ctx);
-  std::vector<double> count_LE = counts_of(model);
   std::int64_t n_sequences = 0;
   for (const double tokens : test::values(batch.batch().tokens_B)) n_sequences += tokens > 0 ? 1 : 0;
   return forward_backward(
-      model, batch, router,
-      {.n_tokens = batch.tokens(), .n_sequences = n_sequences, .count_LE = as_counts(count_LE, model)});
+      model, batch, {.n_tokens = batch.tokens(), .n_sequences = n_sequences, .count_LE = counts_of(model)});
 }
 
 }  // namespace switchyard::model

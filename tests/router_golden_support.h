@@ -11,9 +11,8 @@
 #include "config/load.h"
 #include "golden_support.h"
 #include "ops/latent.h"
-#include "router/auxiliary_losses.h"
 #include "router/registry.h"
-#include "router/stage.h"
+#include "router/routing_step.h"
 
 namespace switchyard::golden {
 
@@ -31,9 +30,11 @@ class RouterCase {
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   const checkpoint::SafetensorsFile& file() const { return file_; }
 
-  // The router section, read as that of a run.
-  config::Router options() const {
-    const nlohmann::json run = {
+  // Router section and model, read as those of a run.
+  config::Router options() const { return run().router; }
+  config::Model model() const { return run().model; }
+  config::Run run() const {
+    const nlohmann::json sections = {
         {"model",
          {{"model_type", "qwen3_moe"},
           {"vocab_size", 8},
@@ -46,8 +47,8 @@ class RouterCase {
         {"router", json_.at("router")},
         {"data", {{"train", {"a"}}}},
         {"train", {{"steps", 1}, {"seq_len", seq_len()}, {"micro_batch_size", n_seq()}}}};
-    return config::parse_run(run.dump(), (directory_ / "case.json").string(), {}, router::router_schemas())
-        .router;
+    return config::parse_run(sections.dump(), (directory_ / "case.json").string(), {},
+                             router::router_schemas());
   }
   router::RouterShape router_shape() const {
     return {.hidden_size = shape().at("hidden_size"),
@@ -102,7 +103,8 @@ class RouterComparison {
   explicit RouterComparison(const RouterCase& golden)
       : golden_(golden),
         options_(golden.options()),
-        stage_(options_, golden.router_shape(), "", store_),
+        layer_(options_, golden.router_shape(), "", store_),
+        step_({&layer_}, options_, golden.model()),
         x_TD_(golden.tensor("x")),
         token_T_(golden.tensor("token")) {
     // Measured before there are parameters, as a run does it: a plan may not read them.
@@ -125,7 +127,7 @@ class RouterComparison {
   router::RouterBatch& batch() { return batch_; }
 
   void compare_all() {
-    const router::RoutingDecision decision = stage_.forward(x_TD_, batch_, ctx_);
+    const router::RoutingDecision decision = layer_.forward(x_TD_, batch_, ctx_);
     compare_decision(decision);
     backward(decision);
     for (std::size_t i = 0; i < store_.rows().size(); ++i) {
@@ -135,11 +137,7 @@ class RouterComparison {
             << "grad." << row.name;
       }
     }
-    std::vector<double> count_E(static_cast<std::size_t>(golden_.router_shape().n_experts));
-    for (std::int64_t b = 0; b < golden_.n_seq(); ++b)
-      for (std::size_t e = 0; e < count_E.size(); ++e)
-        count_E[e] += stage_.sums().count_BE.row<std::int32_t>(b)[e];
-    stage_.after_step(test::doubles(count_E), stage_.statistics(), ctx_);
+    step_.after_step(ctx_);
     for (std::size_t i = 0; i < store_.rows().size(); ++i) {
       const Parameter& row = store_.rows()[i];
       if (row.trained) continue;
@@ -150,17 +148,13 @@ class RouterComparison {
 
  private:
   void plan(Arena& arena) {
-    sums_ = router::LayerSums::plan(arena, 1, golden_.n_seq(), golden_.router_shape().n_experts);
-    stage_.set_sums(sums_.of(0));
-    stage_.plan(arena, golden_.n_seq(), golden_.seq_len(), DType::f32);
-    if (stage_.n_statistics() > 0)
-      stage_.keep_statistics_in(arena.take(Shape{stage_.n_statistics()}, DType::f64));
-    dprob_LBE_ = arena.take(Shape{1, golden_.n_seq(), golden_.router_shape().n_experts}, DType::f64);
+    step_.plan(arena, golden_.n_seq(), true);
+    layer_.plan(arena, golden_.n_seq(), golden_.seq_len(), DType::f32);
     tokens_B_ = arena.take(Shape{golden_.n_seq()}, DType::i32);
   }
 
   void compare_decision(const router::RoutingDecision& decision) {
-    const auto K = static_cast<std::size_t>(stage_.n_slots());
+    const auto K = static_cast<std::size_t>(layer_.router().n_slots());
     const std::vector<double> want_expert = golden_.expected("expert").values,
                               want_weight = golden_.expected("weight").values,
                               got_expert = test::values(decision.expert_TK),
@@ -183,7 +177,7 @@ class RouterComparison {
 
   void backward(const router::RoutingDecision& decision) {
     // Our slots may have another order than the file's: the weights' gradients follow their experts.
-    const auto K = static_cast<std::size_t>(stage_.n_slots());
+    const auto K = static_cast<std::size_t>(layer_.router().n_slots());
     const std::vector<double> want_expert = golden_.expected("expert").values,
                               dweight = golden_.expected("dweight").values,
                               got_expert = test::values(decision.expert_TK);
@@ -201,29 +195,18 @@ class RouterComparison {
       tokens += real;
       sequences += real > 0;
     }
-    std::vector<double> count_E(static_cast<std::size_t>(golden_.router_shape().n_experts));
-    for (std::int64_t b = 0; b < golden_.n_seq(); ++b)
-      for (std::size_t e = 0; e < count_E.size(); ++e)
-        count_E[e] += stage_.sums().count_BE.row<std::int32_t>(b)[e];
-    const auto E = golden_.router_shape().n_experts;
-    router::RoutingLossGradient gradient{.dprob_BE = dprob_LBE_.reshape(Shape{golden_.n_seq(), E}), .dlse2 = 0};
-    double losses[2] = {};  // balance, z
-    router::AuxiliaryLosses(options_, stage_.n_slots())
-        .compute(Tensor(losses, Shape{2}, DType::f64), {dprob_LBE_, std::span(&gradient, 1)}, sums_, tokens_B_,
-                 {.n_tokens = tokens,
-                  .n_sequences = sequences,
-                  .count_LE = Tensor(count_E.data(), Shape{1, E}, DType::f64)},
-                 ctx_);
-    gradient.statistics_S = stage_.statistics();
+    double losses[3] = {};  // balance, z, the router's own
+    step_.begin(ctx_);
+    step_.add_micro_batch(ctx_);
+    step_.add_losses(Tensor(losses, Shape{3}, DType::f64), tokens_B_,
+                     {.n_tokens = tokens, .n_sequences = sequences}, ctx_);
     const auto near = [&](const char* name, double got) {
       const double want = golden_.expected(name).values.at(0);
       EXPECT_NEAR(got, want, kRouterForward.of_largest * std::max(std::abs(want), 1e-6)) << name;
     };
     near("balance_loss", losses[0]);
     near("z_loss", losses[1]);
-    const test::OwnedTensor own_loss_1 = test::doubles({0});
-    stage_.add_own_loss(own_loss_1, gradient, ctx_);
-    near("router_loss", own_loss_1[0]);
+    near("router_loss", losses[2]);
 
     const test::OwnedTensor dx_TD(x_TD_.view().shape(), DType::f32);
     for (std::int64_t i = 0; i < dx_TD.numel(); ++i) test::set(dx_TD, i, 0);
@@ -233,19 +216,19 @@ class RouterComparison {
       routing.daddend_TD = daddend_TD.emplace(golden_.tensor("daddend"));
       ops::clear_skipped_rows(*daddend_TD, token_T_, ctx_);
     }
-    stage_.backward(dx_TD, routing, x_TD_, batch_, gradient, ctx_);
+    layer_.backward(dx_TD, routing, x_TD_, batch_, ctx_);
     EXPECT_TRUE(close_to(dx_TD, golden_.expected("dx"), kRouterGradient)) << "dx";
   }
 
   const RouterCase& golden_;
   config::Router options_;
   ParameterStore store_;
-  router::RouterStage stage_;
+  router::RoutedLayer layer_;
+  router::RoutingStep step_;
   test::OwnedTensor x_TD_, token_T_;
   std::optional<test::OwnedTensor> attention_entropy_T_, epsilon_Td_;
   std::optional<Arena> arena_;
-  router::LayerSums sums_;
-  Tensor dprob_LBE_, tokens_B_;
+  Tensor tokens_B_;
   router::RouterBatch batch_;
   Context ctx_;
 };

@@ -77,7 +77,7 @@ config::Router options_of(const Case& test_case) {
 }
 
 // State that tells tokens and experts apart.
-void fill_state(StageFixture& fixture) {
+void fill_state(RouterFixture& fixture) {
   for (std::size_t i = 0; i < fixture.store.rows().size(); ++i) {
     const std::string& name = fixture.store.rows()[i].name;
     const double center = name.ends_with("thresholds") ? 0.2
@@ -96,24 +96,24 @@ class RouterGradient : public ::testing::TestWithParam<Case> {};
 TEST_P(RouterGradient, MatchesFiniteDifferences) {
   constexpr double kDz = 0.05;
   const Case& test_case = GetParam();
-  StageFixture fixture(options_of(test_case), shape_of(test_case), 2, 4, DType::f64);
+  RouterFixture fixture(options_of(test_case), shape_of(test_case), 2, 4, DType::f64);
   fill_state(fixture);
   const OwnedTensor x_TD = test::normal({8, 6}, DType::f64, "x"), token_T = ints({1, 1, 1, 1, 1, 1, -1, -1});
-  const OwnedTensor r_TK = test::normal({8, fixture.stage.n_slots()}, DType::f64, "r");
+  const OwnedTensor r_TK = test::normal({8, fixture.layer.router().n_slots()}, DType::f64, "r");
   const OwnedTensor s_BE = test::normal({2, 5}, DType::f64, "s");
   const OwnedTensor entropy_T = test::normal({8}, DType::f64, "entropy", 0.5, 2.4);
   RouterBatch batch = fixture.batch(token_T);
   batch.attention_entropy_T = entropy_T;
   const RoutingLossGradient loss_gradient{.dprob_BE = s_BE, .dlse2 = kDz, .token_share = 1.0 / 6};
-  const Numbers chosen = values(fixture.stage.forward(x_TD, batch, fixture.ctx).expert_TK);
-  EXPECT_EQ(fixture.stage.sums().dropped_1.as<std::int32_t>()[0] > 0, test_case.capacity_factor > 0);
+  const Numbers chosen = values(fixture.layer.forward(x_TD, batch, fixture.ctx).expert_TK);
+  EXPECT_EQ(fixture.routing.dropped_1.as<std::int32_t>()[0] > 0, test_case.capacity_factor > 0);
   const auto loss = [&] {
-    const RoutingDecision decision = fixture.stage.forward(x_TD, batch, fixture.ctx);
+    const RoutingDecision decision = fixture.layer.forward(x_TD, batch, fixture.ctx);
     // A step over the border between two choices has no derivative to compare with.
     EXPECT_EQ(values(decision.expert_TK), chosen);
-    double sum = test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.stage.sums().prob_sum_BE) +
+    double sum = test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.routing.prob_sum_BE) +
                  fixture.own_loss(loss_gradient);
-    for (const double lse2 : values(fixture.stage.sums().lse2_sum_B)) sum += kDz * lse2;
+    for (const double lse2 : values(fixture.routing.lse2_sum_B)) sum += kDz * lse2;
     return sum;
   };
   loss();
@@ -125,7 +125,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
   const Numbers dx_before = values(dx_TD);
   const Tensor grads = fixture.store.grads();
   for (std::int64_t i = 0; i < grads.numel(); ++i) test::set(grads, i, 0);
-  fixture.stage.backward(dx_TD, {dweight_TK}, x_TD, batch, loss_gradient, fixture.ctx);
+  fixture.backward(dx_TD, {dweight_TK}, x_TD, batch, loss_gradient);
   const Numbers dx = test::difference(values(dx_TD), dx_before);
   EXPECT_TRUE(test::with_threads(1, [&] { return test::gradient_matches(x_TD, dx, loss); }));
   for (std::size_t i = 0; i < fixture.store.rows().size(); ++i) {
@@ -143,7 +143,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
 TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
   const Case& test_case = GetParam();
   for (const bool padding : {false, true}) {
-    StageFixture fixture(options_of(test_case), shape_of(test_case), 2, 4, DType::f32);
+    RouterFixture fixture(options_of(test_case), shape_of(test_case), 2, 4, DType::f32);
     fill_state(fixture);
     const OwnedTensor x_TD({8, 6}, DType::f32), token_T = ints(Numbers(8, padding ? -1 : 1));
     for (std::int64_t i = 0; i < x_TD.numel(); ++i) test::set(x_TD, i, padding ? 0 : (i % 6 == 2 ? 20 : 0.1));
@@ -154,14 +154,14 @@ TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
     for (int step = 0; step < 4; ++step) {
       fixture.set_place(step, 0);
       fixture.arena->poison();
-      const RoutingDecision decision = fixture.stage.forward(x_TD, batch, fixture.ctx);
+      const RoutingDecision decision = fixture.layer.forward(x_TD, batch, fixture.ctx);
       for (const double expert : values(decision.expert_TK)) EXPECT_TRUE(!padding || expert == -1);
-      const OwnedTensor dweight_TK = test::normal({8, fixture.stage.n_slots()}, DType::f32, "r"),
+      const OwnedTensor dweight_TK = test::normal({8, fixture.layer.router().n_slots()}, DType::f32, "r"),
                         dx_TD = test::normal({8, 6}, DType::f32, "dx");
       for (std::int64_t i = 0; i < dweight_TK.numel(); ++i)
         if (test::get(decision.expert_TK, i) < 0) test::set(dweight_TK, i, 0);
-      fixture.stage.backward(dx_TD, {dweight_TK}, x_TD, batch,
-                             {.dprob_BE = s_BE, .dlse2 = 0.1, .token_share = 0.125}, fixture.ctx);
+      fixture.backward(dx_TD, {dweight_TK}, x_TD, batch,
+                       {.dprob_BE = s_BE, .dlse2 = 0.1, .token_share = 0.125});
       for (const double value : values(dx_TD)) ASSERT_TRUE(std::isfinite(value));
       fixture.after_step();
       for (const double value : values(fixture.store.values()))

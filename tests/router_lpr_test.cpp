@@ -68,7 +68,7 @@ struct Fixture {
   OwnedTensor statistics() const { return test::doubles(values(*statistics_S)); }
   double own_loss(const RoutingLossGradient& gradient) {
     const OwnedTensor loss_1 = test::doubles({0});
-    router->add_own_loss(loss_1, gradient, ctx);
+    router->add_router_loss(loss_1, gradient, ctx);
     return loss_1[0];
   }
 

@@ -1,4 +1,4 @@
-#include "router/stage.h"
+#include "router/routed_layer.h"
 
 #include <gtest/gtest.h>
 
@@ -32,18 +32,18 @@ RouterBatch batch_of(const Tensor& token_T) {
 
 // Two sequences of two tokens, the last one padding; four experts in two groups, of which one stays. The weight
 // is the identity: the logits are x.
-struct HandExample : StageFixture {
+struct HandExample : RouterFixture {
   HandExample(bool normalise, DType dtype)
-      : StageFixture(options(0.125),
-                     {.hidden_size = 4,
-                      .n_experts = 4,
-                      .n_slots = 2,
-                      .n_group = 2,
-                      .topk_group = 1,
-                      .normalise_weights = normalise,
-                      .weight_scale = 2,
-                      .init_std = 1},
-                     2, 2, dtype),
+      : RouterFixture(options(0.125),
+                      {.hidden_size = 4,
+                       .n_experts = 4,
+                       .n_slots = 2,
+                       .n_group = 2,
+                       .topk_group = 1,
+                       .normalise_weights = normalise,
+                       .weight_scale = 2,
+                       .init_std = 1},
+                      2, 2, dtype),
         x_TD({4, 4}, dtype),
         token_T(ints({7, 0, 3, -1})) {
     fill(store.value(kWeight), {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1});
@@ -53,7 +53,7 @@ struct HandExample : StageFixture {
                 ln7, ln7, -ln3, 0,  // 7/8 7/8 1/4 1/2, with the bias 7/8 7/8 | 5/4 0
                 0, 0, 0, 0,         // 1/2 each, with the bias 1/2 1/2 | 3/2 0
                 9, 8, 7, 6});       // padding
-    decision = stage.forward(x_TD, batch_of(token_T), ctx);
+    decision = layer.forward(x_TD, batch_of(token_T), ctx);
     // exp and log in the compute type: a few units in the last place
     tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;
   }
@@ -64,7 +64,7 @@ struct HandExample : StageFixture {
 
 TEST(SigmoidGroup, ItsParametersAreTheGateAndABiasThatIsNotTrained) {
   ParameterStore store;
-  RouterStage(
+  RoutedLayer(
       options(),
       RouterShape{.hidden_size = 3, .n_experts = 6, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
       "model.layers.0.mlp.gate.", store);
@@ -88,7 +88,7 @@ TEST(SigmoidGroup, ScoreAndBiasChooseWithinTheBestGroup) {
   for (const DType dtype : kTypes) {
     const HandExample example(true, dtype);
     EXPECT_EQ(values(example.decision.expert_TK), (Numbers{2, 3, 0, 1, 2, 3, -1, -1}));
-    EXPECT_EQ(values(example.stage.decision().expert_TK), values(example.decision.expert_TK));
+    EXPECT_EQ(values(example.layer.decision().expert_TK), values(example.decision.expert_TK));
   }
 }
 
@@ -106,7 +106,7 @@ TEST(SigmoidGroup, TheBiasDoesNotWeigh) {
 TEST(SigmoidGroup, SumsAreOfEachSequenceWithoutItsPadding) {
   for (const DType dtype : kTypes) {
     const HandExample example(true, dtype);
-    const RoutingSums& sums = example.stage.sums();
+    const LayerRouting& sums = example.routing;
     EXPECT_EQ(values(sums.count_BE), (Numbers{1, 1, 1, 1, 0, 0, 1, 1}));
     // Probabilities are the scores over their sum, 9/4 and 5/2; the bias has no part in them.
     EXPECT_TRUE(test::all_near(values(sums.prob_sum_BE),
@@ -124,16 +124,16 @@ class SigmoidGroupGradient : public ::testing::TestWithParam<bool> {};
 
 TEST_P(SigmoidGroupGradient, MatchesFiniteDifferences) {
   constexpr std::int64_t kTokens = 8, kExperts = 8, kSlots = 3, kHidden = 6;
-  StageFixture fixture(options(),
-                       {.hidden_size = kHidden,
-                        .n_experts = kExperts,
-                        .n_slots = kSlots,
-                        .n_group = 4,
-                        .topk_group = 2,
-                        .normalise_weights = GetParam(),
-                        .weight_scale = 2.5,
-                        .init_std = 1},
-                       2, 4, DType::f64);
+  RouterFixture fixture(options(),
+                        {.hidden_size = kHidden,
+                         .n_experts = kExperts,
+                         .n_slots = kSlots,
+                         .n_group = 4,
+                         .topk_group = 2,
+                         .normalise_weights = GetParam(),
+                         .weight_scale = 2.5,
+                         .init_std = 1},
+                        2, 4, DType::f64);
   const Tensor weight_ED = fixture.store.value(kWeight);
   test::fill_normal(weight_ED, "gate", 0.7);
   test::fill_normal(fixture.store.value(kBias), "bias", 0.3);
@@ -141,13 +141,13 @@ TEST_P(SigmoidGroupGradient, MatchesFiniteDifferences) {
   const OwnedTensor token_T = ints({1, 1, 1, 1, 1, 1, -1, -1});
   const OwnedTensor r_TK = test::normal({kTokens, kSlots}, DType::f64, "r");
   const OwnedTensor s_BE = test::normal({2, kExperts}, DType::f64, "s");
-  const auto forward = [&] { return fixture.stage.forward(x_TD, batch_of(token_T), fixture.ctx); };
+  const auto forward = [&] { return fixture.layer.forward(x_TD, batch_of(token_T), fixture.ctx); };
   const Numbers chosen = values(forward().expert_TK);
   const auto loss = [&] {
     const RoutingDecision decision = forward();
     // A step over the border between two choices has no derivative to compare with.
     EXPECT_EQ(values(decision.expert_TK), chosen);
-    return test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.stage.sums().prob_sum_BE);
+    return test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.routing.prob_sum_BE);
   };
 
   loss();
@@ -157,7 +157,7 @@ TEST_P(SigmoidGroupGradient, MatchesFiniteDifferences) {
   test::fill_normal(fixture.store.grad(kBias), "dbias before");
   const Numbers dweight_before = values(fixture.store.grad(kWeight)),
                 dbias_before = values(fixture.store.grad(kBias));
-  fixture.stage.backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = 0}, fixture.ctx);
+  fixture.backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = 0});
   const Numbers dx = test::difference(values(dx_TD), values(dx_before));
   const Numbers dweight = test::difference(values(fixture.store.grad(kWeight)), dweight_before);
   // One thread: a team is not worth its start for eight tokens.
@@ -177,8 +177,7 @@ TEST(SigmoidGroup, LossesReachExpertsThatWereNotChosen) {
   fill(dx_TD, Numbers(16, 0));
   fill(none_TK, Numbers(8, 0));
   fill(s_BE, {1, 0, 0, 0, 0, 0, 0, 0});
-  example.stage.backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T),
-                         {.dprob_BE = s_BE, .dlse2 = 0}, example.ctx);
+  example.backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T), {.dprob_BE = s_BE, .dlse2 = 0});
   // dlogit_e = S_e (1 - S_e) (s_e - P_0) / sum of S; token 0: P_0 = 1/3, sum 9/4; token 1: P_0 = 7/20, sum 5/2.
   const double a = 1 / 2.25, b = 1 / 2.5, third = 1.0 / 3;
   EXPECT_TRUE(test::all_near(values(dx_TD),
@@ -193,18 +192,18 @@ TEST(SigmoidGroup, LossesReachExpertsThatWereNotChosen) {
 TEST(SigmoidGroup, AfterAStepTheBiasMovesByTheCountsThatItIsGiven) {
   for (const DType dtype : kTypes) {
     HandExample example(true, dtype);
-    example.stage.after_step(test::doubles({40, 30, 20, 30}), {}, example.ctx);
+    example.layer.router().after_step(test::doubles({40, 30, 20, 30}), {}, example.ctx);
     EXPECT_EQ(values(example.store.value(kBias)), (Numbers{-0.125, 0, 1.125, -0.5}));
     EXPECT_EQ(values(example.store.value(kWeight)), (Numbers{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
   }
 }
 
 TEST(SigmoidGroup, WithoutASpeedTheBiasStays) {
-  StageFixture fixture(
+  RouterFixture fixture(
       options(0), {.hidden_size = 2, .n_experts = 3, .n_slots = 1, .normalise_weights = true, .init_std = 1}, 1,
       1, DType::f32);
   fill(fixture.store.value(kBias), {1, 2, 3});
-  fixture.stage.after_step(test::doubles({10, 0, 0}), {}, fixture.ctx);
+  fixture.layer.router().after_step(test::doubles({10, 0, 0}), {}, fixture.ctx);
   EXPECT_EQ(values(fixture.store.value(kBias)), (Numbers{1, 2, 3}));
 }
 

@@ -1,4 +1,4 @@
-#include "router/stage.h"
+#include "router/routed_layer.h"
 
 #include <gtest/gtest.h>
 
@@ -26,9 +26,9 @@ RouterBatch batch_of(const Tensor& token_T) {
 
 // Two sequences of two tokens, the last one padding. The weight is a permutation, so that the logits are the
 // numbers of x in another order: logit_0 = x_1, logit_1 = x_2, logit_2 = x_0.
-struct HandExample : StageFixture {
+struct HandExample : RouterFixture {
   HandExample(bool normalise, DType dtype)
-      : StageFixture(
+      : RouterFixture(
             {}, {.hidden_size = 3, .n_experts = 3, .n_slots = 2, .normalise_weights = normalise, .init_std = 1},
             2, 2, dtype),
         x_TD({4, 3}, dtype),
@@ -39,7 +39,7 @@ struct HandExample : StageFixture {
                 0, ln6, ln3,  // 6/10 3/10 1/10
                 0, 0, 0,      // 1/3 each
                 9, 8, 7});    // padding
-    decision = stage.forward(x_TD, batch_of(token_T), ctx);
+    decision = layer.forward(x_TD, batch_of(token_T), ctx);
     // exp and log in the compute type: a few units in the last place
     tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;
   }
@@ -50,7 +50,7 @@ struct HandExample : StageFixture {
 
 TEST(SoftmaxTopK, ItsOneParameterIsTheGate) {
   ParameterStore store;
-  RouterStage(
+  RoutedLayer(
       config::Router{},
       RouterShape{.hidden_size = 3, .n_experts = 5, .n_slots = 2, .normalise_weights = true, .init_std = 0.25},
       "model.layers.0.mlp.gate.", store);
@@ -90,7 +90,7 @@ TEST(SoftmaxTopK, NormalisedWeightsSumToOne) {
 TEST(SoftmaxTopK, SumsAreOfEachSequenceWithoutItsPadding) {
   for (const DType dtype : kTypes) {
     const HandExample example(true, dtype);
-    const RoutingSums& sums = example.stage.sums();
+    const LayerRouting& sums = example.routing;
     const auto squared_log = [](double x) { return std::log(x) * std::log(x); };
     EXPECT_EQ(values(sums.count_BE), (std::vector<double>{1, 2, 1, 1, 1, 0}));
     EXPECT_TRUE(test::all_near(values(sums.prob_sum_BE),
@@ -110,26 +110,26 @@ class SoftmaxTopKGradient : public ::testing::TestWithParam<bool> {};
 TEST_P(SoftmaxTopKGradient, MatchesFiniteDifferences) {
   constexpr std::int64_t kTokens = 8, kExperts = 5, kSlots = 3, kHidden = 6;
   constexpr double kDz = 0.05;
-  StageFixture fixture({},
-                       {.hidden_size = kHidden,
-                        .n_experts = kExperts,
-                        .n_slots = kSlots,
-                        .normalise_weights = GetParam(),
-                        .init_std = 1},
-                       2, 4, DType::f64);
+  RouterFixture fixture({},
+                        {.hidden_size = kHidden,
+                         .n_experts = kExperts,
+                         .n_slots = kSlots,
+                         .normalise_weights = GetParam(),
+                         .init_std = 1},
+                        2, 4, DType::f64);
   const Tensor weight_ED = fixture.store.value(0);
   test::fill_normal(weight_ED, "gate", 0.7);
   const OwnedTensor x_TD = test::normal({kTokens, kHidden}, DType::f64, "x");
   const OwnedTensor token_T = ints({1, 1, 1, 1, 1, 1, -1, -1});
   const OwnedTensor r_TK = test::normal({kTokens, kSlots}, DType::f64, "r");
   const OwnedTensor s_BE = test::normal({2, kExperts}, DType::f64, "s");
-  const auto forward = [&] { return fixture.stage.forward(x_TD, batch_of(token_T), fixture.ctx); };
+  const auto forward = [&] { return fixture.layer.forward(x_TD, batch_of(token_T), fixture.ctx); };
   const std::vector<double> chosen = values(forward().expert_TK);
   const auto loss = [&] {
     const RoutingDecision decision = forward();
     // A step over the border between two choices has no derivative to compare with.
     EXPECT_EQ(values(decision.expert_TK), chosen);
-    const RoutingSums& sums = fixture.stage.sums();
+    const LayerRouting& sums = fixture.routing;
     double z = 0;
     for (const double lse2 : values(sums.lse2_sum_B)) z += kDz * lse2;
     return test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, sums.prob_sum_BE) + z;
@@ -140,7 +140,7 @@ TEST_P(SoftmaxTopKGradient, MatchesFiniteDifferences) {
   const OwnedTensor dx_TD = test::normal({kTokens, kHidden}, DType::f64, "dx before");
   test::fill_normal(fixture.store.grad(0), "dgate before");
   const std::vector<double> dweight_before = values(fixture.store.grad(0));
-  fixture.stage.backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = kDz}, fixture.ctx);
+  fixture.backward(dx_TD, {r_TK}, x_TD, batch_of(token_T), {.dprob_BE = s_BE, .dlse2 = kDz});
   const std::vector<double> dx = test::difference(values(dx_TD), values(dx_before));
   const std::vector<double> dweight = test::difference(values(fixture.store.grad(0)), dweight_before);
   // One thread: a team is not worth its start for eight tokens.
@@ -160,8 +160,7 @@ TEST(SoftmaxTopK, LossesReachExpertsThatWereNotChosen) {
   fill(dx_TD, std::vector<double>(12, 0));
   fill(none_TK, std::vector<double>(8, 0));
   fill(s_BE, {1, 0, 0, 0, 0, 0});
-  example.stage.backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T),
-                         {.dprob_BE = s_BE, .dlse2 = 0}, example.ctx);
+  example.backward(dx_TD, {none_TK}, example.x_TD, batch_of(example.token_T), {.dprob_BE = s_BE, .dlse2 = 0});
   // dlogit_e = P_e (s_e - P_0); token 0: 1/8 * (7/8, -2/8, -5/8); token 1: 6/10 * (4/10, -3/10, -1/10).
   // dx is dlogit through the permutation: (dlogit_2, dlogit_0, dlogit_1).
   EXPECT_TRUE(test::all_near(

@@ -1,5 +1,5 @@
-// Shared by the tests of single routers: a router stage with its parameters, activations and scratch, all of it
-// poisoned before use.
+// Shared by the tests of single routers: a layer's router with its parameters, activations and scratch, all of
+// it poisoned before use.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "router/registry.h"
-#include "router/stage.h"
+#include "router/routing_step.h"
 #include "tensors.h"
 
 namespace switchyard::router {
@@ -27,20 +27,19 @@ inline config::Router options_of(const std::string& type, const RouterShape& sha
   return router;
 }
 
-struct StageFixture {
-  StageFixture(const config::Router& options, const RouterShape& shape, std::int64_t n_seq,
-               std::int64_t seq_len, DType dtype)
-      : stage(options, shape, "gate.", store), n_seq_(n_seq), seq_len_(seq_len) {
+struct RouterFixture {
+  RouterFixture(const config::Router& options, const RouterShape& shape, std::int64_t n_seq,
+                std::int64_t seq_len, DType dtype)
+      : layer(options, shape, "gate.", store), n_seq_(n_seq), seq_len_(seq_len) {
     // Measured before there are parameters, as a run does it: a plan may not read them.
     Arena measure = Arena::measuring();
-    LayerSums::plan(measure, 1, n_seq, shape.n_experts);
-    stage.plan(measure, n_seq, seq_len, dtype);
+    plan(measure, shape.n_experts, dtype);
     store.allocate(dtype, true);
     arena.emplace(measure.peak(), "test");
-    stage.set_sums(LayerSums::plan(*arena, 1, n_seq, shape.n_experts).of(0));
-    stage.plan(*arena, n_seq, seq_len, dtype);
-    if (stage.n_statistics() > 0)
-      stage.keep_statistics_in(statistics_S.emplace(Shape{stage.n_statistics()}, DType::f64));
+    plan(*arena, shape.n_experts, dtype);
+    layer.connect(routing);
+    if (layer.router().n_statistics() > 0)
+      layer.router().keep_statistics_in(statistics_S.emplace(Shape{layer.router().n_statistics()}, DType::f64));
     arena->poison();
     ctx.scratch.set_poison(true);
   }
@@ -53,8 +52,13 @@ struct StageFixture {
   Numbers statistics() const { return statistics_S ? test::values(*statistics_S) : Numbers{}; }
   double own_loss(const RoutingLossGradient& gradient) {
     const test::OwnedTensor loss_1 = test::doubles({0});
-    stage.add_own_loss(loss_1, gradient, ctx);
+    layer.router().add_router_loss(loss_1, gradient, ctx);
     return loss_1[0];
+  }
+  void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
+                const RoutingLossGradient& loss) {
+    routing.loss = loss;
+    layer.backward(dx_TD, gradient, x_TD, batch, ctx);
   }
   Tensor row(const std::string& name) const {
     for (std::size_t i = 0; i < store.rows().size(); ++i)
@@ -63,21 +67,27 @@ struct StageFixture {
   }
   // The end of a step whose global batch is the last forward pass.
   void after_step() {
-    const Tensor& count_BE = stage.sums().count_BE;
+    const Tensor& count_BE = routing.count_BE;
     Numbers count_E(static_cast<std::size_t>(count_BE.dim(1)));
     for (std::int64_t b = 0; b < count_BE.rows(); ++b)
       for (std::size_t e = 0; e < count_E.size(); ++e) count_E[e] += count_BE.row<std::int32_t>(b)[e];
-    stage.after_step(test::doubles(count_E), statistics_S ? statistics_S->view() : Tensor{}, ctx);
+    layer.router().after_step(test::doubles(count_E), statistics_S ? statistics_S->view() : Tensor{}, ctx);
   }
 
   ParameterStore store;
-  RouterStage stage;
+  RoutedLayer layer;
+  LayerRouting routing;
   std::optional<Arena> arena;
   std::optional<test::OwnedTensor> statistics_S;  // where the router has any
   test::OwnedTensor place_2 = test::ints({0, 0});
   Context ctx;
 
  private:
+  void plan(Arena& in, std::int64_t n_experts, DType dtype) {
+    routing = {in.take({n_seq_, n_experts}, DType::i32), in.take({n_seq_, n_experts}, DType::f64),
+               in.take({n_seq_}, DType::f64), in.take({1}, DType::i32)};
+    layer.plan(in, n_seq_, seq_len_, dtype);
+  }
   std::int64_t n_seq_, seq_len_;
 };
 

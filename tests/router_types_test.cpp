@@ -23,9 +23,9 @@ constexpr DType kTypes[] = {DType::f32, DType::f64};
 RouterShape three_experts(std::int64_t n_slots) {
   return {.hidden_size = 3, .n_experts = 3, .n_slots = n_slots, .normalise_weights = true, .init_std = 1};
 }
-struct Hand : StageFixture {
+struct Hand : RouterFixture {
   Hand(const config::Router& options, std::int64_t n_slots, DType dtype, const Numbers& x)
-      : StageFixture(options, three_experts(n_slots), 1, 4, dtype),
+      : RouterFixture(options, three_experts(n_slots), 1, 4, dtype),
         x_TD({4, 3}, dtype),
         token_T(ints({5, 0, 2, -1})),
         tolerance(dtype == DType::f32 ? 1e-6 : 1e-14) {  // exp and log: some units in the last place
@@ -34,7 +34,7 @@ struct Hand : StageFixture {
         test::set(store.value(i), j, store.rows()[i].trained && j % 4 == 0 ? 1 : 0);
     fill(x_TD, x);
   }
-  RoutingDecision forward(bool training = true) { return stage.forward(x_TD, batch(token_T, training), ctx); }
+  RoutingDecision forward(bool training = true) { return layer.forward(x_TD, batch(token_T, training), ctx); }
   OwnedTensor x_TD, token_T;
   double tolerance;
 };
@@ -52,7 +52,7 @@ TEST(TopP, TheShortestListThatReachesP) {
     EXPECT_EQ(values(decision.expert_TK), (Numbers{2, -1, -1, 0, 1, -1, 0, 1, -1, -1, -1, -1}));
     EXPECT_TRUE(test::all_near(values(decision.weight_TK),
                                {0.625, 0, 0, 0.6, 0.3, 0, 1.0 / 3, 1.0 / 3, 0, 0, 0, 0}, hand.tolerance, 0));
-    EXPECT_EQ(values(hand.stage.sums().count_BE), (Numbers{2, 2, 1}));
+    EXPECT_EQ(values(hand.routing.count_BE), (Numbers{2, 2, 1}));
     // Entropies of the three distributions, coefficient 1e-4, a token share of 1/3.
     const double entropy = (1.0 / 8 * std::log(8) + 2.0 / 8 * std::log(4) + 5.0 / 8 * std::log(1.6)) +
                            (0.6 * std::log(1 / 0.6) + 0.3 * std::log(1 / 0.3) + 0.1 * std::log(10)) + ln3;
@@ -122,7 +122,7 @@ TEST(ExpertThreshold, TokensGoToEveryExpertWhoseThresholdTheyExceed) {
     EXPECT_EQ(values(decision.expert_TK), (Numbers{2, 1, 0, 1, -1, -1, -1, -1}));
     EXPECT_TRUE(test::all_near(values(decision.weight_TK), {5.0 / 6, 2.0 / 3, 6.0 / 7, 0.75, 0, 0, 0, 0},
                                hand.tolerance, 0));
-    EXPECT_EQ(values(hand.stage.sums().count_BE), (Numbers{1, 2, 1}));
+    EXPECT_EQ(values(hand.routing.count_BE), (Numbers{1, 2, 1}));
     hand.after_step();
     // Expert 0: scores 1/2, 6/7, 1/2; 1 - K/E = 2/3 of three is the second, a gap of -0.05 to the threshold.
     // Half of it is gone, up to the width of a bin there (4 percent).
@@ -180,16 +180,16 @@ TEST(Quantile, BalancesWhereALinearRouterDoesNot) {
   const RouterShape shape{
       .hidden_size = 8, .n_experts = kExperts, .n_slots = 2, .normalise_weights = true, .init_std = 1};
   for (const char* score : {"sigmoid", "softmax"}) {
-    StageFixture fixture(options_of("quantile", shape, {{"score_function", std::string(score)}}), shape, 1,
-                         kTokens, DType::f32);
+    RouterFixture fixture(options_of("quantile", shape, {{"score_function", std::string(score)}}), shape, 1,
+                          kTokens, DType::f32);
     test::fill_normal(fixture.row("weight"), "gate", 0.5, 0.3);
     fill(fixture.row("e_score_correction_bias"), Numbers(kExperts, 0));
     const OwnedTensor x_TD = test::normal({kTokens, 8}, DType::f32, "x", 1, 0.5),
                       token_T = ints(Numbers(kTokens, 1));
     double first = 0, last = 0;
     for (int step = 0; step < 20; ++step) {
-      fixture.stage.forward(x_TD, fixture.batch(token_T), fixture.ctx);
-      const Numbers count = values(fixture.stage.sums().count_BE);
+      fixture.layer.forward(x_TD, fixture.batch(token_T), fixture.ctx);
+      const Numbers count = values(fixture.routing.count_BE);
       last = *std::max_element(count.begin(), count.end()) / (2.0 * kTokens / kExperts);
       if (step == 0) first = last;
       fixture.after_step();
@@ -226,8 +226,8 @@ TEST(Capacity, TheLargestWeightsStayAndTheRestIsDropped) {
     EXPECT_EQ(values(decision.expert_TK), (Numbers{2, -1, 0, -1, -1, 1, -1, -1}));
     EXPECT_TRUE(
         test::all_near(values(decision.weight_TK), {5.0 / 7, 0, 2.0 / 3, 0, 0, 0.5, 0, 0}, hand.tolerance, 0));
-    EXPECT_EQ(values(hand.stage.sums().count_BE), (Numbers{1, 1, 1}));
-    EXPECT_EQ(values(hand.stage.sums().dropped_1), Numbers{3});
+    EXPECT_EQ(values(hand.routing.count_BE), (Numbers{1, 1, 1}));
+    EXPECT_EQ(values(hand.routing.dropped_1), Numbers{3});
   }
 }
 
@@ -239,7 +239,7 @@ TEST(Jitter, IsAFunctionOfSeedStepLayerAndPlace) {
   const auto prob_sums = [&](std::uint64_t seed, std::int64_t step, std::int64_t layer,
                              std::int64_t first_sequence, std::int64_t n_seq, bool training) {
     shape.layer = layer;
-    StageFixture fixture(options, shape, n_seq, 2, DType::f64);
+    RouterFixture fixture(options, shape, n_seq, 2, DType::f64);
     test::fill_normal(fixture.row("weight"), "gate");
     const OwnedTensor x_TD({n_seq * 2, 3}, DType::f64),
         token_T = ints(Numbers(static_cast<std::size_t>(n_seq) * 2, 1));
@@ -247,8 +247,8 @@ TEST(Jitter, IsAFunctionOfSeedStepLayerAndPlace) {
     RouterBatch batch = fixture.batch(token_T, training);
     batch.seed = seed;
     fixture.set_place(step, first_sequence);
-    fixture.stage.forward(x_TD, batch, fixture.ctx);
-    return values(fixture.stage.sums().prob_sum_BE);
+    fixture.layer.forward(x_TD, batch, fixture.ctx);
+    return values(fixture.routing.prob_sum_BE);
   };
   const Numbers whole = prob_sums(1, 2, 3, 0, 2, true);
   const Numbers first(whole.begin(), whole.begin() + 3), second(whole.begin() + 3, whole.end());

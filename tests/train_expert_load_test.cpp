@@ -21,7 +21,7 @@ class MicroBatch {
     test::fill(count_, both);
     test::fill(dropped_, {0, 0});
   }
-  router::LayerSums sums() const { return {count_, {}, {}, dropped_}; }
+  router::RoutingCounts counts() const { return {count_, {}, {}, dropped_}; }
 
  private:
   test::OwnedTensor count_, dropped_;
@@ -30,8 +30,8 @@ class MicroBatch {
 LoadCounts two_micro_batches() {
   LoadCounts load(2, 3, 2);
   const std::vector<std::size_t> first = {0, 1}, second = {1, 1};
-  load.add(MicroBatch({1, 2, 3, 4, 5, 6}, {0, 0, 6, 15, 0, 0}).sums(), first);
-  load.add(MicroBatch({10, 0, 0, 0, 20, 0}, {1, 2, 7, 20, 0, 0}).sums(), second);
+  load.add(MicroBatch({1, 2, 3, 4, 5, 6}, {0, 0, 6, 15, 0, 0}).counts(), first);
+  load.add(MicroBatch({10, 0, 0, 0, 20, 0}, {1, 2, 7, 20, 0, 0}).counts(), second);
   return load;
 }
 
@@ -60,7 +60,7 @@ TEST(LoadCounts, ClearForgets) {
 TEST(LoadCounts, SpecialisationIsOfExpertAndDomain) {
   LoadCounts load(2, 3, 2);
   const std::vector<std::size_t> domains = {0, 1};
-  load.add(MicroBatch({4, 0, 0, 0, 4, 0}, {2, 2, 0, 2, 2, 0}).sums(), domains);
+  load.add(MicroBatch({4, 0, 0, 0, 4, 0}, {2, 2, 0, 2, 2, 0}).counts(), domains);
   EXPECT_NEAR(load.specialisation(0), 1.0, 1e-14);  // the expert tells the domain: one bit
   EXPECT_NEAR(load.specialisation(1), 0.0, 1e-14);
 }
@@ -73,7 +73,7 @@ LoadCounts step(const Numbers& layer0_E, const Numbers& layer1_E) {
     both.insert(both.end(), half.begin(), half.end());
     return both;
   };
-  load.add(MicroBatch(twice(layer0_E), twice(layer1_E)).sums(), domains);
+  load.add(MicroBatch(twice(layer0_E), twice(layer1_E)).counts(), domains);
   return load;
 }
 

@@ -41,7 +41,7 @@ std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
   }
   const CopyOn logits_1V(
       ctx_.device, Tensor(logits_V_.data(), Shape{1, static_cast<std::int64_t>(logits_V_.size())}, DType::f32));
-  model_.last_logits(logits_1V.tensor(), ctx_);
+  model_.logits(logits_1V.tensor(), ctx_);
   logits_1V.write_back();
   return logits_V_;
 }

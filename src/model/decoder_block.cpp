@@ -30,7 +30,7 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
   else
     ffn_ = std::make_unique<DenseLayer>(layer_prefix(layer) + "mlp.", model.hidden_size,
                                         model.intermediate_size, model.initializer_range, store);
-  if (is_moe && ffn_->router()->needs_attention_entropy()) attention_->entropy().want();
+  if (is_moe && ffn_->router()->router().needs_attention_entropy()) attention_->entropy().want();
 }
 
 void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype,
@@ -60,11 +60,11 @@ void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, c
 }
 
 void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
-                            const router::RoutingLossGradient* loss_gradient, Context& ctx) {
+                            Context& ctx) {
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
   ScratchScope scope(ctx.scratch);
   const Tensor dnormed_TD = ctx.scratch.take(dstream_TD.shape(), dstream_TD.dtype());
-  ffn_->backward(dnormed_TD, dstream_TD, ffn_in_TD, batch, loss_gradient, ctx);
+  ffn_->backward(dnormed_TD, dstream_TD, ffn_in_TD, batch, ctx);
   ops::rmsnorm_backward(dstream_TD, store_.grad(ffn_norm_), dnormed_TD, mid_TD, ffn_rstd_T1,
                         store_.weight(ffn_norm_), ctx);
 

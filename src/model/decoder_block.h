@@ -29,11 +29,9 @@ class DecoderBlock {
   // FfnLayer.
   void forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.
-  // `loss_gradient` is null in a block without a router.
-  void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
-                const router::RoutingLossGradient* loss_gradient, Context& ctx);
+  void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
 
-  router::RouterStage* router() const { return ffn_->router(); }  // null in a dense block
+  router::RoutedLayer* router() const { return ffn_->router(); }  // null in a dense block
   // The tensors of the last forward pass, in the order in which they were computed, but for the stream itself.
   void visit_saved(const router::TensorVisitor& visit) const;
 

@@ -37,8 +37,7 @@ void DenseLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Bat
   if (out_TD.defined()) ops::linear_forward_add(out_TD, addend_TD, act_TF, store_.weight(down_), ctx);
 }
 
-void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&,
-                          const router::RoutingLossGradient*, Context& ctx) {
+void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&, Context& ctx) {
   ScratchScope scope(ctx.scratch);
   const Tensor act_TF = activated(ctx);
   if (!act_TF_.defined()) ops::swiglu_forward(act_TF, gate_up_T2F_, ctx);

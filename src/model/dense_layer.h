@@ -16,9 +16,8 @@ class DenseLayer final : public FfnLayer {
              ParameterStore& store);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
   void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
-  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
-                const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
-  router::RouterStage* router() const override { return nullptr; }
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  router::RoutedLayer* router() const override { return nullptr; }
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:

@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 #include "model/batch.h"
-#include "router/stage.h"
+#include "router/routed_layer.h"
 
 namespace switchyard::model {
 
@@ -16,10 +16,9 @@ class FfnLayer {
   // out_TD = addend_TD + ffn(x_TD); out_TD may be addend_TD. Not defined: what backward() needs is made again,
   // and no more.
   virtual void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
-  // dx_TD set; parameter gradients added. `loss_gradient` is null in a layer without a router.
-  virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
-                        const router::RoutingLossGradient* loss_gradient, Context& ctx) = 0;
-  virtual router::RouterStage* router() const = 0;  // null in a dense layer
+  // dx_TD set; parameter gradients added.
+  virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
+  virtual router::RoutedLayer* router() const = 0;  // null in a dense layer
   virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 };
 

@@ -51,12 +51,12 @@ FlopCounter::FlopCounter(const Transformer& model) {
     layer.per_key = 2 * heads * static_cast<double>(config.head_dim + value_width);
     if (layer.is_moe) {
       const std::string prefix = moe_prefix(config.family, l);
-      const router::RouterStage& stage = model.router(router++);
+      const router::Router& gate = model.routing().layer(router++).router();
       layer.router =
-          2 * (matrix_values(store, prefix + "gate.") + static_cast<double>(stage.extra_multiply_adds()));
+          2 * (matrix_values(store, prefix + "gate.") + static_cast<double>(gate.extra_multiply_adds()));
       layer.per_slot = 6 * hidden * static_cast<double>(config.moe_intermediate_size);
       layer.always = 2 * matrix_values(store, prefix + "shared_experts.");
-      n_slots_ = stage.n_slots();
+      n_slots_ = gate.n_slots();
     } else {
       layer.always = 2 * matrix_values(store, layer_prefix(l) + "mlp.");
     }

@@ -38,7 +38,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
       n_experts_(model.num_experts),
       store_(store) {
   router_ =
-      std::make_unique<router::RouterStage>(router_options,
+      std::make_unique<router::RoutedLayer>(router_options,
                                             router::RouterShape{.hidden_size = hidden_,
                                                                 .n_experts = n_experts_,
                                                                 .n_slots = model.num_experts_per_tok,
@@ -49,7 +49,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .init_std = model.initializer_range,
                                                                 .layer = layer},
                                             moe_prefix(model.family, layer) + "gate.", store);
-  n_slots_ = router_->n_slots();
+  n_slots_ = router_->router().n_slots();
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
     return store.add({.name = name,
                       .shape = Shape{rows, columns},
@@ -128,11 +128,9 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
   if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
 }
 
-void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
-                        const router::RoutingLossGradient* loss_gradient, Context& ctx) {
+void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   const auto& [decision, count_E, offset_Ep, slot_row_TK, kept_row_RD, weight_R, gate_up_R2F, kept_act_RF] =
       saved_;
-  SY_CHECK(loss_gradient, "a layer with a router needs the gradient of its losses");
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
@@ -158,7 +156,7 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.weight_block(gate_up_, gate_up_shape()),
                                      offset_Ep, ctx);
   if (shared_)
-    shared_->backward(dx_TD, dout_TD, x_TD, batch, nullptr, ctx);
+    shared_->backward(dx_TD, dout_TD, x_TD, batch, ctx);
   else
     ops::fill_zero(dx_TD, ctx);
   router::RoutingGradient gradient{.dweight_TK = dweight_TK};
@@ -173,10 +171,10 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   }
   const Tensor seen_TD = as_router_sees(x_TD, ctx);
   if (seen_TD.dtype() == dx_TD.dtype())
-    return router_->backward(dx_TD, gradient, seen_TD, router_batch(batch), *loss_gradient, ctx);
+    return router_->backward(dx_TD, gradient, seen_TD, router_batch(batch), ctx);
   const Tensor dseen_TD = scratch_like(seen_TD);
   ops::fill_zero(dseen_TD, ctx);
-  router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), *loss_gradient, ctx);
+  router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), ctx);
   ops::add(dx_TD, dx_TD, dseen_TD, ctx);
 }
 

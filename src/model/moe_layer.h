@@ -18,9 +18,8 @@ class MoeLayer final : public FfnLayer {
   MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer, ParameterStore& store);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
   void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
-  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch,
-                const router::RoutingLossGradient* loss_gradient, Context& ctx) override;
-  router::RouterStage* router() const override { return router_.get(); }
+  void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  router::RoutedLayer* router() const override { return router_.get(); }
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:
@@ -41,7 +40,7 @@ class MoeLayer final : public FfnLayer {
 
   std::int64_t hidden_, width_, n_experts_, n_slots_;
   ParameterStore& store_;
-  std::unique_ptr<router::RouterStage> router_;
+  std::unique_ptr<router::RoutedLayer> router_;
   std::unique_ptr<DenseLayer> shared_;  // the shared experts, one network; null without
   std::size_t gate_up_ = 0,
               down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert

@@ -104,12 +104,11 @@ void MtpLayers::loss(Tensor loss_KT, Context& ctx) {
 }
 
 void MtpLayers::loss_and_backward(Tensor dfinal_TD, const MtpLoss& loss, Tensor final_TD, const RopeTable& rope,
-                                  std::span<const router::RoutingLossGradient> loss_gradients, Context& ctx) {
+                                  Context& ctx) {
   ScratchScope scope(ctx.scratch);
   const auto scratch = [&] { return ctx.scratch.take(dfinal_TD.shape(), dfinal_TD.dtype()); };
   const Tensor dnormed_TD = scratch(), dstream_TD = scratch();
   const Tensor dhidden_TD = scratch();  // of what the depth at hand reads: the depth before adds it to its own
-  std::size_t router = loss_gradients.size();
   for (std::size_t d = depths_.size(); d-- > 0;) {
     Depth& depth = depths_[d];
     const Tensor loss_T = loss.loss_KT.slice(static_cast<std::int64_t>(d), 1).reshape({loss.loss_KT.dim(1)});
@@ -119,8 +118,7 @@ void MtpLayers::loss_and_backward(Tensor dfinal_TD, const MtpLoss& loss, Tensor 
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, store_.grad(depth.norm), dnormed_TD, depth.out_TD, depth.normed_rstd_T1,
                           store_.weight(depth.norm), ctx);
-    depth.block.backward(dstream_TD, depth.in_TD, rope, depth.batch,
-                         depth.block.router() ? &loss_gradients[--router] : nullptr, ctx);
+    depth.block.backward(dstream_TD, depth.in_TD, rope, depth.batch, ctx);
     backward_through_input(depth, dhidden_TD, dstream_TD, hidden_before(d, final_TD), ctx);
   }
   ops::add(dfinal_TD, dfinal_TD, dhidden_TD, ctx);

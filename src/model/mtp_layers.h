@@ -40,7 +40,7 @@ class MtpLayers {
             ParameterStore& store);
 
   std::int64_t n_depths() const { return static_cast<std::int64_t>(depths_.size()); }
-  router::RouterStage* router(std::int64_t depth) const {
+  router::RoutedLayer* router(std::int64_t depth) const {
     return depths_[static_cast<std::size_t>(depth)].block.router();
   }
   // Blocks of these layers are always kept; `recompute` concerns what is in them.
@@ -51,9 +51,9 @@ class MtpLayers {
   // Of the last forward pass. loss_KT as in MtpLoss.
   void loss(Tensor loss_KT, Context& ctx);
   // The same, and the gradients: added to the parameters' (those of embedding and head among them) and to
-  // dfinal_TD. loss_gradients: one a depth with a router.
+  // dfinal_TD.
   void loss_and_backward(Tensor dfinal_TD, const MtpLoss& loss, Tensor final_TD, const RopeTable& rope,
-                         std::span<const router::RoutingLossGradient> loss_gradients, Context& ctx);
+                         Context& ctx);
 
   // The tensors of the last forward pass, in the order in which they were computed, by layer number.
   using Visitor = std::function<void(std::int64_t layer, const std::string& name, const Tensor& tensor)>;

@@ -1,7 +1,5 @@
 #include "model/transformer.h"
 
-#include <algorithm>
-
 #include "model/rope_frequencies.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
@@ -30,10 +28,11 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                             .init_std = model.initializer_range});
   };
   embedding_ = matrix("model.embed_tokens.weight");
+  std::vector<router::RoutedLayer*> routed;
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
     const bool is_moe = model.is_moe_layer[static_cast<std::size_t>(l)];
     blocks_.emplace_back(model, router, l, is_moe, parameters_);
-    if (is_moe) routers_.push_back({blocks_.back().router(), l});
+    if (is_moe) routed.push_back(blocks_.back().router());
   }
   parameters_.begin_group();
   final_norm_ = parameters_.add({.name = "model.norm.weight",
@@ -41,12 +40,10 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                                  .init = Init::ones,
                                  .weight_decay = false});
   head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
-  n_main_routers_ = n_routers();
   if (model.num_nextn_predict_layers > 0) mtp_.emplace(model, router, embedding_, head_, parameters_);
-  for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth) {
-    if (mtp_->router(depth)) routers_.push_back({mtp_->router(depth), model.num_hidden_layers + depth});
-  }
-  loss_gradient_L_.resize(routers_.size());
+  for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth)
+    if (mtp_->router(depth)) routed.push_back(mtp_->router(depth));
+  routing_.emplace(std::move(routed), router, model);
 }
 
 void Transformer::round_weights(Context& ctx) {
@@ -108,18 +105,7 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  sums_ = router::LayerSums::plan(arena, n_routers(), n_seq, config_.num_experts);
-  if (n_routers() > 0) dprob_LBE_ = arena.take(sums_.count_LBE.shape(), DType::f64);
-  for (std::size_t l = 0; l < routers_.size(); ++l) {
-    const auto layer = static_cast<std::int64_t>(l);
-    routers_[l].router->set_sums(sums_.of(layer));
-    loss_gradient_L_[l] = {dprob_LBE_.slice(layer, 1).reshape(Shape{n_seq, config_.num_experts}), 0.0};
-  }
-  const std::int64_t n_statistics = this->n_statistics();
-  if (training_ && n_statistics > 0) statistics_S_ = arena.take(Shape{n_statistics}, DType::f64);
-  for_parts(statistics_S_, [](const RouterOfLayer& each, Tensor part_S, std::size_t) {
-    each.router->keep_statistics_in(part_S);
-  });
+  routing_->plan(arena, n_seq, training_);
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
@@ -197,91 +183,29 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
     ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, weight(head_), batch.target_T,
                                      dloss, ctx);
-    if (mtp && n_mtp_depths() > 0)
-      mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_,
-                              std::span(loss_gradient_L_).subspan(static_cast<std::size_t>(n_main_routers_)),
-                              ctx);
+    if (mtp && n_mtp_depths() > 0) mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_, ctx);
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dfinal_TD, stream_.back(), final_rstd_T1_,
                           weight(final_norm_), ctx);
   }
-  auto router = static_cast<std::size_t>(n_main_routers_);
   for (std::size_t l = blocks_.size(); l-- > 0;) {
-    const router::RoutingLossGradient* loss_gradient =
-        blocks_[l].router() ? &loss_gradient_L_[--router] : nullptr;
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
-    blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, loss_gradient, ctx);
+    blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
 }
 
-void Transformer::logits(Tensor logits_TV, Context& ctx) const {
-  ops::linear_forward(logits_TV, final_TD_, parameters_.weight(head_), ops::Write::set, ctx);
-}
-
-void Transformer::last_logits(Tensor logits_1V, Context& ctx) const {
-  ops::linear_forward(logits_1V, final_TD_.slice(final_TD_.rows() - 1, 1), parameters_.weight(head_),
+void Transformer::logits(Tensor logits_NV, Context& ctx) const {
+  const std::int64_t n = logits_NV.rows();
+  ops::linear_forward(logits_NV, final_TD_.slice(final_TD_.rows() - n, n), parameters_.weight(head_),
                       ops::Write::set, ctx);
-}
-
-void Transformer::after_step(Tensor count_LE, Tensor statistics_S, Context& ctx) {
-  if (n_routers() == 0) return;
-  const Shape shape{n_routers(), config_.num_experts};
-  SY_CHECK(count_LE.shape() == shape, "counts are {}, expected {}", count_LE.shape().to_string(),
-           shape.to_string());
-  std::vector<Tensor> statistics_L(routers_.size());
-  for_parts(n_statistics() > 0 ? statistics_S : Tensor{},
-            [&](const RouterOfLayer&, Tensor part_S, std::size_t l) { statistics_L[l] = part_S; });
-  for (std::size_t l = 0; l < routers_.size(); ++l) {
-    const Tensor count_E = count_LE.slice(static_cast<std::int64_t>(l), 1).reshape(Shape{config_.num_experts});
-    routers_[l].router->after_step(count_E, statistics_L[l], ctx);
-  }
-}
-
-std::int64_t Transformer::n_statistics() const {
-  std::int64_t sum = 0;
-  for (const RouterOfLayer& each : routers_) sum += each.router->n_statistics();
-  return sum;
-}
-
-template <class F>
-void Transformer::for_parts(const Tensor& statistics_S, F&& f) const {
-  SY_CHECK(!statistics_S.defined() || statistics_S.shape() == Shape{n_statistics()},
-           "statistics are {}, expected [{}]", statistics_S.shape().to_string(), n_statistics());
-  std::int64_t first = 0;
-  for (std::size_t l = 0; l < routers_.size() && statistics_S.defined(); ++l) {
-    const std::int64_t size = routers_[l].router->n_statistics();
-    f(routers_[l], size > 0 ? statistics_S.slice(first, size) : Tensor{}, l);
-    first += size;
-  }
-}
-
-bool Transformer::needs_statistics_first() const {
-  return std::any_of(routers_.begin(), routers_.end(),
-                     [](const RouterOfLayer& each) { return each.router->needs_statistics_first(); });
-}
-
-bool Transformer::needs_attention_entropy() const {
-  return std::any_of(routers_.begin(), routers_.end(),
-                     [](const RouterOfLayer& each) { return each.router->needs_attention_entropy(); });
-}
-
-void Transformer::set_statistics(Tensor statistics_S) {
-  for_parts(
-      n_statistics() > 0 ? statistics_S : Tensor{},
-      [&](const RouterOfLayer&, Tensor part_S, std::size_t l) { loss_gradient_L_[l].statistics_S = part_S; });
-}
-
-void Transformer::add_own_losses(Tensor loss_1, Context& ctx) const {
-  for (std::size_t l = 0; l < routers_.size(); ++l)
-    routers_[l].router->add_own_loss(loss_1, loss_gradient_L_[l], ctx);
 }
 
 std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
   SY_CHECK(!blocks_share_memory(), "the layers of this model share one memory");
   std::vector<router::RoutingDecision> decisions;
-  for (const RouterOfLayer& each : routers_) decisions.push_back(each.router->decision());
+  for (std::int64_t l = 0; l < routing_->n_layers(); ++l) decisions.push_back(routing_->layer(l).decision());
   return decisions;
 }
 

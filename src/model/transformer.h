@@ -1,13 +1,11 @@
 // The whole model: embedding, blocks, final norm, classifier, and layers for multi-token prediction; forward
 // and backward.
-//   T tokens, D hidden size, V vocabulary, L layers with a router, B sequences, E experts, K depths of
-//   multi-token prediction
+//   T tokens, D hidden size, V vocabulary, K depths of multi-token prediction
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -17,7 +15,7 @@
 #include "model/batch.h"
 #include "model/decoder_block.h"
 #include "model/mtp_layers.h"
-#include "router/auxiliary_losses.h"
+#include "router/routing_step.h"
 
 namespace switchyard::model {
 
@@ -57,11 +55,10 @@ class Transformer {
   // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
   // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
   void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
-  std::int64_t activation_bytes() const { return arena_ ? arena_->peak() : 0; }
   void poison_activations(
       Context& ctx);  // fills them with NaN; what forward and backward compute must not change
 
-  // Runs the blocks. Afterwards routing_sums() speaks of this batch.
+  // Runs the blocks. Afterwards routing().counts() speaks of this batch.
   void forward(const Batch& batch, Context& ctx);
   // Then runs the layers for multi-token prediction, if the model has them, on the same batch.
   void forward_mtp(const Batch& batch, Context& ctx);
@@ -70,52 +67,25 @@ class Transformer {
   void loss(Tensor loss_T, const Batch& batch, Context& ctx);
   void mtp_loss(Tensor loss_KT, Context& ctx);  // the same of forward_mtp, for each depth
   // loss(), and the gradients of  dloss * sum(loss_T) + auxiliary losses  added to the parameters'. The
-  // gradient of the auxiliary losses is what the caller has put into loss_gradients() since the forward pass.
+  // gradient of the auxiliary losses is what routing() was told since the forward pass: add_losses().
   // With `mtp` (after forward_mtp) its losses are set and its gradients added too; without, the layers for
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                          const MtpLoss* mtp = nullptr);
-  // logits_TV (f32 in a bf16 model, else the model's type; set): of the last forward pass, all of them at once.
-  void logits(Tensor logits_TV, Context& ctx) const;
-  void last_logits(Tensor logits_1V, Context& ctx) const;  // of its last token alone
+  // logits_NV (f32 in a bf16 model, else the model's type; set): of the last N tokens of the last forward pass,
+  // all of them at once.
+  void logits(Tensor logits_NV, Context& ctx) const;
 
   // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
   std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
 
-  // The main layers' routers, then those of the depths that are computed.
-  std::int64_t n_routers() const { return static_cast<std::int64_t>(routers_.size()); }
-  std::int64_t n_main_routers() const { return n_main_routers_; }
-  bool needs_attention_entropy() const;  // a router does
-  // Which layer the l-th router sits in; num_hidden_layers and up: multi-token prediction.
-  std::int64_t layer_of_router(std::int64_t l) const { return routers_[static_cast<std::size_t>(l)].layer; }
-  const router::RouterStage& router(std::int64_t l) const {
-    return *routers_[static_cast<std::size_t>(l)].router;
-  }
-  // Of all of them, of the last forward pass.
-  const router::LayerSums& routing_sums() const { return sums_; }
+  // What the layers with a router count, and their losses: of the main layers, then of the depths that are
+  // computed.
+  router::RoutingStep& routing() { return *routing_; }
+  const router::RoutingStep& routing() const { return *routing_; }
   // What each router decided in the last forward pass. Only of a model made for training: the layers of another
   // one share their memory.
   std::vector<router::RoutingDecision> routing_decisions() const;
-  router::LossGradients loss_gradients() { return {dprob_LBE_, loss_gradient_L_}; }
-
-  // What the routers have counted in the last forward pass in training, router after router: sums over tokens,
-  // to be added up over micro-batches and ranks. f64 [n_statistics()], on the model's device; not defined where
-  // there are none.
-  Tensor routing_statistics() const { return statistics_S_; }
-  std::int64_t n_statistics() const;
-  // True: a router's own loss and gradient need the statistics of the whole global batch.
-  bool needs_statistics_first() const;
-  // Gives each router's loss_gradients() its part of them (f64 [n_statistics()], on the model's device; read
-  // only where there are any). They must stay where they are until the backward pass.
-  void set_statistics(Tensor statistics_S);
-  // loss_1 (f64) += what the last forward pass adds to the routers' own losses of the global batch, by what
-  // loss_gradients() says.
-  void add_own_losses(Tensor loss_1, Context& ctx) const;
-
-  // After each optimizer step: what routers do beside their gradients. count_LE: slots on each expert in the
-  // global batch; statistics_S: those of the global batch, read only where there are any. f64, on the model's
-  // device.
-  void after_step(Tensor count_LE, Tensor statistics_S, Context& ctx);
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).
@@ -124,9 +94,6 @@ class Transformer {
   void visit_activations(const ActivationVisitor& visit) const;
 
  private:
-  // Calls f(router, its part of statistics_S, its number).
-  template <class F>
-  void for_parts(const Tensor& statistics_S, F&& f) const;
   void fill_rope_table(Context& ctx);
   void allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx);
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
@@ -144,12 +111,7 @@ class Transformer {
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
   std::vector<DecoderBlock> blocks_;
   std::optional<MtpLayers> mtp_;
-  struct RouterOfLayer {
-    router::RouterStage* router;
-    std::int64_t layer;
-  };
-  std::vector<RouterOfLayer> routers_;
-  std::int64_t n_main_routers_ = 0;
+  std::optional<router::RoutingStep> routing_;  // always there: made when the layers are
 
   std::unique_ptr<Arena> arena_;
   std::int64_t lasting_bytes_ = 0;  // of rope table and caches, at the arena's beginning; 0: no caches
@@ -157,10 +119,6 @@ class Transformer {
   // The residual stream: stream_[l] enters block l, the last one leaves the last block.
   std::vector<Tensor> stream_;       // [T, D] each
   Tensor final_TD_, final_rstd_T1_;  // the norm of the last one
-  router::LayerSums sums_;
-  Tensor dprob_LBE_;     // f64
-  Tensor statistics_S_;  // f64
-  std::vector<router::RoutingLossGradient> loss_gradient_L_;
 };
 
 }  // namespace switchyard::model

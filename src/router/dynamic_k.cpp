@@ -137,7 +137,7 @@ void check(const config::Router& router, const config::Model& model,
 
 }  // namespace
 
-RouterKind dynamic_k_router() {
+RouterType dynamic_k_router() {
   return {.schema = {.type = "dynamic_k",
                      .options = {{.key = "min_experts",
                                   .fallback = std::int64_t{1},

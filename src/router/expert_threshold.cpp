@@ -88,7 +88,7 @@ class ExpertThreshold final : public Router {
 
 }  // namespace
 
-RouterKind expert_threshold_router() {
+RouterType expert_threshold_router() {
   return {.schema = {.type = "expert_threshold",
                      .balance_coef = 0,  // the thresholds balance
                      .options = {score_function_option(),

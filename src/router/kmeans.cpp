@@ -103,7 +103,7 @@ class KMeans final : public Router {
 
 }  // namespace
 
-RouterKind kmeans_router() {
+RouterType kmeans_router() {
   return {.schema = {.type = "kmeans",
                      .balance_coef = 0,
                      .no_z_loss = "whose cosine similarities are bounded as they are",

@@ -131,7 +131,7 @@ class LatentPrototype final : public Router {
     return {decision_, prob_TE_, lse_T_};
   }
 
-  void add_own_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
+  void add_router_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
     regularisation_.add_loss(loss_1, store_.value(keys_), own_statistics(), own_part(gradient.statistics_S),
                              gradient.token_share, ctx);
   }
@@ -284,7 +284,7 @@ void check(const config::Router& router, const config::Model&, const config::Rou
 
 }  // namespace
 
-RouterKind lpr_router() {
+RouterType lpr_router() {
   const auto word = [](const char* value) { return config::OptionValue(std::string(value)); };
   const config::Interval share{0, 1, false, true};
   return {.schema =

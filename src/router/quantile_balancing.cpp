@@ -67,7 +67,7 @@ class Quantile final : public Router {
 
 }  // namespace
 
-RouterKind quantile_router() {
+RouterType quantile_router() {
   return {.schema = {.type = "quantile",
                      .balance_coef = 0,  // the bias balances
                      .options = {score_function_option(),

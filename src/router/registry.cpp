@@ -5,7 +5,7 @@
 
 namespace switchyard::router {
 
-// One line a router: its file has  RouterKind NAME_router()  with schema and maker.
+// One line a router: its file has  RouterType NAME_router()  with schema and maker.
 #define ROUTERS(X)    \
   X(softmax_topk)     \
   X(sigmoid_group)    \
@@ -16,7 +16,7 @@ namespace switchyard::router {
   X(kmeans)           \
   X(lpr)
 
-#define DECLARE(name) RouterKind name##_router();
+#define DECLARE(name) RouterType name##_router();
 ROUTERS(DECLARE)
 #undef DECLARE
 
@@ -24,18 +24,18 @@ namespace {
 
 struct Registry {
   std::vector<config::RouterSchema> schemas;
-  std::vector<RouterKind> kinds;
+  std::vector<RouterType> types;
 
   Registry() {
 #define ADD(name) add(name##_router());
     ROUTERS(ADD)
 #undef ADD
   }
-  void add(RouterKind kind) {
+  void add(RouterType type) {
     for (const config::RouterSchema& schema : schemas)
-      SY_CHECK(schema.type != kind.schema.type, "two routers are called {}", schema.type);
-    schemas.push_back(kind.schema);
-    kinds.push_back(std::move(kind));
+      SY_CHECK(schema.type != type.schema.type, "two routers are called {}", schema.type);
+    schemas.push_back(type.schema);
+    types.push_back(std::move(type));
   }
 };
 
@@ -50,14 +50,14 @@ std::span<const config::RouterSchema> router_schemas() { return registry().schem
 
 std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
                                     const std::string& prefix, ParameterStore& store) {
-  const auto& kinds = registry().kinds;
-  const auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const RouterKind& candidate) {
+  const auto& types = registry().types;
+  const auto type = std::find_if(types.begin(), types.end(), [&](const RouterType& candidate) {
     return candidate.schema.type == options.type;
   });
-  SY_CHECK(kind != kinds.end(), "no router {}", options.type);
-  return kind->make(options, shape, prefix, store);
+  SY_CHECK(type != types.end(), "no router {}", options.type);
+  return type->make(options, shape, prefix, store);
 }
 
-void add_router(RouterKind kind) { registry().add(std::move(kind)); }
+void add_router(RouterType type) { registry().add(std::move(type)); }
 
 }  // namespace switchyard::router

@@ -16,6 +16,6 @@ std::unique_ptr<Router> make_router(const config::Router& options, const RouterS
 
 // One more type, for this process: how a test adds its example. Throws std::logic_error where the type is
 // there.
-void add_router(RouterKind kind);
+void add_router(RouterType type);
 
 }  // namespace switchyard::router

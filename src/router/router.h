@@ -4,7 +4,7 @@
 // A router is one class in one file of this room and one line of registry.cpp (docs/routers.md walks through an
 // example). It adds its parameters to the store when it is made, reserves in plan() what its forward pass keeps
 // for its backward pass, and leaves capacity, sums, losses, permutation, experts and balance figures to others:
-// those work from what RouterOutput says (stage.h).
+// those work from what RouterOutput says (routed_layer.h).
 #pragma once
 
 #include <functional>
@@ -87,7 +87,7 @@ class Router {
   virtual std::int64_t n_slots() const = 0;
   // True: RouterBatch::attention_entropy_T must be given.
   virtual bool needs_attention_entropy() const { return false; }
-  // True: own_loss() and backward() need the statistics of the whole global batch.
+  // True: add_router_loss() and backward() need the statistics of the whole global batch.
   virtual bool needs_statistics_first() const { return false; }
 
   // Reserves what is kept between forward and backward, for micro-batches of n_seq * seq_len tokens. Layers may
@@ -95,14 +95,14 @@ class Router {
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) = 0;
 
   // x_TD: the normed hidden state. All of a router is computed in x's dtype: float32 whatever train.dtype is.
-  // On a device a micro-batch is recorded and replayed: forward, add_own_loss and backward start the same
+  // On a device a micro-batch is recorded and replayed: forward, add_router_loss and backward start the same
   // operators each time, and read nothing back.
   virtual RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) = 0;
 
   // Of the last forward pass: what this micro-batch adds to the router's own loss of the global batch,
   // coefficient included, is added to loss_1 (f64). Made of statistics and parameters, which layers do not
   // share. Its gradient is part of backward().
-  virtual void add_own_loss(Tensor, const RoutingLossGradient&, Context&) const {}
+  virtual void add_router_loss(Tensor, const RoutingLossGradient&, Context&) const {}
 
   // dx_TD is added to; the router's own parameter gradients are added to the store.
   virtual void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
@@ -132,7 +132,7 @@ class Router {
 
 // A type of router: how it is configured, and how one is made. Its parameters are called `prefix` + their name
 // ("model.layers.0.mlp.gate.").
-struct RouterKind {
+struct RouterType {
   config::RouterSchema schema;
   std::unique_ptr<Router> (*make)(const config::Router& options, const RouterShape& shape,
                                   const std::string& prefix, ParameterStore& store);

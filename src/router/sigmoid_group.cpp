@@ -82,7 +82,7 @@ class SigmoidGroup final : public Router {
 
 }  // namespace
 
-RouterKind sigmoid_group_router() {
+RouterType sigmoid_group_router() {
   return {.schema = {.type = "sigmoid_group",
                      // The bias balances; the loss only keeps single sequences from extremes.
                      .balance_coef = 1e-4,

@@ -59,7 +59,7 @@ class SoftmaxTopK final : public Router {
 
 }  // namespace
 
-RouterKind softmax_topk_router() {
+RouterType softmax_topk_router() {
   return {.schema = {.type = "softmax_topk"}, .make = make_router_of<SoftmaxTopK>};
 }
 

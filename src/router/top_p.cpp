@@ -49,7 +49,7 @@ class TopP final : public Router {
   std::int64_t n_statistics() const override { return 1; }  // the sum of entropies
 
   // Sure tokens are to have few experts.
-  void add_own_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
+  void add_router_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const override {
     ops::accumulate(loss_1, statistics_S_, entropy_coef_ * gradient.token_share, ctx);
   }
 
@@ -84,7 +84,7 @@ class TopP final : public Router {
 
 }  // namespace
 
-RouterKind top_p_router() {
+RouterType top_p_router() {
   return {.schema = {.type = "top_p",
                      .options = {{.key = "p", .fallback = 0.4, .range = {0, 1, true}},
                                  config::max_experts_option(),

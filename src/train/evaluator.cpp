@@ -37,7 +37,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
   const auto start = std::chrono::steady_clock::now();
   EvalResult result{
       .domains = {},
-      .load = LoadCounts(model.n_main_routers(), std::max<std::int64_t>(1, model.config().num_experts),
+      .load = LoadCounts(model.routing().n_main_layers(), std::max<std::int64_t>(1, model.config().num_experts),
                          static_cast<std::int64_t>(domains.size()))};
   BatchBuffers buffers(settings.batch, settings.seq_len, settings.begin_token, model.config().sliding_window,
                        ctx.device);
@@ -68,7 +68,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
       model.forward(batch, ctx);
       model.loss(loss_T.tensor(), batch, ctx);
       loss_T.write_back();
-      result.load.add(model.routing_sums(), domain_B);
+      result.load.add(model.routing().counts(), domain_B);
       result.counts += model::count_tokens(buffers.on_host());
       for (const float loss : loss_values) domain_sum += loss;
     }

@@ -33,8 +33,8 @@ void LoadCounts::add(const Tensor& count_LBE, const Tensor& dropped_L, std::span
   }
 }
 
-void LoadCounts::add(const router::LayerSums& sums, std::span<const std::size_t> domain_B) {
-  if (n_layers_ > 0) add(HostCopy(sums.count_LBE).tensor(), HostCopy(sums.dropped_L).tensor(), domain_B);
+void LoadCounts::add(const router::RoutingCounts& counts, std::span<const std::size_t> domain_B) {
+  if (n_layers_ > 0) add(HostCopy(counts.count_LBE).tensor(), HostCopy(counts.dropped_L).tensor(), domain_B);
 }
 
 std::vector<std::vector<double>> LoadCounts::by_domain(std::int64_t l) const {

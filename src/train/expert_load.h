@@ -8,7 +8,7 @@
 
 #include "core/tensor.h"
 #include "router/balance_figures.h"
-#include "router/stage.h"
+#include "router/routing_step.h"
 
 namespace switchyard::train {
 
@@ -18,11 +18,11 @@ class LoadCounts {
   LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64_t n_domains);
 
   void clear();
-  // One micro-batch: count_LBE and dropped_L of router::LayerSums, where the host reads them (i32); domain_B:
-  // the domain of each sequence.
+  // One micro-batch: count_LBE and dropped_L of router::RoutingCounts, where the host reads them (i32);
+  // domain_B: the domain of each sequence.
   void add(const Tensor& count_LBE, const Tensor& dropped_L, std::span<const std::size_t> domain_B);
   // The same of the last forward pass of a model, wherever it runs: waits for it.
-  void add(const router::LayerSums& sums, std::span<const std::size_t> domain_B);
+  void add(const router::RoutingCounts& counts, std::span<const std::size_t> domain_B);
 
   std::vector<double> layer(std::int64_t l) const;                   // [E], over all domains
   std::vector<double> all_layers() const;                            // [L*E]

@@ -15,7 +15,6 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/attention.h"
-#include "ops/balance_loss.h"
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
@@ -65,9 +64,9 @@ void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
 std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const model::Transformer& model) {
   std::vector<MetricsRecord> records;
   const auto figures = result.load.figures();
-  for (std::int64_t l = 0; l < model.n_main_routers(); ++l) {
+  for (std::int64_t l = 0; l < model.routing().n_main_layers(); ++l) {
     MetricsRecord layer, counts;
-    layer.add("layer", model.layer_of_router(l));
+    layer.add("layer", model.routing().layer(l).layer());
     add_figures(layer, figures[static_cast<std::size_t>(l)]);
     const auto count_DE = result.load.by_domain(l);
     for (std::size_t d = 0; d < count_DE.size(); ++d)
@@ -78,13 +77,20 @@ std::vector<MetricsRecord> evaluated_layers(const EvalResult& result, const mode
   return records;
 }
 
+bool needs_attention_entropy(const router::RoutingStep& routing) {
+  bool needs = false;
+  for (std::int64_t l = 0; l < routing.n_layers(); ++l)
+    needs = needs || routing.layer(l).router().needs_attention_entropy();
+  return needs;
+}
+
 // Before memory is taken: refuses what cuDNN's attention cannot do here.
 void check_attention(const config::Run& run, const model::Transformer& model, Device device) {
   if (run.train.attention != AttentionBackend::cudnn) return;
   const config::Model& m = run.model;
   std::string obstacle =
       "the router reads how evenly attention is spread (router.estimator), which cuDNN does not say";
-  if (!model.needs_attention_entropy())
+  if (!needs_attention_entropy(model.routing()))
     obstacle =
         ops::cudnn_attention_obstacle({.n_seq = run.train.micro_batch_size,
                                        .seq_len = run.train.seq_len,
@@ -113,11 +119,10 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       optimizer_(run.train, model_.parameters()),
-      auxiliary_losses_(run.router, config::slots_per_token(run.router, run.model)),
-      step_load_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts),
+      step_load_(model_.routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts),
                  static_cast<std::int64_t>(train_domains_.size())),
       flop_counter_(model_),
-      load_average_(model_.n_routers(), std::max<std::int64_t>(1, run.model.num_experts)),
+      load_average_(model_.routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts)),
       buffers_(run.train.micro_batch_size, run.train.seq_len, begin_token_, run.model.sliding_window, device,
                micro_batches_),
       domain_MB_(static_cast<std::size_t>(micro_batches_),
@@ -125,9 +130,9 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
       loss_MT_(device, {micro_batches_, micro_tokens()}),
       mtp_loss_MKT_(device, {micro_batches_, model_.n_mtp_depths(), micro_tokens()}),
-      count_MLBE_(device,
-                  {micro_batches_, model_.n_routers(), run.train.micro_batch_size, run.model.num_experts}),
-      dropped_ML_(device, {micro_batches_, model_.n_routers()}),
+      count_MLBE_(device, {micro_batches_, model_.routing().n_layers(), run.train.micro_batch_size,
+                           run.model.num_experts}),
+      dropped_ML_(device, {micro_batches_, model_.routing().n_layers()}),
       figures_(device, {kFigures}) {
   check_attention(run, model_, device);
   ctx_.attention = run.train.attention;
@@ -142,13 +147,6 @@ Trainer::Trainer(const config::Run& run, const std::filesystem::path& out, const
   loss_T_ = losses.slice(0, micro_tokens());
   mtp_loss_KT_ =
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
-  const std::int64_t n_counts = model_.n_routers() * run.model.num_experts,
-                     n_statistics = model_.n_statistics();
-  global_sums_ = allocate_aligned(std::max<std::int64_t>(1, n_counts + n_statistics) * size_of(DType::f64),
-                                  "a step's sums", device);
-  const Tensor sums(global_sums_.get(), Shape{n_counts + n_statistics}, DType::f64, device);
-  global_count_LE_ = sums.slice(0, n_counts).reshape(Shape{model_.n_routers(), run.model.num_experts});
-  statistics_S_ = sums.slice(n_counts, n_statistics);
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
   if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
@@ -255,7 +253,7 @@ void Trainer::describe_data() const {
 void Trainer::rehearse() {
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
-  do_or_replay(micro_step_, [&] { forward_backward(batch, false, false, mtp_dloss_K); });
+  do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
   memory_.workspace = ctx_.scratch.reserved();
 }
 
@@ -301,7 +299,7 @@ void Trainer::count_global_batch() {
     do_or_replay(count_step_, [&] {
       model_.forward(batch, ctx_);
       model_.forward_mtp(batch, ctx_);
-      add_to_global_sums();
+      model_.routing().add_micro_batch(ctx_);
     });
   }
   sum_over_ranks();
@@ -315,15 +313,8 @@ void Trainer::do_or_replay(ops::Replay& replay, const std::function<void()>& wor
     log_info(fmt::format("a micro-batch is replayed as a CUDA graph of {} operations", replay.n_recorded()));
 }
 
-// What the last forward pass has counted.
-void Trainer::add_to_global_sums() {
-  if (model_.n_routers() > 0) ops::add_counts(global_count_LE_, model_.routing_sums().count_LBE, ctx_);
-  if (model_.n_statistics() > 0) ops::accumulate(statistics_S_, model_.routing_statistics(), 1, ctx_);
-}
-
 void Trainer::sum_over_ranks() {
-  if (model_.n_routers() > 0) communicator_.all_reduce_sum(global_count_LE_);
-  if (model_.n_statistics() > 0) communicator_.all_reduce_sum(statistics_S_);
+  if (model_.routing().n_layers() > 0) communicator_.all_reduce_sum(model_.routing().global_sums());
 }
 
 // What the step has written on the device: the one place where the host waits for it.
@@ -343,31 +334,30 @@ void Trainer::read_back(StepResult& result, std::span<const double> mtp_share_K)
         mtp_loss_MKT_.on_host().slice(micro, 1).reshape(Shape{model_.n_mtp_depths(), micro_tokens()});
     for (std::size_t k = 0; k < mtp_share_K.size(); ++k)
       result.mtp_loss += mtp_share_K[k] * sum_of(mtp_loss_KT.slice(static_cast<std::int64_t>(k), 1));
-    if (const router::LayerSums& sums = model_.routing_sums(); sums.n_layers() > 0)
-      step_load_.add(count_MLBE_.on_host().slice(micro, 1).reshape(sums.count_LBE.shape()),
-                     dropped_ML_.on_host().slice(micro, 1).reshape(sums.dropped_L.shape()),
+    if (model_.routing().n_layers() > 0)
+      step_load_.add(count_MLBE_.on_host().slice(micro, 1).reshape(model_.routing().counts().count_LBE.shape()),
+                     dropped_ML_.on_host().slice(micro, 1).reshape(model_.routing().counts().dropped_L.shape()),
                      domain_MB_[static_cast<std::size_t>(micro)]);
     step_tokens_ += model::count_tokens(buffers_.on_host(micro));
   }
   result.loss /= static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
-  result.auxiliary = {figures_.values[kBalance], figures_.values[kZ]};
-  result.router_loss = figures_.values[kOwn];
+  result.balance_loss = figures_.values[kBalance];
+  result.z_loss = figures_.values[kZ];
+  result.router_loss = figures_.values[kRouter];
   result.grad_norm = std::sqrt(figures_.values[kGradSquares]);
 }
 
-void Trainer::forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
+void Trainer::forward_backward(const model::Batch& batch, bool count_first,
                                std::span<const double> mtp_dloss_K) {
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   model_.forward(batch, ctx_);
   model_.forward_mtp(batch, ctx_);
-  if (!count_first) add_to_global_sums();
-  if (needs_sums && !count_first) sum_over_ranks();
-  model_.set_statistics(statistics_S_);
-  auxiliary_losses_.compute(
-      figures_.on_device().slice(kBalance, 2), model_.loss_gradients(), model_.routing_sums(), batch.tokens_B,
-      {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size, .count_LE = global_count_LE_},
-      ctx_);
-  model_.add_own_losses(figures_.on_device().slice(kOwn, 1), ctx_);
+  if (!count_first) {
+    model_.routing().add_micro_batch(ctx_);
+    if (model_.routing().needs_global_sums()) sum_over_ranks();
+  }
+  model_.routing().add_losses(figures_.on_device().slice(kBalance, 3), batch.tokens_B,
+                              {.n_tokens = batch_tokens, .n_sequences = run_.train.global_batch_size}, ctx_);
   const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
   model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens), ctx_, &mtp);
 }
@@ -376,7 +366,7 @@ Trainer::StepResult Trainer::step() {
   ParameterStore& parameters = model_.parameters();
   const std::int64_t batch_tokens = run_.train.global_batch_size * run_.train.seq_len;
   // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
-  const bool needs_sums = auxiliary_losses_.needs_global_counts() || model_.needs_statistics_first();
+  const bool needs_sums = model_.routing().needs_global_sums();
   const bool count_first = needs_sums && micro_batches_ > 1;
   const std::int64_t n_depths = model_.n_mtp_depths();
   read_data();
@@ -391,23 +381,22 @@ Trainer::StepResult Trainer::step() {
   result.lr = learning_rate(run_.train, state_.step + 1);
   step_load_.clear();
   step_tokens_ = {};
-  ops::fill_zero(global_count_LE_, ctx_);
-  ops::fill_zero(statistics_S_, ctx_);
+  model_.routing().begin(ctx_);
   ops::fill_zero(figures_.on_device(), ctx_);
   if (count_first) count_global_batch();
   ops::fill_zero(parameters.grads(), ctx_);
 
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const model::Batch batch = load_micro_batch(micro);
-    do_or_replay(micro_step_, [&] { forward_backward(batch, needs_sums, count_first, mtp_dloss_K); });
+    do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
     const auto keep = [&](const Tensor& of_step_M, const Tensor& of_micro) {
       if (of_micro.numel() > 0) ops::copy(of_step_M.slice(micro, 1).reshape(of_micro.shape()), of_micro, ctx_);
     };
     keep(loss_MT_.on_device(), loss_T_);
     keep(mtp_loss_MKT_.on_device(), mtp_loss_KT_);
-    if (const router::LayerSums& sums = model_.routing_sums(); sums.n_layers() > 0) {
-      keep(count_MLBE_.on_device(), sums.count_LBE);
-      keep(dropped_ML_.on_device(), sums.dropped_L);
+    if (const router::RoutingStep& routing = model_.routing(); routing.n_layers() > 0) {
+      keep(count_MLBE_.on_device(), routing.counts().count_LBE);
+      keep(dropped_ML_.on_device(), routing.counts().dropped_L);
     }
   }
   communicator_.all_reduce_sum(parameters.grads());
@@ -418,7 +407,7 @@ Trainer::StepResult Trainer::step() {
   result.spike = reason_to_leave_out(result);
   if (result.spike.empty()) {
     optimizer_.update(parameters, grad_squares_1, result.lr, state_.updates + 1, ctx_);
-    model_.after_step(global_count_LE_, statistics_S_, ctx_);
+    model_.routing().after_step(ctx_);
     load_average_.update(step_load_);
     learned(run_.train.spike, state_.spikes, result.loss, result.grad_norm);
     state_.updates += 1;
@@ -528,12 +517,12 @@ void Trainer::stop_for_gradient() const {
 // Over the main layers alone, which are what an evaluation sees.
 router::BalanceFigures Trainer::headline_figures() const {
   const auto layers = load_average_.figures();
-  return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.n_main_routers())));
+  return router::mean_of(std::span(layers).first(static_cast<std::size_t>(model_.routing().n_main_layers())));
 }
 
 std::vector<double> Trainer::step_slots() const {
   std::vector<double> slot_L;
-  for (std::int64_t l = 0; l < model_.n_main_routers(); ++l) slot_L.push_back(step_load_.slots(l));
+  for (std::int64_t l = 0; l < model_.routing().n_main_layers(); ++l) slot_L.push_back(step_load_.slots(l));
   return slot_L;
 }
 
@@ -570,15 +559,15 @@ void Trainer::write_metrics(const StepResult& result, double tokens_per_second, 
       .add("rollbacks", state_.spikes.rollbacks);
   const auto layers = load_average_.figures();
   add_figures(record, headline_figures());
-  record.add("balance_loss", result.auxiliary.balance)
-      .add("z_loss", result.auxiliary.z)
+  record.add("balance_loss", result.balance_loss)
+      .add("z_loss", result.z_loss)
       .add("router_loss", result.router_loss)
       .add("drop_rate", step_load_.drop_rate());
   add_flops(record);
   std::vector<MetricsRecord> layer_records;
-  for (std::int64_t l = 0; l < model_.n_routers(); ++l) {
+  for (std::int64_t l = 0; l < model_.routing().n_layers(); ++l) {
     MetricsRecord layer;
-    layer.add("layer", model_.layer_of_router(l));
+    layer.add("layer", model_.routing().layer(l).layer());
     add_figures(layer, layers[static_cast<std::size_t>(l)]);
     const auto load_E = step_load_.layer(l);
     layer.add("counts", std::vector<std::int64_t>(load_E.begin(), load_E.end()));
@@ -678,7 +667,7 @@ RunEnd Trainer::run(const volatile std::sig_atomic_t& stop_requested) {
         .gini = std::nullopt,
         .seconds_left = seconds_since(start) / static_cast<double>(state_.step - first_step) *
                         static_cast<double>(steps - state_.step)};
-    if (model_.n_routers() > 0) report.gini = headline_figures().gini;
+    if (model_.routing().n_layers() > 0) report.gini = headline_figures().gini;
     console.step(report, validation || due(run_.log.every) || state_.step == first_step + 1);
   }
   if (state_.spikes.skipped_in_row > 0)

@@ -17,7 +17,6 @@
 #include "model/transformer.h"
 #include "ops/replay.h"
 #include "parallel/communicator.h"
-#include "router/auxiliary_losses.h"
 #include "train/evaluator.h"
 #include "train/expert_load.h"
 #include "train/host_record.h"
@@ -57,7 +56,7 @@ class Trainer {
     double mtp_loss = 0;   // the same of multi-token prediction: mean over depths of their means
     double grad_norm = 0;  // before clipping
     double lr = 0;
-    router::AuxiliaryLossValues auxiliary;
+    double balance_loss = 0, z_loss = 0;
     double router_loss = 0;  // the routers' own
     std::string spike;       // why the step was left out (train/spike.h); empty: it was learned from
   };
@@ -81,9 +80,7 @@ class Trainer {
   void count_global_batch();
   // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
   void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
-  void forward_backward(const model::Batch& batch, bool needs_sums, bool count_first,
-                        std::span<const double> mtp_dloss_K);
-  void add_to_global_sums();
+  void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
   void sum_over_ranks();
   void read_back(StepResult& result, std::span<const double> mtp_share_K);
   std::vector<double> step_slots() const;  // that experts took, of each main layer with experts
@@ -115,7 +112,6 @@ class Trainer {
   MemoryPlan memory_;
   model::Transformer model_;
   AdamW optimizer_;
-  router::AuxiliaryLosses auxiliary_losses_;
   LoadCounts step_load_;
   model::FlopCounter flop_counter_;
   model::TokenCounts step_tokens_;
@@ -129,14 +125,12 @@ class Trainer {
   std::vector<std::vector<std::size_t>> domain_MB_;  // M micro-batches
   std::vector<std::int32_t> window_;
   // What a step writes and the host reads when it is over. Each has a copy where the device writes it.
-  enum Figure { kBalance, kZ, kOwn, kGradSquares, kFigures };
+  enum Figure { kBalance, kZ, kRouter, kGradSquares, kFigures };
   HostRecord<float> loss_MT_, mtp_loss_MKT_;
   AlignedBuffer micro_losses_;  // one micro-batch's: the same place in every one
   Tensor loss_T_, mtp_loss_KT_;
   HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
   HostRecord<double> figures_;
-  AlignedBuffer global_sums_;  // where the run computes: of the global batch, as far as it has been seen
-  Tensor global_count_LE_, statistics_S_;  // f64; the first where there are routers
   std::optional<RunDirectory> directory_;
   std::optional<MetricsLog> metrics_;
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard

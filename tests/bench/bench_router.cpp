@@ -1,4 +1,4 @@
-// What the router stage costs: its forward and backward pass over one micro-batch, times the layers that have
+// What routers cost: its forward and backward pass over one micro-batch, times the layers that have
 // one, beside a whole training step of the same model.
 //   bench_router CONFIG [a.b=value ...]
 #include <fmt/core.h>
@@ -13,9 +13,8 @@
 #include "core/rng.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
-#include "router/auxiliary_losses.h"
 #include "router/registry.h"
-#include "router/stage.h"
+#include "router/routing_step.h"
 #include "train/optimizer.h"
 #include "train/token_data.h"
 
@@ -45,12 +44,12 @@ void fill_normal(const Tensor& tensor, std::uint64_t seed, double scale) {
     tensor.as<float>()[i] = static_cast<float>(scale * rng.normal(static_cast<std::uint64_t>(i)));
 }
 
-double time_stage(const config::Run& run, Context& ctx) {
+double time_routers(const config::Run& run, Context& ctx) {
   const config::Model& model = run.model;
   const std::int64_t B = run.train.micro_batch_size, S = run.train.seq_len, E = model.num_experts,
                      D = model.hidden_size;
   ParameterStore store;
-  router::RouterStage stage(run.router,
+  router::RoutedLayer layer(run.router,
                             {.hidden_size = D,
                              .n_experts = E,
                              .n_slots = model.num_experts_per_tok,
@@ -62,28 +61,29 @@ double time_stage(const config::Run& run, Context& ctx) {
                             "gate.", store);
   store.allocate(DType::f32, true);
   store.initialise(run.train.seed);
-  const std::int64_t K = stage.n_slots();
-  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, dprob_BE, token_T, entropy_T, place_2;
+  router::RoutingStep step({&layer}, run.router, model);
+  const std::int64_t K = layer.router().n_slots();
+  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, token_T, tokens_B, losses_3, entropy_T, place_2;
   const auto lay_out = [&](Arena& arena) {
-    stage.set_sums(router::LayerSums::plan(arena, 1, B, E).of(0));
-    stage.plan(arena, B, S, DType::f32);
+    step.plan(arena, B, true);
+    layer.plan(arena, B, S, DType::f32);
     for (Tensor* rows : {&x_TD, &dx_TD, &daddend_TD}) *rows = arena.take({B * S, D}, DType::f32);
-    if (stage.n_statistics() > 0) stage.keep_statistics_in(arena.take({stage.n_statistics()}, DType::f64));
     place_2 = arena.take({2}, DType::i32);
     dweight_TK = arena.take({B * S, K}, DType::f32);
-    dprob_BE = arena.take({B, E}, DType::f64);
     token_T = arena.take({B * S}, DType::i32);
+    tokens_B = arena.take({B}, DType::i32);
+    losses_3 = arena.take({3}, DType::f64);
     entropy_T = arena.take({B * S}, DType::f32);
   };
   Arena measure = Arena::measuring();
   lay_out(measure);
-  Arena arena(measure.peak(), "the router stage");
+  Arena arena(measure.peak(), "the router");
   lay_out(arena);
   fill_normal(x_TD, 1, 1.0);
   fill_normal(daddend_TD, 2, 1e-3);
   fill_normal(dweight_TK, 3, 1e-3);
-  std::fill_n(dprob_BE.as<double>(), dprob_BE.numel(), 1e-6);
   std::fill_n(token_T.as<std::int32_t>(), B * S, 1);
+  std::fill_n(tokens_B.as<std::int32_t>(), B, static_cast<std::int32_t>(S));
   std::fill_n(entropy_T.as<float>(), B * S, 0.5f);
   std::fill_n(place_2.as<std::int32_t>(), 2, 0);
   const router::RouterBatch batch{.token_T = token_T,
@@ -93,9 +93,12 @@ double time_stage(const config::Run& run, Context& ctx) {
                                   .place_2 = place_2,
                                   .attention_entropy_T = entropy_T};
   return milliseconds([&] {
-    const bool has_addend = stage.forward(x_TD, batch, ctx).expert_input_addend_TD.defined();
-    stage.backward(dx_TD, {.dweight_TK = dweight_TK, .daddend_TD = has_addend ? daddend_TD : Tensor()}, x_TD,
-                   batch, {dprob_BE, 1e-6, 1e-3, stage.statistics()}, ctx);
+    const bool has_addend = layer.forward(x_TD, batch, ctx).expert_input_addend_TD.defined();
+    step.begin(ctx);
+    step.add_micro_batch(ctx);
+    step.add_losses(losses_3, tokens_B, {.n_tokens = B * S, .n_sequences = B}, ctx);
+    layer.backward(dx_TD, {.dweight_TK = dweight_TK, .daddend_TD = has_addend ? daddend_TD : Tensor()}, x_TD,
+                   batch, ctx);
   });
 }
 
@@ -106,7 +109,8 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
   model.parameters().initialise(run.train.seed);
   model.plan(B, S, ctx);
   train::AdamW optimizer(run.train, model.parameters());
-  n_routers = model.n_routers();
+  router::RoutingStep& routing = model.routing();
+  n_routers = routing.n_layers();
   train::BatchBuffers buffers(B, S, std::nullopt, 0);
   const Rng rng(run.train.seed, RngPurpose::init, 1);
   std::vector<std::int32_t> window(static_cast<std::size_t>(S) + 1);
@@ -120,21 +124,19 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
   batch.training = true;
   std::vector<float> loss(static_cast<std::size_t>(B * S));
   const Tensor loss_T(loss.data(), Shape{B * S}, DType::f32);
-  const router::AuxiliaryLosses losses(run.router, run.model.num_experts_per_tok);
   std::int64_t step = 0;
-  double values[2] = {};
+  double values[3] = {};
   return milliseconds([&] {
     ops::fill_zero(model.parameters().grads(), ctx);
     model.forward(batch, ctx);
-    model.set_statistics(model.routing_statistics());
-    std::vector<double> count_LE(static_cast<std::size_t>(n_routers * run.model.num_experts), 1.0);
-    const Tensor counts(count_LE.data(), Shape{n_routers, run.model.num_experts}, DType::f64);
-    losses.compute(Tensor(values, Shape{2}, DType::f64), model.loss_gradients(), model.routing_sums(),
-                   batch.tokens_B, {.n_tokens = B * S, .n_sequences = B, .count_LE = counts}, ctx);
+    routing.begin(ctx);
+    routing.add_micro_batch(ctx);
+    routing.add_losses(Tensor(values, Shape{3}, DType::f64), batch.tokens_B,
+                       {.n_tokens = B * S, .n_sequences = B}, ctx);
     model.loss_and_backward(loss_T, batch, 1.0 / static_cast<double>(B * S), ctx, nullptr);
     optimizer.measure(model.parameters(), Tensor(values, Shape{1}, DType::f64), ctx);
     optimizer.update(model.parameters(), Tensor(values, Shape{1}, DType::f64), run.train.lr, ++step, ctx);
-    model.after_step(counts, model.routing_statistics(), ctx);
+    routing.after_step(ctx);
   });
 }
 
@@ -151,9 +153,9 @@ int main(int argc, char** argv) {
     Context ctx;
     std::int64_t n_routers = 0;
     const double step = time_step(run, ctx, n_routers);
-    const double stage = time_stage(run, ctx) * static_cast<double>(n_routers);
-    fmt::print("{:<18} step {:7.1f} ms, router stage of {} layers {:6.2f} ms, {:.2f} %\n", run.router.type,
-               step, n_routers, stage, 100 * stage / step);
+    const double routers = time_routers(run, ctx) * static_cast<double>(n_routers);
+    fmt::print("{:<18} step {:7.1f} ms, routers of {} layers {:6.2f} ms, {:.2f} %\n", run.router.type, step,
+               n_routers, routers, 100 * routers / step);
   } catch (const InputError& error) {
     fmt::print(stderr, "error: {}\n", error.what());
     return 2;

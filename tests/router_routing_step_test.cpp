@@ -1,9 +1,11 @@
-#include "router/auxiliary_losses.h"
+#include "router/routing_step.h"
 
 #include <gtest/gtest.h>
 
-#include <limits>
+#include <memory>
 #include <numeric>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "ops/balance_loss.h"
@@ -20,8 +22,46 @@ constexpr BalanceScope kScopes[] = {BalanceScope::layer, BalanceScope::sequence,
 // Sums of a few dozen products of order one, in double.
 constexpr double kRounding = 1e-14;
 
-// What the routers of a batch report, layer after layer and sequence by sequence, and memory for what comes
-// back.
+struct Losses {
+  config::Router options;
+  std::int64_t n_slots;
+};
+struct LossValues {
+  double balance = 0, z = 0;
+};
+
+// A step whose layers have the smallest router that there is; nothing is routed by them.
+struct Step {
+  Step(const Losses& losses, std::int64_t n_layers, std::int64_t n_experts, std::int64_t n_seq) {
+    config::Model model;
+    model.num_hidden_layers = n_layers;
+    model.num_experts = n_experts;
+    model.num_experts_per_tok = losses.n_slots;
+    for (std::int64_t l = 0; l < n_layers; ++l)
+      layers.push_back(std::make_unique<RoutedLayer>(losses.options,
+                                                     RouterShape{.hidden_size = 1,
+                                                                 .n_experts = n_experts,
+                                                                 .n_slots = losses.n_slots,
+                                                                 .normalise_weights = true,
+                                                                 .init_std = 1,
+                                                                 .layer = l},
+                                                     std::to_string(l) + ".", store));
+    std::vector<RoutedLayer*> each;
+    for (const auto& layer : layers) each.push_back(layer.get());
+    step.emplace(each, losses.options, model);
+    Arena measure = Arena::measuring();
+    step->plan(measure, n_seq, true);
+    arena.emplace(measure.peak(), "test");
+    step->plan(*arena, n_seq, true);
+    arena->poison();
+  }
+  ParameterStore store;
+  std::vector<std::unique_ptr<RoutedLayer>> layers;
+  std::optional<Arena> arena;
+  std::optional<RoutingStep> step;
+};
+
+// What the routers of a batch report, layer after layer and sequence by sequence, and what comes back.
 class Routing {
  public:
   Routing(std::int64_t n_layers, std::int64_t n_experts, std::vector<double> tokens_B)
@@ -33,7 +73,7 @@ class Routing {
         prob_({L_, B_, E_}, DType::f64),
         lse2_({L_, B_}, DType::f64),
         dprob_({L_, B_, E_}, DType::f64),
-        gradient_L_(static_cast<std::size_t>(L_)) {
+        dlse2_L_(static_cast<std::size_t>(L_)) {
     test::fill(tokens_, tokens_B);
   }
   void set(std::int64_t layer, const std::vector<double>& count_BE, const std::vector<double>& prob_BE,
@@ -57,22 +97,28 @@ class Routing {
     return result;
   }
   // count_LE: of the global batch.
-  AuxiliaryLossValues compute(const AuxiliaryLosses& losses, std::int64_t n_tokens, std::int64_t n_sequences,
-                              std::vector<double> count_LE) {
+  LossValues compute(const Losses& losses, std::int64_t n_tokens, std::int64_t n_sequences,
+                     const std::vector<double>& count_LE) {
     Context ctx;
-    double values[2] = {};
-    test::poison(dprob_);
-    for (RoutingLossGradient& gradient : gradient_L_) gradient.dlse2 = std::numeric_limits<double>::quiet_NaN();
-    losses.compute(Tensor(values, Shape{2}, DType::f64), {dprob_, gradient_L_}, {count_, prob_, lse2_, {}},
-                   tokens_,
-                   {.n_tokens = n_tokens,
-                    .n_sequences = n_sequences,
-                    .count_LE = Tensor(count_LE.data(), Shape{L_, E_}, DType::f64)},
-                   ctx);
+    Step with(losses, L_, E_, B_);
+    RoutingStep& step = *with.step;
+    test::fill(step.counts().count_LBE, test::values(count_));
+    test::fill(step.counts().prob_sum_LBE, test::values(prob_));
+    test::fill(step.counts().lse2_sum_LB, test::values(lse2_));
+    test::fill(step.global_count_LE(), count_LE);
+    double values[3] = {};
+    step.add_losses(Tensor(values, Shape{3}, DType::f64), tokens_,
+                    {.n_tokens = n_tokens, .n_sequences = n_sequences}, ctx);
+    EXPECT_EQ(values[2], 0.0);
+    for (std::int64_t l = 0; l < L_; ++l) {
+      test::fill(dprob_.view().slice(l, 1), test::values(step.routing(l).loss.dprob_BE));
+      dlse2_L_[static_cast<std::size_t>(l)] = step.routing(l).loss.dlse2;
+      EXPECT_EQ(step.routing(l).loss.token_share, 1 / static_cast<double>(n_tokens));
+    }
     return {values[0], values[1]};
   }
   // The whole of it as one global batch.
-  AuxiliaryLossValues compute_alone(const AuxiliaryLosses& losses) {
+  LossValues compute_alone(const Losses& losses) {
     const std::vector<double> tokens_B = tokens();
     const double n_tokens = std::accumulate(tokens_B.begin(), tokens_B.end(), 0.0);
     return compute(losses, static_cast<std::int64_t>(n_tokens), B_, counts());
@@ -85,7 +131,7 @@ class Routing {
     return test::values(count_LE);
   }
   std::vector<double> dprob(std::int64_t layer) const { return test::values(dprob_.view().slice(layer, 1)); }
-  double dlse2(std::size_t layer) const { return gradient_L_[layer].dlse2; }
+  double dlse2(std::size_t layer) const { return dlse2_L_[layer]; }
   double prob(std::int64_t layer, std::int64_t i) const { return prob_[layer * B_ * E_ + i]; }
   double lse2(std::int64_t layer, std::int64_t b) const { return lse2_[layer * B_ + b]; }
   std::vector<double> tokens() const { return test::values(tokens_); }
@@ -93,7 +139,7 @@ class Routing {
  private:
   std::int64_t L_, B_, E_;
   OwnedTensor tokens_, count_, prob_, lse2_, dprob_;
-  std::vector<RoutingLossGradient> gradient_L_;
+  std::vector<double> dlse2_L_;
 };
 
 config::Router options(BalanceScope scope, double balance_coef, double z_coef) {
@@ -114,14 +160,14 @@ TEST(AuxiliaryLosses, BalancedLoadCostsTheCoefficientOrKTimesIt) {
   for (std::int64_t l = 0; l < 3; ++l)
     routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0});
   for (const BalanceScope scope : kScopes) {
-    const AuxiliaryLosses losses(options(scope, 0.25, 0), 2);
+    const Losses losses{options(scope, 0.25, 0), 2};
     EXPECT_NEAR(routing.compute_alone(losses).balance, scope == BalanceScope::model ? 0.5 : 0.25, kRounding);
   }
 }
 
 TEST(AuxiliaryLosses, LayerScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0.1, 0), 1));
+  const auto values = routing.compute_alone(Losses{options(BalanceScope::layer, 0.1, 0), 1});
   // Layer 0: f = 2 (3, 1) / 4, Pbar = (2.5, 1.5) / 4: 1.125.   Layer 1: f = (1, 1): 1.
   EXPECT_NEAR(values.balance, 0.1 * (1.125 + 1.0) / 2, kRounding);
   // 0.1 f_i / (2 layers * 4 tokens), for every token alike.
@@ -131,7 +177,7 @@ TEST(AuxiliaryLosses, LayerScopeByHand) {
 
 TEST(AuxiliaryLosses, SequenceScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::sequence, 0.1, 0), 1));
+  const auto values = routing.compute_alone(Losses{options(BalanceScope::sequence, 0.1, 0), 1});
   // Layer 0: f = (4/3, 2/3), Pbar = (.6, .4): 16/15;  f = (2, 0), Pbar = (.7, .3): 7/5.
   // Layer 1: f = (2/3, 4/3), Pbar = (.2, .8): 6/5;    f = (2, 0), Pbar = (.5, .5): 1.
   EXPECT_NEAR(values.balance, 0.1 * (16.0 / 15 + 7.0 / 5 + 6.0 / 5 + 1) / 4, kRounding);
@@ -144,7 +190,7 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
   Routing routing = two_layers();
   // As many tokens again lie in other micro-batches; these are the counts of both.
   const std::vector<double> count_LE = {5, 3, 2, 6};
-  const AuxiliaryLosses losses(options(BalanceScope::global_batch, 0.1, 0), 1);
+  const Losses losses{options(BalanceScope::global_batch, 0.1, 0), 1};
   const auto values = routing.compute(losses, 8, 4, count_LE);
   // Layer 0: f = 2 (5, 3) / 8, this part of Pbar = (2.5, 1.5) / 8: .53125.
   // Layer 1: f = 2 (2, 6) / 8, this part of Pbar = (1.1, 2.9) / 8: .6125.
@@ -156,7 +202,7 @@ TEST(AuxiliaryLosses, GlobalBatchScopeByHand) {
 
 TEST(AuxiliaryLosses, ModelScopeByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::model, 0.1, 0), 1));
+  const auto values = routing.compute_alone(Losses{options(BalanceScope::model, 0.1, 0), 1});
   // The tokens of both layers as one batch of 8: c = (5, 3), Pbar = (3.6, 4.4) / 8.
   EXPECT_NEAR(values.balance, 0.1 * 2 * (5.0 / 8 * 0.45 + 3.0 / 8 * 0.55), kRounding);
   for (const int layer : {0, 1})
@@ -165,7 +211,7 @@ TEST(AuxiliaryLosses, ModelScopeByHand) {
 
 TEST(AuxiliaryLosses, ZLossByHand) {
   Routing routing = two_layers();
-  const auto values = routing.compute_alone(AuxiliaryLosses(options(BalanceScope::layer, 0, 0.01), 1));
+  const auto values = routing.compute_alone(Losses{options(BalanceScope::layer, 0, 0.01), 1});
   EXPECT_NEAR(values.z, 0.01 * (6 + 2 + 3 + 1) / (2 * 4), kRounding);
   EXPECT_EQ(values.balance, 0.0);
   for (const int layer : {0, 1}) {
@@ -176,9 +222,9 @@ TEST(AuxiliaryLosses, ZLossByHand) {
 
 TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
   for (const BalanceScope scope : kScopes) {
-    EXPECT_EQ(AuxiliaryLosses(options(scope, 0.1, 0), 1).needs_global_counts(),
+    EXPECT_EQ(Step({options(scope, 0.1, 0), 1}, 2, 2, 1).step->needs_global_sums(),
               scope == BalanceScope::global_batch);
-    EXPECT_FALSE(AuxiliaryLosses(options(scope, 0, 0.1), 1).needs_global_counts());
+    EXPECT_FALSE(Step({options(scope, 0, 0.1), 1}, 2, 2, 1).step->needs_global_sums());
   }
 }
 
@@ -187,7 +233,7 @@ TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
 TEST(AuxiliaryLosses, GradientTimesSumsIsTheLoss) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = two_layers();
-    const auto values = routing.compute_alone(AuxiliaryLosses(options(scope, 0.1, 0.01), 1));
+    const auto values = routing.compute_alone(Losses{options(scope, 0.1, 0.01), 1});
     double balance = 0, z = 0;
     for (const int layer : {0, 1}) {
       for (std::int64_t i = 0; i < 4; ++i)
@@ -215,10 +261,10 @@ class Cutting : public ::testing::TestWithParam<std::size_t> {};  // sequences a
 TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
   for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
     Routing whole = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2);
+    const Losses losses{options(scope, 0.3, 0.02), 2};
     const auto expected = whole.compute_alone(losses);
     const std::vector<double> count_LE = whole.counts();
-    AuxiliaryLossValues sum;
+    LossValues sum;
     for (std::size_t first = 0; first < 4; first += GetParam()) {
       Routing micro = whole.part(first, GetParam());
       const auto values = micro.compute(losses, 16, 4, count_LE);
@@ -244,7 +290,7 @@ INSTANTIATE_TEST_SUITE_P(AuxiliaryLosses, Cutting, ::testing::Values(1u, 2u, 4u)
 TEST(AuxiliaryLosses, TwoEqualMicroBatchesAreOneTwiceAsLong) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = four_sequences();
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 2);
+    const Losses losses{options(scope, 0.3, 0.02), 2};
     const auto alone = routing.compute_alone(losses);
     std::vector<double> count_LE = routing.counts();
     for (double& count : count_LE) count *= 2;
@@ -259,7 +305,7 @@ TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
     Routing bare = two_layers(), padded(2, 2, {3, 0, 1});
     padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2});
     padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1});
-    const AuxiliaryLosses losses(options(scope, 0.3, 0.02), 1);
+    const Losses losses{options(scope, 0.3, 0.02), 1};
     const std::vector<double> count_LE = bare.counts();
     const auto expected = bare.compute(losses, 4, 2, count_LE), actual = padded.compute(losses, 4, 2, count_LE);
     EXPECT_EQ(actual.balance, expected.balance);
@@ -272,6 +318,31 @@ TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
       EXPECT_EQ(with[3], 0.0);
     }
   }
+}
+
+TEST(RoutingStep, AddsMicroBatchesUpFromZero) {
+  Context ctx;
+  Step with({options(BalanceScope::layer, 0.1, 0), 1}, 2, 2, 2);
+  RoutingStep& step = *with.step;
+  EXPECT_EQ(step.n_main_layers(), 2);
+  for (int again = 0; again < 2; ++again) {
+    step.begin(ctx);
+    test::fill(step.counts().count_LBE, {1, 2, 3, 4, 0, 1, 5, 0});
+    step.add_micro_batch(ctx);
+    test::fill(step.counts().count_LBE, {1, 0, 0, 0, 0, 0, 0, 7});
+    step.add_micro_batch(ctx);
+    EXPECT_EQ(test::values(step.global_sums()), (std::vector<double>{5, 6, 5, 8}));
+  }
+}
+
+// What a model for evaluation has: the layers count, and nothing else is reserved.
+TEST(RoutingStep, WithoutTrainingThereAreCountsAlone) {
+  Step with({options(BalanceScope::layer, 0.1, 0), 1}, 2, 2, 2);
+  Arena training = Arena::measuring(), evaluating = Arena::measuring();
+  with.step->plan(training, 2, true);
+  with.step->plan(evaluating, 2, false);
+  EXPECT_LT(evaluating.peak(), training.peak());
+  EXPECT_TRUE(with.step->counts().count_LBE.defined());
 }
 
 }  // namespace
