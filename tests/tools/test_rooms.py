@@ -18,7 +18,11 @@ BELOW = {
     "generate": ["core", "config", "model"],
     "checkpoint": ["core", "config", "router", "model", "data"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
+    "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
+                 "train"],
 }
+# Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
+TRAINERS = {"parallel", "train"}
 
 
 class Rooms(unittest.TestCase):
@@ -36,6 +40,16 @@ class Rooms(unittest.TestCase):
                     self.assertIn(found[1], BELOW[room] + [room],
                                   f"{path.relative_to(ROOT)}:{line}: {room} may not include {found[1]}")
         self.assertGreater(checked, 100)
+
+    def test_only_commands_that_train_know_a_trainer(self):
+        text = (ROOT / "src" / "CMakeLists.txt").read_text()
+        training = set(re.search(r"set\(training_commands (.*?)\)", text)[1].split())
+        self.assertLessEqual({"commands/train.cpp", "commands/eval.cpp"}, training)
+        for path in sorted((ROOT / "src" / "commands").glob("*")):
+            if f"commands/{path.name}" in training:
+                continue
+            included = set(re.findall(r'^#include "([^/"]+)/', path.read_text(), re.MULTILINE))
+            self.assertFalse(included & TRAINERS, path.name)
 
     def test_every_operator_goes_to_the_device_of_its_run(self):
         """What calls the CPU's version of an operator asks first whether the run is on a CUDA device."""

@@ -9,15 +9,34 @@
 #include <vector>
 
 #include "checkpoint/tokenizer_record.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "core/error.h"
 #include "tokenizer/tokenizer.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
 namespace fs = std::filesystem;
+
+// Documents on standard input to their tokens on standard output: uint32 little-endian n, then n bytes of
+// UTF-8; out of each one uint32 n, then n uint32 tokens.
+struct Options {
+  std::string tokenizer;         // a tokenizer.json, its directory, or "bytes"
+  bool special_as_text = false;  // names of special tokens are text like any other
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option("TOKENIZER", options.tokenizer, "A tokenizer.json, its directory, or 'bytes'")->required();
+  app.add_flag("--special-as-text", options.special_as_text,
+               "Names of special tokens in a document are text like any other");
+  app.footer(
+      "Standard input: documents, each a uint32 (little-endian) with its number of bytes, then its UTF-8 "
+      "bytes.\n"
+      "Standard output, for each document: a uint32 with its number of tokens, then the tokens as uint32. The\n"
+      "text's tokens alone: nothing that begins or ends a text.");
+}
 
 std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name) {
   if (name == "bytes") return tokenizer::make_byte_tokenizer();
@@ -57,11 +76,9 @@ void write_all(const std::string& bytes) {
   }
 }
 
-}  // namespace
-
 // Whole documents are answered as soon as they are there, before more is read: a program that writes a document
 // and waits for its tokens gets them.
-int run_tokenize(const TokenizeOptions& options) {
+int run(const Options& options) {
   const auto tokenizer = open_tokenizer(options.tokenizer);
   std::string in, out;
   std::int64_t document = 0;
@@ -91,4 +108,10 @@ int run_tokenize(const TokenizeOptions& options) {
   return 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kTokenize = {"tokenize",
+                           "Documents on standard input to tokens on standard output, for other programs",
+                           with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

@@ -7,23 +7,49 @@
 #include "checkpoint/json_text.h"
 #include "checkpoint/model_directory.h"
 #include "checkpoint/tokenizer_record.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/inspect_page.h"
+#include "commands/options.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "data/dataset.h"
 #include "data/shard.h"
-#include "inspect_page.h"
 #include "model/parameter_count.h"
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kAllTensors = "all";
+struct Options {
+  std::string path;
+  std::string tensors;  // empty: do not list them; "weights"; or kAllTensors: the optimizer's state too
+  bool json = false;
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option(
+         "PATH", options.path,
+         "A token shard (.bin), a checkpoint, run or Hugging Face model directory, a configuration or a "
+         "tokenizer.json")
+      ->required();
+  app.add_flag("--json", options.json, "Print JSON");
+  app.add_flag("--tensors{weights}", options.tensors,
+               "List the tensors of the weights too; --tensors=all: of the optimizer's state as well")
+      ->check(CLI::IsMember({"weights", kAllTensors}));
+  app.footer(
+      "Examples:\n"
+      "  switchyard inspect configs/bench_cpu_86m.json\n"
+      "  switchyard inspect data/quickstart/legal/train_000000.bin\n"
+      "  switchyard inspect runs/quickstart\n"
+      "  switchyard inspect runs/quickstart --tensors --json");
+}
 
 Json parameter_json(const config::Model& model, const config::Router& router) {
   const model::ParameterCount count = model::count_parameters(model, router);
@@ -147,7 +173,7 @@ Json checkpoint_json(const checkpoint::ModelDirectory& directory) {
   return info;
 }
 
-int print_model(const checkpoint::ModelDirectory& directory, const InspectOptions& options) {
+int print_model(const checkpoint::ModelDirectory& directory, const Options& options) {
   const bool all = options.tensors == kAllTensors;
   if (options.json) {
     Json info = directory.checkpoint() ? checkpoint_json(directory) : model_directory_json(directory);
@@ -179,9 +205,7 @@ void print_text(const Json& value, int indent) {
   }
 }
 
-}  // namespace
-
-int run_inspect(const InspectOptions& options) {
+int run(const Options& options) {
   const fs::path path(options.path);
   if (!fs::exists(path))
     throw_input(
@@ -208,4 +232,9 @@ int run_inspect(const InspectOptions& options) {
   return 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kInspect = {"inspect", "What a shard, a checkpoint or a configuration holds",
+                          with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

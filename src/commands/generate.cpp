@@ -14,7 +14,8 @@
 
 #include "checkpoint/model_directory.h"
 #include "checkpoint/tokenizer_record.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/threads.h"
@@ -24,13 +25,73 @@
 #include "ops/device.h"
 #include "tokenizer/tokenizer.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string checkpoint;                          // of a run, or a Hugging Face model directory
+  std::string prompt, prompt_file, prompt_tokens;  // one of them; prompt "-": standard input
+  std::string tokenizer;                           // empty: the checkpoint's; "bytes"; or a tokenizer.json
+  std::int64_t max_new_tokens = 128;
+  bool greedy = false;
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  std::uint64_t seed = 1;
+  std::int64_t threads = 0;  // 0: one a core
+  bool json = false;
+  std::string device = "auto";
+  std::string dtype;  // empty: on a CUDA device what the run trained in, else float32
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option(
+         "CHECKPOINT", options.checkpoint,
+         "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
+      ->required();
+  auto& prompt = *app.add_option_group("prompt");
+  prompt.add_option("--prompt", options.prompt, "The text to go on from; -: standard input")
+      ->type_name("TEXT|-");
+  prompt.add_option("--prompt-file", options.prompt_file, "The same from a file")->type_name("FILE");
+  prompt.add_option("--prompt-tokens", options.prompt_tokens, "Tokens, exactly as they are")
+      ->type_name("1,2,3");
+  prompt.require_option(1);
+  app.add_option("--tokenizer", options.tokenizer, "Default: the checkpoint's own")
+      ->type_name("bytes|tokenizer.json");
+  app.add_option("--max-new-tokens", options.max_new_tokens, "Stop after so many")
+      ->type_name("N")
+      ->transform(whole_number(1))
+      ->capture_default_str();
+  app.add_flag("--greedy", options.greedy, "Always the likeliest token; the same as --temperature 0");
+  app.add_option("--temperature", options.temperature, "Divides the logits")
+      ->check(number_in({0, 1e6, false, true}, "0 (greedy) or more, below 1000000"))
+      ->capture_default_str();
+  app.add_option("--top-k", options.top_k, "Only the k likeliest tokens; 0: all")
+      ->type_name("N")
+      ->transform(whole_number(0, "0: all"))
+      ->capture_default_str();
+  app.add_option("--top-p", options.top_p, "Only the likeliest tokens that together have this probability")
+      ->check(number_in({0, 1, true}, "above 0 and up to 1"))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "The same seed gives the same text")
+      ->type_name("N")
+      ->transform(whole_number(0, "", std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str();
+  describe_threads(app, options.threads);
+  app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
+  describe_device(app, options.device);
+  describe_dtype(app, options.dtype);
+  app.footer(
+      "Examples:\n"
+      "  switchyard generate runs/quickstart --prompt 'The court held'\n"
+      "  switchyard generate runs/quickstart --prompt-file opening.txt --temperature 0.8 --top-p 0.95 --seed "
+      "7");
+}
 
 volatile std::sig_atomic_t interrupted = 0;
 
@@ -101,7 +162,7 @@ std::vector<std::int32_t> end_tokens(const fs::path& directory, std::int64_t voc
   return {};
 }
 
-Text find_text(const GenerateOptions& options, const fs::path& directory, std::int64_t vocab_size) {
+Text find_text(const Options& options, const fs::path& directory, std::int64_t vocab_size) {
   Text text;
   std::optional<std::int32_t> end_of_run;
   std::string name;
@@ -147,8 +208,7 @@ std::vector<std::int32_t> parse_tokens(const std::string& list) {
   return tokens;
 }
 
-std::vector<std::int32_t> prompt_tokens(const GenerateOptions& options, const Text& text,
-                                        const config::Model& config) {
+std::vector<std::int32_t> prompt_tokens(const Options& options, const Text& text, const config::Model& config) {
   std::vector<std::int32_t> tokens;
   if (!options.prompt_tokens.empty()) {
     tokens = parse_tokens(options.prompt_tokens);
@@ -175,9 +235,7 @@ std::vector<std::int32_t> prompt_tokens(const GenerateOptions& options, const Te
   return tokens;
 }
 
-}  // namespace
-
-int run_generate(const GenerateOptions& options) {
+int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   Context ctx(ops::choose_device(options.device));
   const Loaded loaded = load_model(options.checkpoint, options.dtype, ctx);
@@ -246,4 +304,9 @@ int run_generate(const GenerateOptions& options) {
   return interrupted ? 128 + SIGINT : 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kGenerate = {"generate", "Go on from a text with a checkpoint's model",
+                           with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

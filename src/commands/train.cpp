@@ -3,7 +3,8 @@
 
 #include "checkpoint/model_directory.h"
 #include "checkpoint/tokenizer_record.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -16,11 +17,55 @@
 #include "train/token_data.h"
 #include "train/trainer.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
 namespace fs = std::filesystem;
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;  // "a.b=c"
+  std::string out;                     // empty: runs/<name of the config file>
+  std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
+  std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
+  bool allow_new_data = false;  // resume although the data are not those of the checkpoint
+  std::string device = "auto";  // auto, cpu, cuda
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option("CONFIG", options.config,
+                 "The run: a JSON file (configs/ has ready ones, docs/configuration.md the keys)")
+      ->required();
+  app.add_option("--set", options.overrides, "Override one key of the configuration; may be repeated")
+      ->type_name("a.b=value")
+      ->take_all()
+      ->expected(1);
+  app.add_option("--out", options.out,
+                 "Run directory for config.json, metrics.jsonl and checkpoints/ "
+                 "(default: runs/<name of CONFIG>)")
+      ->type_name("DIR");
+  app.add_option("--resume", options.resume,
+                 "'auto': go on from the newest checkpoint in the run directory, or start if there is none; "
+                 "or a checkpoint or run directory to go on from")
+      ->type_name("auto|DIR");
+  app.add_flag("--allow-new-data", options.allow_new_data,
+               "Resume although the shards are not those that the checkpoint was trained on");
+  app.add_option(
+         "--init-from", options.init_from,
+         "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
+         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
+      ->type_name("DIR");
+  describe_device(app, options.device);
+  app.footer(
+      "Examples:\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json --set train.seed=7 --set train.lr=1e-3 --out "
+      "runs/seed7\n"
+      "  switchyard train configs/qwen3_moe_cpu_small.json --resume auto\n"
+      "Ctrl-C finishes the step, saves a checkpoint and exits with code 130; --resume auto goes on from "
+      "there.");
+}
 
 volatile std::sig_atomic_t stop_signal = 0;
 
@@ -31,7 +76,7 @@ void request_stop(int signal) {
 }
 
 // Where --resume points, and the run directory that goes with it.
-train::Resume find_resume(const TrainOptions& options, fs::path& out) {
+train::Resume find_resume(const Options& options, fs::path& out) {
   train::Resume resume{.wanted = !options.resume.empty(), .checkpoint = std::nullopt};
   if (!resume.wanted) return resume;
   if (options.resume == "auto") {
@@ -46,7 +91,7 @@ train::Resume find_resume(const TrainOptions& options, fs::path& out) {
 
 // With --init-from, a configuration without `model` has the model of the weights, and one
 // without model.vocab_size theirs; else that is the data's.
-config::Run load_run(const TrainOptions& options) {
+config::Run load_run(const Options& options) {
   const auto schemas = router::router_schemas();
   if (options.init_from.empty())
     return config::load_run(options.config, options.overrides, schemas, std::nullopt,
@@ -75,9 +120,7 @@ void check_tokenizers(const config::Data& data) {
   }
 }
 
-}  // namespace
-
-int run_train(const TrainOptions& options) {
+int run(const Options& options) {
   if (!options.init_from.empty() && !options.resume.empty() && options.resume != "auto")
     throw_input(
         "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
@@ -112,4 +155,8 @@ int run_train(const TrainOptions& options) {
   return 128 + stop_signal;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kTrain = {"train", "Train a model as a configuration says", with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

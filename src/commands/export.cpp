@@ -11,7 +11,8 @@
 #include "checkpoint/model_directory.h"
 #include "checkpoint/text_files.h"
 #include "checkpoint/weights_files.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "config/byte_size.h"
 #include "config/load.h"
 #include "config/names.h"
@@ -21,12 +22,44 @@
 #include "model/transformer.h"
 #include "router/registry.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
 namespace fs = std::filesystem;
 using checkpoint::StoredType;
+
+struct Options {
+  std::string source;  // a checkpoint, a run directory or a Hugging Face model directory
+  std::string out;
+  std::string dtype;  // empty: as the source has it; float32, bfloat16, float16
+  std::string max_shard_size = "5GB";
+  bool as_layout = false;  // the layout's config.json, whatever the router is
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option("SOURCE", options.source, "A checkpoint, a run directory or a Hugging Face model directory")
+      ->required();
+  app.add_option("--out", options.out, "The directory to make; it must not be there yet")
+      ->type_name("DIR")
+      ->required();
+  app.add_option("--dtype", options.dtype, "float32, bfloat16 or float16 (default: as the source has it)")
+      ->type_name("DTYPE")
+      ->transform(type_name({"float32", "bfloat16", "float16"}));
+  app.add_option("--max-shard-size", options.max_shard_size,
+                 "Bytes of weights in one file: 5GB, 512MiB, 1000000")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  app.add_flag("--as-layout", options.as_layout,
+               "Write the layout's config.json though the router is not the layout's own; transformers then "
+               "computes another model");
+  app.footer(
+      "Writes config.json and *.safetensors for transformers' from_pretrained, and the tokenizer's files. A "
+      "model "
+      "whose router transformers does not compute gets a model_type that from_pretrained refuses.\n"
+      "Examples:\n"
+      "  switchyard export runs/quickstart --out exported --dtype bfloat16");
+}
 
 // What belongs to a model beside its weights.
 constexpr const char* kCompanions[] = {"tokenizer.json",
@@ -143,9 +176,7 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
   return own;
 }
 
-}  // namespace
-
-int run_export(const ExportOptions& options) {
+int run(const Options& options) {
   const auto dtype = parse_dtype(options.dtype);
   const auto max_shard_size = config::parse_byte_size(options.max_shard_size);
   if (!max_shard_size)
@@ -186,4 +217,9 @@ int run_export(const ExportOptions& options) {
   return 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kExport = {"export", "Write a checkpoint or a model as a Hugging Face model directory",
+                         with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

@@ -7,16 +7,39 @@
 
 #include "checkpoint/model_directory.h"
 #include "checkpoint/safetensors_writer.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "model/transformer.h"
 #include "router/registry.h"
 #include "train/token_data.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
+
+// Everything of one step on one batch, for tools/compare_hf.py.
+struct Options {
+  std::string directory;  // config.json and model*.safetensors, as Hugging Face has them
+  std::string tokens;     // safetensors: "tokens", I32 [sequences, length]
+  std::string out;        // safetensors
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option("DIR", options.directory, "A Hugging Face model directory: config.json and model*.safetensors")
+      ->required();
+  app.add_option("--tokens", options.tokens, "safetensors with 'tokens', I32 [sequences, length]")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--out", options.out, "Where to write the tensors, as safetensors")
+      ->type_name("FILE")
+      ->required();
+  app.footer(
+      "Writes logits, cross_entropy, loss (with the balance loss), experts.LAYER, weights.LAYER and grad.NAME "
+      "of one\n"
+      "batch in which every token predicts the next: what tools/compare_hf.py compares with transformers.");
+}
 
 // [B, S] of the tokens file.
 struct Tokens {
@@ -46,9 +69,7 @@ double balance_coef(const std::string& config_json, config::Family family) {
   return json.value("router_aux_loss_coef", family == config::Family::deepseek_v3 ? 0.0 : 0.001);
 }
 
-}  // namespace
-
-int run_dump(const DumpOptions& options) {
+int run(const Options& options) {
   const checkpoint::ModelDirectory directory(options.directory);
   const std::string& config_json = directory.config_json();
   const config::Model& config = directory.model();
@@ -111,4 +132,9 @@ int run_dump(const DumpOptions& options) {
   return 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kDump = {"dump", "One step on one batch, tensor by tensor, to compare with others",
+                       with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

@@ -6,7 +6,7 @@
 
 #include "checkpoint/model_directory.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 // Bytes of a checkpoint's files, or of the weights of a Hugging Face directory.
 std::uint64_t bytes_of(const checkpoint::ModelDirectory& directory);
@@ -15,4 +15,4 @@ std::uint64_t bytes_of(const checkpoint::ModelDirectory& directory);
 // few are named, with their number.
 std::string model_page(const checkpoint::ModelDirectory& directory);
 
-}  // namespace switchyard
+}  // namespace switchyard::commands

@@ -7,7 +7,8 @@
 #include <optional>
 
 #include "checkpoint/model_directory.h"
-#include "commands.h"
+#include "commands/commands.h"
+#include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
@@ -16,9 +17,56 @@
 #include "ops/device.h"
 #include "train/evaluator.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
+
+struct Options {
+  std::string checkpoint;
+  std::vector<std::string> data;  // empty: what the run validates on
+  std::int64_t seq_len = 0;  // 0: what the checkpoint was trained with; of a model directory 2048 or its most
+  std::int64_t batch = 8;
+  std::int64_t max_tokens = 0;  // 0: all
+  std::int64_t threads = 0;     // 0: one a core
+  std::string json;             // empty: none; "-": standard output
+  std::string device = "auto";
+  std::string dtype;  // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option(
+         "CHECKPOINT", options.checkpoint,
+         "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
+      ->required();
+  app.add_option(
+         "--data", options.data,
+         "Token shards: files, directories or quoted globs (default: the run's data.validation, by domain)")
+      ->type_name("PATH_OR_GLOB");
+  app.add_option("--seq-len", options.seq_len,
+                 "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
+                 "max_position_embeddings where that is less)")
+      ->type_name("N")
+      ->transform(whole_number(1, "", config::kMaxSize));
+  app.add_option("--batch", options.batch, "Windows at once")
+      ->type_name("N")
+      ->transform(whole_number(1, "", config::kMaxSize))
+      ->capture_default_str();
+  app.add_option("--max-tokens", options.max_tokens,
+                 "Predict at most so many tokens of each domain (default: all)")
+      ->type_name("N")
+      ->transform(whole_number(0, "0: all"));
+  describe_threads(app, options.threads);
+  app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
+      ->type_name("FILE|-");
+  describe_device(app, options.device);
+  describe_dtype(app, options.dtype);
+  app.footer(
+      "Windows follow one another; every token but the first is predicted exactly once. The loss over all "
+      "domains is the mean over their tokens.\n"
+      "Examples:\n"
+      "  switchyard eval runs/quickstart\n"
+      "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
+}
 
 nlohmann::ordered_json figures_json(const router::BalanceFigures& figures) {
   return {{"gini", figures.gini},       {"min_max", figures.min_max},         {"cv", figures.cv},
@@ -131,9 +179,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
   row("mean", router::mean_of(figures));
 }
 
-}  // namespace
-
-int run_eval(const EvalOptions& options) {
+int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   const checkpoint::ModelDirectory directory(options.checkpoint);
   config::Model config = directory.model();
@@ -190,4 +236,10 @@ int run_eval(const EvalOptions& options) {
   return 0;
 }
 
-}  // namespace switchyard
+}  // namespace
+
+const Command kEval = {"eval",
+                       "Loss, perplexity, bits per byte and expert balance of a checkpoint on token shards",
+                       with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

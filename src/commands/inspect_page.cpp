@@ -1,4 +1,4 @@
-#include "inspect_page.h"
+#include "commands/inspect_page.h"
 
 #include <fmt/format.h>
 
@@ -16,7 +16,7 @@
 #include "core/log.h"
 #include "model/parameter_count.h"
 
-namespace switchyard {
+namespace switchyard::commands {
 
 namespace {
 
@@ -251,4 +251,4 @@ std::string model_page(const checkpoint::ModelDirectory& directory) {
   return page.text();
 }
 
-}  // namespace switchyard
+}  // namespace switchyard::commands
