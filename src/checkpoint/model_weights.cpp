@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <iterator>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -35,22 +36,51 @@ struct Found {
   const StoredTensor* tensor;
 };
 
-// What is wrong, one clause a kind.
+// What can be wrong with a tensor, in the order in which it is told.
+enum class Mismatch {
+  in_two_files,
+  in_no_file,
+  in_other_file,
+  not_in_index,
+  missing,
+  unknown,
+  shape,
+  type,
+  two_names,
+};
+constexpr const char* kMismatches[] = {"there twice",
+                                       "of the index in no file",
+                                       "in another file than the index says",
+                                       "not in the index",
+                                       "missing",
+                                       "not known",
+                                       "of another shape",
+                                       "neither F32, BF16 nor F16",
+                                       "there under two names"};
+
+// The tensors with which something is wrong.
 class Problems {
  public:
-  void add(const std::string& kind, std::vector<std::string> names) {
-    if (names.empty()) return;
-    std::sort(names.begin(), names.end());
-    text_ += fmt::format("{}{} {}: {}", text_.empty() ? "" : "; ", names.size(), kind, list_names(names));
+  void add(Mismatch kind, std::string name) {
+    names_[static_cast<std::size_t>(kind)].push_back(std::move(name));
   }
-  void stop_if_any(const std::string& where, std::string_view advice) const {
-    if (!text_.empty())
+  // Throws InputError with one clause a kind.
+  void stop_if_any(const std::string& where, std::string_view advice) {
+    std::string text;
+    for (std::size_t kind = 0; kind < std::size(kMismatches); ++kind) {
+      std::vector<std::string>& names = names_[kind];
+      if (names.empty()) continue;
+      std::sort(names.begin(), names.end());
+      text += fmt::format("{}{} {}: {}", text.empty() ? "" : "; ", names.size(), kMismatches[kind],
+                          list_names(names));
+    }
+    if (!text.empty())
       throw_input("{}: the tensors are not those of this model{}: {}; {}", where,
-                  advice.starts_with("use a checkpoint") ? " and run" : "", text_, advice);
+                  advice.starts_with("use a checkpoint") ? " and run" : "", text, advice);
   }
 
  private:
-  std::string text_;
+  std::vector<std::string> names_[std::size(kMismatches)];
 };
 
 std::string name_in(const SafetensorsFile& file, const std::string& name) {
@@ -62,17 +92,17 @@ std::string row_and_source(const std::string& row, const StoredTensor& stored) {
   return row == stored.name ? row : fmt::format("{} of {}", row, printable(stored.name));
 }
 
-// Every tensor of the files by name; those that are in two of them go to `twice`.
+// Every tensor of the files by name.
 std::unordered_map<std::string_view, Found> all_tensors(const std::vector<SafetensorsFile>& files,
-                                                        std::vector<std::string>& twice) {
+                                                        Problems& problems) {
   std::unordered_map<std::string_view, Found> found;
   for (const SafetensorsFile& file : files) {
     for (const StoredTensor& tensor : file.tensors()) {
       const auto [it, fresh] = found.try_emplace(tensor.name, Found{&file, &tensor});
       if (!fresh)
-        twice.push_back(fmt::format("{} ({} and {})", printable(tensor.name),
-                                    it->second.file->path().filename().string(),
-                                    file.path().filename().string()));
+        problems.add(Mismatch::in_two_files,
+                     fmt::format("{} ({} and {})", printable(tensor.name),
+                                 it->second.file->path().filename().string(), file.path().filename().string()));
     }
   }
   return found;
@@ -111,24 +141,109 @@ std::string where_of(const fs::path& directory, const std::vector<SafetensorsFil
 // files have them.
 void check_places(const std::vector<SafetensorsFile>& files, const std::map<std::string, std::string>& index,
                   Problems& problems) {
-  std::vector<std::string> twice, absent, misplaced, unlisted;
-  const auto found = all_tensors(files, twice);
-  problems.add("there twice", std::move(twice));
+  const auto found = all_tensors(files, problems);
   if (index.empty()) return;
   for (const auto& [name, file] : index) {
     const auto it = found.find(name);
     if (it == found.end()) {
-      absent.push_back(fmt::format("{} ({})", printable(name), file));
+      problems.add(Mismatch::in_no_file, fmt::format("{} ({})", printable(name), file));
     } else if (it->second.file->path().filename() != file) {
-      misplaced.push_back(fmt::format("{} (in {}, not in {})", printable(name),
-                                      it->second.file->path().filename().string(), file));
+      problems.add(Mismatch::in_other_file, fmt::format("{} (in {}, not in {})", printable(name),
+                                                        it->second.file->path().filename().string(), file));
     }
   }
   for (const auto& [name, source] : found)
-    if (!index.contains(std::string(name))) unlisted.push_back(name_in(*source.file, source.tensor->name));
-  problems.add("of the index in no file", std::move(absent));
-  problems.add("in another file than the index says", std::move(misplaced));
-  problems.add("not in the index", std::move(unlisted));
+    if (!index.contains(std::string(name)))
+      problems.add(Mismatch::not_in_index, name_in(*source.file, source.tensor->name));
+}
+
+// The tensors of the files under the names of the rows, whatever the files call them, until a row takes them.
+class Candidates {
+ public:
+  Candidates(const std::vector<SafetensorsFile>& files, const WeightNames& names, Problems& problems) {
+    for (const SafetensorsFile& file : files)
+      for (const StoredTensor& stored : file.tensors())
+        for (StoredRow& row : names.rows_of(stored))
+          tensors_.push_back({std::move(row.tensor), &file, row.stored});
+    std::set<std::string> clashes;  // one for two tensors, however many rows they share
+    for (const ModelTensor& tensor : tensors_) {
+      const auto [it, fresh] = left_.try_emplace(tensor.tensor.name, &tensor);
+      const std::string &one = it->second->stored->name, &other = tensor.stored->name;
+      if (!fresh && one != other) clashes.insert(fmt::format("{} and {}", printable(one), printable(other)));
+    }
+    for (const std::string& clash : clashes) problems.add(Mismatch::two_names, clash);
+  }
+
+  const ModelTensor* take(const std::string& row) {  // null: there is none
+    const auto it = left_.find(row);
+    if (it == left_.end()) return nullptr;
+    const ModelTensor* const taken = it->second;
+    left_.erase(it);
+    return taken;
+  }
+  const std::unordered_map<std::string_view, const ModelTensor*>& left() const { return left_; }
+
+ private:
+  std::vector<ModelTensor> tensors_;
+  std::unordered_map<std::string_view, const ModelTensor*> left_;
+};
+
+void check_row(const Parameter& row, const ModelTensor& source, Problems& problems) {
+  const std::string name = row_and_source(row.name, *source.stored);
+  if (!is_weight(source.tensor.type)) {
+    problems.add(Mismatch::type, fmt::format("{} ({})", name, name_of(source.tensor.type)));
+  } else if (!same_shape(source.tensor, row.shape)) {
+    problems.add(Mismatch::shape, fmt::format("{} ({}, expected {})", name, source.tensor.shape_string(),
+                                              row.shape.to_string()));
+  }
+}
+
+// What no row asks for and is no error.
+struct PassedOver {
+  std::int64_t buffers = 0;  // of rotary embeddings
+  std::int64_t behind = 0;   // tensors of layers behind `last_layer`
+  std::int64_t last_layer = 0;
+  std::vector<std::string> whole_numbers;
+
+  void tell(const fs::path& directory) const {
+    if (buffers > 0)
+      log_info(fmt::format("{}: {} rotary_emb.inv_freq passed over: computed from the configuration",
+                           directory.string(), buffers));
+    if (behind > 0)
+      log_info(
+          fmt::format("{}: {} tensors of multi-token prediction layers (from {} on) passed over: the model "
+                      "has no such layer",
+                      directory.string(), behind, last_layer + 1));
+    if (!whole_numbers.empty())
+      log_info(fmt::format("{}: {} tensors of whole numbers passed over, which no weight is: {}",
+                           directory.string(), whole_numbers.size(), list_names(whole_numbers)));
+  }
+};
+
+bool same_content(const StoredTensor& a, const StoredTensor& b) {
+  return a.type == b.type && a.shape == b.shape &&
+         std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
+}
+
+// A tensor that no row took: passed over, or a problem. `embedding`: null where the files have none.
+void sort_out(const ModelTensor& left, const config::Model& model, const StoredTensor* embedding,
+              PassedOver& passed, Problems& problems) {
+  const StoredTensor& tensor = left.tensor;
+  // transformers writes n_shared_experts 0 as a layer of width 0; nothing is in it that could be left unread.
+  if (tensor.bytes.empty()) return;
+  if (tensor.name == "lm_head.weight" && model.tie_word_embeddings && embedding != nullptr) {
+    if (!same_content(tensor, *embedding))
+      problems.add(Mismatch::unknown,
+                   "lm_head.weight (differs from the embedding that config.json ties it to)");
+  } else if (is_rotary_buffer(tensor.name)) {
+    ++passed.buffers;
+  } else if (model.family == config::Family::deepseek_v3 && layer_of(tensor.name) > passed.last_layer) {
+    ++passed.behind;
+  } else if (is_whole_number(tensor.type)) {
+    passed.whole_numbers.push_back(fmt::format("{} ({})", printable(left.stored->name), name_of(tensor.type)));
+  } else {
+    problems.add(Mismatch::unknown, name_in(*left.file, left.stored->name));
+  }
 }
 
 }  // namespace
@@ -154,81 +269,26 @@ std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
                                              std::span<const Parameter> rows) const {
   Problems problems;
   check_places(files_, index_, problems);
-  // Under the rows' names, whatever the files call them.
   const WeightNames names(model.family, rows);
-  std::vector<ModelTensor> all;
-  for (const SafetensorsFile& file : files_)
-    for (const StoredTensor& stored : file.tensors())
-      for (StoredRow& row : names.rows_of(stored)) all.push_back({std::move(row.tensor), &file, row.stored});
-  std::unordered_map<std::string_view, std::size_t> found;
-  std::set<std::string> clashes;  // one for two tensors, however many rows they share
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    const auto [it, fresh] = found.try_emplace(all[i].tensor.name, i);
-    const std::string &one = all[it->second].stored->name, &other = all[i].stored->name;
-    if (!fresh && one != other) clashes.insert(fmt::format("{} and {}", printable(one), printable(other)));
-  }
+  Candidates candidates(files_, names, problems);
 
-  std::vector<std::string> missing, misshapen, mistyped, extra;
   std::vector<ModelTensor> matched;
-  std::int64_t last_layer = model.num_hidden_layers - 1;
+  PassedOver passed{.last_layer = model.num_hidden_layers - 1, .whole_numbers = {}};
   const StoredTensor* embedding = nullptr;
   for (const Parameter& row : rows) {
-    last_layer = std::max(last_layer, layer_of(row.name));
-    const auto it = found.find(row.name);
-    if (it == found.end()) {
-      missing.push_back(row.name);
+    passed.last_layer = std::max(passed.last_layer, layer_of(row.name));
+    const ModelTensor* const source = candidates.take(row.name);
+    if (source == nullptr) {
+      problems.add(Mismatch::missing, row.name);
       continue;
     }
-    const ModelTensor& source = all[it->second];
-    if (row.name == "model.embed_tokens.weight") embedding = &source.tensor;
-    if (!is_weight(source.tensor.type)) {
-      mistyped.push_back(
-          fmt::format("{} ({})", row_and_source(row.name, *source.stored), name_of(source.tensor.type)));
-    } else if (!same_shape(source.tensor, row.shape)) {
-      misshapen.push_back(fmt::format("{} ({}, expected {})", row_and_source(row.name, *source.stored),
-                                      source.tensor.shape_string(), row.shape.to_string()));
-    }
-    matched.push_back(source);
-    found.erase(it);
+    check_row(row, *source, problems);
+    matched.push_back(*source);
+    if (row.name == "model.embed_tokens.weight") embedding = &source->tensor;
   }
-
-  std::int64_t buffers = 0, behind = 0;
-  std::vector<std::string> no_weights;
-  for (const auto& [name, i] : found) {
-    const StoredTensor& stored = all[i].tensor;
-    // transformers writes n_shared_experts 0 as a layer of width 0; nothing is in it that could be left unread.
-    if (stored.bytes.empty()) continue;
-    if (name == "lm_head.weight" && model.tie_word_embeddings && embedding != nullptr) {
-      const bool equal = stored.type == embedding->type && stored.shape == embedding->shape &&
-                         std::memcmp(stored.bytes.data(), embedding->bytes.data(), stored.bytes.size()) == 0;
-      if (!equal) extra.push_back("lm_head.weight (differs from the embedding that config.json ties it to)");
-    } else if (is_rotary_buffer(name)) {
-      ++buffers;
-    } else if (model.family == config::Family::deepseek_v3 && layer_of(name) > last_layer) {
-      ++behind;
-    } else if (is_whole_number(stored.type)) {
-      no_weights.push_back(fmt::format("{} ({})", printable(all[i].stored->name), name_of(stored.type)));
-    } else {
-      extra.push_back(name_in(*all[i].file, all[i].stored->name));
-    }
-  }
-  problems.add("missing", std::move(missing));
-  problems.add("not known", std::move(extra));
-  problems.add("of another shape", std::move(misshapen));
-  problems.add("neither F32, BF16 nor F16", std::move(mistyped));
-  problems.add("there under two names", {clashes.begin(), clashes.end()});
+  for (const auto& [name, left] : candidates.left()) sort_out(*left, model, embedding, passed, problems);
   problems.stop_if_any(where_of(directory_, files_), "use weights that belong to this config.json");
-  if (buffers > 0)
-    log_info(fmt::format("{}: {} rotary_emb.inv_freq passed over: computed from the configuration",
-                         directory_.string(), buffers));
-  if (behind > 0)
-    log_info(
-        fmt::format("{}: {} tensors of multi-token prediction layers (from {} on) passed over: the model "
-                    "has no such layer",
-                    directory_.string(), behind, last_layer + 1));
-  if (!no_weights.empty())
-    log_info(fmt::format("{}: {} tensors of whole numbers passed over, which no weight is: {}",
-                         directory_.string(), no_weights.size(), list_names(no_weights)));
+  passed.tell(directory_);
   return matched;
 }
 
@@ -240,22 +300,18 @@ void ModelWeights::load(const config::Model& model, ParameterStore& store) const
 void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
               const fs::path& where) {
   Problems problems;
-  std::vector<std::string> twice, missing, extra;
-  auto found = all_tensors(files, twice);
+  auto found = all_tensors(files, problems);
   std::vector<Found> sources;
   for (const NamedTensor& target : targets) {
     const auto it = found.find(target.name);
     if (it == found.end()) {
-      missing.push_back(target.name);
+      problems.add(Mismatch::missing, target.name);
     } else {
       sources.push_back(it->second);
       found.erase(it);
     }
   }
-  for (const auto& [name, source] : found) extra.push_back(printable(name));
-  problems.add("missing", std::move(missing));
-  problems.add("not known", std::move(extra));
-  problems.add("there twice", std::move(twice));
+  for (const auto& [name, source] : found) problems.add(Mismatch::unknown, printable(name));
   problems.stop_if_any(where_of(where, files), "use a checkpoint of the same model");
   for (std::size_t i = 0; i < targets.size(); ++i) sources[i].file->read(*sources[i].tensor, targets[i].tensor);
 }

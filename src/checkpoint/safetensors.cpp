@@ -59,10 +59,112 @@ const TypeInfo& info_of(StoredType type) {
   return *found;
 }
 
+// The bytes [begin, end) of the data, and which tensor they are.
 struct Range {
   std::uint64_t begin, end;
   std::size_t tensor;
 };
+
+bool is_list_of_counts(const json& list) {
+  return list.is_array() &&
+         std::all_of(list.begin(), list.end(), [](const json& value) { return value.is_number_unsigned(); });
+}
+
+// A tensor's entry in the header, {dtype, shape, data_offsets}, read member by member. What else it holds is
+// passed over, as the format's own reader does.
+class HeaderEntry {
+ public:
+  HeaderEntry(const std::string& path, const std::string& name, const json& entry)
+      : path_(path), name_(name), entry_(entry) {
+    if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
+        !entry.contains("data_offsets"))
+      fail("its header entry is not {dtype, shape, data_offsets}");
+  }
+
+  // Its range lies inside the `data_bytes` of data and has the size that dtype and shape ask for.
+  StoredTensor read(std::uint64_t data_bytes, Range& range) const {
+    const TypeInfo& type = read_type();
+    StoredTensor tensor{.name = name_, .type = type.type, .shape = {}, .bytes = {}};
+    const std::int64_t bits = read_shape(type.bits, tensor.shape);
+    read_range(data_bytes, range);
+    if (bits % 8 != 0 || range.end - range.begin != static_cast<std::uint64_t>(bits / 8))
+      fail(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", type.name,
+                       entry_["shape"].dump(), static_cast<double>(bits) / 8, range.end - range.begin));
+    return tensor;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw_input("{}: tensor {}: {}", path_, in_quotes(name_), what);
+  }
+
+  const TypeInfo& read_type() const {
+    const json& dtype = entry_["dtype"];
+    const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeInfo& info) {
+      return dtype.is_string() && dtype == info.name;
+    });
+    if (type == std::end(kTypes))
+      fail(fmt::format("dtype {} is none of the format's", printable(dtype.dump())));
+    return *type;
+  }
+
+  // Returns the bits of all elements.
+  std::int64_t read_shape(std::int64_t bits_of_one, std::vector<std::int64_t>& dims) const {
+    constexpr std::size_t kMaxRank = 16;
+    const json& shape = entry_["shape"];
+    if (!is_list_of_counts(shape)) fail("its shape is not a list of whole numbers");
+    if (shape.size() > kMaxRank)
+      fail(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
+    std::int64_t bits = bits_of_one;
+    for (const json& dim : shape) {
+      const auto n = dim.get<std::uint64_t>();
+      if (n > INT64_MAX || __builtin_mul_overflow(bits, static_cast<std::int64_t>(n), &bits))
+        fail(fmt::format("its shape {} is impossibly large", shape.dump()));
+      dims.push_back(static_cast<std::int64_t>(n));
+    }
+    return bits;
+  }
+
+  void read_range(std::uint64_t data_bytes, Range& range) const {
+    const json& offsets = entry_["data_offsets"];
+    if (!is_list_of_counts(offsets) || offsets.size() != 2) fail("its data_offsets are not two whole numbers");
+    range.begin = offsets[0].get<std::uint64_t>();
+    range.end = offsets[1].get<std::uint64_t>();
+    if (range.begin > range.end || range.end > data_bytes)
+      fail(fmt::format("bytes [{}, {}) are outside the {} bytes of data; the file was cut or is damaged",
+                       range.begin, range.end, data_bytes));
+  }
+
+  const std::string& path_;
+  const std::string& name_;
+  const json& entry_;
+};
+
+void check_metadata(const json& entry, const std::string& path) {
+  const bool of_strings = entry.is_object() && std::all_of(entry.begin(), entry.end(),
+                                                           [](const json& value) { return value.is_string(); });
+  if (!of_strings && !entry.is_null())
+    throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
+}
+
+// Sorts the ranges, which then cover the data from its first byte to its last, side by side.
+void sort_and_check(std::vector<Range>& ranges, const std::vector<StoredTensor>& tensors,
+                    std::uint64_t data_bytes, const std::string& path) {
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  std::uint64_t expected = 0;
+  for (const Range& range : ranges) {
+    if (range.begin != expected)
+      throw_input("{}: tensor {} begins at byte {} of the data, but the one before it ends at {}: {}", path,
+                  in_quotes(tensors[range.tensor].name), range.begin, expected,
+                  range.begin < expected ? "they overlap" : "a gap");
+    expected = range.end;
+  }
+  if (expected != data_bytes)
+    throw_input("{}: {} bytes of data, but the tensors end at {}; the file is damaged", path, data_bytes,
+                expected);
+}
 
 }  // namespace
 
@@ -122,76 +224,15 @@ std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, co
   std::vector<Range> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") {
-      const bool of_strings =
-          entry.is_object() &&
-          std::all_of(entry.begin(), entry.end(), [](const json& value) { return value.is_string(); });
-      if (!of_strings && !entry.is_null())
-        throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
+      check_metadata(entry, path);
       continue;
     }
-    const auto damaged = [&path, &name = name](const std::string& what) {
-      throw_input("{}: tensor {}: {}", path, in_quotes(name), what);
-    };
-    // What else an entry holds is passed over, as the format's own reader does.
-    if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
-        !entry.contains("data_offsets"))
-      damaged("its header entry is not {dtype, shape, data_offsets}");
-    StoredTensor tensor;
-    tensor.name = name;
-
-    const json& dtype = entry["dtype"];
-    const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeInfo& info) {
-      return dtype.is_string() && dtype == info.name;
-    });
-    if (type == std::end(kTypes))
-      damaged(fmt::format("dtype {} is none of the format's", printable(dtype.dump())));
-    tensor.type = type->type;
-
-    const json& shape = entry["shape"];
-    const auto all_unsigned = [](const json& list) {
-      return list.is_array() && std::all_of(list.begin(), list.end(),
-                                            [](const json& value) { return value.is_number_unsigned(); });
-    };
-    if (!all_unsigned(shape)) damaged("its shape is not a list of whole numbers");
-    constexpr std::size_t kMaxRank = 16;
-    if (shape.size() > kMaxRank)
-      damaged(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
-    std::int64_t bits = type->bits;
-    for (const json& dim : shape) {
-      const auto n = dim.get<std::uint64_t>();
-      if (n > INT64_MAX || __builtin_mul_overflow(bits, static_cast<std::int64_t>(n), &bits))
-        damaged(fmt::format("its shape {} is impossibly large", shape.dump()));
-      tensor.shape.push_back(static_cast<std::int64_t>(n));
-    }
-
-    const json& offsets = entry["data_offsets"];
-    if (!all_unsigned(offsets) || offsets.size() != 2) damaged("its data_offsets are not two whole numbers");
-    const auto begin = offsets[0].get<std::uint64_t>(), end = offsets[1].get<std::uint64_t>();
-    if (begin > end || end > data.size())
-      damaged(fmt::format("bytes [{}, {}) are outside the {} bytes of data; the file was cut or is damaged",
-                          begin, end, data.size()));
-    if (bits % 8 != 0 || end - begin != static_cast<std::uint64_t>(bits / 8))
-      damaged(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", type->name,
-                          shape.dump(), static_cast<double>(bits) / 8, end - begin));
-    tensor.bytes = data.subspan(begin, end - begin);
-    ranges.push_back({begin, end, tensors.size()});
-    tensors.push_back(std::move(tensor));
+    Range range{.begin = 0, .end = 0, .tensor = tensors.size()};
+    tensors.push_back(HeaderEntry(path, name, entry).read(data.size(), range));
+    tensors.back().bytes = data.subspan(range.begin, range.end - range.begin);
+    ranges.push_back(range);
   }
-
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
-  std::uint64_t expected = 0;
-  for (const Range& range : ranges) {
-    if (range.begin != expected)
-      throw_input("{}: tensor {} begins at byte {} of the data, but the one before it ends at {}: {}", path,
-                  in_quotes(tensors[range.tensor].name), range.begin, expected,
-                  range.begin < expected ? "they overlap" : "a gap");
-    expected = range.end;
-  }
-  if (expected != data.size())
-    throw_input("{}: {} bytes of data, but the tensors end at {}; the file is damaged", path, data.size(),
-                expected);
+  sort_and_check(ranges, tensors, data.size(), path);
 
   std::vector<StoredTensor> sorted;
   sorted.reserve(tensors.size());
