@@ -158,6 +158,35 @@ TEST_P(Growing, TakesNoMemoryAfterTheFirstSteps) {
   EXPECT_GT(scratch_before, 0);
 }
 
+TEST_P(Growing, APromptIsContinuedUntilSomethingStopsIt) {
+  constexpr std::int64_t kTokens = 6;
+  const std::vector<std::int32_t> prompt = {3, 1, 4};
+  std::vector<std::int32_t> taken;
+  const auto go_on = [&](std::span<const std::int32_t> end_tokens, std::size_t at_most) {
+    Generator generator(model_, 3 + kTokens - 1, ctx_);
+    Sampler greedy({.temperature = 0});
+    taken.clear();
+    return continue_prompt(generator, greedy, prompt, kTokens, end_tokens, [&](std::int32_t token) {
+      taken.push_back(token);
+      return taken.size() < at_most;
+    });
+  };
+  const Continuation whole = go_on({}, kTokens + 1);
+  EXPECT_EQ(whole.stop, Stop::full);
+  EXPECT_EQ(whole.tokens.size(), std::size_t{kTokens});
+  EXPECT_EQ(taken, whole.tokens);
+
+  const auto first = whole.tokens.begin(), end = std::find(first, whole.tokens.end(), whole.tokens[3]);
+  const Continuation ended = go_on(std::span(whole.tokens).subspan(3, 1), kTokens + 1);
+  EXPECT_EQ(ended.stop, Stop::end_of_text);
+  EXPECT_EQ(ended.tokens, std::vector<std::int32_t>(first, end + 1));
+  EXPECT_EQ(taken, std::vector<std::int32_t>(first, end));
+
+  const Continuation interrupted = go_on({}, 2);
+  EXPECT_EQ(interrupted.stop, Stop::interrupted);
+  EXPECT_EQ(interrupted.tokens, std::vector<std::int32_t>(first, first + 2));
+}
+
 INSTANTIATE_TEST_SUITE_P(Routers, Growing, ::testing::ValuesIn(cases()),
                          [](const auto& each) { return each.param.name; });
 

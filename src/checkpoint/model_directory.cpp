@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "model/transformer.h"
 #include "router/registry.h"
 
 namespace switchyard::checkpoint {
@@ -66,6 +67,14 @@ ModelWeights open_weights(const fs::path& directory) {
   return {directory, {listed.begin(), listed.end()}, true};
 }
 
+config::ComputeType compute_type(const ModelDirectory& directory, const std::string& asked, Device device) {
+  if (asked.empty()) {
+    const auto run = directory.run();
+    return run && device == Device::cuda ? run->train.dtype : config::ComputeType::float32;
+  }
+  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
+}
+
 }  // namespace
 
 bool is_hugging_face(const fs::path& path) {
@@ -103,14 +112,6 @@ std::optional<config::Run> ModelDirectory::run() const {
                            router::router_schemas());
 }
 
-config::ComputeType ModelDirectory::compute_type(const std::string& asked, Device device) const {
-  if (asked.empty()) {
-    const auto of_run = run();
-    return of_run && device == Device::cuda ? of_run->train.dtype : config::ComputeType::float32;
-  }
-  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
-}
-
 config::Router ModelDirectory::router() const {
   const std::optional<config::Run> of_run = run();
   if (of_run) return of_run->router;
@@ -130,6 +131,21 @@ void ModelDirectory::check_model(const config::Model& model) const {
   if (!differences.empty())
     throw_input("{}: cannot begin with these weights: {}; use the model of the directory's config.json",
                 (path_ / "config.json").string(), fmt::join(differences, "; "));
+}
+
+std::unique_ptr<model::Transformer> open_model(const ModelDirectory& directory, const ModelOptions& options,
+                                               Context& ctx) {
+  config::Model config = directory.model();
+  config.num_nextn_predict_layers = 0;
+  const config::ComputeType type = compute_type(directory, options.dtype, ctx.device);
+  ctx.matmul = model::matmul_type_of(type);
+  auto model =
+      std::make_unique<model::Transformer>(config, options.router ? *options.router : directory.router(),
+                                           model::dtype_of(type, ctx.device), options.training);
+  model->allocate(ctx.device);
+  directory.weights().load(config, model->parameters());
+  model->round_weights(ctx);
+  return model;
 }
 
 }  // namespace switchyard::checkpoint

@@ -3,13 +3,19 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/model_weights.h"
 #include "config/config.h"
+#include "core/context.h"
 #include "core/parameters.h"
+
+namespace switchyard::model {
+class Transformer;
+}
 
 namespace switchyard::checkpoint {
 
@@ -32,10 +38,6 @@ class ModelDirectory {
   // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
   std::optional<config::Run> run() const;
   config::Router router() const;  // the run's, or what config.json states, or that of the model's family
-  // What to compute in where `asked` ("float32", "bfloat16" or empty) does not say: on a CUDA device in what
-  // the run trained in, elsewhere in float32.
-  config::ComputeType compute_type(const std::string& asked, Device device) const;
-
   // Throws InputError, listing every key with both values, where `model` computes something else than the
   // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token
   // prediction may differ.
@@ -48,5 +50,19 @@ class ModelDirectory {
   std::string config_json_;
   config::Model model_;
 };
+
+// How a command wants the model of a directory.
+struct ModelOptions {
+  // What to compute in: "float32", "bfloat16"; empty: on a CUDA device what the run trained in, else float32.
+  std::string dtype;
+  std::optional<config::Router> router = std::nullopt;  // in place of the directory's
+  bool training = false;                                // with gradients and what a backward pass needs
+};
+
+// The main model of a directory with its weights, where `ctx` computes; without layers of multi-token
+// prediction, which are for training. Sets ctx.matmul to what the model computes in. Its activations are not
+// planned yet. Throws InputError where the weights are not this model's.
+std::unique_ptr<model::Transformer> open_model(const ModelDirectory& directory, const ModelOptions& options,
+                                               Context& ctx);
 
 }  // namespace switchyard::checkpoint

@@ -11,6 +11,7 @@
 namespace switchyard::checkpoint {
 
 namespace fs = std::filesystem;
+using nlohmann::json;
 
 TokenizerRecord parse_tokenizer_record(const std::string& text, const std::string& origin) {
   const nlohmann::json meta = parse_json_text(text, origin);
@@ -106,10 +107,10 @@ data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
   data::SpecialTokens tokens;
   for (const char* name : {"generation_config.json", "config.json"}) {
     if (!fs::exists(directory / name)) continue;
-    const auto json = nlohmann::json::parse(read_text_file(directory / name), nullptr, false);
+    const auto values = json::parse(read_text_file(directory / name), nullptr, false);
     const auto take = [&](std::optional<std::int64_t>& token, const char* key) {
-      if (!token && json.is_object() && json.contains(key) && json[key].is_number_integer())
-        token = json[key].get<std::int64_t>();
+      if (!token && values.is_object() && values.contains(key) && values[key].is_number_integer())
+        token = values[key].get<std::int64_t>();
     };
     take(tokens.begin, "bos_token_id");
     take(tokens.eot, "eos_token_id");
@@ -135,6 +136,84 @@ std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& 
   const std::optional<std::int64_t> largest = data::vocab_size_beside(shards);
   if (!largest) return std::nullopt;
   return (*largest + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name) {
+  if (name == "bytes") return tokenizer::make_byte_tokenizer();
+  fs::path path = name;
+  if (fs::is_directory(path)) path /= kTokenizer;
+  return tokenizer::load_hugging_face(path);
+}
+
+namespace {
+
+json read_json(const fs::path& path) {
+  const std::string text = read_text_file(path);
+  json value = json::parse(text, nullptr, false);
+  if (!value.is_object()) {
+    const std::string other = stand_in(std::as_bytes(std::span(text)));
+    throw_input("{}: {}", path.string(), other.empty() ? "is not a JSON object" : other);
+  }
+  return value;
+}
+
+std::int32_t checked_token(const json& value, const fs::path& path, const std::string& key,
+                           std::int64_t vocab_size) {
+  // A number beyond 64 bits is a floating-point one here, and one beyond 63 bits is negative once it is signed.
+  const bool whole = value.is_number_integer() && !(value.is_number_unsigned() && value > vocab_size);
+  if (!whole || value.get<std::int64_t>() < 0 || value.get<std::int64_t>() >= vocab_size)
+    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, value.dump(),
+                vocab_size);
+  return value.get<std::int32_t>();
+}
+
+// The first of generation_config.json, config.json, the run's data and the tokenizer that says anything.
+std::vector<std::int32_t> end_tokens(const fs::path& directory, std::int64_t vocab_size,
+                                     std::optional<std::int32_t> of_run,
+                                     const tokenizer::Tokenizer* tokenizer) {
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    if (!fs::exists(directory / name)) continue;
+    const json value = read_json(directory / name).value("eos_token_id", json());
+    if (value.is_null()) continue;
+    std::vector<std::int32_t> tokens;
+    for (const json& token : value.is_array() ? value : json::array({value}))
+      tokens.push_back(checked_token(token, directory / name, "eos_token_id", vocab_size));
+    return tokens;
+  }
+  if (of_run) return {*of_run};
+  if (tokenizer && tokenizer->end_of_text()) return {*tokenizer->end_of_text()};
+  return {};
+}
+
+}  // namespace
+
+ModelTokenizer find_tokenizer(const fs::path& directory, const std::string& asked, std::int64_t vocab_size) {
+  ModelTokenizer text;
+  std::optional<std::int32_t> end_of_run;
+  std::string name;
+  if (const fs::path path = directory / kTokenizerMeta; fs::exists(path)) {
+    const json meta = read_json(path);
+    if (const json given = meta.value("tokenizer", json()); given.is_string()) name = given;
+    const auto token = [&](const char* key) -> std::optional<std::int32_t> {
+      const json value = meta.value(key, json());
+      return value.is_null() ? std::nullopt : std::optional(checked_token(value, path, key, vocab_size));
+    };
+    end_of_run = token("eot_token");
+    text.begin_token = token("begin_token");
+    if (!text.begin_token) text.begin_token = end_of_run;
+  }
+  if (!asked.empty()) {
+    text.tokenizer = open_tokenizer(asked);
+  } else if (name == "bytes") {
+    text.tokenizer = tokenizer::make_byte_tokenizer();
+  } else if (fs::exists(directory / kTokenizer)) {
+    text.tokenizer = tokenizer::load_hugging_face(directory / kTokenizer);
+  }
+  if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
+    throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",
+                text.tokenizer->vocab_size() - 1, vocab_size);
+  text.end_tokens = end_tokens(directory, vocab_size, end_of_run, text.tokenizer.get());
+  return text;
 }
 
 }  // namespace switchyard::checkpoint

@@ -1,8 +1,10 @@
-// Which tokenizer made a run's data, so that a checkpoint can turn text to tokens without the data.
+// Which tokenizer made a run's data, so that a checkpoint can turn text to tokens without the data; and which
+// one a model's directory has.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,6 +12,7 @@
 
 #include "config/config.h"
 #include "data/dataset.h"
+#include "tokenizer/tokenizer.h"
 
 namespace switchyard::checkpoint {
 
@@ -49,5 +52,22 @@ std::vector<std::filesystem::path> tokenizers_beside(const config::Data& data);
 // model.vocab_size where a configuration leaves it out: the largest vocab_size that meta.json beside these
 // shards states, rounded up to a multiple of 64. None where no such file states one.
 std::optional<std::int64_t> vocab_size_of(const std::vector<config::DataEntry>& entries);
+
+// "bytes", a tokenizer.json or a directory that has one. Throws InputError as tokenizer::load_hugging_face
+// does.
+std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name);
+
+// How text becomes the tokens of a model, and which of them end a text.
+struct ModelTokenizer {
+  std::unique_ptr<tokenizer::Tokenizer> tokenizer;  // null: none is known
+  std::optional<std::int32_t> begin_token;          // that every document of a run's data begins with
+  std::vector<std::int32_t> end_tokens;
+};
+// By what lies in a model's directory; `asked`, as open_tokenizer takes it, goes before the directory's own
+// tokenizer unless it is empty. End tokens are those of the first that says anything: generation_config.json,
+// config.json, the run's data, the tokenizer. Throws InputError: a token or a tokenizer beyond `vocab_size`, a
+// file that is not what its name says.
+ModelTokenizer find_tokenizer(const std::filesystem::path& directory, const std::string& asked,
+                              std::int64_t vocab_size);
 
 }  // namespace switchyard::checkpoint

@@ -79,12 +79,10 @@ int run(const Options& options) {
   config::Router router = directory.router();
   router.balance_coef = balance_coef(config_json, config.family);
   router.balance_scope = config::BalanceScope::model;
-  config::Model main_model = config;
-  main_model.num_nextn_predict_layers = 0;
-  model::Transformer model(main_model, router, DType::f32, true);
-  model.allocate();
-  directory.weights().load(main_model, model.parameters());
   Context ctx;
+  const auto opened =
+      checkpoint::open_model(directory, {.dtype = "float32", .router = router, .training = true}, ctx);
+  model::Transformer& model = *opened;
   model.plan(B, S, ctx);
 
   train::BatchBuffers buffers(B, S, std::nullopt, config.sliding_window);

@@ -182,8 +182,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   const checkpoint::ModelDirectory directory(options.checkpoint);
-  config::Model config = directory.model();
-  config.num_nextn_predict_layers = 0;  // which are for training
+  const config::Model& config = directory.model();
   // What a run says beside the model; a Hugging Face directory has none.
   const std::optional<config::Run> run = directory.run();
   train::EvalSettings settings{.seq_len = options.seq_len,
@@ -217,17 +216,12 @@ int run(const Options& options) {
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
 
   Context ctx(ops::choose_device(options.device));
-  const config::ComputeType type = directory.compute_type(options.dtype, ctx.device);
-  ctx.matmul = model::matmul_type_of(type);
-  model::Transformer model(config, directory.router(), model::dtype_of(type, ctx.device), false);
-  model.allocate(ctx.device);
-  directory.weights().load(config, model.parameters());
-  model.round_weights(ctx);
-  model.plan(settings.batch, settings.seq_len, ctx);
-  const train::EvalResult result = train::evaluate(model, domains, settings, ctx);
+  const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
+  model->plan(settings.batch, settings.seq_len, ctx);
+  const train::EvalResult result = train::evaluate(*model, domains, settings, ctx);
   const bool json_to_stdout = options.json == "-";
-  print_table(result, model, json_to_stdout ? stderr : stdout);
-  const std::string text = to_json(result, model).dump(2) + "\n";
+  print_table(result, *model, json_to_stdout ? stderr : stdout);
+  const std::string text = to_json(result, *model).dump(2) + "\n";
   if (json_to_stdout) {
     fmt::print("{}", text);
   } else if (!options.json.empty()) {

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <csignal>
-#include <filesystem>
 #include <iostream>
 #include <iterator>
-#include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <span>
 
 #include "checkpoint/model_directory.h"
@@ -20,7 +17,6 @@
 #include "core/file.h"
 #include "core/threads.h"
 #include "generate/generator.h"
-#include "generate/sampling.h"
 #include "model/transformer.h"
 #include "ops/device.h"
 #include "tokenizer/tokenizer.h"
@@ -28,10 +24,6 @@
 namespace switchyard::commands {
 
 namespace {
-
-namespace fs = std::filesystem;
-using nlohmann::json;
-using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string checkpoint;                          // of a run, or a Hugging Face model directory
@@ -46,7 +38,7 @@ struct Options {
   std::int64_t threads = 0;  // 0: one a core
   bool json = false;
   std::string device = "auto";
-  std::string dtype;  // empty: on a CUDA device what the run trained in, else float32
+  std::string dtype;  // as checkpoint::ModelOptions has it
 };
 
 void describe(CLI::App& app, Options& options) {
@@ -95,104 +87,6 @@ void describe(CLI::App& app, Options& options) {
 
 volatile std::sig_atomic_t interrupted = 0;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-json read_json(const fs::path& path) {
-  const std::string text = read_text_file(path);
-  json value = json::parse(text, nullptr, false);
-  if (!value.is_object()) {
-    const std::string other = stand_in(std::as_bytes(std::span(text)));
-    throw_input("{}: {}", path.string(), other.empty() ? "is not a JSON object" : other);
-  }
-  return value;
-}
-
-struct Loaded {
-  fs::path directory;
-  std::unique_ptr<model::Transformer> model;
-};
-
-Loaded load_model(const std::string& path, const std::string& dtype, Context& ctx) {
-  const checkpoint::ModelDirectory directory(path);
-  config::Model config = directory.model();
-  config.num_nextn_predict_layers = 0;  // which are for training
-  const config::ComputeType type = directory.compute_type(dtype, ctx.device);
-  ctx.matmul = model::matmul_type_of(type);
-  auto model = std::make_unique<model::Transformer>(config, directory.router(),
-                                                    model::dtype_of(type, ctx.device), false);
-  model->allocate(ctx.device);
-  directory.weights().load(config, model->parameters());
-  model->round_weights(ctx);
-  return {directory.path(), std::move(model)};
-}
-
-struct Text {
-  std::unique_ptr<tokenizer::Tokenizer> tokenizer;  // null: none is known
-  std::optional<std::int32_t> first;                // what every document of a run's data begins with
-  std::vector<std::int32_t> end;                    // the tokens that end a text
-};
-
-std::int32_t checked_token(const json& value, const fs::path& path, const std::string& key,
-                           std::int64_t vocab_size) {
-  // A number beyond 64 bits is a floating-point one here, and one beyond 63 bits is negative once it is signed.
-  const bool whole = value.is_number_integer() && !(value.is_number_unsigned() && value > vocab_size);
-  if (!whole || value.get<std::int64_t>() < 0 || value.get<std::int64_t>() >= vocab_size)
-    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, value.dump(),
-                vocab_size);
-  return value.get<std::int32_t>();
-}
-
-// The first of generation_config.json, config.json, the run's data and the tokenizer that says anything.
-std::vector<std::int32_t> end_tokens(const fs::path& directory, std::int64_t vocab_size,
-                                     std::optional<std::int32_t> of_run,
-                                     const tokenizer::Tokenizer* tokenizer) {
-  for (const char* name : {"generation_config.json", "config.json"}) {
-    if (!fs::exists(directory / name)) continue;
-    const json value = read_json(directory / name).value("eos_token_id", json());
-    if (value.is_null()) continue;
-    std::vector<std::int32_t> tokens;
-    for (const json& token : value.is_array() ? value : json::array({value}))
-      tokens.push_back(checked_token(token, directory / name, "eos_token_id", vocab_size));
-    return tokens;
-  }
-  if (of_run) return {*of_run};
-  if (tokenizer && tokenizer->end_of_text()) return {*tokenizer->end_of_text()};
-  return {};
-}
-
-Text find_text(const Options& options, const fs::path& directory, std::int64_t vocab_size) {
-  Text text;
-  std::optional<std::int32_t> end_of_run;
-  std::string name;
-  if (const fs::path path = directory / checkpoint::kTokenizerMeta; fs::exists(path)) {
-    const json meta = read_json(path);
-    if (const json given = meta.value("tokenizer", json()); given.is_string()) name = given;
-    const auto token = [&](const char* key) -> std::optional<std::int32_t> {
-      const json value = meta.value(key, json());
-      return value.is_null() ? std::nullopt : std::optional(checked_token(value, path, key, vocab_size));
-    };
-    end_of_run = token("eot_token");
-    text.first = token("begin_token");
-    if (!text.first) text.first = end_of_run;
-  }
-  if (options.tokenizer == "bytes" || (options.tokenizer.empty() && name == "bytes")) {
-    text.tokenizer = tokenizer::make_byte_tokenizer();
-  } else if (!options.tokenizer.empty()) {
-    fs::path path = options.tokenizer;
-    if (fs::is_directory(path)) path /= checkpoint::kTokenizer;
-    text.tokenizer = tokenizer::load_hugging_face(path);
-  } else if (fs::exists(directory / checkpoint::kTokenizer)) {
-    text.tokenizer = tokenizer::load_hugging_face(directory / checkpoint::kTokenizer);
-  }
-  if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
-    throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",
-                text.tokenizer->vocab_size() - 1, vocab_size);
-  text.end = end_tokens(directory, vocab_size, end_of_run, text.tokenizer.get());
-  return text;
-}
-
 std::vector<std::int32_t> parse_tokens(const std::string& list) {
   std::vector<std::int32_t> tokens;
   const char* at = list.data();
@@ -208,7 +102,8 @@ std::vector<std::int32_t> parse_tokens(const std::string& list) {
   return tokens;
 }
 
-std::vector<std::int32_t> prompt_tokens(const Options& options, const Text& text, const config::Model& config) {
+std::vector<std::int32_t> prompt_tokens(const Options& options, const checkpoint::ModelTokenizer& text,
+                                        const config::Model& config) {
   std::vector<std::int32_t> tokens;
   if (!options.prompt_tokens.empty()) {
     tokens = parse_tokens(options.prompt_tokens);
@@ -222,8 +117,8 @@ std::vector<std::int32_t> prompt_tokens(const Options& options, const Text& text
           "its "
           "data; give --tokenizer bytes or a tokenizer.json, or --prompt-tokens");
     if (prompt.empty()) throw_input("--prompt: is empty; give a text to go on from");
-    tokens = text.tokenizer->encode(prompt, !text.first);
-    if (text.first) tokens.insert(tokens.begin(), *text.first);
+    tokens = text.tokenizer->encode(prompt, !text.begin_token);
+    if (text.begin_token) tokens.insert(tokens.begin(), *text.begin_token);
   }
   if (tokens.empty()) throw_input("--prompt: has no tokens; give a text to go on from");
   for (const std::int32_t token : tokens)
@@ -235,71 +130,84 @@ std::vector<std::int32_t> prompt_tokens(const Options& options, const Text& text
   return tokens;
 }
 
+// What is written of the tokens, whole characters at a time; of a model without a tokenizer their numbers.
+class Output {
+ public:
+  Output(const tokenizer::Tokenizer* tokenizer, bool print)
+      : stream_(tokenizer ? tokenizer->text_stream() : nullptr), print_(print) {}
+
+  void add(std::int32_t token) {
+    write(stream_ ? stream_->push(token) : fmt::format("{}{}", written_.empty() ? "" : ",", token));
+  }
+  void finish() {
+    if (stream_) write(stream_->finish());
+  }
+  const std::string& written() const { return written_; }
+
+ private:
+  void write(const std::string& whole) {
+    written_ += whole;
+    if (!print_ || whole.empty()) return;
+    fmt::print("{}", whole);
+    std::fflush(stdout);
+  }
+
+  std::unique_ptr<tokenizer::TextStream> stream_;
+  bool print_;
+  std::string written_;
+};
+
+void report(const Options& options, std::span<const std::int32_t> prompt, const generate::Continuation& result,
+            std::int64_t n_appended, const std::string& written, const std::string& stop) {
+  const double steps = static_cast<double>(n_appended);
+  const double rate = steps > 0 ? steps / result.seconds : 0,
+               prompt_rate = static_cast<double>(prompt.size()) / result.prompt_seconds;
+  if (options.json) {
+    const nlohmann::ordered_json json = {{"prompt_tokens", prompt},
+                                         {"tokens", result.tokens},
+                                         {"text", written},
+                                         {"stop", stop},
+                                         {"prompt_tokens_per_second", prompt_rate},
+                                         {"tokens_per_second", rate}};
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    fmt::print("\n");
+    fmt::print(stderr, "{} prompt tokens at {:.0f} tokens/s, {} tokens at {:.0f} tokens/s; stopped by {}\n",
+               prompt.size(), prompt_rate, result.tokens.size(), rate, stop);
+  }
+}
+
 int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   Context ctx(ops::choose_device(options.device));
-  const Loaded loaded = load_model(options.checkpoint, options.dtype, ctx);
-  const config::Model& config = loaded.model->config();
-  const Text text = find_text(options, loaded.directory, config.vocab_size);
+  const checkpoint::ModelDirectory directory(options.checkpoint);
+  const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
+  const config::Model& config = model->config();
+  const auto text = checkpoint::find_tokenizer(directory.path(), options.tokenizer, config.vocab_size);
   const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);
   const auto n_prompt = static_cast<std::int64_t>(prompt.size());
-  const std::int64_t most = std::min(options.max_new_tokens, config.max_position_embeddings - n_prompt + 1);
-  const std::string full = most < options.max_new_tokens ? "max_position_embeddings" : "max_new_tokens";
+  const std::int64_t max_tokens =
+      std::min(options.max_new_tokens, config.max_position_embeddings - n_prompt + 1);
 
-  generate::Generator generator(*loaded.model, n_prompt + most - 1, ctx);
+  generate::Generator generator(*model, n_prompt + max_tokens - 1, ctx);
   generate::Sampler sampler({.temperature = options.greedy ? 0 : options.temperature,
                              .top_k = options.top_k,
                              .top_p = options.top_p,
                              .seed = options.seed});
   std::signal(SIGINT, [](int) { interrupted = 1; });
 
-  auto start = Clock::now();
-  std::span<const float> logits_V = generator.append(prompt);
-  const double prompt_seconds = seconds_since(start);
-  start = Clock::now();
-  std::vector<std::int32_t> tokens;
-  const auto characters = text.tokenizer ? text.tokenizer->text_stream() : nullptr;
-  std::string written, stop = full;
-  const auto write = [&](const std::string& whole) {
-    written += whole;
-    if (options.json || whole.empty()) return;
-    fmt::print("{}", whole);
-    std::fflush(stdout);
-  };
-  while (static_cast<std::int64_t>(tokens.size()) < most) {
-    tokens.push_back(sampler.choose(logits_V, static_cast<std::uint64_t>(generator.size())));
-    if (std::find(text.end.begin(), text.end.end(), tokens.back()) != text.end.end()) {
-      stop = "end_of_text";
-      break;
-    }
-    if (characters)
-      write(characters->push(tokens.back()));
-    else
-      write(fmt::format("{}{}", tokens.size() > 1 ? "," : "", tokens.back()));
-    if (interrupted) {
-      stop = "interrupted";
-      break;
-    }
-    if (static_cast<std::int64_t>(tokens.size()) < most) logits_V = generator.append(std::span(tokens).last(1));
-  }
-  const double seconds = seconds_since(start);
-  if (characters) write(characters->finish());
-  const double steps = static_cast<double>(generator.size() - n_prompt);
-  const double rate = steps > 0 ? steps / seconds : 0,
-               prompt_rate = static_cast<double>(n_prompt) / prompt_seconds;
-  if (options.json) {
-    const nlohmann::ordered_json report = {{"prompt_tokens", prompt},
-                                           {"tokens", tokens},
-                                           {"text", written},
-                                           {"stop", stop},
-                                           {"prompt_tokens_per_second", prompt_rate},
-                                           {"tokens_per_second", rate}};
-    fmt::print("{}\n", report.dump(2));
-  } else {
-    fmt::print("\n");
-    fmt::print(stderr, "{} prompt tokens at {:.0f} tokens/s, {} tokens at {:.0f} tokens/s; stopped by {}\n",
-               n_prompt, prompt_rate, tokens.size(), rate, stop);
-  }
+  Output output(text.tokenizer.get(), !options.json);
+  const generate::Continuation result = generate::continue_prompt(generator, sampler, prompt, max_tokens,
+                                                                  text.end_tokens, [&](std::int32_t token) {
+                                                                    output.add(token);
+                                                                    return interrupted == 0;
+                                                                  });
+  output.finish();
+  const char* const full = max_tokens < options.max_new_tokens ? "max_position_embeddings" : "max_new_tokens";
+  report(options, prompt, result, generator.size() - n_prompt, output.written(),
+         result.stop == generate::Stop::end_of_text   ? "end_of_text"
+         : result.stop == generate::Stop::interrupted ? "interrupted"
+                                                      : full);
   if (std::fflush(stdout) != 0) throw_input("standard output cannot be written");
   return interrupted ? 128 + SIGINT : 0;
 }

@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,8 +16,6 @@
 namespace switchyard::commands {
 
 namespace {
-
-namespace fs = std::filesystem;
 
 // Documents on standard input to their tokens on standard output: uint32 little-endian n, then n bytes of
 // UTF-8; out of each one uint32 n, then n uint32 tokens.
@@ -36,13 +33,6 @@ void describe(CLI::App& app, Options& options) {
       "bytes.\n"
       "Standard output, for each document: a uint32 with its number of tokens, then the tokens as uint32. The\n"
       "text's tokens alone: nothing that begins or ends a text.");
-}
-
-std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name) {
-  if (name == "bytes") return tokenizer::make_byte_tokenizer();
-  fs::path path = name;
-  if (fs::is_directory(path)) path /= checkpoint::kTokenizer;
-  return tokenizer::load_hugging_face(path);
 }
 
 void append_uint32(std::string& out, std::uint32_t value) {
@@ -79,7 +69,7 @@ void write_all(const std::string& bytes) {
 // Whole documents are answered as soon as they are there, before more is read: a program that writes a document
 // and waits for its tokens gets them.
 int run(const Options& options) {
-  const auto tokenizer = open_tokenizer(options.tokenizer);
+  const auto tokenizer = checkpoint::open_tokenizer(options.tokenizer);
   std::string in, out;
   std::int64_t document = 0;
   bool more = true;

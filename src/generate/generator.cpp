@@ -1,8 +1,19 @@
 #include "generate/generator.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace switchyard::generate {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
 
 Generator::Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx)
     : model_(model),
@@ -44,6 +55,32 @@ std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
   model_.logits(logits_1V.tensor(), ctx_);
   logits_1V.write_back();
   return logits_V_;
+}
+
+Continuation continue_prompt(Generator& generator, Sampler& sampler, std::span<const std::int32_t> prompt,
+                             std::int64_t max_tokens, std::span<const std::int32_t> end_tokens,
+                             const std::function<bool(std::int32_t)>& take) {
+  Continuation result;
+  auto start = Clock::now();
+  std::span<const float> logits_V = generator.append(prompt);
+  result.prompt_seconds = seconds_since(start);
+  start = Clock::now();
+  std::vector<std::int32_t>& tokens = result.tokens;
+  while (static_cast<std::int64_t>(tokens.size()) < max_tokens) {
+    tokens.push_back(sampler.choose(logits_V, static_cast<std::uint64_t>(generator.size())));
+    if (std::find(end_tokens.begin(), end_tokens.end(), tokens.back()) != end_tokens.end()) {
+      result.stop = Stop::end_of_text;
+      break;
+    }
+    if (!take(tokens.back())) {
+      result.stop = Stop::interrupted;
+      break;
+    }
+    if (static_cast<std::int64_t>(tokens.size()) < max_tokens)
+      logits_V = generator.append(std::span(tokens).last(1));
+  }
+  result.seconds = seconds_since(start);
+  return result;
 }
 
 }  // namespace switchyard::generate

@@ -1,11 +1,13 @@
-// One sequence that grows: tokens go in, the logits of what follows come out. The past stays in the layers'
-// caches.   V vocabulary
+// One sequence that grows: tokens go in, the logits of what follows come out; and a prompt that is gone on
+// from. The past stays in the layers' caches.   V vocabulary
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
+#include "generate/sampling.h"
 #include "model/transformer.h"
 
 namespace switchyard::generate {
@@ -30,5 +32,20 @@ class Generator {
   std::vector<std::int32_t> token_T_, kv_begin_T_;
   std::vector<float> logits_V_;
 };
+
+enum class Stop { full, end_of_text, interrupted };
+
+struct Continuation {
+  std::vector<std::int32_t> tokens;  // chosen, the one that ends the text included
+  Stop stop = Stop::full;
+  double prompt_seconds = 0;  // that the prompt took
+  double seconds = 0;         // that the tokens took
+};
+
+// Appends `prompt`, at least one token, and goes on from it by at most `max_tokens`, until one of `end_tokens`
+// is chosen or `take` returns false. `take` is called with every chosen token that does not end the text.
+Continuation continue_prompt(Generator& generator, Sampler& sampler, std::span<const std::int32_t> prompt,
+                             std::int64_t max_tokens, std::span<const std::int32_t> end_tokens,
+                             const std::function<bool(std::int32_t)>& take);
 
 }  // namespace switchyard::generate
