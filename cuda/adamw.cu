@@ -1,7 +1,8 @@
 // One pass, bound by memory: four streams read, three or four written, in packs of four elements. A range of
 // parameters may begin and end anywhere, at the same place in all arrays: packs are cut from the last multiple
-// of 16 bytes before it, and only the first and the last of them go element by element.
-#include "adamw.h"
+// of 16 bytes before it, and only the first and the last of them go element by element. All f32 but weight_P,
+// which is bf16.
+#include "ops/adamw.h"
 
 #include <cmath>
 
@@ -92,7 +93,7 @@ void clip_factor(Tensor grad_scale_1, Tensor sum_of_squares_1, double clip_norm,
 }
 
 void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, Tensor grad_scale_1,
-                  const AdamWStep& step, Context& ctx, Tensor weight_P) {
+                  const AdamWStep& step, Tensor weight_P, Context& ctx) {
   const std::int64_t count = param_P.numel();
   const int before = elements_before(param_P);
   const bool has_weight = weight_P.defined();

@@ -4,8 +4,9 @@
 //   The kernels of this file compute in float32 and take any head sizes: they serve f32, and the bf16 heads
 // that those of the tensor cores (attention_mma.cu, attention_wgmma.cu) do not, such as absorbed latent
 // attention's of 576 values. Legend: as ops/attention.h; R rows of a query tile (attention_tiles.h), C keys of
-// a key tile, X a head's width.
-#include "attention.h"
+// a key tile, X a head's width. q, k, v, out and their gradients f32, or all bf16; lse and entropies f32
+// always, kv_begin_T i32. scale > 0.
+#include "ops/attention.h"
 
 #include <cmath>
 
@@ -378,7 +379,7 @@ void delta(const Tensor& delta_TH, const Tensor& dout_THM, const Tensor& out_THM
 }  // namespace
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH) {
+                       Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx) {
   if constexpr (kHasCudnn) {
     if (ctx.attention == AttentionBackend::cudnn) {
       SY_CHECK(!entropy_TH.defined(), "cuDNN does not give the entropy of attention");

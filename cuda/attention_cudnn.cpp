@@ -13,7 +13,6 @@
 #include <memory>
 #include <unordered_map>
 
-#include "attention.h"
 #include "core/error.h"
 #include "launch.h"
 

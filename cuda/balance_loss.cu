@@ -1,6 +1,6 @@
 // A few thousand numbers: what counts is that no host waits for them. A block has one sequence of one layer;
-// what blocks add to the losses is added up by one more block, in their order.
-#include "balance_loss.h"
+// what blocks add to the losses is added up by one more block, in their order. All in f64 but the counts.
+#include "ops/balance_loss.h"
 
 #include "launch.h"
 #include "numeric.h"

@@ -1,6 +1,7 @@
 // The gradient is a sum over rows in two steps: a block takes some rows and as many columns as a warp reads at
-// once, each of its warps every eighth row, so that narrow outputs fill the device, too.
-#include "bias.h"
+// once, each of its warps every eighth row, so that narrow outputs fill the device, too. out_TN and bias_N, or
+// dout_TN, f32 or bf16; dbias_N is f32 always.
+#include "ops/bias.h"
 
 #include <algorithm>
 

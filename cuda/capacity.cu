@@ -1,8 +1,9 @@
 // The permutation of ops/moe.h puts an expert's slots side by side, in order of position. A block an expert
 // then finds the weight of the last slot that stays, byte by byte from the top (a radix selection: four counts
 // instead of a sort), and drops what is below it and, of what equals it, the last ones. All decisions come from
-// whole numbers.
-#include "capacity.h"
+// whole numbers. Weights f32, experts and tokens i32. expert_TK is contiguous and holds no expert that is not
+// there.
+#include "ops/capacity.h"
 
 #include <limits>
 

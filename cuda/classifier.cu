@@ -1,7 +1,9 @@
 // As on the CPU a chunk of rows is taken through logits, softmax and both products before the next one. One
 // block takes the softmax of a row: it reads the logits once for maximum and sum together and once more for the
-// gradient. Chunks are larger, so that the products and not the weight's traffic take the time.
-#include "classifier.h"
+// gradient. Chunks are larger, so that the products and not the weight's traffic take the time. x, weight and
+// dx f32, or all bf16; loss_T and dweight_VD f32 always. Logits and softmaxes are f32; their gradient dz is
+// rounded to the type of x.
+#include "ops/classifier.h"
 
 #include <algorithm>
 #include <cfloat>

@@ -1,5 +1,5 @@
-// One number a token: a thread each, element by element as on the CPU.
-#include "complexity.h"
+// One number a token: a thread each, element by element as on the CPU. All f32 but counts and moments.
+#include "ops/complexity.h"
 
 #include <cmath>
 

@@ -1,7 +1,8 @@
 // Lengths and gradients: a warp a row, in packs of 16 bytes; sums in float32, each lane's own and then the
 // lanes', where the CPU has double. Sums by expert: a warp takes an expert and 32 packs of columns, and votes
-// on 32 slots of a range of tokens at a time: no atomic, every sum in token order and in registers.
-#include "cosine.h"
+// on 32 slots of a range of tokens at a time: no atomic, every sum in token order and in registers. All f32 but
+// expert_sums' f64 results, which may lie on the host: the call waits then.
+#include "ops/cosine.h"
 
 #include <algorithm>
 

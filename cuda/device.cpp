@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "launch.h"
+#include "ops/device.h"
 
 namespace switchyard::ops::cuda {
 
@@ -104,7 +105,7 @@ void use_device_memory() {
   set_device_memory(Device::cuda, {allocate, release, fill, copy, allocate_staging, release_staging});
 }
 
-void upload(const Tensor& to, const Tensor& from, Context& ctx) {
+void upload(Tensor to, Tensor from, Context& ctx) {
   SY_CUDA(cudaMemcpyAsync(to.raw(), from.raw(), static_cast<std::size_t>(from.nbytes()), cudaMemcpyHostToDevice,
                           stream_of(ctx)));
 }

@@ -27,9 +27,6 @@ std::int64_t free_memory();  // bytes
 // before the first of them.
 void use_device_memory();
 
-// to = from, of staging memory (core/device_memory.h), when the run's stream comes to it.
-void upload(const Tensor& to, const Tensor& from, Context& ctx);
-
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);
 

@@ -1,6 +1,7 @@
 // What moves bytes alone takes an unsigned integer of the element's size for it. Contiguous tensors are one
-// row, so that an odd width costs no packs; copying and zeroing them is the runtime's own.
-#include "elementwise.h"
+// row, so that an odd width costs no packs; copying and zeroing them is the runtime's own. fill_zero and copy
+// take any dtype, accumulate f64, the others f32 or bf16.
+#include "ops/elementwise.h"
 
 #include <algorithm>
 

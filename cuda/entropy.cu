@@ -1,5 +1,5 @@
-// Forward: a warp a token, its sum in float32. Backward: element by element.
-#include "entropy.h"
+// Forward: a warp a token, its sum in float32. Backward: element by element. All f32 but the sum of tokens.
+#include "ops/entropy.h"
 
 #include "for_each_pack.h"
 #include "launch.h"

@@ -1,13 +1,13 @@
 // A block counts a stretch of tokens for as many experts as 32 bytes of scores have, what memory moves at
 // least: its bins fit into shared memory. It adds the bins that are not empty to the result. All are whole
-// numbers, which a double adds exactly in any order: the bits do not depend on the order of the blocks.
-#include "histogram.h"
+// numbers, which a double adds exactly in any order: the bits do not depend on the order of the blocks. Scores
+// f32, skip_T i32. count_EN, f64, may lie on the host; then the device is waited for.
+#include "ops/histogram.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "core/gap_bins.h"
 #include "error.h"
 #include "numeric.h"
 #include "staging.h"
@@ -22,8 +22,8 @@ namespace {
 constexpr int kSide = static_cast<int>(kGapBins), kBins = 2 * kSide;
 constexpr int kExperts = 8;  // of a block
 
-// Where each bin of a side begins, gap_bins.h, rounded up to a float: no float lies between the two, so that a
-// float is on the same side of both.
+// Where each bin of a side begins (ops/histogram.h), rounded up to a float: no float lies between the two, so
+// that a float is on the same side of both.
 struct Borders {
   float of_bin[kSide];
 };

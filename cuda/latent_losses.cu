@@ -1,5 +1,6 @@
-// A few thousand numbers a layer: one block sums them, in an order that only their number decides.
-#include "latent_losses.h"
+// A few thousand numbers a layer: one block sums them, in an order that only their number decides. Keys are
+// f32; nobody waits.
+#include "ops/latent_losses.h"
 
 #include "for_each_pack.h"
 #include "launch.h"

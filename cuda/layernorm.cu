@@ -1,8 +1,8 @@
 // Forward: one warp a row, read in packs of 16 bytes; its later passes find the row in the L1 cache. Backward:
 // one block a row, and the block keeps the sums for weight and bias of all its rows in shared memory, a column
 // with one thread: wide rows leave room for several blocks. Other than on the CPU a row's sums are in float32;
-// the variance is of differences from the mean, so nothing cancels.
-#include "layernorm.h"
+// the variance is of differences from the mean, so nothing cancels. All f32: a router's encoder has it.
+#include "ops/layernorm.h"
 
 #include <algorithm>
 

@@ -2,10 +2,10 @@
 // its bins, all together say in whose stretch it lies. Counts are whole numbers, so that it is the CPU's bin.
 #include "router_state.h"
 
-#include "core/gap_bins.h"
 #include "for_each_pack.h"
 #include "launch.h"
 #include "numeric.h"
+#include "ops/histogram.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {

@@ -1,13 +1,12 @@
-#include "cuda/adamw.h"
+#include "ops/adamw.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "cuda/elementwise.h"
 #include "cuda_support.h"
-#include "ops/adamw.h"
+#include "ops/elementwise.h"
 
 namespace switchyard::test {
 namespace {
@@ -29,7 +28,7 @@ const Range kRanges[] = {{0, 1, 0},    {1, 2, 1}, {3, 2, 3},    {0, 1024, 0}, {2
 
 TEST(CudaAdamW, EqualsTheCpuAndLeavesTheRestAlone) {
   constexpr std::int64_t kSize = 2048;
-  const AdamWStep step{1e-2, 0.9, 0.95, 1e-8, 0.1, 3};
+  const ops::AdamWStep step{1e-2, 0.9, 0.95, 1e-8, 0.1, 3};
   for (const Range& r : kRanges) {
     SCOPED_TRACE(::testing::Message() << r.count << " from " << r.first << " and " << r.moments_first);
     DeviceContext ctx;
@@ -55,13 +54,13 @@ TEST(CudaAdamW, EqualsTheCpuAndLeavesTheRestAlone) {
     OwnedTensor scale({1}, DType::f64);
     set(scale, 0, 0.7);
     const auto device_scale = DeviceTensor::of(scale, ctx);
-    ops::adamw_update(param64, m64, v64, grad64, scale, step, host_ctx);
+    ops::adamw_update(param64, m64, v64, grad64, scale, step, {}, host_ctx);
     const auto param_after = expected(param, param64, r.first), m_after = expected(m, m64, r.moments_first),
                v_after = expected(v, v64, r.moments_first);
 
     const DeviceTensor weight({kSize}, DType::bf16, ctx);
     ops::cuda::fill_zero(weight, ctx);
-    ops::cuda::adamw_update(param_P, m_P, v_P, grad_P, device_scale, step, ctx, part(weight, r.first));
+    ops::cuda::adamw_update(param_P, m_P, v_P, grad_P, device_scale, step, part(weight, r.first), ctx);
     // Some ten roundings of 6e-8 of numbers of order one.
     EXPECT_TRUE(all_near(param.values(), param_after, 1e-6, 1e-6));
     EXPECT_TRUE(all_near(m.values(), m_after, 1e-6, 1e-6));
@@ -81,7 +80,8 @@ TEST(CudaAdamW, UpdatesNothingWithoutAFactor) {
   const OwnedTensor host = normal({9}, DType::f32, "values");
   const auto param = DeviceTensor::of(host, ctx), m = DeviceTensor::of(host, ctx),
              v = DeviceTensor::of(host, ctx), grad = DeviceTensor::of(host, ctx);
-  ops::cuda::adamw_update(param, m, v, grad, DeviceTensor::of(none, ctx), {1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, ctx);
+  ops::cuda::adamw_update(param, m, v, grad, DeviceTensor::of(none, ctx), {1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, {},
+                          ctx);
   for (const DeviceTensor* each : {&param, &m, &v}) EXPECT_EQ(each->values(), values(host));
 }
 
@@ -105,7 +105,7 @@ TEST(CudaAdamW, ClipFactorEqualsTheCpus) {
 
 // The way to write a range does not change its bits.
 TEST(CudaAdamW, SameBitsWhereverARangeBegins) {
-  const AdamWStep step{1e-2, 0.9, 0.95, 1e-8, 0.1, 1};
+  const ops::AdamWStep step{1e-2, 0.9, 0.95, 1e-8, 0.1, 1};
   std::vector<std::vector<double>> results;
   for (const std::int64_t first : {0, 1}) {
     DeviceContext ctx;
@@ -118,7 +118,8 @@ TEST(CudaAdamW, SameBitsWhereverARangeBegins) {
     const auto part = [&](const DeviceTensor& whole) { return whole.view().slice(first, 9); };
     OwnedTensor scale({1}, DType::f64);
     set(scale, 0, 0.7);
-    ops::cuda::adamw_update(part(param), part(m), part(v), part(grad), DeviceTensor::of(scale, ctx), step, ctx);
+    ops::cuda::adamw_update(part(param), part(m), part(v), part(grad), DeviceTensor::of(scale, ctx), step, {},
+                            ctx);
     std::vector<double> values = param.values();
     results.emplace_back(values.begin() + first, values.end());
   }

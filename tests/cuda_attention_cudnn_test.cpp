@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda_support.h"
+#include "ops/attention.h"
 
 namespace switchyard::test {
 namespace {
@@ -27,7 +27,7 @@ class CudaAttentionCudnn : public ::testing::Test {
 };
 
 struct Call {
-  AttentionShape shape;
+  ops::AttentionShape shape;
   DeviceContext ctx;
   std::int64_t T;
   DeviceTensor q, k, v, dout, kv_begin, out, lse, dq, dk, dv;
@@ -69,7 +69,7 @@ struct Call {
   }
   void run(AttentionBackend backend) {
     ctx.attention = backend;
-    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, shape, ctx);
+    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, shape, {}, ctx);
     ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, shape, ctx);
   }
 };

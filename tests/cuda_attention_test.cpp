@@ -1,4 +1,4 @@
-#include "cuda/attention.h"
+#include "ops/attention.h"
 
 #include <gtest/gtest.h>
 
@@ -6,8 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "cuda/attention_cudnn.h"
 #include "cuda_support.h"
-#include "ops/attention.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -41,7 +41,7 @@ struct Case {
   Mask mask;
   std::int64_t first = 0;
   double q_scale = 1;
-  AttentionShape shape() const {
+  ops::AttentionShape shape() const {
     return {n_seq, seq_len, n_heads, n_kv_heads, head_dim, v_head_dim, 1 / std::sqrt(head_dim), first};
   }
   std::int64_t tokens() const { return n_seq * seq_len; }
@@ -84,9 +84,9 @@ struct DeviceCall {
           static_cast<double>(begin_of(c.mask, c.first + t % c.seq_len, static_cast<std::uint64_t>(t))));
     return result;
   }
-  void forward() { ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx); }
+  void forward() { ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), {}, ctx); }
   void forward_with_entropy() {
-    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), ctx, entropy);
+    ops::cuda::attention_forward(out, lse, q, k, v, kv_begin, c.shape(), entropy, ctx);
   }
   void backward() {
     ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, kv_begin, c.shape(), ctx);
@@ -110,7 +110,7 @@ struct HostCall {
         dq(q.view().shape(), DType::f64),
         dk(k.view().shape(), DType::f64),
         dv(v.view().shape(), DType::f64) {
-    ops::attention_forward(out, lse, q, k, v, kv_begin, x.c.shape(), ctx, entropy);
+    ops::attention_forward(out, lse, q, k, v, kv_begin, x.c.shape(), entropy, ctx);
   }
   void backward(const DeviceCall& x) {
     ops::attention_backward(dq, dk, dv, dout, x.out.as_f64(), x.lse.as_f64(), q, k, v, kv_begin, x.c.shape(),

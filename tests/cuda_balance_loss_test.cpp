@@ -1,9 +1,8 @@
-#include "cuda/balance_loss.h"
+#include "ops/balance_loss.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/balance_loss.h"
 
 namespace switchyard::test {
 namespace {

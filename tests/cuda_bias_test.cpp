@@ -1,9 +1,8 @@
-#include "cuda/bias.h"
+#include "ops/bias.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/bias.h"
 #include "rounding_bound.h"
 
 #ifdef SWITCHYARD_SIMT

@@ -1,4 +1,4 @@
-#include "cuda/capacity.h"
+#include "ops/capacity.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/capacity.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"

@@ -1,4 +1,4 @@
-#include "cuda/classifier.h"
+#include "ops/classifier.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,6 @@
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
 #endif
-#include "ops/classifier.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,11 +1,10 @@
-#include "cuda/complexity.h"
+#include "ops/complexity.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "cuda_support.h"
-#include "ops/complexity.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,9 +1,8 @@
-#include "cuda/cosine.h"
+#include "ops/cosine.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/cosine.h"
 #ifdef SWITCHYARD_SIMT
 #include "simt/engine.h"
 #endif

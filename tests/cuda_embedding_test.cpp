@@ -1,9 +1,8 @@
-#include "cuda/embedding.h"
+#include "ops/embedding.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/embedding.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"

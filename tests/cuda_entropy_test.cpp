@@ -1,4 +1,4 @@
-#include "cuda/entropy.h"
+#include "ops/entropy.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "cuda_support.h"
-#include "ops/entropy.h"
 
 namespace switchyard::test {
 namespace {

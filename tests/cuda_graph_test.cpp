@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "cuda/elementwise.h"
 #include "cuda_support.h"
+#include "ops/elementwise.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/histogram.h"
+#include "ops/histogram.h"
 
 #include <gtest/gtest.h>
 
@@ -6,9 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/gap_bins.h"
 #include "cuda_support.h"
-#include "ops/histogram.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -17,7 +15,7 @@
 namespace switchyard::test {
 namespace {
 
-constexpr std::int64_t kBins = 2 * kGapBins;
+constexpr std::int64_t kBins = 2 * ops::kGapBins;
 
 // Counts are whole numbers and gaps are rounded alike: exact. The device's counts are asked for on the device,
 // on the host, and with the blocks in the other order.
@@ -69,7 +67,7 @@ TEST(CudaHistogram, EqualsTheCpu) {
 TEST(CudaHistogram, BordersAndSpecialValues) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   std::vector<double> gaps{0.0, -0.0, std::nan(""), 1e-30, 1e30, -1e-30, -1e30, 1e-45};
-  for (const double border : gap_borders()) {
+  for (const double border : ops::gap_borders()) {
     const auto nearest = static_cast<float>(border);
     for (const float gap : {nearest, std::nextafter(nearest, kInf), std::nextafter(nearest, -kInf)}) {
       gaps.push_back(gap);

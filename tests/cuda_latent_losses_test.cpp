@@ -1,9 +1,8 @@
-#include "cuda/latent_losses.h"
+#include "ops/latent_losses.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/latent_losses.h"
 
 namespace switchyard::test {
 namespace {
@@ -18,7 +17,8 @@ const Case kCases[] = {{1, 1, 5, false}, {3, 4, 1, true}, {5, 20, 40, true}, {37
 
 class CudaLatentLosses : public ::testing::TestWithParam<Case> {
  protected:
-  static constexpr Diversity kAll[] = {Diversity::orthogonal, Diversity::cosine, Diversity::euclidean};
+  static constexpr ops::Diversity kAll[] = {ops::Diversity::orthogonal, ops::Diversity::cosine,
+                                            ops::Diversity::euclidean};
 
   // The same numbers where the CPU and where the device reads them.
   struct Both {
@@ -36,23 +36,23 @@ TEST_P(CudaLatentLosses, DiversityEqualsTheCpu) {
   const OwnedTensor gram_host = normal({c.width, c.width}, DType::f64, "gram", 3),
                     sum_host = normal({c.width}, DType::f64, "sum", 3), distance_host = doubles({812.5}),
                     n_host = doubles({c.rows}), tokens_host = doubles({7}), loss_host = doubles({0.25});
-  for (const Diversity kind : kAll) {
+  for (const ops::Diversity kind : kAll) {
     SCOPED_TRACE(static_cast<int>(kind));
     const Both gram(gram_host, ctx_), sum(sum_host, ctx_), distance(distance_host, ctx_), n(n_host, ctx_),
         tokens(tokens_host, ctx_);
     const OwnedTensor want_loss = doubles({0.25});
     const DeviceTensor loss = DeviceTensor::of(loss_host, ctx_);
     // Of the others nothing may be read.
-    const bool pairs = kind == Diversity::euclidean;
+    const bool pairs = kind == ops::Diversity::euclidean;
     const auto rows = [&](auto part) {
-      RowSums sums{.n = c.of_tensor ? 0 : c.rows};
+      ops::RowSums sums{.n = c.of_tensor ? 0 : c.rows};
       if (pairs) sums.distance_1 = part(distance);
       if (!pairs) sums.gram_dd = part(gram), sums.sum_d = part(sum);
       if (c.of_tensor) sums.n_1 = part(n);
       return sums;
     };
     const auto factor = [&](auto part) {
-      return TermFactor{0.3, c.of_tensor ? Tensor(part(tokens)) : Tensor{}};
+      return ops::TermFactor{0.3, c.of_tensor ? Tensor(part(tokens)) : Tensor{}};
     };
     const auto on_host = [](const Both& both) -> Tensor { return both.host; };
     const auto on_device = [](const Both& both) -> Tensor { return both.device; };
@@ -91,7 +91,7 @@ TEST_P(CudaLatentLosses, AlignmentEqualsTheCpu) {
   const OwnedTensor dkey64 = dkey.as_f64(), loss64 = doubles({0.25});
   const auto device_target = DeviceTensor::of(target, ctx_), device_tokens = DeviceTensor::of(tokens, ctx_),
              loss = DeviceTensor::of(loss64, ctx_);
-  const TermFactor factor{0.3, c.of_tensor ? tokens.view() : Tensor{}},
+  const ops::TermFactor factor{0.3, c.of_tensor ? tokens.view() : Tensor{}},
       device_factor{0.3, c.of_tensor ? device_tokens.view() : Tensor{}};
   const double first = dkey64[0];
   ops::add_alignment_loss(loss64, key64, target, factor, host_ctx_);

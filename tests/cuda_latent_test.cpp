@@ -1,9 +1,8 @@
-#include "cuda/latent.h"
+#include "ops/latent.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/latent.h"
 #ifdef SWITCHYARD_SIMT
 #include "simt/engine.h"
 #endif

@@ -1,9 +1,8 @@
-#include "cuda/layernorm.h"
+#include "ops/layernorm.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/layernorm.h"
 #ifdef SWITCHYARD_SIMT
 #include "simt/engine.h"
 #endif

@@ -4,10 +4,10 @@
 
 #include <cmath>
 
-#include "cuda/elementwise.h"
 #include "cuda/rmsnorm.h"
 #include "cuda/rope.h"
 #include "cuda_support.h"
+#include "ops/elementwise.h"
 #include "ops/qk_norm_rope.h"
 
 #ifdef SWITCHYARD_SIMT

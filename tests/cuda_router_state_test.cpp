@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "core/gap_bins.h"
 #include "cuda_support.h"
+#include "ops/histogram.h"
 #include "ops/router_state.h"
 
 namespace switchyard::test {
@@ -37,8 +37,8 @@ TEST_P(CudaRouterState, BiasesEqualTheCpu) {
 }
 
 TEST_P(CudaRouterState, QuantilesEqualTheCpu) {
-  const OwnedTensor count = counts({experts(), 2 * kGapBins}, "counts", 4),
-                    none({experts(), 2 * kGapBins}, DType::f64);
+  const OwnedTensor count = counts({experts(), 2 * ops::kGapBins}, "counts", 4),
+                    none({experts(), 2 * ops::kGapBins}, DType::f64);
   fill(none, std::vector<double>(static_cast<std::size_t>(none.numel()), 0));
   for (const OwnedTensor* counted : {&count, static_cast<const OwnedTensor*>(&none)})
     for (const double q : {0.125, 0.5, 1.0}) {

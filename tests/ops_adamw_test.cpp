@@ -31,7 +31,7 @@ TEST(AdamW, FirstStepByHand) {
   fill(s.m, {0});
   fill(s.v, {0});
   fill(s.grad, {-1});
-  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, {}, ctx);
   // g = -1/2; both corrected moments are those of g: update = -0.5 / (0.5 + 0.125) = -0.8, decay 0.1.
   EXPECT_NEAR(s.m[0], -0.05, 1e-15);
   EXPECT_NEAR(s.v[0], 0.0125, 1e-15);
@@ -47,7 +47,7 @@ TEST(AdamW, WeightDecayIsDecoupled) {
   fill(s.m, {0});
   fill(s.v, {0});
   fill(s.grad, {0});
-  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.5), kFirst, {}, ctx);
   EXPECT_NEAR(s.param[0], 2 - 0.1 * 0.1 * 2, 1e-15);
   EXPECT_EQ(s.m[0], 0);
   EXPECT_EQ(s.v[0], 0);
@@ -81,7 +81,7 @@ TEST(AdamW, FollowsTheFormulaOverThreeSteps) {
       for (std::int64_t step = 1; step <= 3; ++step) {
         fill_normal(s.grad, "grad" + std::to_string(step));
         ops::AdamWStep a{1e-2, 0.9, 0.95, 1e-8, 0.1, step};
-        ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), a, ctx);
+        ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), a, {}, ctx);
         for (std::int64_t i = 0; i < count; ++i) {
           auto& x = reference[static_cast<std::size_t>(i)];
           x = update_one(x, 0.7 * s.grad[i], a);
@@ -104,7 +104,7 @@ TEST(AdamW, LateStepsNeedNoCorrection) {
   fill(s.v, {0.25});
   fill(s.grad, {0.5});
   ops::AdamWStep late{0.5, 0.9, 0.95, 0.0, 0.0, 1000000};
-  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), late, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), late, {}, ctx);
   EXPECT_NEAR(s.param[0], 0.5, 1e-6);  // ten float roundings of numbers of at most one
 }
 
@@ -114,7 +114,7 @@ TEST(AdamW, UpdatesNothingWithoutAFactor) {
   const State s({3}, DType::f32);
   for (const Tensor& tensor : {s.param.view(), s.m.view(), s.v.view()}) fill(tensor, {1, 2, 3});
   fill(s.grad, {1, NAN, 1});
-  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(NAN), kFirst, ctx);
+  ops::adamw_update(s.param, s.m, s.v, s.grad, scale(NAN), kFirst, {}, ctx);
   for (const Tensor& tensor : {s.param.view(), s.m.view(), s.v.view()})
     EXPECT_EQ(values(tensor), (std::vector<double>{1, 2, 3}));
 }
@@ -141,7 +141,7 @@ TEST(AdamW, SameBitsOnAnyThreadCount) {
     fill_normal(s.m, "m");
     fill_normal(s.v, "v", 0.1, 1.0);
     fill_normal(s.grad, "grad");
-    ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), step, ctx);
+    ops::adamw_update(s.param, s.m, s.v, s.grad, scale(0.7), step, {}, ctx);
     return std::move(s.param);
   });
 }
@@ -152,11 +152,11 @@ TEST(AdamW, RefusesOtherShapesDtypesAndStepZero) {
   const OwnedTensor flat({8}, DType::f32), f64({4, 2}, DType::f64),
       strided = OwnedTensor::strided(4, 2, DType::f32);
   ops::AdamWStep step = kFirst;
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, flat, scale(1), step, ctx), std::logic_error);
-  EXPECT_THROW(ops::adamw_update(s.param, f64, s.v, s.grad, scale(1), step, ctx), std::logic_error);
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, strided, s.grad, scale(1), step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, flat, scale(1), step, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, f64, s.v, s.grad, scale(1), step, {}, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, strided, s.grad, scale(1), step, {}, ctx), std::logic_error);
   step.step = 0;
-  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), step, ctx), std::logic_error);
+  EXPECT_THROW(ops::adamw_update(s.param, s.m, s.v, s.grad, scale(1), step, {}, ctx), std::logic_error);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ namespace {
 struct Case {
   std::int64_t n_seq, first, seq_len, n_heads, n_kv_heads, head_dim, v_head_dim, window = 0;
   std::int64_t n_keys() const { return first + seq_len; }
-  AttentionShape shape(std::int64_t queries, std::int64_t before) const {
+  ops::AttentionShape shape(std::int64_t queries, std::int64_t before) const {
     return {.n_seq = n_seq,
             .seq_len = queries,
             .n_heads = n_heads,
@@ -71,8 +71,8 @@ Outputs run(const Case& c, const Tensor& q, const Tensor& k, const Tensor& v, st
   const std::int64_t seq_len = c.n_keys() - first;
   Outputs result(c, q.rows(), q.dtype());
   const OwnedTensor kv_begin = begins(c, first, seq_len);
-  ops::attention_forward(result.out, result.lse, q, k, v, kv_begin, c.shape(seq_len, first), ctx,
-                         result.entropy_TH);
+  ops::attention_forward(result.out, result.lse, q, k, v, kv_begin, c.shape(seq_len, first), result.entropy_TH,
+                         ctx);
   ops::attention_row_entropy(result.entropy_T, result.entropy_TH, kv_begin, seq_len, first, ctx);
   return result;
 }
@@ -125,7 +125,7 @@ TEST(AttentionBehindKeys, RefusesKeysOfAnotherNumber) {
   const OwnedTensor q = normal({2, 8}, DType::f32, "q"), k = normal({6, 4}, DType::f32, "k"),
                     kv_begin = ints({0, 0});
   const Outputs result(c, 2, DType::f32);
-  EXPECT_THROW(ops::attention_forward(result.out, result.lse, q, k, k, kv_begin, c.shape(2, c.first), ctx),
+  EXPECT_THROW(ops::attention_forward(result.out, result.lse, q, k, k, kv_begin, c.shape(2, c.first), {}, ctx),
                std::logic_error);
 }
 
@@ -201,26 +201,26 @@ TEST(MlaAbsorb, AttentionOverLatentsIsThatOverKeysAndValues) {
     const Tensor c = cache.view().columns(0, C), k_rope = cache.view().columns(C, R);
     const OwnedTensor kv_begin = ints(std::vector<double>(static_cast<std::size_t>(tokens), 2));
     const OwnedTensor lse({tokens, H}, dtype), lse_latent({tokens, H}, dtype);
-    AttentionShape shape{.n_seq = 1,
-                         .seq_len = tokens,
-                         .n_heads = H,
-                         .n_kv_heads = H,
-                         .head_dim = P + R,
-                         .v_head_dim = V,
-                         .scale = 0.4,
-                         .first = first};
+    ops::AttentionShape shape{.n_seq = 1,
+                              .seq_len = tokens,
+                              .n_heads = H,
+                              .n_kv_heads = H,
+                              .head_dim = P + R,
+                              .v_head_dim = V,
+                              .scale = 0.4,
+                              .first = first};
 
     const OwnedTensor kv({n_keys, H * (P + V)}, dtype), k({n_keys, H * (P + R)}, dtype),
         v({n_keys, H * V}, dtype), expected({tokens, H * V}, dtype);
     ops::linear_forward(kv, c, kv_b, ops::Write::set, ctx);
     ops::mla_split_forward(k, v, kv, k_rope, w, ctx);
-    ops::attention_forward(expected, lse, q, k, v, kv_begin, shape, ctx);
+    ops::attention_forward(expected, lse, q, k, v, kv_begin, shape, {}, ctx);
 
     const OwnedTensor q_latent({tokens, H * (C + R)}, dtype), latent({tokens, H * C}, dtype),
         out({tokens, H * V}, dtype);
     ops::mla_absorb_query(q_latent, q, kv_b, w, ctx);
     shape.n_kv_heads = 1, shape.head_dim = C + R, shape.v_head_dim = C;
-    ops::attention_forward(latent, lse_latent, q_latent, cache, c, kv_begin, shape, ctx);
+    ops::attention_forward(latent, lse_latent, q_latent, cache, c, kv_begin, shape, {}, ctx);
     ops::mla_expand_value(out, latent, kv_b, w, ctx);
     // Scores up to a hundred, summed in another order: exponentials off by 1e-14 times that.
     EXPECT_TRUE(all_near(values(out), values(expected), 1e-11, 1e-11)) << tokens << " tokens";

@@ -71,7 +71,7 @@ struct Case {
   std::int64_t n_seq, seq_len, n_heads, n_kv_heads, head_dim;
   std::int64_t other_v_head_dim = 0;  // 0: head_dim
   std::int64_t v_head_dim() const { return other_v_head_dim > 0 ? other_v_head_dim : head_dim; }
-  AttentionShape shape() const {
+  ops::AttentionShape shape() const {
     return {n_seq,
             seq_len,
             n_heads,
@@ -111,7 +111,7 @@ struct Forward {
 
 Forward forward(const Case& c, const Qkv& in, const Tensor& kv_begin, Context& ctx) {
   Forward result(c, in.whole.view().dtype());
-  ops::attention_forward(result.out, result.lse, in.q, in.k, in.v, kv_begin, c.shape(), ctx);
+  ops::attention_forward(result.out, result.lse, in.q, in.k, in.v, kv_begin, c.shape(), {}, ctx);
   return result;
 }
 
@@ -128,7 +128,7 @@ struct Reference {
   std::vector<double> out, lse, dq, dk, dv;
 
   Reference(const Case& c, const Qkv& in, const Tensor& dout, const Tensor& kv_begin) {
-    const AttentionShape shape = c.shape();
+    const ops::AttentionShape shape = c.shape();
     const std::int64_t H = c.n_heads, G = c.n_kv_heads, N = c.head_dim, M = c.v_head_dim(), S = c.seq_len;
     out.assign(static_cast<std::size_t>(c.tokens() * H * M), 0);
     lse.assign(static_cast<std::size_t>(c.tokens() * H), 0);
@@ -435,11 +435,12 @@ TEST(Attention, RefusesOtherShapes) {
   const Qkv in = normal_qkv(c, DType::f32);
   const Forward saved(c, DType::f32);
   const OwnedTensor kv_begin = ints({0, 0, 0}), short_kv_begin = ints({0, 0}), narrow({3, 6}, DType::f32);
-  const auto call = [&](const Tensor& q, const Tensor& k, const Tensor& begin, const AttentionShape& shape) {
-    ops::attention_forward(saved.out, saved.lse, q, k, in.v, begin, shape, ctx);
+  const auto call = [&](const Tensor& q, const Tensor& k, const Tensor& begin,
+                        const ops::AttentionShape& shape) {
+    ops::attention_forward(saved.out, saved.lse, q, k, in.v, begin, shape, {}, ctx);
   };
   call(in.q, in.k, kv_begin, c.shape());
-  AttentionShape three_kv_heads = c.shape();
+  ops::AttentionShape three_kv_heads = c.shape();
   three_kv_heads.n_kv_heads = 3;
   EXPECT_THROW(call(in.q, in.k, kv_begin, three_kv_heads), std::logic_error);
   EXPECT_THROW(call(narrow, in.k, kv_begin, c.shape()), std::logic_error);
@@ -448,7 +449,7 @@ TEST(Attention, RefusesOtherShapes) {
   EXPECT_THROW(ops::attention_backward(in.q, in.k, narrow, saved.out, saved.out, saved.lse, in.q, in.k, in.v,
                                        kv_begin, c.shape(), ctx),
                std::logic_error);
-  AttentionShape wide_values = c.shape();
+  ops::AttentionShape wide_values = c.shape();
   wide_values.v_head_dim = 3;
   EXPECT_THROW(call(in.q, in.k, kv_begin, wide_values), std::logic_error);
 }
@@ -462,7 +463,7 @@ TEST(Attention, RefusesOtherDtypes) {
   const Tensor& out = saved.out;
   const auto forward = [&](const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                            const Tensor& v, const Tensor& begin) {
-    ops::attention_forward(o, lse, q, k, v, begin, c.shape(), ctx);
+    ops::attention_forward(o, lse, q, k, v, begin, c.shape(), {}, ctx);
   };
   EXPECT_THROW(forward(saved64.out, saved.lse, in.q, in.k, in.v, kv_begin), std::logic_error);
   EXPECT_THROW(forward(out, saved64.lse, in.q, in.k, in.v, kv_begin), std::logic_error);

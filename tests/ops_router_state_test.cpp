@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "core/gap_bins.h"
+#include "ops/histogram.h"
 #include "poisoned_context.h"
 #include "tensors.h"
 
@@ -37,17 +37,17 @@ TEST(BalanceBias, MovesByTheSpeedTowardsTheMean) {
 // The middle of the bin of a gap, and a row of bins in which it was counted.
 std::int64_t bin_of(double gap) {
   std::int64_t i = 0;
-  while (i + 1 < kGapBins && gap_borders()[static_cast<std::size_t>(i + 1)] <= std::abs(gap)) ++i;
-  return gap < 0 ? kGapBins - 1 - i : kGapBins + i;
+  while (i + 1 < ops::kGapBins && ops::gap_borders()[static_cast<std::size_t>(i + 1)] <= std::abs(gap)) ++i;
+  return gap < 0 ? ops::kGapBins - 1 - i : ops::kGapBins + i;
 }
 
 TEST(FollowQuantiles, MovesByAShareOfTheQuantileOfEachExpert) {
   for (const DType dtype : kTypes) {
     PoisonedContext ctx;
-    const OwnedTensor value = state(dtype, {3}, {1, 2, 3}), count({3, 2 * kGapBins}, DType::f64);
-    fill(count, Numbers(3 * 2 * kGapBins, 0));
+    const OwnedTensor value = state(dtype, {3}, {1, 2, 3}), count({3, 2 * ops::kGapBins}, DType::f64);
+    fill(count, Numbers(3 * 2 * ops::kGapBins, 0));
     for (const double gap : {-0.5, -0.25, 0.125, 4.0}) set(count, bin_of(gap), 1);
-    set(count, 2 * kGapBins + bin_of(2.0), 7);
+    set(count, 2 * ops::kGapBins + bin_of(2.0), 7);
     ops::follow_quantiles(value, count, 0.5, 0.75, ctx);
     // Half of four is reached at the end of -0.25's bin, half of seven in the middle of 2's; bins are 4 percent
     // wide. Of the third expert nothing was counted.

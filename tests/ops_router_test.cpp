@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "core/gap_bins.h"
 #include "ops/attention.h"
 #include "ops/capacity.h"
 #include "ops/histogram.h"
@@ -48,22 +47,22 @@ TEST(GapHistogram, EveryGapIsInItsBin) {
     Numbers gaps = {0, 1e-9, -1e-9, 1e-6, -1e-6, 0.5, -0.5, 99, 100, -100, 1e30, -1e30};
     for (int i = -60; i < 25; ++i) gaps.push_back((i % 2 == 0 ? 1 : -1) * std::pow(10.0, 0.1 * i));
     const auto n = static_cast<std::int64_t>(gaps.size());
-    OwnedTensor score_TE({n, 1}, dtype), count_EN({1, 2 * kGapBins}, DType::f64), zero_E({1}, dtype);
+    OwnedTensor score_TE({n, 1}, dtype), count_EN({1, 2 * ops::kGapBins}, DType::f64), zero_E({1}, dtype);
     fill(score_TE, gaps);
     fill(zero_E, {0});
     Numbers token(gaps.size(), 1);
     token.back() = -1;  // padding counts nowhere
     score_gap_histogram(count_EN, score_TE, zero_E, ints(token), ctx);
-    Numbers expected(2 * kGapBins);
+    Numbers expected(2 * ops::kGapBins);
     for (std::size_t t = 0; t + 1 < gaps.size(); ++t) {
       const double gap = score_TE[static_cast<std::int64_t>(t)];
       std::size_t bin = 0;
-      while (bin + 1 < kGapBins && gap_borders()[bin + 1] <= std::abs(gap)) ++bin;
-      expected[gap < 0 ? kGapBins - 1 - bin : kGapBins + bin] += 1;
+      while (bin + 1 < ops::kGapBins && ops::gap_borders()[bin + 1] <= std::abs(gap)) ++bin;
+      expected[gap < 0 ? ops::kGapBins - 1 - bin : ops::kGapBins + bin] += 1;
     }
     EXPECT_EQ(values(count_EN), expected);
     // cutoff - choice: the same gaps the other way round.
-    OwnedTensor cutoff_T({n}, dtype), mirrored_EN({1, 2 * kGapBins}, DType::f64);
+    OwnedTensor cutoff_T({n}, dtype), mirrored_EN({1, 2 * ops::kGapBins}, DType::f64);
     for (std::int64_t t = 0; t < n; ++t) test::set(cutoff_T, t, 0);
     for (std::int64_t t = 0; t < n; ++t) test::set(score_TE, t, -score_TE[t]);
     cutoff_gap_histogram(mirrored_EN, score_TE, cutoff_T, ints(token), ctx);
@@ -76,7 +75,7 @@ TEST(AttentionEntropy, IsThatOfTheRowsWrittenOut) {
   constexpr std::int64_t kSeqLen = 200, kHeads = 2, kWidth = 4;
   for (const DType dtype : kTypes) {
     test::PoisonedContext ctx;
-    const AttentionShape shape{1, kSeqLen, kHeads, 1, kWidth, kWidth, 0.7};
+    const ops::AttentionShape shape{1, kSeqLen, kHeads, 1, kWidth, kWidth, 0.7};
     const OwnedTensor q = test::normal({kSeqLen, kHeads * kWidth}, dtype, "q"),
                       k = test::normal({kSeqLen, kWidth}, dtype, "k"),
                       v = test::normal({kSeqLen, kWidth}, dtype, "v");
@@ -87,8 +86,8 @@ TEST(AttentionEntropy, IsThatOfTheRowsWrittenOut) {
     OwnedTensor out({kSeqLen, kHeads * kWidth}, dtype), lse({kSeqLen, kHeads}, dtype),
         entropy_TH({kSeqLen, kHeads}, dtype), entropy_T({kSeqLen}, dtype),
         plain({kSeqLen, kHeads * kWidth}, dtype);
-    attention_forward(plain, lse, q, k, v, kv_begin_T, shape, ctx);
-    attention_forward(out, lse, q, k, v, kv_begin_T, shape, ctx, entropy_TH);
+    attention_forward(plain, lse, q, k, v, kv_begin_T, shape, {}, ctx);
+    attention_forward(out, lse, q, k, v, kv_begin_T, shape, entropy_TH, ctx);
     EXPECT_EQ(values(out), values(plain));
     attention_row_entropy(entropy_T, entropy_TH, kv_begin_T, kSeqLen, 0, ctx);
     for (std::int64_t t = 0; t < kSeqLen; ++t) {

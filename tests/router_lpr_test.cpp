@@ -258,15 +258,15 @@ TEST(Diversity, LinearFormsEqualTheQuadraticOnes) {
   }
   Context ctx;
   const OwnedTensor sum_d = test::doubles(sum), flat_gram = test::doubles(gram);
-  const auto value = [&](Diversity kind, double rows) {
+  const auto value = [&](ops::Diversity kind, double rows) {
     const OwnedTensor loss_1 = test::doubles({0});
     ops::add_diversity_loss(
         loss_1, kind, {.gram_dd = flat_gram.view().reshape(Shape{d, d}), .sum_d = sum_d, .n = rows}, {1}, ctx);
     return loss_1[0];
   };
-  EXPECT_NEAR(value(Diversity::orthogonal, n), orthogonal, 1e-14);
-  EXPECT_NEAR(value(Diversity::cosine, n), cosine, 1e-14);
-  EXPECT_EQ(value(Diversity::orthogonal, 1), 0);  // one row is no pair
+  EXPECT_NEAR(value(ops::Diversity::orthogonal, n), orthogonal, 1e-14);
+  EXPECT_NEAR(value(ops::Diversity::cosine, n), cosine, 1e-14);
+  EXPECT_EQ(value(ops::Diversity::orthogonal, 1), 0);  // one row is no pair
 }
 
 // ---- what a batch's cut, padding, noise and loads may do ----

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "core/gap_bins.h"
+#include "ops/histogram.h"
 #include "ops/router_state.h"
 #include "router/complexity.h"
 #include "router/quantile_bias.h"
@@ -154,24 +154,24 @@ TEST(Quantile, TheBiasChoosesAndIsSolvedForOnceAStep) {
 
 TEST(Quantile, ASolveByHand) {
   // Two experts, share 1/2. Expert 0: gaps 0.1 and 0.3, expert 1: gaps -0.2 twice.
-  Numbers count_EN(4 * kGapBins);
+  Numbers count_EN(4 * ops::kGapBins);
   const auto count = [&](std::size_t e, double gap) {
-    const auto& border = gap_borders();
+    const auto& border = ops::gap_borders();
     std::size_t i = 0;
-    while (i + 1 < kGapBins && border[i + 1] <= std::abs(gap)) ++i;
-    count_EN[e * 2 * kGapBins + (gap < 0 ? kGapBins - 1 - i : kGapBins + i)] += 1;
+    while (i + 1 < ops::kGapBins && border[i + 1] <= std::abs(gap)) ++i;
+    count_EN[e * 2 * ops::kGapBins + (gap < 0 ? ops::kGapBins - 1 - i : ops::kGapBins + i)] += 1;
   };
   count(0, 0.1), count(0, 0.3), count(1, -0.2), count(1, -0.2);
   const auto solved = [](const Numbers& bias_E, const Numbers& counts, double ema) {
     Context ctx;
     const OwnedTensor bias = test::doubles(bias_E), count_of_bin = test::doubles(counts);
-    ops::follow_quantile_bias(bias, count_of_bin.view().reshape(Shape{2, 2 * kGapBins}), 0.5, ema, ctx);
+    ops::follow_quantile_bias(bias, count_of_bin.view().reshape(Shape{2, 2 * ops::kGapBins}), 0.5, ema, ctx);
     return values(bias);
   };
   // 0.5 + 0.1 and 0 - 0.2 within a bin (4 percent), less their mean 0.2.
   EXPECT_TRUE(test::all_near(solved({0.5, 0}, count_EN, 0), {0.4, -0.4}, 0, 0.01));
   EXPECT_TRUE(test::all_near(solved({0.5, 0}, count_EN, 0.5), {0.45, -0.2}, 0, 0.01));
-  EXPECT_EQ(solved({0.5, 1}, Numbers(4 * kGapBins), 0), (Numbers{0.5, 1}));
+  EXPECT_EQ(solved({0.5, 1}, Numbers(4 * ops::kGapBins), 0), (Numbers{0.5, 1}));
 }
 
 // Scores of experts that differ in level: after some steps on the same tokens every expert has its even share.

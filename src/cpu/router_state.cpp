@@ -4,8 +4,8 @@
 #include <numeric>
 #include <vector>
 
-#include "core/gap_bins.h"
 #include "ops/cpu/reduce.h"
+#include "ops/histogram.h"
 
 // Legend: E experts, N bins, D columns. One thread: a few operations for each number of a state.
 

@@ -81,7 +81,7 @@ void GqaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
   cached_v_SGN_ = arena.take(Shape{positions, kv_heads_ * width_}, dtype);
 }
 
-AttentionShape GqaLayer::shape_of(const Batch& batch) const {
+ops::AttentionShape GqaLayer::shape_of(const Batch& batch) const {
   return {batch.n_seq,
           batch.seq_len,
           heads_,
@@ -114,8 +114,8 @@ void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeT
     all_k_SGN = cached_k_SGN_.slice(0, end);
     all_v_SGN = cached_v_SGN_.slice(0, end);
   }
-  ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch), ctx,
-                         entropy_.entropy_TH());
+  ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch),
+                         entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
   ops::linear_forward_add(out_TD, addend_TD, mix_THN, store_.weight(o_weight_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.weight(*o_bias_), ctx);

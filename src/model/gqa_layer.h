@@ -6,9 +6,9 @@
 #include <optional>
 
 #include "config/config.h"
-#include "core/attention_shape.h"
 #include "core/parameters.h"
 #include "model/attention_layer.h"
+#include "ops/attention.h"
 
 namespace switchyard::model {
 
@@ -41,7 +41,7 @@ class GqaLayer final : public AttentionLayer {
   }
   Shape qkv_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_, hidden_}; }
   Shape qkv_bias_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_}; }
-  AttentionShape shape_of(const Batch& batch) const;
+  ops::AttentionShape shape_of(const Batch& batch) const;
 
   std::int64_t hidden_, heads_, kv_heads_, width_, window_;
   bool qk_norm_;

@@ -87,7 +87,7 @@ void MlaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
   cached_SM_ = arena.take(Shape{positions, latent_ + widths_.rope}, dtype);
 }
 
-AttentionShape MlaLayer::shape_of(const Batch& batch) const {
+ops::AttentionShape MlaLayer::shape_of(const Batch& batch) const {
   return {batch.n_seq,   batch.seq_len, widths_.heads, widths_.heads, widths_.nope + widths_.rope,
           widths_.value, softmax_scale_};
 }
@@ -129,8 +129,8 @@ void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
   ops::linear_forward(s.kv_TM, s.kv_normed_TC, store_.weight(kv_b_), ops::Write::set, ctx);
   ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
-  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch), ctx,
-                         entropy_.entropy_TH());
+  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch),
+                         entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
 }
 
@@ -152,7 +152,7 @@ void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
                           .v_head_dim = latent_,
                           .scale = softmax_scale_,
                           .first = *batch.cached},
-                         ctx, entropy_.entropy_TH());
+                         entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
   ops::mla_expand_value(s.mix_THV, mix_THC, kv_b_MC, widths_, ctx);
 }

@@ -8,10 +8,10 @@
 #include <optional>
 
 #include "config/config.h"
-#include "core/attention_shape.h"
 #include "core/mla_widths.h"
 #include "core/parameters.h"
 #include "model/attention_layer.h"
+#include "ops/attention.h"
 
 namespace switchyard::model {
 
@@ -41,7 +41,7 @@ class MlaLayer final : public AttentionLayer {
   };
   Tensor latent_columns(const Tensor& latent_TM) const { return latent_TM.columns(0, latent_); }
   Tensor rope_columns(const Tensor& latent_TM) const { return latent_TM.columns(latent_, widths_.rope); }
-  AttentionShape shape_of(const Batch& batch) const;
+  ops::AttentionShape shape_of(const Batch& batch) const;
   // mix_THV from keys and values of all heads, which the batch's own latents are multiplied out to.
   void attend_multiplied_out(const Batch& batch, Context& ctx);
   // The same from the cache's latents alone, for a batch that has tokens before it.

@@ -1,86 +1,279 @@
 #include "ops/attention.h"
 
-#include "cpu/attention.h"
-#include "cuda/attention.h"
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "cuda/attention_cudnn.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops {
 
 namespace {
 
-void check_sizes(const Tensor& q_THN, const Tensor& k_TGN, const Tensor& v_TGM, const Tensor& kv_begin_T,
-                 const AttentionShape& shape) {
-  const std::int64_t n_tokens = shape.n_seq * shape.seq_len;
-  SY_CHECK(shape.n_kv_heads > 0 && shape.n_heads % shape.n_kv_heads == 0, "{} heads do not divide over {}",
-           shape.n_heads, shape.n_kv_heads);
-  check_shape(q_THN, Shape{n_tokens, shape.n_heads * shape.head_dim}, "q_THN");
-  const std::int64_t n_keys = n_tokens + shape.n_seq * shape.first;
-  check_shape(k_TGN, Shape{n_keys, shape.n_kv_heads * shape.head_dim}, "k_TGN");
-  check_shape(v_TGM, Shape{n_keys, shape.n_kv_heads * shape.v_head_dim}, "v_TGM");
-  check_shape(kv_begin_T, Shape{n_tokens}, "kv_begin_T");
-  check_dtype(k_TGN, q_THN.dtype(), "k_TGN");
-  check_dtype(v_TGM, q_THN.dtype(), "v_TGM");
-  check_dtype(kv_begin_T, DType::i32, "kv_begin_T");
+using namespace cpu;
+
+constexpr std::int64_t kQueryTile = 64;
+constexpr std::int64_t kKeyTile = 128;
+
+// The keys, within one tile of them, that the query at position i sees: [begin, end) relative to the tile's
+// first.
+struct Visible {
+  std::int64_t begin, end;
+};
+
+Visible visible_keys(std::int64_t kv_begin, std::int64_t i, std::int64_t key0, std::int64_t n_keys) {
+  const std::int64_t begin = std::clamp<std::int64_t>(kv_begin - key0, 0, n_keys);
+  return {begin, std::clamp<std::int64_t>(i + 1 - key0, begin, n_keys)};
 }
 
-void check_outputs(const Tensor& out_THM, const Tensor& lse_TH, const Tensor& q_THN,
-                   const AttentionShape& shape) {
-  check_shape(out_THM, Shape{q_THN.rows(), shape.n_heads * shape.v_head_dim}, "out_THM");
-  check_shape(lse_TH, Shape{q_THN.rows(), shape.n_heads}, "lse_TH");
-  check_dtype(out_THM, q_THN.dtype(), "out_THM");
-  check_statistics_of(lse_TH, q_THN, "lse_TH");
+// One softmax row of a tile, online: scores -> exp(scale*score - new max), zero where not visible; the running
+// maximum and sum move on, and, where asked for, the running sum of exp(s - max) s. Returns the factor by which
+// what was accumulated before must shrink.
+template <class T>
+T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum,
+                   T* running_product) {
+  T max = *running_max;
+#pragma omp simd reduction(max : max)
+  for (std::int64_t j = see.begin; j < see.end; ++j) {
+    score[j] *= scale;
+    max = std::max(max, score[j]);
+  }
+  std::fill(score, score + see.begin, T(0));
+  std::fill(score + see.end, score + n, T(0));
+  if (see.begin == see.end) return T(1);
+  const T shrink = exp_of(*running_max - max);  // 0 on a row's first tile: its maximum was minus infinity
+  if (running_product != nullptr) {
+    T product = 0;
+#pragma omp simd reduction(+ : product)
+    for (std::int64_t j = see.begin; j < see.end; ++j) product += exp_of(score[j] - max) * score[j];
+    *running_product = *running_product * shrink + product;
+  }
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = see.begin; j < see.end; ++j) {
+    score[j] = exp_of(score[j] - max);
+    sum += score[j];
+  }
+  *running_sum = *running_sum * shrink + sum;
+  *running_max = max;
+  return shrink;
+}
+
+std::int64_t smallest(const std::int32_t* values, std::int64_t n) {
+  return *std::min_element(values, values + n);
+}
+
+template <class T>
+void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
+                              Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx) {
+  const auto [n_seq, S, H, G, N, M, scale, before, window] = shape;
+  const bool with_entropy = entropy_TH.defined();
+  const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
+  ScratchScope scope(ctx.scratch);
+  const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
+
+#pragma omp parallel for collapse(3) schedule(dynamic, 1)
+  for (std::int64_t seq = 0; seq < n_seq; ++seq) {
+    for (std::int64_t h = 0; h < H; ++h) {
+      for (std::int64_t reversed = 0; reversed < tiles; ++reversed) {
+        const std::int64_t i0 = (tiles - 1 - reversed) * kQueryTile;  // the tiles with most keys first
+        const std::int64_t n_queries = std::min(kQueryTile, S - i0);
+        const std::int64_t token0 = seq * S, key_row0 = seq * (before + S);
+        const std::int64_t last_key = before + i0 + n_queries;
+        const std::int64_t g = h / (H / G);
+        const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
+        T* score_BC = score_XBC.row<T>(omp_get_thread_num());
+        const T* q = q_THN.row<T>(token0 + i0) + h * N;
+        T* out = out_THM.row<T>(token0 + i0) + h * M;
+        T running_max[kQueryTile], running_sum[kQueryTile], running_product[kQueryTile];
+        std::fill_n(running_max, n_queries, -std::numeric_limits<T>::infinity());
+        std::fill_n(running_sum, n_queries, T(0));
+        std::fill_n(running_product, n_queries, T(0));
+        for (std::int64_t i = 0; i < n_queries; ++i) std::fill_n(out + i * out_THM.row_stride(), M, T(0));
+
+        for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < last_key; key0 += kKeyTile) {
+          const std::int64_t n_keys = std::min(kKeyTile, last_key - key0);
+          const T* k = k_TGN.row<T>(key_row0 + key0) + g * N;
+          const T* v = v_TGM.row<T>(key_row0 + key0) + g * M;
+          gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
+                  k_TGN.row_stride(), T(0), score_BC, kKeyTile);
+          for (std::int64_t i = 0; i < n_queries; ++i) {
+            const Visible see = visible_keys(kv_begin[i], before + i0 + i, key0, n_keys);
+            const T shrink =
+                softmax_tile_row(score_BC + i * kKeyTile, n_keys, see, static_cast<T>(scale), &running_max[i],
+                                 &running_sum[i], with_entropy ? &running_product[i] : nullptr);
+            T* out_M = out + i * out_THM.row_stride();
+#pragma omp simd
+            for (std::int64_t c = 0; c < M; ++c) out_M[c] *= shrink;
+          }
+          gemm<T>(Trans::no, Trans::no, n_queries, M, n_keys, T(1), score_BC, kKeyTile, v, v_TGM.row_stride(),
+                  T(1), out, out_THM.row_stride());
+        }
+        for (std::int64_t i = 0; i < n_queries; ++i) {
+          T* out_M = out + i * out_THM.row_stride();
+          const T inverse = T(1) / running_sum[i];
+#pragma omp simd
+          for (std::int64_t c = 0; c < M; ++c) out_M[c] *= inverse;
+          const T lse = running_max[i] + std::log(running_sum[i]);
+          lse_TH.row<T>(token0 + i0 + i)[h] = lse;
+          // -sum P log P with log P = s - lse
+          if (with_entropy) entropy_TH.row<T>(token0 + i0 + i)[h] = lse - running_product[i] * inverse;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void attention_row_entropy_on_cpu(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
+                                  std::int64_t first) {
+  const std::int64_t H = entropy_TH.dim(1);
+  const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>();
+  for (std::int64_t t = 0; t < entropy_TH.rows(); ++t) {
+    const T* entropy = entropy_TH.row<T>(t);
+    double sum = 0;
+    for (std::int64_t h = 0; h < H; ++h) sum += static_cast<double>(entropy[h]);
+    const auto length = static_cast<double>(first + t % seq_len + 1 - kv_begin[t]);
+    entropy_T.as<T>()[t] = length > 1 ? static_cast<T>(sum / static_cast<double>(H) / std::log(length)) : T(0);
+  }
+}
+
+// One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are
+// each written by one thread, in a fixed order.
+template <class T>
+void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
+                               Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
+                               const AttentionShape& shape, Context& ctx) {
+  const auto [n_seq, S, H, G, N, M, scale_double, before, window] = shape;
+  SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
+  const T scale = static_cast<T>(scale_double);
+  ScratchScope scope(ctx.scratch);
+  const std::int64_t threads = omp_get_max_threads();
+  const Tensor prob_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
+  const Tensor dscore_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
+
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t seq = 0; seq < n_seq; ++seq) {
+    for (std::int64_t g = 0; g < G; ++g) {
+      const std::int64_t token0 = seq * S;
+      T* prob_BC = prob_XBC.row<T>(omp_get_thread_num());
+      T* dscore_BC = dscore_XBC.row<T>(omp_get_thread_num());
+      for (std::int64_t t = token0; t < token0 + S; ++t) {
+        std::fill_n(dk_TGN.row<T>(t) + g * N, N, T(0));
+        std::fill_n(dv_TGM.row<T>(t) + g * M, M, T(0));
+      }
+      for (std::int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
+        for (std::int64_t i0 = 0; i0 < S; i0 += kQueryTile) {
+          const std::int64_t n_queries = std::min(kQueryTile, S - i0);
+          const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>() + token0 + i0;
+          const T* q = q_THN.row<T>(token0 + i0) + h * N;
+          const T* dout = dout_THM.row<T>(token0 + i0) + h * M;
+          T* dq = dq_THN.row<T>(token0 + i0) + h * N;
+          T delta[kQueryTile], lse[kQueryTile];
+          for (std::int64_t i = 0; i < n_queries; ++i) {
+            const T* out_M = out_THM.row<T>(token0 + i0 + i) + h * M;
+            const T* dout_M = dout + i * dout_THM.row_stride();
+            T sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (std::int64_t c = 0; c < M; ++c) sum += dout_M[c] * out_M[c];
+            delta[i] = sum;
+            lse[i] = lse_TH.row<T>(token0 + i0 + i)[h];
+            std::fill_n(dq + i * dq_THN.row_stride(), N, T(0));
+          }
+          for (std::int64_t key0 = smallest(kv_begin, n_queries); key0 < i0 + n_queries; key0 += kKeyTile) {
+            const std::int64_t n_keys = std::min(kKeyTile, i0 + n_queries - key0);
+            const T* k = k_TGN.row<T>(token0 + key0) + g * N;
+            const T* v = v_TGM.row<T>(token0 + key0) + g * M;
+            T* dk = dk_TGN.row<T>(token0 + key0) + g * N;
+            T* dv = dv_TGM.row<T>(token0 + key0) + g * M;
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
+                    k_TGN.row_stride(), T(0), prob_BC, kKeyTile);
+            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, M, T(1), dout, dout_THM.row_stride(), v,
+                    v_TGM.row_stride(), T(0), dscore_BC, kKeyTile);
+            for (std::int64_t i = 0; i < n_queries; ++i) {
+              const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
+              T* prob = prob_BC + i * kKeyTile;
+              T* dscore = dscore_BC + i * kKeyTile;
+              std::fill(prob, prob + see.begin, T(0));
+              std::fill(prob + see.end, prob + n_keys, T(0));
+              std::fill(dscore, dscore + see.begin, T(0));
+              std::fill(dscore + see.end, dscore + n_keys, T(0));
+              const T row_lse = lse[i], row_delta = delta[i];
+#pragma omp simd
+              for (std::int64_t j = see.begin; j < see.end; ++j) {
+                prob[j] = exp_of(scale * prob[j] - row_lse);
+                dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
+              }
+            }
+            gemm<T>(Trans::yes, Trans::no, n_keys, M, n_queries, T(1), prob_BC, kKeyTile, dout,
+                    dout_THM.row_stride(), T(1), dv, dv_TGM.row_stride());
+            gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k,
+                    k_TGN.row_stride(), T(1), dq, dq_THN.row_stride());
+            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q,
+                    q_THN.row_stride(), T(1), dk, dk_TGN.row_stride());
+          }
+        }
+      }
+    }
+  }
+}
+
+// What forward and backward have in common. Heads lie side by side in a row.
+void check_inputs(Signature& args, const Tensor& out_THM, const Tensor& lse_TH, const Tensor& q_THN,
+                  const Tensor& k_TGN, const Tensor& v_TGM, const Tensor& kv_begin_T,
+                  const AttentionShape& shape) {
+  SY_CHECK(shape.n_kv_heads > 0 && shape.n_heads % shape.n_kv_heads == 0, "{} heads do not divide over {}",
+           shape.n_heads, shape.n_kv_heads);
+  const std::int64_t n_tokens = shape.n_seq * shape.seq_len, n_keys = n_tokens + shape.n_seq * shape.first;
+  const DType real = q_THN.dtype();
+  args.bind('T', n_tokens).bind('H', shape.n_heads);
+  args(SY_ARG(q_THN), Shape{n_tokens, shape.n_heads * shape.head_dim}, real);
+  args(SY_ARG(k_TGN), Shape{n_keys, shape.n_kv_heads * shape.head_dim}, real);
+  args(SY_ARG(v_TGM), Shape{n_keys, shape.n_kv_heads * shape.v_head_dim}, real);
+  args(SY_ARG(out_THM), Shape{n_tokens, shape.n_heads * shape.v_head_dim}, real);
+  args(SY_ARG(lse_TH), statistics_type(real))(SY_ARG(kv_begin_T), DType::i32);
 }
 
 }  // namespace
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH) {
-  check_sizes(q_THN, k_TGN, v_TGM, kv_begin_T, shape);
-  check_outputs(out_THM, lse_TH, q_THN, shape);
-  if (entropy_TH.defined()) check_like(entropy_TH, lse_TH, "entropy_TH");
-  SY_ON_CUDA(ctx,
-             cuda::attention_forward(out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx, entropy_TH));
-  with_scalar(out_THM.dtype(), [&]<class T>() {
-    cpu::attention_forward<T>(out_THM, lse_TH, entropy_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx);
-  });
+                       Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx) {
+  Signature args(ctx);
+  check_inputs(args, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
+  args(SY_ARG(entropy_TH), lse_TH.dtype(), kOptional);
+  run<&cuda::attention_forward>(ctx, out_THM.dtype(), SY_CPU(attention_forward_on_cpu), out_THM, lse_TH, q_THN,
+                                k_TGN, v_TGM, kv_begin_T, shape, entropy_TH);
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
                            std::int64_t first, Context& ctx) {
-  check_shape(entropy_T, Shape{entropy_TH.rows()}, "entropy_T");
-  check_shape(kv_begin_T, entropy_T.shape(), "kv_begin_T");
-  check_dtype(entropy_T, entropy_TH.dtype(), "entropy_T");
-  check_dtype(kv_begin_T, DType::i32, "kv_begin_T");
-  SY_ON_CUDA(ctx, cuda::attention_row_entropy(entropy_T, entropy_TH, kv_begin_T, seq_len, first, ctx));
-  with_scalar(entropy_T.dtype(), [&]<class T>() {
-    cpu::attention_row_entropy<T>(entropy_T, entropy_TH, kv_begin_T, seq_len, first);
-  });
+  const DType real = entropy_TH.dtype();
+  Signature args(ctx);
+  args(SY_ARG(entropy_TH), real)(SY_ARG(entropy_T), real)(SY_ARG(kv_begin_T), DType::i32);
+  run<&cuda::attention_row_entropy>(ctx, real, SY_CPU(attention_row_entropy_on_cpu), entropy_T, entropy_TH,
+                                    kv_begin_T, seq_len, first);
 }
 
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  check_sizes(q_THN, k_TGN, v_TGM, kv_begin_T, shape);
-  check_outputs(out_THM, lse_TH, q_THN, shape);
-  check_like(dq_THN, q_THN, "dq_THN");
-  check_like(dk_TGN, k_TGN, "dk_TGN");
-  check_like(dv_TGM, v_TGM, "dv_TGM");
-  check_like(dout_THM, out_THM, "dout_THM");
-  SY_ON_CUDA(ctx, cuda::attention_backward(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN,
-                                           v_TGM, kv_begin_T, shape, ctx));
-  with_scalar(dq_THN.dtype(), [&]<class T>() {
-    cpu::attention_backward<T>(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM,
-                               kv_begin_T, shape, ctx);
-  });
+  Signature args(ctx);
+  check_inputs(args, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
+  args.like(q_THN, SY_ARG(dq_THN)).like(k_TGN, SY_ARG(dk_TGN)).like(v_TGM, SY_ARG(dv_TGM));
+  args.like(out_THM, SY_ARG(dout_THM));
+  run<&cuda::attention_backward>(ctx, dq_THN.dtype(), SY_CPU(attention_backward_on_cpu), dq_THN, dk_TGN, dv_TGM,
+                                 dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
 }
 
 std::string cudnn_attention_obstacle(const AttentionShape& shape, Device device) {
   if (device == Device::cpu) return "the run computes on the CPU (--device), and cuDNN on a CUDA device alone";
   if constexpr (kHasCuda && cuda::kHasCudnn) return cuda::attention_cudnn_obstacle(shape);
   return "this program was built without cuDNN: install cuDNN 9 and its headers and cudnn-frontend (pip "
-         "install "
-         "nvidia-cudnn-frontend), and build with -DSWITCHYARD_CUDNN=ON (docs/cuda.md)";
+         "install nvidia-cudnn-frontend), and build with -DSWITCHYARD_CUDNN=ON (docs/cuda.md)";
 }
 
 }  // namespace switchyard::ops

@@ -8,10 +8,24 @@
 
 #include <string>
 
-#include "core/attention_shape.h"
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
+
+// The sizes of one call.
+struct AttentionShape {
+  std::int64_t n_seq;
+  std::int64_t seq_len;
+  std::int64_t n_heads;
+  std::int64_t n_kv_heads;
+  std::int64_t head_dim;    // of queries and keys
+  std::int64_t v_head_dim;  // of values and outputs
+  double scale;             // of the scores, usually 1/sqrt(head_dim)
+  std::int64_t first = 0;   // position of a sequence's first query: so many keys come before it
+  // A token sees itself and the window - 1 before it; 0: all. What kv_begin_T says too, to who does not read
+  // it.
+  std::int64_t window = 0;
+};
 
 // Token t of a sequence sees the keys kv_begin_T[t] .. t of the same sequence (positions within the sequence,
 // kv_begin_T[t] <= t): causal, sliding-window and document masks are all of this form.
@@ -19,19 +33,19 @@ namespace switchyard::ops {
 //   set. Where entropy_TH is given, it is set to the entropy of each row of the softmax.
 //   q_THN, k_TGN: [T, heads*N] and v_TGM, out_THM: [T, heads*M] matrices whose rows may be strided;
 //   kv_begin_T i32; f32|f64.
-void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
-                       Tensor kv_begin_T, const AttentionShape& shape, Context& ctx, Tensor entropy_TH = {});
+SY_OPERATOR(attention_forward, Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
+            Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx);
 
 // entropy_T = mean over heads of entropy_TH, over the logarithm of the number of keys that the token sees; 0
 // where it sees itself alone. Set. `first`: AttentionShape::first.
-void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           std::int64_t first, Context& ctx);
+SY_OPERATOR(attention_row_entropy, Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
+            std::int64_t first, Context& ctx);
 
 // P = exp(scale q.k - lse), delta = rowsum(dout * out):
 //   dv = P^T dout;  dS = P * (dout v^T - delta);  dq = scale dS k;  dk = scale dS^T q.   dq, dk, dv set.
-void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
-                        Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
-                        const AttentionShape& shape, Context& ctx);
+SY_OPERATOR(attention_backward, Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
+            Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
+            const AttentionShape& shape, Context& ctx);
 
 // Why cuDNN (Context::attention) cannot compute both, in bf16 and with these sizes: the device, a program built
 // without it, or its own reason. Empty: it can, without entropy_TH, and with no mask but the one of

@@ -1,48 +1,89 @@
 #include "ops/balance_loss.h"
 
-#include "cpu/balance_loss.h"
-#include "cuda/balance_loss.h"
-#include "ops/dispatch.h"
+#include <numeric>
 
 namespace switchyard::ops {
 
 namespace {
 
-void check_counts(const Tensor& count_LE, const Tensor& count_LBE) {
-  check_shape(count_LE, Shape{count_LBE.dim(0), count_LBE.dim(2)}, "count_LE");
-  check_dtype(count_LE, DType::f64, "count_LE");
-  check_contiguous(count_LE, "count_LE");
+void add_counts_on_cpu(Tensor count_LE, Tensor count_LBE) {
+  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
+  const auto* count = count_LBE.as<std::int32_t>();
+  for (std::int64_t l = 0; l < L; ++l) {
+    double* const sum = count_LE.row<double>(l);
+    for (std::int64_t b = 0; b < B; ++b)
+      for (std::int64_t e = 0; e < E; ++e) sum[e] += count[(l * B + b) * E + e];
+  }
+}
+
+void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE,
+                         Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss) {
+  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
+  const auto* const count = count_LBE.as<std::int32_t>();
+  const auto* const tokens = tokens_B.as<std::int32_t>();
+  const auto *const prob_sum = prob_sum_LBE.as<double>(), *const lse2_sum = lse2_sum_LB.as<double>();
+  auto *const dprob = dprob_LBE.as<double>(), *const value = value_2.as<double>();
+  // The sum of an expert's counts over layers [first, end), all sequences.
+  const auto counted = [&](std::int64_t e, std::int64_t first, std::int64_t end) {
+    double sum = 0;
+    for (std::int64_t lb = first * B; lb < end * B; ++lb) sum += count[lb * E + e];
+    return sum;
+  };
+  const double micro_tokens = std::accumulate(tokens, tokens + B, 0.0);
+  const auto all_tokens = static_cast<double>(loss.n_tokens), slots = static_cast<double>(loss.n_slots),
+             layers = static_cast<double>(L), experts = static_cast<double>(E);
+  const double per_layer = loss.balance_coef / layers, z_factor = loss.z_coef / layers / all_tokens;
+  for (std::int64_t l = 0; l < L; ++l) {
+    for (std::int64_t b = 0; b < B; ++b) {
+      const std::int64_t lb = l * B + b;
+      value[1] += z_factor * lse2_sum[lb];
+      const double sequence_tokens = tokens[b];
+      for (std::int64_t e = 0; e < E; ++e) {
+        double factor = 0;
+        if (loss.balance_coef != 0 && sequence_tokens > 0) {
+          switch (loss.scope) {
+            case BalanceScope::layer:
+              factor = per_layer * experts * counted(e, l, l + 1) / (slots * micro_tokens) / all_tokens;
+              break;
+            case BalanceScope::sequence:
+              factor = per_layer * experts * count[lb * E + e] / (slots * sequence_tokens) /
+                       (sequence_tokens * static_cast<double>(loss.n_sequences));
+              break;
+            case BalanceScope::global_batch:
+              factor = per_layer * experts * count_LE.row<double>(l)[e] / (slots * all_tokens) / all_tokens;
+              break;
+            case BalanceScope::model:
+              factor = loss.balance_coef * experts * counted(e, 0, L) / (layers * micro_tokens) /
+                       (layers * all_tokens);
+              break;
+          }
+        }
+        dprob[lb * E + e] = factor;
+        value[0] += factor * prob_sum[lb * E + e];
+      }
+    }
+  }
 }
 
 }  // namespace
 
 void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx) {
-  check_dtype(count_LBE, DType::i32, "count_LBE");
-  check_contiguous(count_LBE, "count_LBE");
-  check_counts(count_LE, count_LBE);
-  SY_ON_CUDA(ctx, cuda::add_counts(count_LE, count_LBE, ctx));
-  cpu::add_counts(count_LE, count_LBE);
+  Signature args(ctx);
+  args(SY_ARG(count_LBE), DType::i32, kContiguous)(SY_ARG(count_LE), DType::f64, kContiguous);
+  run<&cuda::add_counts>(ctx, add_counts_on_cpu, count_LE, count_LBE);
 }
 
 void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
                   Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
-  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1);
-  check_dtype(count_LBE, DType::i32, "count_LBE");
-  check_shape(dprob_LBE, count_LBE.shape(), "dprob_LBE");
-  check_shape(prob_sum_LBE, count_LBE.shape(), "prob_sum_LBE");
-  check_shape(lse2_sum_LB, Shape{L, B}, "lse2_sum_LB");
-  check_shape(tokens_B, Shape{B}, "tokens_B");
-  check_dtype(tokens_B, DType::i32, "tokens_B");
-  check_shape(value_2, Shape{2}, "value_2");
-  for (const Tensor* each : {&dprob_LBE, &prob_sum_LBE, &lse2_sum_LB, &value_2}) {
-    check_dtype(*each, DType::f64, "a sum");
-    check_contiguous(*each, "a sum");
-  }
-  check_contiguous(count_LBE, "count_LBE");
-  if (loss.scope == BalanceScope::global_batch && loss.balance_coef != 0) check_counts(count_LE, count_LBE);
-  SY_ON_CUDA(ctx, cuda::balance_loss(dprob_LBE, value_2, count_LBE, prob_sum_LBE, lse2_sum_LB, tokens_B,
-                                     count_LE, loss, ctx));
-  cpu::balance_loss(dprob_LBE, value_2, count_LBE, prob_sum_LBE, lse2_sum_LB, tokens_B, count_LE, loss);
+  const DType f64 = DType::f64;
+  Signature args(ctx);
+  args(SY_ARG(count_LBE), DType::i32, kContiguous)(SY_ARG(tokens_B), DType::i32);
+  args(SY_ARG(prob_sum_LBE), f64, kContiguous)(SY_ARG(lse2_sum_LB), f64, kContiguous);
+  args(SY_ARG(dprob_LBE), f64, kContiguous)(SY_ARG(value_2), f64, kContiguous);
+  if (loss.scope == BalanceScope::global_batch && loss.balance_coef != 0)
+    args(SY_ARG(count_LE), f64, kContiguous);
+  run<&cuda::balance_loss>(ctx, balance_loss_on_cpu, dprob_LBE, value_2, count_LBE, prob_sum_LBE, lse2_sum_LB,
+                           tokens_B, count_LE, loss);
 }
 
 }  // namespace switchyard::ops

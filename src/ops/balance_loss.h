@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/balance_loss.h"
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
@@ -11,7 +11,7 @@ using switchyard::BalanceLoss;
 using switchyard::BalanceScope;
 
 // count_LE[l, e] += sum_b count_LBE[l, b, e].   count_LE f64, count_LBE i32
-void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx);
+SY_OPERATOR(add_counts, Tensor count_LE, Tensor count_LBE, Context& ctx);
 
 // Every scope has the form  loss = sum_i factor_i * (sum of P_i over tokens), where factor_i carries the share
 // of slots and all normalisation; shares have no gradient, so factor_i is also d loss / d P_ti. With n_m tokens
@@ -24,7 +24,7 @@ void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx);
 // value_2[0] += sum factor * prob_sum_LBE;  value_2[1] += z_coef/L/N * sum lse2_sum_LB.
 //   count_LBE i32, tokens_B i32: without padding; count_LE f64: of the global batch, read for that scope alone;
 //   the others f64. Sums in fixed order.
-void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
-                  Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx);
+SY_OPERATOR(balance_loss, Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE,
+            Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx);
 
 }  // namespace switchyard::ops

@@ -1,25 +1,60 @@
 #include "ops/bias.h"
 
-#include "cpu/bias.h"
-#include "cuda/bias.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/reduce.h"
 
 namespace switchyard::ops {
 
+namespace {
+
+using namespace cpu;
+
+template <class T>
+void bias_forward_on_cpu(Tensor out_TN, Tensor bias_N) {
+  const Rows<T> out_rows(out_TN);
+  const T* bias = bias_N.as<T>();
+  const std::int64_t N = bias_N.dim(0);
+#pragma omp parallel for schedule(static) if (out_TN.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < out_TN.rows(); ++t) {
+    T* out = out_rows[t];
+#pragma omp simd
+    for (std::int64_t n = 0; n < N; ++n) out[n] += bias[n];
+  }
+}
+
+template <class T>
+void bias_backward_on_cpu(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
+  const Rows<T> dout_rows(dout_TN);
+  const std::int64_t n_rows = dout_TN.rows(), N = dbias_N.dim(0);
+  ScratchScope scope(ctx.scratch);
+  const RowBlocks blocks(n_rows);
+  const Rows<T> partial_rows(ctx.scratch.take({blocks.count, N}, DTypeOf<T>::value));
+#pragma omp parallel for schedule(static) if (dout_TN.numel() >= kParallelElements)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    T* partial = partial_rows[block];
+    std::fill_n(partial, N, T(0));
+    const std::int64_t last = std::min((block + 1) * blocks.rows, n_rows);
+    for (std::int64_t t = block * blocks.rows; t < last; ++t) {
+#pragma omp simd
+      for (std::int64_t n = 0; n < N; ++n) partial[n] += dout_rows[t][n];
+    }
+  }
+  add_block_sums(dbias_N.as<T>(), partial_rows, blocks, 0, N, false);
+}
+
+}  // namespace
+
 void bias_forward(Tensor out_TN, Tensor bias_N, Context& ctx) {
-  check_shape(bias_N, Shape{bias_N.dim(0)}, "bias_N");
-  check_shape(out_TN, Shape{out_TN.rows(), bias_N.dim(0)}, "out_TN");
-  check_dtype(bias_N, out_TN.dtype(), "bias_N");
-  SY_ON_CUDA(ctx, cuda::bias_forward(out_TN, bias_N, ctx));
-  with_scalar(out_TN.dtype(), [&]<class T>() { cpu::bias_forward<T>(out_TN, bias_N); });
+  const DType real = out_TN.dtype();
+  Signature args(ctx);
+  args(SY_ARG(out_TN), real)(SY_ARG(bias_N), real);
+  run<&cuda::bias_forward>(ctx, real, SY_CPU(bias_forward_on_cpu), out_TN, bias_N);
 }
 
 void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
-  check_shape(dbias_N, Shape{dbias_N.dim(0)}, "dbias_N");
-  check_shape(dout_TN, Shape{dout_TN.rows(), dbias_N.dim(0)}, "dout_TN");
-  check_statistics_of(dbias_N, dout_TN, "dbias_N");
-  SY_ON_CUDA(ctx, cuda::bias_backward(dbias_N, dout_TN, ctx));
-  with_scalar(dout_TN.dtype(), [&]<class T>() { cpu::bias_backward<T>(dbias_N, dout_TN, ctx.scratch); });
+  const DType real = dout_TN.dtype();
+  Signature args(ctx);
+  args(SY_ARG(dout_TN), real)(SY_ARG(dbias_N), statistics_type(real));
+  run<&cuda::bias_backward>(ctx, real, SY_CPU(bias_backward_on_cpu), dbias_N, dout_TN);
 }
 
 }  // namespace switchyard::ops

@@ -1,7 +1,7 @@
 // The capacity of experts.   T tokens, K slots a token, E experts
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
@@ -9,7 +9,7 @@ namespace switchyard::ops {
 // those of largest weight, equal ones in order of position (token, then slot). kept_expert_TK i32 and
 // kept_weight_TK are the given ones, with -1 and 0 where a slot was dropped. Both set, and
 // dropped_1 i32: how many slots were dropped.
-void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
-                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx);
+SY_OPERATOR(limit_capacity, Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+            Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx);
 
 }  // namespace switchyard::ops

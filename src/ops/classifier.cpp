@@ -1,42 +1,121 @@
 #include "ops/classifier.h"
 
-#include "cpu/classifier.h"
-#include "cuda/classifier.h"
-#include "ops/dispatch.h"
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops {
 
 namespace {
 
-void check_inputs(const Tensor& loss_T, const Tensor& x_TD, const Tensor& weight_VD, const Tensor& target_T) {
-  check_shape(weight_VD, Shape{weight_VD.rows(), x_TD.dim(1)}, "weight_VD");
-  check_shape(loss_T, Shape{x_TD.rows()}, "loss_T");
-  check_shape(target_T, Shape{x_TD.rows()}, "target_T");
-  check_dtype(weight_VD, x_TD.dtype(), "weight_VD");
-  check_statistics_of(loss_T, x_TD, "loss_T");
-  check_dtype(target_T, DType::i32, "target_T");
+using namespace cpu;
+
+// Rows whose logits exist at one time: about 16 million logits (64 MB in float32), enough rows for the products
+// to run at full speed.
+std::int64_t chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size) {
+  constexpr std::int64_t kLogits = std::int64_t{1} << 24;
+  return std::min(n_tokens, std::max<std::int64_t>(128, kLogits / vocab_size));
+}
+
+// The sum of term(v), v < V: in T over each block, the blocks in double. One float32 sum over a large
+// vocabulary would be off by 1e-5 of itself, by ten times that where the loop is not vectorised.
+template <class T, class F>
+double sum_in_blocks(std::int64_t V, F&& term) {
+  constexpr std::int64_t kBlock = 1024;
+  double sum = 0;
+  for (std::int64_t first = 0; first < V; first += kBlock) {
+    const std::int64_t last = std::min(first + kBlock, V);
+    T block_sum = 0;
+#pragma omp simd reduction(+ : block_sum)
+    for (std::int64_t v = first; v < last; ++v) block_sum += term(v);
+    sum += static_cast<double>(block_sum);
+  }
+  return sum;
+}
+
+// -log softmax(z)[target]. If `gradient`, z becomes dloss * (softmax(z) - onehot(target)).
+template <class T>
+T cross_entropy_row(T* z, std::int64_t V, std::int32_t target, bool gradient, T dloss) {
+  if (target < 0) {
+    if (gradient) std::fill_n(z, V, T(0));
+    return T(0);
+  }
+  T max = z[0];
+#pragma omp simd reduction(max : max)
+  for (std::int64_t v = 0; v < V; ++v) max = std::max(max, z[v]);
+  const T target_logit = z[target];
+  double sum = 0;
+  if (!gradient) {
+    sum = sum_in_blocks<T>(V, [&](std::int64_t v) { return exp_of(z[v] - max); });
+  } else {
+    sum = sum_in_blocks<T>(V, [&](std::int64_t v) { return z[v] = exp_of(z[v] - max); });
+    const T scale = static_cast<T>(static_cast<double>(dloss) / sum);
+#pragma omp simd
+    for (std::int64_t v = 0; v < V; ++v) z[v] *= scale;
+    z[target] -= dloss;
+  }
+  return static_cast<T>(std::log(sum) + (static_cast<double>(max) - static_cast<double>(target_logit)));
+}
+
+// Calls `use(first row, rows, logits of those rows)` for each chunk, after `loss_T` of the chunk is set.
+template <class T, class Use>
+void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, bool gradient, T dloss,
+                    Context& ctx, Use&& use) {
+  const std::int64_t n_tokens = x_TD.rows(), D = x_TD.dim(1), V = weight_VD.rows();
+  const std::int64_t chunk = chunk_rows(n_tokens, V);
+  ScratchScope scope(ctx.scratch);
+  const Tensor z_CV = ctx.scratch.take(Shape{chunk, V}, x_TD.dtype());
+  const std::int32_t* target = target_T.as<std::int32_t>();
+  for (std::int64_t first = 0; first < n_tokens; first += chunk) {
+    const std::int64_t rows = std::min(chunk, n_tokens - first);
+    multiply<T>(ctx.matmul, Trans::no, Trans::yes, rows, V, D, x_TD.row<T>(first), x_TD.row_stride(),
+                weight_VD.as<T>(), weight_VD.row_stride(), false, z_CV.as<T>(), V);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < rows; ++i)
+      loss_T.as<T>()[first + i] = cross_entropy_row(z_CV.row<T>(i), V, target[first + i], gradient, dloss);
+    use(first, rows, z_CV.as<T>());
+  }
+}
+
+template <class T>
+void classifier_forward_on_cpu(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
+  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, false, T(0), ctx, [](std::int64_t, std::int64_t, T*) {});
+}
+
+template <class T>
+void classifier_forward_backward_on_cpu(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
+                                        Tensor weight_VD, Tensor target_T, double dloss, Context& ctx) {
+  const std::int64_t D = x_TD.dim(1), V = weight_VD.rows();
+  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, true, static_cast<T>(dloss), ctx,
+                    [&](std::int64_t first, std::int64_t rows, T* dz_CV) {
+                      multiply<T>(ctx.matmul, Trans::no, Trans::no, rows, D, V, dz_CV, V, weight_VD.as<T>(),
+                                  weight_VD.row_stride(), false, dx_TD.row<T>(first), dx_TD.row_stride());
+                      multiply<T>(ctx.matmul, Trans::yes, Trans::no, V, D, rows, dz_CV, V, x_TD.row<T>(first),
+                                  x_TD.row_stride(), true, dweight_VD.as<T>(), dweight_VD.row_stride());
+                    });
 }
 
 }  // namespace
 
 void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
-  check_inputs(loss_T, x_TD, weight_VD, target_T);
-  SY_ON_CUDA(ctx, cuda::classifier_forward(loss_T, x_TD, weight_VD, target_T, ctx));
-  with_scalar(loss_T.dtype(),
-              [&]<class T>() { cpu::classifier_forward<T>(loss_T, x_TD, weight_VD, target_T, ctx); });
+  const DType real = x_TD.dtype();
+  Signature args(ctx);
+  args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
+  args(SY_ARG(loss_T), statistics_type(real));
+  run<&cuda::classifier_forward>(ctx, loss_T.dtype(), SY_CPU(classifier_forward_on_cpu), loss_T, x_TD,
+                                 weight_VD, target_T);
 }
 
 void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
                                  Tensor target_T, double dloss, Context& ctx) {
-  check_inputs(loss_T, x_TD, weight_VD, target_T);
-  check_like(dx_TD, x_TD, "dx_TD");
-  check_shape(dweight_VD, weight_VD.shape(), "dweight_VD");
-  check_statistics_of(dweight_VD, weight_VD, "dweight_VD");
-  SY_ON_CUDA(
-      ctx, cuda::classifier_forward_backward(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx));
-  with_scalar(loss_T.dtype(), [&]<class T>() {
-    cpu::classifier_forward_backward<T>(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx);
-  });
+  const DType real = x_TD.dtype(), sums = statistics_type(real);
+  Signature args(ctx);
+  args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
+  args(SY_ARG(loss_T), sums)(SY_ARG(dx_TD), real)(SY_ARG(dweight_VD), sums);
+  run<&cuda::classifier_forward_backward>(ctx, loss_T.dtype(), SY_CPU(classifier_forward_backward_on_cpu),
+                                          loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss);
 }
 
 }  // namespace switchyard::ops

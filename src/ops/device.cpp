@@ -2,7 +2,6 @@
 
 #include "cuda/device.h"
 #include "cuda/graph.h"
-#include "ops/dispatch.h"
 
 namespace switchyard::ops {
 
@@ -40,11 +39,9 @@ void open_stream(Context& ctx) {
 }
 
 void upload(Tensor to, Tensor from, Context& ctx) {
-  check_like(to, from, "to");
-  check_contiguous(to, "to");
-  check_contiguous(from, "from");
-  SY_ON_CUDA(ctx, cuda::upload(to, from, ctx));
-  copy(to, from);
+  Signature(ctx).like(from, SY_ARG(to), kContiguous).like(to, SY_ARG(from), kContiguous | kAnywhere);
+  const auto upload_on_cpu = [](const Tensor& there, const Tensor& here) { copy(there, here); };
+  run<&cuda::upload>(ctx, upload_on_cpu, to, from);
 }
 
 }  // namespace switchyard::ops

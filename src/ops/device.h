@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
@@ -26,6 +26,6 @@ void open_stream(Context& ctx);
 
 // to = from in the run's order: from lies in staging memory (core/device_memory.h) and must not change until
 // the run has been waited for. Contiguous, same shape and dtype. On the CPU a copy.
-void upload(Tensor to, Tensor from, Context& ctx);
+SY_OPERATOR(upload, Tensor to, Tensor from, Context& ctx);
 
 }  // namespace switchyard::ops

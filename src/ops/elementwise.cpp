@@ -1,46 +1,133 @@
 #include "ops/elementwise.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "core/device_memory.h"
-#include "cpu/elementwise.h"
-#include "cuda/elementwise.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/reduce.h"
 
 namespace switchyard::ops {
 
+namespace {
+
+using namespace cpu;
+
+constexpr std::int64_t kBlock = 1 << 13;  // elements of one piece of work
+
+// Covers [rows, row_size] with pieces f(row, first, count) of at most kBlock elements of one row, in parallel.
+// The pieces do not depend on the number of threads. `flat`: all tensors are contiguous, so all rows are one.
+template <class F>
+void for_each_piece(const Tensor& tensor, bool flat, F&& f) {
+  if (tensor.numel() == 0) return;
+  const std::int64_t rows = flat ? 1 : tensor.rows(), width = tensor.numel() / rows;
+  const std::int64_t pieces = (width + kBlock - 1) / kBlock;
+#pragma omp parallel for schedule(static) if (tensor.numel() >= kParallelElements)
+  for (std::int64_t i = 0; i < rows * pieces; ++i) {
+    const std::int64_t first = i % pieces * kBlock;
+    f(i / pieces, first, std::min(kBlock, width - first));
+  }
+}
+
+// Rows of a tensor whose dtype does not matter: what moves is bytes.
+class ByteRows {
+ public:
+  explicit ByteRows(const Tensor& tensor)
+      : data_(static_cast<std::byte*>(tensor.raw())),
+        size_(size_of(tensor.dtype())),
+        stride_(tensor.row_stride()) {}
+  std::byte* at(std::int64_t row, std::int64_t column) const {
+    return data_ + (row * stride_ + column) * size_;
+  }
+  std::size_t bytes(std::int64_t count) const { return static_cast<std::size_t>(count * size_); }
+
+ private:
+  std::byte* data_;
+  std::int64_t size_;
+  std::int64_t stride_;
+};
+
+void fill_zero_on_cpu(Tensor out) {
+  const ByteRows rows(out);
+  for_each_piece(out, out.contiguous(), [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+    std::memset(rows.at(row, first), 0, rows.bytes(count));
+  });
+}
+
+void copy_on_cpu(Tensor out, Tensor in) {
+  SY_CHECK(out.dtype() == in.dtype(), "out is {}, in is {}", name_of(out.dtype()), name_of(in.dtype()));
+  const ByteRows to(out), from(in);
+  for_each_piece(out, out.contiguous() && in.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   std::memcpy(to.at(row, first), from.at(row, first), to.bytes(count));
+                 });
+}
+
+template <class T>
+void add_on_cpu(Tensor out, Tensor a, Tensor b) {
+  const Rows<T> sum_rows(out), a_rows(a), b_rows(b);
+  for_each_piece(out, out.contiguous() && a.contiguous() && b.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   T* sum = sum_rows[row] + first;
+                   const T* x = a_rows[row] + first;
+                   const T* y = b_rows[row] + first;
+#pragma omp simd
+                   for (std::int64_t i = 0; i < count; ++i) sum[i] = x[i] + y[i];
+                 });
+}
+
+void accumulate_on_cpu(Tensor sum_N, Tensor value_N, double factor) {
+  double* sum = sum_N.as<double>();
+  const double* value = value_N.as<double>();
+  for_each_piece(sum_N, true, [=](std::int64_t, std::int64_t first, std::int64_t count) {
+#pragma omp simd
+    for (std::int64_t i = first; i < first + count; ++i) sum[i] += factor * value[i];
+  });
+}
+
+template <class T>
+void sum_of_squares_on_cpu(Tensor sum_1, Tensor in, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const std::int64_t blocks = (in.numel() + kBlock - 1) / kBlock;
+  double* partial = ctx.scratch.take({blocks}, DType::f64).as<double>();
+  const T* data = in.as<T>();
+  for_each_piece(in, true, [=](std::int64_t, std::int64_t first, std::int64_t count) {
+    const T* block = data + first;
+    partial[first / kBlock] = sum_in_lanes(count, [block](std::int64_t i) {
+      const auto x = static_cast<double>(block[i]);
+      return x * x;
+    });
+  });
+  double sum = 0;
+  for (std::int64_t block = 0; block < blocks; ++block) sum += partial[block];
+  *sum_1.as<double>() = sum;
+}
+
+}  // namespace
+
 void fill_zero(Tensor out, Context& ctx) {
-  SY_ON_CUDA(ctx, cuda::fill_zero(out, ctx));
-  cpu::fill_zero(out);
+  Signature(ctx).like(out, SY_ARG(out));
+  run<&cuda::fill_zero>(ctx, fill_zero_on_cpu, out);
 }
 
 void copy(Tensor out, Tensor in, Context& ctx) {
-  check_shape(out, in.shape(), "out");
-  SY_ON_CUDA(ctx, cuda::copy(out, in, ctx));
-  check_dtype(out, in.dtype(), "out");
-  cpu::copy(out, in);
+  Signature(ctx).like(in, SY_ARG(in))(SY_ARG(out), in.shape(), out.dtype());
+  run<&cuda::copy>(ctx, copy_on_cpu, out, in);
 }
 
 void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
-  check_shape(out, a.shape(), "out");
-  check_shape(b, a.shape(), "b");
-  check_dtype(out, a.dtype(), "out");
-  SY_ON_CUDA(ctx, cuda::add(out, a, b, ctx));
-  check_dtype(b, a.dtype(), "b");
-  with_scalar(out.dtype(), [&]<class T>() { cpu::add<T>(out, a, b); });
+  Signature(ctx).like(a, SY_ARG(a)).like(a, SY_ARG(out))(SY_ARG(b), a.shape(), b.dtype());
+  run<&cuda::add>(ctx, out.dtype(), SY_CPU(add_on_cpu), out, a, b);
 }
 
 void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {
-  check_f64(sum_N, Shape{sum_N.rows()}, "sum_N");
-  check_f64(value_N, sum_N.shape(), "value_N");
-  SY_ON_CUDA(ctx, cuda::accumulate(sum_N, value_N, factor, ctx));
-  cpu::accumulate(sum_N, value_N, factor);
+  Signature args(ctx);
+  args(SY_ARG(sum_N), DType::f64, kContiguous)(SY_ARG(value_N), DType::f64, kContiguous);
+  run<&cuda::accumulate>(ctx, accumulate_on_cpu, sum_N, value_N, factor);
 }
 
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
-  check_contiguous(in, "in");
-  check_shape(sum_1, Shape{1}, "sum_1");
-  check_dtype(sum_1, DType::f64, "sum_1");
-  SY_ON_CUDA(ctx, cuda::sum_of_squares(sum_1, in, ctx));
-  with_scalar(in.dtype(), [&]<class T>() { sum_1.as<double>()[0] = cpu::sum_of_squares<T>(in, ctx.scratch); });
+  Signature(ctx).like(in, SY_ARG(in), kContiguous)(SY_ARG(sum_1), DType::f64);
+  run<&cuda::sum_of_squares>(ctx, in.dtype(), SY_CPU(sum_of_squares_on_cpu), sum_1, in);
 }
 
 double sum_of_squares(Tensor in, Context& ctx) {

@@ -1,8 +1,8 @@
 #include "ops/linear.h"
 
-#include "ops/cpu/gemm_bf16.h"
 #include "cpu/linear.h"
 #include "cuda/linear.h"
+#include "ops/cpu/gemm_bf16.h"
 #include "ops/dispatch.h"
 #include "ops/elementwise.h"
 #include "ops/swiglu.h"

@@ -1,9 +1,9 @@
 #include "ops/router_state.h"
 
-#include "core/gap_bins.h"
 #include "cpu/router_state.h"
 #include "cuda/router_state.h"
 #include "ops/dispatch.h"
+#include "ops/histogram.h"
 
 namespace switchyard::ops {
 

@@ -59,7 +59,7 @@ class ExpertThreshold final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  std::int64_t n_statistics() const override { return shape_.n_experts * 2 * kGapBins; }
+  std::int64_t n_statistics() const override { return shape_.n_experts * 2 * ops::kGapBins; }
 
   // Towards the threshold that would have given each expert its even share of the global batch.
   void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
@@ -71,7 +71,7 @@ class ExpertThreshold final : public Router {
 
  private:
   Tensor bins(const Tensor& statistics_S) const {
-    return statistics_S.reshape(Shape{shape_.n_experts, 2 * kGapBins});
+    return statistics_S.reshape(Shape{shape_.n_experts, 2 * ops::kGapBins});
   }
   SlotWeighting weighting() const { return {.normalise = false, .scale = shape_.weight_scale}; }
 

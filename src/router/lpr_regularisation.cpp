@@ -8,11 +8,11 @@ namespace switchyard::router {
 
 namespace {
 
-Diversity diversity_of(const std::string& name) {
-  if (name == "orthogonal") return Diversity::orthogonal;
-  if (name == "cosine") return Diversity::cosine;
+ops::Diversity diversity_of(const std::string& name) {
+  if (name == "orthogonal") return ops::Diversity::orthogonal;
+  if (name == "cosine") return ops::Diversity::cosine;
   SY_CHECK(name == "euclidean", "no diversity {}", name);
-  return Diversity::euclidean;
+  return ops::Diversity::euclidean;
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ void LatentRegularisation::observe(Tensor statistics_S, const LatentRows& token,
   ops::fill_zero(statistics_S, ctx);  // what no term reads
   ops::count_rows(own.tokens_1, token_T, ctx);
   if (kl_coef_ != 0) ops::standard_kl_sum(own.kl_1, token.mean, token.log_var, token_T, ctx);
-  if (div_coef_ != 0 && diversity_ == Diversity::euclidean)
+  if (div_coef_ != 0 && diversity_ == ops::Diversity::euclidean)
     ops::pair_distance_sum(own.distance_1, token.mean, token_T, ctx);
   else if (div_coef_ != 0)
     ops::row_moments(own.gram_dd, own.sum_d, token.unit, token_T, ctx);
@@ -65,13 +65,13 @@ void LatentRegularisation::observe(Tensor statistics_S, const LatentRows& token,
     ops::routed_sums(own.routed_sum_Ed, own.routed_count_E, z_Td, chosen_TK, expert_TK, ctx);
 }
 
-RowSums LatentRegularisation::token_sums(const Parts& parts) const {
+ops::RowSums LatentRegularisation::token_sums(const Parts& parts) const {
   return {parts.gram_dd, parts.sum_d, parts.distance_1, parts.tokens_1};
 }
 
-RowSums LatentRegularisation::key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const {
-  RowSums sums{.n = static_cast<double>(n_experts_)};
-  if (diversity_ == Diversity::euclidean) {
+ops::RowSums LatentRegularisation::key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const {
+  ops::RowSums sums{.n = static_cast<double>(n_experts_)};
+  if (diversity_ == ops::Diversity::euclidean) {
     sums.distance_1 = ctx.scratch.take(Shape{1}, DType::f64);
     ops::pair_distance_sum(sums.distance_1, key_Ed, {}, ctx);
   } else {
@@ -94,7 +94,7 @@ void LatentRegularisation::add_loss(Tensor loss_1, Tensor key_Ed, Tensor own_S, 
   const Parts own = parts(own_S), in_scope = parts(global_scope_ ? global_S : own_S);
   if (kl_coef_ != 0) ops::accumulate(loss_1, own.kl_1, kl_coef_ * token_share, ctx);
   if (div_coef_ != 0) {
-    const TermFactor factor{div_coef_ * token_share, own.tokens_1};
+    const ops::TermFactor factor{div_coef_ * token_share, own.tokens_1};
     const Tensor unit_Ed = ctx.scratch.take(key_Ed.shape(), key_Ed.dtype()),
                  norm_E = ctx.scratch.take(Shape{n_experts_}, key_Ed.dtype());
     ops::unit_rows_forward(unit_Ed, norm_E, key_Ed, ctx);
@@ -107,14 +107,14 @@ void LatentRegularisation::add_loss(Tensor loss_1, Tensor key_Ed, Tensor own_S, 
 }
 
 void LatentRegularisation::add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R,
-                                                  const RowSums& sums, const TermFactor& factor,
+                                                  const ops::RowSums& sums, const ops::TermFactor& factor,
                                                   Context& ctx) const {
   ScratchScope scope(ctx.scratch);
   const Tensor matrix_dd = ctx.scratch.take(Shape{width_, width_}, DType::f64),
                offset_d = ctx.scratch.take(Shape{width_}, DType::f64),
                scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
   ops::diversity_gradient(matrix_dd, offset_d, scale_1, diversity_, sums, factor, ctx);
-  if (diversity_ == Diversity::euclidean)
+  if (diversity_ == ops::Diversity::euclidean)
     ops::pair_distance_backward(drow.mean, row.mean, skip_R, scale_1, ctx);
   else
     ops::add_affine_rows(drow.unit, row.unit, matrix_dd, offset_d, skip_R, ctx);
@@ -129,10 +129,10 @@ void LatentRegularisation::backward(const LatentRows& dtoken, const LatentRows& 
     ops::standard_kl_backward(dtoken.mean, dtoken.log_var, token.mean, token.log_var, token_T,
                               kl_coef_ * token_share, ctx);
   if (div_coef_ != 0) {
-    const TermFactor of_micro_batch{div_coef_ * token_share, own.tokens_1};
+    const ops::TermFactor of_micro_batch{div_coef_ * token_share, own.tokens_1};
     // A token's part in the global batch's term is whole, in a micro-batch's it has the micro-batch's share.
     add_diversity_gradient(dtoken, token, token_T, token_sums(in_scope),
-                           global_scope_ ? TermFactor{div_coef_} : of_micro_batch, ctx);
+                           global_scope_ ? ops::TermFactor{div_coef_} : of_micro_batch, ctx);
     add_diversity_gradient(dkey, key, {}, key_sums(key.mean, key.unit, ctx), of_micro_batch, ctx);
   }
   if (align_coef_ != 0)

@@ -3,7 +3,7 @@
 //   E experts, d latent width, S statistics
 #pragma once
 
-#include "core/latent_losses.h"
+#include "ops/latent_losses.h"
 #include "router/latent.h"
 #include "router/router.h"
 
@@ -44,14 +44,14 @@ class LatentRegularisation {
   };
   Parts parts(const Tensor& statistics_S) const;
   std::int64_t routed_place() const { return kMoments + width_ * width_ + width_; }
-  RowSums token_sums(const Parts& parts) const;
+  ops::RowSums token_sums(const Parts& parts) const;
   // In scratch space of the caller's scope.
-  RowSums key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const;
-  void add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R, const RowSums& sums,
-                              const TermFactor& factor, Context& ctx) const;
+  ops::RowSums key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const;
+  void add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R,
+                              const ops::RowSums& sums, const ops::TermFactor& factor, Context& ctx) const;
 
   static constexpr std::int64_t kTokens = 0, kKl = 1, kDistance = 2, kMoments = 3;
-  Diversity diversity_;
+  ops::Diversity diversity_;
   bool global_scope_, ema_;
   double div_coef_, kl_coef_, align_coef_;  // reg_coef included
   std::int64_t n_experts_, width_;

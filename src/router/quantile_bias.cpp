@@ -21,7 +21,7 @@ QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::stri
       bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)) {}
 
 std::int64_t QuantileBias::n_statistics() const {
-  return n_slots_ < n_experts_ ? n_experts_ * 2 * kGapBins : 0;
+  return n_slots_ < n_experts_ ? n_experts_ * 2 * ops::kGapBins : 0;
 }
 
 void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE, const RouterBatch& batch,
@@ -37,13 +37,13 @@ void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE,
   if (!batch.training || n_statistics() == 0) return;
   const Tensor cutoff_T1 = ctx.scratch.take(Shape{n_tokens, 1}, score_TE.dtype());
   ops::copy(cutoff_T1, best_choice_TKp.columns(n_slots_, 1), ctx);
-  ops::cutoff_gap_histogram(gap_count_S.reshape(Shape{n_experts_, 2 * kGapBins}), choice_TE,
+  ops::cutoff_gap_histogram(gap_count_S.reshape(Shape{n_experts_, 2 * ops::kGapBins}), choice_TE,
                             cutoff_T1.reshape({n_tokens}), batch.token_T, ctx);
 }
 
 void QuantileBias::after_step(Tensor gap_count_S, Context& ctx) {
   if (n_statistics() == 0) return;
-  ops::follow_quantile_bias(store_.value(bias_), gap_count_S.reshape(Shape{n_experts_, 2 * kGapBins}),
+  ops::follow_quantile_bias(store_.value(bias_), gap_count_S.reshape(Shape{n_experts_, 2 * ops::kGapBins}),
                             static_cast<double>(n_slots_) / static_cast<double>(n_experts_), ema_, ctx);
 }
 

@@ -35,7 +35,7 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
                        .eps = options_.eps,
                        .weight_decay = range.decay ? options_.weight_decay : 0.0,
                        .step = step},
-                      ctx, store.has_rounded_weights() ? part(store.weights()) : Tensor{});
+                      store.has_rounded_weights() ? part(store.weights()) : Tensor{}, ctx);
   }
 }
 

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/attention.h"
 #include "cuda/attention_cudnn.h"
 #include "cuda_bench.h"
+#include "ops/attention.h"
 
 namespace switchyard::bench {
 
@@ -37,7 +37,7 @@ std::vector<std::int32_t> first_keys(Mask mask, std::int64_t n_seq, std::int64_t
 }
 
 struct Call {
-  AttentionShape shape;
+  ops::AttentionShape shape;
   Tensor q, k, v, dout, begin, out, lse, dq, dk, dv;
   double keys = 0;  // that all tokens together see
 
@@ -65,7 +65,7 @@ struct Call {
     for (std::int64_t t = 0; t < T; ++t)
       keys += static_cast<double>(t % s.seq_len + 1 - first[static_cast<std::size_t>(t)]);
   }
-  void forward(Context& ctx) const { ops::cuda::attention_forward(out, lse, q, k, v, begin, shape, ctx); }
+  void forward(Context& ctx) const { ops::cuda::attention_forward(out, lse, q, k, v, begin, shape, {}, ctx); }
   void backward(Context& ctx) const {
     ops::cuda::attention_backward(dq, dk, dv, dout, out, lse, q, k, v, begin, shape, ctx);
   }

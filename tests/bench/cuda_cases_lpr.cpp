@@ -4,12 +4,12 @@
 
 #include "core/prototype_metric.h"
 #include "core/rng.h"
-#include "cuda/latent.h"
-#include "cuda/latent_losses.h"
-#include "cuda/layernorm.h"
 #include "cuda/noise.h"
 #include "cuda/prototype.h"
 #include "cuda_bench.h"
+#include "ops/latent.h"
+#include "ops/latent_losses.h"
+#include "ops/layernorm.h"
 
 namespace switchyard::bench {
 
@@ -124,7 +124,7 @@ std::vector<Case> regularisation(const Sizes& s) {
     const Tensor gram = w.zeros({d, d}, DType::f64), sum = w.zeros({d}, DType::f64),
                  matrix = w.take({d, d}, DType::f64), offset = w.take({d}, DType::f64);
     return Work{.shape = text(gram), .bytes = bytes_of({gram, sum, matrix, offset}), .call = [=](Context& ctx) {
-                  ops::cuda::diversity_gradient(matrix, offset, {}, Diversity::orthogonal,
+                  ops::cuda::diversity_gradient(matrix, offset, {}, ops::Diversity::orthogonal,
                                                 {.gram_dd = gram, .sum_d = sum, .n = static_cast<double>(T)},
                                                 {1e-6}, ctx);
                 }};

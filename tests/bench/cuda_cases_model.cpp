@@ -5,14 +5,14 @@
 #include <set>
 
 #include "core/rng.h"
-#include "cuda/adamw.h"
-#include "cuda/classifier.h"
-#include "cuda/elementwise.h"
-#include "cuda/embedding.h"
 #include "cuda/error.h"
 #include "cuda/launch.h"
 #include "cuda/linear.h"
 #include "cuda_bench.h"
+#include "ops/adamw.h"
+#include "ops/classifier.h"
+#include "ops/elementwise.h"
+#include "ops/embedding.h"
 #include "ops/shift_tokens.h"
 
 namespace switchyard::bench {
@@ -144,12 +144,12 @@ std::vector<Case> whole_tensors(const Sizes& s) {
                       weight = w.take({P}, DType::bf16), squares = w.zeros({1}, DType::f64),
                       scale = w.take({1}, DType::f64);
          ops::cuda::clip_factor(scale, squares, 1.0, w.ctx());
-         const AdamWStep step{
+         const ops::AdamWStep step{
              .lr = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 10};
          return Work{.shape = text(param),
                      .bytes = bytes_of({param, param, m, m, v, v, grad, weight}),
                      .call = [=](Context& ctx) {
-                       ops::cuda::adamw_update(param, m, v, grad, scale, step, ctx, weight);
+                       ops::cuda::adamw_update(param, m, v, grad, scale, step, weight, ctx);
                      }};
        }},
       {"sum_of_squares (the global norm)", 0,

@@ -1,17 +1,16 @@
 // What routers do with scores. All float32; T tokens, E experts, K slots a token.
 #include <fmt/core.h>
 
-#include "core/gap_bins.h"
 #include "core/slot_weighting.h"
-#include "cuda/complexity.h"
-#include "cuda/cosine.h"
-#include "cuda/entropy.h"
-#include "cuda/histogram.h"
 #include "cuda/router_state.h"
 #include "cuda/routing.h"
 #include "cuda/sigmoid_group.h"
 #include "cuda/slots.h"
 #include "cuda_bench.h"
+#include "ops/complexity.h"
+#include "ops/cosine.h"
+#include "ops/entropy.h"
+#include "ops/histogram.h"
 #include "ops/topk.h"
 
 namespace switchyard::bench {
@@ -207,7 +206,7 @@ std::vector<Case> sums(const Sizes& s) {
   };
   const auto gaps = [=](Workspace& w) {
     const Choice c(w, s);
-    const Tensor count = w.take({s.experts, 2 * kGapBins}, DType::f64), value = w.normal({s.experts}, f32);
+    const Tensor count = w.take({s.experts, 2 * ops::kGapBins}, DType::f64), value = w.normal({s.experts}, f32);
     return Work{.shape = text(c.score_TE), .bytes = bytes_of({c.score_TE}), .call = [=](Context& ctx) {
                   ops::cuda::score_gap_histogram(count, c.score_TE, value, c.token_T, ctx);
                 }};
@@ -280,7 +279,7 @@ std::vector<Case> cosine(const Sizes& s) {
 std::vector<Case> states(const Sizes& s) {
   const std::int64_t D = s.hidden, E = s.experts;
   const auto quantiles = [=](Workspace& w) {
-    const Tensor bias = w.normal({E}, f32), count = w.zeros({E, 2 * kGapBins}, DType::f64);
+    const Tensor bias = w.normal({E}, f32), count = w.zeros({E, 2 * ops::kGapBins}, DType::f64);
     return Work{.shape = text(count), .bytes = bytes_of({count}), .call = [=](Context& ctx) {
                   ops::cuda::follow_quantile_bias(bias, count, 0.1, 0, ctx);
                 }};

@@ -2,13 +2,13 @@
 #include <fmt/core.h>
 
 #include "core/rope_layout.h"
-#include "cuda/bias.h"
-#include "cuda/layernorm.h"
 #include "cuda/mla.h"
 #include "cuda/rmsnorm.h"
 #include "cuda/rope.h"
 #include "cuda/swiglu.h"
 #include "cuda_bench.h"
+#include "ops/bias.h"
+#include "ops/layernorm.h"
 
 namespace switchyard::bench {
 
