@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <system_error>
 #include <unordered_map>
@@ -21,6 +20,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "router/registry.h"
 
 namespace switchyard::checkpoint {
@@ -28,7 +28,6 @@ namespace switchyard::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 constexpr const char* kConfig = "config.json";
 constexpr const char* kState = "state.safetensors";
@@ -326,17 +325,19 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
 config::Model Checkpoint::model() const { return config::parse_model(model_json_, (path_ / kConfig).string()); }
 
 std::vector<ModelDifference> differences_of(const config::Model& here, const config::Model& there) {
-  const json a = json::parse(config::model_to_hf_json(here));
-  const json b = json::parse(config::model_to_hf_json(there));
+  const Json a = sorted(parse_stored_json(config::model_to_hf_json(here), kConfig));
+  const Json b = sorted(parse_stored_json(config::model_to_hf_json(there), kConfig));
   std::vector<ModelDifference> differences;
   const auto compare = [&](const std::string& key) {
-    const auto text = [&key](const json& side) { return side.contains(key) ? side[key].dump() : "nothing"; };
+    const auto text = [&key](const Json& side) {
+      const Json* value = side.find(key);
+      return value == nullptr ? "nothing" : to_line(*value);
+    };
     if (text(a) != text(b)) differences.push_back({key, text(a), text(b)});
   };
-  for (const auto& item : a.items()) compare(item.key());
-  for (const auto& item : b.items()) {
-    if (!a.contains(item.key())) compare(item.key());
-  }
+  for (const JsonMember& member : a.object()) compare(member.key);
+  for (const JsonMember& member : b.object())
+    if (!a.contains(member.key)) compare(member.key);
   return differences;
 }
 

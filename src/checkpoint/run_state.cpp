@@ -2,38 +2,33 @@
 
 #include <algorithm>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <type_traits>
 
 #include "checkpoint/json_text.h"
 #include "checkpoint/manifest.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 
 namespace switchyard::checkpoint {
 
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 template <class T>
-T whole_number(const ordered_json& object, const char* key, const fs::path& path) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_number_unsigned() || it->get<std::uint64_t>() > std::uint64_t(INT64_MAX)) {
-    if constexpr (std::is_same_v<T, std::uint64_t>) {  // the seed may use all 64 bits
-      if (it != object.end() && it->is_number_unsigned()) return it->get<T>();
-    }
+T whole_number(const Json& object, const char* key, const fs::path& path) {
+  const std::optional<std::uint64_t> value = object[key].whole();
+  if (!value || !std::in_range<T>(*value))  // the seed may use all 64 bits
     throw_input("{}: \"{}\" is not a whole number; the checkpoint is damaged, use another one", path.string(),
                 key);
-  }
-  return it->get<T>();
+  return static_cast<T>(*value);
 }
 
-ordered_json read_run_json(const fs::path& checkpoint) {
+Json read_run_json(const fs::path& checkpoint) {
   const fs::path path = checkpoint / kRunJson;
-  auto run = parse_ordered_json_text(read_text_file(path), path.string());
-  if (!run.is_object() || !run.contains("config"))
+  Json run = parse_stored_json(read_text_file(path), path.string());
+  if (!run.contains("config"))
     throw_input("{}: is not a run's state; the checkpoint is damaged, use another one", path.string());
   if (const auto version = whole_number<std::int64_t>(run, "format_version", path);
       version != kCheckpointFormat)
@@ -41,28 +36,28 @@ ordered_json read_run_json(const fs::path& checkpoint) {
   return run;
 }
 
-RunState run_state_of(const ordered_json& run, const fs::path& path) {
+RunState run_state_of(const Json& run, const fs::path& path) {
   RunState state;
   state.step = whole_number<std::int64_t>(run, "step", path);
   state.tokens = whole_number<std::int64_t>(run, "tokens", path);
   state.samples = whole_number<std::uint64_t>(run, "samples", path);
   state.seed = whole_number<std::uint64_t>(run, "seed", path);
   state.updates = run.contains("updates") ? whole_number<std::int64_t>(run, "updates", path) : state.step;
-  const auto number = [](const ordered_json& object, const char* key) -> std::optional<double> {
-    const auto it = object.find(key);
-    return it != object.end() && it->is_number() ? std::optional(it->get<double>()) : std::nullopt;
+  const auto number = [](const Json& object, const char* key) {
+    return object[key].is_number() ? std::optional(object[key].number()) : std::nullopt;
   };
   state.train_seconds = number(run, "train_seconds").value_or(0);
   state.val_loss = number(run, "val_loss");
   if (!run.contains("spikes")) return state;
-  const ordered_json& spikes = run["spikes"];
+  const Json& spikes = run["spikes"];
   const auto numbers = [&](const char* key) {
     std::vector<double> list;
-    for (const ordered_json& value : spikes.value(key, ordered_json::array())) {
+    if (!spikes[key].is_array()) return list;
+    for (const Json& value : spikes[key].array()) {
       if (!value.is_number())
         throw_input("{}: \"spikes.{}\" holds {}, not a number; the checkpoint is damaged, use another one",
-                    path.string(), key, printable(value.dump()));
-      list.push_back(value.get<double>());
+                    path.string(), key, printable(to_line(value)));
+      list.push_back(value.number());
     }
     return list;
   };
@@ -92,7 +87,7 @@ double recent_loss(const SpikeHistory& history) {
 
 std::string run_record_json(const RunRecord& record) {
   const RunState& state = record.state;
-  ordered_json text;
+  Json text;
   text["format_version"] = kCheckpointFormat;
   text["step"] = state.step;
   text["tokens"] = state.tokens;
@@ -100,21 +95,21 @@ std::string run_record_json(const RunRecord& record) {
   text["seed"] = state.seed;
   text["updates"] = state.updates;
   text["train_seconds"] = state.train_seconds;
-  text["val_loss"] = state.val_loss ? ordered_json(*state.val_loss) : ordered_json();
-  text["spikes"] = {{"skipped", state.spikes.skipped},
-                    {"skipped_in_row", state.spikes.skipped_in_row},
-                    {"rollbacks", state.spikes.rollbacks},
-                    {"losses", state.spikes.losses},
-                    {"grad_norms", state.spikes.grad_norms}};
-  if (!record.data.empty()) text["data"] = ordered_json::parse(record.data);
-  text["config"] = ordered_json::parse(record.config_json);
-  return text.dump(2) + "\n";
+  text["val_loss"] = state.val_loss ? Json(*state.val_loss) : Json();
+  text["spikes"] = Json(Json::Object{{"skipped", state.spikes.skipped},
+                                     {"skipped_in_row", state.spikes.skipped_in_row},
+                                     {"rollbacks", state.spikes.rollbacks},
+                                     {"losses", Json::list(state.spikes.losses)},
+                                     {"grad_norms", Json::list(state.spikes.grad_norms)}});
+  if (!record.data.empty()) text["data"] = parse_stored_json(record.data, "data");
+  text["config"] = parse_stored_json(record.config_json, "config");
+  return to_text(text);
 }
 
 RunRecord read_run_record(const fs::path& checkpoint) {
-  const ordered_json run = read_run_json(checkpoint);
-  RunRecord record{run_state_of(run, checkpoint / kRunJson), run["config"].dump(2) + "\n", {}};
-  if (run.contains("data")) record.data = run["data"].dump();
+  const Json run = read_run_json(checkpoint);
+  RunRecord record{run_state_of(run, checkpoint / kRunJson), to_text(run["config"]), {}};
+  if (run.contains("data")) record.data = to_line(run["data"]);
   return record;
 }
 

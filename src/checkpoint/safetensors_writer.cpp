@@ -5,35 +5,30 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <unordered_set>
 
 #include "core/device_memory.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 
 namespace switchyard::checkpoint {
 
 namespace {
 
 std::string header_of(std::span<const WrittenTensor> tensors) {
-  nlohmann::ordered_json header;
-  header["__metadata__"] = {{"format", "pt"}};
   std::unordered_set<std::string_view> names;
   std::uint64_t offset = 0;
-  std::string text = header.dump();
-  text.pop_back();  // the closing brace: members follow
+  std::string text = R"({"__metadata__":{"format":"pt"})";
   for (const WrittenTensor& tensor : tensors) {
     const std::string& name = tensor.from.name;
     SY_CHECK(name != "__metadata__" && names.insert(name).second, "tensor name {} is taken", name);
-    nlohmann::ordered_json entry;
-    entry["dtype"] = name_of(tensor.type);
-    entry["shape"] = nlohmann::ordered_json::array();
-    for (const std::int64_t dim : tensor.from.shape) entry["shape"].push_back(dim);
     const std::uint64_t end = offset + tensor.bytes();
-    entry["data_offsets"] = {offset, end};
+    const Json entry(Json::Object{{"dtype", name_of(tensor.type)},
+                                  {"shape", Json::list(tensor.from.shape)},
+                                  {"data_offsets", Json(Json::Array{offset, end})}});
     offset = end;
-    text += fmt::format(",{}:{}", nlohmann::json(name).dump(), entry.dump());
+    text += fmt::format(",{}:{}", json_string(name), to_line(entry));
   }
   text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begin 8-byte aligned

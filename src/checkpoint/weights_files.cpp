@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/json_text.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 
 namespace switchyard::checkpoint {
 
@@ -34,14 +34,14 @@ std::vector<std::span<const WrittenTensor>> cut(const std::vector<WrittenTensor>
 }  // namespace
 
 std::map<std::string, std::string> parse_weights_index(std::string_view text, const std::string& origin) {
-  const nlohmann::json index = parse_json_text(text, origin);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+  const Json index = parse_stored_json(text, origin);
+  if (!index["weight_map"].is_object())
     throw_input("{}: is not an index of weights: it has no object \"weight_map\"", origin);
   std::map<std::string, std::string> files;
-  for (const auto& [name, file] : index["weight_map"].items()) {
-    if (!file.is_string() || !is_plain_file_name(file.get<std::string>()))
+  for (const auto& [name, file] : index["weight_map"].object()) {
+    if (!file.is_string() || !is_plain_file_name(file.text()))
       throw_input("{}: the file of tensor {} is not the name of a file beside it", origin, in_quotes(name));
-    files.emplace(name, file.get<std::string>());
+    files.emplace(name, file.text());
   }
   return files;
 }
@@ -70,10 +70,12 @@ std::vector<std::pair<std::string, FileDigest>> write_weights(const std::filesys
       parameters += tensor.bytes() / static_cast<std::uint64_t>(size_of(tensor.type));
     }
   }
-  nlohmann::ordered_json index;
-  index["metadata"] = {{"total_parameters", parameters}, {"total_size", bytes}};
-  for (const auto& [name, file] : file_of) index["weight_map"][name] = file;
-  files.emplace_back(kWeightsIndex, write_text(directory / kWeightsIndex, index.dump(2) + "\n"));
+  Json::Object weight_map;
+  for (const auto& [name, file] : file_of) weight_map.push_back({name, file});
+  const Json index(
+      Json::Object{{"metadata", Json(Json::Object{{"total_parameters", parameters}, {"total_size", bytes}})},
+                   {"weight_map", Json(std::move(weight_map))}});
+  files.emplace_back(kWeightsIndex, write_text(directory / kWeightsIndex, to_text(index)));
   return files;
 }
 

@@ -4,16 +4,14 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace switchyard::train {
 
 namespace {
-
-using nlohmann::json;
 
 template <class T>
 void append_number(std::string& out, T value) {
@@ -27,11 +25,6 @@ void append_number(std::string& out, T value) {
   const std::string_view text(digits.data(), static_cast<std::size_t>(end - digits.data()));
   out += text;
   if (text.find_first_of(".e") == std::string_view::npos) out += ".0";  // stays a float where it is read
-}
-
-void append_string(std::string& out, std::string_view text) {
-  // Bytes that are not UTF-8 become U+FFFD: a name must not cost the line.
-  out += json(std::string(text)).dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 template <class T, class Append>
@@ -50,7 +43,7 @@ MetricsRecord& MetricsRecord::add_json(std::string_view name, std::string_view v
   SY_CHECK(std::find(names_.begin(), names_.end(), name) == names_.end(), "metric {} is added twice", name);
   names_.emplace_back(name);
   if (!members_.empty()) members_ += ',';
-  append_string(members_, name);
+  members_ += json_string(name);
   members_ += ':';
   members_ += value;
   return *this;
@@ -81,9 +74,7 @@ MetricsRecord& MetricsRecord::add(std::string_view name, float value) {
 }
 
 MetricsRecord& MetricsRecord::add(std::string_view name, std::string_view text) {
-  std::string quoted;
-  append_string(quoted, text);
-  return add_json(name, quoted);
+  return add_json(name, json_string(text));
 }
 
 MetricsRecord& MetricsRecord::add(std::string_view name, const std::vector<double>& values) {
@@ -121,12 +112,12 @@ void MetricsLog::truncate_after(const std::filesystem::path& path, std::int64_t 
     ++line_number;
     const std::string_view line = std::string_view(text).substr(begin, end - begin);
     begin = end + 1;
-    const json record = json::parse(line, nullptr, /*allow_exceptions=*/false);
-    const auto member = record.is_object() ? record.find("step") : record.end();
-    if (!record.is_object() || member == record.end() || !member->is_number_integer())
+    const std::optional<Json> record = try_parse_json(line);
+    const Json* const member = record ? record->find("step") : nullptr;
+    if (member == nullptr || !member->is_integer())
       throw_input("{}: line {} is not a JSON object with an integer \"step\"; repair or move the file away",
                   path.string(), line_number);
-    if (member->get<std::int64_t>() > step) continue;
+    if (member->number() > static_cast<double>(step)) continue;
     kept += line;
     kept += '\n';
   }

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "router/registry.h"
 #include "train/data_fingerprint.h"
@@ -18,14 +18,37 @@ namespace switchyard::train {
 
 namespace {
 
+// A resolved configuration, its keys in one order whoever wrote it.
+Json resolved(const std::string& text) { return sorted(parse_stored_json(text, "config.json")); }
+
 // The keys in which two configurations differ, as "train.lr, data.train.0.path".
-std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
-  std::vector<std::string> keys;
-  for (const auto& change : nlohmann::json::diff(a, b)) {
-    std::string key = change.at("path").get<std::string>().substr(1);
-    std::replace(key.begin(), key.end(), '/', '.');
-    keys.push_back(std::move(key));
+void collect_differing(const Json& a, const Json& b, const std::string& path, std::vector<std::string>& keys) {
+  if (a == b) return;
+  const auto below = [&](std::string_view part) {
+    return path.empty() ? std::string(part) : fmt::format("{}.{}", path, part);
+  };
+  if (a.is_object() && b.is_object()) {
+    for (const auto& [key, value] : a.object()) {
+      if (const Json* other = b.find(key); other != nullptr)
+        collect_differing(value, *other, below(key), keys);
+      else
+        keys.push_back(below(key));
+    }
+    for (const auto& [key, value] : b.object())
+      if (!a.contains(key)) keys.push_back(below(key));
+  } else if (a.is_array() && b.is_array()) {
+    const std::size_t common = std::min(a.size(), b.size());
+    for (std::size_t i = 0; i < common; ++i) collect_differing(a[i], b[i], below(std::to_string(i)), keys);
+    for (std::size_t i = a.size(); i > common; --i) keys.push_back(below(std::to_string(i - 1)));
+    for (std::size_t i = common; i < b.size(); ++i) keys.push_back(below("-"));  // no element there to name
+  } else {
+    keys.push_back(path);
   }
+}
+
+std::string differing_keys(const Json& a, const Json& b) {
+  std::vector<std::string> keys;
+  collect_differing(a, b, "", keys);
   return fmt::format("{}", fmt::join(keys, ", "));
 }
 
@@ -33,15 +56,12 @@ std::string differing_keys(const nlohmann::json& a, const nlohmann::json& b) {
 
 // "router.type is "lpr", in the checkpoint "top_p"; ..."
 std::string router_differences(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
-  const auto section = [](const std::string& text) {
-    return nlohmann::json::parse(text).value("router", nlohmann::json::object());
-  };
-  const auto here = section(run.resolved_json), there = section(checkpoint.run_config_json());
+  const Json here = resolved(run.resolved_json), there = resolved(checkpoint.run_config_json());
   std::vector<std::string> differences;
-  for (const auto& [key, value] : here.items())
-    if (there.contains(key) && there[key] != value)
+  for (const auto& [key, value] : here["router"].object())
+    if (const Json* other = there["router"].find(key); other != nullptr && *other != value)
       differences.push_back(
-          fmt::format("router.{} is {}, in the checkpoint {}", key, value.dump(), there[key].dump()));
+          fmt::format("router.{} is {}, in the checkpoint {}", key, to_line(value), to_line(*other)));
   return fmt::format("{}", fmt::join(differences, "; "));
 }
 
@@ -62,15 +82,13 @@ void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& dat
 
 // Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
 void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
-  const auto before = nlohmann::json::parse(checkpoint.run_config_json());
-  const auto now = nlohmann::json::parse(run.resolved_json);
+  const Json before = resolved(checkpoint.run_config_json()), now = resolved(run.resolved_json);
   if (before == now) return;
   log_warning(
       "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
       differing_keys(before, now));
   const std::int64_t next = checkpoint.state().step + 1;
-  if (next > run.train.steps || before.value("train", nlohmann::json()) == now.value("train", nlohmann::json()))
-    return;
+  if (next > run.train.steps || before["train"] == now["train"]) return;
   const double was = learning_rate(config::parse_run(checkpoint.run_config_json(), checkpoint.path().string(),
                                                      {}, router::router_schemas())
                                        .train,

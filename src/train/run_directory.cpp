@@ -6,13 +6,13 @@
 
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
 #include "checkpoint/checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 
 namespace switchyard::train {
 
@@ -34,8 +34,8 @@ const char* trace_of_a_run(const fs::path& directory) {
 // True for a config.json that a run of this program wrote, or that is not there.
 bool may_be_replaced(const fs::path& config) {
   if (!fs::exists(config)) return true;
-  const auto json = nlohmann::json::parse(read_text_file(config), nullptr, /*allow_exceptions=*/false);
-  return json.is_object() && json.contains("model") && json.contains("train");
+  const std::optional<Json> json = try_parse_json(read_text_file(config));
+  return json && json->contains("model") && json->contains("train");
 }
 
 }  // namespace

@@ -6,16 +6,14 @@
 #include <array>
 #include <bit>
 #include <chrono>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace switchyard::train {
 
 namespace {
-
-using nlohmann::ordered_json;
 
 // ---- protocol buffers: a field is a tag (number << 3 | kind) and a value, integers little-endian ----
 
@@ -83,19 +81,19 @@ std::string record(std::string_view bytes) {
 // ---- metrics ----
 
 // Summary{value = 1: Value{tag = 1, simple_value = 2}}, a value for each number below `name`.
-void add_values(std::string& summary, const std::string& name, const ordered_json& value) {
+void add_values(std::string& summary, const std::string& name, const Json& value) {
   const auto below = [&](const std::string& key) { return name.empty() ? key : name + "/" + key; };
   if (value.is_number()) {
-    summary += bytes_field(1, bytes_field(1, name) + float_field(2, value.get<float>()));
+    summary += bytes_field(1, bytes_field(1, name) + float_field(2, static_cast<float>(value.number())));
   } else if (value.is_object()) {
-    for (const auto& [key, member] : value.items())
+    for (const auto& [key, member] : value.object())
       if (!(name.empty() && key == "step")) add_values(summary, below(key), member);
   } else if (value.is_array()) {
-    for (const ordered_json& element : value) {
-      if (!element.is_object() || !element.contains("layer")) continue;
-      ordered_json figures = element;
-      figures.erase("layer");
-      add_values(summary, below(element["layer"].dump()), figures);
+    for (const Json& element : value.array()) {
+      if (!element.contains("layer")) continue;
+      Json::Object figures = element.object();
+      std::erase_if(figures, [](const JsonMember& figure) { return figure.key == "layer"; });
+      add_values(summary, below(to_line(element["layer"])), Json(std::move(figures)));
     }
   }
 }
@@ -124,7 +122,7 @@ TensorBoardLog::TensorBoardLog(const std::filesystem::path& directory, std::int6
 
 void TensorBoardLog::append(std::int64_t step, std::string_view metrics_json) {
   std::string summary;
-  add_values(summary, "", ordered_json::parse(metrics_json));
+  add_values(summary, "", parse_stored_json(metrics_json, "the metrics"));
   file_.write(record(event(step, bytes_field(5, summary))));
 }
 
