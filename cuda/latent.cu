@@ -5,7 +5,7 @@
 //   - routed sums: a warp takes an expert and votes on 32 slots at a time: its sums stay in registers, tokens
 //     are added in ascending order, and there is no atomic.
 // Lengths and a row's distances are in float32, what is added up over rows in double. All f32 but what is f64
-// there; clear_skipped_rows also takes bf16. What is f64 may lie on the host: the call waits then.
+// in ops/latent.h, which may lie on the host: the call waits then. clear_skipped_rows also takes bf16.
 #include "ops/latent.h"
 
 #include <algorithm>
