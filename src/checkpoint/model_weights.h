@@ -36,8 +36,8 @@ class ModelWeights {
   // The tensor of every row, in the order of the rows, under whichever of its names the files have it
   // (weight_names.h). Not asked for and passed over: an lm_head.weight that equals the embedding it is tied to
   // bit for bit; inv_freq buffers of old files; layers behind the last one (DeepSeek-V3's multi-token
-  // prediction) where the rows have none; and tensors of whole numbers, which no weight is. Each is said in one
-  // line.
+  // prediction) where the rows have none; and tensors of whole numbers, which no weight is. All but the first
+  // are said, in one line each.
   std::vector<ModelTensor> match(const config::Model& model, std::span<const Parameter> rows) const;
   // True where any tensor belongs to this layer.
   bool has_layer(std::int64_t layer) const;
