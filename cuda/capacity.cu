@@ -8,8 +8,8 @@
 #include <limits>
 
 #include "error.h"
-#include "moe.h"
 #include "numeric.h"
+#include "ops/moe.h"
 #include "staging.h"
 #include "tokens.h"
 

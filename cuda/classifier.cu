@@ -9,8 +9,8 @@
 #include <cfloat>
 
 #include "launch.h"
-#include "linear.h"
 #include "numeric.h"
+#include "ops/linear.h"
 #include "reduce.h"
 
 // Legend: T tokens, D width, V vocabulary, C rows of a chunk.

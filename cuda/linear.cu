@@ -1,11 +1,14 @@
 // Dense products go to cuBLASLt, which knows each device best. Grouped ones are one launch for all experts
 // (gemm_tile.h): blocks find their expert and rows in offset_Ep themselves, so that the host need not know the
-// counts. The grid has room for the worst split of the rows; blocks without a tile leave at once.
-#include "linear.h"
+// counts. The grid has room for the worst split of the rows; blocks without a tile leave at once. Operands f32,
+// or all bf16; outputs and gradients of inputs are of the operands' type or f32, gradients of weights and
+// weight_R always f32. Sums are in f32. f32 operands are multiplied as they are (MatmulType::f32, no TF32) or
+// rounded to bf16 on the way (MatmulType::bf16).
+#include "ops/linear.h"
 
 #include "gemm_tile.h"
 #include "gemm_wgmma.h"
-#include "swiglu.h"
+#include "ops/swiglu.h"
 #ifndef SWITCHYARD_SIMT
 #include "cublaslt.h"
 #endif

@@ -1,7 +1,8 @@
 // Splitting moves packs of 16 bytes, each written once. The products with absorbed weights are for generating,
 // with few tokens at a time: reading the weights is all the cost, so they are read once for every kTokens
-// tokens, by enough warps to keep many loads in flight, and no tensor core is asked.
-#include "mla.h"
+// tokens, by enough warps to keep many loads in flight, and no tensor core is asked. All tensors of a call f32
+// or all bf16; sums in f32.
+#include "ops/mla.h"
 
 #include <algorithm>
 

@@ -1,8 +1,9 @@
 // The counting sort is done by all of the device: blocks count their slots, a warp an expert turns the counts
 // into each block's first row, and blocks rank their slots. Counts are whole numbers and ranks come from lane
 // numbers, so the result is the CPU's, in any order of the blocks. Rows move in packs of 16 bytes, a warp a
-// token: no barrier, and enough warps to fill the memory's queue.
-#include "moe.h"
+// token: no barrier, and enough warps to fill the memory's queue. Rows, tokens and their gradients are f32 or
+// all bf16, summed in f32; weights and their gradients are f32, expert_TK and the rest i32.
+#include "ops/moe.h"
 
 #include "numeric.h"
 #include "tokens.h"

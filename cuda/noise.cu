@@ -1,7 +1,8 @@
 // The same Philox blocks as on the CPU, a thread an element, and the same formula in double: what the device's
 // logarithm and cosine differ by, a unit or two in the last place, hardly ever survives the rounding to
-// float32. In float32 the logarithm of a u close to one would be wrong in its third digit.
-#include "noise.h"
+// float32. In float32 the logarithm of a u close to one would be wrong in its third digit. x_TN is f32: noise
+// is the router's.
+#include "ops/noise.h"
 
 #include <numbers>
 

@@ -3,8 +3,8 @@
 // Forward, a thread has 4 x 4 pairs. Backward, a slope is needed twice, summed over keys for a token and over
 // tokens for a key; both sums are one kernel, seen from either side, with nothing but a tile of gradients
 // between the two: computing slopes again is cheaper than sums that two blocks share. A thread has one place of
-// the width in 4 rows.
-#include "prototype.h"
+// the width in 4 rows. All f32.
+#include "ops/prototype.h"
 
 #include <algorithm>
 

@@ -2,8 +2,9 @@
 // first half and the one of the second half that it turns with, from its load to its store. A warp has several
 // heads (4 of 128 values in bf16). Heads that are not of packs, or wider than a warp's, go element by element.
 //   Backward: a block goes over the heads of some tokens, q's, then k's, and each lane keeps the sums for the
-// weights of its own columns in registers.
-#include "qk_norm_rope.h"
+// weights of its own columns in registers. qkv, out, weights and the gradients of qkv and out f32, or all bf16;
+// rstd, tables and dweight_N f32 always. All arithmetic in f32, rounded once, at the end.
+#include "ops/qk_norm_rope.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,6 +1,7 @@
 // One warp a group, which it reads in packs of 16 bytes: no barrier, and the second pass over a group finds it
-// in the L1 cache. Other than on the CPU the sum of squares is in float32.
-#include "rmsnorm.h"
+// in the L1 cache. Other than on the CPU the sum of squares is in float32. in, out, weight and their gradients
+// f32, or all bf16 but for dweight_N, which is f32 always, as rstd_TG is. Statistics and sums in f32.
+#include "ops/rmsnorm.h"
 
 #include <algorithm>
 

@@ -1,6 +1,8 @@
 // A thread turns as many pairs as two packs of 16 bytes hold, whichever way a head is paired: every element is
-// read and written once, and the table comes from the caches, since all heads of a token share its row.
-#include "rope.h"
+// read and written once, and the table comes from the caches, since all heads of a token share its row. x f32
+// or bf16, turned in f32; the tables are f32 for both: an angle's cosine in bf16 would be wrong in the third
+// digit. frequency_P on host or device.
+#include "ops/rope.h"
 
 #include <algorithm>
 

@@ -1,6 +1,7 @@
 // Once a step, a few numbers for each expert. A warp finds an expert's quantile: each lane counts a stretch of
 // its bins, all together say in whose stretch it lies. Counts are whole numbers, so that it is the CPU's bin.
-#include "router_state.h"
+// States are f32; nobody waits.
+#include "ops/router_state.h"
 
 #include "for_each_pack.h"
 #include "launch.h"

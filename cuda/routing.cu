@@ -1,7 +1,8 @@
 // What is K numbers a token is done by a thread, what is E numbers by a warp. The sums over a sequence are cut
 // into runs of tokens, a block each, so that few long sequences fill the device as well as many short ones; the
-// partial sums are added in token order: the same bits in every run.
-#include "routing.h"
+// partial sums are added in token order: the same bits in every run. All in f32 but for the sums over tokens,
+// which are f64, and experts, counts and tokens, i32. dprob_BE may lie on the host.
+#include "ops/routing.h"
 
 #include <algorithm>
 

@@ -1,13 +1,14 @@
 // One warp a token. In the choice by groups each lane has groups of its own, whose neighbours in memory it
-// walks in the L1 cache; the groups' sums meet in shared memory. Row sums are in float32.
-#include "sigmoid_group.h"
+// walks in the L1 cache; the groups' sums meet in shared memory. Row sums are in float32. All in f32, expert_TK
+// i32.
+#include "ops/sigmoid_group.h"
 
 #include <algorithm>
 #include <limits>
 
 #include "core/expert_groups.h"
-#include "core/slot_weighting.h"
 #include "numeric.h"
+#include "ops/routing.h"
 #include "tokens.h"
 
 // Legend: T tokens, E experts, K slots a token, G groups of experts.

@@ -1,5 +1,6 @@
-// What is K numbers a token is done by a thread, in slot order as on the CPU; what is E numbers by a warp.
-#include "slots.h"
+// What is K numbers a token is done by a thread, in slot order as on the CPU; what is E numbers by a warp. All
+// in f32, expert_TK and count_T i32.
+#include "ops/slots.h"
 
 #include <limits>
 

@@ -1,7 +1,8 @@
 // A thread takes a pack of gates and the pack of ups that belongs to it: one pass over memory, which bounds it
 // as long as a sigmoid is cheap. Of experts, a warp takes a row in the backward pass: the weight's gradient is
 // a sum over what it has in registers. How many rows there are only the device knows; blocks beyond them leave.
-#include "swiglu.h"
+// All tensors f32, or all bf16; weight_R and dweight_R always f32.
+#include "ops/swiglu.h"
 
 #include "for_each_pack.h"
 #include "silu.h"

@@ -1,4 +1,4 @@
-#include "cuda/linear.h"
+#include "ops/linear.h"
 
 #include <gtest/gtest.h>
 
@@ -8,14 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/swiglu.h"
 #include "cuda_precisions.h"
 #include "cuda_support.h"
+#include "ops/swiglu.h"
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
 #endif
-#include "ops/linear.h"
-#include "ops/swiglu.h"
 #include "rounding_bound.h"
 
 namespace switchyard::test {

@@ -1,16 +1,15 @@
-#include "cuda/mla.h"
+#include "ops/mla.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/mla.h"
 
 namespace switchyard::test {
 namespace {
 
 struct Case {
   std::int64_t tokens;
-  MlaWidths widths;
+  ops::MlaWidths widths;
   std::int64_t latent, margin;  // margin: of the matrices whose rows may be strided
 };
 // One of everything, odd widths, packs with and without margins, packs of some widths only, a latent that fills

@@ -1,4 +1,4 @@
-#include "cuda/moe.h"
+#include "ops/moe.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/moe.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"

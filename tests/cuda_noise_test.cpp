@@ -1,9 +1,8 @@
-#include "cuda/noise.h"
+#include "ops/noise.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/noise.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,9 +1,8 @@
-#include "cuda/prototype.h"
+#include "ops/prototype.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/prototype.h"
 #ifdef SWITCHYARD_SIMT
 #include "simt/engine.h"
 #endif
@@ -11,8 +10,8 @@
 namespace switchyard::test {
 namespace {
 
-using enum PrototypeSimilarity;
-constexpr PrototypeSimilarity kAll[] = {gaussian, mahalanobis, kl, js, hellinger, wasserstein};
+using enum ops::PrototypeSimilarity;
+constexpr ops::PrototypeSimilarity kAll[] = {gaussian, mahalanobis, kl, js, hellinger, wasserstein};
 constexpr double kSigma = 1.3;
 
 struct Sizes {
@@ -38,19 +37,19 @@ struct RowPair {
     if (rows > 0) set(host, 0, -30);  // a variance under the clamp; as a mean, far from all others
     return DeviceTensor::of(host, DType::f32, ctx, s.margin);
   }
-  GaussianRows device() const { return {mean, log_var}; }
-  GaussianRows host() const { return {mean64, log_var64}; }
+  ops::GaussianRows device() const { return {mean, log_var}; }
+  ops::GaussianRows host() const { return {mean64, log_var64}; }
 };
 
 struct Case {
   DeviceContext ctx;
   Context host_ctx;
-  PrototypeSimilarity similarity;
+  ops::PrototypeSimilarity similarity;
   RowPair token, key, dtoken, dkey;
   DeviceTensor log_sigma, dlog_sigma, dscore, score;
   OwnedTensor log_sigma64, dlog_sigma64, score64;
 
-  Case(PrototypeSimilarity kind, const Sizes& s)
+  Case(ops::PrototypeSimilarity kind, const Sizes& s)
       : similarity(kind),
         token(s.tokens, s, "token", ctx),
         key(s.experts, s, "key", ctx),
@@ -64,13 +63,13 @@ struct Case {
         dlog_sigma64(dlog_sigma.as_f64()),
         score64(score.view().shape(), DType::f64) {}
   void run() {
-    const PrototypeMetric metric{similarity, kSigma, log_sigma, dlog_sigma};
+    const ops::PrototypeMetric metric{similarity, kSigma, log_sigma, dlog_sigma};
     ops::cuda::prototype_similarity_forward(score, token.device(), key.device(), metric, ctx);
     ops::cuda::prototype_similarity_backward(dtoken.device(), dkey.device(), dscore, score, token.device(),
                                              key.device(), metric, ctx);
   }
   void run_on_host() {
-    const PrototypeMetric metric{similarity, kSigma, log_sigma64, dlog_sigma64};
+    const ops::PrototypeMetric metric{similarity, kSigma, log_sigma64, dlog_sigma64};
     ops::prototype_similarity_forward(score64, token.host(), key.host(), metric, host_ctx);
     ops::prototype_similarity_backward(dtoken.host(), dkey.host(), dscore.as_f64(), score64, token.host(),
                                        key.host(), metric, host_ctx);
@@ -78,7 +77,7 @@ struct Case {
 };
 
 TEST(CudaPrototype, EqualsTheCpu) {
-  for (const PrototypeSimilarity similarity : kAll)
+  for (const ops::PrototypeSimilarity similarity : kAll)
     for (const Sizes& s : kSizes) {
       SCOPED_TRACE(::testing::Message() << "similarity " << static_cast<int>(similarity) << ", " << s.tokens
                                         << " x " << s.experts << " x " << s.width);
@@ -102,7 +101,7 @@ TEST(CudaPrototype, EqualsTheCpu) {
 
 // A token that lies on a key: nothing is lost to cancellation, and the roots stay finite.
 TEST(CudaPrototype, IsExactWhereTokenAndKeyAgree) {
-  for (const PrototypeSimilarity similarity : kAll) {
+  for (const ops::PrototypeSimilarity similarity : kAll) {
     DeviceContext ctx;
     const auto mean = DeviceTensor::of(normal({2, 16}, DType::f32, "same", 3.0), ctx),
                log_var = DeviceTensor::of(normal({2, 16}, DType::f32, "v"), ctx),
@@ -120,7 +119,7 @@ TEST(CudaPrototype, IsExactWhereTokenAndKeyAgree) {
 // Points have no log-variance: none need be given.
 TEST(CudaPrototype, PointsNeedNoVariance) {
   Case c(gaussian, {5, 3, 4, 0});
-  const PrototypeMetric metric{gaussian, kSigma};
+  const ops::PrototypeMetric metric{gaussian, kSigma};
   c.run_on_host();
   ops::cuda::prototype_similarity_forward(c.score, {c.token.mean}, {c.key.mean}, metric, c.ctx);
   ops::cuda::prototype_similarity_backward({c.dtoken.mean}, {c.dkey.mean}, c.dscore, c.score, {c.token.mean},

@@ -1,14 +1,13 @@
-#include "cuda/qk_norm_rope.h"
+#include "ops/qk_norm_rope.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "cuda/rmsnorm.h"
-#include "cuda/rope.h"
 #include "cuda_support.h"
 #include "ops/elementwise.h"
-#include "ops/qk_norm_rope.h"
+#include "ops/rmsnorm.h"
+#include "ops/rope.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -40,11 +39,11 @@ const Sizes kSizes[] = {{0, 1, 1, 1, 4, 0},    {1, 1, 1, 1, 1, 0},    {5, 2, 3, 
 
 struct DevicePair {
   DeviceTensor q, k;
-  operator QueryKey() const { return {q, k}; }
+  operator ops::QueryKey() const { return {q, k}; }
 };
 struct HostPair {
   OwnedTensor q, k;
-  operator QueryKey() const { return {q, k}; }
+  operator ops::QueryKey() const { return {q, k}; }
 };
 HostPair as_f64(const DevicePair& pair) { return {pair.q.as_f64(), pair.k.as_f64()}; }
 
@@ -134,13 +133,13 @@ TEST_P(CudaQkNormRope, EqualsNormThenRotation) {
     Call fused(s, GetParam()), apart(s, GetParam());
     fused.forward();
     fused.backward();
-    const QueryKey out = apart.out, rstd = apart.rstd, weight = apart.weight, dout = apart.dout,
-                   dweight = apart.dweight;
+    const ops::QueryKey out = apart.out, rstd = apart.rstd, weight = apart.weight, dout = apart.dout,
+                        dweight = apart.dweight;
     const auto columns = [&](const Tensor& of_all) {
-      return QueryKey{of_all.columns(0, s.q_width()), of_all.columns(s.q_width(), s.k_width())};
+      return ops::QueryKey{of_all.columns(0, s.q_width()), of_all.columns(s.q_width(), s.k_width())};
     };
-    const QueryKey in = columns(apart.qkv), din = columns(apart.dqkv);
-    for (Tensor QueryKey::*side : {&QueryKey::q, &QueryKey::k}) {
+    const ops::QueryKey in = columns(apart.qkv), din = columns(apart.dqkv);
+    for (Tensor ops::QueryKey::*side : {&ops::QueryKey::q, &ops::QueryKey::k}) {
       ops::cuda::rmsnorm_forward(out.*side, rstd.*side, in.*side, weight.*side, kEps, apart.ctx);
       ops::cuda::rope_forward(out.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);
       ops::cuda::rope_backward(dout.*side, apart.cos, apart.sin, s.seq_len, {s.width()}, apart.ctx);

@@ -1,9 +1,8 @@
-#include "cuda/rmsnorm.h"
+#include "ops/rmsnorm.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/rmsnorm.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,28 +1,27 @@
-#include "cuda/rope.h"
+#include "ops/rope.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "cuda_support.h"
-#include "ops/rope.h"
 
 namespace switchyard::test {
 namespace {
 
 struct Sizes {
   std::int64_t tokens, seq_len, heads, pairs, nope, margin;
-  RopePairs kind;
+  ops::RopePairs kind;
   std::int64_t head_dim() const { return nope + 2 * pairs; }
 };
 // One pair, odd widths, a last sequence that is not whole, a head that is turned in part, rows of packs with
 // and without a margin, and more heads than one pass of a block turns.
 const Sizes kSizes[] = {
-    {1, 1, 1, 1, 0, 0, RopePairs::halves},       {1, 1, 1, 1, 0, 0, RopePairs::neighbours},
-    {34, 17, 3, 5, 0, 3, RopePairs::halves},     {34, 17, 3, 5, 1, 3, RopePairs::neighbours},
-    {17, 6, 3, 8, 8, 8, RopePairs::halves},      {17, 6, 3, 8, 8, 8, RopePairs::neighbours},
-    {300, 300, 2, 16, 0, 0, RopePairs::halves},  {9, 4, 2, 16, 5, 8, RopePairs::halves},
-    {3, 3, 40, 64, 0, 0, RopePairs::neighbours}, {70, 9, 1, 4, 0, 4, RopePairs::halves}};
+    {1, 1, 1, 1, 0, 0, ops::RopePairs::halves},       {1, 1, 1, 1, 0, 0, ops::RopePairs::neighbours},
+    {34, 17, 3, 5, 0, 3, ops::RopePairs::halves},     {34, 17, 3, 5, 1, 3, ops::RopePairs::neighbours},
+    {17, 6, 3, 8, 8, 8, ops::RopePairs::halves},      {17, 6, 3, 8, 8, 8, ops::RopePairs::neighbours},
+    {300, 300, 2, 16, 0, 0, ops::RopePairs::halves},  {9, 4, 2, 16, 5, 8, ops::RopePairs::halves},
+    {3, 3, 40, 64, 0, 0, ops::RopePairs::neighbours}, {70, 9, 1, 4, 0, 4, ops::RopePairs::halves}};
 
 class CudaRope : public ::testing::TestWithParam<DType> {};
 
@@ -38,7 +37,7 @@ TEST_P(CudaRope, EqualsTheCpu) {
     const auto x = DeviceTensor::of(normal(shape, DType::f64, "x"), GetParam(), ctx, s.margin);
     const auto dx = DeviceTensor::of(normal(shape, DType::f64, "dx"), GetParam(), ctx, s.margin);
     const OwnedTensor x64 = x.as_f64(), dx64 = dx.as_f64(), cos64 = cos.as_f64(), sin64 = sin.as_f64();
-    const RopeLayout layout{s.head_dim(), s.kind};
+    const ops::RopeLayout layout{s.head_dim(), s.kind};
     ops::rope_forward(x64, cos64, sin64, s.seq_len, layout, host_ctx);
     ops::rope_backward(dx64, cos64, sin64, s.seq_len, layout, host_ctx);
 

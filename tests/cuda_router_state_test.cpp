@@ -1,10 +1,9 @@
-#include "cuda/router_state.h"
+#include "ops/router_state.h"
 
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
 #include "ops/histogram.h"
-#include "ops/router_state.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/routing.h"
+#include "ops/routing.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/routing.h"
 
 #ifdef SWITCHYARD_SIMT
 #include "engine.h"
@@ -61,7 +60,7 @@ TEST(CudaRouting, SlotWeightsEqualTheCpu) {
       SCOPED_TRACE(describe(s));
       Device device{.ctx = {}, .margin = s.margin};
       Context host_ctx;
-      const SlotWeighting weighting{.normalise = normalise, .scale = 2.5, .eps = 1e-3};
+      const ops::SlotWeighting weighting{.normalise = normalise, .scale = 2.5, .eps = 1e-3};
       const Slots slots(s);
       const std::int64_t T = slots.token_T.numel();
       OwnedTensor host_chosen({T, s.slots}, DType::f64);  // probabilities, 0 in a free slot

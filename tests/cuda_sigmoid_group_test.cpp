@@ -1,11 +1,10 @@
-#include "cuda/sigmoid_group.h"
+#include "ops/sigmoid_group.h"
 
 #include <gtest/gtest.h>
 
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/sigmoid_group.h"
 
 namespace switchyard::test {
 namespace {

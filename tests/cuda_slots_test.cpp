@@ -1,4 +1,4 @@
-#include "cuda/slots.h"
+#include "ops/slots.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/slots.h"
 
 namespace switchyard::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/swiglu.h"
+#include "ops/swiglu.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cuda_support.h"
-#include "ops/swiglu.h"
 #include "rounding_bound.h"
 
 namespace switchyard::test {

@@ -44,7 +44,7 @@ class Example final : public Router {
 
  private:
   RouterShape shape_;
-  SlotWeighting weighting_;
+  ops::SlotWeighting weighting_;
   LinearGate gate_;
   Tensor prob_TE_, lse_T_, chosen_TK_;
   RoutingDecision decision_;

@@ -145,7 +145,7 @@ TEST(AttentionRowEntropy, SharesOfTheLargestPossibleByHand) {
 
 struct MlaCase {
   std::int64_t tokens, latent;
-  MlaWidths widths;
+  ops::MlaWidths widths;
 };
 const MlaCase kMlaCases[] = {{1, 1, {1, 1, 2, 1}},   {1, 19, {3, 5, 4, 7}}, {3, 8, {2, 16, 2, 17}},
                              {8, 33, {5, 9, 8, 65}}, {9, 17, {3, 7, 6, 5}}, {70, 5, {2, 3, 4, 6}}};

@@ -15,7 +15,7 @@ namespace {
 TEST(MlaSplit, OneTokenOfTwoHeadsByHand) {
   for (const DType dtype : {DType::f32, DType::f64}) {
     PoisonedContext ctx;
-    const MlaWidths widths{.heads = 2, .nope = 2, .rope = 1, .value = 3};
+    const ops::MlaWidths widths{.heads = 2, .nope = 2, .rope = 1, .value = 3};
     OwnedTensor kv({1, 10}, dtype), k_rope({1, 1}, dtype), k({1, 6}, dtype), v({1, 6}, dtype);
     fill(kv, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10});  // of each head two of the key, then three of the value
     fill(k_rope, {-1});
@@ -34,7 +34,7 @@ TEST(MlaSplit, OneTokenOfTwoHeadsByHand) {
 
 struct Case {
   std::int64_t tokens;
-  MlaWidths widths;
+  ops::MlaWidths widths;
 };
 const Case kCases[] = {{1, {1, 1, 2, 1}}, {3, {4, 5, 4, 7}}, {17, {3, 16, 8, 9}}, {257, {2, 9, 16, 4}}};
 
@@ -65,7 +65,7 @@ TEST(MlaSplit, GradientMatchesFiniteDifferences) {
 
 TEST(MlaSplit, SameBitsOnAnyThreadCount) {
   PoisonedContext ctx;
-  const MlaWidths w{.heads = 5, .nope = 9, .rope = 8, .value = 7};
+  const ops::MlaWidths w{.heads = 5, .nope = 9, .rope = 8, .value = 7};
   const std::int64_t tokens = 301;
   const OwnedTensor kv = normal({tokens, 5 * 16}, DType::f32, "kv"),
                     dk = normal({tokens, 5 * 17}, DType::f32, "dk");
@@ -85,7 +85,7 @@ TEST(MlaSplit, SameBitsOnAnyThreadCount) {
 
 TEST(MlaSplit, RefusesOtherShapesAndDtypes) {
   PoisonedContext ctx;
-  const MlaWidths w{.heads = 2, .nope = 2, .rope = 1, .value = 3};
+  const ops::MlaWidths w{.heads = 2, .nope = 2, .rope = 1, .value = 3};
   const OwnedTensor kv({1, 10}, DType::f32), k_rope({1, 1}, DType::f32), k({1, 6}, DType::f32),
       v({1, 6}, DType::f32);
   const OwnedTensor wide({1, 11}, DType::f32), kv64({1, 10}, DType::f64), k_rope64({1, 1}, DType::f64);

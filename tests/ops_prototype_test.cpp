@@ -14,8 +14,8 @@
 namespace switchyard::test {
 namespace {
 
-using enum PrototypeSimilarity;
-constexpr PrototypeSimilarity kAll[] = {gaussian, mahalanobis, kl, js, hellinger, wasserstein};
+using enum ops::PrototypeSimilarity;
+constexpr ops::PrototypeSimilarity kAll[] = {gaussian, mahalanobis, kl, js, hellinger, wasserstein};
 constexpr double kSigma = 1.3;
 
 struct Point {
@@ -27,7 +27,7 @@ double kl_of(double m1, double v1, double m2, double v2) {
 }
 
 // One pair as docs/router-mathematics.md writes it, in double, with nothing rearranged.
-double by_definition(PrototypeSimilarity similarity, const std::vector<Point>& token,
+double by_definition(ops::PrototypeSimilarity similarity, const std::vector<Point>& token,
                      const std::vector<Point>& key, const std::vector<double>& log_sigma) {
   double squares = 0, weighted = 0, kl_sum = 0, js_sum = 0, product = 1, transport = 0;
   for (std::size_t j = 0; j < token.size(); ++j) {
@@ -64,12 +64,12 @@ struct Sizes {
 const Sizes kSizes[] = {{1, 1, 1}, {3, 5, 4}, {37, 9, 16}, {70, 33, 3}};
 
 struct Case {
-  PrototypeSimilarity similarity;
+  ops::PrototypeSimilarity similarity;
   OwnedTensor mean_Td, log_var_Td, key_Ed, key_log_var_Ed, log_sigma_d, dscore_TE, score_TE;
   OwnedTensor dmean_Td, dlog_var_Td, dkey_Ed, dkey_log_var_Ed, dlog_sigma_d;
   PoisonedContext ctx;
 
-  Case(PrototypeSimilarity kind, Sizes s, DType dtype)
+  Case(ops::PrototypeSimilarity kind, Sizes s, DType dtype)
       : similarity(kind),
         mean_Td(normal_strided(s.tokens, s.width, dtype, "mean", 0.6)),
         log_var_Td(normal_strided(s.tokens, s.width, dtype, "log_var", 0.8)),
@@ -88,9 +88,9 @@ struct Case {
   static OwnedTensor zeros(std::int64_t rows, std::int64_t columns, DType dtype) {
     return normal_strided(rows, columns, dtype, "none", 0.0, 2);
   }
-  PrototypeMetric metric() const { return {similarity, kSigma, log_sigma_d, dlog_sigma_d}; }
-  GaussianRows token() const { return {mean_Td, log_var_Td}; }
-  GaussianRows key() const { return {key_Ed, key_log_var_Ed}; }
+  ops::PrototypeMetric metric() const { return {similarity, kSigma, log_sigma_d, dlog_sigma_d}; }
+  ops::GaussianRows token() const { return {mean_Td, log_var_Td}; }
+  ops::GaussianRows key() const { return {key_Ed, key_log_var_Ed}; }
   void forward() { ops::prototype_similarity_forward(score_TE, token(), key(), metric(), ctx); }
   void backward() {
     ops::prototype_similarity_backward({dmean_Td, dlog_var_Td}, {dkey_Ed, dkey_log_var_Ed}, dscore_TE, score_TE,
@@ -105,7 +105,7 @@ struct Case {
 };
 
 TEST(PrototypeSimilarity, IsWhatItsDefinitionSays) {
-  for (const PrototypeSimilarity similarity : kAll)
+  for (const ops::PrototypeSimilarity similarity : kAll)
     for (const Sizes& s : kSizes)
       for (const DType dtype : {DType::f64, DType::f32}) {
         Case c(similarity, s, dtype);
@@ -125,7 +125,7 @@ TEST(PrototypeSimilarity, IsWhatItsDefinitionSays) {
 
 // A token that lies on a key: nothing is lost to cancellation, and the roots stay finite.
 TEST(PrototypeSimilarity, IsExactWhereTokenAndKeyAgree) {
-  for (const PrototypeSimilarity similarity : kAll) {
+  for (const ops::PrototypeSimilarity similarity : kAll) {
     PoisonedContext ctx;
     const OwnedTensor mean = normal({2, 16}, DType::f32, "same", 3.0),
                       log_var = normal({2, 16}, DType::f32, "v");
@@ -139,7 +139,7 @@ TEST(PrototypeSimilarity, IsExactWhereTokenAndKeyAgree) {
 }
 
 TEST(PrototypeSimilarity, GradientMatchesFiniteDifferences) {
-  for (const PrototypeSimilarity similarity : kAll)
+  for (const ops::PrototypeSimilarity similarity : kAll)
     for (const Sizes& s : kSizes) {
       Case c(similarity, s, DType::f64);
       c.forward();
@@ -166,7 +166,7 @@ TEST(PrototypeSimilarity, GradientMatchesFiniteDifferences) {
 }
 
 TEST(PrototypeSimilarity, FloatGradientFollowsDouble) {
-  for (const PrototypeSimilarity similarity : kAll) {
+  for (const ops::PrototypeSimilarity similarity : kAll) {
     Case f32(similarity, {37, 9, 16}, DType::f32), f64(similarity, {37, 9, 16}, DType::f64);
     for (Case* c : {&f32, &f64}) {
       set(c->log_var_Td, 0, 0.3);
@@ -180,7 +180,7 @@ TEST(PrototypeSimilarity, FloatGradientFollowsDouble) {
 }
 
 TEST(PrototypeSimilarity, SameBitsOnAnyThreadCount) {
-  for (const PrototypeSimilarity similarity : {mahalanobis, hellinger})
+  for (const ops::PrototypeSimilarity similarity : {mahalanobis, hellinger})
     expect_same_bits_on_any_thread_count([&] {
       Case c(similarity, {301, 33, 16}, DType::f32);
       c.forward();

@@ -26,7 +26,7 @@ const Sizes kSizes[] = {{1, 1, 1, 1, 1}, {5, 2, 3, 1, 3}, {34, 17, 4, 2, 8}, {70
 
 struct Pair {
   OwnedTensor q, k;
-  operator QueryKey() const { return {q, k}; }
+  operator ops::QueryKey() const { return {q, k}; }
 };
 
 // The inputs of a call, in strided rows, and its outputs, poisoned; the weights' gradients begin with values.
@@ -102,9 +102,9 @@ TEST(QkNormRope, EqualsNormThenRotation) {
       const Call fused(s, dtype), apart(s, dtype);
       const Tensor columns[] = {apart.q_columns(apart.qkv), apart.k_columns(apart.qkv)};
       const Tensor dcolumns[] = {apart.q_columns(apart.dqkv), apart.k_columns(apart.dqkv)};
-      for (Tensor QueryKey::*side : {&QueryKey::q, &QueryKey::k}) {
-        const auto of = [&](const QueryKey& pair) { return pair.*side; };
-        const int i = side == &QueryKey::q ? 0 : 1;
+      for (Tensor ops::QueryKey::*side : {&ops::QueryKey::q, &ops::QueryKey::k}) {
+        const auto of = [&](const ops::QueryKey& pair) { return pair.*side; };
+        const int i = side == &ops::QueryKey::q ? 0 : 1;
         ops::rmsnorm_forward(of(apart.out), of(apart.rstd), columns[i], of(apart.weight), kEps, ctx);
         ops::rope_forward(of(apart.out), apart.cos, apart.sin, s.seq_len, {s.width()}, ctx);
         ops::rope_backward(of(apart.dout), apart.cos, apart.sin, s.seq_len, {s.width()}, ctx);
@@ -184,8 +184,8 @@ TEST(QkNormRope, RefusesOtherShapesAndDtypes) {
   Context ctx;
   const Call call({4, 2, 2, 1, 3}, DType::f32), wider({4, 2, 2, 1, 4}, DType::f32),
       f64({4, 2, 2, 1, 3}, DType::f64);
-  const auto forward = [&](const QueryKey& out, const Tensor& qkv, const QueryKey& weight, const Tensor& cos,
-                           std::int64_t seq_len) {
+  const auto forward = [&](const ops::QueryKey& out, const Tensor& qkv, const ops::QueryKey& weight,
+                           const Tensor& cos, std::int64_t seq_len) {
     ops::qk_norm_rope_forward(out, call.rstd, qkv, weight, cos, call.sin, seq_len, kEps, ctx);
   };
   EXPECT_NO_THROW(forward(call.out, call.qkv, call.weight, call.cos, 2));

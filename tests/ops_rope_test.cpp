@@ -67,7 +67,7 @@ TEST(Rope, PairsNeighbours) {
   const Table table(2, 2, DType::f64, ctx, 100.0);
   OwnedTensor x({2, 4}, DType::f64);
   fill(x, {1, 2, 3, 4, 1, 2, 3, 4});
-  ops::rope_forward(x, table.cos, table.sin, 2, {4, RopePairs::neighbours}, ctx);
+  ops::rope_forward(x, table.cos, table.sin, 2, {4, ops::RopePairs::neighbours}, ctx);
   const double c = std::cos(1.0), s = std::sin(1.0), c1 = std::cos(0.1), s1 = std::sin(0.1);
   EXPECT_TRUE(
       all_near(values(x), {1, 2, 3, 4, c - 2 * s, 2 * c + s, 3 * c1 - 4 * s1, 4 * c1 + 3 * s1}, 1e-14, 0));
@@ -77,7 +77,8 @@ TEST(Rope, PairsNeighbours) {
 TEST(Rope, TurnsTheLastElementsOfEachHead) {
   Context ctx;
   const double c = std::cos(1.0), s = std::sin(1.0);
-  for (const RopePairs pairs : {RopePairs::halves, RopePairs::neighbours}) {  // the same of a single pair
+  for (const ops::RopePairs pairs :
+       {ops::RopePairs::halves, ops::RopePairs::neighbours}) {  // the same of a single pair
     const Table table(2, 1, DType::f64, ctx);
     OwnedTensor x({2, 6}, DType::f64);
     fill(x, {1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6});
@@ -110,8 +111,8 @@ TEST(Rope, NeighboursAreHalvesReordered) {
   };
   const OwnedTensor start = reordered(neighbours);
   for (std::int64_t i = 0; i < start.numel(); ++i) set(halves, i, start[i]);
-  ops::rope_forward(halves, table.cos, table.sin, kTokens, {kHead, RopePairs::halves}, ctx);
-  ops::rope_forward(neighbours, table.cos, table.sin, kTokens, {kHead, RopePairs::neighbours}, ctx);
+  ops::rope_forward(halves, table.cos, table.sin, kTokens, {kHead, ops::RopePairs::halves}, ctx);
+  ops::rope_forward(neighbours, table.cos, table.sin, kTokens, {kHead, ops::RopePairs::neighbours}, ctx);
   // The same two products and one sum an element; one of the loops may fuse them and round once less.
   EXPECT_TRUE(all_near(values(reordered(neighbours)), values(halves), 0, 6e-7));
 }
@@ -129,10 +130,10 @@ TEST(Rope, PositionStartsAnewWithEachSequence) {
 struct Sizes {
   std::int64_t tokens, seq_len, heads, pairs;
   std::int64_t nope = 0;  // elements of a head that are not rotated
-  RopePairs kind = RopePairs::halves;
+  ops::RopePairs kind = ops::RopePairs::halves;
   std::int64_t head_dim() const { return nope + 2 * pairs; }
   std::int64_t width() const { return heads * head_dim(); }
-  RopeLayout layout() const { return {head_dim(), kind}; }
+  ops::RopeLayout layout() const { return {head_dim(), kind}; }
 };
 const Sizes kSizes[] = {{1, 1, 1, 1},
                         {6, 3, 2, 3},
@@ -140,14 +141,14 @@ const Sizes kSizes[] = {{1, 1, 1, 1},
                         {34, 17, 1, 33},
                         {6, 3, 2, 64},
                         {6, 3, 2, 3, 5},
-                        {1, 1, 1, 1, 0, RopePairs::neighbours},
-                        {17, 17, 3, 17, 0, RopePairs::neighbours},
-                        {34, 17, 2, 33, 1, RopePairs::neighbours},
-                        {6, 3, 2, 32, 128, RopePairs::neighbours}};
+                        {1, 1, 1, 1, 0, ops::RopePairs::neighbours},
+                        {17, 17, 3, 17, 0, ops::RopePairs::neighbours},
+                        {34, 17, 2, 33, 1, ops::RopePairs::neighbours},
+                        {6, 3, 2, 32, 128, ops::RopePairs::neighbours}};
 
 std::string describe(const Sizes& s) {
   return std::to_string(s.pairs) + " pairs of " + std::to_string(s.head_dim()) +
-         (s.kind == RopePairs::halves ? ", halves" : ", neighbours");
+         (s.kind == ops::RopePairs::halves ? ", halves" : ", neighbours");
 }
 
 // x is a column range of a wider matrix, as q and k are of a fused projection.
@@ -193,7 +194,7 @@ TEST(Rope, FloatFollowsDouble) {
 TEST(Rope, SameBitsOnAnyThreadCount) {
   Context ctx;
   const Table table(67, 33, DType::f32, ctx);
-  for (const RopePairs pairs : {RopePairs::halves, RopePairs::neighbours}) {
+  for (const ops::RopePairs pairs : {ops::RopePairs::halves, ops::RopePairs::neighbours}) {
     expect_same_bits_on_any_thread_count([&] {
       OwnedTensor x = normal({201, 3 * 70}, DType::f32, "x");
       ops::rope_forward(x, table.cos, table.sin, 67, {70, pairs}, ctx);

@@ -49,7 +49,7 @@ TEST(SlotWeights, ScaleAndEpsilonByHand) {
     fill(expert, {1, 0, 0, -1});
     fill(chosen, {0.375, 0.125, 0.5, kNan});
     fill(dweight, {4, 8, 2, kNan});
-    const SlotWeighting whole{.normalise = true, .scale = 2.0, .eps = 0.5};
+    const ops::SlotWeighting whole{.normalise = true, .scale = 2.0, .eps = 0.5};
     ops::slot_weights_forward(weight, chosen, expert, whole, ctx);
     EXPECT_EQ(values(weight), (std::vector<double>{0.75, 0.25, 1, 0}));
     ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, whole, ctx);
@@ -57,7 +57,7 @@ TEST(SlotWeights, ScaleAndEpsilonByHand) {
     // weight of a single expert still grows with its score.
     EXPECT_EQ(values(dscore), (std::vector<double>{16 - 5, 8 - 5, 2, 0}));
 
-    const SlotWeighting scaled{.scale = 2.0, .eps = 0.5};  // nothing is divided
+    const ops::SlotWeighting scaled{.scale = 2.0, .eps = 0.5};  // nothing is divided
     ops::slot_weights_forward(weight, chosen, expert, scaled, ctx);
     EXPECT_EQ(values(weight), (std::vector<double>{0.75, 0.25, 1, 0}));
     ops::slot_weights_backward(dscore, dweight, weight, chosen, expert, scaled, ctx);
@@ -122,9 +122,9 @@ struct Routed {
 
 TEST(SlotWeights, GradientMatchesFiniteDifferences) {
   for (const Sizes& s : kSizes) {
-    for (const SlotWeighting& weighting :
-         {SlotWeighting{}, SlotWeighting{.normalise = true},
-          SlotWeighting{.normalise = true, .scale = 2.5, .eps = 0.3}, SlotWeighting{.scale = 2.5}}) {
+    for (const ops::SlotWeighting& weighting :
+         {ops::SlotWeighting{}, ops::SlotWeighting{.normalise = true},
+          ops::SlotWeighting{.normalise = true, .scale = 2.5, .eps = 0.3}, ops::SlotWeighting{.scale = 2.5}}) {
       Routed r(s, DType::f64);
       const OwnedTensor dweight = normal({s.tokens(), s.slots}, DType::f64, "dweight");
       const OwnedTensor weight({s.tokens(), s.slots}, DType::f64);
@@ -286,7 +286,7 @@ TEST(Routing, FloatFollowsDouble) {
   for (const Sizes& s : kSizes) {
     // The choice of experts is the double one's: near ties may fall otherwise in float.
     const Routed choice(s, DType::f64);
-    const auto run = [&](DType dtype, const SlotWeighting& weighting) {
+    const auto run = [&](DType dtype, const ops::SlotWeighting& weighting) {
       PoisonedContext ctx;
       OwnedTensor score = normal({s.tokens(), s.n_experts}, dtype, "score", 0.1, 1.0),
                   chosen({s.tokens(), s.slots}, dtype);
@@ -306,8 +306,8 @@ TEST(Routing, FloatFollowsDouble) {
                                  ctx);
       return std::vector{values(weight), values(dscore), values(dlogit)};
     };
-    for (const SlotWeighting& weighting :
-         {SlotWeighting{}, SlotWeighting{.normalise = true}, SlotWeighting{.normalise = true, .scale = 1.7}}) {
+    for (const ops::SlotWeighting& weighting : {ops::SlotWeighting{}, ops::SlotWeighting{.normalise = true},
+                                                ops::SlotWeighting{.normalise = true, .scale = 1.7}}) {
       const auto actual = run(DType::f32, weighting), exact = run(DType::f64, weighting);
       // Sums of up to 8 numbers of order one and quotients of them, a dozen roundings of 6e-8; dweight - mean
       // cancels.

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "core/context.h"
-#include "core/rope_layout.h"
 #include "model/batch.h"
 #include "ops/attention.h"
+#include "ops/rope.h"
 #include "router/router.h"
 
 namespace switchyard::model {

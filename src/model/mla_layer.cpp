@@ -25,7 +25,7 @@ MlaLayer::MlaLayer(const config::Model& model, std::int64_t layer, ParameterStor
       latent_(model.mla->kv_lora_rank),
       widths_{model.num_attention_heads, model.mla->qk_nope_head_dim, model.mla->qk_rope_head_dim,
               model.mla->v_head_dim},
-      pairs_(model.rope.interleaved ? RopePairs::neighbours : RopePairs::halves),
+      pairs_(model.rope.interleaved ? ops::RopePairs::neighbours : ops::RopePairs::halves),
       softmax_scale_(model.softmax_scale_factor / std::sqrt(static_cast<double>(widths_.nope + widths_.rope))),
       store_(store) {
   const std::string prefix = layer_prefix(layer) + "self_attn.";

@@ -8,10 +8,10 @@
 #include <optional>
 
 #include "config/config.h"
-#include "core/mla_widths.h"
 #include "core/parameters.h"
 #include "model/attention_layer.h"
 #include "ops/attention.h"
+#include "ops/mla.h"
 
 namespace switchyard::model {
 
@@ -46,11 +46,11 @@ class MlaLayer final : public AttentionLayer {
   void attend_multiplied_out(const Batch& batch, Context& ctx);
   // The same from the cache's latents alone, for a batch that has tokens before it.
   void attend_cached(const Batch& batch, Context& ctx);
-  RopeLayout rope_of(std::int64_t head_dim) const { return {head_dim, pairs_}; }
+  ops::RopeLayout rope_of(std::int64_t head_dim) const { return {head_dim, pairs_}; }
 
   std::int64_t hidden_, q_latent_, latent_;
-  MlaWidths widths_;
-  RopePairs pairs_;
+  ops::MlaWidths widths_;
+  ops::RopePairs pairs_;
   double softmax_scale_;
   ParameterStore& store_;
   // Rows. q_: q_proj, or q_a_proj with q_a_norm_ and q_b_.

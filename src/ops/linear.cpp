@@ -1,13 +1,144 @@
 #include "ops/linear.h"
 
-#include "cpu/linear.h"
-#include "cuda/linear.h"
+#include <algorithm>
+
+#include "ops/cpu/gemm.h"
 #include "ops/cpu/gemm_bf16.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/skinny.h"
 #include "ops/elementwise.h"
 #include "ops/swiglu.h"
 
 namespace switchyard::ops {
+
+namespace {
+
+using namespace cpu;
+
+template <class T>
+void linear_forward_on_cpu(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
+  multiply<T>(ctx.matmul, Trans::no, Trans::yes, out_TN.rows(), out_TN.dim(1), in_TK.dim(1), in_TK.as<T>(),
+              in_TK.row_stride(), weight_NK.as<T>(), weight_NK.row_stride(), write == Write::add,
+              out_TN.as<T>(), out_TN.row_stride());
+}
+
+template <class T>
+void linear_backward_input_on_cpu(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
+  multiply<T>(ctx.matmul, Trans::no, Trans::no, din_TK.rows(), din_TK.dim(1), dout_TN.dim(1), dout_TN.as<T>(),
+              dout_TN.row_stride(), weight_NK.as<T>(), weight_NK.row_stride(), write == Write::add,
+              din_TK.as<T>(), din_TK.row_stride());
+}
+
+template <class T>
+void linear_backward_weight_on_cpu(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
+  multiply<T>(ctx.matmul, Trans::yes, Trans::no, dweight_NK.dim(0), dweight_NK.dim(1), in_TK.rows(),
+              dout_TN.as<T>(), dout_TN.row_stride(), in_TK.as<T>(), in_TK.row_stride(), true,
+              dweight_NK.as<T>(), dweight_NK.row_stride());
+}
+
+// An expert's product is cut into pieces of this many rows (of the routed tokens, or of the weight's gradient),
+// so that one popular expert does not keep a single thread busy. Pieces write disjoint outputs: the schedule
+// does not show in the result. Every piece rounds its weight anew to bfloat16, so there pieces are longer.
+std::int64_t piece_rows(MatmulType type) { return type == MatmulType::bf16 ? 512 : 128; }
+
+// The pieces of all experts' row ranges, as (expert, first row, row count) triples.
+Tensor cut_rows(Tensor offset_Ep, std::int64_t* n_pieces, Context& ctx) {
+  const std::int32_t* offset = offset_Ep.as<std::int32_t>();
+  const std::int64_t n_experts = offset_Ep.rows() - 1;
+  const auto most = static_cast<std::int32_t>(piece_rows(ctx.matmul));
+  Tensor piece_P3 = ctx.scratch.take(Shape{offset[n_experts] / most + n_experts, 3}, DType::i32);
+  std::int64_t n = 0;
+  for (std::int64_t e = 0; e < n_experts; ++e) {
+    for (std::int32_t first = offset[e]; first < offset[e + 1]; first += most) {
+      std::int32_t* piece = piece_P3.row<std::int32_t>(n++);
+      piece[0] = static_cast<std::int32_t>(e);
+      piece[1] = first;
+      piece[2] = std::min(most, offset[e + 1] - first);
+    }
+  }
+  *n_pieces = n;
+  return piece_P3;
+}
+
+// out rows of every piece = in rows op(weight of the piece's expert)
+template <class T>
+void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_Ep,
+                     Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  std::int64_t n_pieces = 0;
+  const Tensor piece_P3 = cut_rows(offset_Ep, &n_pieces, ctx);
+  // Few rows (a token that is generated): the pieces are cut in columns too, so that every thread has some.
+  const std::int64_t n_rows = offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1];
+  const std::int64_t width = n_rows <= kSkinnyRows ? kSkinnyColumns : out.dim(1);
+  const std::int64_t pieces_across = (out.dim(1) + width - 1) / width;
+  const std::int64_t weight_column = trans_weight == Trans::yes ? weight_ENK.dim(2) : 1;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t p = 0; p < n_pieces; ++p) {
+    for (std::int64_t across = 0; across < pieces_across; ++across) {
+      const std::int32_t* piece = piece_P3.row<std::int32_t>(p);
+      const std::int64_t first = across * width;
+      multiply<T>(ctx.matmul, Trans::no, trans_weight, piece[2], std::min(width, out.dim(1) - first), in.dim(1),
+                  in.row<T>(piece[1]), in.row_stride(), weight_ENK.row<T>(piece[0]) + first * weight_column,
+                  weight_ENK.dim(2), false, out.row<T>(piece[1]) + first, out.row_stride());
+    }
+  }
+}
+
+template <class T>
+void grouped_linear_forward_on_cpu(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep,
+                                   Context& ctx) {
+  multiply_pieces<T>(out_RN, in_RK, weight_ENK, Trans::yes, offset_Ep, ctx);
+}
+
+template <class T>
+void grouped_linear_backward_input_on_cpu(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
+                                          Context& ctx) {
+  multiply_pieces<T>(din_RK, dout_RN, weight_ENK, Trans::no, offset_Ep, ctx);
+}
+
+template <class T>
+void grouped_linear_backward_weight_on_cpu(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
+                                           Context& ctx) {
+  const std::int32_t* offset = offset_Ep.as<std::int32_t>();
+  const std::int64_t n_experts = dweight_ENK.dim(0), n = dweight_ENK.dim(1), k = dweight_ENK.dim(2);
+  const std::int64_t most = piece_rows(ctx.matmul), pieces_each = (n + most - 1) / most;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (std::int64_t p = 0; p < n_experts * pieces_each; ++p) {
+    const std::int64_t e = p / pieces_each, first = p % pieces_each * most;
+    const std::int64_t rows = offset[e + 1] - offset[e];
+    if (rows == 0) continue;
+    multiply<T>(ctx.matmul, Trans::yes, Trans::no, std::min(most, n - first), k, rows,
+                dout_RN.row<T>(offset[e]) + first, dout_RN.row_stride(), in_RK.row<T>(offset[e]),
+                in_RK.row_stride(), true, dweight_ENK.row<T>(e) + first * k, k);
+  }
+}
+
+void linear_forward_add_on_cpu(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx) {
+  if (addend_TN.raw() != out_TN.raw()) copy(out_TN, addend_TN, ctx);
+  linear_forward(out_TN, in_TK, weight_NK, Write::add, ctx);
+}
+
+void grouped_gate_up_forward_on_cpu(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+                                    Tensor weight_R, Tensor offset_Ep, Context& ctx) {
+  grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
+  expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+}
+
+void grouped_down_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
+                                  Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Tensor dact_RF = ctx.scratch.take(Shape{dout_RN.rows(), weight_ENF.dim(2)}, dout_RN.dtype());
+  grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
+  expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+}
+
+// The dtype of a product of operands of `operand`: theirs, or that of their sums.
+DType product_type(const Tensor& product, DType operand) {
+  SY_CHECK(product.dtype() == operand || product.dtype() == statistics_type(operand),
+           "a product of {} is written as {}", name_of(operand), name_of(product.dtype()));
+  return product.dtype();
+}
+
+}  // namespace
 
 bool has_fast_matmul(MatmulType type, Device device) {
   switch (device) {
@@ -19,134 +150,86 @@ bool has_fast_matmul(MatmulType type, Device device) {
   return false;
 }
 
-namespace {
-
-// Both operands are of one type, and the product of it too, or of the type of their sums.
-void check_product(const Tensor& product, const Tensor& a, const Tensor& b) {
-  SY_CHECK(a.dtype() == b.dtype(), "operands are {} and {}", name_of(a.dtype()), name_of(b.dtype()));
-  if (product.dtype() != a.dtype()) check_statistics_of(product, a, "the product");
-}
-
-void check_forward(const Tensor& out_TN, const Tensor& in_TK, const Tensor& weight_NK) {
-  check_shape(out_TN, Shape{in_TK.rows(), weight_NK.dim(0)}, "out_TN");
-  check_shape(weight_NK, Shape{out_TN.dim(1), in_TK.dim(1)}, "weight_NK");
-  check_product(out_TN, in_TK, weight_NK);
-}
-
-}  // namespace
-
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
-  check_forward(out_TN, in_TK, weight_NK);
-  SY_ON_CUDA(ctx, cuda::linear_forward(out_TN, in_TK, weight_NK, write, ctx));
-  with_scalar(out_TN.dtype(), [&]<class T>() {
-    cpu::linear_forward<T>(out_TN, in_TK, weight_NK, write == Write::add, ctx.matmul);
-  });
+  const DType operand = in_TK.dtype(), product = product_type(out_TN, operand);
+  Signature args(ctx);
+  args(SY_ARG(in_TK), operand)(SY_ARG(weight_NK), operand)(SY_ARG(out_TN), product);
+  run<&cuda::linear_forward>(ctx, product, SY_CPU(linear_forward_on_cpu), out_TN, in_TK, weight_NK, write);
 }
 
 void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx) {
-  check_forward(out_TN, in_TK, weight_NK);
-  check_like(addend_TN, out_TN, "addend_TN");
-  SY_ON_CUDA(ctx, cuda::linear_forward_add(out_TN, addend_TN, in_TK, weight_NK, ctx));
-  if (addend_TN.raw() != out_TN.raw()) copy(out_TN, addend_TN, ctx);
-  linear_forward(out_TN, in_TK, weight_NK, Write::add, ctx);
+  const DType operand = in_TK.dtype(), product = product_type(out_TN, operand);
+  Signature args(ctx);
+  args(SY_ARG(in_TK), operand)(SY_ARG(weight_NK), operand)(SY_ARG(out_TN), product)(SY_ARG(addend_TN), product);
+  run<&cuda::linear_forward_add>(ctx, linear_forward_add_on_cpu, out_TN, addend_TN, in_TK, weight_NK);
 }
 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
-  check_shape(din_TK, Shape{dout_TN.rows(), weight_NK.dim(1)}, "din_TK");
-  check_shape(weight_NK, Shape{dout_TN.dim(1), din_TK.dim(1)}, "weight_NK");
-  check_product(din_TK, dout_TN, weight_NK);
-  SY_ON_CUDA(ctx, cuda::linear_backward_input(din_TK, dout_TN, weight_NK, write, ctx));
-  with_scalar(din_TK.dtype(), [&]<class T>() {
-    cpu::linear_backward_input<T>(din_TK, dout_TN, weight_NK, write == Write::add, ctx.matmul);
-  });
+  const DType operand = dout_TN.dtype(), product = product_type(din_TK, operand);
+  Signature args(ctx);
+  args(SY_ARG(dout_TN), operand)(SY_ARG(weight_NK), operand)(SY_ARG(din_TK), product);
+  run<&cuda::linear_backward_input>(ctx, product, SY_CPU(linear_backward_input_on_cpu), din_TK, dout_TN,
+                                    weight_NK, write);
 }
 
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
-  check_shape(dweight_NK, Shape{dout_TN.dim(1), in_TK.dim(1)}, "dweight_NK");
-  check_shape(in_TK, Shape{dout_TN.rows(), dweight_NK.dim(1)}, "in_TK");
-  check_product(dweight_NK, dout_TN, in_TK);
-  check_statistics_of(dweight_NK, in_TK, "dweight_NK");
-  SY_ON_CUDA(ctx, cuda::linear_backward_weight(dweight_NK, dout_TN, in_TK, ctx));
-  with_scalar(dweight_NK.dtype(),
-              [&]<class T>() { cpu::linear_backward_weight<T>(dweight_NK, dout_TN, in_TK, ctx.matmul); });
+  const DType operand = dout_TN.dtype(), sum = statistics_type(operand);
+  Signature args(ctx);
+  args(SY_ARG(dout_TN), operand)(SY_ARG(in_TK), operand)(SY_ARG(dweight_NK), sum);
+  run<&cuda::linear_backward_weight>(ctx, sum, SY_CPU(linear_backward_weight_on_cpu), dweight_NK, dout_TN,
+                                     in_TK);
 }
-
-namespace {
-
-// `rows_N` has the weight's N columns, `rows_K` its K columns.
-void check_grouped(const Tensor& rows_N, const Tensor& rows_K, const Tensor& weight_ENK,
-                   const Tensor& offset_Ep) {
-  SY_CHECK(weight_ENK.shape().rank() == 3 && weight_ENK.contiguous(), "weight_ENK is {}",
-           weight_ENK.shape().to_string());
-  check_shape(rows_N, Shape{rows_K.rows(), weight_ENK.dim(1)}, "rows of N");
-  check_shape(rows_K, Shape{rows_N.rows(), weight_ENK.dim(2)}, "rows of K");
-  check_shape(offset_Ep, Shape{weight_ENK.dim(0) + 1}, "offset_Ep");
-  check_dtype(offset_Ep, DType::i32, "offset_Ep");
-}
-
-void check_row_weights(const Tensor& weight_R, const Tensor& rows) {
-  check_shape(weight_R, Shape{rows.rows()}, "weight_R");
-  check_statistics_of(weight_R, rows, "weight_R");
-}
-
-}  // namespace
 
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx) {
-  check_grouped(out_RN, in_RK, weight_ENK, offset_Ep);
-  check_product(out_RN, in_RK, weight_ENK);
-  SY_ON_CUDA(ctx, cuda::grouped_linear_forward(out_RN, in_RK, weight_ENK, offset_Ep, ctx));
-  with_scalar(out_RN.dtype(),
-              [&]<class T>() { cpu::grouped_linear_forward<T>(out_RN, in_RK, weight_ENK, offset_Ep, ctx); });
+  const DType operand = in_RK.dtype(), product = product_type(out_RN, operand);
+  Signature args(ctx);
+  args(SY_ARG(in_RK), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(out_RN), product);
+  args(SY_ARG(offset_Ep), DType::i32);
+  run<&cuda::grouped_linear_forward>(ctx, product, SY_CPU(grouped_linear_forward_on_cpu), out_RN, in_RK,
+                                     weight_ENK, offset_Ep);
 }
 
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
                              Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  check_grouped(gate_up_R2F, in_RK, weight_E2FK, offset_Ep);
-  check_shape(act_RF, Shape{gate_up_R2F.rows(), act_RF.dim(1)}, "act_RF");
-  check_shape(gate_up_R2F, Shape{act_RF.rows(), 2 * act_RF.dim(1)}, "gate_up_R2F");
-  check_dtype(act_RF, gate_up_R2F.dtype(), "act_RF");
-  check_row_weights(weight_R, act_RF);
-  SY_ON_CUDA(ctx,
-             cuda::grouped_gate_up_forward(act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, offset_Ep, ctx));
-  grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
-  expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+  const DType operand = in_RK.dtype(), product = product_type(gate_up_R2F, operand);
+  Signature args(ctx);
+  args(SY_ARG(in_RK), operand)(SY_ARG(act_RF), product)(SY_ARG(gate_up_R2F), product);
+  args(SY_ARG(weight_E2FK), operand, kContiguous)(SY_ARG(offset_Ep), DType::i32);
+  args(SY_ARG(weight_R), statistics_type(product));
+  run<&cuda::grouped_gate_up_forward>(ctx, grouped_gate_up_forward_on_cpu, act_RF, gate_up_R2F, in_RK,
+                                      weight_E2FK, weight_R, offset_Ep);
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx) {
-  check_grouped(dout_RN, din_RK, weight_ENK, offset_Ep);
-  check_product(din_RK, dout_RN, weight_ENK);
-  SY_ON_CUDA(ctx, cuda::grouped_linear_backward_input(din_RK, dout_RN, weight_ENK, offset_Ep, ctx));
-  with_scalar(din_RK.dtype(), [&]<class T>() {
-    cpu::grouped_linear_backward_input<T>(din_RK, dout_RN, weight_ENK, offset_Ep, ctx);
-  });
+  const DType operand = dout_RN.dtype(), product = product_type(din_RK, operand);
+  Signature args(ctx);
+  args(SY_ARG(dout_RN), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(din_RK), product);
+  args(SY_ARG(offset_Ep), DType::i32);
+  run<&cuda::grouped_linear_backward_input>(ctx, product, SY_CPU(grouped_linear_backward_input_on_cpu), din_RK,
+                                            dout_RN, weight_ENK, offset_Ep);
 }
 
 void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
                            Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  const std::int64_t n_rows = dout_RN.rows(), width = weight_ENF.dim(2);
-  check_shape(gate_up_R2F, Shape{n_rows, 2 * width}, "gate_up_R2F");
-  check_grouped(dout_RN, gate_up_R2F.columns(0, width), weight_ENF, offset_Ep);
-  check_like(dgate_up_R2F, gate_up_R2F, "dgate_up_R2F");
-  check_row_weights(weight_R, dout_RN);
-  check_like(dweight_R, weight_R, "dweight_R");
-  SY_ON_CUDA(ctx, cuda::grouped_down_backward(dgate_up_R2F, dweight_R, dout_RN, weight_ENF, gate_up_R2F,
-                                              weight_R, offset_Ep, ctx));
-  ScratchScope scope(ctx.scratch);
-  const Tensor dact_RF = ctx.scratch.take(Shape{n_rows, width}, dout_RN.dtype());
-  grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
-  expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+  const DType real = dout_RN.dtype(), statistic = statistics_type(real);
+  Signature args(ctx);
+  args(SY_ARG(dout_RN), real)(SY_ARG(weight_ENF), weight_ENF.dtype(), kContiguous)(SY_ARG(offset_Ep),
+                                                                                   DType::i32);
+  args(SY_ARG(gate_up_R2F), gate_up_R2F.dtype())(SY_ARG(dgate_up_R2F), gate_up_R2F.dtype());
+  args(SY_ARG(weight_R), statistic)(SY_ARG(dweight_R), statistic);
+  run<&cuda::grouped_down_backward>(ctx, grouped_down_backward_on_cpu, dgate_up_R2F, dweight_R, dout_RN,
+                                    weight_ENF, gate_up_R2F, weight_R, offset_Ep);
 }
 
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx) {
-  check_grouped(dout_RN, in_RK, dweight_ENK, offset_Ep);
-  check_product(dweight_ENK, dout_RN, in_RK);
-  check_statistics_of(dweight_ENK, in_RK, "dweight_ENK");
-  SY_ON_CUDA(ctx, cuda::grouped_linear_backward_weight(dweight_ENK, dout_RN, in_RK, offset_Ep, ctx));
-  with_scalar(dweight_ENK.dtype(), [&]<class T>() {
-    cpu::grouped_linear_backward_weight<T>(dweight_ENK, dout_RN, in_RK, offset_Ep, ctx);
-  });
+  const DType operand = dout_RN.dtype(), sum = statistics_type(operand);
+  Signature args(ctx);
+  args(SY_ARG(dout_RN), operand)(SY_ARG(in_RK), operand)(SY_ARG(dweight_ENK), sum, kContiguous);
+  args(SY_ARG(offset_Ep), DType::i32);
+  run<&cuda::grouped_linear_backward_weight>(ctx, sum, SY_CPU(grouped_linear_backward_weight_on_cpu),
+                                             dweight_ENK, dout_RN, in_RK, offset_Ep);
 }
 
 }  // namespace switchyard::ops

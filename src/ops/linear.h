@@ -2,7 +2,7 @@
 //   T rows, K inputs, N outputs, E experts, R routed rows, F width of an expert
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
@@ -13,28 +13,29 @@ bool has_fast_matmul(MatmulType type, Device device);
 enum class Write { set, add };
 
 // out_TN = in_TK weight_NK^T.   Rows of in and out may be strided.
-void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx);
+SY_OPERATOR(linear_forward, Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx);
 // out_TN = addend_TN + in_TK weight_NK^T.   addend_TN may be out_TN: then it is Write::add.
-void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx);
+SY_OPERATOR(linear_forward_add, Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx);
 // din_TK = dout_TN weight_NK
-void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
+SY_OPERATOR(linear_backward_input, Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx);
 // dweight_NK += dout_TN^T in_TK
-void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx);
+SY_OPERATOR(linear_backward_weight, Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx);
 
 // The same with one weight an expert: rows [offset_Ep[e], offset_Ep[e+1]) belong to expert e, offset_Ep i32
 // [E+1]. An expert without rows reads and writes nothing; rows from offset_Ep[E] on are not touched.
-void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx);
+SY_OPERATOR(grouped_linear_forward, Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep,
+            Context& ctx);
 // grouped_linear_forward to gate_up_R2F, then expert_swiglu_forward (ops/swiglu.h) to act_RF. On the device one
 // pass where the layout lets it be: the gates and ups that the backward pass wants are not read again.
-void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
-                             Tensor weight_R, Tensor offset_Ep, Context& ctx);
-void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
-                                   Context& ctx);
+SY_OPERATOR(grouped_gate_up_forward, Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+            Tensor weight_R, Tensor offset_Ep, Context& ctx);
+SY_OPERATOR(grouped_linear_backward_input, Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
+            Context& ctx);
 // grouped_linear_backward_input of the experts' down product, then expert_swiglu_backward: dgate_up_R2F and
 // dweight_R set. On the device one pass where the layout lets it be. dgate_up_R2F may be gate_up_R2F.
-void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
-                           Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx);
-void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
-                                    Context& ctx);  // added
+SY_OPERATOR(grouped_down_backward, Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
+            Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx);
+SY_OPERATOR(grouped_linear_backward_weight, Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
+            Context& ctx);  // added
 
 }  // namespace switchyard::ops

@@ -1,77 +1,157 @@
 #include "ops/moe.h"
 
+#include <algorithm>
 #include <limits>
 
-#include "cpu/moe.h"
-#include "cuda/moe.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/reduce.h"
 
 namespace switchyard::ops {
 
-void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
-  check_shape(offset_Ep, Shape{count_E.rows() + 1}, "offset_Ep");
-  check_shape(slot_row_TK, expert_TK.shape(), "slot_row_TK");
-  check_dtype(count_E, DType::i32, "count_E");
-  check_dtype(offset_Ep, DType::i32, "offset_Ep");
-  check_dtype(slot_row_TK, DType::i32, "slot_row_TK");
-  check_dtype(expert_TK, DType::i32, "expert_TK");
-  SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
-           expert_TK.numel());
-  SY_ON_CUDA(ctx, cuda::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx));
-  cpu::moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
-}
-
 namespace {
 
-void check_rows(const Tensor& row_RD, const Tensor& token_TD, const Tensor& slot_row_TK) {
-  SY_CHECK(slot_row_TK.shape().rank() == 2 && slot_row_TK.rows() == token_TD.rows(), "slot_row_TK is {}",
-           slot_row_TK.shape().to_string());
-  check_shape(row_RD, Shape{slot_row_TK.numel(), token_TD.dim(1)}, "row_RD");
-  check_dtype(slot_row_TK, DType::i32, "slot_row_TK");
-  check_dtype(row_RD, token_TD.dtype(), "row_RD");
+using namespace cpu;
+
+// One thread: T*K integers are a thousandth of the layer's work, and a serial counting sort is stable by
+// nature.
+void moe_permutation_on_cpu(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK,
+                            Context& ctx) {
+  SY_CHECK(expert_TK.contiguous() && slot_row_TK.contiguous(), "slots are walked as one run of elements");
+  const std::int64_t n_slots = expert_TK.numel(), n_experts = count_E.rows();
+  const std::int32_t* expert = expert_TK.as<std::int32_t>();
+  std::int32_t* count = count_E.as<std::int32_t>();
+  std::int32_t* offset = offset_Ep.as<std::int32_t>();
+  std::fill_n(count, n_experts, 0);
+  for (std::int64_t s = 0; s < n_slots; ++s) {
+    SY_CHECK(expert[s] < n_experts, "slot {} names expert {} of {}", s, expert[s], n_experts);
+    if (expert[s] >= 0) ++count[expert[s]];
+  }
+  offset[0] = 0;
+  for (std::int64_t e = 0; e < n_experts; ++e) offset[e + 1] = offset[e] + count[e];
+
+  ScratchScope scope(ctx.scratch);
+  std::int32_t* next_row = ctx.scratch.take(Shape{n_experts}, DType::i32).as<std::int32_t>();
+  std::copy_n(offset, n_experts, next_row);
+  for (std::int64_t s = 0; s < n_slots; ++s) {
+    slot_row_TK.as<std::int32_t>()[s] = expert[s] >= 0 ? next_row[expert[s]]++ : -1;
+  }
 }
 
-void check_weights(const Tensor& weight_R, const Tensor& weight_TK, const Tensor& row_RD,
-                   const Tensor& slot_row_TK) {
-  check_shape(weight_TK, slot_row_TK.shape(), "the weights of slots");
-  check_statistics_of(weight_TK, row_RD, "the weights of slots");
-  check_shape(weight_R, Shape{row_RD.rows()}, "the weights of rows");
-  check_dtype(weight_R, weight_TK.dtype(), "the weights of rows");
+// row_RD[slot_row_TK[t,k]] = x_TD[t]
+template <class T>
+void copy_to_rows(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
+  const std::int64_t n_tokens = x_TD.rows(), K = slot_row_TK.dim(1), D = x_TD.dim(1);
+#pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    const std::int32_t* slot_row = slot_row_TK.row<std::int32_t>(t);
+    for (std::int64_t k = 0; k < K; ++k)
+      if (slot_row[k] >= 0) std::copy_n(x_TD.row<T>(t), D, row_RD.row<T>(slot_row[k]));
+  }
+}
+
+// out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]]
+template <class T>
+void add_rows(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
+  const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
+#pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    T* out = out_TD.row<T>(t);
+    if (const T* addend = addend_TD.row<T>(t); addend != out) std::copy_n(addend, D, out);
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
+      if (r < 0) continue;
+      const T* row = row_RD.row<T>(r);
+#pragma omp simd
+      for (std::int64_t d = 0; d < D; ++d) out[d] += row[d];
+    }
+  }
+}
+
+// f(t, k, the slot's row, negative where it is free). By one thread: a number a slot.
+template <class F>
+void for_each_slot(Tensor slot_row_TK, F&& f) {
+  for (std::int64_t t = 0; t < slot_row_TK.rows(); ++t)
+    for (std::int64_t k = 0; k < slot_row_TK.dim(1); ++k) f(t, k, slot_row_TK.row<std::int32_t>(t)[k]);
+}
+
+template <class T>
+void moe_dispatch_forward_on_cpu(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK,
+                                 Tensor slot_row_TK) {
+  copy_to_rows<T>(row_RD, x_TD, slot_row_TK);
+  for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
+    if (r >= 0) *weight_R.row<T>(r) = weight_TK.row<T>(t)[k];
+  });
+}
+
+template <class T>
+void moe_dispatch_backward_on_cpu(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+                                  Tensor slot_row_TK) {
+  add_rows<T>(dx_TD, dx_TD, drow_RD, slot_row_TK);
+  for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
+    dweight_TK.row<T>(t)[k] = r >= 0 ? *dweight_R.row<T>(r) : T(0);
+  });
+}
+
+template <class T>
+void moe_combine_forward_on_cpu(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
+  add_rows<T>(out_TD, addend_TD, row_RD, slot_row_TK);
+}
+
+template <class T>
+void moe_combine_backward_on_cpu(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK) {
+  copy_to_rows<T>(drow_RD, dout_TD, slot_row_TK);
+}
+
+// Tokens, their slots, and the T*K rows that there is room for.
+void check_rows(Signature& args, const Tensor& token_TD, const Tensor& slot_row_TK, const Tensor& row_RD) {
+  const DType real = token_TD.dtype();
+  args(SY_ARG(token_TD), real)(SY_ARG(slot_row_TK), DType::i32);
+  args.bind('R', args['T'] * args['K'])(SY_ARG(row_RD), real);
 }
 
 }  // namespace
 
+void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(count_E), DType::i32)(SY_ARG(offset_Ep), DType::i32);
+  args(SY_ARG(expert_TK), DType::i32)(SY_ARG(slot_row_TK), DType::i32);
+  SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
+           expert_TK.numel());
+  run<&cuda::moe_permutation>(ctx, moe_permutation_on_cpu, count_E, offset_Ep, slot_row_TK, expert_TK);
+}
+
 void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
                           Context& ctx) {
-  check_rows(row_RD, x_TD, slot_row_TK);
-  check_weights(weight_R, weight_TK, row_RD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_dispatch_forward(row_RD, weight_R, x_TD, weight_TK, slot_row_TK, ctx));
-  with_scalar(x_TD.dtype(),
-              [&]<class T>() { cpu::moe_dispatch_forward<T>(row_RD, weight_R, x_TD, weight_TK, slot_row_TK); });
+  const DType statistic = statistics_type(x_TD.dtype());
+  Signature args(ctx);
+  check_rows(args, x_TD, slot_row_TK, row_RD);
+  args(SY_ARG(weight_R), statistic)(SY_ARG(weight_TK), statistic);
+  run<&cuda::moe_dispatch_forward>(ctx, x_TD.dtype(), SY_CPU(moe_dispatch_forward_on_cpu), row_RD, weight_R,
+                                   x_TD, weight_TK, slot_row_TK);
 }
 
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK, Context& ctx) {
-  check_rows(drow_RD, dx_TD, slot_row_TK);
-  check_weights(dweight_R, dweight_TK, drow_RD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_dispatch_backward(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx));
-  with_scalar(dx_TD.dtype(), [&]<class T>() {
-    cpu::moe_dispatch_backward<T>(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK);
-  });
+  const DType statistic = statistics_type(dx_TD.dtype());
+  Signature args(ctx);
+  check_rows(args, dx_TD, slot_row_TK, drow_RD);
+  args(SY_ARG(dweight_R), statistic)(SY_ARG(dweight_TK), statistic);
+  run<&cuda::moe_dispatch_backward>(ctx, dx_TD.dtype(), SY_CPU(moe_dispatch_backward_on_cpu), dx_TD, dweight_TK,
+                                    drow_RD, dweight_R, slot_row_TK);
 }
 
 void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
-  check_rows(row_RD, out_TD, slot_row_TK);
-  check_like(addend_TD, out_TD, "addend_TD");
-  SY_ON_CUDA(ctx, cuda::moe_combine_forward(out_TD, addend_TD, row_RD, slot_row_TK, ctx));
-  with_scalar(out_TD.dtype(),
-              [&]<class T>() { cpu::moe_combine_forward<T>(out_TD, addend_TD, row_RD, slot_row_TK); });
+  Signature args(ctx);
+  check_rows(args, out_TD, slot_row_TK, row_RD);
+  args(SY_ARG(addend_TD), out_TD.dtype());
+  run<&cuda::moe_combine_forward>(ctx, out_TD.dtype(), SY_CPU(moe_combine_forward_on_cpu), out_TD, addend_TD,
+                                  row_RD, slot_row_TK);
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {
-  check_rows(drow_RD, dout_TD, slot_row_TK);
-  SY_ON_CUDA(ctx, cuda::moe_combine_backward(drow_RD, dout_TD, slot_row_TK, ctx));
-  with_scalar(dout_TD.dtype(), [&]<class T>() { cpu::moe_combine_backward<T>(drow_RD, dout_TD, slot_row_TK); });
+  Signature args(ctx);
+  check_rows(args, dout_TD, slot_row_TK, drow_RD);
+  run<&cuda::moe_combine_backward>(ctx, dout_TD.dtype(), SY_CPU(moe_combine_backward_on_cpu), drow_RD, dout_TD,
+                                   slot_row_TK);
 }
 
 }  // namespace switchyard::ops

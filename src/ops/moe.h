@@ -3,31 +3,33 @@
 // A slot with expert < 0 is free: it takes no row and adds nothing.
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
 // Counting sort of the slots by expert, stable in (token, slot) order. All i32:
 //   count_E[e] = slots of expert e;  offset_Ep = exclusive prefix sums, offset_Ep[E] = R;
 //   slot_row_TK[t,k] = the row of that slot, -1 where free. All set.
-void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK, Context& ctx);
+SY_OPERATOR(moe_permutation, Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK,
+            Context& ctx);
 
 // Below, row_RD and weight_R have room for T*K rows; those from R on are neither read nor written. Beside rows
 // of bf16, weights and their gradients are f32.
 
 // The tokens with their weights to the experts, for every slot that is not free:
 //   row_RD[slot_row_TK[t,k]] = x_TD[t];  weight_R[slot_row_TK[t,k]] = weight_TK[t,k]. Both set.
-void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
-                          Context& ctx);
+SY_OPERATOR(moe_dispatch_forward, Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK,
+            Tensor slot_row_TK, Context& ctx);
 // dx_TD[t] += sum_k drow_RD[slot_row_TK[t,k]], k ascending;  dweight_TK[t,k] = dweight_R[slot_row_TK[t,k]], 0
 // for a free slot, set.
-void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
-                           Tensor slot_row_TK, Context& ctx);
+SY_OPERATOR(moe_dispatch_backward, Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
+            Tensor slot_row_TK, Context& ctx);
 
 // The experts' outputs, weighted already (ops/swiglu.h), back to the tokens:
 //   out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. out_TD may be addend_TD.
-void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx);
+SY_OPERATOR(moe_combine_forward, Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK,
+            Context& ctx);
 // drow_RD[slot_row_TK[t,k]] = dout_TD[t]. Set.
-void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);
+SY_OPERATOR(moe_combine_backward, Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);
 
 }  // namespace switchyard::ops

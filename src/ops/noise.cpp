@@ -1,17 +1,33 @@
 #include "ops/noise.h"
 
-#include "cpu/noise.h"
-#include "cuda/noise.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/reduce.h"
 
 namespace switchyard::ops {
 
+namespace {
+
+using namespace cpu;
+
+template <class T>
+void add_normal_on_cpu(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma) {
+  const Rows<T> x(x_TN);
+  const std::int64_t N = x_TN.dim(1);
+  const auto* at = place.place_2.as<std::int32_t>();
+  const Rng stream = rng.with_stream(noise_stream(at[0], place.layer));
+  const std::int64_t first_row = first_noise_row(at[1], place.seq_len);
+#pragma omp parallel for schedule(static) if (x_TN.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < x_TN.rows(); ++t)
+    for (std::int64_t n = 0; n < N; ++n)
+      x[t][n] += static_cast<T>(sigma * stream.normal(static_cast<std::uint64_t>((first_row + t) * N + n)));
+}
+
+}  // namespace
+
 void add_normal(Tensor x_TN, const Rng& rng, const NoisePlace& place, double sigma, Context& ctx) {
-  SY_CHECK(x_TN.shape().rank() == 2, "noise for {}", x_TN.shape().to_string());
-  check_shape(place.place_2, Shape{2}, "place_2");
-  check_dtype(place.place_2, DType::i32, "place_2");
-  SY_ON_CUDA(ctx, cuda::add_normal(x_TN, rng, place, sigma, ctx));
-  with_scalar(x_TN.dtype(), [&]<class T>() { cpu::add_normal<T>(x_TN, rng, place, sigma); });
+  const DType real = x_TN.dtype();
+  Signature args(ctx);
+  args(SY_ARG(x_TN), real)("place_2", place.place_2, DType::i32);
+  run<&cuda::add_normal>(ctx, real, SY_CPU(add_normal_on_cpu), x_TN, rng, place, sigma);
 }
 
 }  // namespace switchyard::ops

@@ -1,7 +1,7 @@
 #include "ops/replay.h"
 
 #include "cuda/graph.h"
-#include "ops/dispatch.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 

@@ -3,7 +3,7 @@
 //   T rows, G groups (heads) in a row, N width of a group; rows may be strided
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
@@ -11,12 +11,13 @@ namespace switchyard::ops {
 // set.
 //   in_TGN and out_TGN are [T, G*N] matrices, rstd_TG is [T, G]; f32|f64, the sum of squares in double.
 //   out_TGN may be in_TGN.
-void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context& ctx);
+SY_OPERATOR(rmsnorm_forward, Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps,
+            Context& ctx);
 
 // With x = in * rstd (the normalised row) and g = dout * weight:
 //   din_TGN += rstd * (g - x * mean_n(g * x))        dweight_N += sum over rows and groups of dout * x
 //   The sum over rows is made in fixed blocks, in ascending order.
-void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor in_TGN, Tensor rstd_TG,
-                      Tensor weight_N, Context& ctx);
+SY_OPERATOR(rmsnorm_backward, Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor in_TGN, Tensor rstd_TG,
+            Tensor weight_N, Context& ctx);
 
 }  // namespace switchyard::ops

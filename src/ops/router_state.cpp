@@ -1,69 +1,159 @@
 #include "ops/router_state.h"
 
-#include "cpu/router_state.h"
-#include "cuda/router_state.h"
-#include "ops/dispatch.h"
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "ops/cpu/reduce.h"
 #include "ops/histogram.h"
 
 namespace switchyard::ops {
 
 namespace {
 
-void check_bins(const Tensor& value_E, const Tensor& count_EN) {
-  check_shape(value_E, Shape{value_E.rows()}, "a state of experts");
-  check_f64(count_EN, Shape{value_E.rows(), 2 * kGapBins}, "count_EN");
+using namespace cpu;
+
+// 0 where nothing was counted.
+double gap_quantile(const double* count_N, double q) {
+  constexpr auto kSide = static_cast<std::size_t>(kGapBins);
+  const auto& border = gap_borders();
+  const double target = q * std::accumulate(count_N, count_N + 2 * kSide, 0.0);
+  double before = 0;
+  for (std::size_t i = 0; i < 2 * kSide; ++i) {
+    if (count_N[i] > 0 && before + count_N[i] >= target) {
+      const double low = i < kSide ? -border[kSide - i] : border[i - kSide];
+      const double high = i < kSide ? -border[kSide - 1 - i] : border[i - kSide + 1];
+      return low + (high - low) * (target - before) / count_N[i];
+    }
+    before += count_N[i];
+  }
+  return 0;
 }
 
-void check_sums(const Tensor& state_ED, const Tensor& sum_ED, const Tensor& count_E) {
-  check_contiguous(state_ED, "a state of experts");
-  check_f64(sum_ED, Shape{state_ED.rows(), state_ED.dim(1)}, "sum_ED");
-  check_f64(count_E, Shape{state_ED.rows()}, "count_E");
+template <class T>
+void balance_bias_on_cpu(Tensor bias_E, Tensor count_E, double speed) {
+  T* bias = bias_E.as<T>();
+  const double* count = count_E.as<double>();
+  const std::int64_t E = count_E.rows();
+  const double mean = std::accumulate(count, count + E, 0.0) / static_cast<double>(E);
+  for (std::int64_t e = 0; e < E; ++e) {
+    if (count[e] < mean) bias[e] += static_cast<T>(speed);
+    if (count[e] > mean) bias[e] -= static_cast<T>(speed);
+  }
+}
+
+template <class T>
+void follow_quantiles_on_cpu(Tensor value_E, Tensor count_EN, double q, double decay) {
+  T* value = value_E.as<T>();
+  for (std::int64_t e = 0; e < value_E.rows(); ++e)
+    value[e] =
+        static_cast<T>(static_cast<double>(value[e]) + (1 - decay) * gap_quantile(count_EN.row<double>(e), q));
+}
+
+template <class T>
+void follow_quantile_bias_on_cpu(Tensor bias_E, Tensor count_EN, double share, double ema) {
+  const double* count = count_EN.as<double>();
+  if (std::all_of(count, count + count_EN.numel(), [](double n) { return n == 0; })) return;
+  T* bias = bias_E.as<T>();
+  std::vector<double> solved_E;
+  for (std::int64_t e = 0; e < bias_E.rows(); ++e)
+    solved_E.push_back(static_cast<double>(bias[e]) + gap_quantile(count_EN.row<double>(e), share));
+  const double mean =
+      std::accumulate(solved_E.begin(), solved_E.end(), 0.0) / static_cast<double>(solved_E.size());
+  for (std::size_t e = 0; e < solved_E.size(); ++e)
+    bias[e] = static_cast<T>(ema * static_cast<double>(bias[e]) + (1 - ema) * (solved_E[e] - mean));
+}
+
+template <class T>
+void follow_means_on_cpu(Tensor mean_ED, Tensor sum_ED, Tensor count_E, double decay) {
+  const Rows<T> mean_rows(mean_ED);
+  const Rows<double> sum(sum_ED);
+  for (std::int64_t e = 0; e < mean_ED.rows(); ++e) {
+    const double count = count_E.as<double>()[e];
+    if (count == 0) continue;
+    for (std::int64_t i = 0; i < mean_ED.dim(1); ++i) {
+      T& mean = mean_rows[e][i];
+      mean = static_cast<T>(decay * static_cast<double>(mean) + (1 - decay) * sum[e][i] / count);
+    }
+  }
+}
+
+template <class T>
+void follow_moments_on_cpu(Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay) {
+  const double* moments = moments_3.as<double>();
+  if (moments[0] == 0) return;
+  T &mean = *mean_1.as<T>(), &variance = *variance_1.as<T>();
+  const double seen = moments[1] / moments[0];
+  const double seen_variance = std::max(0.0, moments[2] / moments[0] - seen * seen);
+  const double keep = variance == T(0) ? 0 : decay;
+  mean = static_cast<T>(keep * static_cast<double>(mean) + (1 - keep) * seen);
+  variance = static_cast<T>(keep * static_cast<double>(variance) + (1 - keep) * seen_variance);
+}
+
+template <class T>
+void follow_ratios_on_cpu(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E,
+                          double decay) {
+  const Rows<T> key(key_ED), ema_rows(ema_ED);
+  const Rows<double> sum(sum_ED);
+  for (std::int64_t e = 0; e < key_ED.rows(); ++e) {
+    T& ema_count = ema_E.as<T>()[e];
+    const double count = decay * static_cast<double>(ema_count) + (1 - decay) * count_E.as<double>()[e];
+    ema_count = static_cast<T>(count);
+    for (std::int64_t i = 0; i < key_ED.dim(1); ++i) {
+      const double ema = decay * static_cast<double>(ema_rows[e][i]) + (1 - decay) * sum[e][i];
+      ema_rows[e][i] = static_cast<T>(ema);
+      key[e][i] = static_cast<T>(ema / std::max(count, 1e-6));
+    }
+  }
 }
 
 }  // namespace
 
 void balance_bias(Tensor bias_E, Tensor count_E, double speed, Context& ctx) {
-  check_f64(count_E, Shape{bias_E.rows()}, "count_E");
-  check_shape(bias_E, count_E.shape(), "bias_E");
-  SY_ON_CUDA(ctx, cuda::balance_bias(bias_E, count_E, speed, ctx));
-  with_scalar(bias_E.dtype(), [&]<class T>() { cpu::balance_bias<T>(bias_E, count_E, speed); });
+  const DType real = bias_E.dtype();
+  Signature args(ctx);
+  args(SY_ARG(bias_E), real)(SY_ARG(count_E), DType::f64, kContiguous);
+  run<&cuda::balance_bias>(ctx, real, SY_CPU(balance_bias_on_cpu), bias_E, count_E, speed);
 }
 
 void follow_quantiles(Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx) {
-  check_bins(value_E, count_EN);
-  SY_ON_CUDA(ctx, cuda::follow_quantiles(value_E, count_EN, q, decay, ctx));
-  with_scalar(value_E.dtype(), [&]<class T>() { cpu::follow_quantiles<T>(value_E, count_EN, q, decay); });
+  const DType real = value_E.dtype();
+  Signature args(ctx);
+  args.bind('N', 2 * kGapBins)(SY_ARG(value_E), real)(SY_ARG(count_EN), DType::f64, kContiguous);
+  run<&cuda::follow_quantiles>(ctx, real, SY_CPU(follow_quantiles_on_cpu), value_E, count_EN, q, decay);
 }
 
 void follow_quantile_bias(Tensor bias_E, Tensor count_EN, double share, double ema, Context& ctx) {
-  check_bins(bias_E, count_EN);
-  SY_ON_CUDA(ctx, cuda::follow_quantile_bias(bias_E, count_EN, share, ema, ctx));
-  with_scalar(bias_E.dtype(), [&]<class T>() { cpu::follow_quantile_bias<T>(bias_E, count_EN, share, ema); });
+  const DType real = bias_E.dtype();
+  Signature args(ctx);
+  args.bind('N', 2 * kGapBins)(SY_ARG(bias_E), real)(SY_ARG(count_EN), DType::f64, kContiguous);
+  run<&cuda::follow_quantile_bias>(ctx, real, SY_CPU(follow_quantile_bias_on_cpu), bias_E, count_EN, share,
+                                   ema);
 }
 
 void follow_means(Tensor mean_ED, Tensor sum_ED, Tensor count_E, double decay, Context& ctx) {
-  check_sums(mean_ED, sum_ED, count_E);
-  SY_ON_CUDA(ctx, cuda::follow_means(mean_ED, sum_ED, count_E, decay, ctx));
-  with_scalar(mean_ED.dtype(), [&]<class T>() { cpu::follow_means<T>(mean_ED, sum_ED, count_E, decay); });
+  const DType real = mean_ED.dtype();
+  Signature args(ctx);
+  args(SY_ARG(mean_ED), real, kContiguous)(SY_ARG(sum_ED), DType::f64, kContiguous);
+  args(SY_ARG(count_E), DType::f64, kContiguous);
+  run<&cuda::follow_means>(ctx, real, SY_CPU(follow_means_on_cpu), mean_ED, sum_ED, count_E, decay);
 }
 
 void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay, Context& ctx) {
-  check_shape(mean_1, Shape{1}, "mean_1");
-  check_like(variance_1, mean_1, "variance_1");
-  check_f64(moments_3, Shape{3}, "moments_3");
-  SY_ON_CUDA(ctx, cuda::follow_moments(mean_1, variance_1, moments_3, decay, ctx));
-  with_scalar(mean_1.dtype(), [&]<class T>() { cpu::follow_moments<T>(mean_1, variance_1, moments_3, decay); });
+  const DType real = mean_1.dtype();
+  Signature args(ctx);
+  args(SY_ARG(mean_1), real)(SY_ARG(variance_1), real)(SY_ARG(moments_3), DType::f64, kContiguous);
+  run<&cuda::follow_moments>(ctx, real, SY_CPU(follow_moments_on_cpu), mean_1, variance_1, moments_3, decay);
 }
 
 void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay,
                    Context& ctx) {
-  check_sums(key_ED, sum_ED, count_E);
-  check_like(ema_ED, key_ED, "ema_ED");
-  check_shape(ema_E, count_E.shape(), "ema_E");
-  check_dtype(ema_E, key_ED.dtype(), "ema_E");
-  SY_ON_CUDA(ctx, cuda::follow_ratios(key_ED, ema_ED, ema_E, sum_ED, count_E, decay, ctx));
-  with_scalar(key_ED.dtype(),
-              [&]<class T>() { cpu::follow_ratios<T>(key_ED, ema_ED, ema_E, sum_ED, count_E, decay); });
+  const DType real = key_ED.dtype();
+  Signature args(ctx);
+  args(SY_ARG(key_ED), real, kContiguous)(SY_ARG(ema_ED), real)(SY_ARG(ema_E), real);
+  args(SY_ARG(sum_ED), DType::f64, kContiguous)(SY_ARG(count_E), DType::f64, kContiguous);
+  run<&cuda::follow_ratios>(ctx, real, SY_CPU(follow_ratios_on_cpu), key_ED, ema_ED, ema_E, sum_ED, count_E,
+                            decay);
 }
 
 }  // namespace switchyard::ops

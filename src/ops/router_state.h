@@ -4,34 +4,34 @@
 // Sums and counts are f64, states of the store's type; all lie where the run computes, so that nobody waits.
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
 // bias_E[e] += speed * sign(mean(count_E) - count_E[e]): balancing without a loss (arXiv 2408.15664).
 // count_E: slots on each expert.
-void balance_bias(Tensor bias_E, Tensor count_E, double speed, Context& ctx);
+SY_OPERATOR(balance_bias, Tensor bias_E, Tensor count_E, double speed, Context& ctx);
 
 // The q quantile of what is counted in an expert's bins is where the running count reaches q times the whole,
 // straight between the borders of that bin; 0 where nothing was counted: the value in force stays.
 //
 // value_E += (1 - decay) * the q quantile of the expert's row of count_EN.
-void follow_quantiles(Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx);
+SY_OPERATOR(follow_quantiles, Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx);
 // bias_E = ema * bias_E + (1 - ema) * solved, where solved is bias_E moved by the `share` quantiles, less the
 // mean over experts. Where nothing was counted at all, bias_E stays.
-void follow_quantile_bias(Tensor bias_E, Tensor count_EN, double share, double ema, Context& ctx);
+SY_OPERATOR(follow_quantile_bias, Tensor bias_E, Tensor count_EN, double share, double ema, Context& ctx);
 
 // mean_ED = decay * mean_ED + (1 - decay) * sum_ED / count_E; rows with a count of 0 stay.
-void follow_means(Tensor mean_ED, Tensor sum_ED, Tensor count_E, double decay, Context& ctx);
+SY_OPERATOR(follow_means, Tensor mean_ED, Tensor sum_ED, Tensor count_E, double decay, Context& ctx);
 
 // mean_1 and variance_1 keep `decay` of themselves and get the rest from moments_3: a count, a sum and a sum of
 // squares (token_moments). A variance of 0 keeps nothing: it is the state before the first step. A count of 0
 // changes nothing.
-void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay, Context& ctx);
+SY_OPERATOR(follow_moments, Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay, Context& ctx);
 
 // ema_ED = decay * ema_ED + (1 - decay) * sum_ED, the same of ema_E and count_E; key_ED = ema_ED / max(ema_E,
 // 1e-6).
-void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay,
-                   Context& ctx);
+SY_OPERATOR(follow_ratios, Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E,
+            double decay, Context& ctx);
 
 }  // namespace switchyard::ops

@@ -2,27 +2,28 @@
 //   T tokens, E experts in n_group groups of E/n_group neighbours, K slots a token
 #pragma once
 
-#include "core/context.h"
+#include "ops/operator.h"
 
 namespace switchyard::ops {
 
 // score_TE = sigmoid(logit_TE), set. score_TE may be logit_TE.
-void sigmoid_forward(Tensor score_TE, Tensor logit_TE, Context& ctx);
+SY_OPERATOR(sigmoid_forward, Tensor score_TE, Tensor logit_TE, Context& ctx);
 // dlogit = dscore * score * (1 - score), set. dlogit_TE may be dscore_TE.
-void sigmoid_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx);
+SY_OPERATOR(sigmoid_backward, Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx);
 
 // choice_TE = score_TE + bias_E where the expert's group is among the topk_group groups whose two largest sums
 // of score and bias add up to most (equal ones: the first), minus infinity elsewhere. Set. A group of one
 // expert counts that one.
-void group_choice(Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t n_group,
-                  std::int64_t topk_group, Context& ctx);
+SY_OPERATOR(group_choice, Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t n_group,
+            std::int64_t topk_group, Context& ctx);
 
 // chosen_TK[t,k] = score_TE[t, expert_TK[t,k]], 0 in a free slot. Set.
-void gather_slots(Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& ctx);
+SY_OPERATOR(gather_slots, Tensor chosen_TK, Tensor score_TE, Tensor expert_TK, Context& ctx);
 
 // prob_TE = score_TE / (its row sum + kScoreSumEps), set: what the balance loss takes for probabilities.
-void row_share_forward(Tensor prob_TE, Tensor score_TE, Context& ctx);
+SY_OPERATOR(row_share_forward, Tensor prob_TE, Tensor score_TE, Context& ctx);
 // dscore_TE += (dprob - sum_e dprob * prob) / (row sum of score_TE + kScoreSumEps)
-void row_share_backward(Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE, Context& ctx);
+SY_OPERATOR(row_share_backward, Tensor dscore_TE, Tensor dprob_TE, Tensor prob_TE, Tensor score_TE,
+            Context& ctx);
 
 }  // namespace switchyard::ops

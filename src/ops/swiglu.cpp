@@ -1,60 +1,108 @@
 #include "ops/swiglu.h"
 
-#include "cpu/swiglu.h"
-#include "cuda/swiglu.h"
-#include "ops/dispatch.h"
+#include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops {
 
 namespace {
 
-void check_halves(const Tensor& row_RF, const Tensor& gate_up_R2F, const char* name) {
-  check_shape(row_RF, Shape{row_RF.rows(), row_RF.dim(1)}, "the [R, F] rows");
-  check_shape(gate_up_R2F, Shape{row_RF.rows(), 2 * row_RF.dim(1)}, name);
-  check_dtype(gate_up_R2F, row_RF.dtype(), name);
+using namespace cpu;
+
+template <class T>
+void forward_row(T* out, const T* gate_up, std::int64_t width, T weight) {
+  const T *gate = gate_up, *up = gate_up + width;
+#pragma omp simd
+  for (std::int64_t f = 0; f < width; ++f) out[f] = weight * (gate[f] * sigmoid_of(gate[f]) * up[f]);
 }
 
-void check_experts(const Tensor& weight_R, const Tensor& offset_Ep, const Tensor& gate_up_R2F) {
-  check_shape(weight_R, Shape{gate_up_R2F.rows()}, "weight_R");
-  check_statistics_of(weight_R, gate_up_R2F, "weight_R");
-  check_shape(offset_Ep, Shape{offset_Ep.rows()}, "offset_Ep");
-  check_dtype(offset_Ep, DType::i32, "offset_Ep");
+// Returns the weight's gradient.
+template <class T>
+T backward_row(T* dgate_up, const T* dout, const T* gate_up, std::int64_t width, T weight) {
+  const T *gate = gate_up, *up = gate_up + width;
+  T *dgate = dgate_up, *dup = dgate_up + width;
+  T dweight = 0;
+#pragma omp simd reduction(+ : dweight)
+  for (std::int64_t f = 0; f < width; ++f) {
+    const T g = gate[f], u = up[f], d = weight * dout[f],
+            sigmoid = sigmoid_of(g);  // read before dgate and dup, which may be their memory
+    dweight += dout[f] * (g * sigmoid * u);
+    dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
+    dup[f] = d * g * sigmoid;
+  }
+  return dweight;
+}
+
+std::int64_t routed_rows(const Tensor& offset_Ep) { return offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]; }
+
+template <class T>
+void swiglu_forward_on_cpu(Tensor out_RF, Tensor gate_up_R2F) {
+  const Rows<T> out(out_RF), gate_up(gate_up_R2F);
+  const std::int64_t width = out_RF.row_size();
+#pragma omp parallel for schedule(static) if (out_RF.numel() >= kParallelElements)
+  for (std::int64_t r = 0; r < out_RF.rows(); ++r) forward_row(out[r], gate_up[r], width, T(1));
+}
+
+template <class T>
+void swiglu_backward_on_cpu(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F) {
+  const Rows<T> dgate_up(dgate_up_R2F), dout(dout_RF), gate_up(gate_up_R2F);
+  const std::int64_t width = dout_RF.row_size();
+#pragma omp parallel for schedule(static) if (dout_RF.numel() >= kParallelElements)
+  for (std::int64_t r = 0; r < dout_RF.rows(); ++r) backward_row(dgate_up[r], dout[r], gate_up[r], width, T(1));
+}
+
+template <class T>
+void expert_swiglu_forward_on_cpu(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep) {
+  const Rows<T> out(out_RF), gate_up(gate_up_R2F), weight(weight_R);
+  const std::int64_t n_rows = routed_rows(offset_Ep), width = out_RF.row_size();
+#pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
+  for (std::int64_t r = 0; r < n_rows; ++r) forward_row(out[r], gate_up[r], width, *weight[r]);
+}
+
+template <class T>
+void expert_swiglu_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
+                                   Tensor weight_R, Tensor offset_Ep) {
+  const Rows<T> dgate_up(dgate_up_R2F), dweight(dweight_R), dout(dout_RF), gate_up(gate_up_R2F),
+      weight(weight_R);
+  const std::int64_t n_rows = routed_rows(offset_Ep), width = dout_RF.row_size();
+#pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
+  for (std::int64_t r = 0; r < n_rows; ++r)
+    *dweight[r] = backward_row(dgate_up[r], dout[r], gate_up[r], width, *weight[r]);
 }
 
 }  // namespace
 
 void swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Context& ctx) {
-  check_halves(out_RF, gate_up_R2F, "gate_up_R2F");
-  SY_ON_CUDA(ctx, cuda::swiglu_forward(out_RF, gate_up_R2F, ctx));
-  with_scalar(out_RF.dtype(), [&]<class T>() { cpu::swiglu_forward<T>(out_RF, gate_up_R2F); });
+  const DType real = out_RF.dtype();
+  Signature args(ctx);
+  args(SY_ARG(out_RF), real)(SY_ARG(gate_up_R2F), real);
+  run<&cuda::swiglu_forward>(ctx, real, SY_CPU(swiglu_forward_on_cpu), out_RF, gate_up_R2F);
 }
 
 void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Context& ctx) {
-  check_halves(dout_RF, gate_up_R2F, "gate_up_R2F");
-  check_halves(dout_RF, dgate_up_R2F, "dgate_up_R2F");
-  SY_ON_CUDA(ctx, cuda::swiglu_backward(dgate_up_R2F, dout_RF, gate_up_R2F, ctx));
-  with_scalar(dout_RF.dtype(), [&]<class T>() { cpu::swiglu_backward<T>(dgate_up_R2F, dout_RF, gate_up_R2F); });
+  const DType real = dout_RF.dtype();
+  Signature args(ctx);
+  args(SY_ARG(dout_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(dgate_up_R2F), real);
+  run<&cuda::swiglu_backward>(ctx, real, SY_CPU(swiglu_backward_on_cpu), dgate_up_R2F, dout_RF, gate_up_R2F);
 }
 
 void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  check_halves(out_RF, gate_up_R2F, "gate_up_R2F");
-  check_experts(weight_R, offset_Ep, gate_up_R2F);
-  SY_ON_CUDA(ctx, cuda::expert_swiglu_forward(out_RF, gate_up_R2F, weight_R, offset_Ep, ctx));
-  with_scalar(out_RF.dtype(),
-              [&]<class T>() { cpu::expert_swiglu_forward<T>(out_RF, gate_up_R2F, weight_R, offset_Ep); });
+  const DType real = out_RF.dtype();
+  Signature args(ctx);
+  args(SY_ARG(out_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(weight_R), statistics_type(real));
+  args(SY_ARG(offset_Ep), DType::i32);
+  run<&cuda::expert_swiglu_forward>(ctx, real, SY_CPU(expert_swiglu_forward_on_cpu), out_RF, gate_up_R2F,
+                                    weight_R, offset_Ep);
 }
 
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
                             Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  check_halves(dout_RF, gate_up_R2F, "gate_up_R2F");
-  check_halves(dout_RF, dgate_up_R2F, "dgate_up_R2F");
-  check_experts(weight_R, offset_Ep, gate_up_R2F);
-  check_like(dweight_R, weight_R, "dweight_R");
-  SY_ON_CUDA(ctx, cuda::expert_swiglu_backward(dgate_up_R2F, dweight_R, dout_RF, gate_up_R2F, weight_R,
-                                               offset_Ep, ctx));
-  with_scalar(dout_RF.dtype(), [&]<class T>() {
-    cpu::expert_swiglu_backward<T>(dgate_up_R2F, dweight_R, dout_RF, gate_up_R2F, weight_R, offset_Ep);
-  });
+  const DType real = dout_RF.dtype(), statistic = statistics_type(real);
+  Signature args(ctx);
+  args(SY_ARG(dout_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(dgate_up_R2F), real);
+  args(SY_ARG(weight_R), statistic)(SY_ARG(dweight_R), statistic)(SY_ARG(offset_Ep), DType::i32);
+  run<&cuda::expert_swiglu_backward>(ctx, real, SY_CPU(expert_swiglu_backward_on_cpu), dgate_up_R2F, dweight_R,
+                                     dout_RF, gate_up_R2F, weight_R, offset_Ep);
 }
 
 }  // namespace switchyard::ops

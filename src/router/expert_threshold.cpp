@@ -73,7 +73,7 @@ class ExpertThreshold final : public Router {
   Tensor bins(const Tensor& statistics_S) const {
     return statistics_S.reshape(Shape{shape_.n_experts, 2 * ops::kGapBins});
   }
-  SlotWeighting weighting() const { return {.normalise = false, .scale = shape_.weight_scale}; }
+  ops::SlotWeighting weighting() const { return {.normalise = false, .scale = shape_.weight_scale}; }
 
   RouterShape shape_;
   std::int64_t max_experts_;

@@ -20,14 +20,14 @@ constexpr double kNormEps = 1e-6;
 
 struct NamedMetric {
   std::string_view name;
-  PrototypeSimilarity similarity;
+  ops::PrototypeSimilarity similarity;
 };
-constexpr std::array<NamedMetric, 6> kMetrics{{{"gaussian", PrototypeSimilarity::gaussian},
-                                               {"mahalanobis", PrototypeSimilarity::mahalanobis},
-                                               {"kl", PrototypeSimilarity::kl},
-                                               {"js", PrototypeSimilarity::js},
-                                               {"hellinger", PrototypeSimilarity::hellinger},
-                                               {"wasserstein", PrototypeSimilarity::wasserstein}}};
+constexpr std::array<NamedMetric, 6> kMetrics{{{"gaussian", ops::PrototypeSimilarity::gaussian},
+                                               {"mahalanobis", ops::PrototypeSimilarity::mahalanobis},
+                                               {"kl", ops::PrototypeSimilarity::kl},
+                                               {"js", ops::PrototypeSimilarity::js},
+                                               {"hellinger", ops::PrototypeSimilarity::hellinger},
+                                               {"wasserstein", ops::PrototypeSimilarity::wasserstein}}};
 
 const NamedMetric* metric_of(std::string_view similarity) {
   const auto found = std::find_if(kMetrics.begin(), kMetrics.end(),
@@ -73,7 +73,7 @@ LatentSimilarity::LatentSimilarity(const config::Router& options, const RouterSh
     q_norm_ = add("q_norm.weight", Shape{width_}, Init::ones);
     k_norm_ = add("k_norm.weight", Shape{width_}, Init::ones);
     if (heads_ > 1) value_proj_ = add_linear("v_proj", shape, store);
-  } else if (metric && metric->similarity == PrototypeSimilarity::mahalanobis) {
+  } else if (metric && metric->similarity == ops::PrototypeSimilarity::mahalanobis) {
     log_sigma_ = add("log_sigma", Shape{width_}, Init::zeros);
   } else if (compares_distributions(name)) {
     key_log_var_ = add("key_log_var", Shape{n_experts_, width_}, Init::zeros);
@@ -107,9 +107,9 @@ void LatentSimilarity::apply_backward(Tensor din, Tensor dout, const Linear& lin
   ops::linear_backward_input(din, dout, store_.value(linear.weight), ops::Write::add, ctx);
 }
 
-PrototypeMetric LatentSimilarity::metric(bool backward) const {
-  PrototypeMetric metric{.similarity = metric_similarity_, .sigma = sigma_};
-  if (metric_similarity_ == PrototypeSimilarity::mahalanobis) {
+ops::PrototypeMetric LatentSimilarity::metric(bool backward) const {
+  ops::PrototypeMetric metric{.similarity = metric_similarity_, .sigma = sigma_};
+  if (metric_similarity_ == ops::PrototypeSimilarity::mahalanobis) {
     metric.log_sigma_d = store_.value(log_sigma_);
     if (backward) metric.dlog_sigma_d = store_.grad(log_sigma_);
   }

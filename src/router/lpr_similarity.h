@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "core/prototype_metric.h"
+#include "ops/prototype.h"
 #include "router/latent.h"
 #include "router/router.h"
 
@@ -49,14 +49,14 @@ class LatentSimilarity {
   Linear add_linear(const std::string& name, const RouterShape& shape, ParameterStore& store) const;
   void apply(Tensor out, const Linear& linear, Tensor in, Context& ctx) const;
   void apply_backward(Tensor din, Tensor dout, const Linear& linear, Tensor in, Context& ctx) const;
-  PrototypeMetric metric(bool backward) const;
+  ops::PrototypeMetric metric(bool backward) const;
   bool keys_have_variance() const;
   bool projects_values() const;  // V is not made of the keys as they are
   double attention_scale() const;
   void head_scores(Tensor score_TE, std::int64_t head, Context& ctx) const;
 
   Kind kind_;
-  PrototypeSimilarity metric_similarity_{};
+  ops::PrototypeSimilarity metric_similarity_{};
   double sigma_;
   std::int64_t n_experts_, width_, heads_;
   std::string prefix_;

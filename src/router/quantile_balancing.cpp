@@ -53,8 +53,8 @@ class Quantile final : public Router {
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
 
  private:
-  SlotWeighting weighting() const {
-    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = kScoreSumEps};
+  ops::SlotWeighting weighting() const {
+    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = ops::kScoreSumEps};
   }
 
   RouterShape shape_;

@@ -38,7 +38,7 @@ struct RouterBatch {
   // Noise is drawn and statistics are made only in training.
   bool training = false;
   std::uint64_t seed = 0;
-  Tensor place_2{};  // i32 {step, first sequence in the global batch}: where the noise is (core/noise_place.h)
+  Tensor place_2{};  // i32 {step, first sequence in the global batch}: where the noise is (ops/noise.h)
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};

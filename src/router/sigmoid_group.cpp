@@ -67,8 +67,8 @@ class SigmoidGroup final : public Router {
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", score_TE_); }
 
  private:
-  SlotWeighting weighting() const {
-    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = kScoreSumEps};
+  ops::SlotWeighting weighting() const {
+    return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale, .eps = ops::kScoreSumEps};
   }
 
   RouterShape shape_;

@@ -47,7 +47,7 @@ class SoftmaxTopK final : public Router {
   void visit_saved(const TensorVisitor& visit) const override { visit("router probabilities", prob_TE_); }
 
  private:
-  SlotWeighting weighting() const {
+  ops::SlotWeighting weighting() const {
     return {.normalise = shape_.normalise_weights, .scale = shape_.weight_scale};
   }
 

@@ -70,7 +70,7 @@ class TopP final : public Router {
   void visit_saved(const TensorVisitor& visit) const override { visit("router logits", logit_TE_); }
 
  private:
-  SlotWeighting weighting() const { return {.normalise = renormalise_, .scale = shape_.weight_scale}; }
+  ops::SlotWeighting weighting() const { return {.normalise = renormalise_, .scale = shape_.weight_scale}; }
 
   RouterShape shape_;
   double p_;

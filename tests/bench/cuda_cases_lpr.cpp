@@ -2,14 +2,13 @@
 // All float32 but the sums; T tokens, E experts, d width of the latent space.
 #include <fmt/core.h>
 
-#include "core/prototype_metric.h"
 #include "core/rng.h"
-#include "cuda/noise.h"
-#include "cuda/prototype.h"
 #include "cuda_bench.h"
 #include "ops/latent.h"
 #include "ops/latent_losses.h"
 #include "ops/layernorm.h"
+#include "ops/noise.h"
+#include "ops/prototype.h"
 
 namespace switchyard::bench {
 
@@ -150,12 +149,12 @@ std::vector<Case> regularisation(const Sizes& s) {
           {"add_alignment_loss", 0, align},     {"routed_sums", 0, alignment}};
 }
 
-std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, const char* name) {
+std::vector<Case> prototypes(const Sizes& s, ops::PrototypeSimilarity similarity, const char* name) {
   struct Tensors {
-    GaussianRows token, key, dtoken, dkey;
+    ops::GaussianRows token, key, dtoken, dkey;
     Tensor score, dscore;
-    PrototypeMetric metric;
-    Tensors(Workspace& w, const Sizes& s, PrototypeSimilarity similarity) : metric{similarity} {
+    ops::PrototypeMetric metric;
+    Tensors(Workspace& w, const Sizes& s, ops::PrototypeSimilarity similarity) : metric{similarity} {
       const Shape tokens{s.router_tokens, s.latent}, keys{s.experts, s.latent},
           scores{s.router_tokens, s.experts};
       token = {w.normal(tokens, f32), w.normal(tokens, f32, 0.02)};
@@ -192,9 +191,9 @@ std::vector<Case> prototypes(const Sizes& s, PrototypeSimilarity similarity, con
 
 std::vector<Case> lpr_cases(const Sizes& s) {
   std::vector<Case> all;
-  for (const auto& family :
-       {layernorm(s), latent(s), regularisation(s), prototypes(s, PrototypeSimilarity::gaussian, "gaussian"),
-        prototypes(s, PrototypeSimilarity::hellinger, "hellinger")})
+  for (const auto& family : {layernorm(s), latent(s), regularisation(s),
+                             prototypes(s, ops::PrototypeSimilarity::gaussian, "gaussian"),
+                             prototypes(s, ops::PrototypeSimilarity::hellinger, "hellinger")})
     all.insert(all.end(), family.begin(), family.end());
   return all;
 }

@@ -7,12 +7,12 @@
 #include "core/rng.h"
 #include "cuda/error.h"
 #include "cuda/launch.h"
-#include "cuda/linear.h"
 #include "cuda_bench.h"
 #include "ops/adamw.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/linear.h"
 #include "ops/shift_tokens.h"
 
 namespace switchyard::bench {

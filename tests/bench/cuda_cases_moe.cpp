@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "core/rng.h"
-#include "cuda/linear.h"
-#include "cuda/moe.h"
 #include "cuda_bench.h"
 #include "ops/capacity.h"
+#include "ops/linear.h"
+#include "ops/moe.h"
 
 namespace switchyard::bench {
 

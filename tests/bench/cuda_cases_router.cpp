@@ -1,16 +1,15 @@
 // What routers do with scores. All float32; T tokens, E experts, K slots a token.
 #include <fmt/core.h>
 
-#include "core/slot_weighting.h"
-#include "cuda/router_state.h"
-#include "cuda/routing.h"
-#include "cuda/sigmoid_group.h"
-#include "cuda/slots.h"
 #include "cuda_bench.h"
 #include "ops/complexity.h"
 #include "ops/cosine.h"
 #include "ops/entropy.h"
 #include "ops/histogram.h"
+#include "ops/router_state.h"
+#include "ops/routing.h"
+#include "ops/sigmoid_group.h"
+#include "ops/slots.h"
 #include "ops/topk.h"
 
 namespace switchyard::bench {
@@ -34,7 +33,8 @@ struct Choice {
     Context& ctx = w.ctx();
     ops::cuda::softmax_forward(prob_TE, lse_T, score_TE, ctx);
     ops::cuda::top_k(expert_TK, chosen_TK, prob_TE, token_T, ctx);
-    ops::cuda::slot_weights_forward(weight_TK, chosen_TK, expert_TK, SlotWeighting{.normalise = true}, ctx);
+    ops::cuda::slot_weights_forward(weight_TK, chosen_TK, expert_TK, ops::SlotWeighting{.normalise = true},
+                                    ctx);
   }
 };
 

@@ -1,14 +1,13 @@
 // Norms, rotary embedding, latent attention's keys and values, SwiGLU, biases: one pass over rows.
 #include <fmt/core.h>
 
-#include "core/rope_layout.h"
-#include "cuda/mla.h"
-#include "cuda/rmsnorm.h"
-#include "cuda/rope.h"
-#include "cuda/swiglu.h"
 #include "cuda_bench.h"
 #include "ops/bias.h"
 #include "ops/layernorm.h"
+#include "ops/mla.h"
+#include "ops/rmsnorm.h"
+#include "ops/rope.h"
+#include "ops/swiglu.h"
 
 namespace switchyard::bench {
 
@@ -40,7 +39,7 @@ std::vector<Case> rmsnorm(std::int64_t tokens, std::int64_t groups, std::int64_t
   return {{"rmsnorm_forward", kMoveBar, forward}, {"rmsnorm_backward", kMoveBar, backward}};
 }
 
-std::vector<Case> rope(const Sizes& s, std::int64_t head_dim, std::int64_t rotated, RopePairs pairs) {
+std::vector<Case> rope(const Sizes& s, std::int64_t head_dim, std::int64_t rotated, ops::RopePairs pairs) {
   const auto rows = [=](Workspace& w) { return w.normal({s.tokens, s.heads * head_dim}, DType::bf16); };
   const auto tables = [=](Workspace& w) {
     return std::pair(w.normal({s.seq_len, rotated / 2}, DType::f32),
@@ -51,8 +50,8 @@ std::vector<Case> rope(const Sizes& s, std::int64_t head_dim, std::int64_t rotat
                 .bytes = 2 * bytes_of({x}) * static_cast<double>(rotated) / static_cast<double>(head_dim),
                 .call = std::move(call)};
   };
-  const RopeLayout layout{head_dim, pairs};
-  const char* kind = pairs == RopePairs::halves ? "halves" : "neighbours";
+  const ops::RopeLayout layout{head_dim, pairs};
+  const char* kind = pairs == ops::RopePairs::halves ? "halves" : "neighbours";
   return {{fmt::format("rope_forward, {}", kind), kMoveBar,
            [=](Workspace& w) {
              const Tensor x = rows(w);
@@ -71,7 +70,7 @@ std::vector<Case> rope(const Sizes& s, std::int64_t head_dim, std::int64_t rotat
 }
 
 std::vector<Case> mla(const Sizes& s) {
-  const MlaWidths widths{.heads = s.heads, .nope = 128, .rope = 64, .value = 128};
+  const ops::MlaWidths widths{.heads = s.heads, .nope = 128, .rope = 64, .value = 128};
   const std::int64_t T = s.tokens, H = s.heads;
   struct Tensors {
     Tensor kv, k_rope, k, v;
@@ -142,8 +141,8 @@ std::vector<Case> row_cases(const Sizes& s) {
   std::vector<Case> all;
   for (const auto& family :
        {rmsnorm(s.tokens, 1, s.hidden, DType::bf16), rmsnorm(s.tokens, 1, s.hidden, DType::f32),
-        rmsnorm(s.tokens, s.heads, kHead, DType::bf16), rope(s, kHead, kHead, RopePairs::halves),
-        rope(s, kHead, kHead, RopePairs::neighbours), rope(s, 192, 64, RopePairs::neighbours), mla(s),
+        rmsnorm(s.tokens, s.heads, kHead, DType::bf16), rope(s, kHead, kHead, ops::RopePairs::halves),
+        rope(s, kHead, kHead, ops::RopePairs::neighbours), rope(s, 192, 64, ops::RopePairs::neighbours), mla(s),
         swiglu(s), bias(s)})
     all.insert(all.end(), family.begin(), family.end());
   return all;
