@@ -81,8 +81,8 @@ struct Json {
   Json* find(std::string_view key);
   bool contains(std::string_view key) const { return find(key) != nullptr; }
   const Json& operator[](std::string_view key) const;  // a null value where there is none
-  // Adds the member where there is none; the reference holds until another one is added. Null becomes an object;
-  // std::logic_error for anything else.
+  // Adds the member where there is none; the reference holds until another one is added. Null becomes an
+  // object; std::logic_error for anything else.
   Json& operator[](std::string_view key);
   void push_back(Json element);  // null becomes an array
 
