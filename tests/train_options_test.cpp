@@ -14,7 +14,7 @@
 #include "tensors.h"
 #include "threads.h"
 #include "train/evaluator.h"
-#include "train/trainer.h"
+#include "train/run.h"
 
 namespace switchyard::train {
 namespace {
@@ -107,7 +107,7 @@ class Options : public ::testing::Test {
   End train(const config::Run& run, const Resume& resume) {
     const auto communicator = parallel::make_single_process();
     const volatile std::sig_atomic_t stop = 0;
-    Trainer(run, dir_ / "run", resume, *communicator).run(stop);
+    TrainingRun(run, dir_ / "run", resume, *communicator).run(stop);
     const std::filesystem::path saved = checkpoint_path(dir_ / "run", kSteps);
     json last;
     std::istringstream lines(slurp(dir_ / "run" / "metrics.jsonl"));

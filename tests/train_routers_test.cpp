@@ -14,7 +14,7 @@
 #include "shards.h"
 #include "tensors.h"
 #include "threads.h"
-#include "train/trainer.h"
+#include "train/run.h"
 
 namespace switchyard::train {
 namespace {
@@ -107,8 +107,8 @@ class Routers : public ::testing::TestWithParam<Case> {
     const auto communicator = parallel::make_single_process();
     const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
     // A team is not worth its start for a model as small as this.
-    test::with_threads(1,
-                       [&] { return Trainer(read, dir_ / name, resume, *communicator).run(stop_requested); });
+    test::with_threads(
+        1, [&] { return TrainingRun(read, dir_ / name, resume, *communicator).run(stop_requested); });
   }
   std::vector<json> metrics(const std::string& name) const {
     std::vector<json> lines;

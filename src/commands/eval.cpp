@@ -69,8 +69,9 @@ void describe(CLI::App& app, Options& options) {
 }
 
 nlohmann::ordered_json figures_json(const router::BalanceFigures& figures) {
-  return {{"gini", figures.gini},       {"min_max", figures.min_max},         {"cv", figures.cv},
-          {"max_vio", figures.max_vio}, {"utilisation", figures.utilisation}, {"entropy", figures.entropy}};
+  nlohmann::ordered_json json;
+  for (const auto& [name, value] : router::named(figures)) json[name] = value;
+  return json;
 }
 
 // Of the forward pass, a token (model/flops.h): in all, as a static model's, and by layer.

@@ -14,8 +14,8 @@
 #include "parallel/communicator.h"
 #include "router/registry.h"
 #include "tokenizer/tokenizer.h"
+#include "train/run.h"
 #include "train/token_data.h"
-#include "train/trainer.h"
 
 namespace switchyard::commands {
 
@@ -143,11 +143,11 @@ int run(const Options& options) {
   }
   resume.allow_new_data = options.allow_new_data;
   const auto communicator = parallel::make_single_process();
-  train::Trainer trainer(run, out, resume, *communicator, ops::choose_device(options.device));
+  train::TrainingRun training(run, out, resume, *communicator, ops::choose_device(options.device));
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
-  if (trainer.run(stop_signal) == train::RunEnd::finished) {
+  if (training.run(stop_signal) == train::RunEnd::finished) {
     log_info("done: " + out.string());
     return 0;
   }

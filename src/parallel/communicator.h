@@ -3,17 +3,20 @@
 
 #include <memory>
 
-#include "core/tensor.h"
+#include "core/context.h"
 
 namespace switchyard::parallel {
 
+// Every rank calls the same verbs in the same order. Tensors are contiguous and of equal shape and type on all
+// ranks; they lie where the run computes (`ctx`), in whose order the work is done, or on the host.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // In place, over all ranks, in rank order. Contiguous tensors of equal shape, f32 or f64.
-  virtual void all_reduce_sum(Tensor tensor) = 0;
+  // In place, f32 or f64: the sum over all ranks. The order of additions is the same on every run, and every
+  // rank gets the same bits.
+  virtual void all_reduce_sum(Tensor tensor, Context& ctx) = 0;
 };
 
 // The only rank: every sum is complete as it is.

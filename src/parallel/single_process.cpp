@@ -8,7 +8,7 @@ class SingleProcess final : public Communicator {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
-  void all_reduce_sum(Tensor tensor) override {
+  void all_reduce_sum(Tensor tensor, Context&) override {
     SY_CHECK(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64),
              "a sum over ranks takes contiguous f32 or f64, not {}", name_of(tensor.dtype()));
   }

@@ -32,6 +32,15 @@ BalanceFigures balance_figures(std::span<const double> load_E) {
   return figures;
 }
 
+std::array<std::pair<const char*, double>, 6> named(const BalanceFigures& figures) {
+  return {{{"gini", figures.gini},
+           {"min_max", figures.min_max},
+           {"cv", figures.cv},
+           {"max_vio", figures.max_vio},
+           {"utilisation", figures.utilisation},
+           {"entropy", figures.entropy}}};
+}
+
 BalanceFigures mean_of(std::span<const BalanceFigures> layers) {
   BalanceFigures mean;
   for (const BalanceFigures& layer : layers) {

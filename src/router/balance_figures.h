@@ -1,7 +1,9 @@
 // How evenly slots are spread over experts (docs/router-mathematics.md, section 4).
 #pragma once
 
+#include <array>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace switchyard::router {
@@ -17,6 +19,9 @@ struct BalanceFigures {
 
 // Of one layer's load, one value an expert, none negative. All zeros where there is no load at all.
 BalanceFigures balance_figures(std::span<const double> load_E);
+
+// Under the names that metrics and reports give them.
+std::array<std::pair<const char*, double>, 6> named(const BalanceFigures& figures);
 
 // Mean over layers, figure by figure.
 BalanceFigures mean_of(std::span<const BalanceFigures> layers);

@@ -8,6 +8,12 @@ namespace switchyard::train {
 
 namespace {
 
+std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& domains) {
+  std::vector<data::Sampler::Domain> list;
+  for (const Domain& domain : domains) list.push_back({domain.name, domain.stream.size(), domain.weight});
+  return list;
+}
+
 struct DomainFiles {
   std::string name;
   std::optional<double> weight;
@@ -72,6 +78,13 @@ data::SpecialTokens special_tokens_of(const config::Data& data) {
     return {};
   }
 }
+
+TrainingData::TrainingData(const config::Run& run)
+    : begin_token(run.data.document_mask ? std::optional(find_begin_token(run.data, run.model.vocab_size))
+                                         : std::nullopt),
+      train(open_domains(run.data.train, run.model.vocab_size)),
+      validation(open_domains(run.data.validation, run.model.vocab_size)),
+      sampler(sampler_domains(train), run.train.seq_len, run.train.seed) {}
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> begin_token,
                            std::int64_t sliding_window, Device device, std::int64_t n_micro_batches)

@@ -37,6 +37,16 @@ std::int64_t find_begin_token(const config::Data& data, std::int64_t vocab_size)
 // disagree.
 data::SpecialTokens special_tokens_of(const config::Data& data);
 
+// What a run learns from and is evaluated on.
+struct TrainingData {
+  // Throws InputError as open_domains() and find_begin_token() do.
+  explicit TrainingData(const config::Run& run);
+
+  std::optional<std::int64_t> begin_token;  // with data.document_mask
+  std::vector<Domain> train, validation;
+  data::Sampler sampler;  // of `train`
+};
+
 // The micro-batches of one step: written on the host, read on the device one after the other.
 class BatchBuffers {
  public:

@@ -1,5 +1,5 @@
 // Whole runs of a tiny model on generated shards.
-#include "train/trainer.h"
+#include "train/run.h"
 
 #include <gtest/gtest.h>
 
@@ -103,7 +103,7 @@ class Training : public ::testing::Test {
     const auto communicator = parallel::make_single_process();
     const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
     return test::with_threads(
-        threads_, [&] { return Trainer(run, dir_ / name, resume, *communicator).run(stop_requested); });
+        threads_, [&] { return TrainingRun(run, dir_ / name, resume, *communicator).run(stop_requested); });
   }
   // One JSON object a step, without what depends on the clock.
   std::vector<json> metrics(const std::string& name) const {
@@ -387,7 +387,7 @@ class WithABusyRank final : public parallel::Communicator {
  public:
   int rank() const override { return 0; }
   int size() const override { return 2; }
-  void all_reduce_sum(Tensor tensor) override {
+  void all_reduce_sum(Tensor tensor, Context&) override {
     if (tensor.dtype() != DType::f64) return;  // gradients
     for (const std::int64_t first : {0, 4}) tensor.as<double>()[first] += 1000;
   }
@@ -398,7 +398,7 @@ TEST_F(Training, TheBiasMovesByTheCountsOfAllRanks) {
   run.train.steps = 2;
   WithABusyRank communicator;
   const volatile std::sig_atomic_t stop_requested = 0;
-  test::with_threads(1, [&] { return Trainer(run, dir_ / "run", {}, communicator).run(stop_requested); });
+  test::with_threads(1, [&] { return TrainingRun(run, dir_ / "run", {}, communicator).run(stop_requested); });
   const double up = 2 * 0.125;
   EXPECT_EQ(choice_biases("run", 2), (std::vector<double>{-up, up, up, up, -up, up, up, up}));
 }

@@ -1,0 +1,311 @@
+#include "train/run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "checkpoint/model_directory.h"
+#include "config/names.h"
+#include "core/log.h"
+#include "core/threads.h"
+#include "ops/device.h"
+#include "train/data_fingerprint.h"
+#include "train/evaluator.h"
+#include "train/product_rate.h"
+#include "train/resume_checks.h"
+#include "train/schedule.h"
+#include "train/spike.h"
+
+namespace switchyard::train {
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff et al., arXiv 2305.16264
+
+}  // namespace
+
+TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
+                         parallel::Communicator& communicator, Device device)
+    : run_(run),
+      data_(run),
+      step_(run_, data_, communicator, device),
+      flop_counter_(step_.model()),
+      load_average_(step_.model().routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts)),
+      data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
+  begin(resume);
+  if (device != Device::cpu) step_.rehearse();  // what does not fit is refused before anything is written
+  outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
+  product_rate_ = measure_product_rate(step_.context());
+  describe(resume);
+}
+
+void TrainingRun::begin(const Resume& resume) {
+  model::Transformer& model = step_.model();
+  state_.seed = run_.train.seed;
+  if (!resume.checkpoint) {
+    model.parameters().initialise(run_.train.seed);
+    if (resume.initial_weights) {
+      const checkpoint::ModelDirectory directory(*resume.initial_weights);
+      directory.check_model(run_.model);
+      directory.weights().load(run_.model, model.parameters());
+      log_info(fmt::format("begins with the weights of {}", directory.path().string()));
+      warn_of_other_tokens(run_.data, directory.path());
+    }
+    model.round_weights(step_.context());
+    return;
+  }
+  const checkpoint::Checkpoint checkpoint(*resume.checkpoint);
+  checkpoint.check_resumable(run_);
+  check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
+  warn_of_changes(run_, checkpoint);
+  try {
+    load(checkpoint);
+  } catch (const InputError&) {
+    // Its files are whole (the manifest says so): what does not fit is what another router keeps.
+    const std::string differences = router_differences(run_, checkpoint);
+    if (differences.empty()) throw;
+    throw_input("{}: cannot be resumed with this configuration: {}; use the checkpoint's or start a new run",
+                checkpoint.path().string(), differences);
+  }
+}
+
+void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {
+  ParameterStore& parameters = step_.model().parameters();
+  checkpoint.load_weights(parameters);
+  checkpoint.load_state(parameters,
+                        std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}});
+  step_.model().round_weights(step_.context());
+  state_ = checkpoint.state();
+}
+
+void TrainingRun::describe(const Resume& resume) const {
+  const Device device = step_.context().device;
+  if (device != Device::cpu) log_info("computes on " + ops::describe_device(device));
+  log_info(fmt::format("{:.1f}M parameters; {} threads; memory:",
+                       static_cast<double>(step_.model().parameters().count()) * 1e-6, thread_count()));
+  for (const std::string& line : table_of(step_.memory())) log_info(line);
+  if (product_rate_ > 0)
+    log_info(fmt::format("this machine multiplies matrices in {} at {:.0f} GFLOP/s", name_of(run_.train.dtype),
+                         product_rate_ * 1e-9));
+  describe_data();
+  if (resume.checkpoint)
+    log_info(fmt::format("resumed from {} after step {}", resume.checkpoint->string(), state_.step));
+}
+
+void TrainingRun::describe_data() const {
+  const auto samples = static_cast<std::uint64_t>(run_.train.steps * run_.train.global_batch_size);
+  std::string repeated;
+  for (std::size_t d = 0; d < data_.train.size(); ++d) {
+    const Domain& domain = data_.train[d];
+    const double epochs = epochs_of(samples, d);
+    log_info(fmt::format("data: domain {}: {} tokens in {} shard{}; the run reads them {:.3g} times",
+                         domain.name, domain.stream.size(), domain.stream.shards().size(),
+                         domain.stream.shards().size() == 1 ? "" : "s", epochs));
+    if (epochs > kManyEpochs)
+      repeated += fmt::format("{}{} {:.3g} times", repeated.empty() ? "" : ", ", domain.name, epochs);
+  }
+  if (!repeated.empty())
+    log_warning(
+        fmt::format("the data repeat: domain {}; beyond {} times a model learns little more from them; "
+                    "add data or lower train.steps",
+                    repeated, kManyEpochs));
+}
+
+// How often so many samples of the run show the whole of a domain.
+double TrainingRun::epochs_of(std::uint64_t samples, std::size_t domain) const {
+  const double share = static_cast<double>(data_.sampler.samples_per_block()[domain]) /
+                       static_cast<double>(data::Sampler::kMixBlock);
+  const auto windows = (data_.train[domain].stream.size() - 1) / run_.train.seq_len;
+  return static_cast<double>(samples) * share / static_cast<double>(windows);
+}
+
+double TrainingRun::most_epochs() const {
+  double most = 0;
+  for (std::size_t d = 0; d < data_.train.size(); ++d) most = std::max(most, epochs_of(state_.samples, d));
+  return most;
+}
+
+StepResult TrainingRun::step(std::string& spike) {
+  StepResult result = step_.compute(state_.step, state_.samples);
+  spike = reason_to_leave_out(result);
+  if (spike.empty()) {
+    step_.update(learning_rate(run_.train, state_.step + 1), state_.updates + 1);
+    load_average_.update(result.load);
+    learned(run_.train.spike, state_.spikes, result.loss, result.grad_norm);
+    state_.updates += 1;
+  } else {
+    left_out(state_.spikes);
+  }
+  state_.step += 1;
+  state_.tokens += run_.train.global_batch_size * run_.train.seq_len;
+  state_.samples += static_cast<std::uint64_t>(run_.train.global_batch_size);
+  return result;
+}
+
+// Before the optimizer and the routers learn from a step. A loss that is not finite ends the run where the run
+// is too young to tell a bad batch from bad weights, or where the weights themselves are not finite and there
+// is nothing to go back to.
+std::string TrainingRun::reason_to_leave_out(const StepResult& result) const {
+  const double loss = result.loss + result.mtp_loss;
+  const bool finite = std::isfinite(loss) && std::isfinite(result.grad_norm);
+  if (!finite && (!detects_spikes() || state_.spikes.losses.size() < kLeastHistory ||
+                  (!step_.weights_are_finite() && !checkpoint::find_latest(outputs_->directory())))) {
+    if (!std::isfinite(loss)) stop_for("loss", step_.cause_of_loss());
+    stop_for("gradient", step_.cause_of_gradient());
+  }
+  if (!detects_spikes()) return "";
+  return spike_reason(run_.train.spike, state_.spikes, std::isfinite(loss) ? result.loss : loss,
+                      result.grad_norm);
+}
+
+void TrainingRun::stop_for(const char* what, const std::string& tensor) const {
+  throw_run(
+      "step {}: the {} is not finite; the first such tensor: {}; {}; lower train.lr or raise "
+      "train.warmup_ratio",
+      state_.step + 1, what, tensor, last_checkpoint_note());
+}
+
+std::string TrainingRun::last_checkpoint_note() const {
+  const auto latest = checkpoint::find_latest(outputs_->directory());
+  return latest ? "the last checkpoint is " + latest->string() : "no checkpoint had been written yet";
+}
+
+void TrainingRun::go_back(const std::string& spike) {
+  constexpr std::int64_t kMostTimesBack = 3;
+  const std::filesystem::path& directory = outputs_->directory();
+  std::vector<std::filesystem::path> good;  // newest first
+  for (const std::int64_t step : checkpoint::checkpoint_steps(directory)) {
+    const std::filesystem::path path = checkpoint::checkpoint_path(directory, step);
+    if (step <= state_.step && checkpoint::read_run_state(path).spikes.skipped_in_row == 0)
+      good.insert(good.begin(), path);
+  }
+  if (good.empty() || times_back_ == kMostTimesBack)
+    throw_run(
+        "step {}: {} steps in a row were left out (train.spike), of the last one {}; {}; lower train.lr, raise "
+        "train.warmup_ratio, or look at the data",
+        state_.step, state_.spikes.skipped_in_row, spike,
+        good.empty()
+            ? "there is no checkpoint to go back to"
+            : fmt::format("going back {} times has not helped, the last time to {}", times_back_,
+                          good[std::min(good.size(), static_cast<std::size_t>(times_back_)) - 1].string()));
+  // Each time in a row one checkpoint farther: the newest may have been on its way already.
+  const std::filesystem::path& target = good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
+  const checkpoint::RunState before = state_;
+  load(checkpoint::Checkpoint(target));
+  state_.samples = before.samples;
+  state_.train_seconds = before.train_seconds;
+  state_.spikes.skipped = before.spikes.skipped;
+  state_.spikes.rollbacks = before.spikes.rollbacks + 1;
+  ++times_back_;
+  outputs_->open_logs(state_.step);
+  log_warning(
+      fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
+                  "data behind sample {}",
+                  before.step, before.spikes.skipped_in_row, spike, target.string(), before.samples));
+}
+
+std::optional<EvalResult> TrainingRun::evaluate_if_due() {
+  if (data_.validation.empty() || !due(run_.train.eval_every)) return std::nullopt;
+  const EvalSettings settings{.seq_len = run_.train.seq_len,
+                              .batch = run_.train.micro_batch_size,
+                              .max_tokens = run_.train.eval_tokens,
+                              .begin_token = data_.begin_token};
+  Context& ctx = step_.context();
+  ctx.attention = AttentionBackend::flash;  // as `switchyard eval` computes
+  EvalResult result = evaluate(step_.model(), data_.validation, settings, ctx);
+  ctx.attention = run_.train.attention;
+  return result;
+}
+
+void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
+  const double minutes = run_.checkpoint.every_minutes;
+  save_is_due_ =
+      save_is_due_ || due(run_.checkpoint.every) || (minutes > 0 && seconds_since(last_save_) >= 60 * minutes);
+  // Amid steps that are left out a checkpoint would hold no newer weights, and take the place of one that the
+  // run may have to go back to.
+  const bool is_good = state_.spikes.skipped_in_row == 0;
+  if (!(save_is_due_ && is_good) && !stopped && state_.step != run_.train.steps) return;
+  save_is_due_ = false;
+  outputs_->console().clear_bar();
+  outputs_->sync();  // so that the lines up to a checkpoint are on the disk when it is
+  state_.val_loss = validation ? std::optional(validation->loss) : std::nullopt;
+  checkpoint::save_checkpoint(
+      outputs_->directory(), step_.model().parameters(), state_, run_,
+      std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
+  checkpoint::prune_checkpoints(outputs_->directory(), run_.checkpoint);
+  if (is_good) times_back_ = 0;
+  last_save_ = Clock::now();
+}
+
+double TrainingRun::seconds_left() const {
+  return seconds_since(start_) / static_cast<double>(state_.step - first_step_) *
+         static_cast<double>(run_.train.steps - state_.step);
+}
+
+void TrainingRun::warn_of_steps_left_out() const {
+  const checkpoint::SpikeHistory& spikes = state_.spikes;
+  if (spikes.skipped_in_row > 0)
+    log_warning(
+        fmt::format("the run ends amid {} steps in a row that were left out: its weights are those of step {}",
+                    spikes.skipped_in_row, state_.step - spikes.skipped_in_row));
+  if (spikes.skipped > 0)
+    log_warning(fmt::format("{} steps were left out (train.spike), and the run went back {} times",
+                            spikes.skipped, spikes.rollbacks));
+}
+
+RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
+  Console& console = outputs_->console();
+  const model::Transformer& model = step_.model();
+  const std::int64_t steps = run_.train.steps;
+  const auto tokens_a_step = static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
+  if (state_.step >= steps)
+    console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  start_ = last_save_ = Clock::now();
+  first_step_ = state_.step;
+  Clock::time_point last_step = start_;
+  bool stopped = false;
+  while (state_.step < steps && !stopped) {
+    const Clock::time_point step_start = Clock::now();
+    std::string spike;
+    const StepResult result = step(spike);
+    const double tokens_per_second = tokens_a_step / seconds_since(step_start);
+    stopped = stop_requested != 0;
+
+    const std::optional<EvalResult> validation = evaluate_if_due();
+    state_.train_seconds += seconds_since(last_step);
+    last_step = Clock::now();
+    const StepOutcome outcome{.result = result,
+                              .state = state_,
+                              .lr = learning_rate(run_.train, state_.step),
+                              .tokens_per_second = tokens_per_second,
+                              .epoch = most_epochs(),
+                              .product_rate = product_rate_,
+                              .load = load_average_,
+                              .validation = validation ? &*validation : nullptr};
+    outputs_->append(state_.step, step_record(outcome, model, flop_counter_));
+    if (!spike.empty()) {
+      console.clear_bar();
+      if (state_.spikes.skipped_in_row >= run_.train.spike.patience || !step_.weights_are_finite()) {
+        go_back(spike);
+        start_ = Clock::now();
+        first_step_ = state_.step;
+        continue;
+      }
+      log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
+    }
+    save_if_due(outcome.validation, stopped);
+    console.step(step_report(outcome, model, steps, seconds_left()),
+                 validation || due(run_.log.every) || state_.step == first_step_ + 1);
+  }
+  warn_of_steps_left_out();
+  outputs_->close();
+  return stopped && state_.step < steps ? RunEnd::interrupted : RunEnd::finished;
+}
+
+}  // namespace switchyard::train

@@ -1,0 +1,89 @@
+// The training loop of one run on the host: where it begins, when it evaluates and saves, which steps it leaves
+// out, when it goes back or stops. A step's work on the device is step.h's.
+#pragma once
+
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "checkpoint/checkpoint.h"
+#include "config/config.h"
+#include "train/outputs.h"
+#include "train/step.h"
+
+namespace switchyard::train {
+
+struct Resume {
+  bool wanted = false;                              // --resume was given
+  std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
+  // Where the weights of a run from the start come from (model_directory.h); none: they are random.
+  std::optional<std::filesystem::path> initial_weights = std::nullopt;
+  bool allow_new_data = false;  // go on although the data are not those of the checkpoint
+};
+
+enum class RunEnd { finished, interrupted };
+
+class TrainingRun {
+ public:
+  // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws
+  // InputError before anything is written where one of these cannot be.
+  TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
+              parallel::Communicator& communicator, Device device = Device::cpu);
+
+  // Trains up to train.steps, or until `stop_requested` reads true after a step; then saves and returns. Throws
+  // RunError where a loss or gradient is not finite and train.spike cannot leave the step out or go back.
+  RunEnd run(const volatile std::sig_atomic_t& stop_requested);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  // Weights and all else that the run begins with: of a checkpoint, of a model directory, or random.
+  void begin(const Resume& resume);
+  void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
+  void describe(const Resume& resume) const;
+  void describe_data() const;
+
+  // One step, learned from or left out (then `spike` says why). Advances the run by a step either way.
+  StepResult step(std::string& spike);
+  std::string reason_to_leave_out(const StepResult& result) const;
+  bool detects_spikes() const {
+    return run_.train.spike.deviations > 0 || run_.train.spike.grad_norm_factor > 0;
+  }
+  [[noreturn]] void stop_for(const char* what, const std::string& tensor) const;
+  std::string last_checkpoint_note() const;
+  // After too many steps in a row that were left out: the run stands where its last good checkpoint does, and
+  // its data go on behind the ones that were left out. Throws RunError where there is none, or where going back
+  // has not helped.
+  void go_back(const std::string& spike);
+
+  bool due(std::int64_t every) const {  // at the end, too
+    return state_.step == run_.train.steps || (every > 0 && state_.step % every == 0);
+  }
+  std::optional<EvalResult> evaluate_if_due();
+  void save_if_due(const EvalResult* validation, bool stopped);
+  double epochs_of(std::uint64_t samples, std::size_t domain) const;
+  double most_epochs() const;  // of any domain, as far as the run has come
+  double seconds_left() const;
+  void warn_of_steps_left_out() const;
+
+  config::Run run_;
+  TrainingData data_;
+  Step step_;
+  model::FlopCounter flop_counter_;
+  LoadAverage load_average_;
+  checkpoint::RunState state_;
+  std::string data_fingerprint_;
+  std::optional<Outputs> outputs_;  // always there once constructed
+  double product_rate_ = 0;         // FLOP/s; 0: not known
+  std::int64_t times_back_ = 0;     // since the last good checkpoint
+  bool save_is_due_ = false;
+  Clock::time_point last_save_{};
+  // Where the stretch began that seconds_left() is estimated by.
+  Clock::time_point start_{};
+  std::int64_t first_step_ = 0;
+};
+
+}  // namespace switchyard::train

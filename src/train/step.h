@@ -1,0 +1,106 @@
+// One optimizer step on the device of a run: its micro-batches forward and backward, sums over ranks, the
+// gradient's norm, AdamW, and what routers do beside their gradients. What is done with its numbers is the
+// run's affair (run.h).
+//   M micro-batches of T tokens in B sequences, L layers with a router, E experts, K depths of multi-token
+//   prediction
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/context.h"
+#include "model/flops.h"
+#include "model/transformer.h"
+#include "ops/replay.h"
+#include "parallel/communicator.h"
+#include "train/expert_load.h"
+#include "train/host_record.h"
+#include "train/memory_plan.h"
+#include "train/optimizer.h"
+#include "train/token_data.h"
+
+namespace switchyard::train {
+
+// Of the whole global batch.
+struct StepResult {
+  double loss = 0;       // nats a token, mean
+  double mtp_loss = 0;   // the same of multi-token prediction: mean over depths of their means
+  double grad_norm = 0;  // before clipping
+  double balance_loss = 0, z_loss = 0;
+  double router_loss = 0;  // the routers' own
+  LoadCounts load;
+  model::TokenCounts tokens{};
+};
+
+class Step {
+ public:
+  // Makes the model and takes all memory; parameters are not initialised. `data` outlives this. Throws
+  // InputError where the device has not enough of it, or cannot compute as the configuration asks.
+  Step(const config::Run& run, const TrainingData& data, parallel::Communicator& communicator, Device device);
+
+  model::Transformer& model() { return model_; }
+  const model::Transformer& model() const { return model_; }
+  Context& context() { return ctx_; }
+  const Context& context() const { return ctx_; }
+  const MemoryPlan& memory() const { return memory_; }
+
+  // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, and memory()
+  // knows it. Throws RunError where it does not fit.
+  void rehearse();
+
+  // The gradient of step `step` (from 0; where its noise is), whose global batch begins at sample
+  // `first_sample`. Waits for the device.
+  StepResult compute(std::int64_t step, std::uint64_t first_sample);
+  // Learns from it, with learning rate `lr`; `n` counts updates from 1. Without it the step is left out.
+  void update(double lr, std::int64_t n);
+
+  bool weights_are_finite() const;
+  // The first tensor of the last step that is not finite, in words: as a loss or a gradient that is not says.
+  std::string cause_of_loss() const;
+  std::string cause_of_gradient() const;
+
+ private:
+  std::int64_t micro_tokens() const { return run_.train.micro_batch_size * run_.train.seq_len; }
+  std::int64_t batch_tokens() const { return run_.train.global_batch_size * run_.train.seq_len; }
+  void take_memory();
+  void read_data(std::int64_t step, std::uint64_t first_sample);  // of the whole step
+  // The batch lives until the next one is loaded.
+  model::Batch load_micro_batch(std::int64_t micro);
+  std::vector<double> count_mtp_targets();
+  // Whether all micro-batches have the same targets: with a document mask, those of multi-token prediction
+  // differ.
+  bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !data_.begin_token; }
+  void count_global_batch();
+  // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
+  void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
+  void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
+  void keep_results(std::int64_t micro);
+  void sum_routing_over_ranks();
+  StepResult read_back(std::span<const double> mtp_share_K);
+
+  config::Run run_;
+  const TrainingData& data_;
+  parallel::Communicator& communicator_;
+  std::int64_t micro_batches_;
+  Context ctx_;
+  model::Transformer model_;
+  MemoryPlan memory_;
+  AdamW optimizer_;
+  BatchBuffers buffers_;
+  ops::Replay micro_step_, count_step_;
+  std::vector<std::vector<std::size_t>> domain_MB_;
+  std::vector<std::int32_t> window_;
+  // What a step writes and the host reads when it is over. Each has a copy where the device writes it.
+  enum Figure { kBalance, kZ, kRouter, kGradSquares, kFigures };
+  HostRecord<float> loss_MT_, mtp_loss_MKT_;
+  AlignedBuffer micro_losses_;  // one micro-batch's: the same place in every one
+  Tensor loss_T_, mtp_loss_KT_;
+  HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
+  HostRecord<double> figures_;
+};
+
+}  // namespace switchyard::train
