@@ -51,12 +51,6 @@ TEST(LoadCounts, FiguresAreThoseOfEachLayer) {
   EXPECT_EQ(figures[1].min_max, 2.0 / 36);
 }
 
-TEST(LoadCounts, ClearForgets) {
-  LoadCounts load = two_micro_batches();
-  load.clear();
-  EXPECT_EQ(load.all_layers(), Numbers(6, 0));
-}
-
 TEST(LoadCounts, SpecialisationIsOfExpertAndDomain) {
   LoadCounts load(2, 3, 2);
   const std::vector<std::size_t> domains = {0, 1};

@@ -382,27 +382,6 @@ TEST_F(Training, AStepMovesTheBiasByItsSpeedTowardsBalance) {
   }
 }
 
-// One rank of two; the other one has sent a thousand slots to the first expert of each layer.
-class WithABusyRank final : public parallel::Communicator {
- public:
-  int rank() const override { return 0; }
-  int size() const override { return 2; }
-  void all_reduce_sum(Tensor tensor, Context&) override {
-    if (tensor.dtype() != DType::f64) return;  // gradients
-    for (const std::int64_t first : {0, 4}) tensor.as<double>()[first] += 1000;
-  }
-};
-
-TEST_F(Training, TheBiasMovesByTheCountsOfAllRanks) {
-  config::Run run = as_from_a_file(deepseek_run());
-  run.train.steps = 2;
-  WithABusyRank communicator;
-  const volatile std::sig_atomic_t stop_requested = 0;
-  test::with_threads(1, [&] { return TrainingRun(run, dir_ / "run", {}, communicator).run(stop_requested); });
-  const double up = 2 * 0.125;
-  EXPECT_EQ(choice_biases("run", 2), (std::vector<double>{-up, up, up, up, -up, up, up, up}));
-}
-
 TEST_F(Training, WithoutASpeedTheBiasStaysWhatItIs) {
   config::Run run = deepseek_run();
   run.router.own.set("bias_update_speed", 0.0);

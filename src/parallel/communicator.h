@@ -17,6 +17,8 @@ class Communicator {
   // In place, f32 or f64: the sum over all ranks. The order of additions is the same on every run, and every
   // rank gets the same bits.
   virtual void all_reduce_sum(Tensor tensor, Context& ctx) = 0;
+  // True on every rank where it is true on one. Waits for all of them.
+  virtual bool agree(bool flag) = 0;
 };
 
 // The only rank: every sum is complete as it is.

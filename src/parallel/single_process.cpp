@@ -12,6 +12,7 @@ class SingleProcess final : public Communicator {
     SY_CHECK(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64),
              "a sum over ranks takes contiguous f32 or f64, not {}", name_of(tensor.dtype()));
   }
+  bool agree(bool flag) override { return flag; }
 };
 
 }  // namespace

@@ -11,23 +11,20 @@ LoadCounts::LoadCounts(std::int64_t n_layers, std::int64_t n_experts, std::int64
     : n_layers_(n_layers),
       n_experts_(n_experts),
       n_domains_(n_domains),
-      count_LNE_(static_cast<std::size_t>(n_layers * n_domains * n_experts)),
-      dropped_L_(static_cast<std::size_t>(n_layers)) {}
+      sums_(static_cast<std::size_t>(n_layers * (n_domains * n_experts + 1))) {}
 
-void LoadCounts::clear() {
-  std::fill(count_LNE_.begin(), count_LNE_.end(), 0.0);
-  std::fill(dropped_L_.begin(), dropped_L_.end(), 0.0);
+Tensor LoadCounts::sums() {
+  return Tensor(sums_.data(), Shape{static_cast<std::int64_t>(sums_.size())}, DType::f64);
 }
 
 double& LoadCounts::at(std::int64_t l, std::size_t domain, std::int64_t e) {
-  return count_LNE_[static_cast<std::size_t>((l * n_domains_ + static_cast<std::int64_t>(domain)) * n_experts_ +
-                                             e)];
+  return sums_[static_cast<std::size_t>((l * n_domains_ + static_cast<std::int64_t>(domain)) * n_experts_ + e)];
 }
 
 void LoadCounts::add(const Tensor& count_LBE, const Tensor& dropped_L, std::span<const std::size_t> domain_B) {
   for (std::int64_t l = 0; l < n_layers_; ++l) {
     const std::int32_t* count = count_LBE.row<std::int32_t>(l);
-    dropped_L_[static_cast<std::size_t>(l)] += dropped_L.as<std::int32_t>()[l];
+    sums_[dropped_at(l)] += dropped_L.as<std::int32_t>()[l];
     for (const std::size_t domain : domain_B)
       for (std::int64_t e = 0; e < n_experts_; ++e) at(l, domain, e) += *count++;
   }
@@ -40,7 +37,7 @@ void LoadCounts::add(const router::RoutingCounts& counts, std::span<const std::s
 std::vector<std::vector<double>> LoadCounts::by_domain(std::int64_t l) const {
   std::vector<std::vector<double>> table;
   for (std::int64_t n = 0; n < n_domains_; ++n) {
-    const auto first = count_LNE_.begin() + (l * n_domains_ + n) * n_experts_;
+    const auto first = sums_.begin() + (l * n_domains_ + n) * n_experts_;
     table.emplace_back(first, first + n_experts_);
   }
   return table;
@@ -74,8 +71,9 @@ double LoadCounts::slots(std::int64_t l) const {
 }
 
 double LoadCounts::drop_rate() const {
-  const double kept = std::accumulate(count_LNE_.begin(), count_LNE_.end(), 0.0);
-  const double dropped = std::accumulate(dropped_L_.begin(), dropped_L_.end(), 0.0);
+  const auto first_dropped = sums_.begin() + static_cast<std::int64_t>(dropped_at(0));
+  const double kept = std::accumulate(sums_.begin(), first_dropped, 0.0);
+  const double dropped = std::accumulate(first_dropped, sums_.end(), 0.0);
   return dropped > 0 ? dropped / (kept + dropped) : 0.0;
 }
 

@@ -33,6 +33,7 @@ constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff 
 TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
                          parallel::Communicator& communicator, Device device)
     : run_(run),
+      communicator_(communicator),
       data_(run),
       step_(run_, data_, communicator, device),
       flop_counter_(step_.model()),
@@ -275,7 +276,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     std::string spike;
     const StepResult result = step(spike);
     const double tokens_per_second = tokens_a_step / seconds_since(step_start);
-    stopped = stop_requested != 0;
+    stopped = communicator_.agree(stop_requested != 0);
 
     const std::optional<EvalResult> validation = evaluate_if_due();
     state_.train_seconds += seconds_since(last_step);

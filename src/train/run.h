@@ -70,6 +70,7 @@ class TrainingRun {
   void warn_of_steps_left_out() const;
 
   config::Run run_;
+  parallel::Communicator& communicator_;
   TrainingData data_;
   Step step_;
   model::FlopCounter flop_counter_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -64,7 +65,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::Communica
     : run_(run),
       data_(data),
       communicator_(communicator),
-      micro_batches_(run.train.global_batch_size / run.train.micro_batch_size),
+      micro_batches_(run.train.global_batch_size / run.train.micro_batch_size / communicator.size()),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       memory_(checked_plan(model_, run, device)),
@@ -80,6 +81,9 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::Communica
                            run.model.num_experts}),
       dropped_ML_(device, {micro_batches_, model_.routing().n_layers()}),
       figures_(device, {kFigures}) {
+  SY_CHECK(micro_batches_ * run.train.micro_batch_size * communicator.size() == run.train.global_batch_size,
+           "a global batch of {} is not cut evenly for {} ranks", run.train.global_batch_size,
+           communicator.size());
   ctx_.attention = run.train.attention;
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
   ops::open_stream(ctx_);
@@ -110,10 +114,11 @@ void Step::rehearse() {
   memory_.workspace = ctx_.scratch.reserved();
 }
 
+// This rank's part of the global batch: neighbouring samples, so that any number of ranks trains on the same.
 void Step::read_data(std::int64_t step, std::uint64_t first_sample) {
   const std::int64_t B = run_.train.micro_batch_size;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const std::int64_t first = micro * B;  // in the global batch
+    const std::int64_t first = (communicator_.rank() * micro_batches_ + micro) * B;  // in the global batch
     buffers_.set_place(step, first, micro);
     for (std::int64_t b = 0; b < B; ++b) {
       const data::Sampler::Sample sample =
@@ -199,7 +204,7 @@ void Step::keep_results(std::int64_t micro) {
   }
 }
 
-// What the step has written on the device: the one place where the host waits for it.
+// What the step has written on the device: the one place where the host waits for it. Then the sums of ranks.
 StepResult Step::read_back(std::span<const double> mtp_share_K) {
   loss_MT_.read_back();
   mtp_loss_MKT_.read_back();
@@ -221,10 +226,22 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
                       domain_MB_[static_cast<std::size_t>(micro)]);
     result.tokens += model::count_tokens(buffers_.on_host(micro));
   }
-  result.loss /= static_cast<double>(batch_tokens());
-  result.balance_loss = figures_.values[kBalance];
-  result.z_loss = figures_.values[kZ];
-  result.router_loss = figures_.values[kRouter];
+  // Token counts are far below the 2^53 up to which doubles are exact.
+  std::array<double, 7> sums = {result.loss,
+                                result.mtp_loss,
+                                figures_.values[kBalance],
+                                figures_.values[kZ],
+                                figures_.values[kRouter],
+                                static_cast<double>(result.tokens.tokens),
+                                static_cast<double>(result.tokens.keys)};
+  communicator_.all_reduce_sum(Tensor(sums.data(), Shape{7}, DType::f64), ctx_);
+  if (routing.n_layers() > 0) communicator_.all_reduce_sum(result.load.sums(), ctx_);
+  result.loss = sums[0] / static_cast<double>(batch_tokens());
+  result.mtp_loss = sums[1];
+  result.balance_loss = sums[2];
+  result.z_loss = sums[3];
+  result.router_loss = sums[4];
+  result.tokens = {static_cast<std::int64_t>(sums[5]), static_cast<std::int64_t>(sums[6])};
   result.grad_norm = std::sqrt(figures_.values[kGradSquares]);
   return result;
 }

@@ -85,7 +85,7 @@ class Step {
   config::Run run_;
   const TrainingData& data_;
   parallel::Communicator& communicator_;
-  std::int64_t micro_batches_;
+  std::int64_t micro_batches_;  // of this rank
   Context ctx_;
   model::Transformer model_;
   MemoryPlan memory_;
