@@ -1,4 +1,4 @@
-// Small valid configurations for the tests of the config room, and edits of them.
+// Small valid configurations for the tests of the config module, and edits of them.
 #pragma once
 
 #include <filesystem>

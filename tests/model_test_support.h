@@ -1,4 +1,4 @@
-// Shared by the tests of the model room: tiny models with weights of order one, batches written out by hand,
+// Shared by the tests of the model module: tiny models with weights of order one, batches written out by hand,
 // and one pass through a model with all of its losses.
 #pragma once
 

@@ -17,7 +17,7 @@ namespace switchyard::config {
 // Reads a run's configuration and applies overrides of the form "a.b=value" (value: JSON, or else a string; an
 // array's element by its index, data.train.0.path=x; of two for the same key the later one holds). A message
 // about a value that an override gave begins with --set and the override instead of the file. `routers`: the
-// types that router.type may name (router::router_schemas(); this room does not know them). `default_model`:
+// types that router.type may name (router::router_schemas(); this module does not know them). `default_model`:
 // a config.json that stands for a `model` section that is not there.
 // `vocab_size_of`: what stands for a model.vocab_size that is not there, from the entries of data.train, or
 // no value where the data do not say; without it the key is required.

@@ -1,5 +1,5 @@
 // What a type of router can be configured with. Each router declares its schema beside its code, in the router
-// room; this room reads `router` by the schemas that it is handed, and knows no router.
+// module; this module reads `router` by the schemas that it is handed, and knows no router.
 #pragma once
 
 #include <functional>

@@ -1,10 +1,10 @@
 // A router: which experts a token goes to, and with what weight.
 //   T tokens of B sequences, D hidden size, E experts, K slots a token
 //
-// A router is one class in one file of this room and one line of registry.cpp (docs/routers.md walks through an
-// example). It adds its parameters to the store when it is made, reserves in plan() what its forward pass keeps
-// for its backward pass, and leaves capacity, sums, losses, permutation, experts and balance figures to others:
-// those work from what RouterOutput says (routed_layer.h).
+// A router is one class in one file of this module and one line of registry.cpp (docs/routers.md walks through
+// an example). It adds its parameters to the store when it is made, reserves in plan() what its forward pass
+// keeps for its backward pass, and leaves capacity, sums, losses, permutation, experts and balance figures to
+// others: those work from what RouterOutput says (routed_layer.h).
 #pragma once
 
 #include <functional>

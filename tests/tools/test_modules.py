@@ -1,4 +1,5 @@
-"""The doors between rooms open downward only: no file of src/ or cuda/ includes a header of a room that its own may not know."""
+"""Dependencies between modules point downward only: no file of src/ or cuda/ includes a header of a module that its own may
+not know."""
 import pathlib
 import re
 import unittest
@@ -25,22 +26,22 @@ BELOW = {
 TRAINERS = {"parallel", "train"}
 
 
-class Rooms(unittest.TestCase):
-    def test_every_folder_is_a_room_with_known_doors(self):
+class Modules(unittest.TestCase):
+    def test_every_folder_is_a_module_with_known_dependencies(self):
         self.assertEqual(sorted(path.name for path in (ROOT / "src").iterdir() if path.is_dir()),
                          sorted(set(BELOW) - {"cuda"}))
 
     def test_includes_go_down(self):
         checked = dict.fromkeys(BELOW, 0)
         for path in sorted([*(ROOT / "src").glob("*/**/*.[ch]*"), *(ROOT / "cuda").glob("*.[ch]*")]):
-            room = path.relative_to(ROOT / "src").parts[0] if ROOT / "src" in path.parents else "cuda"
+            module = path.relative_to(ROOT / "src").parts[0] if ROOT / "src" in path.parents else "cuda"
             for line, text in enumerate(path.read_text().splitlines(), 1):
                 found = re.match(r'#include "([^/"]+)/', text)
                 if found:
-                    checked[room] += 1
-                    self.assertIn(found[1], BELOW[room] + [room],
-                                  f"{path.relative_to(ROOT)}:{line}: {room} may not include {found[1]}")
-        self.assertEqual([room for room, count in checked.items() if count == 0], [])
+                    checked[module] += 1
+                    self.assertIn(found[1], BELOW[module] + [module],
+                                  f"{path.relative_to(ROOT)}:{line}: {module} may not include {found[1]}")
+        self.assertEqual([module for module, count in checked.items() if count == 0], [])
 
     def test_only_commands_that_train_know_a_trainer(self):
         text = (ROOT / "src" / "CMakeLists.txt").read_text()
@@ -62,9 +63,9 @@ class Rooms(unittest.TestCase):
 
     def test_the_build_links_what_may_be_included(self):
         text = (ROOT / "src" / "CMakeLists.txt").read_text()
-        for room, linked in re.findall(r"^switchyard_room\((\w+) ?(.*)\)$", text, re.MULTILINE):
-            rooms = re.findall(r"switchyard_(\w+)", linked)
-            self.assertLessEqual(set(rooms), set(BELOW[room]), room)
+        for module, linked in re.findall(r"^switchyard_module\((\w+) ?(.*)\)$", text, re.MULTILINE):
+            modules = re.findall(r"switchyard_(\w+)", linked)
+            self.assertLessEqual(set(modules), set(BELOW[module]), module)
 
 
 if __name__ == "__main__":
