@@ -9,10 +9,12 @@
 #include <vector>
 
 #include "commands/commands.h"
+#include "config/fields.h"
 #include "config/spelling.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/threads.h"
+#include "router/registry.h"
 
 namespace {
 
@@ -27,6 +29,16 @@ constexpr const Command* kCommands[] = {&kTrain, &kEval, &kInspect, &kExport, &k
 int show_help(const CLI::App& app) {
   std::fputs(app.help().c_str(), stdout);
   return std::fflush(stdout) == 0 ? 0 : kExitInput;
+}
+
+int help_config(const std::string& name) {
+  try {
+    std::fputs(switchyard::config::help_on(name, switchyard::router::router_schemas()).c_str(), stdout);
+    return std::fflush(stdout) == 0 ? 0 : kExitInput;
+  } catch (const switchyard::InputError& error) {
+    switchyard::log_error(error.what());
+    return kExitInput;
+  }
 }
 
 std::string no_command(const CLI::App& app, const std::string& word) {
@@ -57,7 +69,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", SWITCHYARD_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "'switchyard help COMMAND' explains a command. Exit codes: 0 done, 1 the run failed, 2 input that "
+      "'switchyard help COMMAND' explains a command, 'switchyard help config [SECTION or KEY]' the keys of a "
+      "configuration. Exit codes: 0 done, 1 the run failed, 2 input that "
       "cannot be used.");
 
   std::function<int()> run;
@@ -71,6 +84,7 @@ int main(int argc, char** argv) {
   if (words.empty() || (words[0] == "help" && words.size() == 1)) return show_help(app);
   const bool help = words[0] == "help";
   const std::string& name = words[help ? 1 : 0];
+  if (help && name == "config") return help_config(words.size() > 2 ? words[2] : "");
   const auto commands = app.get_subcommands([&](const CLI::App* each) { return each->get_name() == name; });
   CLI::App* const named = commands.empty() ? nullptr : commands.front();
   if (named == nullptr && !name.starts_with("-")) {

@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "config/fields.h"
 #include "config/keys.h"
 #include "config/names.h"
 #include "config_samples.h"
@@ -167,6 +168,37 @@ TEST(ConfigFiles, ThePageHasEveryKeyAndNoOther) {
   }
   const std::string text = read_text_file(source_dir() / "docs/configuration.md");
   for (const std::string_view key : ignored_model_keys()) EXPECT_CONTAINS(text, fmt::format("`{}`", key));
+}
+
+TEST(ConfigFiles, ThePagesRowsAreTheTextsOfTheKeys) {
+  const std::string page = read_text_file(source_dir() / "docs/configuration.md");
+  int compared = 0;
+  for (const SectionKeys& section : all_sections()) {
+    if (section.name == "data.validation.N") continue;  // shares a table
+    for (const FieldText& field : field_texts(section.name)) {
+      const std::string row =
+          fmt::format("| `{}` | {} | {} |{}{} | {} |\n", field.key, field.type, field.fallback,
+                      field.range.empty() ? "" : " ", field.range, field.meaning);
+      EXPECT_NE(page.find(row), std::string::npos) << "docs/configuration.md, section " << section.name
+                                                   << ": write the row that src/config/fields.h says\n"
+                                                   << row;
+      ++compared;
+    }
+  }
+  EXPECT_GT(compared, 40);
+}
+
+TEST(ConfigFiles, HelpExplainsSectionsAndKeys) {
+  const auto help = [](const char* name) { return help_on(name, router::router_schemas()); };
+  EXPECT_EQ(help("train.lr"), "train.lr\n  number; default 0.001; (0, 1000]\n    the highest learning rate\n");
+  EXPECT_EQ(help("lr"), help("train.lr"));
+  EXPECT_CONTAINS(help("every"), "log.every\n  integer; default 1; at least 1\n");
+  EXPECT_CONTAINS(help("checkpoint"), "checkpoint.keep_best\n  boolean; default true\n");
+  EXPECT_CONTAINS(help("router"), "router.latent_dim\n  of lpr: integer; default 16; [1, 4096]\n");
+  EXPECT_CONTAINS(help("num_experts"), "of qwen3_moe");
+  EXPECT_CONTAINS(help(""), "\ntrain: seed steps ");
+  EXPECT_EQ(test::message_of<InputError>([&] { help("train.lrr"); }),
+            "help config train.lrr: no section or key of that name; did you mean \"train.lr\"?");
 }
 
 // The words in backticks up to a semicolon: what stands behind it is about some of them.

@@ -7,7 +7,6 @@
 
 #include "config/load.h"
 #include "config/names.h"
-#include "config/resolve.h"
 #include "example_router.h"
 #include "router/registry.h"
 #include "run_samples.h"

@@ -12,7 +12,6 @@
 
 #include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
-#include "config/resolve.h"
 #include "config/router_section.h"
 #include "router/registry.h"
 #include "run_samples.h"

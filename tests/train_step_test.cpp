@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "config/load.h"
-#include "config/resolve.h"
 #include "config/router_section.h"
 #include "rank_threads.h"
 #include "router/registry.h"

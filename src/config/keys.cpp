@@ -1,5 +1,14 @@
 #include "config/keys.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "config/fields.h"
+#include "config/spelling.h"
 #include "core/error.h"
 
 namespace switchyard::config {
@@ -194,49 +203,226 @@ constexpr Key kIgnoredModel[] = {"architectures",
                                  "task_specific_params",
                                  "finetuning_task"};
 
-// Of every router; each type has its own beside them (router_schema.h).
-constexpr Key kRouter[] = {"type", "balance_coef", "balance_scope", "z_loss_coef", "capacity_factor", "jitter"};
-constexpr Key kData[] = {"train", "validation", "document_mask", "eot_token", "begin_token"};
-constexpr Key kTrainEntry[] = {"path", "domain", "weight"};
-constexpr Key kValidationEntry[] = {"path", "domain"};
-constexpr Key kTrain[] = {
-    "seed",  "steps",        "seq_len",   "micro_batch_size", "global_batch_size", "dtype",         "recompute",
-    "lr",    "min_lr_ratio", "schedule",  "warmup_ratio",     "decay_ratio",       "weight_decay",  "beta1",
-    "beta2", "eps",          "clip_norm", "eval_every",       "eval_tokens",       "mtp_loss_coef", "attention",
-    "spike"};
-constexpr Key kSpike[] = {"deviations", "grad_norm_factor", "window", "patience"};
-constexpr Key kParallel[] = {"threads"};
-constexpr Key kCheckpoint[] = {"every", "every_minutes", "keep", "keep_every", "keep_best", "max_shard_size"};
-constexpr Key kLog[] = {"every", "tensorboard"};
+std::string in_ticks(std::string_view text) { return fmt::format("`{}`", text); }
 
-constexpr SectionKeys kSections[] = {{"", "", kTop},
-                                     {"model", "mixtral", kMixtral},
-                                     {"model", "qwen3_moe", kQwen3Moe},
-                                     {"model", "deepseek_v3", kDeepseekV3},
-                                     {"model.rope_parameters", "", kRope},
-                                     {"model.rope_scaling", "", kRope},
-                                     {"router", "", kRouter},
-                                     {"data", "", kData},
-                                     {"data.train.N", "", kTrainEntry},
-                                     {"data.validation.N", "", kValidationEntry},
-                                     {"train", "", kTrain},
-                                     {"train.spike", "", kSpike},
-                                     {"parallel", "", kParallel},
-                                     {"checkpoint", "", kCheckpoint},
-                                     {"log", "", kLog}};
+// 1e6 in place of 1e+06.
+std::string short_number(double value) {
+  std::string text = fmt::format("{:g}", value);
+  const std::size_t exponent = text.find("e+");
+  if (exponent != std::string::npos) text.erase(exponent + 1, text[exponent + 2] == '0' ? 2 : 1);
+  return text;
+}
+
+std::string words_of(const Interval& range) {
+  return fmt::format("{}{}, {}{}", range.low_open ? '(' : '[', short_number(range.low),
+                     short_number(range.high), range.high_open ? ')' : ']');
+}
+
+std::string words_of(std::int64_t low, std::int64_t high) {
+  return high == kMaxSize ? fmt::format("at least {}", low) : fmt::format("[{}, {}]", low, high);
+}
+
+// Collects what each key is.
+class FieldLister {
+ public:
+  template <class Section, class... Options>
+  static std::vector<FieldText> list(Options... options) {
+    Section value;
+    FieldLister lister;
+    describe(lister, value, options...);
+    return std::move(lister.texts_);
+  }
+
+  void seed(const Field& f, std::uint64_t value) {
+    put(f, "integer", in_ticks(std::to_string(value)), fmt::format("[0, {}]", UINT64_MAX));
+  }
+  void required_integer(const Field& f, std::int64_t, std::int64_t low) {
+    put(f, "integer", "required", words_of(low, kMaxSize));
+  }
+  void integer(const Field& f, std::int64_t value, std::int64_t low, std::int64_t high = kMaxSize) {
+    put(f, "integer", in_ticks(std::to_string(value)), words_of(low, high));
+  }
+  void nullable_integer(const Field& f, const std::optional<std::int64_t>&, std::int64_t low) {
+    put(f, "integer or null", "`null`", words_of(low, kMaxSize));
+  }
+  void number(const Field& f, double value, const Interval& range) {
+    put(f, "number", in_ticks(to_line(value)), words_of(range));
+  }
+  void nullable_number(const Field& f, const std::optional<double>&, const Interval& range) {
+    put(f, "number or null", "`null`", words_of(range));
+  }
+  void optional_number(const Field& f, const std::optional<double>&, const Interval& range) {
+    put(f, "number", "none", words_of(range));
+  }
+  void boolean(const Field& f, bool value) { put(f, "boolean", value ? "`true`" : "`false`", ""); }
+  void required_text(const Field& f, const std::string&) { put(f, "string", "required", "not empty"); }
+  void text(const Field& f, const std::string& value) { put(f, "string", in_ticks(value), "not empty"); }
+  template <class Enum, std::size_t N, class... FullName>
+  void choice(const Field& f, Enum value, const Enum (&all)[N], FullName...) {
+    std::string words;
+    for (const Enum each : all) words += (words.empty() ? "" : ", ") + in_ticks(name_of(each));
+    put(f, "string", in_ticks(name_of(value)), words);
+  }
+  void bytes(const Field& f, std::int64_t value) {
+    put(f, "integer or string", in_ticks(std::to_string(value)), "at least 1");
+  }
+  void spike(const Field& f, const Spike&) { put(f, "object or boolean", "", ""); }
+  void entries(const Field& f, const std::vector<DataEntry>&, bool) { put(f, "array", "", ""); }
+
+ private:
+  void put(const Field& f, const char* type, const std::string& fallback, const std::string& range) {
+    texts_.push_back({f.key, type, f.fallback.empty() ? fallback : std::string(f.fallback),
+                      f.range.empty() ? range : std::string(f.range), f.meaning});
+  }
+  std::vector<FieldText> texts_;
+};
+
+const std::map<std::string_view, std::vector<FieldText>>& all_texts() {
+  static const std::map<std::string_view, std::vector<FieldText>> texts = {
+      {"router", FieldLister::list<Router>()},
+      {"data", FieldLister::list<Data>()},
+      {"data.train.N", FieldLister::list<DataEntry>(true)},
+      {"data.validation.N", FieldLister::list<DataEntry>(false)},
+      {"train", FieldLister::list<Train>()},
+      {"train.spike", FieldLister::list<Spike>()},
+      {"parallel", FieldLister::list<Parallel>()},
+      {"checkpoint", FieldLister::list<Checkpoint>()},
+      {"log", FieldLister::list<Log>()}};
+  return texts;
+}
+
+// The keys of a section that is described; `first` are those that are not.
+std::span<const Key> keys_of(std::string_view section, std::initializer_list<Key> first = {}) {
+  static std::map<std::string_view, std::vector<Key>> keys;
+  std::vector<Key>& list = keys[section];
+  list = first;
+  for (const FieldText& text : all_texts().at(section)) list.push_back(text.key);
+  return list;
+}
 
 }  // namespace
 
-std::span<const SectionKeys> all_sections() { return kSections; }
+const std::vector<FieldText>& field_texts(std::string_view section) {
+  static const std::vector<FieldText> none;
+  const auto found = all_texts().find(section);
+  return found == all_texts().end() ? none : found->second;
+}
+
+std::span<const SectionKeys> all_sections() {
+  static const SectionKeys sections[] = {
+      {"", "", kTop},
+      {"model", "mixtral", kMixtral},
+      {"model", "qwen3_moe", kQwen3Moe},
+      {"model", "deepseek_v3", kDeepseekV3},
+      {"model.rope_parameters", "", kRope},
+      {"model.rope_scaling", "", kRope},
+      {"router", "", keys_of("router", {"type", "balance_coef"})},  // each type has its own (router_schema.h)
+      {"data", "", keys_of("data")},
+      {"data.train.N", "", keys_of("data.train.N")},
+      {"data.validation.N", "", keys_of("data.validation.N")},
+      {"train", "", keys_of("train")},
+      {"train.spike", "", keys_of("train.spike")},
+      {"parallel", "", keys_of("parallel")},
+      {"checkpoint", "", keys_of("checkpoint")},
+      {"log", "", keys_of("log")}};
+  return sections;
+}
 
 const SectionKeys& section_keys(std::string_view name, std::string_view family) {
-  for (const SectionKeys& section : kSections) {
+  for (const SectionKeys& section : all_sections()) {
     if (section.name == name && section.family == family) return section;
   }
   SY_CHECK(false, "no section {} {}", name, family);
-  return kSections[0];
+  return all_sections()[0];
 }
 
 std::span<const std::string_view> ignored_model_keys() { return kIgnoredModel; }
+
+namespace {
+
+struct HelpEntry {
+  std::string section, key, text;
+};
+
+std::string without_ticks(std::string text) {
+  std::erase(text, '`');
+  return text;
+}
+
+std::string text_of(const FieldText& field) {
+  std::string text = field.type;
+  if (!field.fallback.empty())
+    text += field.fallback == "required" ? "; required" : "; default " + field.fallback;
+  if (!field.range.empty()) text += "; " + field.range;
+  return without_ticks(text + "\n    " + std::string(field.meaning));
+}
+
+std::string text_of(const RouterOption& option) {
+  const auto words = [&](const auto& value) -> std::string {
+    using T = std::decay_t<decltype(value)>;
+    if constexpr (std::is_same_v<T, bool>) return fmt::format("boolean; default {}", value);
+    if constexpr (std::is_same_v<T, std::string>)
+      return fmt::format("string; default {}; {}", value, fmt::join(option.choices, ", "));
+    if constexpr (std::is_same_v<T, std::int64_t> || std::is_same_v<T, double>)
+      return fmt::format("{}; default {}; {}", std::is_same_v<T, double> ? "number" : "integer",
+                         option.fallback_of != nullptr ? "from the model" : to_line(value),
+                         words_of(option.range));
+  };
+  return std::visit(words, option.fallback);
+}
+
+std::vector<HelpEntry> help_entries(std::span<const RouterSchema> routers) {
+  std::vector<HelpEntry> entries;
+  const auto add = [&](std::string_view section, std::string_view key, const std::string& text) {
+    for (HelpEntry& entry : entries)
+      if (entry.section == section && entry.key == key) return void(entry.text += "\n  " + text);
+    entries.push_back({std::string(section), std::string(key), text});
+  };
+  for (const SectionKeys& section : all_sections()) {
+    if (section.name.empty() || section.name == "model.rope_scaling") continue;
+    const std::vector<FieldText>& fields = field_texts(section.name);
+    for (const std::string_view key : section.keys) {
+      const auto field =
+          std::find_if(fields.begin(), fields.end(), [&](const auto& f) { return f.key == key; });
+      add(section.name, key,
+          field != fields.end()    ? text_of(*field)
+          : section.family.empty() ? "docs/configuration.md explains it"
+                                   : fmt::format("of {}; docs/configuration.md explains it", section.family));
+    }
+    if (section.name != "router") continue;
+    for (const RouterSchema& router : routers)
+      for (const RouterOption& option : router.options)
+        add("router", option.key, fmt::format("of {}: {}", router.type, text_of(option)));
+  }
+  return entries;
+}
+
+}  // namespace
+
+std::string help_on(std::string_view name, std::span<const RouterSchema> routers) {
+  std::string out;
+  std::vector<std::string> names;
+  std::string section;
+  for (const HelpEntry& entry : help_entries(routers)) {
+    const std::string path = entry.section + "." + entry.key;
+    if (name.empty()) {
+      if (entry.section != section) out += (out.empty() ? "" : "\n") + entry.section + ":";
+      out += " " + entry.key;
+    } else if (name == entry.section || name == path || name == entry.key) {
+      out += fmt::format("{}\n  {}\n", path, entry.text);
+    }
+    if (entry.section != section) names.push_back(entry.section);
+    names.push_back(path);
+    names.push_back(entry.key);
+    section = entry.section;
+  }
+  if (name.empty()) return out + "\n";
+  if (!out.empty()) return out;
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  const std::string_view near = nearest(std::string(name), views);
+  throw_input(
+      "help config {}: no section or key of that name{}", printable(name),
+      near.empty() ? "; 'switchyard help config' lists them" : fmt::format("; did you mean \"{}\"?", near));
+}
 
 }  // namespace switchyard::config

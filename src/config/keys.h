@@ -1,6 +1,6 @@
-// Every key that a configuration may hold, section by section. A Section (section.h) checks that it reads
-// exactly the keys listed for it, so this table cannot drift from the reading code; a test holds
-// docs/configuration.md to it.
+// Every key that a configuration may hold, section by section: those of fields.h, and those of a Hugging Face
+// config.json. A Section (section.h) checks that it reads exactly the keys listed for it, so this table cannot
+// drift from the reading code; a test holds docs/configuration.md to it.
 #pragma once
 
 #include <span>

@@ -4,8 +4,8 @@
 #include <map>
 
 #include "config/byte_size.h"
+#include "config/fields.h"
 #include "config/hugging_face.h"
-#include "config/resolve.h"
 #include "config/router_section.h"
 #include "config/section.h"
 #include "core/error.h"
@@ -15,7 +15,6 @@
 namespace switchyard::config {
 namespace {
 
-constexpr std::int64_t kMaxThreads = 4096;
 // Activations of one micro-batch must be addressable: elements of its widest tensor.
 constexpr double kMaxElements = 281474976710656.0;  // 2^48
 
@@ -48,61 +47,14 @@ void settle_weights(std::vector<DataEntry>& entries, const std::string& path, co
   }
 }
 
-std::vector<DataEntry> read_entries(Section& data, const std::string& key, bool weights) {
-  const Json* json = data.find(key);
-  if (json == nullptr) return {};
-  const auto* list = json->get<Json::Array>();
-  if (list == nullptr) {
-    data.fail(key, fmt::format("is {}, expected an array of paths or of {{\"path\", \"domain\"{}}}",
-                               describe(*json), weights ? ", \"weight\"" : ""));
-  }
-  const std::string path = data.path_of(key);
-  const SectionKeys& keys = section_keys(path + ".N");
-  std::vector<DataEntry> entries;
-  for (std::size_t i = 0; i < list->size(); ++i) {
-    // A string is short for an object with a path alone.
-    Json element = (*list)[i];
-    if (element.get<std::string>()) element = Json(Json::Object{{"path", element}});
-    if (!element.get<Json::Object>()) {
-      data.fail(fmt::format("{}.{}", key, i),
-                fmt::format("is {}, expected a path or an object", describe(element)));
-    }
-    Section section(&element, fmt::format("{}.{}", path, i), data.source(), keys);
-    DataEntry entry;
-    entry.path = section.text("path");
-    entry.domain = section.text("domain", "default");
-    if (weights) {
-      if (section.has("weight")) {
-        entry.weight = section.number("weight", {0, 1e9, true});
-      } else {
-        section.find("weight");
-      }
-    }
-    section.finish();
-    entries.push_back(std::move(entry));
-  }
-  if (weights) settle_weights(entries, path, data.source());
-  return entries;
-}
-
 Data read_data(Section section, const Model& model) {
   Data data;
-  data.train = read_entries(section, "train", true);
-  if (data.train.empty()) {
-    section.fail("train", section.has("train") ? "is an empty array; name at least one file or glob"
-                                               : "missing, and it has no default; add it");
-  }
-  data.validation = read_entries(section, "validation", false);
-  data.document_mask = section.boolean("document_mask", data.document_mask);
-  const auto token = [&](const char* key) {
-    const auto value = section.nullable_integer(key, 0, kMaxSize);
-    if (value && *value >= model.vocab_size)
-      section.fail(key, fmt::format("is {}, not below model.vocab_size ({})", *value, model.vocab_size),
+  FieldReader reader(section);
+  describe(reader, data);
+  for (const auto& [key, token] : {std::pair("eot_token", data.eot_token), {"begin_token", data.begin_token}})
+    if (token && *token >= model.vocab_size)
+      section.fail(key, fmt::format("is {}, not below model.vocab_size ({})", *token, model.vocab_size),
                    "model.vocab_size");
-    return value;
-  };
-  data.eot_token = token("eot_token");
-  data.begin_token = token("begin_token");
   section.finish();
   return data;
 }
@@ -218,70 +170,10 @@ void check_train(const Section& section, const Train& train, const Run& run) {
   }
 }
 
-// Bytes as a number, or as a text with a unit.
-std::int64_t read_byte_size(Section& section, const char* key, std::int64_t fallback) {
-  const Json* json = section.find(key);
-  if (json == nullptr || json->get<std::string>() == nullptr)
-    return section.integer(key, 1, std::int64_t{1} << 62, fallback);
-  const std::string text = section.text(key);
-  const auto bytes = parse_byte_size(text);
-  if (!bytes)
-    section.fail(key, fmt::format("is {}, expected bytes: a number, or a text such as \"5GB\" or \"512MiB\"",
-                                  describe(*json)));
-  return *bytes;
-}
-
-// An object, or false: every look at it off.
-Spike read_spike(Section& train) {
-  const Json* json = train.find("spike");
-  Spike spike;
-  const auto* on = json == nullptr ? nullptr : json->get<bool>();
-  if (on != nullptr) {
-    if (!*on) spike.deviations = spike.grad_norm_factor = 0;
-    return spike;
-  }
-  if (json != nullptr && json->get<Json::Object>() == nullptr)
-    train.fail("spike",
-               fmt::format("is {}, expected an object, or false to leave no step out", describe(*json)));
-  const std::string path = train.path_of("spike");
-  Section section(json, path, train.source(), section_keys(path));
-  spike.deviations = section.number("deviations", {0, 1e9}, spike.deviations);
-  spike.grad_norm_factor = section.number("grad_norm_factor", {0, 1e9}, spike.grad_norm_factor);
-  if (spike.grad_norm_factor > 0 && spike.grad_norm_factor <= 1)
-    section.fail("grad_norm_factor",
-                 fmt::format("is {}, expected above 1, or 0 to look at no norm", spike.grad_norm_factor));
-  // A checkpoint keeps so many steps' losses and norms as text.
-  spike.window = section.integer("window", 20, 100'000, spike.window);
-  spike.patience = section.integer("patience", 1, kMaxSize, spike.patience);
-  section.finish();
-  return spike;
-}
-
 Train read_train(Section section, const Run& run) {
   Train train;
-  train.seed = section.seed("seed", train.seed);
-  train.steps = section.integer("steps", 1, kMaxSize);
-  train.seq_len = section.integer("seq_len", 1, kMaxSize);
-  train.micro_batch_size = section.integer("micro_batch_size", 1, kMaxSize);
-  train.global_batch_size = section.integer("global_batch_size", 1, kMaxSize, train.micro_batch_size);
-  train.dtype = section.choice<ComputeType>("dtype", kComputeTypes, train.dtype, full_type_name);
-  train.recompute = section.choice<Recompute>("recompute", kRecomputes, train.recompute);
-  train.attention = section.choice<AttentionBackend>("attention", kAttentionBackends, train.attention);
-  train.lr = section.number("lr", {0, 1000, true}, train.lr);
-  train.min_lr_ratio = section.number("min_lr_ratio", kShare, train.min_lr_ratio);
-  train.schedule = section.choice<Schedule>("schedule", kSchedules, train.schedule);
-  train.warmup_ratio = section.number("warmup_ratio", kShare, train.warmup_ratio);
-  train.decay_ratio = section.number("decay_ratio", kShare, train.decay_ratio);
-  train.weight_decay = section.number("weight_decay", {0, 1000}, train.weight_decay);
-  train.beta1 = section.number("beta1", {0, 1, false, true}, train.beta1);
-  train.beta2 = section.number("beta2", {0, 1, false, true}, train.beta2);
-  // As float32 neither zero nor too small to divide by.
-  train.eps = section.number("eps", {1e-30, 1}, train.eps);
-  train.clip_norm = section.number("clip_norm", {0, 1e9}, train.clip_norm);
-  train.spike = read_spike(section);
-  train.mtp_loss_coef = section.number("mtp_loss_coef", kCoefficient, train.mtp_loss_coef);
-  train.eval_every = section.integer("eval_every", 0, kMaxSize, train.eval_every);
-  train.eval_tokens = section.integer("eval_tokens", 0, INT64_MAX / 16, train.eval_tokens);
+  FieldReader reader(section);
+  describe(reader, train);
   section.finish();
   // An override that takes the validation away leaves nothing to do every so many steps of the file.
   if (train.eval_every > 0 && run.data.validation.empty() && section.source().overridden("data.validation") &&
@@ -306,7 +198,120 @@ void place_router(Json::Object& root, const Source& source) {
   if (stated) root.push_back({"router", std::move(*stated)});
 }
 
+// Writes each key with its value.
+class FieldWriter {
+ public:
+  template <class... Options>
+  static Json write(auto value, Options... options) {  // a copy: describe() may also change it
+    FieldWriter writer;
+    describe(writer, value, options...);
+    return Json(std::move(writer.members_));
+  }
+
+  void seed(const Field& f, std::uint64_t value) { put(f, value); }
+  void required_integer(const Field& f, std::int64_t value, std::int64_t) { put(f, value); }
+  void integer(const Field& f, std::int64_t value, std::int64_t, std::int64_t = 0) { put(f, value); }
+  void nullable_integer(const Field& f, const std::optional<std::int64_t>& value, std::int64_t) {
+    put(f, value ? Json(*value) : Json());
+  }
+  void number(const Field& f, double value, const Interval&) { put(f, value); }
+  void optional_number(const Field& f, const std::optional<double>& value, const Interval&) {
+    if (value) put(f, *value);
+  }
+  void boolean(const Field& f, bool value) { put(f, value); }
+  void required_text(const Field& f, const std::string& value) { put(f, value); }
+  void text(const Field& f, const std::string& value) { put(f, value); }
+  template <class Enum, class... Rest>
+  void choice(const Field& f, Enum value, Rest&&...) {
+    put(f, name_of(value));
+  }
+  void bytes(const Field& f, std::int64_t value) { put(f, value); }
+  void spike(const Field& f, const Spike& value) { put(f, write(value)); }
+  void entries(const Field& f, const std::vector<DataEntry>& value, bool weighted) {
+    Json::Array list;
+    for (const DataEntry& entry : value) list.push_back(write(entry, weighted));
+    put(f, Json(std::move(list)));
+  }
+
+ private:
+  void put(const Field& f, Json value) { members_.push_back({std::string(f.key), std::move(value)}); }
+  Json::Object members_;
+};
+
 }  // namespace
+
+std::string to_resolved_json(const Run& run) {
+  return to_text(Json(Json::Object{{"model", write_model(run.model)},
+                                   {"router", write_router(run.router)},
+                                   {"data", FieldWriter::write(run.data)},
+                                   {"train", FieldWriter::write(run.train)},
+                                   {"parallel", FieldWriter::write(run.parallel)},
+                                   {"checkpoint", FieldWriter::write(run.checkpoint)},
+                                   {"log", FieldWriter::write(run.log)}}));
+}
+
+void FieldReader::entries(const Field& f, std::vector<DataEntry>& value, bool weighted) {
+  const Json* json = section_.find(f.key);
+  const auto* list = json == nullptr ? nullptr : json->get<Json::Array>();
+  if (json != nullptr && list == nullptr)
+    section_.fail(f.key, fmt::format("is {}, expected an array of paths or of {{\"path\", \"domain\"{}}}",
+                                     describe(*json), weighted ? ", \"weight\"" : ""));
+  if (weighted && (list == nullptr || list->empty()))
+    section_.fail(f.key, list != nullptr ? "is an empty array; name at least one file or glob"
+                                         : "missing, and it has no default; add it");
+  if (list == nullptr) return;
+  const std::string path = section_.path_of(f.key);
+  const SectionKeys& keys = section_keys(path + ".N");
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    // A string is short for an object with a path alone.
+    Json element = (*list)[i];
+    if (element.is_string()) element = Json(Json::Object{{"path", element}});
+    if (!element.is_object()) {
+      section_.fail(fmt::format("{}.{}", f.key, i),
+                    fmt::format("is {}, expected a path or an object", describe(element)));
+    }
+    Section section(&element, fmt::format("{}.{}", path, i), section_.source(), keys);
+    FieldReader reader(section);
+    describe(reader, value.emplace_back(), weighted);
+    section.finish();
+  }
+  if (weighted) settle_weights(value, path, section_.source());
+}
+
+// An object, or false: every look at it off.
+void FieldReader::spike(const Field& f, Spike& value) {
+  const Json* json = section_.find(f.key);
+  const auto* on = json == nullptr ? nullptr : json->get<bool>();
+  if (on != nullptr) {
+    if (!*on) value.deviations = value.grad_norm_factor = 0;
+    return;
+  }
+  if (json != nullptr && !json->is_object())
+    section_.fail(f.key,
+                  fmt::format("is {}, expected an object, or false to leave no step out", describe(*json)));
+  const std::string path = section_.path_of(f.key);
+  Section section(json, path, section_.source(), section_keys(path));
+  FieldReader reader(section);
+  describe(reader, value);
+  if (value.grad_norm_factor > 0 && value.grad_norm_factor <= 1)
+    section.fail("grad_norm_factor",
+                 fmt::format("is {}, expected above 1, or 0 to look at no norm", value.grad_norm_factor));
+  section.finish();
+}
+
+// Bytes as a number, or as a text with a unit.
+void FieldReader::bytes(const Field& f, std::int64_t& value) {
+  const Json* json = section_.find(f.key);
+  if (json == nullptr || !json->is_string()) {
+    value = section_.integer(f.key, 1, std::int64_t{1} << 62, value);
+    return;
+  }
+  const std::optional<std::int64_t> bytes = parse_byte_size(section_.text(f.key));
+  if (!bytes)
+    section_.fail(f.key, fmt::format("is {}, expected bytes: a number, or a text such as \"5GB\" or \"512MiB\"",
+                                     describe(*json)));
+  value = *bytes;
+}
 
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
@@ -332,7 +337,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
       find_member(*members, "model") != nullptr ? find_member(*members, "model")->get<Json::Object>() : nullptr;
   if (vocab_size_of && model_members != nullptr && find_member(*model_members, "vocab_size") == nullptr) {
     Section data = open("data");
-    const std::optional<std::int64_t> found = vocab_size_of(read_entries(data, "train", true));
+    std::vector<DataEntry> train;
+    FieldReader(data).entries({"train", ""}, train, true);
+    const std::optional<std::int64_t> found = vocab_size_of(train);
     if (!found)
       source.fail("model.vocab_size",
                   "missing, and no meta.json beside the shards of data.train states one; add it, or make the "
@@ -348,21 +355,15 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   run.train = read_train(open("train"), run);
   // A layer that is not trained is not made, and what is written must not promise it.
   if (run.train.mtp_loss_coef == 0) run.model.num_nextn_predict_layers = 0;
-  Section parallel = open("parallel");
-  run.parallel.threads = parallel.integer("threads", 0, kMaxThreads, run.parallel.threads);
-  parallel.finish();
-  Section checkpoint = open("checkpoint");
-  run.checkpoint.every = checkpoint.integer("every", 0, kMaxSize, run.checkpoint.every);
-  run.checkpoint.every_minutes = checkpoint.number("every_minutes", {0, 1e9}, run.checkpoint.every_minutes);
-  run.checkpoint.keep = checkpoint.integer("keep", 0, kMaxSize, run.checkpoint.keep);
-  run.checkpoint.keep_every = checkpoint.integer("keep_every", 0, kMaxSize, run.checkpoint.keep_every);
-  run.checkpoint.keep_best = checkpoint.boolean("keep_best", run.checkpoint.keep_best);
-  run.checkpoint.max_shard_size = read_byte_size(checkpoint, "max_shard_size", run.checkpoint.max_shard_size);
-  checkpoint.finish();
-  Section log = open("log");
-  run.log.every = log.integer("every", 1, kMaxSize, run.log.every);
-  run.log.tensorboard = log.boolean("tensorboard", run.log.tensorboard);
-  log.finish();
+  const auto read = [&](const char* key, auto& value) {
+    Section section = open(key);
+    FieldReader reader(section);
+    describe(reader, value);
+    section.finish();
+  };
+  read("parallel", run.parallel);
+  read("checkpoint", run.checkpoint);
+  read("log", run.log);
   top.find("extends");  // read_configuration has followed it
   top.finish();
   run.resolved_json = to_resolved_json(run);

@@ -33,6 +33,10 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
               const std::optional<std::string>& default_model = std::nullopt,
               const VocabSizeOf& vocab_size_of = {});
 
+// The whole of a run as JSON, every default filled in: parse_run of it gives an equal Run. Does not read
+// run.resolved_json.
+std::string to_resolved_json(const Run& run);
+
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
 // unlike in a run, a quantization_config is accepted and has no effect.
 Model parse_model(const std::string& text, const std::string& origin);

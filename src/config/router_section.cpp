@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "config/families.h"
+#include "config/fields.h"
 #include "config/load.h"
 #include "core/error.h"
 
@@ -154,10 +155,8 @@ Router read_router(const Json* json, const Source& source, const Model& model,
                              router.balance_coef, *aux_loss_coef),
                  "model.router_aux_loss_coef");
   }
-  router.balance_scope = section.choice<BalanceScope>("balance_scope", kBalanceScopes, router.balance_scope);
-  router.z_loss_coef = section.number("z_loss_coef", kCoefficient, router.z_loss_coef);
-  router.capacity_factor = section.nullable_number("capacity_factor", {0, 1e6, true});
-  router.jitter = section.number("jitter", {0, 1e3}, router.jitter);
+  FieldReader reader(section);
+  describe(reader, router);
   for (const RouterOption& option : schema.options)
     router.own.set(option.key, read_option(section, option, model));
   if (router.z_loss_coef > 0 && !schema.no_z_loss.empty()) {

@@ -124,6 +124,9 @@ class BadCommandLine(CliTest):
             finished = self.ok(*arguments)
             self.assertIn("inspect", finished.out)
         self.assertIn("--max-tokens", self.ok("help", "eval").out)
+        self.assertIn("the highest learning rate", self.ok("help", "config", "lr").out)
+        self.assertIn("\ntrain: seed steps ", self.ok("help", "config").out)
+        self.fails(2, "help", "config", "train.lrr", names=[r"train\.lr\b"])
 
     def test_resume_from_what_is_no_checkpoint(self):
         config = self.write_config()
