@@ -1,6 +1,6 @@
 // The rate of plain matrix products on this machine: what scripts/bench_cpu.sh holds training against. Prints
-// one JSON line, the best GFLOP/s over the shapes below, in float32 (ops/cpu/gemm.h) and in bfloat16 with float32
-// sums (oneDNN).
+// one JSON line, the best GFLOP/s over the shapes below, in float32 (ops/cpu/gemm.h) and in bfloat16 with
+// float32 sums (oneDNN).
 
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.hpp>
@@ -51,7 +51,7 @@ double f32_rate(const GemmShape& shape) {
   return best_rate(shape.flop(), [&] {
     using switchyard::ops::cpu::Trans;
     switchyard::ops::cpu::gemm<float>(Trans::no, Trans::yes, shape.m, shape.n, shape.k, 1.0F, a.data(), shape.k,
-                                 b.data(), shape.k, 0.0F, c.data(), shape.n);
+                                      b.data(), shape.k, 0.0F, c.data(), shape.n);
   });
 }
 
