@@ -24,27 +24,25 @@ struct Json {
   // Integers are int64_t; uint64_t holds only those above its range.
   std::variant<std::monostate, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object> value;
 
-  Json() = default;                // null
+  // Defined below, where JsonMember is complete: not every compiler takes them here.
+  Json();                          // null
   template <std::same_as<bool> T>  // a template, so that no pointer becomes a bool
-  Json(T v) : value(v) {}
-  Json(double v) : value(v) {}
-  Json(const char* v) : value(std::string(v)) {}
-  Json(std::string_view v) : value(std::string(v)) {}
-  Json(std::string v) : value(std::move(v)) {}
+  Json(T v);
+  Json(double v);
+  Json(const char* v);
+  Json(std::string_view v);
+  Json(std::string v);
   Json(Array v);
   Json(Object v);
   template <std::integral T>
-  requires(!std::same_as<T, bool>) Json(T v) {
-    if (std::in_range<std::int64_t>(v)) {
-      value = static_cast<std::int64_t>(v);
-    } else {
-      value = static_cast<std::uint64_t>(v);
-    }
-  }
+  requires(!std::same_as<T, bool>) Json(T v);
+  Json(const Json&);
+  Json(Json&&) noexcept;
+  Json& operator=(const Json&);
+  Json& operator=(Json&&) noexcept;
+  ~Json();
   template <class T>
-  static Json list(const std::vector<T>& values) {
-    return Json(Array(values.begin(), values.end()));
-  }
+  static Json list(const std::vector<T>& values);
 
   // Null where the value is of another type.
   template <class T>
@@ -95,6 +93,31 @@ struct JsonMember {
   Json value;
   bool operator==(const JsonMember&) const = default;
 };
+
+inline Json::Json() = default;
+template <std::same_as<bool> T>
+Json::Json(T v) : value(v) {}
+inline Json::Json(double v) : value(v) {}
+inline Json::Json(const char* v) : value(std::string(v)) {}
+inline Json::Json(std::string_view v) : value(std::string(v)) {}
+inline Json::Json(std::string v) : value(std::move(v)) {}
+inline Json::Json(const Json&) = default;
+inline Json::Json(Json&&) noexcept = default;
+inline Json& Json::operator=(const Json&) = default;
+inline Json& Json::operator=(Json&&) noexcept = default;
+inline Json::~Json() = default;
+template <std::integral T>
+requires(!std::same_as<T, bool>) Json::Json(T v) {
+  if (std::in_range<std::int64_t>(v)) {
+    value = static_cast<std::int64_t>(v);
+  } else {
+    value = static_cast<std::uint64_t>(v);
+  }
+}
+template <class T>
+Json Json::list(const std::vector<T>& values) {
+  return Json(Array(values.begin(), values.end()));
+}
 
 const Json* find_member(const Json::Object& object, std::string_view key);  // null: no such key
 Json* find_member(Json::Object& object, std::string_view key);
