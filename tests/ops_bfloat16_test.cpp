@@ -110,11 +110,12 @@ TEST(BFloat16, RoundedOperandsGiveTheSameProduct) {
         const OwnedTensor b = normal({turn_b ? s.out : s.in, turn_b ? s.in : s.out}, DType::f32, "b");
         const OwnedTensor out = normal({s.rows, s.out}, DType::f32, "start"),
                           expected = normal({s.rows, s.out}, DType::f64, "start");
-        ops::cpu::gemm_bf16_rounded(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(), a.view().dim(1),
-                               b.view().as<float>(), b.view().dim(1), true, out.view().as<float>(), s.out);
+        ops::cpu::gemm_bf16_rounded(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
+                                    a.view().dim(1), b.view().as<float>(), b.view().dim(1), true,
+                                    out.view().as<float>(), s.out);
         ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, rounded(a).view().as<double>(),
-                          a.view().dim(1), rounded(b).view().as<double>(), b.view().dim(1), 1,
-                          expected.view().as<double>(), s.out);
+                               a.view().dim(1), rounded(b).view().as<double>(), b.view().dim(1), 1,
+                               expected.view().as<double>(), s.out);
         // One more rounding: of the sum, when it is added to what was there.
         EXPECT_TRUE(all_near(values(out), values(expected), 1e-6, tolerance(s.in) + 1e-6));
       }

@@ -17,10 +17,10 @@
 namespace switchyard::test {
 namespace {
 
+using ops::Write;
 using ops::cpu::kSkinnyColumns;
 using ops::cpu::kSkinnyRows;
 using ops::cpu::Trans;
-using ops::Write;
 
 struct Sizes {
   std::int64_t n, k;
@@ -42,7 +42,7 @@ struct Product {
   void run(Trans trans_b, T alpha, T beta) const {
     const Tensor &in = a, &weight = b, &out = c;
     ops::cpu::gemm<T>(Trans::no, trans_b, out.rows(), out.dim(1), in.dim(1), alpha, in.as<T>(), in.row_stride(),
-                 weight.as<T>(), weight.row_stride(), beta, out.as<T>(), out.row_stride());
+                      weight.as<T>(), weight.row_stride(), beta, out.as<T>(), out.row_stride());
   }
 };
 
