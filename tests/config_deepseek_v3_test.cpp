@@ -14,7 +14,7 @@ TEST(ConfigDeepseekV3, DefaultsAreThoseOfTransformers) {
   EXPECT_EQ(m.rope, (Rope{.theta = 1e4, .interleaved = true}));
   EXPECT_EQ(m.softmax_scale_factor, 1);
   EXPECT_FALSE(m.attention_bias);
-  EXPECT_FALSE(m.qk_norm);
+  EXPECT_EQ(m.qk_norm, QkNorm::none);
   EXPECT_EQ(m.intermediate_size, 128);
   EXPECT_EQ(m.moe_intermediate_size, 32);
   EXPECT_EQ(m.num_experts, 16);

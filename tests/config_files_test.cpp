@@ -35,7 +35,7 @@ struct Count {
 Count count_of(const Model& m) {
   const std::int64_t d = m.hidden_size, h = m.num_attention_heads, n = m.head_dim;
   const std::int64_t moe = std::count(m.is_moe_layer.begin(), m.is_moe_layer.end(), true);
-  std::int64_t attention = 2 * d * n * (h + m.num_key_value_heads) + (m.qk_norm ? 2 * n : 0);
+  std::int64_t attention = 2 * d * n * (h + m.num_key_value_heads) + (m.qk_norm == QkNorm::head ? 2 * n : 0);
   if (m.mla) {
     const auto& [q, kv, p, r, v] = *m.mla;
     attention = d * q + q + q * h * (p + r) + d * (kv + r) + kv + kv * h * (p + v) + h * v * d;

@@ -17,7 +17,7 @@ TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
   EXPECT_EQ(m.num_experts_per_tok, 4);
   EXPECT_EQ(m.moe_intermediate_size, 32);
   EXPECT_FALSE(m.norm_topk_prob);
-  EXPECT_TRUE(m.qk_norm);
+  EXPECT_EQ(m.qk_norm, QkNorm::head);
   EXPECT_FALSE(m.tie_word_embeddings);
   EXPECT_EQ(m.rms_norm_eps, 1e-6);
   EXPECT_EQ(m.rope, (Rope{.theta = 1e4}));
@@ -39,7 +39,7 @@ TEST(ConfigModel, DefaultsOfMixtralAreThoseOfTransformers) {
   EXPECT_EQ(m.moe_intermediate_size, 32);  // intermediate_size
   EXPECT_EQ(m.intermediate_size, 0);
   EXPECT_TRUE(m.norm_topk_prob);
-  EXPECT_FALSE(m.qk_norm);
+  EXPECT_EQ(m.qk_norm, QkNorm::none);
   EXPECT_EQ(m.rms_norm_eps, 1e-5);
   EXPECT_EQ(m.rope, (Rope{.theta = 1e6}));
   EXPECT_FALSE(m.attention_bias);

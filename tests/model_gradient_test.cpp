@@ -64,6 +64,9 @@ std::vector<Case> cases() {
                  model.rope.factor = 3;
                }),
        BalanceScope::layer, none},
+      {"NormsOfTheWholeProjection",
+       changed(Family::qwen3_moe, [](config::Model& model) { model.qk_norm = config::QkNorm::projection; }),
+       BalanceScope::layer, none},
       {"Qwen3MoeAttentionBias",
        changed(Family::qwen3_moe, [](config::Model& model) { model.attention_bias = true; }),
        BalanceScope::layer, none},

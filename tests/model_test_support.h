@@ -32,7 +32,7 @@ inline config::Model tiny_model(config::Family family) {
   model.num_experts = 4;
   model.num_experts_per_tok = 2;
   model.is_moe_layer = {true, true};
-  model.qk_norm = family == config::Family::qwen3_moe;
+  model.qk_norm = family == config::Family::qwen3_moe ? config::QkNorm::head : config::QkNorm::none;
   model.rope.theta = 100;  // angles that differ visibly within a few positions
   model.max_position_embeddings = 64;
   if (family == config::Family::deepseek_v3) {

@@ -64,7 +64,7 @@ inline config::Run small_run() {
   run.model.num_experts = 4;
   run.model.num_experts_per_tok = 2;
   run.model.is_moe_layer = {true};
-  run.model.qk_norm = true;
+  run.model.qk_norm = config::QkNorm::head;
   run.model.max_position_embeddings = 64;
   run.train.seed = 5;
   run.train.steps = 100;

@@ -68,7 +68,7 @@ class Routers : public ::testing::TestWithParam<Case> {
   config::Run run(config::Family family = config::Family::qwen3_moe) const {
     config::Run run = small_run();
     run.model.family = family;
-    run.model.qk_norm = family == config::Family::qwen3_moe;
+    run.model.qk_norm = family == config::Family::qwen3_moe ? config::QkNorm::head : config::QkNorm::none;
     run.model.num_hidden_layers = 2;
     run.model.is_moe_layer = {true, true};
     run.model.initializer_range = 0.1;

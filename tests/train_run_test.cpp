@@ -73,7 +73,7 @@ class Training : public ::testing::Test {
   config::Run deepseek_run() const {
     config::Run run = run_config();
     run.model.family = config::Family::deepseek_v3;
-    run.model.qk_norm = false;
+    run.model.qk_norm = config::QkNorm::none;
     run.model.num_key_value_heads = run.model.num_attention_heads;
     run.model.mla = {
         .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};

@@ -16,6 +16,9 @@
 namespace switchyard::config {
 
 enum class Family { mixtral, qwen3_moe, deepseek_v3 };
+// RMSNorm of queries and keys before they are rotated: of each head (Qwen3), or of all heads of a token in one
+// (OLMoE).
+enum class QkNorm { none, head, projection };
 enum class RopeType { unscaled, linear, yarn };
 using switchyard::BalanceScope;
 enum class Schedule { constant, linear, cosine, wsd };
@@ -78,7 +81,7 @@ struct Model {
   std::vector<bool> is_moe_layer;     // one a layer
   // Depths of multi-token prediction, a layer each, behind the others. A run without their loss has none.
   std::int64_t num_nextn_predict_layers = 0;
-  bool qk_norm = false;  // per-head RMSNorm on queries and keys (Qwen3)
+  QkNorm qk_norm = QkNorm::none;
   bool tie_word_embeddings = false;
   double rms_norm_eps = 1e-6;
   Rope rope;

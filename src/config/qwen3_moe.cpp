@@ -96,7 +96,7 @@ void read_qwen3_moe(Section& section, Model& model) {
   if (!any_moe) model.num_experts = model.num_experts_per_tok = model.moe_intermediate_size = 0;
   if (!any_dense) model.intermediate_size = 0;
   model.norm_topk_prob = section.boolean("norm_topk_prob", false);
-  model.qk_norm = true;
+  model.qk_norm = QkNorm::head;
   read_qwen_window(section, model);
   model.attention_bias = section.boolean("attention_bias", false);
 }

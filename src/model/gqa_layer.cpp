@@ -8,6 +8,7 @@
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/qk_norm_rope.h"
+#include "ops/rmsnorm.h"
 #include "ops/rope.h"
 
 namespace switchyard::model {
@@ -46,14 +47,14 @@ GqaLayer::GqaLayer(const config::Model& model, std::int64_t layer, ParameterStor
     store.begin_group();
     o_bias_ = bias("o_proj.bias", hidden_);
   }
-  if (qk_norm_) {
-    const auto norm = [&](const char* name) {
+  if (has_norm()) {
+    const auto norm = [&](const char* name, std::int64_t heads) {
       store.begin_group();
-      return store.add(
-          {.name = prefix + name, .shape = Shape{width_}, .init = Init::ones, .weight_decay = false});
+      const Shape shape{qk_norm_ == config::QkNorm::head ? width_ : heads * width_};
+      return store.add({.name = prefix + name, .shape = shape, .init = Init::ones, .weight_decay = false});
     };
-    q_norm_ = norm("q_norm.weight");
-    k_norm_ = norm("k_norm.weight");
+    q_norm_ = norm("q_norm.weight", heads_);
+    k_norm_ = norm("k_norm.weight", kv_heads_);
   }
 }
 
@@ -62,11 +63,12 @@ void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
     return arena.take(Shape{n_tokens, heads}, statistics_type(dtype));
   };
   saved_.qkv_TM = arena.take(Shape{n_tokens, (heads_ + 2 * kv_heads_) * width_}, dtype);
-  if (qk_norm_) {
+  if (has_norm()) {
+    const bool by_head = qk_norm_ == config::QkNorm::head;
     saved_.q_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
     saved_.k_TGN = arena.take(Shape{n_tokens, kv_heads_ * width_}, dtype);
-    saved_.q_rstd_TH = statistic(heads_);
-    saved_.k_rstd_TG = statistic(kv_heads_);
+    saved_.q_rstd_TH = statistic(by_head ? heads_ : 1);
+    saved_.k_rstd_TG = statistic(by_head ? kv_heads_ : 1);
   } else {
     saved_.q_THN = q_columns(saved_.qkv_TM);
     saved_.k_TGN = k_columns(saved_.qkv_TM);
@@ -98,11 +100,15 @@ void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeT
   const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
   ops::linear_forward(qkv_TM, x_TD, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
   if (q_bias_) ops::bias_forward(qkv_TM, store_.weight_block(*q_bias_, qkv_bias_shape()), ctx);
-  if (qk_norm_) {
+  if (qk_norm_ == config::QkNorm::head) {
     ops::qk_norm_rope_forward({q_THN, k_TGN}, {q_rstd_TH, k_rstd_TG}, qkv_TM,
                               {store_.weight(q_norm_), store_.weight(k_norm_)}, rope.cos_SP, rope.sin_SP,
                               batch.seq_len, eps_, ctx);
   } else {
+    if (qk_norm_ == config::QkNorm::projection) {
+      ops::rmsnorm_forward(q_THN, q_rstd_TH, q_columns(qkv_TM), store_.weight(q_norm_), eps_, ctx);
+      ops::rmsnorm_forward(k_TGN, k_rstd_TG, k_columns(qkv_TM), store_.weight(k_norm_), eps_, ctx);
+    }
     ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
     ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   }
@@ -130,21 +136,29 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   };
   const Tensor dmix_THN = scratch_like(mix_THN);
   const Tensor dqkv_TM = scratch_like(qkv_TM);
-  const Tensor dq_THN = qk_norm_ ? scratch_like(q_THN) : q_columns(dqkv_TM);
-  const Tensor dk_TGN = qk_norm_ ? scratch_like(k_TGN) : k_columns(dqkv_TM);
+  const Tensor dq_THN = has_norm() ? scratch_like(q_THN) : q_columns(dqkv_TM);
+  const Tensor dk_TGN = has_norm() ? scratch_like(k_TGN) : k_columns(dqkv_TM);
 
   if (o_bias_) ops::bias_backward(store_.grad(*o_bias_), dout_TD, ctx);
   ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, mix_THN, ctx);
   ops::linear_backward_input(dmix_THN, dout_TD, store_.weight(o_weight_), ops::Write::set, ctx);
   ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dmix_THN, mix_THN, lse_TH, q_THN, k_TGN,
                           v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
-  if (qk_norm_) {
+  if (qk_norm_ == config::QkNorm::head) {
     ops::qk_norm_rope_backward(dqkv_TM, {store_.grad(q_norm_), store_.grad(k_norm_)}, {dq_THN, dk_TGN}, qkv_TM,
                                {q_rstd_TH, k_rstd_TG}, {store_.weight(q_norm_), store_.weight(k_norm_)},
                                rope.cos_SP, rope.sin_SP, batch.seq_len, ctx);
   } else {
     ops::rope_backward(dk_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
     ops::rope_backward(dq_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
+    if (qk_norm_ == config::QkNorm::projection) {
+      ops::fill_zero(q_columns(dqkv_TM), ctx);
+      ops::fill_zero(k_columns(dqkv_TM), ctx);
+      ops::rmsnorm_backward(k_columns(dqkv_TM), store_.grad(k_norm_), dk_TGN, k_columns(qkv_TM), k_rstd_TG,
+                            store_.weight(k_norm_), ctx);
+      ops::rmsnorm_backward(q_columns(dqkv_TM), store_.grad(q_norm_), dq_THN, q_columns(qkv_TM), q_rstd_TH,
+                            store_.weight(q_norm_), ctx);
+    }
   }
   if (q_bias_) ops::bias_backward(store_.grad_block(*q_bias_, qkv_bias_shape()), dqkv_TM, ctx);
   ops::linear_backward_weight(store_.grad_block(q_weight_, qkv_shape()), dqkv_TM, x_TD, ctx);
@@ -153,7 +167,7 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
 
 void GqaLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("self_attn.qkv_proj output", saved_.qkv_TM);
-  if (qk_norm_) {
+  if (has_norm()) {
     visit("self_attn.q_norm output", saved_.q_THN);
     visit("self_attn.k_norm output", saved_.k_TGN);
   }

@@ -1,4 +1,5 @@
-// Causal grouped-query attention with rotary positions; in Qwen3 with per-head norms on queries and keys.
+// Causal grouped-query attention with rotary positions. Queries and keys may be normed first: each head on its
+// own (Qwen3), or all heads of a token in one (OLMoE).
 //   T tokens, D hidden size, H query heads, G key-value heads, N head width
 #pragma once
 
@@ -30,7 +31,7 @@ class GqaLayer final : public AttentionLayer {
     Tensor qkv_TM;  // [T, (H+2G)*N], the projection; without q/k norm, q and k in it are rotated in place
     Tensor q_THN;   // what attention reads: with q/k norm normed and rotated copies, else columns of qkv_TM
     Tensor k_TGN;
-    Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only
+    Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only; one column where it is of the projection
     Tensor lse_TH;
     Tensor mix_THN;  // attention's output, before the output projection
   };
@@ -42,9 +43,10 @@ class GqaLayer final : public AttentionLayer {
   Shape qkv_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_, hidden_}; }
   Shape qkv_bias_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_}; }
   ops::AttentionShape shape_of(const Batch& batch) const;
+  bool has_norm() const { return qk_norm_ != config::QkNorm::none; }
 
   std::int64_t hidden_, heads_, kv_heads_, width_, window_;
-  bool qk_norm_;
+  config::QkNorm qk_norm_;
   double eps_;
   ParameterStore& store_;
   std::size_t q_weight_, o_weight_, q_norm_ = 0, k_norm_ = 0;  // rows; k and v follow q
