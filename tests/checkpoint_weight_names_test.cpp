@@ -1,4 +1,5 @@
 #include "checkpoint/weight_names.h"
+#include "config/layouts.h"
 
 #include <gtest/gtest.h>
 
@@ -43,7 +44,7 @@ class Names : public testing::Test {
     for (const char* leaf : {"gate.weight", "experts.0.w1.weight", "experts.0.w2.weight", "experts.0.w3.weight",
                              "experts.1.w1.weight", "experts.1.w2.weight", "experts.1.w3.weight"})
       rows_.push_back({.name = kBlock + leaf, .shape = {1, 1}});
-    names_.emplace(config::Family::mixtral, rows_);
+    names_.emplace(config::kMixtral, rows_);
   }
   const std::string kBlock = "model.layers.0.block_sparse_moe.";
   std::vector<Parameter> rows_;

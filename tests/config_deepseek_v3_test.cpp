@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "config/layouts.h"
 #include "config_samples.h"
 
 namespace switchyard::config {
@@ -7,7 +8,7 @@ namespace {
 
 TEST(ConfigDeepseekV3, DefaultsAreThoseOfTransformers) {
   const Model m = model_of(minimal_deepseek());
-  EXPECT_EQ(m.family, Family::deepseek_v3);
+  EXPECT_EQ(m.layout, &kDeepseekV3);
   EXPECT_EQ(m.mla, (Mla{1536, 512, 128, 64, 128}));
   EXPECT_EQ(m.head_dim, 192);
   EXPECT_EQ(m.num_key_value_heads, 8);

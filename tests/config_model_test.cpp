@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "config/layouts.h"
 #include "config_samples.h"
 #include "core/file.h"
 
@@ -10,7 +11,7 @@ namespace {
 
 TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
   const Model m = model_of(minimal_qwen());
-  EXPECT_EQ(m.family, Family::qwen3_moe);
+  EXPECT_EQ(m.layout, &kQwen3Moe);
   EXPECT_EQ(m.num_key_value_heads, 4);
   EXPECT_EQ(m.head_dim, 8);
   EXPECT_EQ(m.num_experts, 16);
@@ -32,7 +33,7 @@ TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
 
 TEST(ConfigModel, DefaultsOfMixtralAreThoseOfTransformers) {
   const Model m = model_of(minimal_mixtral());
-  EXPECT_EQ(m.family, Family::mixtral);
+  EXPECT_EQ(m.layout, &kMixtral);
   EXPECT_EQ(m.num_key_value_heads, 8);
   EXPECT_EQ(m.head_dim, 8);
   EXPECT_EQ(m.num_experts, 16);

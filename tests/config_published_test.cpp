@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "config/keys.h"
+#include "config/layouts.h"
 #include "config/names.h"
 #include "config/published.h"
 #include "config/spelling.h"
@@ -12,15 +13,11 @@
 namespace switchyard::config {
 namespace {
 
-json sample(Family family) {
-  switch (family) {
-    case Family::mixtral:
-      return minimal_mixtral();
-    case Family::qwen3_moe:
-      return minimal_qwen();
-    case Family::deepseek_v3:
-      return minimal_deepseek();
-  }
+json sample(const Layout& layout) {
+  if (layout == kMixtral) return minimal_mixtral();
+  if (layout == kQwen3Moe) return minimal_qwen();
+  if (layout == kDeepseekV3) return minimal_deepseek();
+  ADD_FAILURE() << "no sample of " << layout.name;
   return {};
 }
 
@@ -49,10 +46,10 @@ TEST(ConfigPublished, WhatSaysOffPasses) {
                       {"is_causal", "true"},
                       {"use_rope", "true"},
                       {"norm_type", "\"rmsnorm\""}};
-  for (const Family family : kFamilies)
+  for (const Layout* layout : kLayouts)
     for (const Key& key : keys) {
-      const json text = with(sample(family), std::string("/") + key.name, key.value);
-      EXPECT_EQ(model_of(text), model_of(sample(family))) << key.name;
+      const json text = with(sample(*layout), std::string("/") + key.name, key.value);
+      EXPECT_EQ(model_of(text), model_of(sample(*layout))) << key.name;
       EXPECT_NO_THROW(run_of(minimal_run(text))) << key.name;
     }
 }
@@ -68,9 +65,9 @@ TEST(ConfigPublished, WhatSaysOnIsRefusedShortly) {
                       {"rope_scaling_type", "\"dynamic\""},
                       {"hidden_activation", "\"gelu\""},
                       {"dense_layers", "[0]"}};
-  for (const Family family : kFamilies)
+  for (const Layout* layout : kLayouts)
     for (const Key& key : keys) {
-      const std::string error = model_error(with(sample(family), std::string("/") + key.name, key.value));
+      const std::string error = model_error(with(sample(*layout), std::string("/") + key.name, key.value));
       EXPECT_CONTAINS(error, fmt::format("config.json: {}: ", key.name));
       EXPECT_LT(error.size(), 200u) << error;
     }
@@ -85,9 +82,9 @@ TEST(ConfigPublished, WhatLooksOffAndIsNotIsRefused) {
                         {"residual_multiplier", "0.0"}, {"attention_multiplier", "1.0"},
                         {"softmax_scale", "1"},         {"num_routed_experts", "0"},
                         {"moe_layer_frequency", "0"},   {"activation", "\"none\""}};
-  for (const Family family : kFamilies)
+  for (const Layout* layout : kLayouts)
     for (const Key& key : of_all)
-      EXPECT_CONTAINS(model_error(with(sample(family), std::string("/") + key.name, key.value)),
+      EXPECT_CONTAINS(model_error(with(sample(*layout), std::string("/") + key.name, key.value)),
                       fmt::format("config.json: {}: ", key.name));
   EXPECT_CONTAINS(model_error(with(minimal_qwen(), "/use_qk_norm", "false")), "always has it");
   EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/use_qk_norm", "true")),
@@ -117,9 +114,9 @@ TEST(ConfigPublished, ListsOfLayersAgreeWithTheOtherKeys) {
   const char* full = R"(["full_attention", "full_attention", "full_attention", "full_attention"])";
   const char* sliding =
       R"(["sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention"])";
-  for (const Family family : kFamilies) {
-    EXPECT_NO_THROW(model_of(with(sample(family), "/layer_types", full)));
-    EXPECT_CONTAINS(model_error(with(sample(family), "/layer_types", sliding)),
+  for (const Layout* layout : kLayouts) {
+    EXPECT_NO_THROW(model_of(with(sample(*layout), "/layer_types", full)));
+    EXPECT_CONTAINS(model_error(with(sample(*layout), "/layer_types", sliding)),
                     "layer_types.0: is \"sliding_attention\", but by the other keys this layer is");
   }
   EXPECT_NO_THROW(model_of(with(with(minimal_mixtral(), "/sliding_window", "8"), "/layer_types", sliding)));

@@ -118,7 +118,7 @@ TEST(ConfigRope, KeysThatTheKindDoesNotHaveAreRefused) {
   EXPECT_CONTAINS(
       model_error(
           scaled(minimal_qwen(), R"({"type": "linear", "factor": 2, "mscale": 1, "mscale_all_dim": 1})")),
-      "rope_scaling.mscale: is 1, but rope_type is \"linear\", which has no such key in this family");
+      "rope_scaling.mscale: is 1, but rope_type is \"linear\", which has no such key in this layout");
   EXPECT_CONTAINS(model_error(scaled(minimal_qwen(), R"({"type": "yarn", "factr": 2})")),
                   "rope_scaling.factr: unknown key; did you mean \"factor\"?");
 }

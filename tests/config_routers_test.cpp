@@ -65,7 +65,7 @@ TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
       EXPECT_EQ(json::parse(stated)["architectures"][0], "Switchyard" + architecture);
       EXPECT_EQ(parse_model(stated, "x"), run.model);
       EXPECT_EQ(parse_model_router(stated, "x", router::router_schemas()), run.router);
-      const Router own = default_router(run.model.family, router::router_schemas());
+      const Router own = default_router(*run.model.layout, router::router_schemas());
       EXPECT_EQ(json::parse(state_router(stated, run.model, own, router::router_schemas())),
                 json::parse(plain));
       EXPECT_EQ(parse_model_router(plain, "x", router::router_schemas()), own);

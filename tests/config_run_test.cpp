@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "config/layouts.h"
 #include "config_samples.h"
 
 namespace switchyard::config {
@@ -279,9 +280,9 @@ TEST(ConfigRun, TheRouterOfAFamily) {
                        std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
   const json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
-  EXPECT_EQ(default_router(Family::deepseek_v3, router::router_schemas()), sigmoid);
-  EXPECT_EQ(default_router(Family::qwen3_moe, router::router_schemas()), Router{});
-  EXPECT_EQ(default_router(Family::mixtral, router::router_schemas()), Router{});
+  EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
+  EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), Router{});
+  EXPECT_EQ(default_router(kMixtral, router::router_schemas()), Router{});
   // Each router fits every family.
   EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);

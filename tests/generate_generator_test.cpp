@@ -1,4 +1,5 @@
 // Text grown token by token equals full passes over it, whatever the router; and growing it takes no memory.
+#include "config/layouts.h"
 #include "generate/generator.h"
 
 #include <gtest/gtest.h>
@@ -37,8 +38,8 @@ namespace {
 
 struct Case {
   std::string name;
-  config::Family family;
-  std::string router;  // "": the family's own
+  const config::Layout* layout;
+  std::string router;  // "": the layout's own
   config::RouterOptions own{};
   std::int64_t window = 0;
 };
@@ -46,7 +47,8 @@ struct Case {
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 std::vector<Case> cases() {
-  using enum config::Family;
+  const config::Layout *const qwen3_moe = &config::kQwen3Moe, *const deepseek_v3 = &config::kDeepseekV3,
+                              *const mixtral = &config::kMixtral;
   const std::int64_t three = 3;
   const config::RouterOptions attention{{"estimator", "attention_entropy"}, {"max_experts", three}};
   return {{"Qwen3", qwen3_moe, ""},
@@ -65,13 +67,13 @@ std::vector<Case> cases() {
 }
 
 config::Model model_of(const Case& c) {
-  config::Model model = model::tiny_model(c.family);
+  config::Model model = model::tiny_model(*c.layout);
   model.sliding_window = c.window;
   return model;
 }
 
 config::Router router_of(const Case& c, const config::Model& model) {
-  if (c.router.empty()) return config::default_router(c.family, router::router_schemas());
+  if (c.router.empty()) return config::default_router(*c.layout, router::router_schemas());
   config::Router router = config::default_of(config::schema_of(c.router, router::router_schemas()), model);
   for (const auto& [key, value] : c.own.all()) router.own.set(key, value);
   return router;

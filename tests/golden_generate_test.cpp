@@ -12,7 +12,7 @@ class GoldenGenerate : public ::testing::TestWithParam<const char*> {
  protected:
   GoldenGenerate()
       : golden_(GetParam()),
-        model_(golden_.model(), config::default_router(golden_.model().family, router::router_schemas()),
+        model_(golden_.model(), config::default_router(*golden_.model().layout, router::router_schemas()),
                DType::f32, false) {
     model_.allocate();
     ParameterStore& store = model_.parameters();

@@ -214,7 +214,7 @@ class GoldenModel {
 
  private:
   static config::Router router_of(const GoldenCase& golden) {
-    config::Router router = config::default_router(golden.model().family, router::router_schemas());
+    config::Router router = config::default_router(*golden.model().layout, router::router_schemas());
     router.balance_coef = golden.balance_coef();
     router.balance_scope = config::BalanceScope::model;
     return router;

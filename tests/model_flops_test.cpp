@@ -1,4 +1,5 @@
 // FLOPs by hand.
+#include "config/layouts.h"
 #include "model/flops.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +30,7 @@ TEST(Flops, TokensAndTheKeysThatTheySee) {
 // tiny_model of qwen3_moe: hidden 8, two query heads and one key-value head of width 4, experts 4 of width 3, K
 // 2, vocabulary 11.
 TEST(Flops, OfASmallModelByHand) {
-  config::Model config = tiny_model(config::Family::qwen3_moe);
+  config::Model config = tiny_model(config::kQwen3Moe);
   config.is_moe_layer = {true, false};
   ReadyModel model(config, DType::f32, 2, 3);
   const FlopCounter counter(model);
@@ -51,7 +52,7 @@ TEST(Flops, OfASmallModelByHand) {
 
 // Latent attention, values narrower than keys, and a shared expert; the slots are those of the forward pass.
 TEST(Flops, OfLatentAttentionAndSharedExpertsFromRealDecisions) {
-  ReadyModel model(tiny_model(config::Family::deepseek_v3), DType::f32, 2, 3);
+  ReadyModel model(tiny_model(config::kDeepseekV3), DType::f32, 2, 3);
   const TestBatch tokens = batch();
   model.forward(tokens.batch(), model.ctx);
   const std::vector<double> count_LE = counts_of(model);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "config/layouts.h"
 #include "gradient_check.h"
 #include "model_test_support.h"
 #include "threads.h"
@@ -19,8 +20,8 @@ struct Case {
   std::function<void(TestBatch&)> masks;  // of a batch of two sequences of five
 };
 
-config::Model changed(config::Family family, const std::function<void(config::Model&)>& change) {
-  config::Model model = tiny_model(family);
+config::Model changed(const config::Layout& layout, const std::function<void(config::Model&)>& change) {
+  config::Model model = tiny_model(layout);
   change(model);
   return model;
 }
@@ -35,45 +36,44 @@ void add_yarn(config::Model& model) {
 
 std::vector<Case> cases() {
   using config::BalanceScope;
-  using config::Family;
+  using config::Layout, config::kMixtral, config::kQwen3Moe, config::kDeepseekV3;
   const auto none = [](TestBatch&) {};
   return {
-      {"Qwen3Moe", tiny_model(Family::qwen3_moe), BalanceScope::global_batch, none},
-      {"Qwen3MoeDocumentMask", tiny_model(Family::qwen3_moe), BalanceScope::sequence,
+      {"Qwen3Moe", tiny_model(kQwen3Moe), BalanceScope::global_batch, none},
+      {"Qwen3MoeDocumentMask", tiny_model(kQwen3Moe), BalanceScope::sequence,
        [](TestBatch& batch) {
          batch.kv_begin(0, {0, 0, 2, 2, 2}).kv_begin(1, {0, 1, 1, 1, 1});
        }},
       {"Qwen3MoeOneDenseLayerTiedWeightsAsTheyAre",
-       changed(Family::qwen3_moe,
+       changed(kQwen3Moe,
                [](config::Model& model) {
                  model.is_moe_layer = {false, true};
                  model.tie_word_embeddings = true;
                  model.norm_topk_prob = false;
                }),
        BalanceScope::layer, none},
-      {"MixtralSlidingWindowOfTwo", tiny_model(Family::mixtral), BalanceScope::model,
+      {"MixtralSlidingWindowOfTwo", tiny_model(kMixtral), BalanceScope::model,
        [](TestBatch& batch) {
          batch.kv_begin(0, {0, 0, 1, 2, 3}).kv_begin(1, {0, 0, 1, 2, 3});
        }},
-      {"MixtralTied", changed(Family::mixtral, [](config::Model& model) { model.tie_word_embeddings = true; }),
+      {"MixtralTied", changed(kMixtral, [](config::Model& model) { model.tie_word_embeddings = true; }),
        BalanceScope::global_batch, none},
       {"MixtralLinearRope",
-       changed(Family::mixtral,
+       changed(kMixtral,
                [](config::Model& model) {
                  model.rope.type = config::RopeType::linear;
                  model.rope.factor = 3;
                }),
        BalanceScope::layer, none},
       {"NormsOfTheWholeProjection",
-       changed(Family::qwen3_moe, [](config::Model& model) { model.qk_norm = config::QkNorm::projection; }),
+       changed(kQwen3Moe, [](config::Model& model) { model.qk_norm = config::QkNorm::projection; }),
        BalanceScope::layer, none},
-      {"Qwen3MoeAttentionBias",
-       changed(Family::qwen3_moe, [](config::Model& model) { model.attention_bias = true; }),
+      {"Qwen3MoeAttentionBias", changed(kQwen3Moe, [](config::Model& model) { model.attention_bias = true; }),
        BalanceScope::layer, none},
-      {"Qwen3MoeYarn", changed(Family::qwen3_moe, add_yarn), BalanceScope::layer, none},
-      {"DeepseekV3", tiny_model(Family::deepseek_v3), BalanceScope::sequence, none},
+      {"Qwen3MoeYarn", changed(kQwen3Moe, add_yarn), BalanceScope::layer, none},
+      {"DeepseekV3", tiny_model(kDeepseekV3), BalanceScope::sequence, none},
       {"DeepseekV3QueriesUncompressedHalvesNoSharedExpertWeightsAsTheyAre",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.mla->q_lora_rank = 0;
                  model.rope.interleaved = false;
@@ -82,7 +82,7 @@ std::vector<Case> cases() {
                }),
        BalanceScope::global_batch, none},
       {"DeepseekV3FirstLayerDenseTwoSharedExpertsTiedDocumentMask",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.is_moe_layer = {false, true};
                  model.n_shared_experts = 2;
@@ -93,51 +93,51 @@ std::vector<Case> cases() {
          batch.kv_begin(0, {0, 0, 2, 2, 2}).kv_begin(1, {0, 1, 1, 1, 1});
        }},
       {"DeepseekV3AttentionBiasOneGroup",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.attention_bias = true;
                  model.n_group = 1;
                }),
        BalanceScope::layer, none},
       {"DeepseekV3AttentionBiasQueriesUncompressed",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.attention_bias = true;
                  model.mla->q_lora_rank = 0;
                }),
        BalanceScope::model, none},
       {"DeepseekV3Yarn",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  add_yarn(model);
                  model.softmax_scale_factor = 1.3;
                }),
        BalanceScope::sequence, none},
       {"DeepseekV3MtpOneDepth",
-       changed(Family::deepseek_v3, [](config::Model& model) { model.num_nextn_predict_layers = 1; }),
+       changed(kDeepseekV3, [](config::Model& model) { model.num_nextn_predict_layers = 1; }),
        BalanceScope::sequence, none},
       {"DeepseekV3MtpTwoDepthsTied",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.num_nextn_predict_layers = 2;
                  model.tie_word_embeddings = true;
                }),
        BalanceScope::global_batch, none},
       {"DeepseekV3MtpTwoDepthsDocumentMask",
-       changed(Family::deepseek_v3, [](config::Model& model) { model.num_nextn_predict_layers = 2; }),
+       changed(kDeepseekV3, [](config::Model& model) { model.num_nextn_predict_layers = 2; }),
        BalanceScope::layer,
        [](TestBatch& batch) {
          batch.kv_begin(0, {0, 0, 0, 3, 3}).kv_begin(1, {0, 0, 0, 3, 4});
        }},
       {"DeepseekV3MtpDense",
-       changed(Family::deepseek_v3,
+       changed(kDeepseekV3,
                [](config::Model& model) {
                  model.is_moe_layer = {true, false};
                  model.num_nextn_predict_layers = 1;
                }),
        BalanceScope::sequence, none},
       {"Dense",
-       changed(Family::qwen3_moe,
+       changed(kQwen3Moe,
                [](config::Model& model) {
                  model.is_moe_layer = {false, false};
                }),
@@ -190,7 +190,7 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
     }
     if (routed) {
       EXPECT_GT(losses.balance, 0.01);
-      if (test_case.model.family != config::Family::deepseek_v3) {
+      if (test_case.model.layout != &config::kDeepseekV3) {
         EXPECT_GT(losses.z, 0.01);
       }
     }

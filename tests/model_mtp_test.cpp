@@ -1,6 +1,7 @@
 // Multi-token prediction in the whole model; its gradients are in model_gradient_test.cpp.
 #include <gtest/gtest.h>
 
+#include "config/layouts.h"
 #include "model/parameter_count.h"
 #include "model_test_support.h"
 #include "threads.h"
@@ -9,7 +10,7 @@ namespace switchyard::model {
 namespace {
 
 config::Model with_depths(std::int64_t depths) {
-  config::Model model = tiny_model(config::Family::deepseek_v3);
+  config::Model model = tiny_model(config::kDeepseekV3);
   model.num_nextn_predict_layers = depths;
   return model;
 }
@@ -122,7 +123,7 @@ TEST(ModelMtp, RowsAreThoseOfThePublicFiles) {
 }
 
 TEST(ModelMtp, IsCountedApart) {
-  const config::Router router = config::default_router(config::Family::deepseek_v3, router::router_schemas());
+  const config::Router router = config::default_router(config::kDeepseekV3, router::router_schemas());
   const ParameterCount without = count_parameters(with_depths(0), router);
   const ParameterCount with = count_parameters(with_depths(2), router);
   EXPECT_EQ(without.mtp, 0);

@@ -1,3 +1,4 @@
+#include "config/layouts.h"
 #include "model/parameter_count.h"
 
 #include <gtest/gtest.h>
@@ -16,14 +17,14 @@ constexpr std::int64_t kAttention = 64 + 32 + 32 + 64, kNorms = 8 + 8, kGate = 3
 constexpr std::int64_t kEmbedding = 11 * 8, kFinalNorm = 8;
 
 TEST(ParameterCount, OfMixtralByHand) {
-  const ParameterCount count = count_parameters(tiny_model(config::Family::mixtral), config::Router{});
+  const ParameterCount count = count_parameters(tiny_model(config::kMixtral), config::Router{});
   EXPECT_EQ(count.total, 2 * kEmbedding + kFinalNorm + 2 * (kAttention + kNorms + kGate + 4 * kExpert));
   EXPECT_EQ(count.active, 2 * kEmbedding + kFinalNorm + 2 * (kAttention + kNorms + kGate + 2 * kExpert));
   EXPECT_EQ(count.active_matmul, kEmbedding + 2 * (kAttention + kGate + 2 * kExpert));
 }
 
 TEST(ParameterCount, OfTiedQwen3MoeWithADenseLayerByHand) {
-  config::Model config = tiny_model(config::Family::qwen3_moe);
+  config::Model config = tiny_model(config::kQwen3Moe);
   config.is_moe_layer = {false, true};
   config.tie_word_embeddings = true;
   constexpr std::int64_t kQueryKeyNorms = 4 + 4, kDense = 3 * 6 * 8;
@@ -36,12 +37,12 @@ TEST(ParameterCount, OfTiedQwen3MoeWithADenseLayerByHand) {
 }
 
 TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
-  config::Model config = tiny_model(config::Family::deepseek_v3);
+  config::Model config = tiny_model(config::kDeepseekV3);
   config.is_moe_layer = {false, true};
   // q_a 6x8, q_b 14x6, kv_a 9x8, kv_b 16x5, o 8x10; norms of 6 and 5; shared expert 3 * 3x8; bias of 4.
   constexpr std::int64_t kLatent = 48 + 84 + 72 + 80 + 80, kLatentNorms = 6 + 5, kDense = 3 * 6 * 8, kBias = 4;
   const ParameterCount count =
-      count_parameters(config, config::default_router(config.family, router::router_schemas()));
+      count_parameters(config, config::default_router(*config.layout, router::router_schemas()));
   const std::int64_t rest =
       2 * kEmbedding + kFinalNorm + 2 * (kLatent + kNorms + kLatentNorms) + kDense + kGate + kBias + kExpert;
   EXPECT_EQ(count.total, rest + 4 * kExpert);
@@ -50,10 +51,10 @@ TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
 }
 
 TEST(ParameterCount, PartsMakeTheTotal) {
-  config::Model config = tiny_model(config::Family::deepseek_v3);
+  config::Model config = tiny_model(config::kDeepseekV3);
   config.is_moe_layer = {false, true};
   const ParameterCount count =
-      count_parameters(config, config::default_router(config.family, router::router_schemas()));
+      count_parameters(config, config::default_router(*config.layout, router::router_schemas()));
   const std::vector<std::pair<std::string, std::int64_t>> expected{
       {"embedding", kEmbedding},
       {"attention", 2 * (48 + 84 + 72 + 80 + 80 + 6 + 5)},
@@ -70,7 +71,7 @@ TEST(ParameterCount, PartsMakeTheTotal) {
 }
 
 TEST(ParameterCount, OfADenseModelIsAllActive) {
-  config::Model config = tiny_model(config::Family::qwen3_moe);
+  config::Model config = tiny_model(config::kQwen3Moe);
   config.is_moe_layer = {false, false};
   const ParameterCount count = count_parameters(config, config::Router{});
   EXPECT_EQ(count.total, count.active);

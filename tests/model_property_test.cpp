@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "config/layouts.h"
 #include "model_test_support.h"
 #include "threads.h"
 
@@ -16,12 +17,12 @@ namespace switchyard::model {
 namespace {
 
 using config::BalanceScope;
-using config::Family;
+using config::Layout, config::kMixtral, config::kQwen3Moe, config::kDeepseekV3;
 using test::OwnedTensor;
 using test::same_bits;
 using test::values;
 
-constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe, Family::deepseek_v3};
+constexpr const Layout* kLayoutsHere[] = {&kMixtral, &kQwen3Moe, &kDeepseekV3};
 
 // A team of threads is not worth its start for a dozen tokens; where threads matter, a test says how many.
 class OneThread : public ::testing::Test {
@@ -45,13 +46,13 @@ OwnedTensor copy_of(const Tensor& tensor) {
 }
 
 // A dense and an expert layer; padding and document borders.
-config::Model mixed_model(Family family) {
-  config::Model model = tiny_model(family);
-  if (family == Family::qwen3_moe) {
+config::Model mixed_model(const Layout& layout) {
+  config::Model model = tiny_model(layout);
+  if (layout == kQwen3Moe) {
     model.num_hidden_layers = 3;
     model.is_moe_layer = {true, false, true};
   }
-  if (family == Family::deepseek_v3) {
+  if (layout == kDeepseekV3) {
     model.num_hidden_layers = 3;
     model.is_moe_layer = {false, true, true};
     model.attention_bias = true;
@@ -70,8 +71,8 @@ std::vector<double> forward_losses(ReadyModel& model, const TestBatch& batch) {
   return values(model.loss_T);
 }
 
-void expect_poison_changes_no_bit(Family family, DType dtype) {
-  ReadyModel model(mixed_model(family), dtype, 2, 6, true, all_losses(BalanceScope::global_batch));
+void expect_poison_changes_no_bit(const Layout& layout, DType dtype) {
+  ReadyModel model(mixed_model(layout), dtype, 2, 6, true, all_losses(BalanceScope::global_batch));
   const TestBatch batch = mixed_batch();
   const Losses expected = forward_backward(model, batch);
   const OwnedTensor loss_T = copy_of(model.loss_T), grads = copy_of(model.parameters().grads());
@@ -85,20 +86,20 @@ void expect_poison_changes_no_bit(Family family, DType dtype) {
 }
 
 TEST_F(ModelMemory, PoisonBeforeAStepChangesNoBit) {
-  for (const Family family : kFamilies)
-    for (const DType dtype : {DType::f32, DType::f64}) expect_poison_changes_no_bit(family, dtype);
+  for (const Layout* layout : kLayoutsHere)
+    for (const DType dtype : {DType::f32, DType::f64}) expect_poison_changes_no_bit(*layout, dtype);
 }
 
 TEST_F(ModelMemory, PoisonChangesNoBitOnTwoThreads) {
-  test::with_threads(2, [] { expect_poison_changes_no_bit(Family::qwen3_moe, DType::f32); });
+  test::with_threads(2, [] { expect_poison_changes_no_bit(kQwen3Moe, DType::f32); });
 }
 
 TEST_F(ModelMemory, TheSameStepTwiceGivesTheSameBits) {
   for (const int threads : {1, 2})
     test::with_threads(threads, [] {
       const config::Router losses = all_losses(BalanceScope::sequence);
-      ReadyModel model(mixed_model(Family::qwen3_moe), DType::f32, 2, 6, true, losses);
-      ReadyModel other(mixed_model(Family::qwen3_moe), DType::f32, 2, 6, true, losses);
+      ReadyModel model(mixed_model(kQwen3Moe), DType::f32, 2, 6, true, losses);
+      ReadyModel other(mixed_model(kQwen3Moe), DType::f32, 2, 6, true, losses);
       const TestBatch batch = mixed_batch();
       const double first = forward_backward(model, batch).sum();
       const OwnedTensor grads = copy_of(model.parameters().grads());
@@ -110,9 +111,9 @@ TEST_F(ModelMemory, TheSameStepTwiceGivesTheSameBits) {
 }
 
 TEST_F(ModelMemory, AModelForEvaluationHasTheSameLosses) {
-  for (const Family family : kFamilies) {
-    ReadyModel training(mixed_model(family), DType::f32, 2, 6);
-    ReadyModel evaluating(mixed_model(family), DType::f32, 2, 6, false);
+  for (const Layout* layout : kLayoutsHere) {
+    ReadyModel training(mixed_model(*layout), DType::f32, 2, 6);
+    ReadyModel evaluating(mixed_model(*layout), DType::f32, 2, 6, false);
     evaluating.poison_activations(evaluating.ctx);
     const TestBatch batch = mixed_batch();
     EXPECT_EQ(forward_losses(evaluating, batch), forward_losses(training, batch));
@@ -124,7 +125,7 @@ TEST_F(ModelMemory, AModelForEvaluationHasTheSameLosses) {
 }
 
 TEST_F(ModelMemory, ABatchThatWasNotPlannedIsRefused) {
-  ReadyModel model(tiny_model(Family::mixtral), DType::f32, 2, 6);
+  ReadyModel model(tiny_model(kMixtral), DType::f32, 2, 6);
   EXPECT_THROW(model.forward(TestBatch(2, 5).batch(), model.ctx), std::logic_error);
   EXPECT_THROW(model.forward(TestBatch(3, 6).batch(), model.ctx), std::logic_error);
   EXPECT_THROW(model.forward(TestBatch(6, 2).batch(), model.ctx), std::logic_error);
@@ -135,12 +136,12 @@ TEST_F(ModelMemory, ABatchThatWasNotPlannedIsRefused) {
 constexpr double kRelative = 1e-11, kAbsolute = 1e-13;
 
 TEST_F(ModelPadding, ChangesNoLossNoCountAndNoGradient) {
-  for (const Family family : kFamilies)
+  for (const Layout* layout : kLayoutsHere)
     for (const BalanceScope scope :
          {BalanceScope::layer, BalanceScope::sequence, BalanceScope::global_batch, BalanceScope::model}) {
       const config::Router losses = all_losses(scope);
-      ReadyModel bare(mixed_model(family), DType::f64, 2, 4, true, losses);
-      ReadyModel padded(mixed_model(family), DType::f64, 4, 7, true, losses);
+      ReadyModel bare(mixed_model(*layout), DType::f64, 2, 4, true, losses);
+      ReadyModel padded(mixed_model(*layout), DType::f64, 4, 7, true, losses);
       TestBatch bare_batch(2, 4), padded_batch(4, 7);
       bare_batch.sequence(0, {3, 1, 4, 1}).sequence(1, {2, 7, 1, 8});
       padded_batch.sequence(0, {3, 1, 4, 1}).sequence(2, {2, 7, 1, 8});  // 1 and 3 are all padding
@@ -158,7 +159,7 @@ TEST_F(ModelPadding, ChangesNoLossNoCountAndNoGradient) {
 TEST_F(ModelAccumulation, FourSequencesAreTheSumOfOneAtATime) {
   for (const BalanceScope scope : {BalanceScope::sequence, BalanceScope::global_batch}) {
     const config::Router losses = all_losses(scope);
-    const config::Model config = mixed_model(Family::qwen3_moe);
+    const config::Model config = mixed_model(kQwen3Moe);
     const std::vector<std::vector<int>> sequences = {{3, 1, 4, 1, 5}, {9, 2, 6}, {5, 3, 5, 8, 9}, {7, 9, 3, 2}};
     ReadyModel whole(config, DType::f64, 4, 5, true, losses), parts(config, DType::f64, 1, 5, true, losses);
     TestBatch whole_batch(4, 5);
@@ -181,8 +182,8 @@ TEST_F(ModelAccumulation, FourSequencesAreTheSumOfOneAtATime) {
 }
 
 TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
-  for (const Family family : kFamilies) {
-    ReadyModel model(mixed_model(family), DType::f32, 2, 6);
+  for (const Layout* layout : kLayoutsHere) {
+    ReadyModel model(mixed_model(*layout), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
     for (std::int64_t l = 0; l < model.routing().n_layers(); ++l) {
       const std::vector<double> count_BE = values(model.routing().routing(l).count_BE);
@@ -193,8 +194,8 @@ TEST_F(ModelExperts, CountsSumToTokensTimesSlots) {
 }
 
 TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
-  for (const Family family : kFamilies) {
-    ReadyModel model(mixed_model(family), DType::f32, 2, 6);
+  for (const Layout* layout : kLayoutsHere) {
+    ReadyModel model(mixed_model(*layout), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
     const auto decisions = model.routing_decisions();
     ASSERT_EQ(static_cast<std::int64_t>(decisions.size()), model.routing().n_layers());
@@ -205,7 +206,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
         if (expert >= 0) count_LE[l * 4 + static_cast<std::size_t>(expert)] += 1;
     }
     EXPECT_EQ(count_LE, counts_of(model));
-    const ReadyModel evaluating(mixed_model(family), DType::f32, 2, 6, false);
+    const ReadyModel evaluating(mixed_model(*layout), DType::f32, 2, 6, false);
     EXPECT_THROW(evaluating.routing_decisions(), std::logic_error);
   }
 }
@@ -213,7 +214,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
 // The loss is what the logits say.
 TEST_F(ModelMemory, LogitsAreThoseOfTheLoss) {
   for (const bool tied : {false, true}) {
-    config::Model config = mixed_model(Family::deepseek_v3);
+    config::Model config = mixed_model(kDeepseekV3);
     config.tie_word_embeddings = tied;
     ReadyModel model(config, DType::f64, 2, 6);
     const TestBatch batch = mixed_batch();
@@ -232,7 +233,7 @@ TEST_F(ModelMemory, LogitsAreThoseOfTheLoss) {
 }
 
 TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
-  ReadyModel model(mixed_model(Family::deepseek_v3), DType::f64, 2, 6);
+  ReadyModel model(mixed_model(kDeepseekV3), DType::f64, 2, 6);
   std::vector<Tensor> bias_L;
   for (std::size_t i = 0; i < model.parameters().rows().size(); ++i)
     if (!model.parameters().rows()[i].trained) bias_L.push_back(model.parameters().value(i));
@@ -241,13 +242,13 @@ TEST_F(ModelExperts, AfterAStepEveryRouterSeesItsOwnCounts) {
   test::fill(model.routing().global_count_LE(), {3, 1, 2, 2, 0, 4, 4, 0});
   model.routing().after_step(model.ctx);
   const double speed =
-      config::default_router(Family::deepseek_v3, router::router_schemas()).own.number("bias_update_speed");
+      config::default_router(kDeepseekV3, router::router_schemas()).own.number("bias_update_speed");
   EXPECT_EQ(values(bias_L[0]), (std::vector<double>{-speed, speed, 0, 0}));
   EXPECT_EQ(values(bias_L[1]), (std::vector<double>{speed, -speed, -speed, speed}));
 }
 
 TEST_F(ModelExperts, OneWithoutTokensHasNoGradientAndDoesNoHarm) {
-  config::Model config = tiny_model(Family::qwen3_moe);
+  config::Model config = tiny_model(kQwen3Moe);
   config.num_experts = 8;
   config.num_experts_per_tok = 1;
   ReadyModel model(config, DType::f32, 1, 3, true,
@@ -291,9 +292,9 @@ std::vector<double> losses_of(const config::Model& config, const std::vector<int
 }
 
 TEST_F(ModelAttention, ATokenSeesNoLaterOne) {
-  for (const Family family : kFamilies) {
-    const auto before = losses_of(tiny_model(family), {3, 1, 4, 1, 5, 9}, {0, 0, 0, 0, 0, 0});
-    const auto after = losses_of(tiny_model(family), {3, 1, 4, 1, 2, 9}, {0, 0, 0, 0, 0, 0});
+  for (const Layout* layout : kLayoutsHere) {
+    const auto before = losses_of(tiny_model(*layout), {3, 1, 4, 1, 5, 9}, {0, 0, 0, 0, 0, 0});
+    const auto after = losses_of(tiny_model(*layout), {3, 1, 4, 1, 2, 9}, {0, 0, 0, 0, 0, 0});
     for (const std::size_t t : {0u, 1u, 2u}) EXPECT_EQ(before[t], after[t]);
     for (const std::size_t t : {3u, 4u, 5u})
       EXPECT_NE(before[t], after[t]);  // token 3 predicts the one that changed
@@ -301,7 +302,7 @@ TEST_F(ModelAttention, ATokenSeesNoLaterOne) {
 }
 
 TEST_F(ModelAttention, ATokenSeesOnlyItsDocument) {
-  const config::Model config = tiny_model(Family::qwen3_moe);
+  const config::Model config = tiny_model(kQwen3Moe);
   const std::vector<int> borders = {0, 0, 0, 3, 3, 3}, none(6, 0);
   const auto before = losses_of(config, {3, 1, 4, 1, 5, 9}, borders);
   const auto after = losses_of(config, {3, 7, 4, 1, 5, 9}, borders);
@@ -313,7 +314,7 @@ TEST_F(ModelAttention, ATokenSeesOnlyItsDocument) {
 }
 
 TEST_F(ModelAttention, ADocumentHasTheLossesThatItHasAlone) {
-  const config::Model config = tiny_model(Family::qwen3_moe);
+  const config::Model config = tiny_model(kQwen3Moe);
   const auto packed = losses_of(config, {3, 1, 4, 8, 5, 9}, {0, 0, 0, 3, 3, 3});
   const auto alone = losses_of(config, {8, 5, 9}, {0, 0, 0});
   // Rotary positions are relative: three positions further on, only the rounding of the angles differs.
@@ -321,7 +322,7 @@ TEST_F(ModelAttention, ADocumentHasTheLossesThatItHasAlone) {
 }
 
 TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
-  config::Model config = tiny_model(Family::mixtral);
+  config::Model config = tiny_model(kMixtral);
   config.num_hidden_layers = 1;
   config.is_moe_layer = {true};
   const std::vector<int> window_of_three = {0, 0, 0, 1, 2, 3};
@@ -333,7 +334,7 @@ TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
 
 std::vector<std::string> names_of(const config::Model& config) {
   std::vector<std::string> names;
-  const Transformer model(config, config::default_router(config.family, router::router_schemas()), DType::f32,
+  const Transformer model(config, config::default_router(*config.layout, router::router_schemas()), DType::f32,
                           false);
   for (const Parameter& row : model.parameters().rows()) names.push_back(row.name);
   std::sort(names.begin(), names.end());
@@ -346,7 +347,7 @@ std::vector<std::string> sorted(std::vector<std::string> names) {
 }
 
 TEST(ModelNames, OfQwen3MoeAreHuggingFaces) {
-  config::Model config = tiny_model(Family::qwen3_moe);
+  config::Model config = tiny_model(kQwen3Moe);
   config.num_experts = 2;
   config.is_moe_layer = {false, true};
   EXPECT_EQ(names_of(config), sorted({
@@ -383,7 +384,7 @@ TEST(ModelNames, OfQwen3MoeAreHuggingFaces) {
 }
 
 TEST(ModelNames, OfMixtralAreHuggingFaces) {
-  config::Model config = tiny_model(Family::mixtral);
+  config::Model config = tiny_model(kMixtral);
   config.num_experts = 2;
   config.num_hidden_layers = 1;
   config.is_moe_layer = {true};
@@ -408,7 +409,7 @@ TEST(ModelNames, OfMixtralAreHuggingFaces) {
 }
 
 TEST(ModelNames, OfDeepseekV3AreHuggingFaces) {
-  config::Model config = tiny_model(Family::deepseek_v3);
+  config::Model config = tiny_model(kDeepseekV3);
   config.num_experts = 2;
   config.n_group = 1;
   config.is_moe_layer = {false, true};
@@ -469,7 +470,7 @@ TEST(ModelNames, OfDeepseekV3AreHuggingFaces) {
 }
 
 TEST(ModelNames, OfAttentionBiasesAreHuggingFaces) {
-  config::Model config = tiny_model(Family::qwen3_moe);
+  config::Model config = tiny_model(kQwen3Moe);
   const std::vector<std::string> without = names_of(config);
   config.attention_bias = true;
   std::vector<std::string> expected = without;
@@ -480,8 +481,8 @@ TEST(ModelNames, OfAttentionBiasesAreHuggingFaces) {
 }
 
 TEST(ModelNames, ShapesDecayAndShardingGoWithThem) {
-  for (const Family family : kFamilies) {
-    const Transformer model(mixed_model(family), config::default_router(family, router::router_schemas()),
+  for (const Layout* layout : kLayoutsHere) {
+    const Transformer model(mixed_model(*layout), config::default_router(*layout, router::router_schemas()),
                             DType::f32, false);
     for (const Parameter& row : model.parameters().rows()) {
       const bool norm = row.name.find("norm") != std::string::npos;

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "config/layouts.h"
 #include "config/load.h"
 #include "model/transformer.h"
 #include "ops/balance_loss.h"
@@ -18,9 +19,9 @@ namespace switchyard::model {
 
 // Two layers of experts, hidden size 8, two heads on one key-value head; DeepSeek-V3 with latent attention, a
 // shared expert and two groups of experts.
-inline config::Model tiny_model(config::Family family) {
+inline config::Model tiny_model(const config::Layout& layout) {
   config::Model model;
-  model.family = family;
+  model.layout = &layout;
   model.vocab_size = 11;
   model.hidden_size = 8;
   model.num_hidden_layers = 2;
@@ -32,10 +33,10 @@ inline config::Model tiny_model(config::Family family) {
   model.num_experts = 4;
   model.num_experts_per_tok = 2;
   model.is_moe_layer = {true, true};
-  model.qk_norm = family == config::Family::qwen3_moe ? config::QkNorm::head : config::QkNorm::none;
+  model.qk_norm = layout == config::kQwen3Moe ? config::QkNorm::head : config::QkNorm::none;
   model.rope.theta = 100;  // angles that differ visibly within a few positions
   model.max_position_embeddings = 64;
-  if (family == config::Family::deepseek_v3) {
+  if (layout == config::kDeepseekV3) {
     model.num_key_value_heads = 2;
     model.mla = {
         .q_lora_rank = 6, .kv_lora_rank = 5, .qk_nope_head_dim = 3, .qk_rope_head_dim = 4, .v_head_dim = 5};
@@ -63,9 +64,9 @@ inline void fill_weights(ParameterStore& store) {
   }
 }
 
-// The router of a family with other losses.
-inline config::Router default_router(config::Family family, const config::Router& losses) {
-  config::Router router = config::default_router(family, router::router_schemas());
+// The router of a layout with other losses.
+inline config::Router default_router(const config::Layout& layout, const config::Router& losses) {
+  config::Router router = config::default_router(layout, router::router_schemas());
   router.balance_coef = losses.balance_coef;
   router.balance_scope = losses.balance_scope;
   router.z_loss_coef = losses.z_loss_coef;
@@ -76,7 +77,7 @@ inline config::Router default_router(config::Family family, const config::Router
 struct ReadyModel : Transformer {
   ReadyModel(const config::Model& model, DType dtype, std::int64_t n_seq, std::int64_t seq_len,
              bool training = true, const config::Router& losses = all_losses(config::BalanceScope::layer))
-      : Transformer(model, default_router(model.family, losses), dtype, training),
+      : Transformer(model, default_router(*model.layout, losses), dtype, training),
         loss_T({n_seq * seq_len}, dtype),
         mtp_loss_KT({std::max<std::int64_t>(1, n_mtp_depths()), n_seq * seq_len}, dtype) {
     if (training) measure_activations(n_seq, seq_len);  // before there are parameters, as a run does it

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "config/config.h"
+#include "config/layouts.h"
 #include "core/parameters.h"
 #include "temp_dir.h"
 
@@ -52,7 +53,7 @@ inline void fill_moments(ParameterStore& store, float salt) {
 
 inline config::Run small_run() {
   config::Run run;
-  run.model.family = config::Family::qwen3_moe;
+  run.model.layout = &config::kQwen3Moe;
   run.model.vocab_size = 31;
   run.model.hidden_size = 8;
   run.model.num_hidden_layers = 1;

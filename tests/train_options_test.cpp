@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "config/layouts.h"
 #include "config/names.h"
 #include "core/rng.h"
 #include "option_values.h"
@@ -29,38 +30,27 @@ using test::Overrides;
 
 constexpr std::int64_t kSteps = 3, kSaved = 2, kBatch = 2, kSeqLen = 8;
 
-json model_json(config::Family family) {
-  json model = {{"model_type", config::name_of(family)},
-                {"vocab_size", 32},
-                {"hidden_size", 16},
-                {"num_hidden_layers", 2},
-                {"num_attention_heads", 2},
-                {"num_experts_per_tok", 2},
-                {"intermediate_size", 8},
-                {"max_position_embeddings", 16},
+json model_json(const config::Layout& layout) {
+  json model = {{"model_type", layout.name}, {"vocab_size", 32},
+                {"hidden_size", 16},         {"num_hidden_layers", 2},
+                {"num_attention_heads", 2},  {"num_experts_per_tok", 2},
+                {"intermediate_size", 8},    {"max_position_embeddings", 16},
                 {"initializer_range", 0.1}};
-  switch (family) {
-    case config::Family::mixtral:
-      model.update({{"num_key_value_heads", 1}, {"num_local_experts", 4}});
-      break;
-    case config::Family::qwen3_moe:
-      model.update({{"num_key_value_heads", 1},
-                    {"num_experts", 4},
-                    {"moe_intermediate_size", 6},
-                    {"sliding_window", 4}});
-      break;
-    case config::Family::deepseek_v3:
-      model.update({{"n_routed_experts", 8},
-                    {"moe_intermediate_size", 6},
-                    {"first_k_dense_replace", 1},
-                    {"n_group", 4},
-                    {"topk_group", 2},
-                    {"q_lora_rank", 6},
-                    {"kv_lora_rank", 6},
-                    {"qk_nope_head_dim", 4},
-                    {"qk_rope_head_dim", 4},
-                    {"v_head_dim", 8}});
-  }
+  if (layout == config::kMixtral) model.update({{"num_key_value_heads", 1}, {"num_local_experts", 4}});
+  if (layout == config::kQwen3Moe)
+    model.update(
+        {{"num_key_value_heads", 1}, {"num_experts", 4}, {"moe_intermediate_size", 6}, {"sliding_window", 4}});
+  if (layout == config::kDeepseekV3)
+    model.update({{"n_routed_experts", 8},
+                  {"moe_intermediate_size", 6},
+                  {"first_k_dense_replace", 1},
+                  {"n_group", 4},
+                  {"topk_group", 2},
+                  {"q_lora_rank", 6},
+                  {"kv_lora_rank", 6},
+                  {"qk_nope_head_dim", 4},
+                  {"qk_rope_head_dim", 4},
+                  {"v_head_dim", 8}});
   return model;
 }
 
@@ -81,8 +71,8 @@ class Options : public ::testing::Test {
     test::write_shard(dir_ / "val.bin", tokens);
   }
 
-  json base_of(config::Family family, std::string_view router = "softmax_topk") const {
-    return {{"model", model_json(family)},
+  json base_of(const config::Layout& layout, std::string_view router = "softmax_topk") const {
+    return {{"model", model_json(layout)},
             {"router", {{"type", router}}},
             {"data",
              {{"train", {(dir_ / "train.bin").string()}},
@@ -193,8 +183,8 @@ std::vector<std::string> router_types() {
 
 class RouterOptions : public Options, public ::testing::WithParamInterface<std::string> {};
 TEST_P(RouterOptions, EveryValueTrainsAndGoesOn) {
-  for (const config::Family family : config::kFamilies) {
-    const json base = base_of(family, GetParam());
+  for (const config::Layout* layout : config::kLayouts) {
+    const json base = base_of(*layout, GetParam());
     for (const Option& option : test::options_of(base, "router")) try_every_value(base, option);
   }
   EXPECT_GE(tried_.size(),
@@ -208,7 +198,7 @@ TEST_F(Options, NoCompanionIsThereForNothing) {
   for (const test::Companion& companion : test::kCompanions) {
     bool needed = false;
     for (const std::string& type : router_types()) {
-      const json base = base_of(config::Family::qwen3_moe, type);
+      const json base = base_of(config::kQwen3Moe, type);
       for (const std::string& section : test::sections())
         for (const Option& option : test::options_of(base, section))
           for (const std::string& value : option.values)
@@ -220,34 +210,33 @@ TEST_F(Options, NoCompanionIsThereForNothing) {
   }
 }
 
-class LayoutOptions : public Options, public ::testing::WithParamInterface<config::Family> {
+class LayoutOptions : public Options, public ::testing::WithParamInterface<const config::Layout*> {
  protected:
   // What a model may be that makes some option useless or something in it vanish.
-  static std::vector<Overrides> shapes(config::Family family) {
-    switch (family) {
-      case config::Family::mixtral:
-        return {{"model.num_local_experts=1", "model.num_experts_per_tok=1"},
-                {"model.num_experts_per_tok=4"},
-                {"model.num_hidden_layers=1", "model.sliding_window=3"}};
-      case config::Family::qwen3_moe:
-        return {{"model.num_experts=1", "model.num_experts_per_tok=1"},
-                {"model.num_experts_per_tok=4", "model.norm_topk_prob=true"},
-                {"model.mlp_only_layers=[0,1]"},
-                {"model.mlp_only_layers=[1]"}};
-      case config::Family::deepseek_v3:
-        return {{"model.n_routed_experts=1", "model.num_experts_per_tok=1", "model.n_group=1",
-                 "model.topk_group=1"},
-                {"model.num_experts_per_tok=8", "model.topk_group=4", "model.q_lora_rank=null"},
-                {"model.first_k_dense_replace=2"},
-                {"model.first_k_dense_replace=0", "model.n_shared_experts=0"},
-                {"model.num_nextn_predict_layers=2", "train.mtp_loss_coef=0.3"}};
-    }
+  static std::vector<Overrides> shapes(const config::Layout& layout) {
+    if (layout == config::kMixtral)
+      return {{"model.num_local_experts=1", "model.num_experts_per_tok=1"},
+              {"model.num_experts_per_tok=4"},
+              {"model.num_hidden_layers=1", "model.sliding_window=3"}};
+    if (layout == config::kQwen3Moe)
+      return {{"model.num_experts=1", "model.num_experts_per_tok=1"},
+              {"model.num_experts_per_tok=4", "model.norm_topk_prob=true"},
+              {"model.mlp_only_layers=[0,1]"},
+              {"model.mlp_only_layers=[1]"}};
+    if (layout == config::kDeepseekV3)
+      return {
+          {"model.n_routed_experts=1", "model.num_experts_per_tok=1", "model.n_group=1", "model.topk_group=1"},
+          {"model.num_experts_per_tok=8", "model.topk_group=4", "model.q_lora_rank=null"},
+          {"model.first_k_dense_replace=2"},
+          {"model.first_k_dense_replace=0", "model.n_shared_experts=0"},
+          {"model.num_nextn_predict_layers=2", "train.mtp_loss_coef=0.3"}};
+    ADD_FAILURE() << "no shapes of " << layout.name;
     return {};
   }
 };
 
 TEST_P(LayoutOptions, EveryWordAndSwitchTrainsAndGoesOn) {
-  const json base = base_of(GetParam(), config::default_router(GetParam(), router::router_schemas()).type);
+  const json base = base_of(*GetParam(), config::default_router(*GetParam(), router::router_schemas()).type);
   for (const std::string& section : test::sections()) {
     if (section == "router") continue;
     for (const Option& option : test::options_of(base, section))
@@ -258,7 +247,7 @@ TEST_P(LayoutOptions, EveryWordAndSwitchTrainsAndGoesOn) {
 
 TEST_P(LayoutOptions, EveryRouterFitsEveryShape) {
   for (const std::string& type : router_types())
-    for (const Overrides& shape : shapes(GetParam())) try_run(base_of(GetParam(), type), shape);
+    for (const Overrides& shape : shapes(*GetParam())) try_run(base_of(*GetParam(), type), shape);
 }
 
 // Options that do not go together are refused when they are read; the others train.
@@ -266,14 +255,14 @@ TEST_P(LayoutOptions, AnyMixtureIsRefusedOrTrains) {
   constexpr int kMixtures = 40;
   std::vector<std::pair<json, std::vector<Option>>> kinds;
   for (const std::string& type : router_types()) {
-    const json base = base_of(GetParam(), type);
+    const json base = base_of(*GetParam(), type);
     kinds.emplace_back(base, std::vector<Option>());
     for (const std::string& section : test::sections())
       for (Option& option : test::options_of(base, section))
         if (section == "router" || option.kind != Option::Kind::number)
           kinds.back().second.push_back(std::move(option));
   }
-  const std::vector<Overrides> shapes = LayoutOptions::shapes(GetParam());
+  const std::vector<Overrides> shapes = LayoutOptions::shapes(*GetParam());
   int refused = 0;
   for (std::uint64_t i = 0; tried_.size() < kMixtures; ++i) {
     ASSERT_LT(refused, 50 * kMixtures) << "hardly any mixture is accepted";
@@ -295,8 +284,8 @@ TEST_P(LayoutOptions, AnyMixtureIsRefusedOrTrains) {
     try_run(base, mixture);
   }
 }
-INSTANTIATE_TEST_SUITE_P(Families, LayoutOptions, ::testing::ValuesIn(config::kFamilies),
-                         [](const auto& test) { return std::string(config::name_of(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Layouts, LayoutOptions, ::testing::ValuesIn(config::kLayouts),
+                         [](const auto& test) { return std::string(test.param->name); });
 
 }  // namespace
 }  // namespace switchyard::train

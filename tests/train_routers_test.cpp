@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "config/layouts.h"
 #include "config/load.h"
 #include "config/names.h"
 #include "example_router.h"
@@ -65,14 +66,14 @@ class Routers : public ::testing::TestWithParam<Case> {
     test::write_shard(dir_ / "val.bin", tokens);
   }
 
-  config::Run run(config::Family family = config::Family::qwen3_moe) const {
+  config::Run run(const config::Layout& layout = config::kQwen3Moe) const {
     config::Run run = small_run();
-    run.model.family = family;
-    run.model.qk_norm = family == config::Family::qwen3_moe ? config::QkNorm::head : config::QkNorm::none;
+    run.model.layout = &layout;
+    run.model.qk_norm = layout == config::kQwen3Moe ? config::QkNorm::head : config::QkNorm::none;
     run.model.num_hidden_layers = 2;
     run.model.is_moe_layer = {true, true};
     run.model.initializer_range = 0.1;
-    if (family == config::Family::deepseek_v3) {
+    if (layout == config::kDeepseekV3) {
       run.model.num_key_value_heads = run.model.num_attention_heads;
       run.model.mla = {
           .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
@@ -128,11 +129,11 @@ class Routers : public ::testing::TestWithParam<Case> {
 };
 
 TEST_P(Routers, LearnInEveryLayout) {
-  for (const config::Family family : config::kFamilies) {
-    config::Run run = this->run(family);
+  for (const config::Layout* layout : config::kLayouts) {
+    config::Run run = this->run(*layout);
     run.router.balance_coef = 0.01;
     run.train.steps = 60;
-    const std::string name(config::name_of(family));
+    const std::string name(layout->name);
     train(name, run);
     const auto lines = metrics(name);
     ASSERT_EQ(lines.size(), 60u);

@@ -1,4 +1,5 @@
 // Whole runs of a tiny model on generated shards.
+#include "config/layouts.h"
 #include "train/run.h"
 
 #include <gtest/gtest.h>
@@ -72,7 +73,7 @@ class Training : public ::testing::Test {
   // two, so that a few steps of it are exact.
   config::Run deepseek_run() const {
     config::Run run = run_config();
-    run.model.family = config::Family::deepseek_v3;
+    run.model.layout = &config::kDeepseekV3;
     run.model.qk_norm = config::QkNorm::none;
     run.model.num_key_value_heads = run.model.num_attention_heads;
     run.model.mla = {

@@ -1,4 +1,5 @@
 // The global batch of a step on one rank and on two, which are threads here.
+#include "config/layouts.h"
 #include "train/step.h"
 
 #include <gtest/gtest.h>
@@ -65,8 +66,8 @@ class Ranks : public ::testing::TestWithParam<Case> {
     run.model.is_moe_layer = {true, true};
     run.model.initializer_range = 0.1;
     if (given.mtp) {
-      run.model.family = config::Family::deepseek_v3;
-      run.model.qk_norm = false;
+      run.model.layout = &config::kDeepseekV3;
+      run.model.qk_norm = config::QkNorm::none;
       run.model.num_key_value_heads = run.model.num_attention_heads;
       run.model.mla = {
           .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};

@@ -1,4 +1,4 @@
-"""Random configurations of the three families: every key of the model that switchyard computes with, in any valid
+"""Random configurations of the four layouts: every key of the model that switchyard computes with, in any valid
 combination, tiny. What `transformers` and switchyard do not both take is left out here and said beside it."""
 
 import random

@@ -37,7 +37,7 @@ class ModelDirectory {
   const ModelWeights& weights() const;
   // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
   std::optional<config::Run> run() const;
-  config::Router router() const;  // the run's, or what config.json states, or that of the model's family
+  config::Router router() const;  // the run's, or what config.json states, or that of the model's layout
   // Throws InputError, listing every key with both values, where `model` computes something else than the
   // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token
   // prediction may differ.

@@ -12,6 +12,7 @@
 
 #include "checkpoint/json_text.h"
 #include "checkpoint/weight_names.h"
+#include "config/layouts.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
@@ -237,7 +238,7 @@ void sort_out(const ModelTensor& left, const config::Model& model, const StoredT
                    "lm_head.weight (differs from the embedding that config.json ties it to)");
   } else if (is_rotary_buffer(tensor.name)) {
     ++passed.buffers;
-  } else if (model.family == config::Family::deepseek_v3 && layer_of(tensor.name) > passed.last_layer) {
+  } else if (model.layout->has_key("num_nextn_predict_layers") && layer_of(tensor.name) > passed.last_layer) {
     ++passed.behind;
   } else if (is_whole_number(tensor.type)) {
     passed.whole_numbers.push_back(fmt::format("{} ({})", printable(left.stored->name), name_of(tensor.type)));
@@ -269,7 +270,7 @@ std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
                                              std::span<const Parameter> rows) const {
   Problems problems;
   check_places(files_, index_, problems);
-  const WeightNames names(model.family, rows);
+  const WeightNames names(*model.layout, rows);
   Candidates candidates(files_, names, problems);
 
   std::vector<ModelTensor> matched;

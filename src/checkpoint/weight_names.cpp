@@ -34,7 +34,7 @@ bool is_number(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-// The projections of an expert, under the families' names.
+// The projections of an expert, under the layouts' names.
 enum class Projection { none, gate, up, down, gate_up };
 Projection projection_of(std::string_view word) {
   if (is_one_of(word, {"gate_proj", "w1"})) return Projection::gate;
@@ -80,22 +80,22 @@ std::string without_wrappers(std::string_view name) {
   return parts.empty() ? std::string(name) : joined(parts);
 }
 
-WeightNames::WeightNames(config::Family family, std::span<const Parameter> rows) : family_(family) {
+WeightNames::WeightNames(const config::Layout& layout, std::span<const Parameter> rows) : layout_(layout) {
   for (const Parameter& row : rows) rows_.insert(row.name);
 }
 
-// "mlp.gate.weight" and "mlp.experts.N.gate_proj.weight" of a Mixtral, and whatever else differs by family
+// "mlp.gate.weight" and "mlp.experts.N.gate_proj.weight" of a Mixtral, and whatever else differs by layout
 // alone.
-std::string WeightNames::family_name(std::string_view name) const {
+std::string WeightNames::layout_name(std::string_view name) const {
   Parts parts = parts_of(name);
   if (!in_block(parts)) return std::string(name);
   const std::size_t next = kBlock + 1;
   if (parts[next] == "router") parts[next] = "gate";
   if (!is_one_of(parts[next], {"gate", "experts"})) return std::string(name);
-  const std::string prefix = model::moe_prefix(family_, std::stoll(parts[2]));
+  const std::string prefix = model::moe_prefix(layout_, std::stoll(parts[2]));
   parts[kBlock] = parts_of(prefix)[kBlock];
   if (parts.size() == next + 4 && parts[next] == "experts" && is_number(parts[next + 1])) {
-    const model::ExpertNames names = model::expert_names(family_, 0, 0);
+    const model::ExpertNames names = model::expert_names(layout_, 0, 0);
     const Projection projection = projection_of(parts[next + 2]);
     if (parts.back() == "weight" && projection != Projection::none && projection != Projection::gate_up)
       parts[next + 2] = parts_of(name_of(projection, names))[next + 2];
@@ -119,7 +119,7 @@ std::vector<StoredRow> WeightNames::split(const StoredTensor& stored, const std:
     std::vector<StoredRow> rows;
     const std::int64_t n = shape[0], layer = std::stoll(parts[2]);
     for (std::int64_t e = 0; e < n; ++e) {
-      const model::ExpertNames names = model::expert_names(family_, layer, e);
+      const model::ExpertNames names = model::expert_names(layout_, layer, e);
       if (both) {
         const std::vector<std::int64_t> half = {shape[1] / 2, shape[2]};
         rows.push_back({part_of(stored, names.gate, 2 * e, 2 * n, half), &stored});
@@ -133,7 +133,7 @@ std::vector<StoredRow> WeightNames::split(const StoredTensor& stored, const std:
   // [2F, D] of one expert, of shared experts or of a dense layer.
   if (both && shape.size() == 2 && shape[0] % 2 == 0) {
     const auto half = [&](const char* projection_name, std::int64_t which) {
-      const std::string own = family_name(fmt::format("{}.{}.weight", joined(parts), projection_name));
+      const std::string own = layout_name(fmt::format("{}.{}.weight", joined(parts), projection_name));
       return StoredRow{part_of(stored, own, which, 2, {shape[0] / 2, shape[1]}), &stored};
     };
     return {half("gate_proj", 0), half("up_proj", 1)};
@@ -148,7 +148,7 @@ std::vector<StoredRow> WeightNames::rows_of(const StoredTensor& stored) const {
   const auto is_row = [&](const StoredRow& row) { return rows_.contains(row.tensor.name); };
   if (std::any_of(rows.begin(), rows.end(), is_row)) return rows;
   StoredRow whole{stored, &stored};
-  const std::string own = family_name(name);
+  const std::string own = layout_name(name);
   whole.tensor.name = rows_.contains(own) ? own : name;
   return {whole};
 }

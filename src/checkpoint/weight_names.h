@@ -25,18 +25,18 @@ struct StoredRow {
 
 class WeightNames {
  public:
-  WeightNames(config::Family family, std::span<const Parameter> rows);
+  WeightNames(const config::Layout& layout, std::span<const Parameter> rows);
 
   // The rows that a stored tensor holds, views of its bytes: itself, under its own name if a row is called so,
-  // else under the family's; of experts stacked to [E, F, D] one a row each, and of gate_up_proj, whose gate
+  // else under the layout's; of experts stacked to [E, F, D] one a row each, and of gate_up_proj, whose gate
   // rows stand above its up rows, both. One of no row stays under the name that it has without wrappers.
   std::vector<StoredRow> rows_of(const StoredTensor& stored) const;
 
  private:
-  std::string family_name(std::string_view name) const;
+  std::string layout_name(std::string_view name) const;
   std::vector<StoredRow> split(const StoredTensor& stored, const std::string& name) const;
 
-  config::Family family_;
+  const config::Layout& layout_;
   std::unordered_set<std::string_view> rows_;
 };
 

@@ -9,6 +9,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "commands/commands.h"
 #include "commands/options.h"
+#include "config/layouts.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "model/transformer.h"
@@ -64,9 +65,9 @@ Tokens read_tokens(const std::string& path, std::int64_t vocab_size) {
 }
 
 // Where a config.json does not say, what transformers takes.
-double balance_coef(const std::string& config_json, config::Family family) {
+double balance_coef(const std::string& config_json, const config::Layout& layout) {
   const auto json = nlohmann::json::parse(config_json);
-  return json.value("router_aux_loss_coef", family == config::Family::deepseek_v3 ? 0.0 : 0.001);
+  return json.value("router_aux_loss_coef", layout.router_aux_loss_coef.value_or(0));
 }
 
 int run(const Options& options) {
@@ -77,7 +78,7 @@ int run(const Options& options) {
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
   config::Router router = directory.router();
-  router.balance_coef = balance_coef(config_json, config.family);
+  router.balance_coef = balance_coef(config_json, *config.layout);
   router.balance_scope = config::BalanceScope::model;
   Context ctx;
   const auto opened =

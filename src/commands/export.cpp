@@ -14,6 +14,7 @@
 #include "commands/commands.h"
 #include "commands/options.h"
 #include "config/byte_size.h"
+#include "config/layouts.h"
 #include "config/load.h"
 #include "config/names.h"
 #include "core/error.h"
@@ -152,7 +153,7 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
                           bool as_layout) {
   const config::Router router = source.router();
   const auto beyond = config::beyond_layout(router, source.model(), router::router_schemas());
-  const std::string family(config::name_of(source.model().family));
+  const std::string layout_name(source.model().layout->name);
   if (beyond.empty()) {
     if (as_layout) log_info("--as-layout has no effect: the router is the layout's own");
     return router;
@@ -163,10 +164,10 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
         fmt::format("transformers does not compute this model's router ({}): config.json has model_type "
                     "switchyard_{}, which "
                     "from_pretrained refuses and switchyard reads; --as-layout writes {} all the same",
-                    why, family, family));
+                    why, layout_name, layout_name));
     return router;
   }
-  const config::Router own = config::default_router(source.model().family, router::router_schemas());
+  const config::Router own = config::default_router(*source.model().layout, router::router_schemas());
   const model::Transformer layout(source.model(), own, DType::f32, false);
   const std::string random = names_beyond(layout.parameters().rows(), model.parameters().rows());
   const std::string ignored = names_beyond(model.parameters().rows(), layout.parameters().rows());

@@ -12,6 +12,7 @@
 #include "checkpoint/json_text.h"
 #include "checkpoint/tokenizer_record.h"
 #include "config/byte_size.h"
+#include "config/layouts.h"
 #include "config/names.h"
 #include "core/log.h"
 #include "model/parameter_count.h"
@@ -152,7 +153,7 @@ void add_layers(Page& page, const config::Model& model, const config::Router& ro
 }
 
 void add_layout(Page& page, const config::Model& model, const config::Router& router) {
-  page.add("layout", {std::string(name_of(model.family)), fmt::format("hidden_size {}", model.hidden_size),
+  page.add("layout", {std::string(model.layout->name), fmt::format("hidden_size {}", model.hidden_size),
                       fmt::format("num_hidden_layers {}", model.num_hidden_layers),
                       fmt::format("vocab_size {}", model.vocab_size),
                       fmt::format("max_position_embeddings {}", model.max_position_embeddings),

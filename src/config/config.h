@@ -15,7 +15,8 @@
 
 namespace switchyard::config {
 
-enum class Family { mixtral, qwen3_moe, deepseek_v3 };
+struct Layout;  // config/layouts.h
+extern const Layout kQwen3Moe;
 // RMSNorm of queries and keys before they are rotated: of each head (Qwen3), or of all heads of a token in one
 // (OLMoE).
 enum class QkNorm { none, head, projection };
@@ -57,16 +58,17 @@ struct Mla {
   bool operator==(const Mla&) const = default;
 };
 
-// Architecture, family differences already resolved (which keys exist, their defaults, which layers are dense).
+// Architecture, differences of layouts already resolved (which keys exist, their defaults, which layers are
+// dense).
 struct Model {
-  Family family = Family::qwen3_moe;
+  const Layout* layout = &kQwen3Moe;
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
   std::int64_t num_hidden_layers = 0;
   std::int64_t num_attention_heads = 0;
   std::int64_t num_key_value_heads = 0;
   std::int64_t head_dim = 0;               // of queries and keys; with mla qk_nope_head_dim + qk_rope_head_dim
-  std::optional<Mla> mla;                  // set where the family has it (deepseek_v3)
+  std::optional<Mla> mla;                  // set where the layout has it (deepseek_v3)
   bool attention_bias = false;             // qwen3_moe: of q, k, v and o; deepseek_v3: of q_a, kv_a and o
   double softmax_scale_factor = 1;         // attention scores are multiplied by it and head_dim^-0.5
   std::int64_t intermediate_size = 0;      // of dense layers; 0 where no layer is dense

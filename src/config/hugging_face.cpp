@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "config/families.h"
+#include "config/layouts.h"
 #include "config/load.h"
 #include "config/published.h"
 #include "config/rope.h"
@@ -23,44 +23,10 @@ constexpr std::int64_t kMaxLayers = 65536;
 constexpr double kMaxParameters = 281474976710656.0;  // 2^48
 constexpr Interval kEpsilon{1e-30, 1};                // as float32 neither zero nor too small to divide by
 
-// What transformers puts where a family's config.json says nothing.
-struct FamilyDefaults {
-  std::int64_t max_position_embeddings;
-  double rms_norm_eps;
-  double rope_theta;
-};
-
-FamilyDefaults defaults_of(Family family) {
-  switch (family) {
-    case Family::mixtral:
-      return {131072, 1e-5, 1e6};
-    case Family::qwen3_moe:
-      return {32768, 1e-6, 1e4};
-    case Family::deepseek_v3:
-      return {4096, 1e-6, 1e4};
-  }
-  SY_CHECK(false, "no such family");
-  return {};
-}
-
-const char* architecture_of(Family family) {
-  switch (family) {
-    case Family::mixtral:
-      return "MixtralForCausalLM";
-    case Family::qwen3_moe:
-      return "Qwen3MoeForCausalLM";
-    case Family::deepseek_v3:
-      return "DeepseekV3ForCausalLM";
-  }
-  SY_CHECK(false, "no such family");
-  return "";
-}
-
-Family read_family(const Json* json, const std::string& path, const Source& source) {
+const Layout& read_layout(const Json* json, const std::string& path, const Source& source) {
   const std::string key_path = path.empty() ? "model_type" : path + ".model_type";
   std::string known;
-  for (const Family family : kFamilies)
-    known += fmt::format("{}{}", known.empty() ? "" : ", ", name_of(family));
+  for (const Layout* layout : kLayouts) known += fmt::format("{}{}", known.empty() ? "" : ", ", layout->name);
   const auto* object = json == nullptr ? nullptr : json->get<Json::Object>();
   if (json != nullptr && object == nullptr) {
     source.fail(path, fmt::format("is {}, expected an object", describe(*json)));
@@ -70,8 +36,8 @@ Family read_family(const Json* json, const std::string& path, const Source& sour
   const auto* name = found->get<std::string>();
   if (name == nullptr)
     source.fail(key_path, fmt::format("is {}, expected one of: {}", describe(*found), known));
-  for (const Family family : kFamilies) {
-    if (*name == name_of(family) || *name == kWithRouter + std::string(name_of(family))) return family;
+  for (const Layout* layout : kLayouts) {
+    if (*name == layout->name || *name == kWithRouter + std::string(layout->name)) return *layout;
   }
   source.fail(key_path, fmt::format("is {}, a family that is not known; known: {}", describe(*found), known));
 }
@@ -79,7 +45,7 @@ Family read_family(const Json* json, const std::string& path, const Source& sour
 // DeepSeek's scores grow with the context's stretch; transformers and DeepSeek's code do it for linear scaling
 // too.
 double softmax_scale_factor_of(const Model& model) {
-  if (model.family != Family::deepseek_v3 || !model.rope.mscale_all_dim) return 1;
+  if (!model.layout->scores_follow_mscale || !model.rope.mscale_all_dim) return 1;
   const double m = yarn_mscale(model.rope.factor, *model.rope.mscale_all_dim);
   return m * m;
 }
@@ -125,17 +91,6 @@ void check_parameter_count(Section& section, const Model& model, const std::stri
   }
 }
 
-void read_family_keys(Section& section, Model& model) {
-  switch (model.family) {
-    case Family::mixtral:
-      return read_mixtral(section, model);
-    case Family::qwen3_moe:
-      return read_qwen3_moe(section, model);
-    case Family::deepseek_v3:
-      return read_deepseek_v3(section, model);
-  }
-}
-
 // A list of what each layer is, where it says what the layers are anyway: `of_layer` gives the word.
 void require_layer_list(Section& section, std::string_view key, const Model& model,
                         const std::function<std::string_view(std::size_t)>& of_layer) {
@@ -163,18 +118,7 @@ void check_published(Section& section, const Model& model, const std::vector<std
     if (key == "use_sliding_window" && model.sliding_window != 0)
       section.fail(key,
                    fmt::format("is false, but sliding_window is {}, and model_type \"{}\" uses it; remove one",
-                               model.sliding_window, name_of(model.family)));
-}
-
-void write_family_keys(const Model& model, Json::Object& out) {
-  switch (model.family) {
-    case Family::mixtral:
-      return write_mixtral(model, out);
-    case Family::qwen3_moe:
-      return write_qwen3_moe(model, out);
-    case Family::deepseek_v3:
-      return write_deepseek_v3(model, out);
-  }
+                               model.sliding_window, model.layout->name));
 }
 
 }  // namespace
@@ -182,36 +126,35 @@ void write_family_keys(const Model& model, Json::Object& out) {
 ModelSection read_model(const Json* json, const std::string& path, const Source& source) {
   ModelSection out;
   Model& model = out.model;
-  model.family = read_family(json, path, source);
-  const bool deepseek = model.family == Family::deepseek_v3;
-  const FamilyDefaults defaults = defaults_of(model.family);
+  const Layout& layout = read_layout(json, path, source);
+  model.layout = &layout;
   const auto accept = [&](const JsonMember& member) {
-    const Statement statement = judge(model.family, member.key, member.value);
+    const Statement statement = judge(layout, member.key, member.value);
     if (statement == Statement::contrary)
       source.fail(path.empty() ? printable(member.key) : path + "." + printable(member.key),
                   fmt::format("is {}, but model_type \"{}\" always has it", describe(member.value),
-                              name_of(model.family)));
+                              model.layout->name));
     if (statement == Statement::unknown) return false;
     out.without_effect.push_back(printable(member.key));
     return true;
   };
-  Section section(json, path, source, section_keys("model", name_of(model.family)), ignored_model_keys(),
-                  accept);
+  Section section(json, path, source, section_keys("model", model.layout->name), ignored_model_keys(), accept);
   section.find("model_type");
 
   model.vocab_size = section.integer("vocab_size", 1, kMaxSize);
   model.hidden_size = section.integer("hidden_size", 1, kMaxSize);
   model.num_hidden_layers = section.integer("num_hidden_layers", 1, kMaxLayers);
-  read_family_keys(section, model);
+  layout.read(section, model);
   model.max_position_embeddings =
-      section.integer("max_position_embeddings", 1, kMaxSize, defaults.max_position_embeddings);
-  model.rope = read_rope(section, {model.family, defaults.rope_theta, model.max_position_embeddings});
-  if (deepseek) model.rope.interleaved = section.boolean("rope_interleave", true);
+      section.integer("max_position_embeddings", 1, kMaxSize, layout.max_position_embeddings);
+  const bool interleaved = model.rope.interleaved;  // of the layout
+  model.rope = read_rope(section, layout, model.max_position_embeddings);
+  model.rope.interleaved = interleaved;
   model.softmax_scale_factor = softmax_scale_factor_of(model);
   model.tie_word_embeddings = section.boolean("tie_word_embeddings", false);
-  model.rms_norm_eps = section.number("rms_norm_eps", kEpsilon, defaults.rms_norm_eps);
+  model.rms_norm_eps = section.number("rms_norm_eps", kEpsilon, layout.rms_norm_eps);
   model.initializer_range = section.number("initializer_range", {0, 100, true}, 0.02);
-  if (!deepseek) {  // which has no such loss in transformers
+  if (layout.router_aux_loss_coef) {
     section.find("router_aux_loss_coef");
     if (section.has("router_aux_loss_coef"))
       out.router_aux_loss_coef = section.number("router_aux_loss_coef", kCoefficient);
@@ -233,14 +176,14 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
 Json write_model(const Model& model) {
   Json::Object out;
   const auto put = [&](std::string key, Json value) { out.push_back({std::move(key), std::move(value)}); };
-  put("architectures", Json(Json::Array{architecture_of(model.family)}));
-  put("model_type", name_of(model.family));
+  put("architectures", Json(Json::Array{std::string(model.layout->architecture)}));
+  put("model_type", model.layout->name);
   put("torch_dtype", "float32");
   put("vocab_size", model.vocab_size);
   put("hidden_size", model.hidden_size);
   put("num_hidden_layers", model.num_hidden_layers);
   put("num_attention_heads", model.num_attention_heads);
-  write_family_keys(model, out);
+  model.layout->write(model, out);
   put("hidden_act", "silu");
   put("max_position_embeddings", model.max_position_embeddings);
   write_rope(model.rope, out);
@@ -248,7 +191,7 @@ Json write_model(const Model& model) {
   put("initializer_range", model.initializer_range);
   put("attention_dropout", 0.0);
   put("tie_word_embeddings", model.tie_word_embeddings);
-  // Which tokens begin and end a text is the data's matter; the families' defaults in transformers would be
+  // Which tokens begin and end a text is the data's matter; the layouts' defaults in transformers would be
   // wrong.
   put("bos_token_id", Json());
   put("eos_token_id", Json());
@@ -285,7 +228,7 @@ void report_without_effect(const ModelSection& section, const std::string& origi
   std::string keys;
   for (const std::string& key : section.without_effect) keys += (keys.empty() ? "" : ", ") + key;
   if (keys.empty()) return;
-  log_info(fmt::format("{}: without effect in a {} model: {}", origin, name_of(section.model.family), keys));
+  log_info(fmt::format("{}: without effect in a {} model: {}", origin, section.model.layout->name, keys));
 }
 
 Router parse_model_router(const std::string& text, const std::string& origin,
@@ -295,7 +238,7 @@ Router parse_model_router(const std::string& text, const std::string& origin,
   const bool own = has_own_router(json);
   const std::optional<Json> router = take_router(json);
   const Model model = read_model(&json, "", source).model;
-  if (!own) return default_router(model.family, routers);
+  if (!own) return default_router(*model.layout, routers);
   if (!router) source.fail("router", "missing, and model_type says that it is not the layout's own; add it");
   return read_router(&*router, source, model, std::nullopt, routers);
 }
@@ -315,7 +258,7 @@ std::string state_router(const std::string& config_json, const Model& model, con
     else
       members.push_back({key, std::move(value)});
   };
-  const std::string type(name_of(model.family)), architecture = architecture_of(model.family);
+  const std::string type(model.layout->name), architecture = std::string(model.layout->architecture);
   put("architectures", Json(Json::Array{Json(plain ? architecture : kWithRouterClass + architecture)}));
   put("model_type", plain ? type : kWithRouter + type);
   if (!plain) put("router", write_router(router));

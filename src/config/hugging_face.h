@@ -1,4 +1,4 @@
-// `model`: a Hugging Face config.json of one of the known families <-> config::Model.
+// `model`: a Hugging Face config.json of one of the known layouts <-> config::Model.
 #pragma once
 
 #include <optional>

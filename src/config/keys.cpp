@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/fields.h"
+#include "config/layouts.h"
 #include "config/spelling.h"
 #include "core/error.h"
 
@@ -17,111 +18,6 @@ namespace {
 using Key = std::string_view;
 
 constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "log", "extends"};
-
-constexpr Key kMixtral[] = {"model_type",
-                            "vocab_size",
-                            "hidden_size",
-                            "num_hidden_layers",
-                            "num_attention_heads",
-                            "num_key_value_heads",
-                            "head_dim",
-                            "intermediate_size",
-                            "num_local_experts",
-                            "num_experts_per_tok",
-                            "tie_word_embeddings",
-                            "rms_norm_eps",
-                            "rope_theta",
-                            "rope_parameters",
-                            "rope_scaling",
-                            "sliding_window",
-                            "max_position_embeddings",
-                            "initializer_range",
-                            "router_aux_loss_coef",
-                            "hidden_act",
-                            "attention_dropout",
-                            "router_jitter_noise",
-                            "layer_types",
-                            "mlp_layer_types",
-                            "quantization_config"};
-
-constexpr Key kQwen3Moe[] = {"model_type",
-                             "vocab_size",
-                             "hidden_size",
-                             "num_hidden_layers",
-                             "num_attention_heads",
-                             "num_key_value_heads",
-                             "head_dim",
-                             "intermediate_size",
-                             "moe_intermediate_size",
-                             "num_experts",
-                             "num_local_experts",
-                             "num_experts_per_tok",
-                             "norm_topk_prob",
-                             "mlp_only_layers",
-                             "decoder_sparse_step",
-                             "tie_word_embeddings",
-                             "rms_norm_eps",
-                             "rope_theta",
-                             "rope_parameters",
-                             "rope_scaling",
-                             "use_sliding_window",
-                             "sliding_window",
-                             "max_window_layers",
-                             "max_position_embeddings",
-                             "initializer_range",
-                             "router_aux_loss_coef",
-                             "hidden_act",
-                             "attention_dropout",
-                             "attention_bias",
-                             "layer_types",
-                             "mlp_layer_types",
-                             "quantization_config"};
-
-constexpr Key kDeepseekV3[] = {"model_type",
-                               "vocab_size",
-                               "hidden_size",
-                               "num_hidden_layers",
-                               "num_attention_heads",
-                               "num_key_value_heads",
-                               "head_dim",
-                               "q_lora_rank",
-                               "kv_lora_rank",
-                               "qk_nope_head_dim",
-                               "qk_rope_head_dim",
-                               "qk_head_dim",
-                               "v_head_dim",
-                               "intermediate_size",
-                               "moe_intermediate_size",
-                               "first_k_dense_replace",
-                               "moe_layer_freq",
-                               "n_routed_experts",
-                               "n_shared_experts",
-                               "num_experts_per_tok",
-                               "n_group",
-                               "topk_group",
-                               "topk_method",
-                               "scoring_func",
-                               "norm_topk_prob",
-                               "routed_scaling_factor",
-                               "num_nextn_predict_layers",
-                               "tie_word_embeddings",
-                               "rms_norm_eps",
-                               "rope_theta",
-                               "rope_parameters",
-                               "rope_scaling",
-                               "rope_interleave",
-                               "max_position_embeddings",
-                               "initializer_range",
-                               "hidden_act",
-                               "attention_dropout",
-                               "attention_bias",
-                               "aux_loss_alpha",
-                               "seq_aux",
-                               "ep_size",
-                               "pretraining_tp",
-                               "layer_types",
-                               "mlp_layer_types",
-                               "quantization_config"};
 
 constexpr Key kRope[] = {
     "rope_type",     "type",      "rope_theta", "factor",           "original_max_position_embeddings",
@@ -309,30 +205,37 @@ const std::vector<FieldText>& field_texts(std::string_view section) {
 }
 
 std::span<const SectionKeys> all_sections() {
-  static const SectionKeys sections[] = {
-      {"", "", kTop},
-      {"model", "mixtral", kMixtral},
-      {"model", "qwen3_moe", kQwen3Moe},
-      {"model", "deepseek_v3", kDeepseekV3},
-      {"model.rope_parameters", "", kRope},
-      {"model.rope_scaling", "", kRope},
-      {"router", "", keys_of("router", {"type", "balance_coef"})},  // each type has its own (router_schema.h)
-      {"data", "", keys_of("data")},
-      {"data.train.N", "", keys_of("data.train.N")},
-      {"data.validation.N", "", keys_of("data.validation.N")},
-      {"train", "", keys_of("train")},
-      {"train.spike", "", keys_of("train.spike")},
-      {"parallel", "", keys_of("parallel")},
-      {"checkpoint", "", keys_of("checkpoint")},
-      {"log", "", keys_of("log")}};
+  static const std::vector<SectionKeys> sections = [] {
+    std::vector<SectionKeys> list = {
+        {"", "", kTop},
+        {"model.rope_parameters", "", kRope},
+        {"model.rope_scaling", "", kRope},
+        {"router", "", keys_of("router", {"type", "balance_coef"})},  // each type has its own (router_schema.h)
+        {"data", "", keys_of("data")},
+        {"data.train.N", "", keys_of("data.train.N")},
+        {"data.validation.N", "", keys_of("data.validation.N")},
+        {"train", "", keys_of("train")},
+        {"train.spike", "", keys_of("train.spike")},
+        {"parallel", "", keys_of("parallel")},
+        {"checkpoint", "", keys_of("checkpoint")},
+        {"log", "", keys_of("log")}};
+    static std::vector<Key> keys[std::size(kLayouts)];
+    for (std::size_t i = 0; i < std::size(kLayouts); ++i) {
+      const auto every = keys_of_every_layout();
+      keys[i].assign(every.begin(), every.end());
+      keys[i].insert(keys[i].end(), kLayouts[i]->keys.begin(), kLayouts[i]->keys.end());
+      list.insert(list.begin() + 1 + static_cast<std::ptrdiff_t>(i), {"model", kLayouts[i]->name, keys[i]});
+    }
+    return list;
+  }();
   return sections;
 }
 
-const SectionKeys& section_keys(std::string_view name, std::string_view family) {
+const SectionKeys& section_keys(std::string_view name, std::string_view layout) {
   for (const SectionKeys& section : all_sections()) {
-    if (section.name == name && section.family == family) return section;
+    if (section.name == name && section.layout == layout) return section;
   }
-  SY_CHECK(false, "no section {} {}", name, family);
+  SY_CHECK(false, "no section {} {}", name, layout);
   return all_sections()[0];
 }
 
@@ -386,8 +289,8 @@ std::vector<HelpEntry> help_entries(std::span<const RouterSchema> routers) {
           std::find_if(fields.begin(), fields.end(), [&](const auto& f) { return f.key == key; });
       add(section.name, key,
           field != fields.end()    ? text_of(*field)
-          : section.family.empty() ? "docs/configuration.md explains it"
-                                   : fmt::format("of {}; docs/configuration.md explains it", section.family));
+          : section.layout.empty() ? "docs/configuration.md explains it"
+                                   : fmt::format("of {}; docs/configuration.md explains it", section.layout));
     }
     if (section.name != "router") continue;
     for (const RouterSchema& router : routers)

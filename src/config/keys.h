@@ -10,13 +10,13 @@ namespace switchyard::config {
 
 struct SectionKeys {
   std::string_view name;    // "train"; of an array's elements "data.train.N"; "" is the top level
-  std::string_view family;  // of `model`: the family whose keys these are; else empty
+  std::string_view layout;  // of `model`: the layout whose keys these are; else empty
   std::span<const std::string_view> keys;
 };
 
 std::span<const SectionKeys> all_sections();
-// The keys of one section. The name, and for `model` the family, must exist.
-const SectionKeys& section_keys(std::string_view name, std::string_view family = "");
+// The keys of one section. The name, and for `model` the layout, must exist.
+const SectionKeys& section_keys(std::string_view name, std::string_view layout = "");
 
 // Keys of a Hugging Face config.json that say nothing about the computation of a training step: accepted in
 // `model`, not kept.

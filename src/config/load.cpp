@@ -6,6 +6,7 @@
 #include "config/byte_size.h"
 #include "config/fields.h"
 #include "config/hugging_face.h"
+#include "config/layouts.h"
 #include "config/router_section.h"
 #include "config/section.h"
 #include "core/error.h"
@@ -62,10 +63,10 @@ Data read_data(Section section, const Model& model) {
 // Multi-token prediction has its layers and its loss, or neither.
 void check_mtp(const Section& section, const Train& train, const Model& model) {
   if (train.mtp_loss_coef == 0) return;
-  if (model.family != Family::deepseek_v3) {
+  if (!model.layout->has_key("num_nextn_predict_layers")) {
     section.fail("mtp_loss_coef",
                  fmt::format("is {}, but model_type \"{}\" has no multi-token prediction; set it to 0",
-                             train.mtp_loss_coef, name_of(model.family)),
+                             train.mtp_loss_coef, model.layout->name),
                  "model.model_type");
   }
   if (model.num_nextn_predict_layers == 0) {
@@ -348,7 +349,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   }
   const ModelSection model = read_model(top.find("model"), "model", source);
   run.model = model.model;
-  source.set_family(name_of(run.model.family));
+  source.set_layout(run.model.layout->name);
   if (!default_model) report_without_effect(model, origin);  // else whoever read the file has said it
   run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);

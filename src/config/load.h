@@ -40,11 +40,11 @@ std::string to_resolved_json(const Run& run);
 // A Hugging Face config.json (the content of `model` alone), as a checkpoint holds it or as it was published:
 // unlike in a run, a quantization_config is accepted and has no effect.
 Model parse_model(const std::string& text, const std::string& origin);
-// The router that such a config.json states under `router`; that of its family where model_type is the
-// family's. Throws InputError.
+// The router that such a config.json states under `router`; that of its layout where model_type is the
+// layout's. Throws InputError.
 Router parse_model_router(const std::string& text, const std::string& origin,
                           std::span<const RouterSchema> routers);
-// And back: the config.json for `transformers`, in the family's own keys. parse_model of it gives an equal
+// And back: the config.json for `transformers`, in the layout's own keys. parse_model of it gives an equal
 // Model.
 std::string model_to_hf_json(const Model& model);
 
@@ -54,8 +54,8 @@ std::string model_to_hf_json(const Model& model);
 std::string state_router(const std::string& config_json, const Model& model, const Router& router,
                          std::span<const RouterSchema> routers);
 
-// The router of a family where a run says nothing about it.
-Router default_router(Family family, std::span<const RouterSchema> routers);
+// The router of a layout where a run says nothing about it.
+Router default_router(const Layout& layout, std::span<const RouterSchema> routers);
 
 // What `inspect` needs to tell files apart: true when the text, or a configuration that it extends (relative to
 // the directory of `origin`), is a JSON object with a `model` section; false for any other text, JSON or not.

@@ -6,19 +6,6 @@ namespace switchyard::config {
 
 // Switches without a default: the compiler finds the forgotten case.
 
-std::string_view name_of(Family family) {
-  switch (family) {
-    case Family::mixtral:
-      return "mixtral";
-    case Family::qwen3_moe:
-      return "qwen3_moe";
-    case Family::deepseek_v3:
-      return "deepseek_v3";
-  }
-  SY_CHECK(false, "no such family");
-  return "";
-}
-
 std::string_view name_of(RopeType type) {
   switch (type) {
     case RopeType::unscaled:

@@ -7,7 +7,6 @@
 
 namespace switchyard::config {
 
-inline constexpr Family kFamilies[] = {Family::mixtral, Family::qwen3_moe, Family::deepseek_v3};
 inline constexpr RopeType kRopeTypes[] = {RopeType::unscaled, RopeType::linear, RopeType::yarn};
 inline constexpr BalanceScope kBalanceScopes[] = {BalanceScope::layer, BalanceScope::sequence,
                                                   BalanceScope::global_batch, BalanceScope::model};
@@ -17,7 +16,6 @@ inline constexpr Recompute kRecomputes[] = {Recompute::none, Recompute::swiglu, 
 inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16};
 inline constexpr AttentionBackend kAttentionBackends[] = {AttentionBackend::flash, AttentionBackend::cudnn};
 
-std::string_view name_of(Family family);             // "mixtral", "qwen3_moe", "deepseek_v3"
 std::string_view name_of(RopeType type);             // "default", "linear", "yarn"
 std::string_view name_of(BalanceScope scope);        // "layer", "sequence", "global_batch", "model"
 std::string_view name_of(Schedule schedule);         // "constant", "linear", "cosine", "wsd"

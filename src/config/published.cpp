@@ -5,6 +5,7 @@
 #include <set>
 #include <vector>
 
+#include "config/layouts.h"
 #include "config/spelling.h"
 
 namespace switchyard::config {
@@ -47,8 +48,8 @@ std::string subject_of(std::string_view key) {
   return subject;
 }
 
-// Subjects that every model of the family has, as subject_of() gives them.
-bool always_has(Family family, const std::string& subject) {
+// Subjects that every model of the layout has, as subject_of() gives them.
+bool always_has(const Layout& layout, const std::string& subject) {
   static const std::set<std::string_view> kAll = {"attention",
                                                   "rope",
                                                   "rotary",
@@ -83,49 +84,18 @@ bool always_has(Family family, const std::string& subject) {
                                                   "finalnorm",
                                                   "mlp",
                                                   "ffn"};
-  static const std::set<std::string_view> kQwen3Moe = {"qknorm", "qklayernorm", "qkrmsnorm",    "qnorm",
-                                                       "knorm",  "headqknorm",  "perheadqknorm"};
-  static const std::set<std::string_view> kMixtral = {
-      "normtopkprob", "normtopk",       "normalizetopk",          "normalisetopk",   "renormalize",
-      "renormalise",  "moerenormalize", "normalizeexpertweights", "routernormalize", "topkrenormalize"};
-  static const std::set<std::string_view> kDeepseekV3 = {"mla",
-                                                         "latentattention",
-                                                         "multilatentattention",
-                                                         "multiheadlatentattention",
-                                                         "expertbias",
-                                                         "routerbias",
-                                                         "routerexpertbias",
-                                                         "moerouterexpertbias",
-                                                         "correctionbias",
-                                                         "escorecorrectionbias",
-                                                         "sharedexpert",
-                                                         "sharedexperts",
-                                                         "sharedexpertintermediatesize",
-                                                         "moesharedexpertintermediatesize",
-                                                         "noauxtc",
-                                                         "qlayernorm",
-                                                         "kvlayernorm"};
-  if (kAll.contains(subject)) return true;
-  switch (family) {
-    case Family::mixtral:
-      return kMixtral.contains(subject);
-    case Family::qwen3_moe:
-      return kQwen3Moe.contains(subject);
-    case Family::deepseek_v3:
-      return kDeepseekV3.contains(subject);
-  }
-  return false;
+  return kAll.contains(subject) ||
+         std::find(layout.always_has.begin(), layout.always_has.end(), subject) != layout.always_has.end();
 }
 
-// Keys whose value is a name or a number, with what is true of the family; none: not such a key.
+// Keys whose value is a name or a number, with what is true of the layout; none: not such a key.
 struct Fact {
   Words names = {};
   std::optional<double> number = std::nullopt;
   bool or_zero = false;
 };
 
-std::optional<Fact> fact_of(Family family, const std::string& letters) {
-  const bool deepseek = family == Family::deepseek_v3;
+std::optional<Fact> fact_of(const Layout& layout, const std::string& letters) {
   static const Words kActivation = {
       "act",         "actfn",         "activation",   "activationfunction", "activationfn", "hiddenactivation",
       "hiddenactfn", "mlpactivation", "mlphiddenact", "expertactivation"};
@@ -139,8 +109,8 @@ std::optional<Fact> fact_of(Family family, const std::string& letters) {
                                "routerscorefunction",
                                "gatingfunction"};
   if (contains(kActivation, letters)) return Fact{.names = {"silu", "swish", "swiglu"}};
-  if (contains(kScore, letters)) return Fact{.names = {deepseek ? "sigmoid" : "softmax"}};
-  if (letters == "topkmethod") return Fact{.names = {deepseek ? "noaux_tc" : "greedy"}};
+  if (contains(kScore, letters)) return Fact{.names = {layout.scoring_func}};
+  if (letters == "topkmethod") return Fact{.names = {layout.topk_method}};
   if (letters == "normtype" || letters == "normalization" || letters == "normalizationtype" ||
       letters == "layernormtype")
     return Fact{.names = {"rmsnorm", "rms_norm", "RMSNorm", "rms"}};
@@ -148,7 +118,7 @@ std::optional<Fact> fact_of(Family family, const std::string& letters) {
       letters == "positionembedding" || letters == "positionalencoding")
     return Fact{.names = {"rope", "rotary"}};
   if (letters == "attentiontype" || letters == "attntype")
-    return Fact{.names = {deepseek ? "mla" : "gqa", "full", "full_attention", "causal"}};
+    return Fact{.names = {layout.attention, "full", "full_attention", "causal"}};
   static const Words kEachLayer = {"moelayerfreq",   "moelayerfrequency", "moelayerinterval",
                                    "moefrequency",   "moeeverynlayers",   "decodersparsestep",
                                    "expertinterval", "expertlayerperiod", "interleavemoelayerstep",
@@ -184,13 +154,13 @@ bool is_of_scores(const Words& words) {
 }
 
 // Sizes and counts without which there is no such model: 0 is not "off" there.
-bool is_size_of_all(Family family, const std::string& letters) {
+bool is_size_of_all(const Layout& layout, const std::string& letters) {
   static const Words kSizes = {
       "numexperts",          "nexperts",          "nroutedexperts", "numroutedexperts", "numlocalexperts",
       "moeintermediatesize", "intermediatesize",  "expertsize",     "ffnsize",          "headsize",
       "embeddingsize",       "maxsequencelength", "moenumexperts",  "moetopk",          "expertffnhiddensize"};
-  static const Words kLatent = {"kvlora", "kvrank", "qkheaddim", "vheaddim", "nopeheaddim"};
-  return contains(kSizes, letters) || (family == Family::deepseek_v3 && contains(kLatent, letters));
+  return contains(kSizes, letters) ||
+         std::find(layout.sizes.begin(), layout.sizes.end(), letters) != layout.sizes.end();
 }
 
 bool is_empty(const Json& value) {
@@ -202,11 +172,11 @@ bool is_empty(const Json& value) {
 
 }  // namespace
 
-Statement judge(Family family, std::string_view key, const Json& value) {
+Statement judge(const Layout& layout, std::string_view key, const Json& value) {
   if (value.is_null()) return Statement::without_effect;
   const std::string letters = letters_of(key);
-  if (const auto fact = fact_of(family, letters)) return judge_fact(*fact, value);
-  if (is_size_of_all(family, letters)) return Statement::unknown;
+  if (const auto fact = fact_of(layout, letters)) return judge_fact(*fact, value);
+  if (is_size_of_all(layout, letters)) return Statement::unknown;
 
   // What is not off when it is false: no_bias, disable_rope.
   static const Words kNegations = {"no", "not", "disable", "disabled", "without", "skip", "remove", "non"};
@@ -214,12 +184,12 @@ Statement judge(Family family, std::string_view key, const Json& value) {
   if (contains(kNegations, words.front()) && words.size() > 1) {
     const auto* negated = value.get<bool>();
     if (negated == nullptr) return Statement::unknown;
-    return judge(family, key.substr(words.front().size() + 1), Json(!*negated));
+    return judge(layout, key.substr(words.front().size() + 1), Json(!*negated));
   }
 
   const auto number = number_of(value);
   const bool zero = number && *number == 0;
-  if (always_has(family, subject_of(key))) {
+  if (always_has(layout, subject_of(key))) {
     if (is_bool(value, true)) return Statement::without_effect;
     return is_bool(value, false) || zero || is_empty(value) ? Statement::contrary : Statement::unknown;
   }

@@ -15,8 +15,8 @@ enum class Statement {
   unknown          // it may ask for what is not there
 };
 
-// What `key`: `value` says of a model of this family; `key` is not one that the family's table has, nor another
+// What `key`: `value` says of a model of this layout; `key` is not one that the layout's table has, nor another
 // spelling of one.
-Statement judge(Family family, std::string_view key, const Json& value);
+Statement judge(const Layout& layout, std::string_view key, const Json& value);
 
 }  // namespace switchyard::config

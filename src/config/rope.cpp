@@ -42,14 +42,14 @@ RopeType read_type(Section& section, std::string_view key, const Json& json) {
   return type.value_or(RopeType::unscaled);
 }
 
-bool has_key(RopeType type, Family family, std::string_view key) {
+bool has_key(RopeType type, const Layout& layout, std::string_view key) {
   if (key == "rope_type" || key == "type" || key == "rope_theta") return true;
   switch (type) {
     case RopeType::unscaled:
       return false;
     case RopeType::linear:
       // DeepSeek's softmax scale depends on mscale_all_dim whatever the kind.
-      return key == "factor" || (family == Family::deepseek_v3 && key.starts_with("mscale"));
+      return key == "factor" || (layout.scores_follow_mscale && key.starts_with("mscale"));
     case RopeType::yarn:
       return true;
   }
@@ -102,22 +102,22 @@ void read_yarn(Section& section, Rope& rope, std::int64_t max_positions) {
   rope.truncate = section.boolean("truncate", true);
 }
 
-void read_kind(Section& section, Rope& rope, const RopeContext& context) {
+void read_kind(Section& section, Rope& rope, const Layout& layout, std::int64_t max_position_embeddings) {
   for (const std::string_view key : section_keys("model.rope_scaling").keys) {
     const Json* given = section.find(key);
-    if (given != nullptr && !given->is_null() && !has_key(rope.type, context.family, key)) {
+    if (given != nullptr && !given->is_null() && !has_key(rope.type, layout, key)) {
       section.fail(
           key,
           fmt::format("is {}, but rope_type is \"{}\", which has no such key{}; remove it", describe(*given),
                       name_of(rope.type),
-                      rope.type == RopeType::linear && key.starts_with("mscale") ? " in this family" : ""));
+                      rope.type == RopeType::linear && key.starts_with("mscale") ? " in this layout" : ""));
     }
   }
   if (rope.type == RopeType::unscaled) return;
   if (rope.type == RopeType::linear) {
     rope.factor = section.number("factor", kFactor);
   } else {
-    read_yarn(section, rope, context.max_position_embeddings);
+    read_yarn(section, rope, max_position_embeddings);
   }
   read_mscale(section, rope);
   rope.attention_factor =
@@ -128,7 +128,7 @@ void read_kind(Section& section, Rope& rope, const RopeContext& context) {
 
 double yarn_mscale(double factor, double k) { return factor <= 1 ? 1.0 : 0.1 * k * std::log(factor) + 1.0; }
 
-Rope read_rope(Section& section, const RopeContext& context) {
+Rope read_rope(Section& section, const Layout& layout, std::int64_t max_position_embeddings) {
   Rope rope;
   std::optional<double> theta;
   std::string theta_path;
@@ -157,10 +157,10 @@ Rope read_rope(Section& section, const RopeContext& context) {
     rope.type = read_type(section, key, *json);
     Section inner(json, section.path_of(key), section.source(), section_keys(std::string("model.") + key));
     meet_theta(inner);
-    read_kind(inner, rope, context);
+    read_kind(inner, rope, layout, max_position_embeddings);
     inner.finish();
   }
-  rope.theta = theta.value_or(context.default_theta);
+  rope.theta = theta.value_or(layout.rope_theta);
   if (rope.type == RopeType::yarn && rope.theta <= 1) {  // given, as no default is that small
     section.source().fail(theta_path,
                           fmt::format("is {}; with rope_type \"yarn\" it must be above 1", rope.theta));

@@ -2,20 +2,13 @@
 // config::Rope.
 #pragma once
 
-#include "config/section.h"
+#include "config/layouts.h"
 
 namespace switchyard::config {
 
-// What the rest of the file says about it.
-struct RopeContext {
-  Family family;
-  double default_theta;
-  std::int64_t max_position_embeddings;
-};
-
 // Reads the keys from `section`, the model's. Throws InputError: a kind that is not known, a key that the kind
 // does not have, two places that disagree, values from which no angles follow.
-Rope read_rope(Section& section, const RopeContext& context);
+Rope read_rope(Section& section, const Layout& layout, std::int64_t max_position_embeddings);
 // Puts rope_theta and, where it is scaled, rope_scaling.
 void write_rope(const Rope& rope, Json::Object& out);
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/families.h"
 #include "config/fields.h"
+#include "config/layouts.h"
 #include "config/load.h"
 #include "core/error.h"
 
@@ -14,18 +14,6 @@ namespace switchyard::config {
 namespace {
 
 constexpr char kPath[] = "router";
-
-std::string_view default_type(Family family) {
-  switch (family) {
-    case Family::mixtral:
-    case Family::qwen3_moe:
-      return "softmax_topk";
-    case Family::deepseek_v3:
-      return "sigmoid_group";
-  }
-  SY_CHECK(false, "no such family");
-  return "";
-}
 
 bool is_option(const RouterSchema& schema, std::string_view key) {
   return std::any_of(schema.options.begin(), schema.options.end(),
@@ -41,7 +29,7 @@ const RouterSchema& read_type(const Json* json, const Source& source, const Mode
                               std::span<const RouterSchema> routers) {
   std::vector<std::string_view> types;
   for (const RouterSchema& schema : routers) types.push_back(schema.type);
-  Json type = std::string(default_type(model.family));
+  Json type = std::string(model.layout->router);
   if (json != nullptr && json->get<Json::Object>() != nullptr)
     if (const Json* found = find_member(*json->get<Json::Object>(), "type")) type = *found;
   const Json::Object alone{{"type", type}};
@@ -103,20 +91,19 @@ const RouterSchema& schema_of(std::string_view type, std::span<const RouterSchem
 std::vector<std::string> beyond_layout(const Router& router, const Model& model,
                                        std::span<const RouterSchema> routers) {
   if (!has_moe_layer(model)) return {};
-  const std::string_view own = default_type(model.family);
+  const std::string_view own = model.layout->router;
   if (router.type != own)
-    return {
-        fmt::format("router.type is \"{}\", that of {} is \"{}\"", router.type, name_of(model.family), own)};
+    return {fmt::format("router.type is \"{}\", that of {} is \"{}\"", router.type, model.layout->name, own)};
   std::vector<std::string> clauses;
   // With room for every token on one expert nothing is ever dropped.
   const auto slots = static_cast<double>(slots_per_token(router, model));
   if (router.capacity_factor && *router.capacity_factor * slots < static_cast<double>(model.num_experts))
     clauses.push_back(fmt::format("router.capacity_factor is {}, {} has no capacity", *router.capacity_factor,
-                                  name_of(model.family)));
+                                  model.layout->name));
   for (const RouterOption& option : schema_of(own, routers).options)
     for (const auto& [key, value] : router.own.all())
       if (key == option.key && !option.in_training_alone && value != fallback_of(option, model))
-        clauses.push_back(fmt::format("router.{} is not that of {}", key, name_of(model.family)));
+        clauses.push_back(fmt::format("router.{} is not that of {}", key, model.layout->name));
   return clauses;
 }
 
@@ -185,10 +172,10 @@ Json write_router(const Router& router) {
   return Json(std::move(out));
 }
 
-Router default_router(Family family, std::span<const RouterSchema> routers) {
-  Model model;  // no default of a family's own router depends on the model
-  model.family = family;
-  return default_of(schema_of(default_type(family), routers), model);
+Router default_router(const Layout& layout, std::span<const RouterSchema> routers) {
+  Model model;  // no default of a layout's own router depends on the model
+  model.layout = &layout;
+  return default_of(schema_of(layout.router, routers), model);
 }
 
 }  // namespace switchyard::config

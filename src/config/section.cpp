@@ -67,10 +67,10 @@ std::string Section::other_key_here(const std::string& key, bool unsure) const {
 }
 
 std::string Section::key_elsewhere(const std::string& key) const {
-  // Only a section with a fixed path can be pointed at; of `model`, the family's that the text is of.
+  // Only a section with a fixed path can be pointed at; of `model`, the layout's that the text is of.
   const auto is_pointed_at = [&](const SectionKeys& other) {
     return other.name != keys_.name && other.name.find('.') == std::string_view::npos &&
-           (other.family.empty() || source_.family().empty() || other.family == source_.family());
+           (other.layout.empty() || source_.layout().empty() || other.layout == source_.layout());
   };
   const auto path_in = [](const SectionKeys& section, std::string_view known) {
     return section.name.empty() ? std::string(known) : fmt::format("{}.{}", section.name, known);
@@ -93,22 +93,22 @@ std::string Section::key_elsewhere(const std::string& key) const {
 
 void Section::fail_unknown(const JsonMember& member) const {
   const std::string& key = member.key;
-  if (!keys_.family.empty()) {
+  if (!keys_.layout.empty()) {
     for (const SectionKeys& other : all_sections()) {
       if (other.name != keys_.name || std::find(other.keys.begin(), other.keys.end(), key) == other.keys.end())
         continue;
       fail(key, fmt::format("is {}: unknown key for model_type \"{}\" (\"{}\" has it)", describe(member.value),
-                            keys_.family, other.family));
+                            keys_.layout, other.layout));
     }
   }
   if (const std::string meant = other_key_here(key, true); !meant.empty())
     fail(key, fmt::format("is {}: unknown key; did you mean \"{}\"?", describe(member.value), meant));
   if (const std::string path = key_elsewhere(key); !path.empty())
     fail(key, fmt::format("unknown key; did you mean \"{}\"?", path));
-  if (!keys_.family.empty())
+  if (!keys_.layout.empty())
     fail(key, fmt::format("is {}: unknown key, and no value that turns something off; model_type \"{}\" "
                           "computes nothing of that name",
-                          describe(member.value), keys_.family));
+                          describe(member.value), keys_.layout));
   constexpr std::size_t kFew = 10;
   if (keys_.keys.size() <= kFew) fail(key, fmt::format("unknown key; known here: {}", join(keys_.keys)));
   fail(key, fmt::format("unknown key; docs/configuration.md lists those of \"{}\"", keys_.name));

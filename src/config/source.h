@@ -29,8 +29,8 @@ class Source {
   bool overridden(const std::string& path) const;
 
   // The model's, for messages about keys of other sections; empty until it is known.
-  void set_family(std::string_view family) { family_ = family; }
-  std::string_view family() const { return family_; }
+  void set_layout(std::string_view layout) { layout_ = layout; }
+  std::string_view layout() const { return layout_; }
 
  private:
   struct Override {
@@ -42,7 +42,7 @@ class Source {
   const std::string& file_of(std::string path) const;
 
   std::string origin_;
-  std::string_view family_;
+  std::string_view layout_;
   std::vector<Override> overrides_;
   std::map<std::string, std::string> file_of_;
 };

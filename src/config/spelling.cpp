@@ -28,7 +28,7 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return last[b.size()];
 }
 
-// Lower case, cut at '_' and '-'; "n" and "number" are the "num" that the families' keys have.
+// Lower case, cut at '_' and '-'; "n" and "number" are the "num" that the layouts' keys have.
 std::vector<std::string> parts_of(std::string_view word) {
   std::vector<std::string> parts(1);
   for (const char c : word) {

@@ -15,7 +15,7 @@ std::string_view nearest(std::string_view word, std::span<const std::string_view
 
 // The full path of the key ("train.lr") that other programs call `key`, for one that stands in `section`
 // ("train", "model", "data.train.N"); empty where no key has that meaning. `has` tells whether a path exists:
-// the families call the number of experts by three names. `unsure`: also a meaning that a key has beside one of
+// the layouts call the number of experts by three names. `unsure`: also a meaning that a key has beside one of
 // its own, for a value that does not fit the latter (top_k: of the experts, or of sampling).
 std::string_view meant_by(std::string_view section, std::string_view key,
                           const std::function<bool(std::string_view path)>& has, bool unsure = false);

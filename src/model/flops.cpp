@@ -50,7 +50,7 @@ FlopCounter::FlopCounter(const Transformer& model) {
     layer.attention = 2 * matrix_values(store, layer_prefix(l) + "self_attn.");
     layer.per_key = 2 * heads * static_cast<double>(config.head_dim + value_width);
     if (layer.is_moe) {
-      const std::string prefix = moe_prefix(config.family, l);
+      const std::string prefix = moe_prefix(*config.layout, l);
       const router::Router& gate = model.routing().layer(router++).router();
       layer.router =
           2 * (matrix_values(store, prefix + "gate.") + static_cast<double>(gate.extra_multiply_adds()));

@@ -48,7 +48,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .weight_scale = model.routed_scaling_factor,
                                                                 .init_std = model.initializer_range,
                                                                 .layer = layer},
-                                            moe_prefix(model.family, layer) + "gate.", store);
+                                            moe_prefix(*model.layout, layer) + "gate.", store);
   n_slots_ = router_->router().n_slots();
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
     return store.add({.name = name,
@@ -58,17 +58,17 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                       .sharding = Sharding::by_expert});
   };
   if (model.n_shared_experts > 0)
-    shared_ = std::make_unique<DenseLayer>(moe_prefix(model.family, layer) + "shared_experts.", hidden_,
+    shared_ = std::make_unique<DenseLayer>(moe_prefix(*model.layout, layer) + "shared_experts.", hidden_,
                                            model.n_shared_experts * width_, model.initializer_range, store);
   store.begin_group();
   for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(expert_names(model.family, layer, e).gate, width_, hidden_);
+    const std::size_t row = matrix(expert_names(*model.layout, layer, e).gate, width_, hidden_);
     if (e == 0) gate_up_ = row;
-    matrix(expert_names(model.family, layer, e).up, width_, hidden_);
+    matrix(expert_names(*model.layout, layer, e).up, width_, hidden_);
   }
   store.begin_group();
   for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(expert_names(model.family, layer, e).down, hidden_, width_);
+    const std::size_t row = matrix(expert_names(*model.layout, layer, e).down, hidden_, width_);
     if (e == 0) down_ = row;
   }
 }

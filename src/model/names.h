@@ -1,10 +1,12 @@
-// The names under which the public model repositories store each family's parameters.
+// The names under which the public model repositories store each layout's parameters.
 #pragma once
+
+#include <fmt/format.h>
 
 #include <cstdint>
 #include <string>
 
-#include "config/config.h"
+#include "config/layouts.h"
 
 namespace switchyard::model {
 
@@ -12,29 +14,16 @@ struct ExpertNames {
   std::string gate, up, down;
 };
 
-inline std::string layer_prefix(std::int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+inline std::string layer_prefix(std::int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
-inline std::string moe_prefix(config::Family family, std::int64_t layer) {
-  switch (family) {
-    case config::Family::mixtral:
-      return layer_prefix(layer) + "block_sparse_moe.";
-    case config::Family::qwen3_moe:
-    case config::Family::deepseek_v3:
-      return layer_prefix(layer) + "mlp.";
-  }
-  return {};
+inline std::string moe_prefix(const config::Layout& layout, std::int64_t layer) {
+  return fmt::format("{}{}.", layer_prefix(layer), layout.moe_block);
 }
 
-inline ExpertNames expert_names(config::Family family, std::int64_t layer, std::int64_t expert) {
-  const std::string prefix = moe_prefix(family, layer) + "experts." + std::to_string(expert) + ".";
-  switch (family) {
-    case config::Family::mixtral:
-      return {prefix + "w1.weight", prefix + "w3.weight", prefix + "w2.weight"};
-    case config::Family::qwen3_moe:
-    case config::Family::deepseek_v3:
-      return {prefix + "gate_proj.weight", prefix + "up_proj.weight", prefix + "down_proj.weight"};
-  }
-  return {};
+inline ExpertNames expert_names(const config::Layout& layout, std::int64_t layer, std::int64_t expert) {
+  const std::string prefix = fmt::format("{}experts.{}.", moe_prefix(layout, layer), expert);
+  const auto name = [&](std::string_view projection) { return fmt::format("{}{}.weight", prefix, projection); };
+  return {name(layout.gate_proj), name(layout.up_proj), name(layout.down_proj)};
 }
 
 }  // namespace switchyard::model

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "config/families.h"
+#include "config/layouts.h"
 #include "core/expert_groups.h"
 
 namespace switchyard::config {
@@ -41,7 +41,7 @@ void read_latent_attention(Section& section, Model& model) {
   model.head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim;
   require_size(section, "qk_head_dim", model.head_dim, "qk_nope_head_dim + qk_rope_head_dim",
                "qk_nope_head_dim");
-  // transformers' head_dim of this family is the size that rotates.
+  // transformers' head_dim of this layout is the size that rotates.
   require_size(section, "head_dim", mla.qk_rope_head_dim, "qk_rope_head_dim, which it stands for,",
                "qk_rope_head_dim");
   model.mla = mla;
@@ -129,9 +129,7 @@ void read_without_effect(Section& section) {
   section.integer("pretraining_tp", 1, kMaxSize, 1);
 }
 
-}  // namespace
-
-void read_deepseek_v3(Section& section, Model& model) {
+void read(Section& section, Model& model) {
   read_latent_attention(section, model);
   const std::int64_t n_dense = section.integer("first_k_dense_replace", 0, kMaxSize, 3);
   require_number(section, "moe_layer_freq", 1);
@@ -140,9 +138,10 @@ void read_deepseek_v3(Section& section, Model& model) {
   read_experts(section, model);
   model.num_nextn_predict_layers = section.integer("num_nextn_predict_layers", 0, kMaxMtpLayers, 0);
   read_without_effect(section);
+  model.rope.interleaved = section.boolean("rope_interleave", true);
 }
 
-void write_deepseek_v3(const Model& model, Json::Object& out) {
+void write(const Model& model, Json::Object& out) {
   const auto put = [&](const char* key, Json value) { out.push_back({key, std::move(value)}); };
   const Mla& mla = *model.mla;
   put("num_key_value_heads", model.num_key_value_heads);
@@ -171,5 +170,67 @@ void write_deepseek_v3(const Model& model, Json::Object& out) {
   put("topk_method", "noaux_tc");
   put("num_nextn_predict_layers", model.num_nextn_predict_layers);
 }
+
+constexpr std::string_view kKeys[] = {"q_lora_rank",
+                                      "kv_lora_rank",
+                                      "qk_nope_head_dim",
+                                      "qk_rope_head_dim",
+                                      "qk_head_dim",
+                                      "v_head_dim",
+                                      "moe_intermediate_size",
+                                      "first_k_dense_replace",
+                                      "moe_layer_freq",
+                                      "n_routed_experts",
+                                      "n_shared_experts",
+                                      "n_group",
+                                      "topk_group",
+                                      "topk_method",
+                                      "scoring_func",
+                                      "norm_topk_prob",
+                                      "routed_scaling_factor",
+                                      "num_nextn_predict_layers",
+                                      "rope_interleave",
+                                      "attention_bias",
+                                      "aux_loss_alpha",
+                                      "seq_aux",
+                                      "ep_size",
+                                      "pretraining_tp"};
+constexpr std::string_view kAlwaysHas[] = {"mla",
+                                           "latentattention",
+                                           "multilatentattention",
+                                           "multiheadlatentattention",
+                                           "expertbias",
+                                           "routerbias",
+                                           "routerexpertbias",
+                                           "moerouterexpertbias",
+                                           "correctionbias",
+                                           "escorecorrectionbias",
+                                           "sharedexpert",
+                                           "sharedexperts",
+                                           "sharedexpertintermediatesize",
+                                           "moesharedexpertintermediatesize",
+                                           "noauxtc",
+                                           "qlayernorm",
+                                           "kvlayernorm"};
+constexpr std::string_view kSizes[] = {"kvlora", "kvrank", "qkheaddim", "vheaddim", "nopeheaddim"};
+
+}  // namespace
+
+const Layout kDeepseekV3{.name = "deepseek_v3",
+                         .architecture = "DeepseekV3ForCausalLM",
+                         .router = "sigmoid_group",
+                         .max_position_embeddings = 4096,
+                         .rms_norm_eps = 1e-6,
+                         .rope_theta = 1e4,
+                         .router_aux_loss_coef = std::nullopt,
+                         .keys = kKeys,
+                         .read = read,
+                         .write = write,
+                         .attention = "mla",
+                         .scoring_func = "sigmoid",
+                         .topk_method = "noaux_tc",
+                         .always_has = kAlwaysHas,
+                         .sizes = kSizes,
+                         .scores_follow_mscale = true};
 
 }  // namespace switchyard::config

@@ -1,6 +1,6 @@
 #include <fmt/core.h>
 
-#include "config/families.h"
+#include "config/layouts.h"
 
 namespace switchyard::config {
 namespace {
@@ -72,9 +72,7 @@ void read_qwen_window(Section& section, Model& model) {
   model.sliding_window = given ? window : kTransformersDefault;
 }
 
-}  // namespace
-
-void read_qwen3_moe(Section& section, Model& model) {
+void read(Section& section, Model& model) {
   read_grouped_query_attention(section, model, 4);
   const std::optional<std::int64_t> experts = read_qwen_experts(section);
   read_qwen_layers(section, model, experts);
@@ -101,7 +99,7 @@ void read_qwen3_moe(Section& section, Model& model) {
   model.attention_bias = section.boolean("attention_bias", false);
 }
 
-void write_qwen3_moe(const Model& model, Json::Object& out) {
+void write(const Model& model, Json::Object& out) {
   const auto put = [&](const char* key, Json value) { out.push_back({key, std::move(value)}); };
   put("num_key_value_heads", model.num_key_value_heads);
   put("head_dim", model.head_dim);
@@ -122,5 +120,26 @@ void write_qwen3_moe(const Model& model, Json::Object& out) {
   if (model.sliding_window != 0) put("max_window_layers", 0);
   put("attention_bias", model.attention_bias);
 }
+
+constexpr std::string_view kKeys[] = {"moe_intermediate_size", "num_experts",     "num_local_experts",
+                                      "norm_topk_prob",        "mlp_only_layers", "decoder_sparse_step",
+                                      "use_sliding_window",    "sliding_window",  "max_window_layers",
+                                      "router_aux_loss_coef",  "attention_bias"};
+constexpr std::string_view kAlwaysHas[] = {"qknorm", "qklayernorm", "qkrmsnorm",    "qnorm",
+                                           "knorm",  "headqknorm",  "perheadqknorm"};
+
+}  // namespace
+
+const Layout kQwen3Moe{.name = "qwen3_moe",
+                       .architecture = "Qwen3MoeForCausalLM",
+                       .router = "softmax_topk",
+                       .max_position_embeddings = 32768,
+                       .rms_norm_eps = 1e-6,
+                       .rope_theta = 1e4,
+                       .router_aux_loss_coef = 0.001,
+                       .keys = kKeys,
+                       .read = read,
+                       .write = write,
+                       .always_has = kAlwaysHas};
 
 }  // namespace switchyard::config

@@ -1,4 +1,4 @@
-#include "config/families.h"
+#include "config/layouts.h"
 
 #include <algorithm>
 
@@ -6,13 +6,46 @@
 
 namespace switchyard::config {
 
-void read_grouped_query_attention(Section& section, Model& model, std::int64_t default_kv_heads) {
+std::span<const std::string_view> keys_of_every_layout() {
+  static constexpr std::string_view kKeys[] = {"model_type",
+                                               "vocab_size",
+                                               "hidden_size",
+                                               "num_hidden_layers",
+                                               "num_attention_heads",
+                                               "num_key_value_heads",
+                                               "head_dim",
+                                               "intermediate_size",
+                                               "num_experts_per_tok",
+                                               "tie_word_embeddings",
+                                               "rms_norm_eps",
+                                               "rope_theta",
+                                               "rope_parameters",
+                                               "rope_scaling",
+                                               "max_position_embeddings",
+                                               "initializer_range",
+                                               "hidden_act",
+                                               "attention_dropout",
+                                               "layer_types",
+                                               "mlp_layer_types",
+                                               "quantization_config"};
+  return kKeys;
+}
+
+bool Layout::has_key(std::string_view key) const {
+  const auto all = keys_of_every_layout();
+  return std::find(keys.begin(), keys.end(), key) != keys.end() ||
+         std::find(all.begin(), all.end(), key) != all.end();
+}
+
+void read_grouped_query_attention(Section& section, Model& model,
+                                  std::optional<std::int64_t> default_kv_heads) {
   model.num_attention_heads = section.integer("num_attention_heads", 1, kMaxSize);
   // transformers reads null as one key-value head a query head.
   const Json* kv_heads = section.find("num_key_value_heads");
   model.num_key_value_heads = kv_heads != nullptr && kv_heads->is_null()
                                   ? model.num_attention_heads
-                                  : section.integer("num_key_value_heads", 1, kMaxSize, default_kv_heads);
+                                  : section.integer("num_key_value_heads", 1, kMaxSize,
+                                                    default_kv_heads.value_or(model.num_attention_heads));
   if (model.num_attention_heads % model.num_key_value_heads != 0) {
     section.fail(
         "num_key_value_heads",
