@@ -67,7 +67,8 @@ TEST(ConfigFiles, ThePublishedModelsHaveTheirSizes) {
   };
   const Case cases[] = {{"mixtral_8x7b.json", {46702792704, 12879925248}},
                         {"qwen3_30b_a3b.json", {30532122624, 3353032704}},
-                        {"deepseek_v3.json", {671026419200, 37552297472}}};
+                        {"deepseek_v3.json", {671026419200, 37552297472}},
+                        {"olmoe_1b_7b.json", {6919161856, 1282017280}}};
   for (const Case& c : cases) {
     const std::filesystem::path path = source_dir() / "configs/hf" / c.name;
     const Model model = parse_model(read_text_file(path), path.string());
@@ -217,7 +218,7 @@ TEST(ConfigFiles, ThePageHasEveryWordOfEveryOption) {
   const auto page = documented();
   std::map<std::string, std::set<std::string>> known;  // of every layout and router together
   std::set<std::string> switches;
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek(), minimal_olmoe()})
     for (const RouterSchema& router : router::router_schemas()) {
       const json base = with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", router.type));
       for (const std::string& section : test::sections())

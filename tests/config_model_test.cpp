@@ -178,13 +178,40 @@ TEST(ConfigModel, NullKeyValueHeadsAreAsManyAsQueryHeads) {
   EXPECT_EQ(model_of(with(minimal_qwen(), "/num_key_value_heads", "null")).num_key_value_heads, 8);
 }
 
+TEST(ConfigModel, Olmoe) {
+  const Model m = model_of(minimal_olmoe());
+  EXPECT_EQ(m.layout, &kOlmoe);
+  EXPECT_EQ(m.qk_norm, QkNorm::projection);
+  EXPECT_EQ(m.num_key_value_heads, 8);  // as many as query heads
+  EXPECT_EQ(m.head_dim, 8);
+  EXPECT_EQ(m.moe_intermediate_size, 32);
+  EXPECT_EQ(m.intermediate_size, 0);
+  EXPECT_FALSE(m.norm_topk_prob);
+  EXPECT_FALSE(m.attention_bias);
+  EXPECT_EQ(m.max_position_embeddings, 4096);
+  EXPECT_EQ(m.rms_norm_eps, 1e-5);
+  EXPECT_EQ(m.rope.theta, 1e4);
+  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, true));
+  EXPECT_EQ(parse_model(model_to_hf_json(m), "back"), m);
+  EXPECT_NO_THROW(model_of(with(minimal_olmoe(), "/clip_qkv", "null")));
+  EXPECT_EQ(model_error(with(minimal_olmoe(), "/clip_qkv", "8.0")),
+            "config.json: clip_qkv: is 8.0; only null (queries, keys and values are not clipped) is supported");
+  EXPECT_EQ(
+      model_error(with(minimal_olmoe(), "/head_dim", "16")),
+      "config.json: head_dim: is 16, but in this layout it is hidden_size / num_attention_heads (64 / 8); "
+      "remove it");
+  EXPECT_NO_THROW(model_of(with(minimal_olmoe(), "/head_dim", "8")));
+  EXPECT_CONTAINS(model_error(with(minimal_olmoe(), "/num_experts_per_tok", "17")),
+                  "more than num_experts (16)");
+}
+
 TEST(ConfigModel, UnknownFamilies) {
   EXPECT_EQ(model_error(with(minimal_qwen(), "/model_type", "\"llama\"")),
             "config.json: model_type: is \"llama\", a family that is not known; known: mixtral, qwen3_moe, "
-            "deepseek_v3");
-  EXPECT_EQ(
-      model_error(without(minimal_qwen(), "/model_type")),
-      "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe, deepseek_v3");
+            "deepseek_v3, olmoe");
+  EXPECT_EQ(model_error(without(minimal_qwen(), "/model_type")),
+            "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe, "
+            "deepseek_v3, olmoe");
   EXPECT_EQ(model_error(json::array()), "config.json: is an array, expected an object");
 }
 

@@ -17,6 +17,7 @@ json sample(const Layout& layout) {
   if (layout == kMixtral) return minimal_mixtral();
   if (layout == kQwen3Moe) return minimal_qwen();
   if (layout == kDeepseekV3) return minimal_deepseek();
+  if (layout == kOlmoe) return minimal_olmoe();
   ADD_FAILURE() << "no sample of " << layout.name;
   return {};
 }

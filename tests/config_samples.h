@@ -31,6 +31,11 @@ inline json minimal_deepseek() {
     "model_type": "deepseek_v3", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
     "intermediate_size": 128, "moe_intermediate_size": 32, "n_routed_experts": 16, "num_experts_per_tok": 4})");
 }
+inline json minimal_olmoe() {
+  return json::parse(R"({
+    "model_type": "olmoe", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "intermediate_size": 32, "num_experts": 16, "num_experts_per_tok": 4})");
+}
 inline json minimal_run(const json& model = minimal_qwen()) {
   return {{"model", model},
           {"data", {{"train", {"a.bin"}}}},

@@ -37,6 +37,7 @@ json model_json(const config::Layout& layout) {
                 {"intermediate_size", 8},    {"max_position_embeddings", 16},
                 {"initializer_range", 0.1}};
   if (layout == config::kMixtral) model.update({{"num_key_value_heads", 1}, {"num_local_experts", 4}});
+  if (layout == config::kOlmoe) model.update({{"num_key_value_heads", 1}, {"num_experts", 4}});
   if (layout == config::kQwen3Moe)
     model.update(
         {{"num_key_value_heads", 1}, {"num_experts", 4}, {"moe_intermediate_size", 6}, {"sliding_window", 4}});
@@ -218,6 +219,10 @@ class LayoutOptions : public Options, public ::testing::WithParamInterface<const
       return {{"model.num_local_experts=1", "model.num_experts_per_tok=1"},
               {"model.num_experts_per_tok=4"},
               {"model.num_hidden_layers=1", "model.sliding_window=3"}};
+    if (layout == config::kOlmoe)
+      return {{"model.num_experts=1", "model.num_experts_per_tok=1"},
+              {"model.num_experts_per_tok=4", "model.norm_topk_prob=true"},
+              {"model.num_hidden_layers=1", "model.num_key_value_heads=2"}};
     if (layout == config::kQwen3Moe)
       return {{"model.num_experts=1", "model.num_experts_per_tok=1"},
               {"model.num_experts_per_tok=4", "model.norm_topk_prob=true"},

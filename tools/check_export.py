@@ -32,6 +32,7 @@ MODELS = {
                                "tie_word_embeddings": True},
     "qwen3_moe": COMMON | {"model_type": "qwen3_moe", "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
                            "moe_intermediate_size": 16, "mlp_only_layers": [0]},
+    "olmoe": COMMON | {"model_type": "olmoe", "num_key_value_heads": 2, "num_experts": 4, "clip_qkv": None},
     "deepseek_v3": COMMON | {"model_type": "deepseek_v3", "num_key_value_heads": 4, "q_lora_rank": 16,
                              "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
                              "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3")
+FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
 FUSED_EXPERTS = re.compile(r"(?P<layer>model\.layers\.\d+)\.mlp\.experts\.(?P<kind>gate_up_proj|down_proj)$")
 MIXTRAL_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
@@ -137,7 +137,7 @@ def gradients_of(model):
 
 def has_balance_loss(model):
     """A dense model has no router that it could be of."""
-    return (model.config.model_type in ("mixtral", "qwen3_moe") and
+    return (model.config.model_type in ("mixtral", "qwen3_moe", "olmoe") and
             any(hasattr(block.mlp, "gate") for block in model.model.layers))
 
 

@@ -9,7 +9,7 @@ One directory a case:
   golden.json                      versions, seed, options, hyperparameters
 
 `loss` is the mean next-token cross entropy over the B*(S-1) targets, plus router_aux_loss_coef times the
-balance loss where the family has one (Mixtral, Qwen3-MoE), plus MTP_LOSS_COEF times mtp_loss [1], the mean over the
+balance loss where the family has one (Mixtral, Qwen3-MoE, OLMoE), plus MTP_LOSS_COEF times mtp_loss [1], the mean over the
 depths of multi-token prediction, in cases that have them. after5 is the state after 5 AdamW steps on this batch.
 Where a gradient is zero by construction, so that rounding alone is left of it, it is not there, and neither is any
 after5: AdamW makes a step of rounding.
@@ -69,6 +69,10 @@ DEEPSEEK_V3 = SIZES | {
     "qk_nope_head_dim": 5, "qk_rope_head_dim": 4, "v_head_dim": 7, "rope_theta": 100.0, "rms_norm_eps": 1e-3,
     "num_nextn_predict_layers": 0,
 }
+OLMOE = SIZES | {
+    "model_type": "olmoe", "num_key_value_heads": 2, "intermediate_size": 10, "num_experts": 6, "num_experts_per_tok": 3,
+    "router_aux_loss_coef": 0.02, "rope_theta": 100.0,
+}
 # With these, the frequencies of a rotary part of 8 are scaled not at all, by parts and in full.
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 32, "beta_slow": 1}
 LONG = {"max_position_embeddings": 4096, "rope_theta": 10000.0}
@@ -99,6 +103,11 @@ CASES = {
         "num_hidden_layers": 3, "mlp_only_layers": [0], "decoder_sparse_step": 1, "norm_topk_prob": False,
         "num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 3, "attention_bias": True,
         "tie_word_embeddings": True, "num_key_value_heads": 1, "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "olmoe": OLMOE,
+    "olmoe_normalised": OLMOE | {"norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True},
+    "olmoe_everything": OLMOE | SMALL | {
+        "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": None, "num_experts_per_tok": 1, "attention_bias": True,
+        "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v3_plain": DEEPSEEK_V3 | {
         "q_lora_rank": None, "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,

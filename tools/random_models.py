@@ -3,7 +3,7 @@ combination, tiny. What `transformers` and switchyard do not both take is left o
 
 import random
 
-FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3")
+FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
 
 # Keys of docs/configuration.md that no random model has.
 NEVER = {
@@ -72,7 +72,7 @@ def of_all(rng, family):
         "bos_token_id": None, "eos_token_id": None,
     }
     optional(rng, keys, 0.3, initializer_range=[0.01], hidden_act=["silu"], attention_dropout=[0.0])
-    return keys | rope(rng, family, {"mixtral": 1e6, "qwen3_moe": 1e4, "deepseek_v3": 1e4}[family])
+    return keys | rope(rng, family, {"mixtral": 1e6, "qwen3_moe": 1e4, "deepseek_v3": 1e4, "olmoe": 1e4}[family])
 
 
 def grouped_query_attention(rng, keys):
@@ -117,6 +117,24 @@ def qwen3_moe(rng):
     return keys
 
 
+def olmoe(rng):
+    keys = of_all(rng, "olmoe")
+    heads = keys["num_attention_heads"]
+    while keys["hidden_size"] % (2 * heads) != 0:  # the width of a head is their ratio, and even
+        heads //= 2
+    keys["num_attention_heads"] = heads
+    if some(rng, 0.5):
+        keys["num_key_value_heads"] = rng.choice(divisors(heads) + [None])
+    if some(rng, 0.3):
+        keys["head_dim"] = keys["hidden_size"] // heads
+    experts = rng.choice([1, 2, 5, 8])
+    keys |= {"intermediate_size": rng.choice([6, 10]), "num_experts": experts,
+             "num_experts_per_tok": rng.randint(1, experts)}
+    optional(rng, keys, 0.5, router_aux_loss_coef=AUX_LOSS, norm_topk_prob=[True, False], attention_bias=[True, False],
+             clip_qkv=[None])
+    return keys
+
+
 def deepseek_v3(rng):
     keys = of_all(rng, "deepseek_v3")
     groups = rng.choice([1, 1, 2, 4])
@@ -143,7 +161,7 @@ def deepseek_v3(rng):
 def random_model(seed, number):
     """The keys of a config.json. The same for the same two integers, on any machine."""
     rng = random.Random(f"{seed} {number}")
-    return {"mixtral": mixtral, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3}[FAMILIES[number % 3]](rng)
+    return {"mixtral": mixtral, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3, "olmoe": olmoe}[FAMILIES[number % len(FAMILIES)]](rng)
 
 
 def random_batch(seed, number):

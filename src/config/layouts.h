@@ -48,8 +48,8 @@ struct Layout {
   bool operator==(const Layout& other) const { return this == &other; }  // there is one of each
 };
 
-extern const Layout kMixtral, kQwen3Moe, kDeepseekV3;
-inline constexpr const Layout* kLayouts[] = {&kMixtral, &kQwen3Moe, &kDeepseekV3};
+extern const Layout kMixtral, kQwen3Moe, kDeepseekV3, kOlmoe;
+inline constexpr const Layout* kLayouts[] = {&kMixtral, &kQwen3Moe, &kDeepseekV3, &kOlmoe};
 
 // Keys of config.json that every layout has.
 std::span<const std::string_view> keys_of_every_layout();

@@ -91,6 +91,10 @@ class OnTheDevice(CliTest):
         self.assert_same_on_both(self.config({**harness.MIXTRAL, "sliding_window": 9},
                                          data__document_mask=True, data__eot_token=40))
 
+    @long_run
+    def test_olmoe(self):
+        self.assert_same_on_both(self.config(harness.OLMOE))
+
     def test_deepseek_v3(self):
         self.assert_same_on_both(self.config(DEEPSEEK_V3, {"type": "sigmoid_group"}))
 

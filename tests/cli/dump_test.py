@@ -11,7 +11,7 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 class Dump(CliTest):
     def test_equals_the_golden_files(self):
-        for case in ("mixtral", "qwen3_moe", "deepseek_v3"):
+        for case in ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe"):
             with self.subTest(case):
                 directory = GOLDEN / case
                 self.ok("dump", directory, "--tokens", directory / "golden.safetensors", "--out", "out.safetensors")

@@ -168,11 +168,12 @@ class Eval(CliTest):
         self.assertNotIn("bits_per_byte", partly)
         self.assertRegex(text, r"(?m)^all domains .* unknown +500$")
 
-    def test_mixtral(self):
-        config = self.write_config(harness.tiny_config("mixtral"), train__steps=8)
-        self.ok("train", config, "--out", "mixtral")
-        finished = self.ok("eval", self.latest("mixtral"), "--data", "data/val.bin", "--json", "-")
-        self.assertEqual(json.loads(finished.out)["tokens"], TOTAL - 1)
+    def test_other_layouts(self):
+        for layout in ("mixtral", "olmoe"):
+            config = self.write_config(harness.tiny_config(layout), train__steps=8)
+            self.ok("train", config, "--out", layout)
+            finished = self.ok("eval", self.latest(layout), "--data", "data/val.bin", "--json", "-")
+            self.assertEqual(json.loads(finished.out)["tokens"], TOTAL - 1)
 
     def test_latest_and_run_directory(self):
         by_name = self.ok("eval", "run/checkpoints/latest", "--data", "data/val.bin", "--json", "-")

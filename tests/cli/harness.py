@@ -77,7 +77,12 @@ MIXTRAL = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16, "num_local_experts": 4,
     "num_experts_per_tok": 2, "max_position_embeddings": 64,
 }
-MODELS = {"qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL}
+OLMOE = {
+    "model_type": "olmoe", "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16, "num_experts": 4,
+    "num_experts_per_tok": 2, "max_position_embeddings": 64,
+}
+MODELS = {"qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "olmoe": OLMOE}
 
 
 def tiny_config(model="qwen3_moe"):

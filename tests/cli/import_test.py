@@ -96,7 +96,7 @@ class Import(CliTest):
         return json.loads(finished.out)["loss"]
 
     def test_round_trip_is_bit_for_bit(self):
-        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3"):
+        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3", "olmoe"):
             for dtype, name in (("F32", "float32"), ("BF16", "bfloat16"), ("F16", "float16")):
                 for sharded in (False, True):
                     with self.subTest(case=case, dtype=dtype, sharded=sharded):
@@ -122,7 +122,7 @@ class Import(CliTest):
                                 self.assertFalse(index.exists())
 
     def test_the_same_weights_under_other_names(self):
-        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3"):
+        for case in ("mixtral_tied", "qwen3_moe", "deepseek_v3", "olmoe"):
             for dtype in ("F32", "BF16"):
                 source = self.model(case, dtype, name=f"{case}-{dtype}")
                 tensors, expected = self.tensors(source), self.loss(source)
