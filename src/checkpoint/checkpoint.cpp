@@ -13,7 +13,6 @@
 #include <unordered_map>
 #include <utility>
 
-#include "checkpoint/json_text.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/tokenizer_record.h"
 #include "checkpoint/weights_files.h"

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <system_error>
 
-#include "checkpoint/json_text.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"

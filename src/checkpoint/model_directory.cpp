@@ -3,15 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/json_text.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "model/transformer.h"
 #include "router/registry.h"
@@ -23,11 +22,11 @@ namespace {
 namespace fs = std::filesystem;
 
 void refuse_quantised(const std::string& config_json, const fs::path& path) {
-  const auto json = parse_json_text(config_json, path.string());
-  const auto found = json.find("quantization_config");
-  if (found == json.end() || found->is_null()) return;
+  const Json json = sorted(parse_stored_json(config_json, path.string()));
+  const Json& found = json["quantization_config"];
+  if (found.is_null()) return;
   throw_input("{}: quantization_config: {}: quantised weights cannot be read; convert them to bfloat16 first",
-              path.string(), printable(found->dump()));
+              path.string(), printable(to_line(found)));
 }
 
 ModelWeights open_weights(const fs::path& directory) {

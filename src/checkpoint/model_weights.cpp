@@ -10,11 +10,11 @@
 #include <unordered_map>
 #include <utility>
 
-#include "checkpoint/json_text.h"
 #include "checkpoint/weight_names.h"
 #include "config/layouts.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/log.h"
 
 namespace switchyard::checkpoint {

@@ -4,7 +4,6 @@
 #include <limits>
 #include <type_traits>
 
-#include "checkpoint/json_text.h"
 #include "checkpoint/manifest.h"
 #include "core/error.h"
 #include "core/file.h"

@@ -5,18 +5,17 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
-#include "checkpoint/json_text.h"
 #include "core/device_memory.h"
 #include "core/error.h"
+#include "core/json.h"
 
 namespace switchyard::checkpoint {
 
 namespace {
 
-using nlohmann::json;
 static_assert(std::endian::native == std::endian::little, "the format is little-endian");
 
 constexpr std::uint64_t kLengthBytes = 8;
@@ -65,16 +64,23 @@ struct Range {
   std::size_t tensor;
 };
 
-bool is_list_of_counts(const json& list) {
-  return list.is_array() &&
-         std::all_of(list.begin(), list.end(), [](const json& value) { return value.is_number_unsigned(); });
+// None where it is not a list of whole numbers.
+std::optional<std::vector<std::uint64_t>> counts_in(const Json& list) {
+  if (!list.is_array()) return std::nullopt;
+  std::vector<std::uint64_t> counts;
+  for (const Json& value : list.array()) {
+    const std::optional<std::uint64_t> count = value.whole();
+    if (!count) return std::nullopt;
+    counts.push_back(*count);
+  }
+  return counts;
 }
 
 // A tensor's entry in the header, {dtype, shape, data_offsets}, read member by member. What else it holds is
 // passed over, as the format's own reader does.
 class HeaderEntry {
  public:
-  HeaderEntry(const std::string& path, const std::string& name, const json& entry)
+  HeaderEntry(const std::string& path, const std::string& name, const Json& entry)
       : path_(path), name_(name), entry_(entry) {
     if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
         !entry.contains("data_offsets"))
@@ -89,7 +95,7 @@ class HeaderEntry {
     read_range(data_bytes, range);
     if (bits % 8 != 0 || range.end - range.begin != static_cast<std::uint64_t>(bits / 8))
       fail(fmt::format("{} of shape {} needs {} bytes, but its data_offsets span {}", type.name,
-                       entry_["shape"].dump(), static_cast<double>(bits) / 8, range.end - range.begin));
+                       to_line(entry_["shape"]), static_cast<double>(bits) / 8, range.end - range.begin));
     return tensor;
   }
 
@@ -99,37 +105,37 @@ class HeaderEntry {
   }
 
   const TypeInfo& read_type() const {
-    const json& dtype = entry_["dtype"];
+    const Json& dtype = entry_["dtype"];
     const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const TypeInfo& info) {
-      return dtype.is_string() && dtype == info.name;
+      return dtype.is_string() && dtype.text() == info.name;
     });
     if (type == std::end(kTypes))
-      fail(fmt::format("dtype {} is none of the format's", printable(dtype.dump())));
+      fail(fmt::format("dtype {} is none of the format's", printable(to_line(dtype))));
     return *type;
   }
 
   // Returns the bits of all elements.
   std::int64_t read_shape(std::int64_t bits_of_one, std::vector<std::int64_t>& dims) const {
     constexpr std::size_t kMaxRank = 16;
-    const json& shape = entry_["shape"];
-    if (!is_list_of_counts(shape)) fail("its shape is not a list of whole numbers");
-    if (shape.size() > kMaxRank)
-      fail(fmt::format("it has {} dimensions, more than any tensor of a model", shape.size()));
+    const Json& shape = entry_["shape"];
+    const auto counts = counts_in(shape);
+    if (!counts) fail("its shape is not a list of whole numbers");
+    if (counts->size() > kMaxRank)
+      fail(fmt::format("it has {} dimensions, more than any tensor of a model", counts->size()));
     std::int64_t bits = bits_of_one;
-    for (const json& dim : shape) {
-      const auto n = dim.get<std::uint64_t>();
+    for (const std::uint64_t n : *counts) {
       if (n > INT64_MAX || __builtin_mul_overflow(bits, static_cast<std::int64_t>(n), &bits))
-        fail(fmt::format("its shape {} is impossibly large", shape.dump()));
+        fail(fmt::format("its shape {} is impossibly large", to_line(shape)));
       dims.push_back(static_cast<std::int64_t>(n));
     }
     return bits;
   }
 
   void read_range(std::uint64_t data_bytes, Range& range) const {
-    const json& offsets = entry_["data_offsets"];
-    if (!is_list_of_counts(offsets) || offsets.size() != 2) fail("its data_offsets are not two whole numbers");
-    range.begin = offsets[0].get<std::uint64_t>();
-    range.end = offsets[1].get<std::uint64_t>();
+    const auto offsets = counts_in(entry_["data_offsets"]);
+    if (!offsets || offsets->size() != 2) fail("its data_offsets are not two whole numbers");
+    range.begin = (*offsets)[0];
+    range.end = (*offsets)[1];
     if (range.begin > range.end || range.end > data_bytes)
       fail(fmt::format("bytes [{}, {}) are outside the {} bytes of data; the file was cut or is damaged",
                        range.begin, range.end, data_bytes));
@@ -137,12 +143,13 @@ class HeaderEntry {
 
   const std::string& path_;
   const std::string& name_;
-  const json& entry_;
+  const Json& entry_;
 };
 
-void check_metadata(const json& entry, const std::string& path) {
-  const bool of_strings = entry.is_object() && std::all_of(entry.begin(), entry.end(),
-                                                           [](const json& value) { return value.is_string(); });
+void check_metadata(const Json& entry, const std::string& path) {
+  const bool of_strings =
+      entry.is_object() && std::all_of(entry.object().begin(), entry.object().end(),
+                                       [](const JsonMember& member) { return member.value.is_string(); });
   if (!of_strings && !entry.is_null())
     throw_input("{}: __metadata__ is not an object of strings; the file is damaged", path);
 }
@@ -216,13 +223,13 @@ std::vector<StoredTensor> parse_safetensors(std::span<const std::byte> bytes, co
   }
   const auto header_span = bytes.subspan(kLengthBytes, header_bytes);
   const auto data = bytes.subspan(kLengthBytes + header_bytes);
-  const json header = parse_json_text({reinterpret_cast<const char*>(header_span.data()), header_span.size()},
-                                      path + ": the header");
+  const Json header = sorted(parse_stored_json(
+      {reinterpret_cast<const char*>(header_span.data()), header_span.size()}, path + ": the header"));
   if (!header.is_object()) throw_input("{}: the header is not a JSON object; the file is damaged", path);
 
   std::vector<StoredTensor> tensors;
   std::vector<Range> ranges;
-  for (const auto& [name, entry] : header.items()) {
+  for (const auto& [name, entry] : header.object()) {
     if (name == "__metadata__") {
       check_metadata(entry, path);
       continue;

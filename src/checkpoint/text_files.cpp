@@ -4,7 +4,6 @@
 
 #include <optional>
 
-#include "checkpoint/json_text.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "core/log.h"

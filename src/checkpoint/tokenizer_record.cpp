@@ -1,30 +1,29 @@
 #include "checkpoint/tokenizer_record.h"
 
-#include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
-#include "checkpoint/json_text.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "data/dataset.h"
 
 namespace switchyard::checkpoint {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 TokenizerRecord parse_tokenizer_record(const std::string& text, const std::string& origin) {
-  const nlohmann::json meta = parse_json_text(text, origin);
+  const Json meta = parse_stored_json(text, origin);
   const auto token = [&](const char* key) {
-    const auto found = meta.find(key);
-    if (found == meta.end() || !found->is_number_integer() || *found < 0 || *found > INT32_MAX)
+    const std::optional<std::uint64_t> found = meta[key].whole();
+    if (!found || *found > INT32_MAX)
       throw_input("{}: \"{}\" is not a token; prepare the data again, or correct it", origin, key);
-    return found->get<std::int64_t>();
+    return static_cast<std::int64_t>(*found);
   };
-  if (!meta.is_object() || !meta.contains("tokenizer") || !meta["tokenizer"].is_string())
+  if (!meta["tokenizer"].is_string())
     throw_input("{}: names no tokenizer; prepare the data again, or correct it", origin);
   const std::int64_t eot = token("eot_token");
-  return {meta["tokenizer"], meta.contains("begin_token") ? token("begin_token") : eot, eot};
+  return {meta["tokenizer"].text(), meta.contains("begin_token") ? token("begin_token") : eot, eot};
 }
 
 std::optional<TokenizerRecord> tokenizer_record_in(const fs::path& directory) {
@@ -41,13 +40,13 @@ std::optional<TokenizerRecord> record_of(const NamedTexts& files) {
 
 std::string with_text_tokens(const std::string& config_json, const std::optional<TokenizerRecord>& record) {
   if (!record) return config_json;
-  auto config = nlohmann::ordered_json::parse(config_json);
+  Json config = parse_stored_json(config_json, "config.json");
   const auto put = [&](const char* key, std::int64_t token) {
-    if (!config.contains(key) || config[key].is_null()) config[key] = token;
+    if (config[key].is_null()) config[key] = token;
   };
   put("bos_token_id", record->begin_token);
   put("eos_token_id", record->eot_token);
-  return config.dump(2) + "\n";
+  return to_text(config);
 }
 
 namespace {
@@ -65,35 +64,36 @@ std::set<fs::path> directories_of(const config::Data& data) {
   return directories;
 }
 
-nlohmann::json meta_in(const fs::path& directory) {
+// Null where there is none, or where it is not JSON.
+Json meta_in(const fs::path& directory) {
   if (!fs::exists(directory / "meta.json")) return {};
-  return nlohmann::json::parse(read_text_file(directory / "meta.json"), nullptr, false);
+  return try_parse_json(read_text_file(directory / "meta.json")).value_or(Json());
 }
 
 }  // namespace
 
 NamedTexts tokenizer_files(const config::Data& data) {
-  nlohmann::ordered_json record;
+  Json record;
   fs::path stated_in;
   for (const fs::path& directory : directories_of(data)) {
-    const nlohmann::json meta = meta_in(directory);
-    nlohmann::ordered_json found;
+    const Json meta = meta_in(directory);
+    Json found;
     for (const char* key : {"tokenizer", "tokenizer_sha256", "vocab_size", "eot_token"}) {
-      if (!meta.is_object() || !meta.contains(key)) return {};
+      if (!meta.contains(key)) return {};
       found[key] = meta[key];
     }
-    found["begin_token"] = meta.value("begin_token", meta["eot_token"]);
+    found["begin_token"] = meta[meta.contains("begin_token") ? "begin_token" : "eot_token"];
     for (const char* key : {"tokenizer_sha256", "begin_token"})
       if (!record.is_null() && record[key] != found[key]) return {};
     if (record.is_null()) record = found, stated_in = directory;
   }
   if (record.is_null()) return {};
   try {
-    parse_tokenizer_record(record.dump(), "meta.json");
+    parse_tokenizer_record(to_line(record), "meta.json");
   } catch (const InputError&) {
     return {};  // no reason to lose the weights
   }
-  NamedTexts files = {{kTokenizerMeta, record.dump(2) + "\n"}};
+  NamedTexts files = {{kTokenizerMeta, to_text(record)}};
   if (record["tokenizer"] != "bytes") {
     if (!fs::exists(stated_in / kTokenizer)) return {};
     files.emplace_back(kTokenizer, read_text_file(stated_in / kTokenizer));
@@ -107,10 +107,9 @@ data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
   data::SpecialTokens tokens;
   for (const char* name : {"generation_config.json", "config.json"}) {
     if (!fs::exists(directory / name)) continue;
-    const auto values = json::parse(read_text_file(directory / name), nullptr, false);
+    const Json values = try_parse_json(read_text_file(directory / name)).value_or(Json());
     const auto take = [&](std::optional<std::int64_t>& token, const char* key) {
-      if (!token && values.is_object() && values.contains(key) && values[key].is_number_integer())
-        token = values[key].get<std::int64_t>();
+      if (const auto* stated = values[key].get<std::int64_t>(); !token && stated != nullptr) token = *stated;
     };
     take(tokens.begin, "bos_token_id");
     take(tokens.eot, "eos_token_id");
@@ -121,8 +120,8 @@ data::SpecialTokens special_tokens_of_model(const fs::path& directory) {
 std::vector<fs::path> tokenizers_beside(const config::Data& data) {
   std::vector<fs::path> paths;
   for (const fs::path& directory : directories_of(data)) {
-    const nlohmann::json meta = meta_in(directory);
-    const bool bytes = meta.is_object() && meta.contains("tokenizer") && meta["tokenizer"] == "bytes";
+    const Json meta = meta_in(directory);
+    const bool bytes = meta["tokenizer"] == "bytes";
     if (!bytes && fs::exists(directory / kTokenizer)) paths.push_back(directory / kTokenizer);
   }
   return paths;
@@ -147,9 +146,9 @@ std::unique_ptr<tokenizer::Tokenizer> open_tokenizer(const std::string& name) {
 
 namespace {
 
-json read_json(const fs::path& path) {
+Json read_json(const fs::path& path) {
   const std::string text = read_text_file(path);
-  json value = json::parse(text, nullptr, false);
+  Json value = try_parse_json(text).value_or(Json());
   if (!value.is_object()) {
     const std::string other = stand_in(std::as_bytes(std::span(text)));
     throw_input("{}: {}", path.string(), other.empty() ? "is not a JSON object" : other);
@@ -157,14 +156,13 @@ json read_json(const fs::path& path) {
   return value;
 }
 
-std::int32_t checked_token(const json& value, const fs::path& path, const std::string& key,
+std::int32_t checked_token(const Json& value, const fs::path& path, const std::string& key,
                            std::int64_t vocab_size) {
-  // A number beyond 64 bits is a floating-point one here, and one beyond 63 bits is negative once it is signed.
-  const bool whole = value.is_number_integer() && !(value.is_number_unsigned() && value > vocab_size);
-  if (!whole || value.get<std::int64_t>() < 0 || value.get<std::int64_t>() >= vocab_size)
-    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, value.dump(),
+  const std::optional<std::uint64_t> token = value.whole();
+  if (!token || std::cmp_greater_equal(*token, vocab_size))
+    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, to_line(value),
                 vocab_size);
-  return value.get<std::int32_t>();
+  return static_cast<std::int32_t>(*token);
 }
 
 // The first of generation_config.json, config.json, the run's data and the tokenizer that says anything.
@@ -173,10 +171,11 @@ std::vector<std::int32_t> end_tokens(const fs::path& directory, std::int64_t voc
                                      const tokenizer::Tokenizer* tokenizer) {
   for (const char* name : {"generation_config.json", "config.json"}) {
     if (!fs::exists(directory / name)) continue;
-    const json value = read_json(directory / name).value("eos_token_id", json());
+    const Json values = read_json(directory / name);
+    const Json& value = values["eos_token_id"];
     if (value.is_null()) continue;
     std::vector<std::int32_t> tokens;
-    for (const json& token : value.is_array() ? value : json::array({value}))
+    for (const Json& token : value.is_array() ? value.array() : Json::Array{value})
       tokens.push_back(checked_token(token, directory / name, "eos_token_id", vocab_size));
     return tokens;
   }
@@ -192,10 +191,10 @@ ModelTokenizer find_tokenizer(const fs::path& directory, const std::string& aske
   std::optional<std::int32_t> end_of_run;
   std::string name;
   if (const fs::path path = directory / kTokenizerMeta; fs::exists(path)) {
-    const json meta = read_json(path);
-    if (const json given = meta.value("tokenizer", json()); given.is_string()) name = given;
+    const Json meta = read_json(path);
+    if (meta["tokenizer"].is_string()) name = meta["tokenizer"].text();
     const auto token = [&](const char* key) -> std::optional<std::int32_t> {
-      const json value = meta.value(key, json());
+      const Json& value = meta[key];
       return value.is_null() ? std::nullopt : std::optional(checked_token(value, path, key, vocab_size));
     };
     end_of_run = token("eot_token");

@@ -4,7 +4,6 @@
 
 #include <map>
 
-#include "checkpoint/json_text.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"

@@ -2,7 +2,6 @@
 // tokens; the last token of a sequence has none.   B sequences of S tokens, T = B*S, V vocabulary, K slots a
 // token
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "checkpoint/model_directory.h"
@@ -12,6 +11,7 @@
 #include "config/layouts.h"
 #include "config/load.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "model/transformer.h"
 #include "router/registry.h"
 #include "train/token_data.h"
@@ -66,8 +66,9 @@ Tokens read_tokens(const std::string& path, std::int64_t vocab_size) {
 
 // Where a config.json does not say, what transformers takes.
 double balance_coef(const std::string& config_json, const config::Layout& layout) {
-  const auto json = nlohmann::json::parse(config_json);
-  return json.value("router_aux_loss_coef", layout.router_aux_loss_coef.value_or(0));
+  const Json config = parse_stored_json(config_json, "config.json");
+  const Json* stated = config.find("router_aux_loss_coef");
+  return stated != nullptr && stated->is_number() ? stated->number() : layout.router_aux_loss_coef.value_or(0);
 }
 
 int run(const Options& options) {

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "checkpoint/model_directory.h"
@@ -11,6 +10,7 @@
 #include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "model/transformer.h"
@@ -68,71 +68,76 @@ void describe(CLI::App& app, Options& options) {
       "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
 }
 
-nlohmann::ordered_json figures_json(const router::BalanceFigures& figures) {
-  nlohmann::ordered_json json;
+void add_figures(Json& json, const router::BalanceFigures& figures) {
   for (const auto& [name, value] : router::named(figures)) json[name] = value;
-  return json;
 }
 
 // Of the forward pass, a token (model/flops.h): in all, as a static model's, and by layer.
-nlohmann::ordered_json flops_json(const train::EvalResult& result, const model::Transformer& model) {
+Json flops_json(const train::EvalResult& result, const model::Transformer& model) {
   const model::FlopCounter counter(model);
   std::vector<double> slot_L;
   for (std::int64_t l = 0; l < result.load.n_layers(); ++l) slot_L.push_back(result.load.slots(l));
   const model::Flops real = counter.count(result.counts, slot_L), all = counter.count_static(result.counts);
   const auto tokens = static_cast<double>(result.counts.tokens);
-  nlohmann::ordered_json flops = {{"per_token", real.total() / tokens},
-                                  {"per_token_static", all.total() / tokens},
-                                  {"saved", 1 - real.total() / all.total()},
-                                  {"head", real.head / tokens},
-                                  {"layers", nlohmann::ordered_json::array()}};
+  Json layers(Json::Array{});
   for (std::size_t l = 0; l < real.layers.size(); ++l) {
     const model::LayerFlops& layer = real.layers[l];
-    flops["layers"].push_back({{"layer", l},
-                               {"attention", layer.attention / tokens},
-                               {"router", layer.router / tokens},
-                               {"experts", layer.experts / tokens},
-                               {"always", layer.always / tokens},
-                               {"static", all.layers[l].total() / tokens}});
+    layers.push_back(Json::Object{{"layer", l},
+                                  {"attention", layer.attention / tokens},
+                                  {"router", layer.router / tokens},
+                                  {"experts", layer.experts / tokens},
+                                  {"always", layer.always / tokens},
+                                  {"static", all.layers[l].total() / tokens}});
   }
-  return flops;
+  return Json::Object{{"per_token", real.total() / tokens},
+                      {"per_token_static", all.total() / tokens},
+                      {"saved", 1 - real.total() / all.total()},
+                      {"head", real.head / tokens},
+                      {"layers", std::move(layers)}};
 }
 
 // Of a domain or of all: `part` is a DomainLoss or the EvalResult.
 template <typename Part>
-nlohmann::ordered_json losses_json(const Part& part) {
-  nlohmann::ordered_json losses = {
-      {"loss", part.loss}, {"perplexity", std::exp(part.loss)}, {"tokens", part.tokens}};
+void add_losses(Json& json, const Part& part) {
+  json["loss"] = part.loss;
+  json["perplexity"] = std::exp(part.loss);
+  json["tokens"] = part.tokens;
   if (const auto bits = train::bits_per_byte(part.loss, part.tokens, part.text)) {
-    losses["bits_per_byte"] = *bits;
-    losses["bits_per_byte_is_estimated"] = part.text->is_estimate;
+    json["bits_per_byte"] = *bits;
+    json["bits_per_byte_is_estimated"] = part.text->is_estimate;
   }
-  return losses;
 }
 
-nlohmann::ordered_json to_json(const train::EvalResult& result, const model::Transformer& model) {
+Json whole_numbers(const std::vector<double>& counts) {
+  return Json::list(std::vector<std::int64_t>(counts.begin(), counts.end()));
+}
+
+Json to_json(const train::EvalResult& result, const model::Transformer& model) {
   const auto figures = result.load.figures();
-  nlohmann::ordered_json balance = figures_json(router::mean_of(figures));
-  balance["layers"] = nlohmann::ordered_json::array();
+  Json layers(Json::Array{});
   for (std::int64_t l = 0; l < model.routing().n_main_layers(); ++l) {
-    nlohmann::ordered_json layer = {{"layer", model.routing().layer(l).layer()}};
-    layer.update(figures_json(figures[static_cast<std::size_t>(l)]));
-    const auto load_E = result.load.layer(l);
-    layer["counts"] = std::vector<std::int64_t>(load_E.begin(), load_E.end());
+    Json layer;
+    layer["layer"] = model.routing().layer(l).layer();
+    add_figures(layer, figures[static_cast<std::size_t>(l)]);
+    layer["counts"] = whole_numbers(result.load.layer(l));
     layer["specialisation"] = result.load.specialisation(l);
     const auto count_DE = result.load.by_domain(l);
     for (std::size_t d = 0; d < count_DE.size(); ++d)
-      layer["counts_by_domain"][result.domains[d].name] =
-          std::vector<std::int64_t>(count_DE[d].begin(), count_DE[d].end());
-    balance["layers"].push_back(std::move(layer));
+      layer["counts_by_domain"][result.domains[d].name] = whole_numbers(count_DE[d]);
+    layers.push_back(std::move(layer));
   }
-  nlohmann::ordered_json domains = nlohmann::ordered_json::array();
+  Json balance;
+  add_figures(balance, router::mean_of(figures));
+  balance["layers"] = std::move(layers);
+  Json domains(Json::Array{});
   for (const train::DomainLoss& domain : result.domains) {
-    nlohmann::ordered_json entry = {{"name", domain.name}};
-    entry.update(losses_json(domain));
+    Json entry;
+    entry["name"] = domain.name;
+    add_losses(entry, domain);
     domains.push_back(std::move(entry));
   }
-  nlohmann::ordered_json report = losses_json(result);
+  Json report;
+  add_losses(report, result);
   report["tokens_per_second"] = static_cast<double>(result.tokens) / result.seconds;
   report["domains"] = std::move(domains);
   report["balance"] = std::move(balance);
@@ -222,7 +227,7 @@ int run(const Options& options) {
   const train::EvalResult result = train::evaluate(*model, domains, settings, ctx);
   const bool json_to_stdout = options.json == "-";
   print_table(result, *model, json_to_stdout ? stderr : stdout);
-  const std::string text = to_json(result, *model).dump(2) + "\n";
+  const std::string text = to_text(to_json(result, *model));
   if (json_to_stdout) {
     fmt::print("{}", text);
   } else if (!options.json.empty()) {

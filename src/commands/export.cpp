@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <system_error>
@@ -19,6 +18,7 @@
 #include "config/names.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "model/transformer.h"
 #include "router/registry.h"
@@ -105,11 +105,12 @@ std::vector<checkpoint::WrittenTensor> tensors_to_write(const checkpoint::ModelD
 // The source's own config.json with the router and the dtype of what is written.
 std::string config_for(const checkpoint::ModelDirectory& source, const config::Router& router, StoredType dtype,
                        const std::optional<checkpoint::TokenizerRecord>& record) {
-  auto config = nlohmann::ordered_json::parse(checkpoint::with_text_tokens(
-      config::state_router(source.config_json(), source.model(), router, router::router_schemas()), record));
-  config.erase("dtype");
+  const std::string stated = checkpoint::with_text_tokens(
+      config::state_router(source.config_json(), source.model(), router, router::router_schemas()), record);
+  Json config = parse_stored_json(stated, (source.path() / "config.json").string());
+  std::erase_if(config.object(), [](const JsonMember& member) { return member.key == "dtype"; });
   config["torch_dtype"] = torch_dtype_of(dtype);
-  return config.dump(2) + "\n";
+  return to_text(config);
 }
 
 // Beside the source; of a checkpoint also in its run directory. What a run's tokenizer is, its record says.

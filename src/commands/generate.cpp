@@ -6,7 +6,6 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <span>
 
 #include "checkpoint/model_directory.h"
@@ -15,6 +14,7 @@
 #include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/threads.h"
 #include "generate/generator.h"
 #include "model/transformer.h"
@@ -163,13 +163,13 @@ void report(const Options& options, std::span<const std::int32_t> prompt, const 
   const double rate = steps > 0 ? steps / result.seconds : 0,
                prompt_rate = static_cast<double>(prompt.size()) / result.prompt_seconds;
   if (options.json) {
-    const nlohmann::ordered_json json = {{"prompt_tokens", prompt},
-                                         {"tokens", result.tokens},
-                                         {"text", written},
-                                         {"stop", stop},
-                                         {"prompt_tokens_per_second", prompt_rate},
-                                         {"tokens_per_second", rate}};
-    fmt::print("{}\n", json.dump(2));
+    const Json json(Json::Object{{"prompt_tokens", Json::list(prompt)},
+                                 {"tokens", Json::list(result.tokens)},
+                                 {"text", written},
+                                 {"stop", stop},
+                                 {"prompt_tokens_per_second", prompt_rate},
+                                 {"tokens_per_second", rate}});
+    fmt::print("{}", to_text(json));
   } else {
     fmt::print("\n");
     fmt::print(stderr, "{} prompt tokens at {:.0f} tokens/s, {} tokens at {:.0f} tokens/s; stopped by {}\n",

@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/json_text.h"
 #include "checkpoint/tokenizer_record.h"
 #include "config/byte_size.h"
 #include "config/layouts.h"
 #include "config/names.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "model/parameter_count.h"
 
@@ -64,7 +64,7 @@ void add_weights(Page& page, const checkpoint::ModelDirectory& directory) {
   for (const auto& [type, tensors] : tensors_of)
     pieces.push_back(fmt::format("{} tensor{} of {}", tensors, tensors == 1 ? "" : "s", type));
   const auto name = [](const checkpoint::SafetensorsFile& file) {
-    return checkpoint::printable(file.path().filename().string());
+    return printable(file.path().filename().string());
   };
   pieces.push_back(files.size() == 1 ? "file " + name(files.front())
                                      : fmt::format("{} files from {} to {}", files.size(), name(files.front()),
@@ -191,8 +191,7 @@ void add_data(Page& page, std::string_view name, const std::vector<config::DataE
   }
   for (std::size_t i = 0; i < std::min(domains.size(), kMostDomains); ++i) {
     const auto& list = entries_of[domains[i]];
-    std::string line =
-        fmt::format("{}: {}", checkpoint::printable(domains[i]), checkpoint::printable(list.front()->path));
+    std::string line = fmt::format("{}: {}", printable(domains[i]), printable(list.front()->path));
     if (list.size() > 1) line += fmt::format(" and {} more", list.size() - 1);
     if (list.front()->weight) line += fmt::format(", weight {}", *list.front()->weight);
     page.add(std::exchange(name, ""), {line});
@@ -214,7 +213,7 @@ void add_run(Page& page, const config::Run& run) {
 void add_tokenizer(Page& page, const fs::path& directory) {
   Pieces pieces;
   if (const auto record = checkpoint::tokenizer_record_in(directory)) {
-    pieces.push_back(checkpoint::printable(record->tokenizer));
+    pieces.push_back(printable(record->tokenizer));
   } else {
     pieces.emplace_back(fs::exists(directory / checkpoint::kTokenizer) ? checkpoint::kTokenizer
                                                                        : "none recorded");
@@ -240,7 +239,7 @@ std::string model_page(const checkpoint::ModelDirectory& directory) {
   const config::Router router = directory.router();
   const std::optional<config::Run> run = directory.run();
   Page page;
-  page.add("path", {checkpoint::printable(directory.path().string())});
+  page.add("path", {printable(directory.path().string())});
   page.add("kind", {run ? "checkpoint of a run" : "Hugging Face model directory"});
   page.add("size", {config::format_byte_size(bytes_of(directory)) + (run ? "" : " of weights")});
   add_weights(page, directory);

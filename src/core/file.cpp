@@ -179,6 +179,11 @@ std::string stand_in(std::span<const std::byte> bytes) {
   return "";
 }
 
+bool is_plain_file_name(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos &&
+         name.find('\0') == std::string_view::npos;
+}
+
 std::string read_text_file(const std::filesystem::path& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();

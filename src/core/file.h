@@ -66,6 +66,9 @@ void sync_directory(const std::filesystem::path& path);                         
 std::uint32_t crc32_of_file(const std::filesystem::path& path);                  // the same; throws InputError
 std::uint32_t crc32(std::span<const std::byte> bytes);  // multi-threaded over large inputs
 
+// True for the name of a file in the same directory: no path, not "." or "..".
+bool is_plain_file_name(std::string_view name);
+
 // Asked before a long write begins. Throws InputError, with path, bytes needed and bytes free, where the file
 // system of `directory` has less room than `needed` bytes. A file system that does not tell passes: there the
 // write itself fails.

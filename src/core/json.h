@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <ranges>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,8 +42,8 @@ struct Json {
   Json& operator=(const Json&);
   Json& operator=(Json&&) noexcept;
   ~Json();
-  template <class T>
-  static Json list(const std::vector<T>& values);
+  template <std::ranges::input_range Values>
+  static Json list(const Values& values);
 
   // Null where the value is of another type.
   template <class T>
@@ -114,9 +115,9 @@ requires(!std::same_as<T, bool>) Json::Json(T v) {
     value = static_cast<std::uint64_t>(v);
   }
 }
-template <class T>
-Json Json::list(const std::vector<T>& values) {
-  return Json(Array(values.begin(), values.end()));
+template <std::ranges::input_range Values>
+Json Json::list(const Values& values) {
+  return Json(Array(std::ranges::begin(values), std::ranges::end(values)));
 }
 
 const Json* find_member(const Json::Object& object, std::string_view key);  // null: no such key
