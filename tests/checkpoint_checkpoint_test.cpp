@@ -5,12 +5,13 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <functional>
-#include <nlohmann/json.hpp>
 
 #include "config/load.h"
+#include "json_values.h"
 #include "run_samples.h"
 
 namespace switchyard::checkpoint {
@@ -86,14 +87,14 @@ std::string load_error(const fs::path& path) {
 
 // Writes the manifest anew for what lies in the directory: damage that sizes and sums cannot show.
 void vouch_again(const fs::path& checkpoint) {
-  nlohmann::json manifest = {{"format_version", 1}};
+  Json manifest(Json::Object{{"format_version", 1}});
   for (const std::string& name : names_in(checkpoint)) {
     if (name == "manifest.json") continue;
     const std::string bytes = slurp(checkpoint / name);
-    manifest["files"][name] = {{"bytes", bytes.size()},
-                               {"crc32", fmt::format("{:08x}", crc32(std::as_bytes(std::span(bytes))))}};
+    manifest["files"][name] = Json::Object{
+        {"bytes", bytes.size()}, {"crc32", fmt::format("{:08x}", crc32(std::as_bytes(std::span(bytes))))}};
   }
-  test::write_bytes(checkpoint / "manifest.json", manifest.dump());
+  test::write_bytes(checkpoint / "manifest.json", to_line(manifest));
 }
 
 TEST(Checkpoint, RoundTripIsBitForBit) {
@@ -138,8 +139,7 @@ TEST(Checkpoint, WeightsAloneLoadIntoAStoreForInference) {
   checkpoint.load_weights(store);
   EXPECT_EQ(bytes_of(store.values()), bytes_of(saved.store.values()));
   EXPECT_EQ(config::model_to_hf_json(checkpoint.model()), config::model_to_hf_json(saved.run.model));
-  EXPECT_EQ(nlohmann::json::parse(checkpoint.run_config_json()),
-            nlohmann::json::parse(saved.run.resolved_json));
+  EXPECT_EQ(parsed(checkpoint.run_config_json()), parsed(saved.run.resolved_json));
 }
 
 // A router's bias is a weight of the model without moments.
@@ -389,9 +389,9 @@ TEST(CheckpointDamage, AManifestThatPointsElsewhereIsRefused) {
   for (const std::string name : {"../secret", "/etc/passwd", "..", "", "manifest.json"}) {
     const TempDir place;
     const fs::path path = Trained(1.0f).save(place.path(), 1);
-    auto manifest = nlohmann::json::parse(slurp(path / "manifest.json"));
-    manifest["files"][name] = {{"bytes", 0}, {"crc32", "00000000"}};
-    test::write_bytes(path / "manifest.json", manifest.dump());
+    Json manifest = parsed_file(path / "manifest.json");
+    manifest["files"][name] = Json::Object{{"bytes", 0}, {"crc32", "00000000"}};
+    test::write_bytes(path / "manifest.json", to_line(manifest));
     const std::string message = load_error(path);
     EXPECT_CONTAINS(message, "is not the name of a file");
   }

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "json_values.h"
 #include "run_samples.h"
 
 namespace switchyard::checkpoint {
@@ -72,8 +72,8 @@ TEST(Safetensors, HeaderIsWhatTheFormatAsksFor) {
   std::memcpy(&length, bytes.data(), 8);
   EXPECT_EQ(length % 8, 0u);
   ASSERT_EQ(bytes.size(), 8 + length + 8);
-  const auto header = nlohmann::json::parse(bytes.substr(8, length));
-  EXPECT_EQ(header, nlohmann::json::parse(R"({"__metadata__": {"format": "pt"},
+  const Json header = parsed(bytes.substr(8, length));
+  EXPECT_EQ(header, parsed(R"({"__metadata__": {"format": "pt"},
                                               "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})"));
   EXPECT_EQ(bytes.substr(8 + length), std::string(reinterpret_cast<const char*>(a.data()), 8));
 }

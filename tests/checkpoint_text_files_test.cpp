@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <nlohmann/json.hpp>
 
+#include "json_values.h"
 #include "run_samples.h"
 
 namespace switchyard::checkpoint {
@@ -12,20 +12,18 @@ namespace {
 
 using namespace test;
 
-using nlohmann::json;
-
-std::map<std::string, json> files_of(const TokenizerRecord& record, const json& tokenizer = {}) {
-  std::map<std::string, json> files;
-  for (const auto& [name, text] : text_files(record, tokenizer.dump(), 64, "tokenizer.json"))
-    files[name] = json::parse(text);
+std::map<std::string, Json> files_of(const TokenizerRecord& record, const Json& tokenizer = {}) {
+  std::map<std::string, Json> files;
+  for (const auto& [name, text] : text_files(record, to_line(tokenizer), 64, "tokenizer.json"))
+    files[name] = parsed(text);
   return files;
 }
 
 TEST(TextFiles, BytesAreABpeWithoutMerges) {
   auto files = files_of({"bytes", 256, 256});
-  const json& tokenizer = files["tokenizer.json"];
-  EXPECT_TRUE(tokenizer["model"]["merges"].empty());
-  const json& vocab = tokenizer["model"]["vocab"];
+  const Json& tokenizer = files["tokenizer.json"];
+  EXPECT_EQ(tokenizer["model"]["merges"], Json(Json::Array{}));
+  const Json& vocab = tokenizer["model"]["vocab"];
   EXPECT_EQ(vocab.size(), 257u);
   EXPECT_EQ(vocab["A"], 65);
   EXPECT_EQ(vocab["\u0120"], 32);  // space: the 33rd character from U+0100 on
@@ -34,32 +32,30 @@ TEST(TextFiles, BytesAreABpeWithoutMerges) {
   EXPECT_EQ(vocab["\u00ff"], 255);
   EXPECT_EQ(tokenizer["pre_tokenizer"]["use_regex"], false);
   EXPECT_EQ(tokenizer["added_tokens"][0]["content"], "<|endoftext|>");
-  EXPECT_EQ(tokenizer["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"], json({256}));
+  EXPECT_EQ(tokenizer["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"], parsed("[256]"));
   EXPECT_EQ(files["tokenizer_config.json"]["eos_token"], "<|endoftext|>");
   EXPECT_EQ(files["tokenizer_config.json"]["model_max_length"], 64);
   EXPECT_EQ(files["generation_config.json"]["eos_token_id"], 256);
 }
 
 TEST(TextFiles, TheRunsBeginTokenStandsAloneBeforeAText) {
-  const json byte_level = {{"type", "ByteLevel"}};
-  const json tokenizer = {
-      {"added_tokens", {{{"id", 1}, {"content", "<s>"}}, {{"id", 2}, {"content", "</s>"}}}},
-      {"model", {{"vocab", {{"a", 0}, {"<s>", 1}, {"</s>", 2}}}}},
-      {"post_processor",
-       {{"type", "Sequence"},
-        {"processors", {byte_level, {{"type", "TemplateProcessing"}, {"single", "a text and </s>"}}}}}}};
+  const Json tokenizer = parsed(R"({
+    "added_tokens": [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}],
+    "model": {"vocab": {"a": 0, "<s>": 1, "</s>": 2}},
+    "post_processor": {"type": "Sequence", "processors": [
+      {"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": "a text and </s>"}]}})");
   auto files = files_of({"made", 1, 2}, tokenizer);
-  const json& processors = files["tokenizer.json"]["post_processor"]["processors"];
+  const Json& processors = files["tokenizer.json"]["post_processor"]["processors"];
   ASSERT_EQ(processors.size(), 2u);
-  EXPECT_EQ(processors[0], byte_level);
+  EXPECT_EQ(processors[0], parsed(R"({"type": "ByteLevel"})"));
   EXPECT_EQ(processors[1]["single"].size(), 2u);
   EXPECT_EQ(processors[1]["single"][0]["SpecialToken"]["id"], "<s>");
   EXPECT_EQ(files["tokenizer_config.json"]["bos_token"], "<s>");
   EXPECT_EQ(files["tokenizer_config.json"]["eos_token"], "</s>");
-  EXPECT_EQ(files["tokenizer.json"]["model"], tokenizer["model"]);
+  EXPECT_EQ(files["tokenizer.json"]["model"], sorted(tokenizer["model"]));
 
   files = files_of({"made", 7, 0}, tokenizer);  // 7 has no text, 0 is of the vocabulary alone
-  EXPECT_EQ(files["tokenizer.json"]["post_processor"], tokenizer["post_processor"]);
+  EXPECT_EQ(files["tokenizer.json"]["post_processor"], sorted(tokenizer["post_processor"]));
   EXPECT_FALSE(files["tokenizer_config.json"].contains("bos_token"));
   EXPECT_EQ(files["tokenizer_config.json"]["eos_token"], "a");
   EXPECT_EQ(files["generation_config.json"]["bos_token_id"], 7);
@@ -78,8 +74,8 @@ TEST(TextFiles, ARecordHasABeginTokenOrItIsTheEnds) {
 
 TEST(TextFiles, ConfigJsonKeepsTheTokensThatItNames) {
   const TokenizerRecord record{"x", 1, 2};
-  const json filled = json::parse(with_text_tokens(R"({"bos_token_id": null, "eos_token_id": 5})", record));
-  EXPECT_EQ(filled, json::parse(R"({"bos_token_id": 1, "eos_token_id": 5})"));
+  const Json filled = parsed(with_text_tokens(R"({"bos_token_id": null, "eos_token_id": 5})", record));
+  EXPECT_EQ(filled, parsed(R"({"bos_token_id": 1, "eos_token_id": 5})"));
   EXPECT_EQ(with_text_tokens("{}", std::nullopt), "{}");
 }
 

@@ -32,13 +32,13 @@ TEST(ConfigDeepseekV3, DefaultsAreThoseOfTransformers) {
 }
 
 TEST(ConfigDeepseekV3, EveryKeyIsRead) {
-  json text = minimal_deepseek();
-  text.update(
-      json::parse(R"({"q_lora_rank": null, "kv_lora_rank": 9, "qk_nope_head_dim": 5, "qk_rope_head_dim": 4,
+  Json text = minimal_deepseek();
+  text = with_members(text,
+                      R"({"q_lora_rank": null, "kv_lora_rank": 9, "qk_nope_head_dim": 5, "qk_rope_head_dim": 4,
       "v_head_dim": 7, "head_dim": 4, "qk_head_dim": 9, "num_key_value_heads": 8, "attention_bias": true,
       "rope_interleave": false, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_shared_experts": 3, "n_group": 4,
       "topk_group": 2, "norm_topk_prob": false, "routed_scaling_factor": 1.5, "scoring_func": "sigmoid",
-      "topk_method": "noaux_tc", "num_nextn_predict_layers": 2, "tie_word_embeddings": true, "rms_norm_eps": 0.001})"));
+      "topk_method": "noaux_tc", "num_nextn_predict_layers": 2, "tie_word_embeddings": true, "rms_norm_eps": 0.001})");
   const Model m = model_of(text);
   EXPECT_EQ(m.mla, (Mla{0, 9, 5, 4, 7}));
   EXPECT_EQ(m.head_dim, 9);
@@ -62,8 +62,8 @@ TEST(ConfigDeepseekV3, NeutralKeys) {
        {R"({"aux_loss_alpha": 0.001, "seq_aux": true, "ep_size": 8, "pretraining_tp": 1})",
         R"({"num_key_value_heads": 8, "head_dim": null, "qk_head_dim": null, "moe_layer_freq": 1.0})",
         R"({"head_dim": 64, "qk_head_dim": 192, "rope_scaling": null, "quantization_config": null})"}) {
-    json text = minimal_deepseek();
-    text.update(json::parse(keys));
+    Json text = minimal_deepseek();
+    text = with_members(text, keys);
     EXPECT_EQ(model_of(text), plain) << keys;
   }
   EXPECT_CONTAINS(model_error(with(minimal_deepseek(), "/ep_size", "\"8\"")),
@@ -96,11 +96,11 @@ TEST(ConfigDeepseekV3, RefusesWhatItCannotCompute) {
 
 TEST(ConfigDeepseekV3, GroupsOfExperts) {
   const auto groups = [](int experts, int n_group, int topk_group, int top_k) {
-    json text = minimal_deepseek();
-    text.update({{"n_routed_experts", experts},
-                 {"n_group", n_group},
-                 {"topk_group", topk_group},
-                 {"num_experts_per_tok", top_k}});
+    Json text = minimal_deepseek();
+    text["n_routed_experts"] = experts;
+    text["n_group"] = n_group;
+    text["topk_group"] = topk_group;
+    text["num_experts_per_tok"] = top_k;
     return text;
   };
   EXPECT_NO_THROW(model_of(groups(16, 8, 2, 4)));
@@ -123,8 +123,8 @@ TEST(ConfigDeepseekV3, GroupsOfExperts) {
             "2 experts each)");
   EXPECT_EQ(model_error(groups(16, 1, 1, 17)),
             "config.json: num_experts_per_tok: is 17, more than n_routed_experts (16)");
-  json wide = minimal_deepseek();
-  wide.update({{"n_shared_experts", 1000000}, {"moe_intermediate_size", 1000000}});
+  Json wide = minimal_deepseek();
+  wide = with_members(wide, R"({"n_shared_experts": 1000000, "moe_intermediate_size": 1000000})");
   EXPECT_CONTAINS(model_error(wide),
                   "config.json: n_shared_experts: is 1000000, which makes a width of 1000000000000");
 }
@@ -135,15 +135,16 @@ TEST(ConfigDeepseekV3, SharedExpertsMayBeNone) {
 }
 
 TEST(ConfigDeepseekV3, SizesOfLayersThatAreNotThere) {
-  const json all_moe = with(without(minimal_deepseek(), "/intermediate_size"), "/first_k_dense_replace", "0");
+  const Json all_moe = with(without(minimal_deepseek(), "/intermediate_size"), "/first_k_dense_replace", "0");
   EXPECT_EQ(model_of(all_moe).is_moe_layer, std::vector<bool>(4, true));
   EXPECT_EQ(model_of(with(all_moe, "/intermediate_size", "18432")), model_of(all_moe));
   EXPECT_EQ(model_error(with(all_moe, "/first_k_dense_replace", "1")),
             "config.json: intermediate_size: missing, and it has no default; add it");
-  json dense = with(minimal_deepseek(), "/first_k_dense_replace", "9");
+  Json dense = with(minimal_deepseek(), "/first_k_dense_replace", "9");
   const Model with_experts = model_of(dense);
   EXPECT_EQ(with_experts.is_moe_layer, std::vector<bool>(4, false));
-  for (const char* key : {"n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}) dense.erase(key);
+  for (const char* key : {"n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"})
+    erase(dense, key);
   EXPECT_EQ(model_of(dense), with_experts);
   EXPECT_EQ(with_experts.num_experts, 0);
   EXPECT_EQ(with_experts.n_shared_experts, 0);
@@ -152,8 +153,8 @@ TEST(ConfigDeepseekV3, SizesOfLayersThatAreNotThere) {
 }
 
 TEST(ConfigDeepseekV3, WrittenAndReadBack) {
-  const json base = minimal_deepseek();
-  for (const json& sample :
+  const Json base = minimal_deepseek();
+  for (const Json& sample :
        {base, with(base, "/q_lora_rank", "null"), with(base, "/first_k_dense_replace", "0"),
         with(base, "/first_k_dense_replace", "4"), with(base, "/n_shared_experts", "0"),
         with(base, "/rope_interleave", "false"), with(base, "/attention_bias", "true"),
@@ -161,14 +162,14 @@ TEST(ConfigDeepseekV3, WrittenAndReadBack) {
         with(base, "/routed_scaling_factor", "0.3"), with(base, "/v_head_dim", "3"),
         with(base, "/qk_rope_head_dim", "6"), with(with(base, "/n_group", "2"), "/topk_group", "1")}) {
     const Model model = model_of(sample);
-    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << sample;
+    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << to_line(sample);
   }
 }
 
 TEST(ConfigDeepseekV3, WritesWhatTransformersReads) {
-  const json d = json::parse(model_to_hf_json(model_of(with(minimal_deepseek(), "/q_lora_rank", "null"))));
-  EXPECT_EQ(d["architectures"], json({"DeepseekV3ForCausalLM"}));
-  EXPECT_EQ(d["q_lora_rank"], nullptr);
+  const Json d = parsed(model_to_hf_json(model_of(with(minimal_deepseek(), "/q_lora_rank", "null"))));
+  EXPECT_EQ(d["architectures"], parsed(R"(["DeepseekV3ForCausalLM"])"));
+  EXPECT_TRUE(d["q_lora_rank"].is_null());
   EXPECT_EQ(d["n_routed_experts"], 16);
   EXPECT_EQ(d["num_key_value_heads"], 8);
   EXPECT_EQ(d["first_k_dense_replace"], 3);
@@ -177,8 +178,8 @@ TEST(ConfigDeepseekV3, WritesWhatTransformersReads) {
 }
 
 TEST(ConfigDeepseekV3, TooManyParameters) {
-  json huge = minimal_deepseek();
-  huge.update({{"num_attention_heads", 2147483647}, {"kv_lora_rank", 2147483647}});
+  Json huge = minimal_deepseek();
+  huge = with_members(huge, R"({"num_attention_heads": 2147483647, "kv_lora_rank": 2147483647})");
   EXPECT_CONTAINS(model_error(huge), "parameters, more than 2.8e+14 can be addressed");
 }
 

@@ -108,10 +108,10 @@ TEST(ConfigFiles, EveryGoldenModelIsReadAndWrittenBack) {
     const Model model = parse_model(read_text_file(path), path.string());
     ++models[model.layout];
     EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << path;
-    const json text = json::parse(read_text_file(path));
-    EXPECT_EQ(model.rope.theta, text["rope_parameters"]["rope_theta"].get<double>()) << path;
-    EXPECT_EQ(name_of(model.rope.type), text["rope_parameters"]["rope_type"].get<std::string>()) << path;
-    EXPECT_EQ(model.attention_bias, text.value("attention_bias", false)) << path;
+    const Json text = parsed(read_text_file(path));
+    EXPECT_EQ(model.rope.theta, text["rope_parameters"]["rope_theta"].number()) << path;
+    EXPECT_EQ(name_of(model.rope.type), text["rope_parameters"]["rope_type"].text()) << path;
+    EXPECT_EQ(model.attention_bias, text["attention_bias"] == true) << path;
   }
   for (const Layout* layout : kLayouts) EXPECT_GE(models[layout], 1) << layout->name;
 }
@@ -218,9 +218,9 @@ TEST(ConfigFiles, ThePageHasEveryWordOfEveryOption) {
   const auto page = documented();
   std::map<std::string, std::set<std::string>> known;  // of every layout and router together
   std::set<std::string> switches;
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek(), minimal_olmoe()})
+  for (const Json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek(), minimal_olmoe()})
     for (const RouterSchema& router : router::router_schemas()) {
-      const json base = with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", router.type));
+      const Json base = with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", router.type));
       for (const std::string& section : test::sections())
         for (const test::Option& option : test::options_of(base, section)) {
           if (option.kind == test::Option::Kind::words)
@@ -272,18 +272,18 @@ std::string default_in(const std::string& cell, const std::vector<std::string>& 
 
 TEST(ConfigFiles, ThePagesDefaultsAreTheCodes) {
   const auto page = documented();
-  std::vector<json> runs{minimal_run(minimal_qwen()), minimal_run(minimal_deepseek())};
+  std::vector<Json> runs{minimal_run(minimal_qwen()), minimal_run(minimal_deepseek())};
   for (const RouterSchema& router : router::router_schemas())
     runs.push_back(with(minimal_run(), "/router/type", fmt::format("\"{}\"", router.type)));
-  for (const json& run : runs) {
-    const json resolved = json::parse(run_of(run).resolved_json);
-    const std::vector<std::string> names{run["model"]["model_type"], resolved["router"]["type"]};
+  for (const Json& run : runs) {
+    const Json resolved = parsed(run_of(run).resolved_json);
+    const std::vector<std::string> names{run["model"]["model_type"].text(), resolved["router"]["type"].text()};
     int compared = 0;
     for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "log"}) {
-      for (const auto& [key, value] : resolved[section].items()) {
+      for (const auto& [key, value] : resolved[section].object()) {
         const std::string documented_default = default_in(page.at(section).find(key)->second.fallback, names);
         if (documented_default.empty() || (key == "type" && run.contains("router"))) continue;
-        const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+        const std::string text = value.is_string() ? value.text() : to_line(value);
         EXPECT_EQ(documented_default, fmt::format("`{}`", text)) << section << "." << key;
         ++compared;
       }

@@ -87,30 +87,30 @@ TEST(ConfigModel, ReadsAPublishedDeepseekV3) {
 }
 
 TEST(ConfigModel, NewerTransformersKeys) {
-  json q = minimal_qwen();
-  q["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5000}};
+  Json q = minimal_qwen();
+  q["rope_parameters"] = Json::Object{{"rope_type", "default"}, {"rope_theta", 5000}};
   q["num_local_experts"] = q["num_experts"];
-  q.erase("num_experts");
+  erase(q, "num_experts");
   const Model m = model_of(q);
   EXPECT_EQ(m.rope.theta, 5000);
   EXPECT_EQ(m.num_experts, 16);
   q["num_experts"] = 8;
   EXPECT_EQ(model_error(q), "config.json: num_local_experts: is 16, but num_experts is 8; remove one");
-  q.erase("num_experts");
+  erase(q, "num_experts");
   q["rope_theta"] = 1e4;
   EXPECT_EQ(model_error(q),
             "config.json: rope_parameters.rope_theta: is 5000, but rope_theta is 10000; remove one");
 }
 
 TEST(ConfigModel, WhichLayersAreMoe) {
-  json q = minimal_qwen();
+  Json q = minimal_qwen();
   q["intermediate_size"] = 128;
   q["decoder_sparse_step"] = 2;
   EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, true}));
   q["decoder_sparse_step"] = 3;
   EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, false, true, false}));
   q["decoder_sparse_step"] = 2;
-  q["mlp_only_layers"] = {3};
+  q["mlp_only_layers"] = Json::Array{3};
   EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, false}));
   q["decoder_sparse_step"] = 1;
   EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{true, true, true, false}));
@@ -119,10 +119,10 @@ TEST(ConfigModel, WhichLayersAreMoe) {
 }
 
 TEST(ConfigModel, ADenseModelNeedsNoExperts) {
-  json q = minimal_qwen();
-  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) q.erase(key);
+  Json q = minimal_qwen();
+  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) erase(q, key);
   EXPECT_EQ(model_error(q), "config.json: num_experts: missing, and it has no default; add it");
-  q["mlp_only_layers"] = {0, 1, 2, 3};
+  q["mlp_only_layers"] = Json::Array{0, 1, 2, 3};
   EXPECT_EQ(model_error(q), "config.json: intermediate_size: missing, and it has no default; add it");
   q["intermediate_size"] = 128;
   const Model m = model_of(q);
@@ -133,11 +133,11 @@ TEST(ConfigModel, ADenseModelNeedsNoExperts) {
 
 // transformers writes its defaults for the sizes that a model does not use.
 TEST(ConfigModel, SizesThatNoLayerHasDoNotMakeModelsDiffer) {
-  const json moe = minimal_qwen();
+  const Json moe = minimal_qwen();
   EXPECT_EQ(model_of(with(moe, "/intermediate_size", "6144")), model_of(moe));
-  json dense = with(with(moe, "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "128");
+  Json dense = with(with(moe, "/mlp_only_layers", "[0, 1, 2, 3]"), "/intermediate_size", "128");
   const Model with_experts = model_of(dense);
-  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) dense.erase(key);
+  for (const char* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size"}) erase(dense, key);
   EXPECT_EQ(with_experts, model_of(dense));
   EXPECT_EQ(with_experts.num_experts, 0);
 }
@@ -145,9 +145,9 @@ TEST(ConfigModel, SizesThatNoLayerHasDoNotMakeModelsDiffer) {
 TEST(ConfigModel, SlidingWindow) {
   EXPECT_EQ(model_of(with(minimal_mixtral(), "/sliding_window", "64")).sliding_window, 64);
   EXPECT_EQ(model_of(with(minimal_mixtral(), "/sliding_window", "0")).sliding_window, 0);
-  const json q = with(minimal_qwen(), "/sliding_window", "64");
+  const Json q = with(minimal_qwen(), "/sliding_window", "64");
   EXPECT_EQ(model_of(q).sliding_window, 0);  // use_sliding_window is false
-  const json used = with(q, "/use_sliding_window", "true");
+  const Json used = with(q, "/use_sliding_window", "true");
   EXPECT_EQ(model_of(used).sliding_window, 64);
   EXPECT_EQ(model_of(without(used, "/sliding_window")).sliding_window, 4096);
   EXPECT_EQ(model_of(with(used, "/sliding_window", "null")).sliding_window, 0);
@@ -164,8 +164,8 @@ TEST(ConfigModel, AttentionBiasIsQwensAndNotMixtrals) {
 
 // A published file says how its weights are stored; a run trains.
 TEST(ConfigModel, QuantizedWeightsCanBeInspectedButNotTrained) {
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
-    const json quantized = with(model, "/quantization_config", R"({"quant_method": "fp8", "bits": 8})");
+  for (const Json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
+    const Json quantized = with(model, "/quantization_config", R"({"quant_method": "fp8", "bits": 8})");
     EXPECT_EQ(model_of(quantized), model_of(model));
     EXPECT_EQ(run_error(minimal_run(quantized)),
               "run.json: model.quantization_config: quantised weights cannot be trained; remove it");
@@ -212,7 +212,7 @@ TEST(ConfigModel, UnknownFamilies) {
   EXPECT_EQ(model_error(without(minimal_qwen(), "/model_type")),
             "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe, "
             "deepseek_v3, olmoe");
-  EXPECT_EQ(model_error(json::array()), "config.json: is an array, expected an object");
+  EXPECT_EQ(model_error(Json(Json::Array{})), "config.json: is an array, expected an object");
 }
 
 TEST(ConfigModel, AKeyOfTheOtherFamilyIsUnknown) {
@@ -223,8 +223,8 @@ TEST(ConfigModel, AKeyOfTheOtherFamilyIsUnknown) {
 
 // Each value would change the computation in a way that does not exist here.
 TEST(ConfigModel, RefusesWhatItCannotCompute) {
-  const json q = minimal_qwen();
-  const json m = minimal_mixtral();
+  const Json q = minimal_qwen();
+  const Json m = minimal_mixtral();
   EXPECT_EQ(model_error(with(q, "/hidden_act", "\"gelu\"")),
             "config.json: hidden_act: is \"gelu\"; only \"silu\" is supported");
   EXPECT_EQ(model_error(with(q, "/attention_dropout", "0.1")),
@@ -233,14 +233,14 @@ TEST(ConfigModel, RefusesWhatItCannotCompute) {
             "config.json: router_jitter_noise: is 0.1; only 0 is supported");
   for (const char* neutral : {R"({"attention_dropout": 0, "hidden_act": "silu", "rope_scaling": null})",
                               R"({"attention_dropout": 0.0, "rope_scaling": {"rope_type": "default"}})"}) {
-    json base = q;
-    base.update(json::parse(neutral));
+    Json base = q;
+    base = with_members(base, neutral);
     EXPECT_EQ(model_of(base), model_of(q)) << neutral;
   }
 }
 
 TEST(ConfigModel, ImpossibleSizes) {
-  const json q = minimal_qwen();
+  const Json q = minimal_qwen();
   EXPECT_EQ(model_error(with(q, "/num_key_value_heads", "3")),
             "config.json: num_key_value_heads: is 3, which does not divide num_attention_heads (8)");
   EXPECT_EQ(model_error(with(q, "/num_attention_heads", "6")),
@@ -264,46 +264,46 @@ TEST(ConfigModel, ImpossibleSizes) {
             "config.json: mlp_only_layers.1: is 4, expected a layer in [0, 3]");
   EXPECT_EQ(model_error(with(q, "/mlp_only_layers", "[1, 1]")),
             "config.json: mlp_only_layers.1: is 1, which is listed before; remove it");
-  json huge = q;
+  Json huge = q;
   for (const char* key : {"vocab_size", "hidden_size", "num_experts", "moe_intermediate_size"})
     huge[key] = 2147483632;
   EXPECT_CONTAINS(model_error(huge), "parameters, more than 2.8e+14 can be addressed");
 }
 
 TEST(ConfigModel, ToHuggingFaceAndBack) {
-  std::vector<json> samples{minimal_qwen(), minimal_mixtral()};
+  std::vector<Json> samples{minimal_qwen(), minimal_mixtral()};
   samples.push_back(with(minimal_mixtral(), "/sliding_window", "64"));
   samples.push_back(with(with(minimal_qwen(), "/sliding_window", "64"), "/use_sliding_window", "true"));
   samples.push_back(with(with(minimal_qwen(), "/mlp_only_layers", "[0, 2]"), "/intermediate_size", "128"));
   samples.push_back(with(with(minimal_qwen(), "/num_experts", "0"), "/intermediate_size", "128"));
   samples.push_back(with(minimal_qwen(), "/attention_bias", "true"));
-  samples.push_back(json::parse(R"({
+  samples.push_back(parsed(R"({
     "model_type": "qwen3_moe", "vocab_size": 257, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6,
     "num_key_value_heads": 3, "head_dim": 32, "intermediate_size": 7, "moe_intermediate_size": 5, "num_experts": 9,
     "num_experts_per_tok": 2, "norm_topk_prob": true, "tie_word_embeddings": true, "rms_norm_eps": 3.3e-7,
     "rope_theta": 12345.678, "max_position_embeddings": 77, "initializer_range": 0.013})"));
-  for (const json& sample : samples) {
+  for (const Json& sample : samples) {
     const Model model = model_of(sample);
-    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << sample;
+    EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << to_line(sample);
   }
 }
 
 TEST(ConfigModel, WritesWhatTransformersReads) {
-  const json q = json::parse(model_to_hf_json(model_of(minimal_qwen())));
-  EXPECT_EQ(q["architectures"], json({"Qwen3MoeForCausalLM"}));
+  const Json q = parsed(model_to_hf_json(model_of(minimal_qwen())));
+  EXPECT_EQ(q["architectures"], parsed(R"(["Qwen3MoeForCausalLM"])"));
   EXPECT_EQ(q["model_type"], "qwen3_moe");
   EXPECT_EQ(q["torch_dtype"], "float32");
   EXPECT_EQ(q["num_experts"], 16);
   EXPECT_EQ(q["moe_intermediate_size"], 32);
-  EXPECT_EQ(q["mlp_only_layers"], json::array());
+  EXPECT_EQ(q["mlp_only_layers"], Json(Json::Array{}));
   EXPECT_EQ(q["norm_topk_prob"], false);
   EXPECT_EQ(q["head_dim"], 8);
-  const json m = json::parse(model_to_hf_json(model_of(minimal_mixtral())));
-  EXPECT_EQ(m["architectures"], json({"MixtralForCausalLM"}));
+  const Json m = parsed(model_to_hf_json(model_of(minimal_mixtral())));
+  EXPECT_EQ(m["architectures"], parsed(R"(["MixtralForCausalLM"])"));
   EXPECT_EQ(m["num_local_experts"], 16);
   EXPECT_EQ(m["intermediate_size"], 32);
-  EXPECT_EQ(m["sliding_window"], nullptr);
-  EXPECT_EQ(m["bos_token_id"], nullptr);
+  EXPECT_TRUE(m["sliding_window"].is_null());
+  EXPECT_TRUE(m["bos_token_id"].is_null());
   EXPECT_FALSE(m.contains("num_experts"));
 }
 

@@ -13,7 +13,7 @@
 namespace switchyard::config {
 namespace {
 
-json sample(const Layout& layout) {
+Json sample(const Layout& layout) {
   if (layout == kMixtral) return minimal_mixtral();
   if (layout == kQwen3Moe) return minimal_qwen();
   if (layout == kDeepseekV3) return minimal_deepseek();
@@ -49,7 +49,7 @@ TEST(ConfigPublished, WhatSaysOffPasses) {
                       {"norm_type", "\"rmsnorm\""}};
   for (const Layout* layout : kLayouts)
     for (const Key& key : keys) {
-      const json text = with(sample(*layout), std::string("/") + key.name, key.value);
+      const Json text = with(sample(*layout), std::string("/") + key.name, key.value);
       EXPECT_EQ(model_of(text), model_of(sample(*layout))) << key.name;
       EXPECT_NO_THROW(run_of(minimal_run(text))) << key.name;
     }
@@ -123,7 +123,7 @@ TEST(ConfigPublished, ListsOfLayersAgreeWithTheOtherKeys) {
   EXPECT_NO_THROW(model_of(with(with(minimal_mixtral(), "/sliding_window", "8"), "/layer_types", sliding)));
   EXPECT_CONTAINS(model_error(with(minimal_qwen(), "/layer_types", R"(["full_attention"])")),
                   "layer_types: has 1 entries, but num_hidden_layers is 4");
-  const json mixed = with(minimal_deepseek(), "/mlp_layer_types", R"(["dense", "dense", "dense", "sparse"])");
+  const Json mixed = with(minimal_deepseek(), "/mlp_layer_types", R"(["dense", "dense", "dense", "sparse"])");
   EXPECT_NO_THROW(model_of(mixed));
   EXPECT_CONTAINS(model_error(with(mixed, "/first_k_dense_replace", "1")), "mlp_layer_types.1: is \"dense\"");
 }
@@ -150,7 +150,7 @@ TEST(ConfigPublished, AnotherSpellingOfAKeyIsAnError) {
 
 // 50 is what transformers 4 wrote of its sampling.
 TEST(ConfigPublished, AnotherNameIsSuggestedWhereTheValueIsNotOfItsOwnMeaning) {
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
+  for (const Json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
     EXPECT_EQ(model_error(with(model, "/top_k", "2")),
               "config.json: top_k: is 2: unknown key; did you mean \"num_experts_per_tok\"?");
     EXPECT_NO_THROW(model_of(with(model, "/top_k", "50")));
@@ -216,8 +216,8 @@ TEST(ConfigPublished, WholeNumbersAndShortTypes) {
 }
 
 TEST(ConfigPublished, AnOverrideMayTakeTheValidationAway) {
-  json text = minimal_run();
-  text["data"]["validation"] = {"v.bin"};
+  Json text = minimal_run();
+  text["data"]["validation"] = Json::Array{"v.bin"};
   text["train"]["eval_every"] = 5;
   EXPECT_EQ(run_of(text, {"data.validation=[]"}).train.eval_every, 0);
   EXPECT_CONTAINS(run_error(text, {"data.validation=[]", "train.eval_every=3"}), "data.validation is empty");

@@ -48,12 +48,11 @@ std::string damage(std::string text, std::mt19937_64& random) {
 TEST(ConfigRobustness, DamagedTextIsReadOrRefused) {
   std::mt19937_64 random(7);
   const std::string path = (source_dir() / "configs/deepseek_v3_cpu_small.json").string();
-  json deepseek = json::parse(load_run(path, {}, router::router_schemas()).resolved_json);
-  deepseek["model"]["rope_scaling"] =
-      json::parse(R"({"type": "yarn", "factor": 4.5, "beta_fast": 32, "beta_slow": 1,
+  Json deepseek = parsed(load_run(path, {}, router::router_schemas()).resolved_json);
+  deepseek["model"]["rope_scaling"] = parsed(R"({"type": "yarn", "factor": 4.5, "beta_fast": 32, "beta_slow": 1,
       "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.2, "truncate": true})");
   const std::string texts[] = {read_text_file(source_dir() / "configs/qwen3_moe_cpu_small.json"),
-                               deepseek.dump(2)};
+                               to_text(deepseek)};
   for (const std::string& text : texts) {
     int accepted = 0;
     int refused_by_value = 0;
@@ -79,7 +78,7 @@ TEST(ConfigRobustness, DamagedTextIsReadOrRefused) {
 
 TEST(ConfigRobustness, DamagedOverridesAreReadOrRefused) {
   std::mt19937_64 random(8);
-  const std::string text = minimal_run().dump();
+  const std::string text = to_line(minimal_run());
   const std::string overrides[] = {"train.lr=0.01", "data.train.0=b.bin", "router.balance_scope=layer",
                                    "data.train=[{\"path\": \"c.bin\", \"weight\": 2}]",
                                    "model.mlp_only_layers=[]"};

@@ -7,8 +7,8 @@
 namespace switchyard::config {
 namespace {
 
-json scaled(const json& model, const std::string& rope) { return with(model, "/rope_scaling", rope); }
-Rope rope_of(const json& model) { return model_of(model).rope; }
+Json scaled(const Json& model, const std::string& rope) { return with(model, "/rope_scaling", rope); }
+Rope rope_of(const Json& model) { return model_of(model).rope; }
 
 TEST(ConfigRope, LinearInEitherForm) {
   const Rope expected{.theta = 1e4, .type = RopeType::linear, .factor = 3};
@@ -50,7 +50,7 @@ TEST(ConfigRope, YarnAsGiven) {
                         .truncate = false,
                         .attention_factor = 0.8}));
   // A null factor is how much longer the context is than the original one.
-  const json stretched = scaled(minimal_qwen(), R"({"type": "yarn", "factor": null,
+  const Json stretched = scaled(minimal_qwen(), R"({"type": "yarn", "factor": null,
       "original_max_position_embeddings": 8192})");
   EXPECT_EQ(rope_of(stretched).factor, 4);
   EXPECT_CONTAINS(model_error(with(stretched, "/max_position_embeddings", "4096")),
@@ -62,7 +62,7 @@ double m(double factor, double k) { return 0.1 * k * std::log(factor) + 1; }
 
 TEST(ConfigRope, AttentionFactorAndSoftmaxScale) {
   const char* both = R"({"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.2})";
-  for (const json& model : {minimal_qwen(), minimal_deepseek()}) {
+  for (const Json& model : {minimal_qwen(), minimal_deepseek()}) {
     const Rope rope = rope_of(scaled(model, both));
     EXPECT_EQ(rope.attention_factor, m(40, 0.7) / m(40, 1.2));
     EXPECT_EQ(rope.mscale, 0.7);
@@ -152,12 +152,12 @@ TEST(ConfigRope, ValuesWithoutAMeaningAreRefused) {
 }
 
 TEST(ConfigRope, OneFormAtATime) {
-  json both = scaled(minimal_qwen(), R"({"type": "linear", "factor": 2})");
-  both["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 1e4}};
+  Json both = scaled(minimal_qwen(), R"({"type": "linear", "factor": 2})");
+  both["rope_parameters"] = Json::Object{{"rope_type", "default"}, {"rope_theta", 1e4}};
   EXPECT_EQ(
       model_error(both),
       "config.json: rope_scaling: is given, but rope_parameters, the same in another form, is too; remove one");
-  both["rope_parameters"] = nullptr;
+  both["rope_parameters"] = Json();
   EXPECT_EQ(rope_of(both).factor, 2);
 }
 
@@ -168,20 +168,20 @@ TEST(ConfigRope, WrittenAndReadBack) {
        R"({"type": "yarn", "factor": 4, "attention_factor": 0.8, "truncate": false, "beta_fast": 16.5})",
        R"({"type": "yarn", "factor": 3.3, "mscale": 0.7, "mscale_all_dim": 1.2, "original_max_position_embeddings": 64})",
        R"({"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.2, "attention_factor": 0.5})"}) {
-    for (const json& base : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
+    for (const Json& base : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()}) {
       const Model model = model_of(scaled(base, rope));
       EXPECT_EQ(parse_model(model_to_hf_json(model), "back"), model) << rope;
     }
   }
-  const json text = json::parse(model_to_hf_json(model_of(
+  const Json text = parsed(model_to_hf_json(model_of(
       scaled(minimal_deepseek(), R"({"type": "yarn", "factor": 40, "mscale": 1, "mscale_all_dim": 1})"))));
   EXPECT_EQ(text["rope_theta"], 1e4);
   // DeepSeek's own code reads type, and the attention factor that follows from the other keys is not one of
   // them.
-  EXPECT_EQ(text["rope_scaling"], json::parse(R"({"rope_type": "yarn", "type": "yarn", "factor": 40.0,
+  EXPECT_EQ(text["rope_scaling"], parsed(R"({"rope_type": "yarn", "type": "yarn", "factor": 40.0,
                             "original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
                             "mscale_all_dim": 1.0})"));
-  EXPECT_FALSE(json::parse(model_to_hf_json(model_of(minimal_deepseek()))).contains("rope_scaling"));
+  EXPECT_FALSE(parsed(model_to_hf_json(model_of(minimal_deepseek()))).contains("rope_scaling"));
 }
 
 }  // namespace

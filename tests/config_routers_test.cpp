@@ -6,10 +6,10 @@
 namespace switchyard::config {
 namespace {
 
-json with_router(const std::string& router) { return with(minimal_run(), "/router", router); }
+Json with_router(const std::string& router) { return with(minimal_run(), "/router", router); }
 
 TEST(ConfigRouters, EveryTypeHasItsDefaultsAndReadsThemBack) {
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+  for (const Json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
     for (const RouterSchema& schema : router::router_schemas()) {
       const config::Run run =
           run_of(with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", schema.type)));
@@ -30,7 +30,7 @@ TEST(ConfigRouters, TheMostExpertsAreThoseOfAToken) {
 
 // Only what acts in the forward pass of a trained model counts.
 TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
-  const auto clauses = [](const json& model, const std::string& router) {
+  const auto clauses = [](const Json& model, const std::string& router) {
     const config::Run run = run_of(with(minimal_run(model), "/router", router));
     return beyond_layout(run.router, run.model, router::router_schemas());
   };
@@ -53,35 +53,36 @@ TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
 }
 
 TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
-  for (const json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+  for (const Json& model : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
     for (const RouterSchema& schema : router::router_schemas()) {
       const config::Run run =
           run_of(with(minimal_run(model), "/router",
                       fmt::format(R"({{"type": "{}", "capacity_factor": 0.5}})", schema.type)));
       const std::string plain = model_to_hf_json(run.model);
       const std::string stated = state_router(plain, run.model, run.router, router::router_schemas());
-      const std::string family = model["model_type"], architecture = json::parse(plain)["architectures"][0];
-      EXPECT_EQ(json::parse(stated)["model_type"], "switchyard_" + family);
-      EXPECT_EQ(json::parse(stated)["architectures"][0], "Switchyard" + architecture);
+      const std::string family = model["model_type"].text(),
+                        architecture = parsed(plain)["architectures"].array()[0].text();
+      EXPECT_EQ(parsed(stated)["model_type"], "switchyard_" + family);
+      EXPECT_EQ(parsed(stated)["architectures"].array()[0], "Switchyard" + architecture);
       EXPECT_EQ(parse_model(stated, "x"), run.model);
       EXPECT_EQ(parse_model_router(stated, "x", router::router_schemas()), run.router);
       const Router own = default_router(*run.model.layout, router::router_schemas());
-      EXPECT_EQ(json::parse(state_router(stated, run.model, own, router::router_schemas())),
-                json::parse(plain));
+      EXPECT_EQ(sorted(parsed(state_router(stated, run.model, own, router::router_schemas()))),
+                sorted(parsed(plain)));
       EXPECT_EQ(parse_model_router(plain, "x", router::router_schemas()), own);
       // Pasted into a run, or lent to one by its weights, the router comes along.
-      json text = minimal_run(model);
-      text["model"] = json::parse(stated);
+      Json text = minimal_run(model);
+      text["model"] = parsed(stated);
       EXPECT_EQ(run_of(text).router, run.router);
       EXPECT_EQ(
-          parse_run(without(minimal_run(model), "/model").dump(), "x", {}, router::router_schemas(), stated)
+          parse_run(to_line(without(minimal_run(model), "/model")), "x", {}, router::router_schemas(), stated)
               .router,
           run.router);
-      text["router"] = json::parse(R"({"type": "top_p"})");
+      text["router"] = parsed(R"({"type": "top_p"})");
       EXPECT_CONTAINS(run_error(text), "model.router: the run has a router of its own");
-      text["model"].erase("router");
+      erase(text["model"], "router");
       EXPECT_EQ(run_of(text).router.type, "top_p");
-      text.erase("router");
+      erase(text, "router");
       EXPECT_CONTAINS(run_error(text), "router: missing");
     }
 }

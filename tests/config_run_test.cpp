@@ -7,23 +7,23 @@ namespace switchyard::config {
 namespace {
 
 TEST(ConfigRun, EverySectionIsRead) {
-  json text = minimal_run();
-  text["router"] = json::parse(R"({"type": "softmax_topk", "balance_coef": 0.5, "balance_scope": "sequence",
+  Json text = minimal_run();
+  text["router"] = parsed(R"({"type": "softmax_topk", "balance_coef": 0.5, "balance_scope": "sequence",
                                    "z_loss_coef": 0.25})");
-  text["data"] = json::parse(R"({"train": [{"path": "a.bin", "domain": "x", "weight": 3}, {"path": "b.bin",
+  text["data"] = parsed(R"({"train": [{"path": "a.bin", "domain": "x", "weight": 3}, {"path": "b.bin",
       "domain": "x"}, {"path": "c.bin", "weight": 1.5}], "validation": ["v.bin"], "document_mask": true,
       "eot_token": 99})");
-  text["train"] =
-      json::parse(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
+  text["train"] = parsed(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
       "global_batch_size": 8, "dtype": "bfloat16", "recompute": "block", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
       "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
       "eval_tokens": 64})");
   text["parallel"]["threads"] = 2;
-  text["train"]["spike"] = {{"deviations", 4.5}, {"grad_norm_factor", 8}, {"window", 64}, {"patience", 3}};
+  text["train"]["spike"] =
+      Json::Object{{"deviations", 4.5}, {"grad_norm_factor", 8}, {"window", 64}, {"patience", 3}};
   text["data"]["begin_token"] = 1;
-  text["checkpoint"] = {
-      {"every", 5}, {"every_minutes", 1.5}, {"keep", 0}, {"keep_every", 50}, {"keep_best", false}};
-  text["log"] = {{"every", 7}, {"tensorboard", true}};
+  text["checkpoint"] =
+      Json::Object{{"every", 5}, {"every_minutes", 1.5}, {"keep", 0}, {"keep_every", 50}, {"keep_best", false}};
+  text["log"] = Json::Object{{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
   EXPECT_EQ(r.router, (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25}));
@@ -71,7 +71,7 @@ TEST(ConfigRun, DefaultsAreThoseOfTheStructs) {
 }
 
 TEST(ConfigRun, SpikesAreNotLookedForWhereFalseSaysSo) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_of(with(base, "/train/spike", "true")).train.spike, Spike{});
   const Spike off = run_of(with(base, "/train/spike", "false")).train.spike;
   EXPECT_EQ(off.deviations, 0);
@@ -83,7 +83,7 @@ TEST(ConfigRun, SpikesAreNotLookedForWhereFalseSaysSo) {
 }
 
 TEST(ConfigRun, UnknownKeysNameTheNearestOne) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_error(with(base, "/train/warmup_ration", "0.1")),
             "run.json: train.warmup_ration: unknown key; did you mean \"warmup_ratio\"?");
   EXPECT_EQ(run_error(with(base, "/chekpoint", "{}")),
@@ -179,16 +179,16 @@ TEST(ConfigRun, TheVocabularyMayComeFromTheData) {
     EXPECT_EQ(train[0].path, "a.bin");
     return std::int64_t{4032};
   };
-  const auto parse = [&](const json& text) {
-    return parse_run(text.dump(), "run.json", {}, router::router_schemas(), std::nullopt, vocab_size_of);
+  const auto parse = [&](const Json& text) {
+    return parse_run(to_line(text), "run.json", {}, router::router_schemas(), std::nullopt, vocab_size_of);
   };
   const config::Run run = parse(without(minimal_run(), "/model/vocab_size"));
   EXPECT_EQ(run.model.vocab_size, 4032);
-  EXPECT_EQ(json::parse(run.resolved_json)["model"]["vocab_size"], 4032);
+  EXPECT_EQ(parsed(run.resolved_json)["model"]["vocab_size"], 4032);
   EXPECT_EQ(parse(minimal_run()).model.vocab_size, 100);
   const auto unknown = [](const std::vector<DataEntry>&) { return std::optional<std::int64_t>(); };
   EXPECT_EQ(test::message_of<InputError>([&] {
-              parse_run(without(minimal_run(), "/model/vocab_size").dump(), "run.json", {},
+              parse_run(to_line(without(minimal_run(), "/model/vocab_size")), "run.json", {},
                         router::router_schemas(), std::nullopt, unknown);
             }),
             "run.json: model.vocab_size: missing, and no meta.json beside the shards of data.train states one; "
@@ -196,13 +196,13 @@ TEST(ConfigRun, TheVocabularyMayComeFromTheData) {
 }
 
 TEST(ConfigRun, CrossChecks) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_error(with(base, "/train/global_batch_size", "3")),
             "run.json: train.global_batch_size: is 3, not a multiple of train.micro_batch_size (2)");
   EXPECT_EQ(run_error(with(base, "/model/max_position_embeddings", "31")),
             "run.json: train.seq_len: is 32, more than model.max_position_embeddings (31)");
   EXPECT_NO_THROW(run_of(with(base, "/model/max_position_embeddings", "32")));
-  json wsd = with(base, "/train/schedule", "\"wsd\"");
+  Json wsd = with(base, "/train/schedule", "\"wsd\"");
   wsd["train"]["warmup_ratio"] = 0.5;
   wsd["train"]["decay_ratio"] = 0.75;
   EXPECT_EQ(run_error(wsd),
@@ -215,14 +215,14 @@ TEST(ConfigRun, CrossChecks) {
       run_error(with(base, "/train/micro_batch_size", "2147483647")),
       "run.json: train.micro_batch_size: 2147483647 sequences of 32 tokens, each on 4 experts, are 2.7e+11 "
       "slots; at most 2147483647 can be numbered");
-  json wide = with(base, "/train/micro_batch_size", "8192");
+  Json wide = with(base, "/train/micro_batch_size", "8192");
   wide["train"]["seq_len"] = 32768;
   EXPECT_NO_THROW(run_of(wide));
   wide["model"]["hidden_size"] = 4194304;  // 2^28 tokens of 2^22: more than 2^48 elements
   wide["model"]["head_dim"] = 8;
   EXPECT_CONTAINS(run_error(wide),
                   "run.json: train.micro_batch_size: 8192 sequences of 32768 tokens make a tensor of");
-  json long_run = with(base, "/train/steps", "2147483647");
+  Json long_run = with(base, "/train/steps", "2147483647");
   long_run["train"]["global_batch_size"] = 2147483646;
   EXPECT_CONTAINS(run_error(long_run), "train.steps: ");
   EXPECT_NO_THROW(
@@ -230,7 +230,7 @@ TEST(ConfigRun, CrossChecks) {
 }
 
 TEST(ConfigRun, CudnnsAttentionIsRefusedWhereItDoesNotServe) {
-  json text = minimal_run();
+  Json text = minimal_run();
   text["train"]["dtype"] = "bfloat16";
   text["train"]["attention"] = "cudnn";
   EXPECT_EQ(run_of(text).train.attention, AttentionBackend::cudnn);
@@ -254,7 +254,7 @@ TEST(ConfigRun, CudnnsAttentionIsRefusedWhereItDoesNotServe) {
 }
 
 TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_error(with(base, "/data/train", R"([{"path": "a", "domain": "x", "weight": 1}, "b"])")),
             "run.json: data.train.1.weight: missing for domain \"default\": all domains have a weight or none "
             "has, and "
@@ -266,7 +266,7 @@ TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
 }
 
 TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
-  const json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
+  const Json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
   EXPECT_EQ(run_of(aux).router, (Router{"softmax_topk", 0.02, BalanceScope::global_batch, 0.0}));
   EXPECT_EQ(run_of(with(aux, "/router/balance_coef", "0.02")).router.balance_coef, 0.02);
   EXPECT_EQ(
@@ -278,7 +278,7 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
 TEST(ConfigRun, TheRouterOfAFamily) {
   const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
                        std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
-  const json deepseek = minimal_run(minimal_deepseek());
+  const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
   EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), Router{});
@@ -287,7 +287,7 @@ TEST(ConfigRun, TheRouterOfAFamily) {
   EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
-  const json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
+  const Json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
   EXPECT_EQ(
       run_of(still).router,
       (Router{
@@ -295,7 +295,7 @@ TEST(ConfigRun, TheRouterOfAFamily) {
 }
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
-  const json deepseek = minimal_run(minimal_deepseek());
+  const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(
       run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
       "run.json: router.z_loss_coef: is 0.1, but router.type is \"sigmoid_group\", which has no softmax whose "
@@ -311,8 +311,8 @@ TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
 }
 
 TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {
-  const json run = minimal_run(minimal_deepseek());
-  const json two = with(run, "/model/num_nextn_predict_layers", "2");
+  const Json run = minimal_run(minimal_deepseek());
+  const Json two = with(run, "/model/num_nextn_predict_layers", "2");
   EXPECT_EQ(run_of(with(two, "/train/mtp_loss_coef", "0.3")).model.num_nextn_predict_layers, 2);
   // What is not trained is not made, and what is written says so.
   const config::Run off = run_of(with(two, "/train/mtp_loss_coef", "0"));
@@ -333,31 +333,31 @@ TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {
 }
 
 TEST(ConfigRun, TheResolvedTextGivesTheSameRun) {
-  json text = minimal_run();
+  Json text = minimal_run();
   text["model"]["router_aux_loss_coef"] = 0.02;
   text["data"]["train"] =
-      json::parse(R"([{"path": "a", "domain": "x", "weight": 0.1}, {"path": "b", "domain": "x"}])");
+      parsed(R"([{"path": "a", "domain": "x", "weight": 0.1}, {"path": "b", "domain": "x"}])");
   text["train"]["seed"] = 18446744073709551615u;
   text["train"]["lr"] = 0.1 + 0.2;
   const config::Run run = run_of(text, {"train.beta2=0.99"});
   EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run);
-  for (const json& deepseek : {minimal_run(minimal_deepseek()),
+  for (const Json& deepseek : {minimal_run(minimal_deepseek()),
                                with(minimal_run(minimal_deepseek()), "/router/bias_update_speed", "0.5"),
                                with(minimal_run(minimal_deepseek()), "/router/type", "\"softmax_topk\"")}) {
     const config::Run other = run_of(deepseek);
     EXPECT_EQ(parse_run(other.resolved_json, "resolved", {}, router::router_schemas()), other);
   }
-  const json resolved = json::parse(run.resolved_json);
-  EXPECT_FALSE(resolved.at("router").contains("bias_update_speed"));  // softmax_topk has none
-  EXPECT_EQ(resolved.at("train").at("beta2"), 0.99);
-  EXPECT_EQ(resolved.at("train").at("weight_decay"), 0.1);
-  EXPECT_EQ(resolved.at("model").at("head_dim"), 8);
-  EXPECT_EQ(resolved.at("router").at("balance_coef"), 0.02);
+  const Json resolved = parsed(run.resolved_json);
+  EXPECT_FALSE(resolved["router"].contains("bias_update_speed"));  // softmax_topk has none
+  EXPECT_EQ(resolved["train"]["beta2"], 0.99);
+  EXPECT_EQ(resolved["train"]["weight_decay"], 0.1);
+  EXPECT_EQ(resolved["model"]["head_dim"], 8);
+  EXPECT_EQ(resolved["router"]["balance_coef"], 0.02);
 }
 
 TEST(ConfigRun, TellsARunFromAModel) {
-  EXPECT_TRUE(looks_like_run(minimal_run().dump(), "run.json"));
-  EXPECT_FALSE(looks_like_run(minimal_qwen().dump(), "run.json"));
+  EXPECT_TRUE(looks_like_run(to_line(minimal_run()), "run.json"));
+  EXPECT_FALSE(looks_like_run(to_line(minimal_qwen()), "run.json"));
   EXPECT_FALSE(looks_like_run("[\"model\"]", "run.json"));
   EXPECT_FALSE(looks_like_run("not JSON", "run.json"));
 }

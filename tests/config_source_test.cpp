@@ -8,8 +8,8 @@ namespace switchyard::config {
 namespace {
 
 TEST(ConfigOverrides, ValuesAreJsonOrElseStrings) {
-  json text = minimal_run();
-  text["data"]["train"].push_back({{"path", "b.bin"}});
+  Json text = minimal_run();
+  text["data"]["train"].push_back(Json::Object{{"path", "b.bin"}});
   const config::Run run =
       run_of(text, {"train.lr=3e-4", "train.schedule=wsd", "data.document_mask=true", "data.train.0=x=y.bin",
                     "data.train.1.path=z.bin", "data.train.1.domain=\"7\"", "data.validation=[\"v.bin\"]",
@@ -36,7 +36,7 @@ TEST(ConfigOverrides, TheLaterOneHolds) {
 }
 
 TEST(ConfigOverrides, MessagesNameTheOverride) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_error(base, {"train.stepz=5"}),
             "--set train.stepz=5: train.stepz: unknown key; did you mean \"steps\"?");
   EXPECT_EQ(run_error(base, {"trian.steps=5"}),
@@ -62,7 +62,7 @@ TEST(ConfigOverrides, ErrorsOfTheFileStayTheFiles) {
 }
 
 TEST(ConfigOverrides, MalformedOnes) {
-  const json base = minimal_run();
+  const Json base = minimal_run();
   EXPECT_EQ(run_error(base, {"train.lr"}), "--set train.lr: no '=' in it; expected section.key=value");
   for (const char* text : {"=1", ".lr=1", "train.=1", "train..lr=1"}) {
     EXPECT_EQ(run_error(base, {text}),
@@ -106,30 +106,30 @@ class ConfigExtends : public ::testing::Test {
 };
 
 TEST_F(ConfigExtends, PutsItsValuesOverThoseOfTheOther) {
-  json base = minimal_run();
-  base["train"]["spike"] = {{"window", 200}, {"patience", 3}};
-  base["data"]["validation"] = {"v.bin", "w.bin"};
-  write("parts/base.json", base.dump());
+  Json base = minimal_run();
+  base["train"]["spike"] = Json::Object{{"window", 200}, {"patience", 3}};
+  base["data"]["validation"] = Json::Array{"v.bin", "w.bin"};
+  write("parts/base.json", to_line(base));
   write("parts/middle.json", R"({"extends": "base.json", "train": {"steps": 7, "lr": 0.5}})");
   const std::string path = write("run.json", R"({"extends": "parts/middle.json", "log": {"every": 4},
       "train": {"lr": 0.25, "spike": {"window": 100}}, "data": {"validation": ["x.bin"]}})");
-  json whole = base;
+  Json whole = base;
   whole["train"]["steps"] = 7;
   whole["train"]["lr"] = 0.25;
   whole["train"]["spike"]["window"] = 100;
-  whole["data"]["validation"] = {"x.bin"};
+  whole["data"]["validation"] = Json::Array{"x.bin"};
   whole["log"]["every"] = 4;
   EXPECT_EQ(load(path), run_of(whole));
-  EXPECT_FALSE(json::parse(load(path).resolved_json).contains("extends"));
+  EXPECT_FALSE(parsed(load(path).resolved_json).contains("extends"));
   EXPECT_EQ(load(path, {"train.lr=2"}).train.lr, 2);
   EXPECT_TRUE(looks_like_run(read_text_file(path), path));
 }
 
 TEST_F(ConfigExtends, AnotherTypeTakesNoOptionOfTheOther) {
-  json base = minimal_run(minimal_deepseek());
-  base["router"] = {{"type", "sigmoid_group"}, {"bias_update_speed", 0.5}};
-  base["model"]["rope_scaling"] = {{"rope_type", "yarn"}, {"factor", 4.0}, {"beta_fast", 16}};
-  write("base.json", base.dump());
+  Json base = minimal_run(minimal_deepseek());
+  base["router"] = Json::Object{{"type", "sigmoid_group"}, {"bias_update_speed", 0.5}};
+  base["model"]["rope_scaling"] = Json::Object{{"rope_type", "yarn"}, {"factor", 4.0}, {"beta_fast", 16}};
+  write("base.json", to_line(base));
   const config::Run same =
       load(write("same.json", R"({"extends": "base.json", "router": {"balance_coef": 0.5}})"));
   EXPECT_EQ(same.router.own.number("bias_update_speed"), 0.5);
@@ -143,21 +143,21 @@ TEST_F(ConfigExtends, AnotherTypeTakesNoOptionOfTheOther) {
 }
 
 TEST_F(ConfigExtends, MessagesNameTheFileOfTheValue) {
-  json base = minimal_run();
-  base["trian"] = json::object();
-  write("base.json", base.dump());
+  Json base = minimal_run();
+  base["trian"] = Json(Json::Object{});
+  write("base.json", to_line(base));
   const std::string path = write("run.json", R"({"extends": "base.json", "train": {"lr": -1, "steps": 3}})");
   EXPECT_TRUE(error(path).starts_with("base.json: trian: unknown key")) << error(path);
-  base.erase("trian");
+  erase(base, "trian");
   base["train"]["beta1"] = 2;
-  base["data"]["train"] = {"a.bin", 3};
-  write("base.json", base.dump());
+  base["data"]["train"] = Json::Array{"a.bin", 3};
+  write("base.json", to_line(base));
   EXPECT_TRUE(error(path).starts_with("base.json: data.train.1: is 3, ")) << error(path);
   EXPECT_TRUE(error(path, {"data.train.1=4"}).starts_with("--set data.train.1=4: ")) << error(path);
   EXPECT_TRUE(error(path, {"data.train.1=b"}).starts_with("run.json: train.lr: ")) << error(path);
   EXPECT_TRUE(error(path, {"data.train.1=b", "train.lr=1"}).starts_with("base.json: train.beta1: "));
-  base["train"] = {{"steps", 3}};
-  write("base.json", base.dump());
+  base["train"] = Json::Object{{"steps", 3}};
+  write("base.json", to_line(base));
   EXPECT_EQ(error(path, {"data.train.1=b"}), "run.json: train.seq_len: missing, and it has no default; add it");
 }
 
@@ -176,7 +176,7 @@ TEST_F(ConfigExtends, RefusesWhatItCannotFollow) {
   EXPECT_TRUE(error(write("run.json", R"({"extends": "b.json"})")).starts_with("b.json: line 2, column 1: "));
   write("b.json", "[]");
   EXPECT_EQ(error(write("run.json", R"({"extends": "b.json"})")), "b.json: is an array, expected an object");
-  write("b.json", minimal_run().dump());
+  write("b.json", to_line(minimal_run()));
   EXPECT_EQ(error(write("run.json", R"({"extends": "b.json", "train": {"extends": "b.json"}})")),
             R"(run.json: train.extends: unknown key; did you mean "extends"?)");
   EXPECT_EQ(error(write("run.json", R"({"extends": "b.json"})"), {"extends=b.json"}),
@@ -184,9 +184,9 @@ TEST_F(ConfigExtends, RefusesWhatItCannotFollow) {
 }
 
 TEST_F(ConfigExtends, CommentsGoToTheEndOfTheirLine) {
-  json base = minimal_run();
-  base["data"]["train"] = {"http://x//y\\\""};
-  const std::string path = write("run.json", "// a run\n" + base.dump(1) + "// \"the end\"");
+  Json base = minimal_run();
+  base["data"]["train"] = Json::Array{"http://x//y\\\""};
+  const std::string path = write("run.json", "// a run\n" + to_text(base) + "// \"the end\"");
   EXPECT_EQ(load(path).data.train[0].path, "http://x//y\\\"");
   EXPECT_TRUE(error(write("run.json", "{ // one\n  \"a\": // two\n  ?}"))
                   .starts_with("run.json: line 3, column 3: not JSON: "));

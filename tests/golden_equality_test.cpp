@@ -90,18 +90,18 @@ TEST_P(Golden, GradientsOfAllParametersAreEqual) {
 TEST_P(Golden, WeightsAreEqualAfterFiveSteps) {
   if (golden_.names("after5.").empty())
     GTEST_SKIP() << "a gradient is zero by construction, and AdamW makes steps of its rounding";
-  const nlohmann::json& options = golden_.optimizer();
+  const Json& options = golden_.optimizer();
   config::Train train;
-  train.beta1 = options.at("beta1");
-  train.beta2 = options.at("beta2");
-  train.eps = options.at("eps");
-  train.weight_decay = options.at("weight_decay");
-  train.clip_norm = options.at("clip_norm");
-  const double lr = options.at("lr");
+  train.beta1 = options["beta1"].number();
+  train.beta2 = options["beta2"].number();
+  train.eps = options["eps"].number();
+  train.weight_decay = options["weight_decay"].number();
+  train.clip_norm = options["clip_norm"].number();
+  const double lr = options["lr"].number();
   ParameterStore& store = here_.model().parameters();
   const train::AdamW optimizer(train, store);
   const test::OwnedTensor squares({1}, DType::f64);
-  for (std::int64_t step = 1; step <= options.at("steps"); ++step) {
+  for (std::int64_t step = 1; step <= options["steps"].integer(); ++step) {
     ops::fill_zero(store.grads(), here_.ctx());
     here_.forward();
     here_.loss_and_backward();

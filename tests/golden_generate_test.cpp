@@ -1,6 +1,4 @@
 // Token by token through the caches: the logits of `transformers` at every position, and its greedy text.
-#include <fstream>
-
 #include "generate/generator.h"
 #include "generate/sampling.h"
 #include "golden_support.h"
@@ -51,9 +49,10 @@ TEST_P(GoldenGenerate, LogitsBehindEveryPieceAreThoseOfTheWholePass) {
 }
 
 TEST_P(GoldenGenerate, GreedyTextIsEqual) {
-  std::ifstream file(std::filesystem::path(SWITCHYARD_GOLDEN_DIR) / GetParam() / "greedy.json");
-  const nlohmann::json record = nlohmann::json::parse(file);
-  const std::vector<std::int32_t> prompt = record.at("prompt"), expected = record.at("tokens");
+  const Json record =
+      test::parsed_file(std::filesystem::path(SWITCHYARD_GOLDEN_DIR) / GetParam() / "greedy.json");
+  const auto prompt = test::numbers<std::int32_t>(record["prompt"]),
+             expected = test::numbers<std::int32_t>(record["tokens"]);
   generate::Generator generator(model_, static_cast<std::int64_t>(prompt.size() + expected.size()), ctx_);
   generate::Sampler greedy({.temperature = 0});
   std::vector<std::int32_t> tokens;

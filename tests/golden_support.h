@@ -8,10 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 #include <string>
@@ -19,6 +16,7 @@
 
 #include "checkpoint/safetensors.h"
 #include "config/load.h"
+#include "json_values.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
 #include "router/registry.h"
@@ -46,16 +44,17 @@ class GoldenCase {
       : directory_(std::filesystem::path(SWITCHYARD_GOLDEN_DIR) / name),
         weights_(directory_ / "model.safetensors"),
         golden_(directory_ / "golden.safetensors"),
-        config_(nlohmann::json::parse(text("config.json"))),
-        record_(nlohmann::json::parse(text("golden.json"))) {}
+        config_(test::parsed_file(directory_ / "config.json")),
+        record_(test::parsed_file(directory_ / "golden.json")) {}
 
   config::Model model() const {
-    return config::parse_model(text("config.json"), (directory_ / "config.json").string());
+    const std::filesystem::path path = directory_ / "config.json";
+    return config::parse_model(read_text_file(path), path.string());
   }
   // What transformers calls router_aux_loss_coef; 0 in a family without a balance loss.
-  double balance_coef() const { return config_.value("router_aux_loss_coef", 0.0); }
-  double mtp_loss_coef() const { return record_.value("mtp_loss_coef", 0.0); }
-  const nlohmann::json& optimizer() const { return record_.at("optimizer"); }
+  double balance_coef() const { return number_or_0(config_["router_aux_loss_coef"]); }
+  double mtp_loss_coef() const { return number_or_0(record_["mtp_loss_coef"]); }
+  const Json& optimizer() const { return record_["optimizer"]; }
   const checkpoint::SafetensorsFile& weights() const { return weights_; }
 
   bool has(const std::string& name) const { return golden_.find(name) != nullptr; }
@@ -87,15 +86,11 @@ class GoldenCase {
     std::memcpy(&value, at, sizeof value);
     return static_cast<double>(value);
   }
-  std::string text(const char* file) const {
-    std::ifstream stream(directory_ / file, std::ios::binary);
-    if (!stream) throw std::runtime_error("cannot read " + (directory_ / file).string());
-    return {std::istreambuf_iterator<char>(stream), {}};
-  }
+  static double number_or_0(const Json& value) { return value.is_null() ? 0 : value.number(); }
 
   std::filesystem::path directory_;
   checkpoint::SafetensorsFile weights_, golden_;
-  nlohmann::json config_, record_;
+  Json config_, record_;
 };
 
 // |actual - expected| <= relative * |expected| + of_largest * (largest |expected|), element by element.

@@ -6,7 +6,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <string_view>
@@ -15,17 +14,18 @@
 #include "config/keys.h"
 #include "config/load.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "router/registry.h"
 
 namespace switchyard::test {
 
 using Overrides = std::vector<std::string>;
 
-inline config::Run run_of(const nlohmann::json& base, const Overrides& overrides) {
-  return config::parse_run(base.dump(), "run.json", overrides, router::router_schemas());
+inline config::Run run_of(const Json& base, const Overrides& overrides) {
+  return config::parse_run(to_line(base), "run.json", overrides, router::router_schemas());
 }
 // The message of the refusal; empty where there is none.
-inline std::string refusal_of(const nlohmann::json& base, const Overrides& overrides) {
+inline std::string refusal_of(const Json& base, const Overrides& overrides) {
   try {
     run_of(base, overrides);
   } catch (const InputError& error) {
@@ -35,13 +35,13 @@ inline std::string refusal_of(const nlohmann::json& base, const Overrides& overr
 }
 
 // The keys of a section in a run like `base`; of `router` those of its type too.
-inline std::vector<std::string_view> keys_in(const nlohmann::json& base, std::string_view section) {
-  const std::string family = section == "model" ? base["model"]["model_type"].get<std::string>() : "";
+inline std::vector<std::string_view> keys_in(const Json& base, std::string_view section) {
+  const std::string family = section == "model" ? base["model"]["model_type"].text() : "";
   const auto& common = config::section_keys(section, family).keys;
   std::vector<std::string_view> keys(common.begin(), common.end());
   if (section == "router")
     for (const config::RouterOption& option :
-         config::schema_of(base["router"]["type"].get<std::string>(), router::router_schemas()).options)
+         config::schema_of(base["router"]["type"].text(), router::router_schemas()).options)
       keys.push_back(option.key);
   return keys;
 }
@@ -75,7 +75,7 @@ struct Option {
   std::string path() const { return section + "." + key; }
   // An override that sets it, and those of the companions that this section has keys for, where it is refused
   // without them.
-  Overrides set(const nlohmann::json& base, const std::string& value) const {
+  Overrides set(const Json& base, const std::string& value) const {
     Overrides alone = {path() + "=" + value};
     if (refusal_of(base, alone).empty()) return alone;
     const auto keys = keys_in(base, section);
@@ -136,7 +136,7 @@ inline std::set<std::string> sections() {
 }
 
 // The options of one section of a run, of which `base` holds what has no default.
-inline std::vector<Option> options_of(const nlohmann::json& base, const std::string& section) {
+inline std::vector<Option> options_of(const Json& base, const std::string& section) {
   std::vector<Option> options;
   for (const std::string_view key : keys_in(base, section)) {
     if (key == "model_type" || (section == "router" && key == "type")) continue;  // base's own

@@ -20,13 +20,13 @@ class RouterCase {
  public:
   explicit RouterCase(const std::string& name)
       : directory_(std::filesystem::path(SWITCHYARD_GOLDEN_DIR) / name),
-        json_(nlohmann::json::parse(std::ifstream(directory_ / "case.json"))),
+        json_(test::parsed_file(directory_ / "case.json")),
         file_(directory_ / "tensors.safetensors") {}
 
-  std::int64_t n_seq() const { return json_.at("n_seq"); }
-  std::int64_t seq_len() const { return json_.at("seq_len"); }
-  const nlohmann::json& shape() const { return json_.at("shape"); }
-  std::string type() const { return json_.at("router").at("type"); }
+  std::int64_t n_seq() const { return json_["n_seq"].integer(); }
+  std::int64_t seq_len() const { return json_["seq_len"].integer(); }
+  const Json& shape() const { return json_["shape"]; }
+  std::string type() const { return json_["router"]["type"].text(); }
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   const checkpoint::SafetensorsFile& file() const { return file_; }
 
@@ -34,30 +34,27 @@ class RouterCase {
   config::Router options() const { return run().router; }
   config::Model model() const { return run().model; }
   config::Run run() const {
-    const nlohmann::json sections = {
-        {"model",
-         {{"model_type", "qwen3_moe"},
-          {"vocab_size", 8},
-          {"hidden_size", shape().at("hidden_size")},
-          {"num_hidden_layers", 1},
-          {"num_attention_heads", 4},
-          {"moe_intermediate_size", 4},
-          {"num_experts", shape().at("n_experts")},
-          {"num_experts_per_tok", shape().at("n_slots")}}},
-        {"router", json_.at("router")},
-        {"data", {{"train", {"a"}}}},
-        {"train", {{"steps", 1}, {"seq_len", seq_len()}, {"micro_batch_size", n_seq()}}}};
-    return config::parse_run(sections.dump(), (directory_ / "case.json").string(), {},
+    Json sections = test::parsed(R"({
+      "model": {"model_type": "qwen3_moe", "vocab_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4,
+                "moe_intermediate_size": 4},
+      "data": {"train": ["a"]}, "train": {"steps": 1}})");
+    sections["model"]["hidden_size"] = shape()["hidden_size"];
+    sections["model"]["num_experts"] = shape()["n_experts"];
+    sections["model"]["num_experts_per_tok"] = shape()["n_slots"];
+    sections["router"] = json_["router"];
+    sections["train"]["seq_len"] = seq_len();
+    sections["train"]["micro_batch_size"] = n_seq();
+    return config::parse_run(to_line(sections), (directory_ / "case.json").string(), {},
                              router::router_schemas());
   }
   router::RouterShape router_shape() const {
-    return {.hidden_size = shape().at("hidden_size"),
-            .n_experts = shape().at("n_experts"),
-            .n_slots = shape().at("n_slots"),
-            .n_group = shape().at("n_group"),
-            .topk_group = shape().at("topk_group"),
-            .normalise_weights = shape().at("norm_topk_prob"),
-            .weight_scale = shape().at("routed_scaling_factor"),
+    return {.hidden_size = shape()["hidden_size"].integer(),
+            .n_experts = shape()["n_experts"].integer(),
+            .n_slots = shape()["n_slots"].integer(),
+            .n_group = shape()["n_group"].integer(),
+            .topk_group = shape()["topk_group"].integer(),
+            .normalise_weights = shape()["norm_topk_prob"].boolean(),
+            .weight_scale = shape()["routed_scaling_factor"].number(),
             .init_std = 0.02};
   }
 
@@ -78,7 +75,7 @@ class RouterCase {
     return *stored;
   }
   std::filesystem::path directory_;
-  nlohmann::json json_;
+  Json json_;
   checkpoint::SafetensorsFile file_;
 };
 

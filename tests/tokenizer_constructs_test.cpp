@@ -5,54 +5,69 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "json_values.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::tokenizer {
 namespace {
 
-using nlohmann::json;
 namespace fs = std::filesystem;
 
-const json& constructs() {
-  static const json all = json::parse(read_text_file(fs::path(SWITCHYARD_TOKENIZER_DIR) / "constructs.json"));
+const Json& constructs() {
+  static const Json all = test::parsed_file(fs::path(SWITCHYARD_TOKENIZER_DIR) / "constructs.json");
   return all;
 }
 
-std::unique_ptr<Tokenizer> with_change(const json& change) {
-  json file = constructs()["base"];
-  file.merge_patch(change);
-  return parse_hugging_face(file.dump(), "changed");
+// As a JSON merge patch (RFC 7386): members of objects replace, null removes.
+void merge_patch(Json& target, const Json& patch) {
+  if (!patch.is_object()) {
+    target = patch;
+    return;
+  }
+  if (!target.is_object()) target = Json(Json::Object{});
+  for (const auto& [key, value] : patch.object()) {
+    if (value.is_null()) {
+      test::erase(target, key);
+    } else {
+      merge_patch(target[key], value);
+    }
+  }
+}
+
+std::unique_ptr<Tokenizer> with_change(const Json& change) {
+  Json file = constructs()["base"];
+  merge_patch(file, change);
+  return parse_hugging_face(to_line(file), "changed");
 }
 
 // Null where the library fails on the text.
-json tokens_of(const Tokenizer& tokenizer, const std::string& text, bool with_special) {
+Json tokens_of(const Tokenizer& tokenizer, const std::string& text, bool with_special) {
   try {
-    return tokenizer.encode(text, with_special);
+    return Json::list(tokenizer.encode(text, with_special));
   } catch (const InputError&) {
-    return nullptr;
+    return {};
   }
 }
 
 TEST(TokenizerConstructs, TokensAreEqual) {
-  const json& texts = constructs()["texts"];
+  const Json& texts = constructs()["texts"];
   ASSERT_GE(texts.size(), 30u);
   ASSERT_GE(constructs()["cases"].size(), 150u);
-  for (const json& one : constructs()["cases"]) {
-    SCOPED_TRACE(one["name"].get<std::string>());
+  for (const Json& one : constructs()["cases"].array()) {
+    SCOPED_TRACE(one["name"].text());
     if (one.contains("refused")) {
       EXPECT_THROW(with_change(one["change"]), InputError);
       continue;
     }
     std::unique_ptr<Tokenizer> tokenizer;
     ASSERT_NO_THROW(tokenizer = with_change(one["change"]));
-    const json& framed = one.contains("with_special") ? one["with_special"] : one["tokens"];
+    const Json& framed = one.contains("with_special") ? one["with_special"] : one["tokens"];
     for (std::size_t i = 0; i < texts.size(); ++i) {
-      const std::string text = texts[i];
+      const std::string& text = texts[i].text();
       EXPECT_EQ(tokens_of(*tokenizer, text, false), one["tokens"][i]) << text;
       EXPECT_EQ(tokens_of(*tokenizer, text, true), framed[i]) << text;
     }
@@ -60,15 +75,15 @@ TEST(TokenizerConstructs, TokensAreEqual) {
 }
 
 TEST(TokenizerConstructs, TextsAreEqual) {
-  for (const json& one : constructs()["decoding"]) {
-    SCOPED_TRACE(one["name"].get<std::string>());
-    const auto tokenizer = with_change({{"decoder", one["decoder"]}});
+  for (const Json& one : constructs()["decoding"].array()) {
+    SCOPED_TRACE(one["name"].text());
+    const auto tokenizer = with_change(Json::Object{{"decoder", one["decoder"]}});
     for (std::size_t i = 0; i < one["tokens"].size(); ++i) {
       const auto stream = tokenizer->text_stream();
       std::string text;
-      for (const std::int32_t token : one["tokens"][i]) text += stream->push(token);
+      for (const auto token : test::numbers<std::int32_t>(one["tokens"][i])) text += stream->push(token);
       text += stream->finish();
-      EXPECT_EQ(text, one["texts"][i].get<std::string>()) << one["tokens"][i].dump();
+      EXPECT_EQ(text, one["texts"][i].text()) << to_line(one["tokens"][i]);
     }
   }
 }
@@ -119,9 +134,8 @@ TEST(TokenizerConstructs, WhatStandsInPlaceOfATokenizerIsNamed) {
 }
 
 TEST(TokenizerConstructs, SpecialTokensCanBeText) {
-  const auto tokenizer = with_change({{"added_tokens",
-                                       {{{"id", 776}, {"content", "<s>"}, {"special", true}},
-                                        {{"id", 777}, {"content", "<t>"}, {"special", false}}}}});
+  const auto tokenizer = with_change(test::parsed(R"({"added_tokens": [
+      {"id": 776, "content": "<s>", "special": true}, {"id": 777, "content": "<t>", "special": false}]})"));
   EXPECT_EQ(tokenizer->encode("<s>", false).size(), 1u);
   EXPECT_GT(tokenizer->encode("<s>", false, true).size(), 1u);
   EXPECT_EQ(tokenizer->encode("<t>", false, true), tokenizer->encode("<t>", false));
@@ -129,7 +143,7 @@ TEST(TokenizerConstructs, SpecialTokensCanBeText) {
 
 TEST(TokenizerConstructs, BytesThatAreNoTextAreNamed) {
   try {
-    with_change(json::object())->encode("ab\xE2\x82", false);
+    with_change(Json(Json::Object{}))->encode("ab\xE2\x82", false);
     FAIL();
   } catch (const InputError& error) {
     EXPECT_NE(std::string(error.what()).find("byte 2 (0xE2)"), std::string::npos) << error.what();
@@ -138,11 +152,8 @@ TEST(TokenizerConstructs, BytesThatAreNoTextAreNamed) {
 
 // The search is given up after as many steps as in the library, and that is no "nothing found".
 TEST(TokenizerConstructs, AnExpressionThatTakesTooLongIsAnError) {
-  const auto tokenizer = with_change({{"pre_tokenizer",
-                                       {{"type", "Split"},
-                                        {"pattern", {{"Regex", "(a+a+)+$"}}},
-                                        {"behavior", "Isolated"},
-                                        {"invert", false}}}});
+  const auto tokenizer = with_change(test::parsed(R"({"pre_tokenizer": {
+      "type": "Split", "pattern": {"Regex": "(a+a+)+$"}, "behavior": "Isolated", "invert": false}})"));
   EXPECT_NO_THROW(tokenizer->encode("aaaa", false));
   try {
     tokenizer->encode(std::string(40, 'a') + "!", false);

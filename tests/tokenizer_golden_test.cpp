@@ -4,10 +4,8 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <nlohmann/json.hpp>
 
+#include "json_values.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::tokenizer {
@@ -24,12 +22,13 @@ TEST(TokenizerGolden, TokensAndTextsAreEqual) {
     if (!std::filesystem::exists(entry.path() / "cases.json")) continue;
     SCOPED_TRACE(entry.path().filename().string());
     const auto tokenizer = load_hugging_face(entry.path() / "tokenizer.json");
-    std::ifstream file(entry.path() / "cases.json");
-    const nlohmann::json cases = nlohmann::json::parse(file).at("cases");
+    const Json file = test::parsed_file(entry.path() / "cases.json");
+    const Json::Array& cases = file["cases"].array();
     ASSERT_GT(cases.size(), 0u);
-    for (const nlohmann::json& one : cases) {
-      const std::string text = one.at("text");
-      const std::vector<std::int32_t> expected = one.at("ids"), plain = one.at("ids_without_special");
+    for (const Json& one : cases) {
+      const std::string& text = one["text"].text();
+      const auto expected = test::numbers<std::int32_t>(one["ids"]),
+                 plain = test::numbers<std::int32_t>(one["ids_without_special"]);
       EXPECT_EQ(tokenizer->encode(text, true), expected) << text;
       EXPECT_EQ(tokenizer->encode(text, false), plain) << text;
       if (one.contains("bytes_back")) {
@@ -37,7 +36,7 @@ TEST(TokenizerGolden, TokensAndTextsAreEqual) {
         const auto stream = tokenizer->text_stream();
         for (const std::int32_t token : plain) back += stream->push(token);
         back += stream->finish();
-        EXPECT_EQ(back, one.at("bytes_back").get<std::string>());
+        EXPECT_EQ(back, one["bytes_back"].text());
       }
     }
     ++styles;

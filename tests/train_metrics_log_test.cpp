@@ -4,16 +4,14 @@
 
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
 
+#include "json_values.h"
 #include "run_samples.h"
 
 namespace switchyard::train {
 namespace {
 
 using namespace test;
-
-using nlohmann::json;
 
 TEST(MetricsRecord, WritesEachKindInOrder) {
   MetricsRecord layer;
@@ -38,13 +36,12 @@ TEST(MetricsRecord, NumbersReadBackAsTheSameBits) {
   const std::vector<double> doubles = {0.1,  1.0 / 3.0,   1e-308, 5e-324, 1.7976931348623157e308,
                                        -0.0, 123456789.0, 1e22};
   for (const double value : doubles) {
-    const json back = json::parse(MetricsRecord().add("x", value).json());
-    EXPECT_EQ(std::bit_cast<std::uint64_t>(back["x"].get<double>()), std::bit_cast<std::uint64_t>(value))
-        << value;
+    const Json back = parsed(MetricsRecord().add("x", value).json());
+    EXPECT_EQ(std::bit_cast<std::uint64_t>(back["x"].number()), std::bit_cast<std::uint64_t>(value)) << value;
   }
   for (const float value : {0.1f, 1.0f / 3.0f, 1e-45f, 3.4028235e38f, 2.3456789f}) {
-    const json back = json::parse(MetricsRecord().add("x", value).json());
-    EXPECT_EQ(static_cast<float>(back["x"].get<double>()), value);
+    const Json back = parsed(MetricsRecord().add("x", value).json());
+    EXPECT_EQ(static_cast<float>(back["x"].number()), value);
   }
 }
 

@@ -2,13 +2,13 @@
 // bit and is evaluated, or is refused when it is read.
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "config/layouts.h"
 #include "config/names.h"
 #include "core/rng.h"
+#include "json_values.h"
 #include "option_values.h"
 #include "run_samples.h"
 #include "shards.h"
@@ -24,35 +24,26 @@ using checkpoint::Checkpoint;
 using checkpoint::checkpoint_path;
 using namespace test;
 
-using nlohmann::json;
 using test::Option;
 using test::Overrides;
 
 constexpr std::int64_t kSteps = 3, kSaved = 2, kBatch = 2, kSeqLen = 8;
 
-json model_json(const config::Layout& layout) {
-  json model = {{"model_type", layout.name}, {"vocab_size", 32},
-                {"hidden_size", 16},         {"num_hidden_layers", 2},
-                {"num_attention_heads", 2},  {"num_experts_per_tok", 2},
-                {"intermediate_size", 8},    {"max_position_embeddings", 16},
-                {"initializer_range", 0.1}};
-  if (layout == config::kMixtral) model.update({{"num_key_value_heads", 1}, {"num_local_experts", 4}});
-  if (layout == config::kOlmoe) model.update({{"num_key_value_heads", 1}, {"num_experts", 4}});
+Json model_json(const config::Layout& layout) {
+  Json model =
+      test::parsed(R"({"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_experts_per_tok": 2, "intermediate_size": 8, "max_position_embeddings": 16, "initializer_range": 0.1})");
+  model["model_type"] = layout.name;
+  const char* own = "{}";
+  if (layout == config::kMixtral) own = R"({"num_key_value_heads": 1, "num_local_experts": 4})";
+  if (layout == config::kOlmoe) own = R"({"num_key_value_heads": 1, "num_experts": 4})";
   if (layout == config::kQwen3Moe)
-    model.update(
-        {{"num_key_value_heads", 1}, {"num_experts", 4}, {"moe_intermediate_size", 6}, {"sliding_window", 4}});
+    own = R"({"num_key_value_heads": 1, "num_experts": 4, "moe_intermediate_size": 6, "sliding_window": 4})";
   if (layout == config::kDeepseekV3)
-    model.update({{"n_routed_experts", 8},
-                  {"moe_intermediate_size", 6},
-                  {"first_k_dense_replace", 1},
-                  {"n_group", 4},
-                  {"topk_group", 2},
-                  {"q_lora_rank", 6},
-                  {"kv_lora_rank", 6},
-                  {"qk_nope_head_dim", 4},
-                  {"qk_rope_head_dim", 4},
-                  {"v_head_dim", 8}});
-  return model;
+    own = R"({"n_routed_experts": 8, "moe_intermediate_size": 6, "first_k_dense_replace": 1, "n_group": 4,
+      "topk_group": 2, "q_lora_rank": 6, "kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+      "v_head_dim": 8})";
+  return test::with_members(std::move(model), own);
 }
 
 std::string text_of(const Overrides& overrides) {
@@ -72,21 +63,19 @@ class Options : public ::testing::Test {
     test::write_shard(dir_ / "val.bin", tokens);
   }
 
-  json base_of(const config::Layout& layout, std::string_view router = "softmax_topk") const {
-    return {{"model", model_json(layout)},
-            {"router", {{"type", router}}},
-            {"data",
-             {{"train", {(dir_ / "train.bin").string()}},
-              {"validation", {(dir_ / "val.bin").string()}},
-              {"begin_token", 0}}},
-            {"train",
-             {{"steps", kSteps},
-              {"seq_len", kSeqLen},
-              {"micro_batch_size", kBatch},
-              {"global_batch_size", 2 * kBatch},
-              {"warmup_ratio", 0}}},
-            {"checkpoint", {{"every", kSaved}, {"keep", 0}}},
-            {"log", {{"every", 1000}}}};
+  Json base_of(const config::Layout& layout, std::string_view router = "softmax_topk") const {
+    return Json::Object{{"model", model_json(layout)},
+                        {"router", Json::Object{{"type", router}}},
+                        {"data", Json::Object{{"train", Json::Array{(dir_ / "train.bin").string()}},
+                                              {"validation", Json::Array{(dir_ / "val.bin").string()}},
+                                              {"begin_token", 0}}},
+                        {"train", Json::Object{{"steps", kSteps},
+                                               {"seq_len", kSeqLen},
+                                               {"micro_batch_size", kBatch},
+                                               {"global_batch_size", 2 * kBatch},
+                                               {"warmup_ratio", 0}}},
+                        {"checkpoint", Json::Object{{"every", kSaved}, {"keep", 0}}},
+                        {"log", Json::Object{{"every", 1000}}}};
   }
 
   // What a run leaves behind its last step.
@@ -100,12 +89,12 @@ class Options : public ::testing::Test {
     const volatile std::sig_atomic_t stop = 0;
     TrainingRun(run, dir_ / "run", resume, *communicator).run(stop);
     const std::filesystem::path saved = checkpoint_path(dir_ / "run", kSteps);
-    json last;
+    Json last;
     std::istringstream lines(slurp(dir_ / "run" / "metrics.jsonl"));
-    for (std::string line; std::getline(lines, line);) last = json::parse(line);
+    for (std::string line; std::getline(lines, line);) last = test::parsed(line);
     EXPECT_EQ(last["step"], kSteps);
-    return {slurp(saved / "model.safetensors"), slurp(saved / "state.safetensors"), last["loss"],
-            last["val_loss"]};
+    return {slurp(saved / "model.safetensors"), slurp(saved / "state.safetensors"), last["loss"].number(),
+            last["val_loss"].number()};
   }
 
   // As `switchyard eval` does it, with a model that has no backward pass.
@@ -135,8 +124,8 @@ class Options : public ::testing::Test {
       return 0;
     });
   }
-  void try_run(const json& base, const Overrides& overrides) {
-    SCOPED_TRACE(text_of(overrides) + " in " + base.dump());
+  void try_run(const Json& base, const Overrides& overrides) {
+    SCOPED_TRACE(text_of(overrides) + " in " + to_line(base));
     const config::Run run = test::run_of(base, overrides);
     if (!tried_.insert(run.resolved_json).second) return;  // most options have their default among their values
     try {
@@ -151,7 +140,7 @@ class Options : public ::testing::Test {
       EXPECT_CONTAINS(error.what(), "train.attention: is \"cudnn\"");
     }
   }
-  void try_every_value(const json& base, const Option& option) {
+  void try_every_value(const Json& base, const Option& option) {
     for (const std::string& value : option.values)
       if (!refused_rightly(base, option, value)) try_run(base, option.set(base, value));
   }
@@ -162,9 +151,9 @@ class Options : public ::testing::Test {
     return std::filesystem::is_directory(shared) ? shared : std::filesystem::temp_directory_path();
   }
   // What no companion helps, and the reason that the message must give.
-  static bool refused_rightly(const json& base, const Option& option, const std::string& value) {
+  static bool refused_rightly(const Json& base, const Option& option, const std::string& value) {
     const config::RouterSchema& schema =
-        config::schema_of(base["router"]["type"].get<std::string>(), router::router_schemas());
+        config::schema_of(base["router"]["type"].text(), router::router_schemas());
     std::string reason;
     if (option.key == "z_loss_coef" && value != "0") reason = schema.no_z_loss;
     if (reason.empty()) return false;
@@ -185,7 +174,7 @@ std::vector<std::string> router_types() {
 class RouterOptions : public Options, public ::testing::WithParamInterface<std::string> {};
 TEST_P(RouterOptions, EveryValueTrainsAndGoesOn) {
   for (const config::Layout* layout : config::kLayouts) {
-    const json base = base_of(*layout, GetParam());
+    const Json base = base_of(*layout, GetParam());
     for (const Option& option : test::options_of(base, "router")) try_every_value(base, option);
   }
   EXPECT_GE(tried_.size(),
@@ -199,7 +188,7 @@ TEST_F(Options, NoCompanionIsThereForNothing) {
   for (const test::Companion& companion : test::kCompanions) {
     bool needed = false;
     for (const std::string& type : router_types()) {
-      const json base = base_of(config::kQwen3Moe, type);
+      const Json base = base_of(config::kQwen3Moe, type);
       for (const std::string& section : test::sections())
         for (const Option& option : test::options_of(base, section))
           for (const std::string& value : option.values)
@@ -241,7 +230,7 @@ class LayoutOptions : public Options, public ::testing::WithParamInterface<const
 };
 
 TEST_P(LayoutOptions, EveryWordAndSwitchTrainsAndGoesOn) {
-  const json base = base_of(*GetParam(), config::default_router(*GetParam(), router::router_schemas()).type);
+  const Json base = base_of(*GetParam(), config::default_router(*GetParam(), router::router_schemas()).type);
   for (const std::string& section : test::sections()) {
     if (section == "router") continue;
     for (const Option& option : test::options_of(base, section))
@@ -258,9 +247,9 @@ TEST_P(LayoutOptions, EveryRouterFitsEveryShape) {
 // Options that do not go together are refused when they are read; the others train.
 TEST_P(LayoutOptions, AnyMixtureIsRefusedOrTrains) {
   constexpr int kMixtures = 40;
-  std::vector<std::pair<json, std::vector<Option>>> kinds;
+  std::vector<std::pair<Json, std::vector<Option>>> kinds;
   for (const std::string& type : router_types()) {
-    const json base = base_of(*GetParam(), type);
+    const Json base = base_of(*GetParam(), type);
     kinds.emplace_back(base, std::vector<Option>());
     for (const std::string& section : test::sections())
       for (Option& option : test::options_of(base, section))

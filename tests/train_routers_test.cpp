@@ -2,13 +2,13 @@
 // bit.
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "config/layouts.h"
 #include "config/load.h"
 #include "config/names.h"
 #include "example_router.h"
+#include "json_values.h"
 #include "router/registry.h"
 #include "run_samples.h"
 #include "shards.h"
@@ -23,8 +23,6 @@ using checkpoint::Checkpoint;
 using checkpoint::checkpoint_path;
 using checkpoint::find_latest;
 using namespace test;
-
-using nlohmann::json;
 
 struct Case {
   std::string name;
@@ -110,12 +108,12 @@ class Routers : public ::testing::TestWithParam<Case> {
     test::with_threads(
         1, [&] { return TrainingRun(read, dir_ / name, resume, *communicator).run(stop_requested); });
   }
-  std::vector<json> metrics(const std::string& name) const {
-    std::vector<json> lines;
+  std::vector<Json> metrics(const std::string& name) const {
+    std::vector<Json> lines;
     std::istringstream text(slurp(dir_ / name / "metrics.jsonl"));
     for (std::string line; std::getline(text, line);) {
-      lines.push_back(json::parse(line));
-      for (const char* key : kOfTheClock) lines.back().erase(key);
+      lines.push_back(parsed(line));
+      for (const char* key : kOfTheClock) erase(lines.back(), key);
     }
     return lines;
   }
@@ -137,10 +135,10 @@ TEST_P(Routers, LearnInEveryLayout) {
     train(name, run);
     const auto lines = metrics(name);
     ASSERT_EQ(lines.size(), 60u);
-    EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.3) << name;  // log 31
-    EXPECT_LT(lines.back()["loss"].get<double>(), 2.8) << name;
-    EXPECT_LT(lines.back()["val_loss"].get<double>(), 2.8) << name;
-    EXPECT_LE(lines.back()["flops_per_token"], lines.back()["flops_per_token_static"]);
+    EXPECT_NEAR(lines.front()["loss"].number(), 3.43, 0.3) << name;  // log 31
+    EXPECT_LT(lines.back()["loss"].number(), 2.8) << name;
+    EXPECT_LT(lines.back()["val_loss"].number(), 2.8) << name;
+    EXPECT_LE(lines.back()["flops_per_token"].number(), lines.back()["flops_per_token_static"].number());
     EXPECT_EQ(lines.back()["drop_rate"], 0);
   }
 }
@@ -164,8 +162,7 @@ TEST_P(Routers, OneTimesFourIsFourTimesOne) {
     const auto a = metrics(name), b = metrics("four");
     for (std::size_t i = 0; i < a.size(); ++i)
       for (const char* key : {"loss", "balance_loss", "router_loss", "flops_per_token"})
-        EXPECT_NEAR(a[i][key].get<double>(), b[i][key].get<double>(),
-                    1e-5 * std::abs(b[i][key].get<double>()) + 1e-9)
+        EXPECT_NEAR(a[i][key].number(), b[i][key].number(), 1e-5 * std::abs(b[i][key].number()) + 1e-9)
             << name << ", step " << i + 1 << ", " << key;
   }
 }
@@ -187,7 +184,7 @@ TEST_P(Routers, AResumedRunEndsInTheSameBits) {
   train("without", run);
   EXPECT_EQ(weights("without", run), weights("whole", run));
   double dropped = 0;
-  for (const json& line : metrics("whole")) dropped += line["drop_rate"].get<double>();
+  for (const Json& line : metrics("whole")) dropped += line["drop_rate"].number();
   EXPECT_GT(dropped, 0);
 }
 

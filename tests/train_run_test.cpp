@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
 #include "config/router_section.h"
+#include "json_values.h"
 #include "router/registry.h"
 #include "run_samples.h"
 #include "shards.h"
@@ -31,8 +31,6 @@ using checkpoint::special_tokens_of_model;
 using namespace test;
 
 using config::BalanceScope;
-using nlohmann::json;
-
 constexpr std::int64_t kSeqLen = 8, kGlobalBatch = 4;
 
 class Training : public ::testing::Test {
@@ -106,12 +104,12 @@ class Training : public ::testing::Test {
         threads_, [&] { return TrainingRun(run, dir_ / name, resume, *communicator).run(stop_requested); });
   }
   // One JSON object a step, without what depends on the clock.
-  std::vector<json> metrics(const std::string& name) const {
-    std::vector<json> lines;
+  std::vector<Json> metrics(const std::string& name) const {
+    std::vector<Json> lines;
     std::istringstream text(slurp(dir_ / name / "metrics.jsonl"));
     for (std::string line; std::getline(text, line);) {
-      lines.push_back(json::parse(line));
-      for (const char* key : kOfTheClock) EXPECT_EQ(lines.back().erase(key), 1u) << key;
+      lines.push_back(parsed(line));
+      for (const char* key : kOfTheClock) EXPECT_EQ(erase(lines.back(), key), 1u) << key;
     }
     return lines;
   }
@@ -163,13 +161,13 @@ TEST_F(Training, TheLossFallsAndEveryStepIsRecorded) {
     EXPECT_EQ(lines[i]["step"], i + 1);
     EXPECT_EQ(lines[i]["tokens"], (i + 1) * kGlobalBatch * kSeqLen);
     EXPECT_EQ(lines[i]["lr"], 0.01);
-    EXPECT_GT(lines[i]["grad_norm"], 0.0);
-    EXPECT_GT(lines[i]["z_loss"], 0.0);
+    EXPECT_GT(lines[i]["grad_norm"].number(), 0.0);
+    EXPECT_GT(lines[i]["z_loss"].number(), 0.0);
   }
   // log 31 = 3.43 at first; guessing by the frequency of single tokens stays near it.
-  EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.2);
-  EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
-  EXPECT_LT(lines.back()["val_loss"].get<double>(), 2.8);
+  EXPECT_NEAR(lines.front()["loss"].number(), 3.43, 0.2);
+  EXPECT_LT(lines.back()["loss"].number(), 2.8);
+  EXPECT_LT(lines.back()["val_loss"].number(), 2.8);
   EXPECT_EQ(lines.back()["val_tokens"], 49);
   EXPECT_FALSE(lines.front().contains("val_loss"));
 }
@@ -195,8 +193,8 @@ TEST_F(Training, AnEpochSeesEveryWindowOnce) {
   train("run", run);
   const auto lines = metrics("run");
   double sum = 0;
-  for (const json& line : lines) sum += line["loss"].get<double>();
-  EXPECT_NEAR(sum / static_cast<double>(lines.size()), lines.back()["val_loss"].get<double>(),
+  for (const Json& line : lines) sum += line["loss"].number();
+  EXPECT_NEAR(sum / static_cast<double>(lines.size()), lines.back()["val_loss"].number(),
               1e-5);  // float32
   EXPECT_NE(lines[0]["loss"], lines[1]["loss"]);
 }
@@ -210,12 +208,12 @@ TEST_F(Training, CountsSumToTokensTimesSlotsWithAndWithoutThePrePass) {
       run.router.balance_scope = scope;
       const std::string name = "run" + std::to_string(micro_batch) + std::to_string(static_cast<int>(scope));
       train(name, run);
-      for (const json& line : metrics(name)) {
+      for (const Json& line : metrics(name)) {
         ASSERT_EQ(line["layers"].size(), 2u);
         for (std::size_t l = 0; l < 2; ++l) {
           EXPECT_EQ(line["layers"][l]["layer"], l);
           std::int64_t slots = 0;
-          for (const json& count : line["layers"][l]["counts"]) slots += count.get<std::int64_t>();
+          for (const Json& count : line["layers"][l]["counts"].array()) slots += count.integer();
           EXPECT_EQ(slots, kGlobalBatch * kSeqLen * run.model.num_experts_per_tok);
         }
       }
@@ -226,12 +224,12 @@ TEST_F(Training, TheFirstStepsFiguresAreThoseOfItsCounts) {
   config::Run run = run_config();
   run.train.steps = 1;
   train("run", run);
-  const json layer = metrics("run").front()["layers"][0];
-  const auto figures = router::balance_figures(layer["counts"].get<std::vector<double>>());
+  const Json layer = metrics("run").front()["layers"].array()[0];
+  const auto figures = router::balance_figures(numbers<double>(layer["counts"]));
   // The moving average's factor of 0.01 cancels but for rounding.
-  EXPECT_NEAR(layer["gini"].get<double>(), figures.gini, 1e-12);
-  EXPECT_NEAR(layer["cv"].get<double>(), figures.cv, 1e-12);
-  EXPECT_NEAR(layer["min_max"].get<double>(), figures.min_max, 1e-12);
+  EXPECT_NEAR(layer["gini"].number(), figures.gini, 1e-12);
+  EXPECT_NEAR(layer["cv"].number(), figures.cv, 1e-12);
+  EXPECT_NEAR(layer["min_max"].number(), figures.min_max, 1e-12);
 }
 
 TEST_F(Training, AccumulationFourTimesOneIsOneTimesFour) {
@@ -252,9 +250,9 @@ TEST_F(Training, AccumulationFourTimesOneIsOneTimesFour) {
       ASSERT_EQ(actual.size(), expected.size());
       for (std::size_t i = 0; i < actual.size(); ++i)
         for (const char* key : {"loss", "grad_norm", "balance_loss", "z_loss"}) {
-          const double value = expected[i][key];
+          const double value = expected[i][key].number();
           EXPECT_GT(value, 0.0) << key;
-          EXPECT_NEAR(actual[i][key].get<double>(), value, 2e-5 * value) << key << " of step " << i + 1;
+          EXPECT_NEAR(actual[i][key].number(), value, 2e-5 * value) << key << " of step " << i + 1;
         }
       EXPECT_TRUE(test::all_near(weights(parts, 5), weights(whole, 5), 0, 2e-5));
     }
@@ -270,7 +268,7 @@ TEST_F(Training, EveryScopeAndNoneTrainsAndOnlyThatTermDiffers) {
     run.router.balance_scope = scope;
     const std::string name = "scope" + std::to_string(static_cast<int>(scope));
     train(name, run);
-    balance.push_back(metrics(name).front()["balance_loss"]);
+    balance.push_back(metrics(name).front()["balance_loss"].number());
   }
   // All are near the coefficient of 0.1, `model` near K = 2 times it: the router starts near balance.
   for (const std::size_t i : {0u, 1u, 2u}) EXPECT_NEAR(balance[i], 0.1, 0.05);
@@ -349,7 +347,7 @@ TEST_F(Training, TheRoutersOwnLossIsReported) {
   const auto loss = [&](const std::string& name, double coef) {
     run.router.own.set("entropy_coef", coef);
     train(name, run);
-    return metrics(name)[0]["router_loss"].get<double>();
+    return metrics(name)[0]["router_loss"].number();
   };
   const double once = loss("once", 0.25);
   EXPECT_EQ(loss("twice", 0.5), 2 * once);
@@ -367,9 +365,9 @@ TEST_F(Training, AStepMovesTheBiasByItsSpeedTowardsBalance) {
     train(name, run);
     std::vector<double> expected(2 * 4, 0.0);
     bool moved = false;
-    for (const json& line : metrics(name)) {
+    for (const Json& line : metrics(name)) {
       for (std::size_t l = 0; l < 2; ++l) {
-        const auto count_E = line["layers"][l]["counts"].get<std::vector<double>>();
+        const auto count_E = numbers<double>(line["layers"][l]["counts"]);
         for (std::size_t e = 0; e < 4; ++e) {
           const double mean = kGlobalBatch * kSeqLen * 2 / 4.0;
           expected[l * 4 + e] += count_E[e] < mean ? 0.125 : count_E[e] > mean ? -0.125 : 0;
@@ -409,8 +407,8 @@ TEST_F(Training, DeepseekV3LearnsWithAndWithoutADenseLayer) {
     const std::string name = dense ? "dense" : "moe";
     train(name, run);
     const auto lines = metrics(name);
-    EXPECT_NEAR(lines.front()["loss"].get<double>(), 3.43, 0.2);  // log 31
-    EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
+    EXPECT_NEAR(lines.front()["loss"].number(), 3.43, 0.2);  // log 31
+    EXPECT_LT(lines.back()["loss"].number(), 2.8);
     EXPECT_EQ(lines.back()["layers"].size(), dense ? 1u : 2u);
     EXPECT_EQ(lines.back()["z_loss"], 0.0);
   }
@@ -428,19 +426,19 @@ TEST_F(Training, MultiTokenPredictionLearns) {
   run.train.steps = 60;
   train("mtp", run);
   const auto lines = metrics("mtp");
-  EXPECT_NEAR(lines.front()["mtp_loss"].get<double>(), 3.43, 0.2);  // log 31
-  EXPECT_LT(lines.back()["mtp_loss"].get<double>(), 3.1);  // two and three tokens ahead are less certain
-  EXPECT_LT(lines.back()["loss"].get<double>(), 2.8);
+  EXPECT_NEAR(lines.front()["mtp_loss"].number(), 3.43, 0.2);  // log 31
+  EXPECT_LT(lines.back()["mtp_loss"].number(), 3.1);           // two and three tokens ahead are less certain
+  EXPECT_LT(lines.back()["loss"].number(), 2.8);
   ASSERT_EQ(lines.back()["layers"].size(), 4u);
-  const json& layers = lines.back()["layers"];
+  const Json& layers = lines.back()["layers"];
   EXPECT_EQ(layers[3]["layer"], 3);
   // Two slots a token; of a window of 8, all but the last two at the second depth.
   double slots = 0;
-  for (const double count : layers[3]["counts"]) slots += count;
+  for (const double count : numbers<double>(layers[3]["counts"])) slots += count;
   EXPECT_EQ(slots, 2 * kGlobalBatch * (kSeqLen - 2));
   // The headline is of the main layers.
-  EXPECT_NEAR(lines.back()["gini"].get<double>(),
-              (layers[0]["gini"].get<double>() + layers[1]["gini"].get<double>()) / 2, 1e-12);
+  EXPECT_NEAR(lines.back()["gini"].number(), (layers[0]["gini"].number() + layers[1]["gini"].number()) / 2,
+              1e-12);
 }
 
 TEST_F(Training, MultiTokenPredictionFourTimesOneIsOneTimesFour) {
@@ -458,9 +456,9 @@ TEST_F(Training, MultiTokenPredictionFourTimesOneIsOneTimesFour) {
     ASSERT_EQ(actual.size(), expected.size());
     for (std::size_t i = 0; i < actual.size(); ++i)
       for (const char* key : {"loss", "mtp_loss", "grad_norm", "balance_loss"}) {
-        const double value = expected[i][key];
+        const double value = expected[i][key].number();
         EXPECT_GT(value, 0.0) << key;
-        EXPECT_NEAR(actual[i][key].get<double>(), value, 2e-5 * value) << key << " of step " << i + 1;
+        EXPECT_NEAR(actual[i][key].number(), value, 2e-5 * value) << key << " of step " << i + 1;
       }
   }
 }
@@ -491,9 +489,9 @@ TEST_F(Training, EvaluationInBetweenChangesNoBit) {
   train("often", often);
   train("never", never);
   auto lines = metrics("often");
-  for (json& line : lines)
+  for (Json& line : lines)
     for (const char* key : {"val_loss", "val_tokens", "val_balance", "val_loss_by_domain", "val_layers"})
-      EXPECT_EQ(line.erase(key), 1u) << key;
+      EXPECT_EQ(erase(line, key), 1u) << key;
   EXPECT_EQ(lines, metrics("never"));
   expect_same_checkpoint("often", "never", 5);
 }
@@ -505,8 +503,8 @@ TEST_F(Training, ADenseModelTrainsWithoutRouterFigures) {
   train("run", run);
   const auto lines = metrics("run");
   ASSERT_EQ(lines.size(), 5u);
-  EXPECT_TRUE(lines.back()["layers"].empty());
-  EXPECT_LT(lines.back()["loss"], lines.front()["loss"]);
+  EXPECT_EQ(lines.back()["layers"], Json(Json::Array{}));
+  EXPECT_LT(lines.back()["loss"].number(), lines.front()["loss"].number());
 }
 
 TEST_F(Training, TheSlidingWindowAndTheDocumentMaskReachTheModel) {
@@ -519,7 +517,7 @@ TEST_F(Training, TheSlidingWindowAndTheDocumentMaskReachTheModel) {
   run.data.document_mask = true;
   run.data.eot_token = 4;
   train("documents", run);
-  const double open = metrics("open").front()["loss"];
+  const double open = metrics("open").front()["loss"].number();
   EXPECT_NE(metrics("window").front()["loss"], open);
   EXPECT_NE(metrics("documents").front()["loss"], open);
 }
@@ -560,10 +558,11 @@ class Spikes : public Training {
     return slurp(checkpoint(name, step) / "model.safetensors");
   }
   // The steps at which the count of steps left out rose.
-  static std::vector<std::int64_t> skipped_steps(const std::vector<json>& lines) {
+  static std::vector<std::int64_t> skipped_steps(const std::vector<Json>& lines) {
     std::vector<std::int64_t> steps;
     for (std::size_t i = 1; i < lines.size(); ++i)
-      if (lines[i]["skipped"] > lines[i - 1]["skipped"]) steps.push_back(lines[i]["step"]);
+      if (lines[i]["skipped"].integer() > lines[i - 1]["skipped"].integer())
+        steps.push_back(lines[i]["step"].integer());
     return steps;
   }
 };
@@ -571,7 +570,7 @@ class Spikes : public Training {
 TEST_F(Spikes, AStepThatIsLeftOutChangesNothingAndAResumedRunLeavesOutTheSame) {
   const config::Run run = spiky_run();
   EXPECT_EQ(train("all", run), RunEnd::finished);
-  const std::vector<json> lines = metrics("all");
+  const std::vector<Json> lines = metrics("all");
   ASSERT_EQ(lines.size(), 200u);
   const std::vector<std::int64_t> skipped = skipped_steps(lines);
   ASSERT_FALSE(skipped.empty());
@@ -591,7 +590,7 @@ TEST_F(Spikes, AStepThatIsLeftOutChangesNothingAndAResumedRunLeavesOutTheSame) {
   const std::int64_t before = (step - 1) / 10 * 10;
   train("resumed", run, {.wanted = true, .checkpoint = checkpoint("all", before)});
   expect_same_checkpoint("all", "resumed", 200);
-  EXPECT_EQ(metrics("resumed"), std::vector<json>(lines.begin() + before, lines.end()));
+  EXPECT_EQ(metrics("resumed"), std::vector<Json>(lines.begin() + before, lines.end()));
 
   config::Run off = run;
   off.train.spike.deviations = off.train.spike.grad_norm_factor = 0;
@@ -604,7 +603,7 @@ TEST_F(Spikes, TooManyInARowSendTheRunBackWithTheDataBehindThem) {
   config::Run run = spiky_run();
   run.train.spike.patience = 1;
   EXPECT_EQ(train("run", run), RunEnd::finished);
-  const std::vector<json> lines = metrics("run");
+  const std::vector<Json> lines = metrics("run");
   const RunState state = read_run_state(checkpoint("run", 200));
   EXPECT_GT(state.spikes.rollbacks, 0);
   EXPECT_EQ(state.spikes.skipped, state.spikes.rollbacks);

@@ -6,10 +6,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "cuda/device.h"
 #include "cuda_bench.h"
 
@@ -71,8 +71,8 @@ void print_head() {
              "share", "of bound", "bar");
 }
 
-nlohmann::ordered_json json_of(const Result& r, const std::optional<Ceilings>& c) {
-  nlohmann::ordered_json json{{"kernel", r.kernel}};
+Json json_of(const Result& r, const std::optional<Ceilings>& c) {
+  Json json(Json::Object{{"kernel", r.kernel}});
   if (r.bar > 0) json["bar"] = r.bar;
   if (!r.error.empty()) {
     json["error"] = r.error;
@@ -137,16 +137,18 @@ int run_all(const Options& options) {
   }
 
   if (!options.json.empty()) {
-    nlohmann::ordered_json json{{"device", where.device},
-                                {"driver", where.driver},
-                                {"toolkit", where.cuda},
-                                {"measured", measured},
-                                {"cases", nlohmann::json::array()}};
-    if (ceilings)
-      json.update({{"product_flops", ceilings->flops}, {"copy_bytes_per_second", ceilings->bytes_per_second}});
+    Json json(Json::Object{{"device", where.device},
+                           {"driver", where.driver},
+                           {"toolkit", where.cuda},
+                           {"measured", measured},
+                           {"cases", Json::Array{}}});
+    if (ceilings) {
+      json["product_flops"] = ceilings->flops;
+      json["copy_bytes_per_second"] = ceilings->bytes_per_second;
+    }
     for (const Result& result : results) json["cases"].push_back(json_of(result, shown));
     std::ofstream file(options.json);
-    file << json.dump(1) << "\n";
+    file << to_text(json);
     if (!file.flush()) throw_input("{}: cannot be written", options.json);
   }
   const auto failed = std::count_if(results.begin(), results.end(), [](auto& r) { return !r.error.empty(); });

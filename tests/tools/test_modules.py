@@ -61,6 +61,13 @@ class Modules(unittest.TestCase):
                 below = r"ops/cpu/|cuda/" if path in contracts else r"ops/cpu/"
                 self.assertIsNone(re.match(f'#include "({below})', text), f"{path.relative_to(ROOT)}:{line}: {text}")
 
+    def test_one_source_knows_the_json_library(self):
+        """Everything else uses core/json.h: the library's header is the slowest of all, and what is strict is decided once."""
+        sources = [path for folder in ("src", "cuda", "tests") for path in sorted((ROOT / folder).glob("**/*"))
+                   if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
+        self.assertEqual([str(path.relative_to(ROOT)) for path in sources if "nlohmann" in path.read_text()],
+                         ["src/core/json.cpp"])
+
     def test_the_build_links_what_may_be_included(self):
         text = (ROOT / "src" / "CMakeLists.txt").read_text()
         for module, linked in re.findall(r"^switchyard_module\((\w+) ?(.*)\)$", text, re.MULTILINE):
