@@ -1,4 +1,4 @@
-#include "checkpoint/safetensors_writer.h"
+#include "checkpoint/weights_files.h"
 
 #include <gtest/gtest.h>
 

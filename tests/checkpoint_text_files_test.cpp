@@ -1,4 +1,4 @@
-#include "checkpoint/text_files.h"
+#include "checkpoint/tokenizer_record.h"
 
 #include <gtest/gtest.h>
 

@@ -25,7 +25,7 @@
 #include "checkpoint/model_weights.h"
 #include "checkpoint/run_state.h"
 #include "checkpoint/safetensors.h"
-#include "checkpoint/safetensors_writer.h"
+#include "checkpoint/weights_files.h"
 #include "config/config.h"
 #include "core/parameters.h"
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/safetensors_writer.h"
+#include "checkpoint/weights_files.h"
 
 namespace switchyard::checkpoint {
 

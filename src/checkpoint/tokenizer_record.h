@@ -1,5 +1,5 @@
 // Which tokenizer made a run's data, so that a checkpoint can turn text to tokens without the data; and which
-// one a model's directory has.
+// one a model's directory has; and what transformers needs to do the same.
 #pragma once
 
 #include <cstdint>
@@ -69,5 +69,13 @@ struct ModelTokenizer {
 // file that is not what its name says.
 ModelTokenizer find_tokenizer(const std::filesystem::path& directory, const std::string& asked,
                               std::int64_t vocab_size);
+
+// (name, content) of tokenizer.json, tokenizer_config.json and generation_config.json. `tokenizer_json`: the
+// run's tokenizer, of which the tokens around a text become the run's: its begin token alone, before it; not
+// read for the byte tokenizer, which becomes a byte-level BPE without merges. A token of the record that the
+// tokenizer has no text for is left out of the files that name tokens by their text; a warning names it. Throws
+// InputError naming `origin` where `tokenizer_json` is no tokenizer.json.
+NamedTexts text_files(const TokenizerRecord& record, const std::string& tokenizer_json,
+                      std::int64_t max_position_embeddings, const std::string& origin);
 
 }  // namespace switchyard::checkpoint

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "checkpoint/model_directory.h"
-#include "checkpoint/safetensors_writer.h"
+#include "checkpoint/weights_files.h"
 #include "commands/commands.h"
 #include "commands/options.h"
 #include "config/layouts.h"

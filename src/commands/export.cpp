@@ -8,7 +8,7 @@
 #include <system_error>
 
 #include "checkpoint/model_directory.h"
-#include "checkpoint/text_files.h"
+#include "checkpoint/tokenizer_record.h"
 #include "checkpoint/weights_files.h"
 #include "commands/commands.h"
 #include "commands/options.h"

@@ -1,4 +1,4 @@
-#include "tokenizer/expression_unicode.h"
+#include <oniguruma.h>
 
 #include <algorithm>
 #include <string>
@@ -6,7 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "tokenizer/code_set.h"
+#include "tokenizer/unicode.h"
 
 namespace switchyard::tokenizer {
 

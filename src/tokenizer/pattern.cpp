@@ -7,7 +7,7 @@
 
 #include "core/error.h"
 #include "core/utf8.h"
-#include "tokenizer/expression_unicode.h"
+#include "tokenizer/unicode.h"
 
 namespace switchyard::tokenizer {
 

@@ -1,8 +1,12 @@
-// Properties and normal forms of Unicode, by utf8proc.
+// What is known of Unicode: properties and normal forms by utf8proc, and what regular expressions know.
 #pragma once
 
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
+
+struct OnigEncodingTypeST;
 
 namespace switchyard::tokenizer {
 
@@ -17,5 +21,22 @@ void append_lowercase(std::string& text, char32_t code);
 
 enum class NormalForm { nfc, nfd, nfkc, nfkd };
 std::string normal_form(std::string_view text, NormalForm form);
+
+// Oniguruma's UTF-8, whose properties are those of the Oniguruma that Hugging Face's library is built with
+// (6.9.10, Unicode 16), also where the system's is older. Lasts as long as the program.
+OnigEncodingTypeST* expression_encoding();
+
+// A set of code points, written as ranges of hexadecimal numbers: "a7f2-a7f4,ab69".
+class CodeSet {
+ public:
+  explicit CodeSet(std::string_view ranges);
+  bool contains(char32_t code) const;
+  const std::vector<std::pair<char32_t, char32_t>>& ranges() const {
+    return ranges_;
+  }  // both ends belong to it
+
+ private:
+  std::vector<std::pair<char32_t, char32_t>> ranges_;  // ascending
+};
 
 }  // namespace switchyard::tokenizer
