@@ -41,12 +41,15 @@ int help_config(const std::string& name) {
   }
 }
 
-std::string no_command(const CLI::App& app, const std::string& word) {
+constexpr const char* kConfigTopic = "config";  // that `help` explains beside the commands
+
+std::string no_command(const CLI::App& app, const std::string& word, bool asks_for_help) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
     names.push_back(command->get_name());
-  const std::vector<std::string_view> views(names.begin(), names.end());
-  const std::string_view near = switchyard::config::nearest(word, views);
+  std::vector<std::string_view> known(names.begin(), names.end());
+  if (asks_for_help) known.emplace_back(kConfigTopic);
+  const std::string_view near = switchyard::config::nearest(word, known);
   return "'" + word + "' is no command" + (near.empty() ? "" : "; did you mean '" + std::string(near) + "'?") +
          (near.empty() ? "; the commands are " : " The commands are ") + CLI::detail::join(names, ", ") +
          ", and 'switchyard help' explains them";
@@ -84,11 +87,11 @@ int main(int argc, char** argv) {
   if (words.empty() || (words[0] == "help" && words.size() == 1)) return show_help(app);
   const bool help = words[0] == "help";
   const std::string& name = words[help ? 1 : 0];
-  if (help && name == "config") return help_config(words.size() > 2 ? words[2] : "");
+  if (help && name == kConfigTopic) return help_config(words.size() > 2 ? words[2] : "");
   const auto commands = app.get_subcommands([&](const CLI::App* each) { return each->get_name() == name; });
   CLI::App* const named = commands.empty() ? nullptr : commands.front();
   if (named == nullptr && !name.starts_with("-")) {
-    switchyard::log_error(no_command(app, name));
+    switchyard::log_error(no_command(app, name, help));
     return kExitInput;
   }
   if (help) return show_help(named != nullptr ? *named : app);

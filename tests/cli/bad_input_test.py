@@ -96,8 +96,9 @@ class BadConfiguration(RefusedTraining):
 class BadCommandLine(CliTest):
     def test_unknown_commands_and_options(self):
         config = self.write_config()
-        for arguments, name in ((("trian", config), "trian"), (("evaluate",), "did you mean 'eval'"),
-                                (("help", "trian"), "trian"), (("train",), "CONFIG|config"),
+        for arguments, name in ((("trian", config), "did you mean 'train'"), (("evaluate",), "did you mean 'eval'"),
+                                (("help", "trian"), "did you mean 'train'"),
+                                (("help", "confg"), "did you mean 'config'"), (("train",), "CONFIG|config"),
                                 (("train", config, "--stes", "3"), "--stes"),
                                 (("train", config, "--allow-new-data"), "--allow-new-data: .*--resume"),
                                 (("train", config, "--out"), "--out"), (("train", config, "extra"), "extra"),
