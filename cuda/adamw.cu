@@ -6,8 +6,8 @@
 
 #include <cmath>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 
 namespace switchyard::ops::cuda {
 

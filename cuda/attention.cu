@@ -12,8 +12,8 @@
 
 #include "attention_cudnn.h"
 #include "attention_tiles.h"
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
@@ -304,12 +304,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void row_entropy_kernel(float* entropy_T, Rows<const float> entropy_TH, const int* kv_begin_T,
-                                   std::int64_t n_tokens, int n_heads, int seq_len, int first) {
+                                   std::int64_t n_tokens, int n_heads, int seq_len, int n_past) {
   const std::int64_t t = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (t >= n_tokens) return;
   float sum = 0;
   for (int h = 0; h < n_heads; ++h) sum += entropy_TH[t][h];
-  const int length = first + static_cast<int>(t % seq_len) + 1 - kv_begin_T[t];
+  const int length = n_past + static_cast<int>(t % seq_len) + 1 - kv_begin_T[t];
   entropy_T[t] = length > 1 ? sum / static_cast<float>(n_heads) / logf(static_cast<float>(length)) : 0;
 }
 
@@ -324,10 +324,10 @@ __global__ void lse_by_head_kernel(float* lse_BHS, Rows<const float> lse_TH, std
 AttentionSizes sizes_of(const AttentionShape& shape) {
   const std::int64_t group = shape.n_heads / shape.n_kv_heads;
   SY_CHECK(shape.scale > 0, "scores scaled by {}", shape.scale);
-  SY_CHECK((shape.first + shape.seq_len) * group < (std::int64_t{1} << 30),
+  SY_CHECK((shape.n_past + shape.seq_len) * group < (std::int64_t{1} << 30),
            "attention over {} positions for {} heads a key: beyond what the kernels index",
-           shape.first + shape.seq_len, group);
-  return {static_cast<int>(shape.seq_len), static_cast<int>(shape.first),    static_cast<int>(shape.n_kv_heads),
+           shape.n_past + shape.seq_len, group);
+  return {static_cast<int>(shape.seq_len), static_cast<int>(shape.n_past),   static_cast<int>(shape.n_kv_heads),
           static_cast<int>(group),         static_cast<int>(shape.head_dim), static_cast<int>(shape.v_head_dim),
           static_cast<float>(shape.scale)};
 }
@@ -395,10 +395,10 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           std::int64_t first, Context& ctx) {
+                           std::int64_t n_past, Context& ctx) {
   launch("attention_row_entropy", row_entropy_kernel, {blocks(ceil_div(entropy_TH.rows(), 256)), 256}, ctx,
          entropy_T.as<float>(), rows_of<const float>(entropy_TH), kv_begin_T.as<std::int32_t>(),
-         entropy_TH.rows(), entropy_TH.dim(1), seq_len, first);
+         entropy_TH.rows(), entropy_TH.dim(1), seq_len, n_past);
 }
 
 void attention_lse_by_head(Tensor lse_BHS, Tensor lse_TH, Context& ctx) {
@@ -409,7 +409,7 @@ void attention_lse_by_head(Tensor lse_BHS, Tensor lse_TH, Context& ctx) {
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
                         Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM, Tensor kv_begin_T,
                         const AttentionShape& shape, Context& ctx) {
-  SY_CHECK(shape.first == 0, "gradients need the queries of all {} keys before", shape.first);
+  SY_CHECK(shape.n_past == 0, "gradients need the queries of all {} keys before", shape.n_past);
   if constexpr (kHasCudnn) {
     if (ctx.attention == AttentionBackend::cudnn)
       return attention_cudnn_backward(dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM,

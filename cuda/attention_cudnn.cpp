@@ -63,8 +63,8 @@ struct Problem {
         v_head_dim(shape.v_head_dim),
         window(shape.window < shape.seq_len ? shape.window : 0),
         scale(static_cast<float>(shape.scale)) {
-    SY_CHECK(shape.first == 0, "{} keys before the first query: cuDNN's attention is asked for whole sequences",
-             shape.first);
+    SY_CHECK(shape.n_past == 0,
+             "{} keys before the first query: cuDNN's attention is asked for whole sequences", shape.n_past);
   }
 };
 
@@ -203,7 +203,7 @@ void run(const char* op, Problem problem, std::initializer_list<Operand> operand
 
 }  // namespace
 
-std::string attention_cudnn_obstacle(const AttentionShape& shape) {
+std::string attention_cudnn_unavailable_reason(const AttentionShape& shape) {
   const char* op = "attention";
   if (cudnnGetVersion() < kOldestVersion)
     return fmt::format("cuDNN {} was found, 9.12 or newer is needed", cudnnGetVersion());

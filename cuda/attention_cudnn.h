@@ -15,7 +15,7 @@ constexpr bool kHasCudnn = false;
 #endif
 
 // Why cuDNN cannot compute both functions below for such a shape on this device; empty: it can.
-std::string attention_cudnn_obstacle(const AttentionShape& shape);
+std::string attention_cudnn_unavailable_reason(const AttentionShape& shape);
 
 // As in ops/attention.h, shape.window being the mask. Rows begin at multiples of 16 bytes.
 void attention_cudnn_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,

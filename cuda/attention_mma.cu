@@ -4,12 +4,12 @@
 //   Heads are padded with zeros in shared memory to the next size that there is a kernel for.
 // Legend: as attention.cu; kN, kM padded widths of heads; a fragment is 16 rows by 16 columns in a warp's
 // registers (mma.h), a sum of 16 x 8 floats in 4 registers of each lane.
-#include "attention_sums.h"
+#include "attention_softmax.h"
 #include "attention_tiles.h"
 #include "device.h"
+#include "elements.h"
 #include "launch.h"
 #include "mma.h"
-#include "numeric.h"
 
 namespace switchyard::ops::cuda {
 
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(Forward<kN, kM>::kThreads)
   async_commit();
   for (int row = static_cast<int>(threadIdx.x); row < F::kRows; row += F::kThreads)
     shared.seen[row] = keys_of_row(kv_begin_S, sizes, row0 + row);
-  Running<F::kTiles> running;
+  OnlineSoftmax<F::kTiles> running;
   Sums<F::kTiles, kM> out{};
   for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += F::kKeys) {
     async_wait<0>();

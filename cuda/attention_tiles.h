@@ -10,18 +10,18 @@
 #include <algorithm>
 
 #include "core/context.h"
-#include "numeric.h"
+#include "elements.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
 
 struct AttentionSizes {
-  int seq_len, first;     // queries of a sequence; keys of it before them
+  int seq_len, n_past;    // queries of a sequence; keys of it before them
   int n_kv_heads, group;  // query heads that read one key-value head
   int width_N, width_M;
   float scale;
   __host__ __device__ int rows() const { return seq_len * group; }
-  __host__ __device__ int keys() const { return first + seq_len; }
+  __host__ __device__ int keys() const { return n_past + seq_len; }
 };
 
 // What a block works on: blocks of one sequence and key-value head follow each other, so that those which run
@@ -62,7 +62,7 @@ struct KeyRange {
 };
 __device__ __forceinline__ KeyRange keys_of_row(const int* kv_begin_S, const AttentionSizes& sizes, int r) {
   if (r >= sizes.rows()) return {0, 0};
-  return {kv_begin_S[r / sizes.group], sizes.first + r / sizes.group + 1};
+  return {kv_begin_S[r / sizes.group], sizes.n_past + r / sizes.group + 1};
 }
 
 // The keys that rows row0 .. row0 + kRows - 1 see: each of them a part of `some`, and `all` of these at least.
@@ -81,7 +81,7 @@ __device__ __forceinline__ TileKeys keys_of_tile(const int* kv_begin_S, const At
   }
   earliest = -reduce_warp<Max>(-earliest);
   latest = reduce_warp<Max>(latest);
-  return {{earliest, sizes.first + last_query + 1}, {latest, sizes.first + first_query + 1}};
+  return {{earliest, sizes.n_past + last_query + 1}, {latest, sizes.n_past + first_query + 1}};
 }
 
 // The rows [begin, end) that may see a key of [key0, key_end), where no keys come before the queries; `late`:

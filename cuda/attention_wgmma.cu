@@ -1,13 +1,12 @@
 // Attention by Hopper's own instructions: two warpgroups multiply, each 64 rows (or keys) of a block's tile,
-// from shared memory, and what the softmax leaves in registers is the next product's left operand as it is. One
-// more warpgroup brings tiles into a ring of places, so that nobody who multiplies computes an address.
+// from shared memory, and what the softmax leaves in registers is the next product's left operand as it is. A
+// third, producer warpgroup fills a ring of shared-memory stages, so consumers do no address arithmetic.
 //   - Output and dq: a block has 128 query rows. The scores of the next keys are multiplied while those of the
 //     keys before are weighed and added up (as FlashAttention-3 does, arXiv 2407.08608, section 3.2).
-//   - dk and dv: a block has 128 keys. Query rows of a group of heads lie apart in memory, so they are brought
-//   by
-//     a whole warpgroup in pieces of 16 bytes, not by bulk copies.
+//   - dk and dv: a block has 128 keys. Query rows of a group of heads lie apart in memory, so a whole
+//     warpgroup copies them, 16 bytes a thread, instead of one bulk copy.
 // Legend: as attention.cu. Compiled for sm_90a alone (CMakeLists.txt).
-#include "attention_sums.h"
+#include "attention_softmax.h"
 #include "attention_tiles.h"
 #include "device.h"
 #include "launch.h"
@@ -210,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_own_copies(group);
 
   const float scale = sizes.scale * kLog2E;
-  Running<1> running;
+  OnlineSoftmax<1> running;
   Sums<1, kM> out{};
   Sums<1, F::kKeys> score;
   LeftOperand<F::kKeys> prob;
@@ -237,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     begin_add(out, prob, shared.v[values.stage]);
     wgmma_wait<1>();  // the scores are there, the values are being added
     release(shared.k_empty[ring.stage]);
-    const Shrink<1> shrink = weigh_scores(key0);
+    const Rescale<1> shrink = weigh_scores(key0);
     wgmma_wait<0>();
     release(shared.v_empty[values.stage]);
     multiply_rows(out, shrink);

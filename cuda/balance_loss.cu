@@ -2,8 +2,8 @@
 // what blocks add to the losses is added up by one more block, in their order. All in f64 but the counts.
 #include "ops/balance_loss.h"
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "reduce.h"
 
 // Legend: L layers with a router, B sequences, E experts.

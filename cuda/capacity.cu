@@ -7,11 +7,11 @@
 
 #include <limits>
 
+#include "elements.h"
 #include "error.h"
-#include "numeric.h"
 #include "ops/moe.h"
 #include "staging.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, K slots a token, E experts, R rows: the slots that are not free, sorted by expert.
 
@@ -23,9 +23,9 @@ constexpr int kThreads = 1024, kWarps = kThreads / kWarp, kDigits = 256;
 
 // n_real: tokens that are not padding. By one block.
 __global__ void __launch_bounds__(kThreads)
-    count_tokens_kernel(int* n_real, const int* skip_T, std::int64_t n_tokens) {
+    count_tokens_kernel(int* n_real, const int* token_T, std::int64_t n_tokens) {
   int count = 0;
-  for (std::int64_t t = threadIdx.x; t < n_tokens; t += kThreads) count += skip_T[t] >= 0;
+  for (std::int64_t t = threadIdx.x; t < n_tokens; t += kThreads) count += token_T[t] >= 0;
   count = reduce_block<Sum, kThreads>(count);
   if (threadIdx.x == 0) *n_real = count;
 }
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
-                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
+                    Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor, Context& ctx) {
   const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1), n_slots = expert_TK.numel();
   ScratchScope scope(ctx.scratch);
   const auto ints = [&](std::int64_t n) { return ctx.scratch.take(Shape{n}, DType::i32); };
@@ -136,7 +136,7 @@ void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped
                slot_R = ints(n_slots), n_real = ints(1);
   const Tensor slot_row_TK = ctx.scratch.take(expert_TK.shape(), DType::i32);
   moe_permutation(count_E, offset_Ep, slot_row_TK, expert_TK, ctx);
-  launch("limit_capacity: tokens", count_tokens_kernel, {1, kThreads}, ctx, n_real.as<int>(), skip_T.as<int>(),
+  launch("limit_capacity: tokens", count_tokens_kernel, {1, kThreads}, ctx, n_real.as<int>(), token_T.as<int>(),
          n_tokens);
   launch("limit_capacity: rows", rows_kernel, one_thread_each(n_slots), ctx,
          reinterpret_cast<unsigned*>(rank_R.as<int>()), slot_R.as<int>(), rows_of<int>(kept_expert_TK),

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cfloat>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "ops/linear.h"
 #include "reduce.h"
 

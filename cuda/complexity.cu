@@ -3,9 +3,9 @@
 
 #include <cmath>
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 
 namespace switchyard::ops::cuda {
@@ -45,10 +45,10 @@ struct SlotCount {
 
 struct AddMoments {
   Rows<const float> raw_T;
-  Rows<const std::int32_t> skip_T;
+  Rows<const std::int32_t> token_T;
 
   __device__ void operator()(std::int64_t t, double* sum) const {
-    if (*skip_T[t] < 0) return;
+    if (*token_T[t] < 0) return;
     const auto x = static_cast<double>(*raw_T[t]);
     sum[0] += 1;
     sum[1] += x;
@@ -75,9 +75,9 @@ void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t mos
                              static_cast<float>(least), static_cast<float>(most - least)});
 }
 
-void token_moments(Tensor moments_3, Tensor raw_T, Tensor skip_T, Context& ctx) {
+void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx) {
   sum_rows<3>("token_moments", moments_3, raw_T.rows(), ctx,
-              AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(skip_T)});
+              AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(token_T)});
 }
 
 }  // namespace switchyard::ops::cuda

@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
 #include "slots_of_expert.h"
@@ -140,7 +140,7 @@ void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK, C
   const RowRange range(tokens, 32, std::clamp<std::int64_t>(kMostPartials / (experts * width), 1, 64));
   SY_CHECK(range.rows * slots <= INT32_MAX, "{} tokens of {} slots in {} ranges", tokens, slots, range.blocks);
   ScratchScope scope(ctx.scratch);
-  const Tensor sums = room_for(sum_ED, ctx), counts = room_for(count_E, ctx);
+  const Tensor sums = device_buffer_for(sum_ED, ctx), counts = device_buffer_for(count_E, ctx);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, experts * width}, DType::f64);
   const Tensor partial_BE = ctx.scratch.take({range.blocks, experts}, DType::f64);
   with_pack<float>(rows_are_packs<float>(x_TD), [&]<int kSize>() {
@@ -151,8 +151,8 @@ void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK, C
   });
   sum_partials<double, double>("expert_sums: sums", sums, partial_BN, Partials::set, ctx);
   sum_partials<double, double>("expert_sums: counts", counts, partial_BE, Partials::set, ctx);
-  deliver(sum_ED, sums);
-  deliver(count_E, counts);
+  copy_back(sum_ED, sums);
+  copy_back(count_E, counts);
 }
 
 }  // namespace switchyard::ops::cuda

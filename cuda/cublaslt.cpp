@@ -54,7 +54,7 @@ struct Matrix {
   auto operator<=>(const Matrix&) const = default;
 };
 struct Problem {
-  Form form;
+  GemmLayout layout;
   Matrix c_MN, a, b, addend_MN;  // without an addend: as c
   auto operator<=>(const Problem&) const = default;
 };
@@ -93,8 +93,8 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& problem, const char* op) 
     check(cublasLtMatmulDescSetAttribute(description, attribute, &operation, sizeof operation), op,
           "cublasLtMatmulDescSetAttribute");
   };
-  describe(CUBLASLT_MATMUL_DESC_TRANSA, b_along_k(problem.form) ? CUBLAS_OP_T : CUBLAS_OP_N);
-  describe(CUBLASLT_MATMUL_DESC_TRANSB, a_along_k(problem.form) ? CUBLAS_OP_N : CUBLAS_OP_T);
+  describe(CUBLASLT_MATMUL_DESC_TRANSA, b_along_k(problem.layout) ? CUBLAS_OP_T : CUBLAS_OP_N);
+  describe(CUBLASLT_MATMUL_DESC_TRANSB, a_along_k(problem.layout) ? CUBLAS_OP_N : CUBLAS_OP_T);
 
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), op, "cublasLtMatmulPreferenceCreate");
@@ -147,11 +147,11 @@ class Library {
 
 }  // namespace
 
-bool cublaslt_multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
+bool cublaslt_multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tensor& a, const Tensor& b,
                        const Tensor& addend_MN, Context& ctx) {
   thread_local Library library(op);
   const Tensor& added = addend_MN.defined() ? addend_MN : c_MN;  // not read where beta is 0
-  const Plan& plan = library.plan_for({form, Matrix(c_MN), Matrix(a), Matrix(b), Matrix(added)}, op);
+  const Plan& plan = library.plan_for({layout, Matrix(c_MN), Matrix(a), Matrix(b), Matrix(added)}, op);
   if (!plan.possible) return false;
   ScratchScope scope(ctx.scratch);  // allocated once, and used in the stream's order
   const Tensor workspace = ctx.scratch.take({kWorkspaceBytes / size_of(DType::f32)}, DType::f32);

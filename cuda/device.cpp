@@ -58,7 +58,7 @@ int attribute(cudaDeviceAttr name) {
 
 }  // namespace
 
-std::string obstacle() {
+std::string unavailable_reason() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess)

@@ -10,7 +10,7 @@
 namespace switchyard::ops::cuda {
 
 // Why no device can be used: no driver, no device, or one that is too old. Empty: one can.
-std::string obstacle();
+std::string unavailable_reason();
 // Its name and memory.
 std::string description();
 

@@ -1,9 +1,9 @@
 // Forward: a warp a token, its sum in float32. Backward: element by element. All f32 but the sum of tokens.
 #include "ops/entropy.h"
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
 
@@ -32,11 +32,11 @@ template <int kSize>
 struct Backward {
   Rows<float> dlogit_TE;
   Rows<const float> entropy_T, logit_TE, prob_TE, lse_T;
-  Rows<const std::int32_t> skip_T;
+  Rows<const std::int32_t> token_T;
   float factor;
 
   __device__ void operator()(std::int64_t t, std::int64_t e) const {
-    if (*skip_T[t] < 0) return;
+    if (*token_T[t] < 0) return;
     const auto logit = load<kSize>(logit_TE[t] + e), prob = load<kSize>(prob_TE[t] + e);
     auto dlogit = load<kSize>(dlogit_TE[t] + e);
     const float shift = *entropy_T[t] - *lse_T[t];
@@ -49,10 +49,10 @@ struct Backward {
 
 struct AddToken {
   Rows<const float> x_T;
-  Rows<const std::int32_t> skip_T;
+  Rows<const std::int32_t> token_T;
 
   __device__ void operator()(std::int64_t t, double* sum) const {
-    if (*skip_T[t] >= 0) *sum += static_cast<double>(*x_T[t]);
+    if (*token_T[t] >= 0) *sum += static_cast<double>(*x_T[t]);
   }
 };
 
@@ -65,21 +65,21 @@ void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, 
 }
 
 void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
-                              Tensor skip_T, double dentropy, Context& ctx) {
+                              Tensor token_T, double dentropy, Context& ctx) {
   const bool packs =
       rows_are_packs<float>(dlogit_TE) && rows_are_packs<float>(logit_TE) && rows_are_packs<float>(prob_TE);
   with_pack<float>(packs, [&]<int kSize>() {
     for_each_pack<kSize>("softmax_entropy_backward", logit_TE.rows(), logit_TE.dim(1), ctx,
                          Backward<kSize>{rows_of<float>(dlogit_TE), rows_of<const float>(entropy_T),
                                          rows_of<const float>(logit_TE), rows_of<const float>(prob_TE),
-                                         rows_of<const float>(lse_T), rows_of<const std::int32_t>(skip_T),
+                                         rows_of<const float>(lse_T), rows_of<const std::int32_t>(token_T),
                                          static_cast<float>(-dentropy)});
   });
 }
 
-void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx) {
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor token_T, Context& ctx) {
   sum_rows<1>("sum_of_tokens", sum_1, x_T.rows(), ctx,
-              AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(skip_T)});
+              AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(token_T)});
 }
 
 }  // namespace switchyard::ops::cuda

@@ -2,8 +2,8 @@
 // as threads are resident, and each thread has its two or three; more work a thread buys nothing.
 #pragma once
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 
 namespace switchyard::ops::cuda {
 

@@ -7,13 +7,13 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "elements.h"
 #include "gemm_form.h"
 #include "launch.h"
 #include "mma.h"
-#include "numeric.h"
 #include "reduce.h"
 #include "silu.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 namespace switchyard::ops::cuda {
 
@@ -27,8 +27,8 @@ struct Product {
   int tiles_m, tiles_n;         // the grid has a block for each pair
   Rows<const Out> addend_MN{};  // may be c_MN; null: none
   // Grouped: of expert e are the rows [offset_Ep[e], offset_Ep[e+1]).
-  //   mk_nk, mk_kn: of a and c, m in all; each expert has a b of its own
-  //   km_kn: of a and b, k in all; each expert has a c of its own
+  //   nt, nn: of a and c, m in all; each expert has a b of its own
+  //   tn: of a and b, k in all; each expert has a c of its own
   const int* offset_Ep = nullptr;  // null: one product
   int n_experts = 0;
   std::int64_t expert_stride = 0;  // elements from one expert's matrix to the next
@@ -70,7 +70,7 @@ __device__ __forceinline__ Tile find_grouped_rows(const int* offset_Ep, int n_ex
 
 // Tile number `index`. Blocks that run side by side work on a band of row tiles, column after column, so that
 // they find one another's operands in the L2 cache.
-template <Form kForm, int kTileN = kTile, class T, class Out>
+template <GemmLayout kLayout, int kTileN = kTile, class T, class Out>
 __device__ __forceinline__ Tile find_tile(const Product<T, Out>& p, int index) {
   constexpr int kBand = 8;
   const int band = index / (kBand * p.tiles_n) * kBand, height = std::min(kBand, p.tiles_m - band);
@@ -78,7 +78,7 @@ __device__ __forceinline__ Tile find_tile(const Product<T, Out>& p, int index) {
   int tile_m = band + place % height;
   Tile tile{};
   tile.k_end = p.k;
-  if (p.offset_Ep != nullptr && a_along_k(kForm)) {
+  if (p.offset_Ep != nullptr && a_along_k(kLayout)) {
     tile = find_grouped_rows(p.offset_Ep, p.n_experts, tile_m);
     tile.k_end = p.k;
   } else {
@@ -98,10 +98,10 @@ __device__ __forceinline__ Tile find_tile(const Product<T, Out>& p, int index) {
 }
 
 // The product of the tile's expert: p with b or c moved there.
-template <Form kForm, class T, class Out>
+template <GemmLayout kLayout, class T, class Out>
 __device__ __forceinline__ Product<T, Out> of_expert(Product<T, Out> p, int expert) {
   const std::int64_t moved = expert * p.expert_stride;
-  if constexpr (a_along_k(kForm)) {
+  if constexpr (a_along_k(kLayout)) {
     p.b.data += moved;
   } else {
     p.c_MN.data += moved;
@@ -268,13 +268,13 @@ __device__ __forceinline__ int first_column_of_warp() {
 }
 
 // sum = the warp's part of the tile, by all threads of the block.
-template <Form kForm, bool kPacks, Order kOrder, class T, class Out>
+template <GemmLayout kLayout, bool kPacks, Order kOrder, class T, class Out>
 __device__ __forceinline__ void multiply_tile(WarpSums& sum, const Product<T, Out>& p, const Tile& tile) {
   MmaStage* const stages = static_cast<MmaStage*>(dynamic_shared());
   const int steps = (tile.k_end - tile.k_first + kTileK - 1) / kTileK;
-  OperandTiles<a_along_k(kForm), kPacks, Order::as_stored, T> a_tiles(p.a, tile.m_first, tile.m_end,
-                                                                      tile.k_first, tile.k_end);
-  OperandTiles<b_along_k(kForm), kPacks, kOrder, T> b_tiles(p.b, tile.n_first, p.n, tile.k_first, tile.k_end);
+  OperandTiles<a_along_k(kLayout), kPacks, Order::as_stored, T> a_tiles(p.a, tile.m_first, tile.m_end,
+                                                                        tile.k_first, tile.k_end);
+  OperandTiles<b_along_k(kLayout), kPacks, kOrder, T> b_tiles(p.b, tile.n_first, p.n, tile.k_first, tile.k_end);
   const auto copy_step = [&](int step) {
     if (step < steps) {
       a_tiles.copy_next(stages[step % kStages].a);
@@ -299,9 +299,9 @@ __device__ __forceinline__ void multiply_tile(WarpSums& sum, const Product<T, Ou
     for (int k = 0; k < kTileK; k += kFragmentK) {
       unsigned a[kDown][4], b[kAcross / 2][4];
       for (int i = 0; i < kDown; ++i)
-        load_fragment<a_along_k(kForm), false>(a[i], stage.a, warp_m + i * kFragmentM, k);
+        load_fragment<a_along_k(kLayout), false>(a[i], stage.a, warp_m + i * kFragmentM, k);
       for (int j = 0; j < kAcross / 2; ++j)
-        load_fragment<b_along_k(kForm), true>(b[j], stage.b, warp_n + j * 2 * kFragmentN, k);
+        load_fragment<b_along_k(kLayout), true>(b[j], stage.b, warp_n + j * 2 * kFragmentN, k);
       for (int i = 0; i < kDown; ++i) {
         for (int j = 0; j < kAcross; ++j) {
           const unsigned b_of_column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
@@ -325,13 +325,13 @@ __device__ __forceinline__ void for_rows_of_lane(const Tile& tile, F&& f) {
   }
 }
 
-template <class T, class Out, Form kForm, bool kPacks>
+template <class T, class Out, GemmLayout kLayout, bool kPacks>
 __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
-  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile<kLayout>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
-  const Product<T, Out> p = of_expert<kForm>(product, tile.expert);
+  const Product<T, Out> p = of_expert<kLayout>(product, tile.expert);
   WarpSums sum;
-  multiply_tile<kForm, kPacks, Order::as_stored>(sum, p, tile);
+  multiply_tile<kLayout, kPacks, Order::as_stored>(sum, p, tile);
   for_rows_of_lane(tile, [&](int m, int i, int half) {
     SY_UNROLL
     for (int j = 0; j < kAcross; j += 2) {
@@ -349,11 +349,11 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
 template <class T>
 __global__ void __launch_bounds__(kMmaThreads, 2)
     gate_up_kernel(Product<T, T> product, Rows<T> act_RF, const float* weight_R) {
-  const Tile tile = find_tile<Form::mk_nk>(product, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile<GemmLayout::nt>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
-  const Product<T, T> p = of_expert<Form::mk_nk>(product, tile.expert);
+  const Product<T, T> p = of_expert<GemmLayout::nt>(product, tile.expert);
   WarpSums sum;
-  multiply_tile<Form::mk_nk, true, Order::halves>(sum, p, tile);
+  multiply_tile<GemmLayout::nt, true, Order::halves>(sum, p, tile);
   const int width = p.n / 2;
   constexpr const T* none = nullptr;
   for_rows_of_lane(tile, [&](int m, int i, int half) {
@@ -385,11 +385,11 @@ template <class T>
 __global__ void __launch_bounds__(kMmaThreads, 2)
     down_backward_kernel(Product<T, T> product, Rows<const T> gate_up_R2F, const float* weight_R,
                          Rows<float> partial_RP) {
-  const Tile tile = find_tile<Form::mk_kn>(product, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile<GemmLayout::nn>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
-  const Product<T, T> p = of_expert<Form::mk_kn>(product, tile.expert);
+  const Product<T, T> p = of_expert<GemmLayout::nn>(product, tile.expert);
   WarpSums sum;
-  multiply_tile<Form::mk_kn, true, Order::as_stored>(sum, p, tile);
+  multiply_tile<GemmLayout::nn, true, Order::as_stored>(sum, p, tile);
   const int first_column = tile.n_first + first_column_of_warp();
   for_rows_of_lane(tile, [&](int m, int i, int half) {
     const bool valid = m < tile.m_end;
@@ -454,18 +454,18 @@ __device__ __forceinline__ void copy_floats(FloatTile& to, const Rows<const floa
   }
 }
 
-template <Form kForm>
+template <GemmLayout kLayout>
 __global__ void __launch_bounds__(kFloatThreads, 2) float_kernel(Product<float, float> product) {
-  const Tile tile = find_tile<kForm>(product, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile<kLayout>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
-  const Product<float, float> p = of_expert<kForm>(product, tile.expert);
+  const Product<float, float> p = of_expert<kLayout>(product, tile.expert);
   auto& shared = static_shared<FloatTiles>();
   const int row = static_cast<int>(threadIdx.x) / 16 * kQuad,
             column = static_cast<int>(threadIdx.x) % 16 * kQuad;
   float sum[2 * kQuad][2 * kQuad] = {};
   for (int k_first = tile.k_first; k_first < tile.k_end; k_first += kFloatTileK) {
-    copy_floats<a_along_k(kForm)>(shared.a_KM, p.a, tile.m_first, tile.m_end, k_first, tile.k_end);
-    copy_floats<b_along_k(kForm)>(shared.b_KN, p.b, tile.n_first, p.n, k_first, tile.k_end);
+    copy_floats<a_along_k(kLayout)>(shared.a_KM, p.a, tile.m_first, tile.m_end, k_first, tile.k_end);
+    copy_floats<b_along_k(kLayout)>(shared.b_KN, p.b, tile.n_first, p.n, k_first, tile.k_end);
     __syncthreads();
     for (int k = 0; k < kFloatTileK; ++k) {
       float a[2 * kQuad], b[2 * kQuad];

@@ -160,11 +160,11 @@ __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const
   }
 }
 
-template <class Out, Form kForm, int kTileN, class Epilogue>
+template <class Out, GemmLayout kLayout, int kTileN, class Epilogue>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
                  Product<bf16, Out> product, Epilogue epilogue) {
-  constexpr bool kA = a_along_k(kForm), kB = b_along_k(kForm);
+  constexpr bool kA = a_along_k(kLayout), kB = b_along_k(kLayout);
   using Shared = WgmmaShared<kTileN>;
   auto& shared = swizzled_shared<Shared>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     release_registers<kCopyRegisters>();
     if (warp > kConsumerWarps) return;
     for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
-      const Tile tile = find_tile<kForm, kTileN>(product, index);
+      const Tile tile = find_tile<kLayout, kTileN>(product, index);
       if (tile.m_first >= tile.m_end || lane > 0) continue;
       for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
         typename Shared::Stage& stage = shared.stage[ring.stage];
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_wait<0>();
     release(*multiplied);
 
-    write_sums<kTileN>(sum, of_expert<kForm>(product, tile.expert), tile,
+    write_sums<kTileN>(sum, of_expert<kLayout>(product, tile.expert), tile,
                        tile.m_first + group_m + warp % 4 * 16 + lane / 4, epilogue);
   }
 }
@@ -273,7 +273,7 @@ bool can_multiply(const Tensor& c, const Tensor& a, const Tensor& b) {
          fits_tensor_map(matrices_of(a)) && fits_tensor_map(matrices_of(b)) && writes_packs(c);
 }
 
-template <class Out, Form kForm, int kTileN, class Epilogue>
+template <class Out, GemmLayout kLayout, int kTileN, class Epilogue>
 void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
                      const Epilogue& epilogue, int multiprocessors, Context& ctx) {
   constexpr int kBRows = std::is_same_v<Epilogue, GateUp> ? kTileN / 2 : kTileN;
@@ -281,16 +281,16 @@ void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices
   const std::int64_t n_tiles = std::int64_t{product.tiles_m} * product.tiles_n;
   SY_CHECK(n_tiles < 0x7fffffff - multiprocessors, "{}: {} tiles", op, n_tiles);
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
-  launch(op, wgmma_kernel<Out, kForm, kTileN, Epilogue>,
+  launch(op, wgmma_kernel<Out, kLayout, kTileN, Epilogue>,
          {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
-         make_tensor_map(op, a, a_along_k(kForm) ? kTile : kStepK),
-         make_tensor_map(op, b, b_along_k(kForm) ? kBRows : kStepK), product, epilogue);
+         make_tensor_map(op, a, a_along_k(kLayout) ? kTile : kStepK),
+         make_tensor_map(op, b, b_along_k(kLayout) ? kBRows : kStepK), product, epilogue);
 }
 
-template <class Out, Form kForm, class Epilogue>
+template <class Out, GemmLayout kLayout, class Epilogue>
 void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
                   const int* offset_Ep, const Epilogue& epilogue, Context& ctx) {
-  constexpr bool kA = a_along_k(kForm);
+  constexpr bool kA = a_along_k(kLayout);
   const BoxedMatrices c_matrices = matrices_of(c);
   const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
   const std::int64_t n_experts = kA ? b.matrices : c_matrices.matrices;
@@ -313,28 +313,28 @@ void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const
   // Wide tiles read less, if there are enough of them for every multiprocessor.
   const int multiprocessors = cuda::multiprocessors();
   if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
-    launch_tiles_of<Out, kForm, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
+    launch_tiles_of<Out, kLayout, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   } else {
-    launch_tiles_of<Out, kForm, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
+    launch_tiles_of<Out, kLayout, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
   }
 }
 
 }  // namespace
 
-bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
-                    const int* offset_Ep, Context& ctx) {
+bool wgmma_multiply(const char* op, GemmLayout layout, const Tensor& c, const Tensor& a, const Tensor& b,
+                    bool add, const int* offset_Ep, Context& ctx) {
   if (!can_multiply(c, a, b)) return false;
   with_element(c.dtype(), [&]<class Out>() {
-    const auto with = [&]<Form kForm>() {
-      launch_wgmma<Out, kForm>(op, c, matrices_of(a), matrices_of(b), add, offset_Ep, Plain{}, ctx);
+    const auto with = [&]<GemmLayout kLayout>() {
+      launch_wgmma<Out, kLayout>(op, c, matrices_of(a), matrices_of(b), add, offset_Ep, Plain{}, ctx);
     };
-    switch (form) {
-      case Form::mk_nk:
-        return with.template operator()<Form::mk_nk>();
-      case Form::mk_kn:
-        return with.template operator()<Form::mk_kn>();
-      case Form::km_kn:
-        return with.template operator()<Form::km_kn>();
+    switch (layout) {
+      case GemmLayout::nt:
+        return with.template operator()<GemmLayout::nt>();
+      case GemmLayout::nn:
+        return with.template operator()<GemmLayout::nn>();
+      case GemmLayout::tn:
+        return with.template operator()<GemmLayout::tn>();
     }
   });
   return true;
@@ -346,8 +346,8 @@ bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R
       !can_multiply(gate_up_R2F, in_RK, weight_E2FK))
     return false;
   const GateUp epilogue{rows_of<bf16>(act_RF), weight_R.as<float>()};
-  launch_wgmma<bf16, Form::mk_nk>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
-                                  offset_Ep, epilogue, ctx);
+  launch_wgmma<bf16, GemmLayout::nt>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
+                                     offset_Ep, epilogue, ctx);
   return true;
 }
 

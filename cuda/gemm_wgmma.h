@@ -10,8 +10,8 @@ namespace switchyard::ops::cuda {
 // product; what each expert has one of is [E, rows, columns]. Sums in f32, c f32 or bf16, the same bits in
 // every run. False, and nothing done, where the device is of another compute capability, the operands are not
 // bf16 or rows are not multiples of 16 bytes.
-bool wgmma_multiply(const char* op, Form form, const Tensor& c, const Tensor& a, const Tensor& b, bool add,
-                    const int* offset_Ep, Context& ctx);
+bool wgmma_multiply(const char* op, GemmLayout layout, const Tensor& c, const Tensor& a, const Tensor& b,
+                    bool add, const int* offset_Ep, Context& ctx);
 
 // ops::grouped_gate_up_forward for bf16 in the same way, in one pass. False, and nothing done, as above, and
 // where act_RF and gate_up_R2F are not bf16.

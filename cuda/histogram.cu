@@ -1,17 +1,17 @@
 // A block counts a stretch of tokens for as many experts as 32 bytes of scores have, what memory moves at
 // least: its bins fit into shared memory. It adds the bins that are not empty to the result. All are whole
 // numbers, which a double adds exactly in any order: the bits do not depend on the order of the blocks. Scores
-// f32, skip_T i32. count_EN, f64, may lie on the host; then the device is waited for.
+// f32, token_T i32. count_EN, f64, may lie on the host; then the device is waited for.
 #include "ops/histogram.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "elements.h"
 #include "error.h"
-#include "numeric.h"
 #include "staging.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, E experts, N bins.
 
@@ -72,7 +72,7 @@ struct BlockBins {
 // experts.
 template <class Gap>
 __global__ void __launch_bounds__(kBlockThreads)
-    histogram_kernel(double* count_EN, Gap gap, const int* skip_T, Borders borders, std::int64_t n_tokens,
+    histogram_kernel(double* count_EN, Gap gap, const int* token_T, Borders borders, std::int64_t n_tokens,
                      std::int64_t tokens_a_block, int n_experts) {
   auto& shared = static_shared<BlockBins>();
   const int thread = static_cast<int>(threadIdx.x), first_expert = static_cast<int>(blockIdx.y) * kExperts;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const std::int64_t last = first + tokens_a_block < n_tokens ? first + tokens_a_block : n_tokens;
   if (first_expert + expert < n_experts) {
     for (std::int64_t t = first + thread / kExperts; t < last; t += kBlockThreads / kExperts) {
-      if (skip_T[t] < 0) continue;
+      if (token_T[t] < 0) continue;
       atomicAdd(&shared.count[expert][bin_of(gap(t, first_expert + expert), shared.borders)], 1);
     }
   }
@@ -97,31 +97,31 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <class Gap>
-void histogram(const char* op, const Tensor& count_EN, const Tensor& skip_T, const Gap& gap, Context& ctx) {
-  const std::int64_t n_experts = count_EN.rows(), n_tokens = skip_T.rows();
+void histogram(const char* op, const Tensor& count_EN, const Tensor& token_T, const Gap& gap, Context& ctx) {
+  const std::int64_t n_experts = count_EN.rows(), n_tokens = token_T.rows();
   const std::int64_t expert_blocks = ceil_div(n_experts, kExperts);
   // Enough blocks for a large device, and of each block enough tokens that its bins are worth their way.
   constexpr std::int64_t kBlocks = 528, kFewestTokens = 512;
   const std::int64_t tokens_a_block = std::max(kFewestTokens, ceil_div(n_tokens * expert_blocks, kBlocks));
   static const Borders borders = float_borders();
   ScratchScope scope(ctx.scratch);
-  const Tensor room_EN = room_for(count_EN, ctx);
-  SY_CUDA(cudaMemsetAsync(room_EN.raw(), 0, static_cast<std::size_t>(room_EN.nbytes()), stream_of(ctx)));
+  const Tensor buffer_EN = device_buffer_for(count_EN, ctx);
+  SY_CUDA(cudaMemsetAsync(buffer_EN.raw(), 0, static_cast<std::size_t>(buffer_EN.nbytes()), stream_of(ctx)));
   launch(op, histogram_kernel<Gap>,
          {{blocks(ceil_div(n_tokens, tokens_a_block)), static_cast<unsigned>(expert_blocks)}, kBlockThreads},
-         ctx, room_EN.as<double>(), gap, skip_T.as<int>(), borders, n_tokens, tokens_a_block, n_experts);
-  deliver(count_EN, room_EN);
+         ctx, buffer_EN.as<double>(), gap, token_T.as<int>(), borders, n_tokens, tokens_a_block, n_experts);
+  copy_back(count_EN, buffer_EN);
 }
 
 }  // namespace
 
-void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor skip_T, Context& ctx) {
-  histogram("score_gap_histogram", count_EN, skip_T,
+void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T, Context& ctx) {
+  histogram("score_gap_histogram", count_EN, token_T,
             ScoreGap{rows_of<const float>(score_TE), value_E.as<float>()}, ctx);
 }
 
-void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor skip_T, Context& ctx) {
-  histogram("cutoff_gap_histogram", count_EN, skip_T,
+void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T, Context& ctx) {
+  histogram("cutoff_gap_histogram", count_EN, token_T,
             CutoffGap{rows_of<const float>(choice_TE), cutoff_T.as<float>()}, ctx);
 }
 

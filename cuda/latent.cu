@@ -11,9 +11,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
 #include "slots_of_expert.h"
@@ -27,10 +27,10 @@ constexpr float kLeastLength = 1e-12f;
 
 // Which rows count.
 struct Counted {
-  const std::int32_t* skip_R;  // null: all
-  __device__ __forceinline__ bool operator()(std::int64_t r) const { return !skip_R || skip_R[r] >= 0; }
+  const std::int32_t* token_R;  // null: all
+  __device__ __forceinline__ bool operator()(std::int64_t r) const { return !token_R || token_R[r] >= 0; }
 };
-Counted counted(const Tensor& skip_R) { return {skip_R.defined() ? skip_R.as<std::int32_t>() : nullptr}; }
+Counted counted(const Tensor& token_R) { return {token_R.defined() ? token_R.as<std::int32_t>() : nullptr}; }
 
 struct CountRow {
   Counted counts;
@@ -363,8 +363,8 @@ struct Scale {
   }
 };
 
-Pairs pairs_of(const Tensor& Y_Rd, const Tensor& skip_R) {
-  return {rows_of<const float>(Y_Rd), counted(skip_R), Y_Rd.rows(), static_cast<int>(Y_Rd.dim(1))};
+Pairs pairs_of(const Tensor& Y_Rd, const Tensor& token_R) {
+  return {rows_of<const float>(Y_Rd), counted(token_R), Y_Rd.rows(), static_cast<int>(Y_Rd.dim(1))};
 }
 
 }  // namespace
@@ -381,54 +381,54 @@ void unit_rows_backward(Tensor din_Rd, Tensor dunit_Rd, Tensor unit_Rd, Tensor n
          rows_of<const float>(norm_R), unit_Rd.rows(), unit_Rd.dim(1));
 }
 
-void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Context& ctx) {
+void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor token_R, Context& ctx) {
   constexpr std::int64_t kMostPartials = 1 << 23;  // numbers, 64 MiB
   const std::int64_t n_rows = unit_Rd.rows(), width = unit_Rd.dim(1), entries = (width + 1) * width;
   const RowRange range(n_rows, 64, std::clamp<std::int64_t>(kMostPartials / entries, 1, 264));
   ScratchScope scope(ctx.scratch);
-  const Tensor gram = room_for(gram_dd, ctx), sum = room_for(sum_d, ctx);
+  const Tensor gram = device_buffer_for(gram_dd, ctx), sum = device_buffer_for(sum_d, ctx);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, entries}, DType::f64);
   launch("row_moments", moments_kernel,
          {{blocks(range.blocks), blocks(ceil_div(entries, kThreads)), 1}, kThreads}, ctx,
-         rows_of<double>(partial_BN), rows_of<const float>(unit_Rd), counted(skip_R), n_rows, range.rows,
+         rows_of<double>(partial_BN), rows_of<const float>(unit_Rd), counted(token_R), n_rows, range.rows,
          width);
   sum_partials<double, double>("row_moments: gram", gram, partial_BN.columns(0, width * width), Partials::set,
                                ctx);
   sum_partials<double, double>("row_moments: sum", sum, partial_BN.columns(width * width, width), Partials::set,
                                ctx);
-  deliver(gram_dd, gram);
-  deliver(sum_d, sum);
+  copy_back(gram_dd, gram);
+  copy_back(sum_d, sum);
 }
 
-void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R,
+void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor token_R,
                      Context& ctx) {
   const std::int64_t n_rows = unit_Rd.rows(), width = unit_Rd.dim(1);
   ScratchScope scope(ctx.scratch);
   launch("add_affine_rows", affine_kernel,
          {blocks(ceil_div(ceil_div(n_rows, kAffineRows) * width, kThreads)), kThreads}, ctx,
          rows_of<float>(dunit_Rd), rows_of<const float>(unit_Rd), on_device(matrix_dd, ctx).as<double>(),
-         on_device(offset_d, ctx).as<double>(), counted(skip_R), n_rows, width);
+         on_device(offset_d, ctx).as<double>(), counted(token_R), n_rows, width);
 }
 
-void count_rows(Tensor count_1, Tensor skip_R, Context& ctx) {
-  sum_rows<1>("count_rows", count_1, skip_R.rows(), ctx, CountRow{counted(skip_R)});
+void count_rows(Tensor count_1, Tensor token_R, Context& ctx) {
+  sum_rows<1>("count_rows", count_1, token_R.rows(), ctx, CountRow{counted(token_R)});
 }
 
-void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor token_R, Context& ctx) {
   const std::int64_t n_blocks = ceil_div(Y_Rd.rows(), kTile);
   ScratchScope scope(ctx.scratch);
-  const Tensor partial_B1 = ctx.scratch.take({n_blocks, 1}, DType::f64), sum = room_for(sum_1, ctx);
+  const Tensor partial_B1 = ctx.scratch.take({n_blocks, 1}, DType::f64), sum = device_buffer_for(sum_1, ctx);
   launch("pair_distance_sum", distance_sum_kernel, {blocks(n_blocks), kThreads}, ctx,
-         rows_of<double>(partial_B1), pairs_of(Y_Rd, skip_R));
+         rows_of<double>(partial_B1), pairs_of(Y_Rd, token_R));
   sum_partials<double, double>("pair_distance_sum", sum, partial_B1, Partials::set, ctx);
-  deliver(sum_1, sum);
+  copy_back(sum_1, sum);
 }
 
-void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx) {
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor token_R, Tensor scale_1, Context& ctx) {
   ScratchScope scope(ctx.scratch);
   launch("pair_distance_backward", distance_backward_kernel,
          {{blocks(ceil_div(Y_Rd.rows(), kTile)), blocks(ceil_div(Y_Rd.dim(1), kDepth)), 1}, kThreads}, ctx,
-         rows_of<float>(dY_Rd), pairs_of(Y_Rd, skip_R), on_device(scale_1, ctx).as<double>());
+         rows_of<float>(dY_Rd), pairs_of(Y_Rd, token_R), on_device(scale_1, ctx).as<double>());
 }
 
 void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context& ctx) {
@@ -439,18 +439,18 @@ void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilo
   });
 }
 
-void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor token_T, Context& ctx) {
   sum_rows<1>("standard_kl_sum", sum_1, mean_Td.rows(), ctx,
-              AddKl{rows_of<const float>(mean_Td), rows_of<const float>(log_var_Td), counted(skip_T),
+              AddKl{rows_of<const float>(mean_Td), rows_of<const float>(log_var_Td), counted(token_T),
                     static_cast<int>(mean_Td.dim(1))});
 }
 
-void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,
-                          double scale, Context& ctx) {
+void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td,
+                          Tensor token_T, double scale, Context& ctx) {
   for_each_pack<1>(
       "standard_kl_backward", mean_Td.rows(), mean_Td.dim(1), ctx,
       KlBackward{rows_of<float>(dmean_Td), rows_of<float>(dlog_var_Td), rows_of<const float>(mean_Td),
-                 rows_of<const float>(log_var_Td), counted(skip_T), static_cast<float>(scale)});
+                 rows_of<const float>(log_var_Td), counted(token_T), static_cast<float>(scale)});
 }
 
 void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK, Context& ctx) {
@@ -459,7 +459,7 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   SY_CHECK(slots <= kSlots, "{} slots a token; the kernel has room for {}", slots, kSlots);
   const std::int64_t tokens_a_block = kSlots / slots, n_blocks = ceil_div(tokens, tokens_a_block);
   ScratchScope scope(ctx.scratch);
-  const Tensor sums = room_for(sum_Ed, ctx), counts = room_for(count_E, ctx);
+  const Tensor sums = device_buffer_for(sum_Ed, ctx), counts = device_buffer_for(count_E, ctx);
   const Tensor partial_BN = ctx.scratch.take({n_blocks, (experts + 1) * (width + 1)}, DType::f64);
   const Tensor sum_N = ctx.scratch.take({(experts + 1) * (width + 1)}, DType::f64);
   launch("routed_sums", routed_kernel,
@@ -470,16 +470,16 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   for_each_pack<1>("routed_sums: experts", experts, width + 1, ctx,
                    TogetherWithEveryone{rows_of<double>(sums), counts.as<double>(), sum_N.as<double>(),
                                         static_cast<int>(experts), static_cast<int>(width)});
-  deliver(sum_Ed, sums);
-  deliver(count_E, counts);
+  copy_back(sum_Ed, sums);
+  copy_back(count_E, counts);
 }
 
-void clear_skipped_rows(Tensor x_RD, Tensor skip_R, Context& ctx) {
-  if (!skip_R.defined()) return;
+void clear_skipped_rows(Tensor x_RD, Tensor token_R, Context& ctx) {
+  if (!token_R.defined()) return;
   with_element(x_RD.dtype(), [&]<class T>() {
     with_pack<T>(rows_are_packs<T>(x_RD), [&]<int kSize>() {
       for_each_pack<kSize>("clear_skipped_rows", x_RD.rows(), x_RD.dim(1), ctx,
-                           ClearSkipped<T, kSize>{rows_of<T>(x_RD), counted(skip_R)});
+                           ClearSkipped<T, kSize>{rows_of<T>(x_RD), counted(token_R)});
     });
   });
 }

@@ -2,9 +2,9 @@
 // f32; nobody waits.
 #include "ops/latent_losses.h"
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {

@@ -23,14 +23,14 @@ int int_of(std::int64_t n) {
 }
 
 template <class F>
-void with_form(Form form, F&& f) {
-  switch (form) {
-    case Form::mk_nk:
-      return f.template operator()<Form::mk_nk>();
-    case Form::mk_kn:
-      return f.template operator()<Form::mk_kn>();
-    case Form::km_kn:
-      return f.template operator()<Form::km_kn>();
+void with_layout(GemmLayout layout, F&& f) {
+  switch (layout) {
+    case GemmLayout::nt:
+      return f.template operator()<GemmLayout::nt>();
+    case GemmLayout::nn:
+      return f.template operator()<GemmLayout::nn>();
+    case GemmLayout::tn:
+      return f.template operator()<GemmLayout::tn>();
   }
 }
 
@@ -64,16 +64,16 @@ struct Groups {
 
 // c = a b, plus the addend where it is defined.
 template <class T, class Out>
-Product<T, Out> make_product(Form form, const Matrix& c, const Matrix& a, const Matrix& b, const Tensor& addend,
-                             const Groups& groups) {
-  const std::int64_t k = a_along_k(form) ? a.columns : a.rows;
+Product<T, Out> make_product(GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
+                             const Tensor& addend, const Groups& groups) {
+  const std::int64_t k = a_along_k(layout) ? a.columns : a.rows;
   std::int64_t tiles_m = ceil_div(c.rows, kTile);
   std::int64_t expert_stride = 0;
   if (groups.offset_Ep != nullptr) {
     // Rows of experts: every expert may have a tile that is not full.
     tiles_m =
-        a_along_k(form) ? c.rows / kTile + std::min(c.rows, groups.n_experts) : tiles_m * groups.n_experts;
-    expert_stride = a_along_k(form) ? b.expert_stride : c.expert_stride;
+        a_along_k(layout) ? c.rows / kTile + std::min(c.rows, groups.n_experts) : tiles_m * groups.n_experts;
+    expert_stride = a_along_k(layout) ? b.expert_stride : c.expert_stride;
   }
   const std::int64_t tiles_n = ceil_div(c.columns, kTile);
   Product<T, Out> product{.a = a.rows_of<const T>(),
@@ -96,47 +96,47 @@ unsigned grid_of(const Product<T, Out>& product) {
 }
 
 template <class T, class Out>
-void launch_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
+void launch_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
                   const Tensor& addend, const Groups& groups, Context& ctx) {
-  const auto product = make_product<T, Out>(form, c, a, b, addend, groups);
+  const auto product = make_product<T, Out>(layout, c, a, b, addend, groups);
   const unsigned grid = grid_of(product);
-  with_form(form, [&]<Form kForm>() {
+  with_layout(layout, [&]<GemmLayout kLayout>() {
     if constexpr (std::is_same_v<T, float>) {
       if (ctx.matmul == MatmulType::f32)
-        return launch(op, float_kernel<kForm>, {grid, kFloatThreads}, ctx, product);
+        return launch(op, float_kernel<kLayout>, {grid, kFloatThreads}, ctx, product);
     }
     if (a.packs() && b.packs() && c.packs() && (!addend.defined() || Matrix(addend).packs())) {
-      launch(op, mma_kernel<T, Out, kForm, true>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
+      launch(op, mma_kernel<T, Out, kLayout, true>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
     } else {
-      launch(op, mma_kernel<T, Out, kForm, false>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
+      launch(op, mma_kernel<T, Out, kLayout, false>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
     }
   });
 }
 
-void multiply_in_tiles(const char* op, Form form, const Matrix& c, const Matrix& a, const Matrix& b,
+void multiply_in_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
                        const Tensor& addend, const Groups& groups, Context& ctx) {
   const bool in_place = addend.defined() && addend.raw() == c.tensor.raw();
   if ((in_place || !addend.defined()) &&
-      wgmma_multiply(op, form, c.tensor, a.tensor, b.tensor, in_place, groups.offset_Ep, ctx))
+      wgmma_multiply(op, layout, c.tensor, a.tensor, b.tensor, in_place, groups.offset_Ep, ctx))
     return;
   with_element(a.tensor.dtype(), [&]<class T>() {
     if (c.tensor.dtype() == DType::f32) {
-      launch_tiles<T, float>(op, form, c, a, b, addend, groups, ctx);
+      launch_tiles<T, float>(op, layout, c, a, b, addend, groups, ctx);
     } else {
-      launch_tiles<T, T>(op, form, c, a, b, addend, groups, ctx);
+      launch_tiles<T, T>(op, layout, c, a, b, addend, groups, ctx);
     }
   });
 }
 
-void multiply(const char* op, Form form, const Tensor& c_MN, const Tensor& a, const Tensor& b,
+void multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tensor& a, const Tensor& b,
               const Tensor& addend, Context& ctx) {
 #ifndef SWITCHYARD_SIMT
   // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
   const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
-  if (as_they_are && a.numel() > 0 && b.numel() > 0 && cublaslt_multiply(op, form, c_MN, a, b, addend, ctx))
+  if (as_they_are && a.numel() > 0 && b.numel() > 0 && cublaslt_multiply(op, layout, c_MN, a, b, addend, ctx))
     return;
 #endif
-  multiply_in_tiles(op, form, c_MN, a, b, addend, {}, ctx);
+  multiply_in_tiles(op, layout, c_MN, a, b, addend, {}, ctx);
 }
 
 // dweight_R[r] = the sum of partial_RP[r], for the rows that there are.
@@ -157,24 +157,24 @@ Groups groups_of(const Tensor& offset_Ep) { return {offset_Ep.as<std::int32_t>()
 }  // namespace
 
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
-  multiply("linear_forward", Form::mk_nk, out_TN, in_TK, weight_NK, addend_of(out_TN, write), ctx);
+  multiply("linear_forward", GemmLayout::nt, out_TN, in_TK, weight_NK, addend_of(out_TN, write), ctx);
 }
 
 void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor weight_NK, Context& ctx) {
-  multiply("linear_forward_add", Form::mk_nk, out_TN, in_TK, weight_NK, addend_TN, ctx);
+  multiply("linear_forward_add", GemmLayout::nt, out_TN, in_TK, weight_NK, addend_TN, ctx);
 }
 
 void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
-  multiply("linear_backward_input", Form::mk_kn, din_TK, dout_TN, weight_NK, addend_of(din_TK, write), ctx);
+  multiply("linear_backward_input", GemmLayout::nn, din_TK, dout_TN, weight_NK, addend_of(din_TK, write), ctx);
 }
 
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
-  multiply("linear_backward_weight", Form::km_kn, dweight_NK, dout_TN, in_TK, dweight_NK, ctx);
+  multiply("linear_backward_weight", GemmLayout::tn, dweight_NK, dout_TN, in_TK, dweight_NK, ctx);
 }
 
 void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep, Context& ctx) {
-  multiply_in_tiles("grouped_linear_forward", Form::mk_nk, out_RN, in_RK, weight_ENK, {}, groups_of(offset_Ep),
-                    ctx);
+  multiply_in_tiles("grouped_linear_forward", GemmLayout::nt, out_RN, in_RK, weight_ENK, {},
+                    groups_of(offset_Ep), ctx);
 }
 
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
@@ -187,14 +187,14 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   const Groups groups = groups_of(offset_Ep);
   constexpr const char* kOp = "grouped_gate_up_forward";
   if (wgmma_gate_up(kOp, act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, groups.offset_Ep, ctx)) return;
-  const auto product = make_product<bf16, bf16>(Form::mk_nk, c, a, b, {}, groups);
+  const auto product = make_product<bf16, bf16>(GemmLayout::nt, c, a, b, {}, groups);
   launch(kOp, gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx, product,
          act.rows_of<bf16>(), weight_R.as<float>());
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx) {
-  multiply_in_tiles("grouped_linear_backward_input", Form::mk_kn, din_RK, dout_RN, weight_ENK, {},
+  multiply_in_tiles("grouped_linear_backward_input", GemmLayout::nn, din_RK, dout_RN, weight_ENK, {},
                     groups_of(offset_Ep), ctx);
 }
 
@@ -211,9 +211,9 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
   }
   const Groups groups = groups_of(offset_Ep);
   if (const Tensor dact_RF = ctx.scratch.take({n_rows, width}, DType::bf16); wgmma_multiply(
-          "grouped_down_backward", Form::mk_kn, dact_RF, dout_RN, weight_ENF, false, groups.offset_Ep, ctx))
+          "grouped_down_backward", GemmLayout::nn, dact_RF, dout_RN, weight_ENF, false, groups.offset_Ep, ctx))
     return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
-  const auto product = make_product<bf16, bf16>(Form::mk_kn, dgate, a, b, {}, groups);
+  const auto product = make_product<bf16, bf16>(GemmLayout::nn, dgate, a, b, {}, groups);
   const Tensor partial_RP = ctx.scratch.take({n_rows, ceil_div(width, kWarpTile)}, DType::f32);
   launch("grouped_down_backward", down_backward_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes},
          ctx, product, rows_of<const bf16>(gate_up_R2F), weight_R.as<float>(), rows_of<float>(partial_RP));
@@ -223,7 +223,7 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
 
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx) {
-  multiply_in_tiles("grouped_linear_backward_weight", Form::km_kn, dweight_ENK, dout_RN, in_RK, dweight_ENK,
+  multiply_in_tiles("grouped_linear_backward_weight", GemmLayout::tn, dweight_ENK, dout_RN, in_RK, dweight_ENK,
                     groups_of(offset_Ep), ctx);
 }
 

@@ -5,8 +5,8 @@
 // all bf16, summed in f32; weights and their gradients are f32, expert_TK and the rest i32.
 #include "ops/moe.h"
 
-#include "numeric.h"
-#include "tokens.h"
+#include "elements.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, K slots a token, R routed rows, E experts, D width, B blocks, W warps of a block.
 
@@ -122,10 +122,10 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
-// out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. A null weight_R: rows alone.
+// out_TD[t] = residual_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. A null weight_R: rows alone.
 template <class T, int kSize>
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    add_rows_kernel(Rows<T> out_TD, Rows<float> weight_TK, Rows<const T> addend_TD, Rows<const T> row_RD,
+    add_rows_kernel(Rows<T> out_TD, Rows<float> weight_TK, Rows<const T> residual_TD, Rows<const T> row_RD,
                     const float* weight_R, Rows<const int> slot_row_TK, std::int64_t n_tokens, int K,
                     int width) {
   constexpr int kAtOnce = 4;  // rows whose loads are under way together
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
     }
   }
   T* const out = out_TD[t];
-  const T* const addend = addend_TD[t];
+  const T* const addend = residual_TD[t];
   for (int d = lane_of_warp() * kSize; d < width; d += kWarp * kSize) {
     auto pack = load<kSize>(addend + d);
     float sum[kSize];
@@ -183,13 +183,13 @@ void copy_to_rows(const char* op, const Tensor& row_RD, const Tensor& x_TD, cons
   });
 }
 
-void add_rows(const char* op, const Tensor& out_TD, const Tensor& addend_TD, const Tensor& row_RD,
+void add_rows(const char* op, const Tensor& out_TD, const Tensor& residual_TD, const Tensor& row_RD,
               const Weights& weights, const Tensor& slot_row_TK, Context& ctx) {
   with_element(out_TD.dtype(), [&]<class T>() {
-    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(addend_TD) && rows_are_packs<T>(row_RD),
+    with_pack<T>(rows_are_packs<T>(out_TD) && rows_are_packs<T>(residual_TD) && rows_are_packs<T>(row_RD),
                  [&]<int kSize>() {
                    launch(op, add_rows_kernel<T, kSize>, one_warp_each(out_TD.rows()), ctx, rows_of<T>(out_TD),
-                          weights.slots<float>(), rows_of<const T>(addend_TD), rows_of<const T>(row_RD),
+                          weights.slots<float>(), rows_of<const T>(residual_TD), rows_of<const T>(row_RD),
                           weights.rows(), rows_of<const int>(slot_row_TK), out_TD.rows(), slot_row_TK.dim(1),
                           out_TD.dim(1));
                  });
@@ -227,8 +227,8 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tens
   add_rows("moe_dispatch_backward", dx_TD, dx_TD, drow_RD, {dweight_R, dweight_TK}, slot_row_TK, ctx);
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
-  add_rows("moe_combine_forward", out_TD, addend_TD, row_RD, {}, slot_row_TK, ctx);
+void moe_combine_forward(Tensor out_TD, Tensor residual_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+  add_rows("moe_combine_forward", out_TD, residual_TD, row_RD, {}, slot_row_TK, ctx);
 }
 
 void moe_combine_backward(Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx) {

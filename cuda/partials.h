@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "reduce.h"
 #include "shared.h"
 #include "staging.h"
@@ -93,11 +93,11 @@ void sum_rows(const char* op, const Tensor& sum_N, std::int64_t n_rows, Context&
   const RowRange range(n_rows, 4 * kSumThreads);
   ScratchScope scope(ctx.scratch);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, kCount}, DType::f64);
-  const Tensor room_N = room_for(sum_N, ctx);
+  const Tensor buffer_N = device_buffer_for(sum_N, ctx);
   launch(op, sum_rows_kernel<kCount, F>, {blocks(range.blocks), kSumThreads}, ctx, add,
          rows_of<double>(partial_BN), n_rows, range.rows);
-  sum_partials<double, double>(op, room_N, partial_BN, Partials::set, ctx);
-  deliver(sum_N, room_N);
+  sum_partials<double, double>(op, buffer_N, partial_BN, Partials::set, ctx);
+  copy_back(sum_N, buffer_N);
 }
 
 }  // namespace switchyard::ops::cuda

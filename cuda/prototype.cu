@@ -8,8 +8,8 @@
 
 #include <algorithm>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
 

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "partials.h"
 #include "reduce.h"
 
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Calls f.operator()<kSize, kTurns>(lanes of a head).
 template <class T, class F>
-void with_form(std::int64_t pairs, bool packs, F&& f) {
+void with_layout(std::int64_t pairs, bool packs, F&& f) {
   const auto lanes = [&](int size) {
     const auto turns = static_cast<std::uint64_t>(ceil_div(pairs, size));
     return static_cast<int>(std::min<std::uint64_t>(kWarp, std::bit_ceil(turns)));
@@ -248,7 +248,7 @@ void qk_norm_rope_forward(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey w
   const Tables tables{rows_of<const float>(cos_SP), rows_of<const float>(sin_SP)};
   with_element(qkv_TM.dtype(), [&]<class T>() {
     const bool packs = are_packs<T>({in.q, in.k, out.q, out.k, weight_N.q, weight_N.k}, cos_SP, sin_SP);
-    with_form<T>(cos_SP.dim(1), packs, [&]<int kSize, int kTurns>(int lanes) {
+    with_layout<T>(cos_SP.dim(1), packs, [&]<int kSize, int kTurns>(int lanes) {
       const auto heads = [&](Tensor QueryKey::*side) {
         return ForwardHeads<T>{rows_of<T>(out.*side), rows_of<float>(rstd.*side), rows_of<const T>(in.*side),
                                (weight_N.*side).template as<T>(), static_cast<int>((rstd.*side).dim(1))};
@@ -270,7 +270,7 @@ void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Te
   with_element(qkv_TM.dtype(), [&]<class T>() {
     const bool packs =
         are_packs<T>({in.q, in.k, din.q, din.k, dout.q, dout.k, weight_N.q, weight_N.k}, cos_SP, sin_SP);
-    with_form<T>(cos_SP.dim(1), packs, [&]<int kSize, int kTurns>(int lanes) {
+    with_layout<T>(cos_SP.dim(1), packs, [&]<int kSize, int kTurns>(int lanes) {
       const auto heads = [&](Tensor QueryKey::*side) {
         return BackwardHeads<T>{rows_of<T>(din.*side),
                                 rows_of<const T>(dout.*side),

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "elements.h"
 #include "launch.h"
-#include "numeric.h"
 #include "staging.h"
 
 namespace switchyard::ops::cuda {

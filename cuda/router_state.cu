@@ -3,9 +3,9 @@
 // States are f32; nobody waits.
 #include "ops/router_state.h"
 
+#include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "numeric.h"
 #include "ops/histogram.h"
 #include "reduce.h"
 

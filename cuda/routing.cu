@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
-#include "numeric.h"
+#include "elements.h"
 #include "staging.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens of B sequences, E experts, K slots a token, X runs of tokens.
 

@@ -7,9 +7,9 @@
 #include <limits>
 
 #include "core/expert_groups.h"
-#include "numeric.h"
+#include "elements.h"
 #include "ops/routing.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, E experts, K slots a token, G groups of experts.
 

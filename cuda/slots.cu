@@ -4,8 +4,8 @@
 
 #include <limits>
 
-#include "numeric.h"
-#include "tokens.h"
+#include "elements.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, E experts, K slots a token.
 

@@ -7,20 +7,20 @@
 
 namespace switchyard::ops::cuda {
 
-// Room on the device for a result: its own where it lies there, else scratch space, from where deliver()
-// copies.
-inline Tensor room_for(const Tensor& result, Context& ctx) {
+// Device memory for a result: its own where it is a device tensor, else scratch space. copy_back() copies from
+// there to the result.
+inline Tensor device_buffer_for(const Tensor& result, Context& ctx) {
   return result.device() == Device::cuda ? result : ctx.scratch.take(result.shape(), result.dtype());
 }
-inline void deliver(const Tensor& result, const Tensor& room) {
-  if (room.raw() != result.raw()) copy(result, room);
+inline void copy_back(const Tensor& result, const Tensor& buffer) {
+  if (buffer.raw() != result.raw()) copy(result, buffer);
 }
 
 // The tensor itself where it lies on the device, else a copy in scratch space.
 inline Tensor on_device(const Tensor& tensor, Context& ctx) {
-  const Tensor room = room_for(tensor, ctx);
-  deliver(room, tensor);
-  return room;
+  const Tensor buffer = device_buffer_for(tensor, ctx);
+  copy_back(buffer, tensor);
+  return buffer;
 }
 
 }  // namespace switchyard::ops::cuda

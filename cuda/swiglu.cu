@@ -6,7 +6,7 @@
 
 #include "for_each_pack.h"
 #include "silu.h"
-#include "tokens.h"
+#include "warp_per_row.h"
 
 namespace switchyard::ops::cuda {
 

@@ -1,13 +1,13 @@
 // One warp a token: it reads the token's scores from memory once, then from the L1 cache, so that any number of
 // experts fits. Sums are in float32. top_k draws one maximum a slot instead of keeping a sorted list: of each
 // lane's scores only the largest that is left takes part, and only the lane that won looks through its own
-// again. All in f32, expert_TK and skip_T i32.
+// again. All in f32, expert_TK and token_T i32.
 #include "ops/topk.h"
 
 #include <limits>
 
-#include "numeric.h"
-#include "tokens.h"
+#include "elements.h"
+#include "warp_per_row.h"
 
 // Legend: T tokens, E experts, K slots a token.
 
@@ -62,13 +62,13 @@ __device__ __forceinline__ Candidate largest_below(Candidate bound, const float*
 }
 
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    top_k_kernel(Rows<int> expert_TK, Rows<float> chosen_TK, Rows<const float> score_TE, Rows<const int> skip_T,
-                 std::int64_t n_tokens, int n_experts, int K) {
+    top_k_kernel(Rows<int> expert_TK, Rows<float> chosen_TK, Rows<const float> score_TE,
+                 Rows<const int> token_T, std::int64_t n_tokens, int n_experts, int K) {
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens) return;
   int* const expert = expert_TK[t];
   float* const chosen = chosen_TK[t];
-  if (*skip_T[t] < 0) {
+  if (*token_T[t] < 0) {
     for (int k = lane_of_warp(); k < K; k += kWarp) expert[k] = -1, chosen[k] = 0;
     return;
   }
@@ -98,10 +98,10 @@ void softmax_backward(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context
          prob_TE.rows(), prob_TE.dim(1));
 }
 
-void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T, Context& ctx) {
+void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx) {
   launch("top_k", top_k_kernel, one_warp_each(score_TE.rows()), ctx, rows_of<int>(expert_TK),
-         rows_of<float>(chosen_TK), rows_of<const float>(score_TE), rows_of<const int>(skip_T), score_TE.rows(),
-         score_TE.dim(1), expert_TK.dim(1));
+         rows_of<float>(chosen_TK), rows_of<const float>(score_TE), rows_of<const int>(token_T),
+         score_TE.rows(), score_TE.dim(1), expert_TK.dim(1));
 }
 
 }  // namespace switchyard::ops::cuda

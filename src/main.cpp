@@ -58,7 +58,7 @@ std::string no_command(const CLI::App& app, const std::string& word, bool asks_f
 }  // namespace
 
 int main(int argc, char** argv) {
-  switchyard::wait_politely(argv);
+  switchyard::limit_openmp_spinning(argv);
 #ifdef __GLIBC__
   // oneDNN's large buffers go back to the system when they are freed. By default malloc keeps them from the
   // second time on, in places where they do not fit each other's gaps, and memory grows for some steps.

@@ -22,7 +22,7 @@ struct Heads {
 class CudaAttentionCudnn : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty()) GTEST_SKIP() << obstacle;
+    if (const std::string reason = ops::cuda::unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   }
 };
 
@@ -88,9 +88,9 @@ TEST_F(CudaAttentionCudnn, EqualsOurs) {
     SCOPED_TRACE(::testing::Message() << s.n_seq << " x " << s.seq_len << ", heads of " << s.heads.width
                                       << ", window " << s.window);
     Call ours(s.n_seq, s.seq_len, s.heads, s.window), theirs(s.n_seq, s.seq_len, s.heads, s.window);
-    if (ops::cuda::attention_cudnn_obstacle(ours.shape) !=
+    if (ops::cuda::attention_cudnn_unavailable_reason(ours.shape) !=
         "") {  // such as wide heads before compute capability 9.0
-      ASSERT_GT(s.heads.width, 128) << ops::cuda::attention_cudnn_obstacle(ours.shape);
+      ASSERT_GT(s.heads.width, 128) << ops::cuda::attention_cudnn_unavailable_reason(ours.shape);
       continue;
     }
     ours.run(AttentionBackend::flash);

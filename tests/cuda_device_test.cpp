@@ -11,8 +11,8 @@ namespace {
 
 class NeedsDevice : public ::testing::Environment {
   void SetUp() override {
-    if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty())
-      GTEST_SKIP() << "[  SKIPPED ] " << obstacle;
+    if (const std::string reason = ops::cuda::unavailable_reason(); !reason.empty())
+      GTEST_SKIP() << "[  SKIPPED ] " << reason;
   }
 };
 const auto* const needs_device = ::testing::AddGlobalTestEnvironment(new NeedsDevice);

@@ -15,13 +15,13 @@
 namespace switchyard::test {
 namespace {
 
-using ops::cuda::Form;
+using ops::cuda::GemmLayout;
 
 class CudaGemmWgmma : public ::testing::Test {
  protected:
   void SetUp() override {
     const DeviceTensor one({8, 8}, DType::bf16, ctx), other({8, 8}, DType::bf16, ctx);
-    if (!ops::cuda::wgmma_multiply("test", Form::mk_nk, one, other, other, false, nullptr, ctx))
+    if (!ops::cuda::wgmma_multiply("test", GemmLayout::nt, one, other, other, false, nullptr, ctx))
       GTEST_SKIP() << "the device has not compute capability 9.0";
   }
   void TearDown() override {
@@ -33,12 +33,12 @@ class CudaGemmWgmma : public ::testing::Test {
   DeviceContext ctx;
 };
 
-// Sizes of a product, m or (km_kn) k of each expert; without experts one product of all rows.
+// Sizes of a product, m or (tn) k of each expert; without experts one product of all rows.
 struct Case {
-  Form form;
+  GemmLayout layout;
   std::vector<std::int64_t> counts;
   bool grouped;
-  std::int64_t spare_rows, other, n;  // other: k, or m of km_kn
+  std::int64_t spare_rows, other, n;  // other: k, or m of tn
 };
 
 // Operands as the kernel gets them, with NaN in rows of no expert and in weights of experts without rows; and
@@ -62,7 +62,7 @@ struct Problem {
       set(offset, e + 1, static_cast<double>(routed));
     }
     const std::int64_t rows = routed + p.spare_rows;
-    const bool of_weight = p.form == Form::km_kn;
+    const bool of_weight = p.layout == GemmLayout::tn;
     a = rounded({rows, p.other}, "a");
     poison(a.view().slice(routed, p.spare_rows));
     const auto each = [&](std::int64_t r, std::int64_t columns) {
@@ -73,7 +73,7 @@ struct Problem {
       poison(b.view().slice(routed, p.spare_rows));
       c = rounded(each(p.other, p.n), "c");
     } else {
-      b = rounded(p.form == Form::mk_nk ? each(p.n, p.other) : each(p.other, p.n), "b");
+      b = rounded(p.layout == GemmLayout::nt ? each(p.n, p.other) : each(p.other, p.n), "b");
       c = rounded({rows, p.n}, "c");
     }
     exact = OwnedTensor(c.view().shape(), DType::f64);
@@ -98,9 +98,9 @@ struct Problem {
           double sum = add ? get(c, at) : 0, size = std::abs(sum);
           for (std::int64_t k = k_first; k < k_end; ++k) {
             const double x = a_value[index(of_weight ? k * p.other + m : m * p.other + k)];
-            const double y = b_value[index(p.form == Form::mk_nk   ? (e * p.n + n) * p.other + k
-                                           : p.form == Form::mk_kn ? (e * p.other + k) * p.n + n
-                                                                   : k * p.n + n)];
+            const double y = b_value[index(p.layout == GemmLayout::nt   ? (e * p.n + n) * p.other + k
+                                           : p.layout == GemmLayout::nn ? (e * p.other + k) * p.n + n
+                                                                        : k * p.n + n)];
             sum += x * y;
             size += std::abs(x * y);
           }
@@ -119,20 +119,20 @@ struct Problem {
   }
 };
 
-const char* name_of(Form form) {
-  return form == Form::mk_nk ? "mk_nk" : form == Form::mk_kn ? "mk_kn" : "km_kn";
+const char* name_of(GemmLayout layout) {
+  return layout == GemmLayout::nt ? "nt" : layout == GemmLayout::nn ? "nn" : "tn";
 }
 
 // A tile is 128 x 128 or 128 x 256, a step 64 of K, the ring 6 or 4 steps: sizes on both sides of each. Experts
 // without rows first, last and in between.
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (Form form : {Form::mk_nk, Form::mk_kn, Form::km_kn}) {
-    all.push_back({form, {1}, false, 0, 8, 8});
-    all.push_back({form, {70}, false, 0, 264, 136});
-    all.push_back({form, {0, 1, 0, 0, 2}, true, 7, 8, 16});
-    all.push_back({form, {0, 1, 127, 0, 128, 129, 64}, true, 3, 40, 264});
-    all.push_back({form, {3, 0, 450, 65, 0}, true, 70, 456, 272});
+  for (GemmLayout layout : {GemmLayout::nt, GemmLayout::nn, GemmLayout::tn}) {
+    all.push_back({layout, {1}, false, 0, 8, 8});
+    all.push_back({layout, {70}, false, 0, 264, 136});
+    all.push_back({layout, {0, 1, 0, 0, 2}, true, 7, 8, 16});
+    all.push_back({layout, {0, 1, 127, 0, 128, 129, 64}, true, 3, 40, 264});
+    all.push_back({layout, {3, 0, 450, 65, 0}, true, 70, 456, 272});
   }
   return all;
 }
@@ -143,10 +143,10 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
       for (const DType out : {DType::f32, DType::bf16}) {
         if (p.n > 200 && add != (out == DType::f32)) continue;  // small sizes have seen it
         SCOPED_TRACE(::testing::Message()
-                     << name_of(p.form) << ", " << p.counts.size() << " experts, " << p.other << " x " << p.n
+                     << name_of(p.layout) << ", " << p.counts.size() << " experts, " << p.other << " x " << p.n
                      << ", " << name_of(out) << ", added: " << add);
         const Problem problem(p, add);
-        const bool of_weight = p.form == Form::km_kn;
+        const bool of_weight = p.layout == GemmLayout::tn;
         const auto a = DeviceTensor::of(problem.a, DType::bf16, ctx, 8),
                    b = of_weight || !p.grouped ? DeviceTensor::of(problem.b, DType::bf16, ctx, 16)
                                                : DeviceTensor::of(problem.b, DType::bf16, ctx);
@@ -155,7 +155,7 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
                        : margin == 0 ? DeviceTensor(problem.c.view().shape(), out, ctx)
                                      : DeviceTensor::strided(problem.c.view().dim(0), p.n, out, ctx, margin);
         const auto offset = DeviceTensor::of(problem.offset, ctx);
-        ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.form, c, a, b, add,
+        ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.layout, c, a, b, add,
                                               p.grouped ? offset.view().as<std::int32_t>() : nullptr, ctx));
         const std::vector<double> found = c.values();
         for (std::int64_t i = 0; i < problem.exact.view().numel(); ++i) {
@@ -180,7 +180,7 @@ TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
     const auto a = DeviceTensor::strided(16, 32, type, ctx, margin),
                b = DeviceTensor::strided(24, 32, type, ctx, 8);
     const DeviceTensor c({16, 24}, out, ctx);
-    return ops::cuda::wgmma_multiply("test", Form::mk_nk, c, a, b, false, nullptr, ctx);
+    return ops::cuda::wgmma_multiply("test", GemmLayout::nt, c, a, b, false, nullptr, ctx);
   };
   EXPECT_TRUE(multiplies(DType::bf16, DType::bf16, 8));
   EXPECT_TRUE(multiplies(DType::bf16, DType::f32, 16));
@@ -188,7 +188,7 @@ TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
   EXPECT_FALSE(multiplies(DType::bf16, DType::bf16, 4));  // rows of 80 bytes, 8 bytes off
   const DeviceTensor none({0, 32}, DType::bf16, ctx), b({24, 32}, DType::bf16, ctx),
       c({0, 24}, DType::bf16, ctx);
-  EXPECT_FALSE(ops::cuda::wgmma_multiply("test", Form::mk_nk, c, none, b, false, nullptr, ctx));
+  EXPECT_FALSE(ops::cuda::wgmma_multiply("test", GemmLayout::nt, c, none, b, false, nullptr, ctx));
 #ifdef SWITCHYARD_SIMT
   for (const simt::Capability& other : {simt::Capability{8, 0, 2}, {8, 9, 2}, {10, 0, 2}, {12, 0, 2}}) {
     simt::capability = other;
@@ -210,7 +210,7 @@ TEST_F(CudaGemmWgmma, SameBitsOnAnyNumberOfMultiprocessorsInAnyOrder) {
       simt::set_block_order(order);
       const auto c = DeviceTensor::of(problem.c, DType::f32, ctx);
       EXPECT_TRUE(
-          ops::cuda::wgmma_multiply("test", p.form, c, a, b, true, offset.view().as<std::int32_t>(), ctx));
+          ops::cuda::wgmma_multiply("test", p.layout, c, a, b, true, offset.view().as<std::int32_t>(), ctx));
       return c.values();
     };
     const std::vector<double> one = run(1, simt::BlockOrder::ascending);

@@ -20,17 +20,17 @@ constexpr std::int64_t kBins = 2 * ops::kGapBins;
 // Counts are whole numbers and gaps are rounded alike: exact. The device's counts are asked for on the device,
 // on the host, and with the blocks in the other order.
 void expect_counts_of_cpu(const Tensor& score_TE, const Tensor& value_E, const Tensor& cutoff_T,
-                          const Tensor& skip_T, std::int64_t margin) {
+                          const Tensor& token_T, std::int64_t margin) {
   DeviceContext ctx;
   Context host_ctx;
   const Shape shape{score_TE.dim(1), kBins};
   const OwnedTensor by_value(shape, DType::f64), by_cutoff(shape, DType::f64);
-  ops::score_gap_histogram(by_value, score_TE, value_E, skip_T, host_ctx);
-  ops::cutoff_gap_histogram(by_cutoff, score_TE, cutoff_T, skip_T, host_ctx);
+  ops::score_gap_histogram(by_value, score_TE, value_E, token_T, host_ctx);
+  ops::cutoff_gap_histogram(by_cutoff, score_TE, cutoff_T, token_T, host_ctx);
 
   const auto score = DeviceTensor::of(score_TE, DType::f32, ctx, margin);
   const auto value = DeviceTensor::of(value_E, ctx), cutoff = DeviceTensor::of(cutoff_T, ctx),
-             skip = DeviceTensor::of(skip_T, ctx);
+             skip = DeviceTensor::of(token_T, ctx);
   const DeviceTensor count(shape, DType::f64, ctx);
   const OwnedTensor host_count(shape, DType::f64);
   ops::cuda::score_gap_histogram(count, score, value, skip, ctx);

@@ -34,8 +34,8 @@ class CudaLatent : public ::testing::Test {
                         : DeviceTensor({s.rows, s.width}, DType::f32, ctx_);
   }
   // To a result on the host, for which the call waits.
-  double distance_sum(const Tensor& Y_Rd, const Tensor& skip_R) {
-    return number_from([&](Tensor sum_1) { ops::cuda::pair_distance_sum(sum_1, Y_Rd, skip_R, ctx_); });
+  double distance_sum(const Tensor& Y_Rd, const Tensor& token_R) {
+    return number_from([&](Tensor sum_1) { ops::cuda::pair_distance_sum(sum_1, Y_Rd, token_R, ctx_); });
   }
   // Every seventh row does not count.
   static OwnedTensor padding(std::int64_t rows) {
@@ -119,14 +119,14 @@ TEST_F(CudaLatent, PairDistancesEqualTheCpu) {
       SCOPED_TRACE(describe(s));
       const OwnedTensor skip = padding(s.rows);
       const auto device_skip = DeviceTensor::of(skip, ctx_);
-      const Tensor skip_R = padded ? skip.view() : Tensor(),
+      const Tensor token_R = padded ? skip.view() : Tensor(),
                    device_skip_R = padded ? device_skip.view() : Tensor();
       const auto Y = rows(s, "Y", 1, padded ? &skip : nullptr), dY = rows(s, "dY");
       const OwnedTensor dY64 = dY.as_f64();
       const OwnedTensor Y64 = Y.as_f64(), scale = doubles({0.3});
       const double sum64 =
-          number_from([&](Tensor sum_1) { ops::pair_distance_sum(sum_1, Y64, skip_R, host_ctx_); });
-      ops::pair_distance_backward(dY64, Y64, skip_R, scale, host_ctx_);
+          number_from([&](Tensor sum_1) { ops::pair_distance_sum(sum_1, Y64, token_R, host_ctx_); });
+      ops::pair_distance_backward(dY64, Y64, token_R, scale, host_ctx_);
       // Each distance is a root of a sum in float32, rounded to some 1e-7; their sum is in double.
       EXPECT_NEAR(distance_sum(Y, device_skip_R), sum64, 1e-6 * sum64);
       ops::cuda::pair_distance_backward(dY, Y, device_skip_R, DeviceTensor::of(scale, ctx_), ctx_);

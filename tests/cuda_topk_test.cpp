@@ -54,20 +54,20 @@ TEST(CudaSoftmax, EqualsTheCpu) {
 }
 
 // A choice is exact: the same experts and scores as the CPU's of the same float32 scores.
-void expect_choice_of_cpu(const Tensor& score_TE, const Tensor& skip_T, std::int64_t slots,
+void expect_choice_of_cpu(const Tensor& score_TE, const Tensor& token_T, std::int64_t slots,
                           std::int64_t margin) {
   DeviceContext ctx;
   Context host_ctx;
   const Shape shape{score_TE.rows(), slots};
   const OwnedTensor expert(shape, DType::i32), chosen(shape, DType::f32);
-  ops::top_k(expert, chosen, score_TE, skip_T, host_ctx);
+  ops::top_k(expert, chosen, score_TE, token_T, host_ctx);
   const auto output = [&](DType dtype) {
     return margin > 0 ? DeviceTensor::strided(shape[0], slots, dtype, ctx, margin)
                       : DeviceTensor(shape, dtype, ctx);
   };
   const DeviceTensor device_expert = output(DType::i32), device_chosen = output(DType::f32);
   ops::cuda::top_k(device_expert, device_chosen, DeviceTensor::of(score_TE, DType::f32, ctx, margin),
-                   DeviceTensor::of(skip_T, ctx), ctx);
+                   DeviceTensor::of(token_T, ctx), ctx);
   EXPECT_EQ(device_expert.values(), values(expert));
   const std::vector<double> actual = device_chosen.values(), wanted = values(chosen);
   for (std::size_t i = 0; i < wanted.size(); ++i) {

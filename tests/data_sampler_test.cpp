@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "core/error.h"
-#include "data/dataset.h"
+#include "data/sampler.h"
 #include "temp_dir.h"
 
 namespace switchyard::data {

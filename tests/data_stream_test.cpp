@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "data/dataset.h"
+#include "data/shard_paths.h"
 #include "shards.h"
 
 namespace switchyard::data {

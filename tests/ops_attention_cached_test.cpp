@@ -26,7 +26,7 @@ struct Case {
             .head_dim = head_dim,
             .v_head_dim = v_head_dim,
             .scale = 1 / std::sqrt(static_cast<double>(head_dim)),
-            .first = before};
+            .n_past = before};
   }
 };
 
@@ -208,7 +208,7 @@ TEST(MlaAbsorb, AttentionOverLatentsIsThatOverKeysAndValues) {
                               .head_dim = P + R,
                               .v_head_dim = V,
                               .scale = 0.4,
-                              .first = first};
+                              .n_past = first};
 
     const OwnedTensor kv({n_keys, H * (P + V)}, dtype), k({n_keys, H * (P + R)}, dtype),
         v({n_keys, H * V}, dtype), expected({tokens, H * V}, dtype);

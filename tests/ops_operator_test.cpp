@@ -42,7 +42,7 @@ TEST(Signature, LettersAreSizes) {
   Context ctx;
   Signature args(ctx);
   args("x_TD", of({2, 3}), f32)("weight_E2FK", of({4, 10, 7}), f32)("offset_Ep", of({5}, i32), i32)(
-      "rstd_T1", of({2, 1}), f32)("place_2", of({2}, i32), i32)("attention_lse_TD", of({2, 3}), f32)(
+      "rstd_T1", of({2, 1}), f32)("rng_offset_2", of({2}, i32), i32)("attention_lse_TD", of({2, 3}), f32)(
       "gram_dd", of({6, 6}, f64), f64)("table_12T", of({24}), f32);
   EXPECT_EQ(args['T'], 2);
   EXPECT_EQ(args['D'], 3);
@@ -55,17 +55,17 @@ TEST(Signature, LettersAreSizes) {
 
 TEST(Signature, ASizeOfZeroIsKnown) {
   EXPECT_EQ(complaint([](Signature& args) {
-              args("x_TD", of({0, 3}), f32)("skip_T", of({1}, i32), i32);
+              args("x_TD", of({0, 3}), f32)("token_T", of({1}, i32), i32);
             }),
-            "skip_T is [1]: its T is 0 elsewhere");
+            "token_T is [1]: its T is 0 elsewhere");
 }
 
 TEST(Signature, ShapesThatDoNotFit) {
   const auto after_x = [](const char* name, Shape shape) {
     return complaint([&](Signature& args) { args("x_TD", of({2, 3}), f32)(name, of(shape), f32); });
   };
-  EXPECT_EQ(after_x("skip_T", {1}), "skip_T is [1]: its T is 2 elsewhere");
-  EXPECT_EQ(after_x("skip_T", {2, 1}), "skip_T is [2, 1]: its name has 1 dimensions");
+  EXPECT_EQ(after_x("token_T", {1}), "token_T is [1]: its T is 2 elsewhere");
+  EXPECT_EQ(after_x("token_T", {2, 1}), "token_T is [2, 1]: its name has 1 dimensions");
   EXPECT_EQ(after_x("out_TD", {2}), "out_TD is [2]: its name has more dimensions");
   EXPECT_EQ(after_x("wide_T2D", {2, 3}), "wide_T2D is [2, 3]: its D is 3 elsewhere");
   EXPECT_EQ(after_x("offset_Tp", {2}), "offset_Tp is [2]: its T is 2 elsewhere");
@@ -95,11 +95,11 @@ TEST(Signature, BoundAndExplicitSizes) {
 }
 
 TEST(Signature, DtypeDefinitionAndLayout) {
-  EXPECT_EQ(complaint([](Signature& args) { args("skip_T", of({2}), i32); }), "skip_T is f32, expected i32");
-  EXPECT_EQ(complaint([](Signature& args) { args("skip_T", Tensor(), i32); }), "skip_T is not defined");
-  EXPECT_EQ(complaint([](Signature& args) { args("skip_T", Tensor(), i32, kOptional); }), "");
-  EXPECT_EQ(complaint([](Signature& args) { args("skip_T", of({2}), i32, kOptional); }),
-            "skip_T is f32, expected i32");
+  EXPECT_EQ(complaint([](Signature& args) { args("token_T", of({2}), i32); }), "token_T is f32, expected i32");
+  EXPECT_EQ(complaint([](Signature& args) { args("token_T", Tensor(), i32); }), "token_T is not defined");
+  EXPECT_EQ(complaint([](Signature& args) { args("token_T", Tensor(), i32, kOptional); }), "");
+  EXPECT_EQ(complaint([](Signature& args) { args("token_T", of({2}), i32, kOptional); }),
+            "token_T is f32, expected i32");
   const Tensor strided = of({4, 6}).columns(1, 2);
   EXPECT_EQ(complaint([&](Signature& args) { args("x_TD", strided, f32); }), "");
   EXPECT_EQ(complaint([&](Signature& args) { args("x_TD", strided, f32, kContiguous); }),

@@ -152,7 +152,7 @@ TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
     RouterBatch batch = fixture.batch(token_T);
     batch.attention_entropy_T = entropy_T;
     for (int step = 0; step < 4; ++step) {
-      fixture.set_place(step, 0);
+      fixture.set_rng_offset(step, 0);
       fixture.arena->poison();
       const RoutingDecision decision = fixture.layer.forward(x_TD, batch, fixture.ctx);
       for (const double expert : values(decision.expert_TK)) EXPECT_TRUE(!padding || expert == -1);

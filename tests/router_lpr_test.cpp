@@ -293,7 +293,7 @@ StepSums step_in_parts(std::int64_t at_once, const config::Router& options, cons
       const OwnedTensor token = ints(std::vector<double>(begin, begin + tokens));
       const OwnedTensor place = ints({7, static_cast<double>(first)});
       const RouterBatch batch{
-          .token_T = token, .n_seq = at_once, .seq_len = 3, .training = true, .seed = 5, .place_2 = place};
+          .token_T = token, .n_seq = at_once, .seq_len = 3, .training = true, .seed = 5, .rng_offset_2 = place};
       const Tensor part = x.view().slice(first * 3, tokens);
       f.router->forward(part, batch, f.ctx);
       if (!backward) {
@@ -355,7 +355,7 @@ TEST(LatentPrototype, EvaluationHasNoNoiseAndNoState) {
   const auto run = [&](bool training, std::int64_t step) {
     const OwnedTensor place = ints({static_cast<double>(step), 0});
     const RouterOutput out = f.router->forward(
-        x, {.token_T = token, .seq_len = 8, .training = training, .seed = 1, .place_2 = place}, f.ctx);
+        x, {.token_T = token, .seq_len = 8, .training = training, .seed = 1, .rng_offset_2 = place}, f.ctx);
     return values(out.decision.weight_TK);
   };
   const auto first = run(true, 1);
@@ -382,7 +382,8 @@ TEST(LatentPrototype, OneExpertMayHaveEveryToken) {
     for (std::int64_t step = 0; step < 3; ++step) {
       const auto keys = values(f.row("expert_keys"));
       const OwnedTensor place = ints({static_cast<double>(step), 0});
-      const RouterBatch batch{.token_T = token, .seq_len = 8, .training = true, .seed = 1, .place_2 = place};
+      const RouterBatch batch{
+          .token_T = token, .seq_len = 8, .training = true, .seed = 1, .rng_offset_2 = place};
       const RouterOutput out = f.router->forward(x, batch, f.ctx);
       EXPECT_EQ(values(out.decision.expert_TK), std::vector<double>(8, 2.0));
       const RoutingLossGradient gradient{

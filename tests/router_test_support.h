@@ -44,10 +44,14 @@ struct RouterFixture {
     ctx.scratch.set_poison(true);
   }
   RouterBatch batch(const Tensor& token_T, bool training = true) const {
-    return {.token_T = token_T, .n_seq = n_seq_, .seq_len = seq_len_, .training = training, .place_2 = place_2};
+    return {.token_T = token_T,
+            .n_seq = n_seq_,
+            .seq_len = seq_len_,
+            .training = training,
+            .rng_offset_2 = rng_offset_2};
   }
-  void set_place(std::int64_t step, std::int64_t first_sequence) {
-    fill(place_2, {static_cast<double>(step), static_cast<double>(first_sequence)});
+  void set_rng_offset(std::int64_t step, std::int64_t first_sequence) {
+    fill(rng_offset_2, {static_cast<double>(step), static_cast<double>(first_sequence)});
   }
   Numbers statistics() const { return statistics_S ? test::values(*statistics_S) : Numbers{}; }
   double own_loss(const RoutingLossGradient& gradient) {
@@ -79,7 +83,7 @@ struct RouterFixture {
   LayerRouting routing;
   std::optional<Arena> arena;
   std::optional<test::OwnedTensor> statistics_S;  // where the router has any
-  test::OwnedTensor place_2 = test::ints({0, 0});
+  test::OwnedTensor rng_offset_2 = test::ints({0, 0});
   Context ctx;
 
  private:

@@ -246,7 +246,7 @@ TEST(Jitter, IsAFunctionOfSeedStepLayerAndPlace) {
     fill(x_TD, Numbers(static_cast<std::size_t>(n_seq) * 6, 0.25));
     RouterBatch batch = fixture.batch(token_T, training);
     batch.seed = seed;
-    fixture.set_place(step, first_sequence);
+    fixture.set_rng_offset(step, first_sequence);
     fixture.layer.forward(x_TD, batch, fixture.ctx);
     return values(fixture.routing.prob_sum_BE);
   };

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/elements.h"
 #include "cuda/launch.h"
-#include "cuda/numeric.h"
 #include "cuda/wgmma.h"
 
 namespace switchyard::ops::cuda {

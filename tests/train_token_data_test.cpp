@@ -74,14 +74,14 @@ TEST(BatchBuffers, HoldsTheMicroBatchesOfAStep) {
   Context ctx;
   for (std::int32_t micro = 0; micro < 3; ++micro)
     buffers.set_sequence(0, std::vector<std::int32_t>{10 * micro, 10 * micro + 1, 10 * micro + 2}, micro);
-  EXPECT_EQ(values(buffers.load(ctx, 1).place_2), (Numbers{0, 0}));
-  for (int micro = 0; micro < 3; ++micro) buffers.set_place(70 + micro, 5 * micro, micro);
+  EXPECT_EQ(values(buffers.load(ctx, 1).rng_offset_2), (Numbers{0, 0}));
+  for (int micro = 0; micro < 3; ++micro) buffers.set_rng_offset(70 + micro, 5 * micro, micro);
   for (int micro = 0; micro < 3; ++micro) {
     const model::Batch batch = buffers.load(ctx, micro);
     EXPECT_EQ(values(batch.token_T), (Numbers{10.0 * micro, 10.0 * micro + 1}));
     EXPECT_EQ(values(batch.target_T), (Numbers{10.0 * micro + 1, 10.0 * micro + 2}));
     EXPECT_EQ(values(batch.tokens_B), Numbers{2});
-    EXPECT_EQ(values(batch.place_2), (Numbers{70.0 + micro, 5.0 * micro}));
+    EXPECT_EQ(values(batch.rng_offset_2), (Numbers{70.0 + micro, 5.0 * micro}));
   }
 }
 

@@ -10,7 +10,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/log.h"
-#include "data/dataset.h"
+#include "data/shard_paths.h"
 
 namespace switchyard::checkpoint {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "config/config.h"
-#include "data/dataset.h"
+#include "data/shard_paths.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::checkpoint {

@@ -79,10 +79,6 @@ CopyOn::CopyOn(Device device, const Tensor& tensor) : there_(tensor), here_(tens
   copy(here_, there_);
 }
 
-void CopyOn::refresh() const {
-  if (memory_) copy(here_, there_);
-}
-
 void CopyOn::write_back() const {
   if (memory_) copy(there_, here_);
 }

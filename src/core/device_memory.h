@@ -42,16 +42,14 @@ struct DeviceMemory {
 };
 void set_device_memory(Device device, const DeviceMemory& memory);
 
-// The elements of a tensor where `device` can read and write them: the tensor itself if it lies there, a copy
-// made now if not. write_back() copies what was written to where the tensor lies, refresh() what has been
-// written there since.
+// A view of a tensor that `device` can access: the tensor itself, or a copy on that device, made now.
+// write_back() copies what was written there to the tensor.
 class CopyOn {
  public:
   CopyOn(Device device, const Tensor& tensor);
   const Tensor& tensor() const { return here_; }
   const Tensor* operator->() const { return &here_; }
   void write_back() const;
-  void refresh() const;
 
  private:
   Tensor there_, here_;

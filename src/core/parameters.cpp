@@ -89,7 +89,7 @@ std::size_t ParameterStore::add(Parameter parameter) {
 void ParameterStore::allocate(DType dtype, DType compute, bool training, Device device) {
   SY_CHECK(!memory_, "parameters are allocated once");
   SY_CHECK(dtype == DType::f32 || dtype == DType::f64, "parameters are f32 or f64, not {}", name_of(dtype));
-  SY_CHECK(statistics_type(compute) == dtype, "parameters of {} do not serve a run in {}", name_of(dtype),
+  SY_CHECK(accumulation_dtype(compute) == dtype, "parameters of {} do not serve a run in {}", name_of(dtype),
            name_of(compute));
   std::vector<std::string_view> names;
   names.reserve(rows_.size());

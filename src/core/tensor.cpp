@@ -20,7 +20,7 @@ std::int64_t size_of(DType dtype) {
   return 0;
 }
 
-DType statistics_type(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+DType accumulation_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
 
 const char* name_of(DType dtype) {
   switch (dtype) {

@@ -19,7 +19,7 @@ enum class Device : std::uint8_t { cpu, cuda };
 
 std::int64_t size_of(DType dtype);  // bytes of one element
 // Of sums, statistics and gradients of weights beside tensors of that type: f32 for bf16, else the type itself.
-DType statistics_type(DType dtype);
+DType accumulation_dtype(DType dtype);
 const char* name_of(DType dtype);    // "f32", "f64", ...
 const char* name_of(Device device);  // "cpu", "cuda"
 

@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-void wait_politely(char** argv) {
+void limit_openmp_spinning(char** argv) {
   constexpr const char* kSpins = "1000";  // some microseconds: longer than the gaps between an operator's loops
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   if (::setenv("GOMP_SPINCOUNT", kSpins, 0) == 0) ::execv("/proc/self/exe", argv);

@@ -1,10 +1,11 @@
+#include "data/sampler.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "core/error.h"
 #include "core/rng.h"
-#include "data/dataset.h"
 
 namespace switchyard::data {
 

@@ -1,5 +1,6 @@
 // Token shards in llm.c's format: a header of 256 int32 (magic, version, token count, zeros), then the tokens.
 //   magic 20240520, version 1: uint16 tokens;  magic 20240801, version 7: uint32 tokens.   Little-endian.
+// And a stream of tokens, which is several shards one after the other.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/file.h"
 
@@ -46,6 +48,26 @@ class Shard {
  private:
   MappedFile file_;
   ShardLayout layout_;
+};
+
+// Shards read as one sequence of tokens.
+class TokenStream {
+ public:
+  // Opens all shards and checks them (shard.h); `vocab_size` bounds the tokens.
+  TokenStream(const std::vector<std::filesystem::path>& paths, std::int64_t vocab_size);
+  std::int64_t size() const { return size_; }
+  const std::vector<Shard>& shards() const { return shards_; }
+  // tokens [first, first + out.size()) -> out. Throws InputError that names a token >= vocab_size, its file and
+  // byte offset.
+  void read(std::int64_t first, std::span<std::int32_t> out) const;
+  // Reads everything once for the check above. Returns the CRC-32 of each shard's tokens.
+  std::vector<std::uint32_t> verify() const;
+
+ private:
+  std::vector<Shard> shards_;
+  std::vector<std::int64_t> starts_;  // of each shard in the stream
+  std::int64_t size_ = 0;
+  std::int64_t vocab_size_;
 };
 
 }  // namespace switchyard::data

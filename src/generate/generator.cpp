@@ -45,7 +45,7 @@ std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
                     .kv_begin_T = kv_begin_T.tensor(),
                     .n_seq = 1,
                     .seq_len = shape[0],
-                    .cached = size_},
+                    .n_past = size_},
                    ctx_);
     size_ += shape[0];
     tokens = tokens.subspan(n);

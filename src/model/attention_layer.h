@@ -16,23 +16,25 @@ struct RopeTable {
 // How evenly each token looks at what it sees: kept where a router asks for it.
 class AttentionEntropy {
  public:
-  void want() { wanted_ = true; }  // before plan()
+  void enable() { enabled_ = true; }  // before plan()
   void plan(Arena& arena, std::int64_t n_tokens, std::int64_t n_heads, DType dtype) {
-    if (!wanted_) return;
-    entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, statistics_type(dtype));
-    entropy_T_ = arena.take(Shape{n_tokens}, statistics_type(dtype));
+    if (!enabled_) return;
+    entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, accumulation_dtype(dtype));
+    entropy_T_ = arena.take(Shape{n_tokens}, accumulation_dtype(dtype));
   }
-  Tensor entropy_TH() const { return entropy_TH_; }  // what attention_forward is to set; not defined: unwanted
-  Tensor entropy_T() const { return entropy_T_; }    // mean over heads, in shares of the largest possible
+  Tensor entropy_TH() const {
+    return entropy_TH_;
+  }                                                // what attention_forward is to set; not defined: not enabled
+  Tensor entropy_T() const { return entropy_T_; }  // mean over heads, in shares of the largest possible
   // entropy_T from entropy_TH.
   void finish(const Batch& batch, Context& ctx) const {
-    if (wanted_)
+    if (enabled_)
       ops::attention_row_entropy(entropy_T_, entropy_TH_, batch.kv_begin_T, batch.seq_len,
-                                 batch.cached.value_or(0), ctx);
+                                 batch.n_past.value_or(0), ctx);
   }
 
  private:
-  bool wanted_ = false;
+  bool enabled_ = false;
   Tensor entropy_TH_, entropy_T_;
 };
 
@@ -43,10 +45,10 @@ class AttentionLayer {
   virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
   // Reserves what a sequence of up to `positions` tokens leaves behind for those that follow.
   virtual void plan_cache(Arena& arena, std::int64_t positions, DType dtype) = 0;
-  // out_TD = addend_TD + attention(x_TD); out_TD may be addend_TD. The rope table begins at the batch's first
-  // position.
-  virtual void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                       Context& ctx) = 0;
+  // out_TD = residual_TD + attention(x_TD); out_TD may be residual_TD. The rope table begins at the batch's
+  // first position.
+  virtual void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope,
+                       const Batch& batch, Context& ctx) = 0;
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) = 0;

@@ -20,14 +20,15 @@ struct Batch {
   // What a router needs to know of training (router::RouterBatch); elsewhere no noise is drawn.
   bool training = false;
   std::uint64_t seed = 0;
-  // i32 {step of the optimizer, from 0; first sequence in the global batch, of all ranks}: where the noise is.
-  Tensor place_2{};
+  // i32 {step of the optimizer, from 0; first sequence in the global batch, of all ranks}: the offset of its
+  // noise (ops/noise.h).
+  Tensor rng_offset_2{};
   Tensor tokens_B{};             // i32: of each sequence, without padding; for auxiliary losses
   Tensor attention_entropy_T{};  // within a block: what its attention says to a router that asks for it
   // Generating: the sequence has so many tokens before this batch, which the layers' caches hold; the batch's
   // are added to them, and kv_begin_T counts from the sequence's beginning. n_seq is 1, target_T is not there.
   // No value: no cache is used.
-  std::optional<std::int64_t> cached = std::nullopt;
+  std::optional<std::int64_t> n_past = std::nullopt;
 };
 
 }  // namespace switchyard::model

@@ -30,14 +30,14 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
   else
     ffn_ = std::make_unique<DenseLayer>(layer_prefix(layer) + "mlp.", model.hidden_size,
                                         model.intermediate_size, model.initializer_range, store);
-  if (is_moe && ffn_->router()->router().needs_attention_entropy()) attention_->entropy().want();
+  if (is_moe && ffn_->router()->router().needs_attention_entropy()) attention_->entropy().enable();
 }
 
 void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype,
                         config::Recompute recompute) {
   const std::int64_t n_tokens = n_seq * seq_len, D = store_.rows()[attention_norm_].shape.numel();
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
-  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
+  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, accumulation_dtype(dtype)); };
   saved_.attention_in_TD = rows(D);
   saved_.attention_rstd_T1 = statistic();
   attention_->plan(arena, n_tokens, dtype);

@@ -29,12 +29,12 @@ Tensor DenseLayer::activated(Context& ctx) const {
                            : ctx.scratch.take(Shape{gate_up_T2F_.rows(), width_}, gate_up_T2F_.dtype());
 }
 
-void DenseLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch&, Context& ctx) {
+void DenseLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch&, Context& ctx) {
   ops::linear_forward(gate_up_T2F_, x_TD, store_.weight_block(gate_, gate_up_shape()), ops::Write::set, ctx);
   ScratchScope scope(ctx.scratch);
   const Tensor act_TF = activated(ctx);
   ops::swiglu_forward(act_TF, gate_up_T2F_, ctx);
-  if (out_TD.defined()) ops::linear_forward_add(out_TD, addend_TD, act_TF, store_.weight(down_), ctx);
+  if (out_TD.defined()) ops::linear_forward_add(out_TD, residual_TD, act_TF, store_.weight(down_), ctx);
 }
 
 void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch&, Context& ctx) {

@@ -15,7 +15,7 @@ class DenseLayer final : public FfnLayer {
   DenseLayer(const std::string& prefix, std::int64_t hidden_size, std::int64_t width, double init_std,
              ParameterStore& store);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
-  void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   router::RoutedLayer* router() const override { return nullptr; }
   void visit_saved(const router::TensorVisitor& visit) const override;

@@ -13,9 +13,9 @@ class FfnLayer {
   virtual ~FfnLayer() = default;
   // `keep`: what can be made again from x is kept for the backward pass, and not made again.
   virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) = 0;
-  // out_TD = addend_TD + ffn(x_TD); out_TD may be addend_TD. Not defined: what backward() needs is made again,
-  // and no more.
-  virtual void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
+  // out_TD = residual_TD + ffn(x_TD); out_TD may be residual_TD. Not defined: what backward() needs is made
+  // again, and no more.
+  virtual void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
   virtual router::RoutedLayer* router() const = 0;  // null in a dense layer

@@ -60,7 +60,7 @@ GqaLayer::GqaLayer(const config::Model& model, std::int64_t layer, ParameterStor
 
 void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   const auto statistic = [&](std::int64_t heads) {
-    return arena.take(Shape{n_tokens, heads}, statistics_type(dtype));
+    return arena.take(Shape{n_tokens, heads}, accumulation_dtype(dtype));
   };
   saved_.qkv_TM = arena.take(Shape{n_tokens, (heads_ + 2 * kv_heads_) * width_}, dtype);
   if (has_norm()) {
@@ -75,7 +75,7 @@ void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   }
   saved_.lse_TH = statistic(heads_);
   entropy_.plan(arena, n_tokens, heads_, dtype);
-  saved_.mix_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
+  saved_.attn_out_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
 
 void GqaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
@@ -91,13 +91,13 @@ ops::AttentionShape GqaLayer::shape_of(const Batch& batch) const {
           width_,
           width_,
           1.0 / std::sqrt(static_cast<double>(width_)),
-          batch.cached.value_or(0),
+          batch.n_past.value_or(0),
           window_};
 }
 
-void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                       Context& ctx) {
-  const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
+void GqaLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope,
+                       const Batch& batch, Context& ctx) {
+  const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, attn_out_THN] = saved_;
   ops::linear_forward(qkv_TM, x_TD, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
   if (q_bias_) ops::bias_forward(qkv_TM, store_.weight_block(*q_bias_, qkv_bias_shape()), ctx);
   if (qk_norm_ == config::QkNorm::head) {
@@ -113,36 +113,36 @@ void GqaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeT
     ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   }
   Tensor all_k_SGN = k_TGN, all_v_SGN = v_columns(qkv_TM);
-  if (batch.cached) {
-    const std::int64_t first = *batch.cached, end = first + batch.seq_len;
+  if (batch.n_past) {
+    const std::int64_t first = *batch.n_past, end = first + batch.seq_len;
     ops::copy(cached_k_SGN_.slice(first, batch.seq_len), all_k_SGN, ctx);
     ops::copy(cached_v_SGN_.slice(first, batch.seq_len), all_v_SGN, ctx);
     all_k_SGN = cached_k_SGN_.slice(0, end);
     all_v_SGN = cached_v_SGN_.slice(0, end);
   }
-  ops::attention_forward(mix_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch),
+  ops::attention_forward(attn_out_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch),
                          entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
-  ops::linear_forward_add(out_TD, addend_TD, mix_THN, store_.weight(o_weight_), ctx);
+  ops::linear_forward_add(out_TD, residual_TD, attn_out_THN, store_.weight(o_weight_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.weight(*o_bias_), ctx);
 }
 
 void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) {
-  const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, mix_THN] = saved_;
+  const auto& [qkv_TM, q_THN, k_TGN, q_rstd_TH, k_rstd_TG, lse_TH, attn_out_THN] = saved_;
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
-  const Tensor dmix_THN = scratch_like(mix_THN);
+  const Tensor dattn_out_THN = scratch_like(attn_out_THN);
   const Tensor dqkv_TM = scratch_like(qkv_TM);
   const Tensor dq_THN = has_norm() ? scratch_like(q_THN) : q_columns(dqkv_TM);
   const Tensor dk_TGN = has_norm() ? scratch_like(k_TGN) : k_columns(dqkv_TM);
 
   if (o_bias_) ops::bias_backward(store_.grad(*o_bias_), dout_TD, ctx);
-  ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, mix_THN, ctx);
-  ops::linear_backward_input(dmix_THN, dout_TD, store_.weight(o_weight_), ops::Write::set, ctx);
-  ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dmix_THN, mix_THN, lse_TH, q_THN, k_TGN,
+  ops::linear_backward_weight(store_.grad(o_weight_), dout_TD, attn_out_THN, ctx);
+  ops::linear_backward_input(dattn_out_THN, dout_TD, store_.weight(o_weight_), ops::Write::set, ctx);
+  ops::attention_backward(dq_THN, dk_TGN, v_columns(dqkv_TM), dattn_out_THN, attn_out_THN, lse_TH, q_THN, k_TGN,
                           v_columns(qkv_TM), batch.kv_begin_T, shape_of(batch), ctx);
   if (qk_norm_ == config::QkNorm::head) {
     ops::qk_norm_rope_backward(dqkv_TM, {store_.grad(q_norm_), store_.grad(k_norm_)}, {dq_THN, dk_TGN}, qkv_TM,
@@ -171,7 +171,7 @@ void GqaLayer::visit_saved(const router::TensorVisitor& visit) const {
     visit("self_attn.q_norm output", saved_.q_THN);
     visit("self_attn.k_norm output", saved_.k_TGN);
   }
-  visit("self_attn attention output", saved_.mix_THN);
+  visit("self_attn attention output", saved_.attn_out_THN);
 }
 
 }  // namespace switchyard::model

@@ -20,7 +20,7 @@ class GqaLayer final : public AttentionLayer {
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
   void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
-  void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+  void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
@@ -33,7 +33,7 @@ class GqaLayer final : public AttentionLayer {
     Tensor k_TGN;
     Tensor q_rstd_TH, k_rstd_TG;  // with q/k norm only; one column where it is of the projection
     Tensor lse_TH;
-    Tensor mix_THN;  // attention's output, before the output projection
+    Tensor attn_out_THN;  // attention's output, before the output projection
   };
   Tensor q_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(0, heads_ * width_); }
   Tensor k_columns(const Tensor& qkv_TM) const { return qkv_TM.columns(heads_ * width_, kv_heads_ * width_); }

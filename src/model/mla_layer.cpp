@@ -63,7 +63,7 @@ MlaLayer::MlaLayer(const config::Model& model, std::int64_t layer, ParameterStor
 void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
   const auto statistic = [&](std::int64_t columns) {
-    return arena.take(Shape{n_tokens, columns}, statistics_type(dtype));
+    return arena.take(Shape{n_tokens, columns}, accumulation_dtype(dtype));
   };
   const auto [heads, nope, rope, value] = widths_;
   if (q_latent_ > 0) {
@@ -80,7 +80,7 @@ void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.v_THV = rows(heads * value);
   saved_.lse_TH = statistic(heads);
   entropy_.plan(arena, n_tokens, heads, dtype);
-  saved_.mix_THV = rows(heads * value);
+  saved_.attn_out_THV = rows(heads * value);
 }
 
 void MlaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
@@ -92,8 +92,8 @@ ops::AttentionShape MlaLayer::shape_of(const Batch& batch) const {
           widths_.value, softmax_scale_};
 }
 
-void MlaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
-                       Context& ctx) {
+void MlaLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope,
+                       const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
   const auto weight = [&](std::size_t row) { return store_.weight(row); };
   if (q_latent_ == 0) {
@@ -112,16 +112,16 @@ void MlaLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeT
                     ctx);
   ops::rope_forward(rope_columns(s.latent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
                     ctx);
-  if (batch.cached) {
-    const Tensor new_TM = cached_SM_.slice(*batch.cached, batch.seq_len);
+  if (batch.n_past) {
+    const Tensor new_TM = cached_SM_.slice(*batch.n_past, batch.seq_len);
     ops::copy(latent_columns(new_TM), s.kv_normed_TC, ctx);
     ops::copy(rope_columns(new_TM), rope_columns(s.latent_TM), ctx);
   }
-  if (batch.cached.value_or(0) > 0)
+  if (batch.n_past.value_or(0) > 0)
     attend_cached(batch, ctx);
   else
     attend_multiplied_out(batch, ctx);
-  ops::linear_forward_add(out_TD, addend_TD, s.mix_THV, weight(o_), ctx);
+  ops::linear_forward_add(out_TD, residual_TD, s.attn_out_THV, weight(o_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, weight(*o_bias_), ctx);
 }
 
@@ -129,20 +129,20 @@ void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
   ops::linear_forward(s.kv_TM, s.kv_normed_TC, store_.weight(kv_b_), ops::Write::set, ctx);
   ops::mla_split_forward(s.k_THN, s.v_THV, s.kv_TM, rope_columns(s.latent_TM), widths_, ctx);
-  ops::attention_forward(s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch),
+  ops::attention_forward(s.attn_out_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV, batch.kv_begin_T, shape_of(batch),
                          entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
 }
 
 void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
-  const Tensor kv_b_MC = store_.weight(kv_b_), cached_SM = cached_SM_.slice(0, *batch.cached + batch.seq_len);
+  const Tensor kv_b_MC = store_.weight(kv_b_), cached_SM = cached_SM_.slice(0, *batch.n_past + batch.seq_len);
   const std::int64_t n_tokens = batch.seq_len, width = latent_ + widths_.rope;
   ScratchScope scope(ctx.scratch);
   const Tensor q_latent_THL = ctx.scratch.take(Shape{n_tokens, widths_.heads * width}, s.q_THN.dtype());
-  const Tensor mix_THC = ctx.scratch.take(Shape{n_tokens, widths_.heads * latent_}, s.q_THN.dtype());
+  const Tensor attn_out_THC = ctx.scratch.take(Shape{n_tokens, widths_.heads * latent_}, s.q_THN.dtype());
   ops::mla_absorb_query(q_latent_THL, s.q_THN, kv_b_MC, widths_, ctx);
-  ops::attention_forward(mix_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM),
+  ops::attention_forward(attn_out_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM),
                          batch.kv_begin_T,
                          {.n_seq = 1,
                           .seq_len = n_tokens,
@@ -151,10 +151,10 @@ void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
                           .head_dim = width,
                           .v_head_dim = latent_,
                           .scale = softmax_scale_,
-                          .first = *batch.cached},
+                          .n_past = *batch.n_past},
                          entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
-  ops::mla_expand_value(s.mix_THV, mix_THC, kv_b_MC, widths_, ctx);
+  ops::mla_expand_value(s.attn_out_THV, attn_out_THC, kv_b_MC, widths_, ctx);
 }
 
 void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
@@ -166,17 +166,17 @@ void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
-  const Tensor dmix_THV = scratch_like(s.mix_THV);
+  const Tensor dattn_out_THV = scratch_like(s.attn_out_THV);
   const Tensor dq_THN = scratch_like(s.q_THN), dk_THN = scratch_like(s.k_THN), dv_THV = scratch_like(s.v_THV);
   const Tensor dkv_TM = scratch_like(s.kv_TM);
   const Tensor dkv_normed_TC = scratch_like(s.kv_normed_TC);
   const Tensor dlatent_TM = scratch_like(s.latent_TM);
 
   if (o_bias_) ops::bias_backward(grad(*o_bias_), dout_TD, ctx);
-  ops::linear_backward_weight(grad(o_), dout_TD, s.mix_THV, ctx);
-  ops::linear_backward_input(dmix_THV, dout_TD, weight(o_), ops::Write::set, ctx);
-  ops::attention_backward(dq_THN, dk_THN, dv_THV, dmix_THV, s.mix_THV, s.lse_TH, s.q_THN, s.k_THN, s.v_THV,
-                          batch.kv_begin_T, shape_of(batch), ctx);
+  ops::linear_backward_weight(grad(o_), dout_TD, s.attn_out_THV, ctx);
+  ops::linear_backward_input(dattn_out_THV, dout_TD, weight(o_), ops::Write::set, ctx);
+  ops::attention_backward(dq_THN, dk_THN, dv_THV, dattn_out_THV, s.attn_out_THV, s.lse_TH, s.q_THN, s.k_THN,
+                          s.v_THV, batch.kv_begin_T, shape_of(batch), ctx);
   ops::fill_zero(dlatent_TM, ctx);  // the norm's gradient is added
   ops::mla_split_backward(dkv_TM, rope_columns(dlatent_TM), dk_THN, dv_THV, widths_, ctx);
   ops::rope_backward(rope_columns(dlatent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
@@ -213,7 +213,7 @@ void MlaLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("self_attn query", saved_.q_THN);
   visit("self_attn.kv_a_proj_with_mqa output", saved_.latent_TM);
   visit("self_attn.kv_b_proj output", saved_.kv_TM);
-  visit("self_attn attention output", saved_.mix_THV);
+  visit("self_attn attention output", saved_.attn_out_THV);
 }
 
 }  // namespace switchyard::model

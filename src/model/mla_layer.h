@@ -22,7 +22,7 @@ class MlaLayer final : public AttentionLayer {
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
   void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
-  void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
+  void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
@@ -37,12 +37,12 @@ class MlaLayer final : public AttentionLayer {
     Tensor kv_TM;  // [T, H*(P+V)]
     Tensor k_THN, v_THV;
     Tensor lse_TH;
-    Tensor mix_THV;  // attention's output, before the output projection
+    Tensor attn_out_THV;  // attention's output, before the output projection
   };
   Tensor latent_columns(const Tensor& latent_TM) const { return latent_TM.columns(0, latent_); }
   Tensor rope_columns(const Tensor& latent_TM) const { return latent_TM.columns(latent_, widths_.rope); }
   ops::AttentionShape shape_of(const Batch& batch) const;
-  // mix_THV from keys and values of all heads, which the batch's own latents are multiplied out to.
+  // attn_out_THV from keys and values of all heads, which the batch's own latents are multiplied out to.
   void attend_multiplied_out(const Batch& batch, Context& ctx);
   // The same from the cache's latents alone, for a batch that has tokens before it.
   void attend_cached(const Batch& batch, Context& ctx);

@@ -17,14 +17,14 @@ router::RouterBatch router_batch(const Batch& batch) {
           .seq_len = batch.seq_len,
           .training = batch.training,
           .seed = batch.seed,
-          .place_2 = batch.place_2,
+          .rng_offset_2 = batch.rng_offset_2,
           .attention_entropy_T = batch.attention_entropy_T};
 }
 
 // A router computes in float32 whatever the activations are: the tensor itself, or a copy in scratch.
 Tensor as_router_sees(const Tensor& x_TD, Context& ctx) {
-  if (x_TD.dtype() == statistics_type(x_TD.dtype())) return x_TD;
-  const Tensor copy_TD = ctx.scratch.take(x_TD.shape(), statistics_type(x_TD.dtype()));
+  if (x_TD.dtype() == accumulation_dtype(x_TD.dtype())) return x_TD;
+  const Tensor copy_TD = ctx.scratch.take(x_TD.shape(), accumulation_dtype(x_TD.dtype()));
   ops::copy(copy_TD, x_TD, ctx);
   return copy_TD;
 }
@@ -75,13 +75,13 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
 
 void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) {
   const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
-  router_->plan(arena, n_seq, seq_len, statistics_type(dtype));
+  router_->plan(arena, n_seq, seq_len, accumulation_dtype(dtype));
   if (shared_) shared_->plan(arena, n_seq, seq_len, dtype, keep);
   saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
   saved_.offset_Ep = arena.take(Shape{n_experts_ + 1}, DType::i32);
   saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
   saved_.row_RD = keep ? arena.take(Shape{max_rows, hidden_}, dtype) : Tensor{};
-  saved_.weight_R = arena.take(Shape{max_rows}, statistics_type(dtype));
+  saved_.weight_R = arena.take(Shape{max_rows}, accumulation_dtype(dtype));
   saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
   saved_.act_RF = keep ? arena.take(Shape{max_rows, width_}, dtype) : Tensor{};
 }
@@ -103,7 +103,7 @@ void MoeLayer::dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const {
   ops::moe_dispatch_forward(row_RD, saved_.weight_R, input_TD, decision.weight_TK, saved_.slot_row_TK, ctx);
 }
 
-void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
+void MoeLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
   const Saved& saved = saved_;
   {
     ScratchScope scope(ctx.scratch);
@@ -122,7 +122,7 @@ void MoeLayer::forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch
       const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
       ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_Ep,
                                   ctx);
-      ops::moe_combine_forward(out_TD, addend_TD, out_RD, saved.slot_row_TK, ctx);
+      ops::moe_combine_forward(out_TD, residual_TD, out_RD, saved.slot_row_TK, ctx);
     }
   }
   if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);

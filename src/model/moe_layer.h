@@ -17,7 +17,7 @@ class MoeLayer final : public FfnLayer {
   // Adds the router's and the experts' rows to the store.
   MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer, ParameterStore& store);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
-  void forward(Tensor out_TD, Tensor addend_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
+  void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   router::RoutedLayer* router() const override { return router_.get(); }
   void visit_saved(const router::TensorVisitor& visit) const override;

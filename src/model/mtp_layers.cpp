@@ -47,7 +47,7 @@ void MtpLayers::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DTy
                      config::Recompute recompute) {
   const std::int64_t n_tokens = n_seq * seq_len;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype); };
-  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, statistics_type(dtype)); };
+  const auto statistic = [&] { return arena.take(Shape{n_tokens, 1}, accumulation_dtype(dtype)); };
   for (Depth& depth : depths_) {
     const auto tokens = [&] { return arena.take(Shape{n_tokens}, DType::i32); };
     depth.batch = {tokens(), tokens(), {}, n_seq, seq_len};

@@ -91,7 +91,7 @@ void Transformer::allocate_activations(const std::function<void(Arena&)>& lay_ou
 
 void Transformer::lay_out_positions(Arena& arena, std::int64_t n_positions) {
   const std::int64_t pairs = (config_.mla ? config_.mla->qk_rope_head_dim : config_.head_dim) / 2;
-  const auto table = [&] { return arena.take(Shape{n_positions, pairs}, statistics_type(dtype_)); };
+  const auto table = [&] { return arena.take(Shape{n_positions, pairs}, accumulation_dtype(dtype_)); };
   rope_ = {table(), table()};
 }
 
@@ -110,7 +110,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
-  final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, statistics_type(dtype_));
+  final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, accumulation_dtype(dtype_));
   if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_, recompute_);
 
   const std::int64_t mark = arena.used();
@@ -135,8 +135,8 @@ void Transformer::check_batch(const Batch& batch) const {
 }
 
 void Transformer::prepare(const Batch& batch) {
-  if (!batch.cached) return check_batch(batch);
-  const std::int64_t first = *batch.cached, T = batch.seq_len;
+  if (!batch.n_past) return check_batch(batch);
+  const std::int64_t first = *batch.n_past, T = batch.seq_len;
   SY_CHECK(lasting_bytes_ > 0 && batch.n_seq == 1 && T > 0 && first >= 0 && first + T <= rope_.cos_SP.rows(),
            "{} x {} tokens after {} were not planned", batch.n_seq, T, first);
   SY_CHECK(batch.token_T.shape() == Shape{T} && batch.kv_begin_T.shape() == Shape{T},
@@ -148,7 +148,7 @@ void Transformer::prepare(const Batch& batch) {
 
 void Transformer::forward(const Batch& batch, Context& ctx) {
   prepare(batch);
-  const std::int64_t first = batch.cached.value_or(0);
+  const std::int64_t first = batch.n_past.value_or(0);
   const RopeTable rope = {rope_.cos_SP.slice(first, batch.seq_len), rope_.sin_SP.slice(first, batch.seq_len)};
   ops::embedding_forward(stream_.front(), batch.token_T, parameters_.weight(embedding_), ctx);
   for (std::size_t l = 0; l < blocks_.size(); ++l)

@@ -34,10 +34,10 @@ class Transformer {
   Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training);
 
   void allocate(Device device = Device::cpu) {
-    parameters_.allocate(statistics_type(dtype_), dtype_, training_, device);
+    parameters_.allocate(accumulation_dtype(dtype_), dtype_, training_, device);
   }
-  // Rounds the parameters to the weights that a bf16 model computes with. After whatever sets them, but for the
-  // optimizer, which does it itself.
+  // Refreshes the bf16 weights from the float32 parameters. Call after changing parameters; the optimizer does
+  // it itself.
   void round_weights(Context& ctx);
 
   ParameterStore& parameters() { return parameters_; }
@@ -53,7 +53,7 @@ class Transformer {
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx,
             config::Recompute recompute = config::Recompute::none);
   // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
-  // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::cached.
+  // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::n_past.
   void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
   void poison_activations(
       Context& ctx);  // fills them with NaN; what forward and backward compute must not change

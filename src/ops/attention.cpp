@@ -130,14 +130,14 @@ void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tenso
 
 template <class T>
 void attention_row_entropy_on_cpu(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                                  std::int64_t first) {
+                                  std::int64_t n_past) {
   const std::int64_t H = entropy_TH.dim(1);
   const std::int32_t* kv_begin = kv_begin_T.as<std::int32_t>();
   for (std::int64_t t = 0; t < entropy_TH.rows(); ++t) {
     const T* entropy = entropy_TH.row<T>(t);
     double sum = 0;
     for (std::int64_t h = 0; h < H; ++h) sum += static_cast<double>(entropy[h]);
-    const auto length = static_cast<double>(first + t % seq_len + 1 - kv_begin[t]);
+    const auto length = static_cast<double>(n_past + t % seq_len + 1 - kv_begin[t]);
     entropy_T.as<T>()[t] = length > 1 ? static_cast<T>(sum / static_cast<double>(H) / std::log(length)) : T(0);
   }
 }
@@ -228,14 +228,14 @@ void check_inputs(Signature& args, const Tensor& out_THM, const Tensor& lse_TH, 
                   const AttentionShape& shape) {
   SY_CHECK(shape.n_kv_heads > 0 && shape.n_heads % shape.n_kv_heads == 0, "{} heads do not divide over {}",
            shape.n_heads, shape.n_kv_heads);
-  const std::int64_t n_tokens = shape.n_seq * shape.seq_len, n_keys = n_tokens + shape.n_seq * shape.first;
+  const std::int64_t n_tokens = shape.n_seq * shape.seq_len, n_keys = n_tokens + shape.n_seq * shape.n_past;
   const DType real = q_THN.dtype();
   args.bind('T', n_tokens).bind('H', shape.n_heads);
   args(SY_ARG(q_THN), Shape{n_tokens, shape.n_heads * shape.head_dim}, real);
   args(SY_ARG(k_TGN), Shape{n_keys, shape.n_kv_heads * shape.head_dim}, real);
   args(SY_ARG(v_TGM), Shape{n_keys, shape.n_kv_heads * shape.v_head_dim}, real);
   args(SY_ARG(out_THM), Shape{n_tokens, shape.n_heads * shape.v_head_dim}, real);
-  args(SY_ARG(lse_TH), statistics_type(real))(SY_ARG(kv_begin_T), DType::i32);
+  args(SY_ARG(lse_TH), accumulation_dtype(real))(SY_ARG(kv_begin_T), DType::i32);
 }
 
 }  // namespace
@@ -250,12 +250,12 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
 }
 
 void attention_row_entropy(Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-                           std::int64_t first, Context& ctx) {
+                           std::int64_t n_past, Context& ctx) {
   const DType real = entropy_TH.dtype();
   Signature args(ctx);
   args(SY_ARG(entropy_TH), real)(SY_ARG(entropy_T), real)(SY_ARG(kv_begin_T), DType::i32);
   run<&cuda::attention_row_entropy>(ctx, real, SY_CPU(attention_row_entropy_on_cpu), entropy_T, entropy_TH,
-                                    kv_begin_T, seq_len, first);
+                                    kv_begin_T, seq_len, n_past);
 }
 
 void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tensor out_THM,
@@ -269,9 +269,9 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
                                  dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
 }
 
-std::string cudnn_attention_obstacle(const AttentionShape& shape, Device device) {
+std::string cudnn_attention_unavailable_reason(const AttentionShape& shape, Device device) {
   if (device == Device::cpu) return "the run computes on the CPU (--device), and cuDNN on a CUDA device alone";
-  if constexpr (kHasCuda && cuda::kHasCudnn) return cuda::attention_cudnn_obstacle(shape);
+  if constexpr (kHasCuda && cuda::kHasCudnn) return cuda::attention_cudnn_unavailable_reason(shape);
   return "this program was built without cuDNN: install cuDNN 9 and its headers and cudnn-frontend (pip "
          "install nvidia-cudnn-frontend), and build with -DSWITCHYARD_CUDNN=ON (docs/cuda.md)";
 }

@@ -2,8 +2,8 @@
 // memory is linear in the sequence length.
 //   T = n_seq * seq_len tokens, H query heads, G key-value heads (H a multiple of G),
 //   N width of a query or key head, M of a value head
-// Forward, keys may begin before queries: with shape.first, k and v hold first + seq_len rows a sequence, and
-// its queries are at the positions from `first` on.
+// Forward, keys may begin before queries: with shape.n_past, k and v hold n_past + seq_len rows a sequence, and
+// its queries are at the positions from n_past on.
 #pragma once
 
 #include <string>
@@ -21,9 +21,9 @@ struct AttentionShape {
   std::int64_t head_dim;    // of queries and keys
   std::int64_t v_head_dim;  // of values and outputs
   double scale;             // of the scores, usually 1/sqrt(head_dim)
-  std::int64_t first = 0;   // position of a sequence's first query: so many keys come before it
-  // A token sees itself and the window - 1 before it; 0: all. What kv_begin_T says too, to who does not read
-  // it.
+  std::int64_t n_past = 0;  // keys of a sequence before its first query
+  // A token sees itself and the window - 1 before it; 0: all. Repeats kv_begin_T for backends that take a
+  // window size instead (cuDNN).
   std::int64_t window = 0;
 };
 
@@ -37,9 +37,9 @@ SY_OPERATOR(attention_forward, Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tens
             Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx);
 
 // entropy_T = mean over heads of entropy_TH, over the logarithm of the number of keys that the token sees; 0
-// where it sees itself alone. Set. `first`: AttentionShape::first.
+// where it sees itself alone. Set. n_past: AttentionShape::n_past.
 SY_OPERATOR(attention_row_entropy, Tensor entropy_T, Tensor entropy_TH, Tensor kv_begin_T, std::int64_t seq_len,
-            std::int64_t first, Context& ctx);
+            std::int64_t n_past, Context& ctx);
 
 // P = exp(scale q.k - lse), delta = rowsum(dout * out):
 //   dv = P^T dout;  dS = P * (dout v^T - delta);  dq = scale dS k;  dk = scale dS^T q.   dq, dk, dv set.
@@ -50,6 +50,6 @@ SY_OPERATOR(attention_backward, Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Ten
 // Why cuDNN (Context::attention) cannot compute both, in bf16 and with these sizes: the device, a program built
 // without it, or its own reason. Empty: it can, without entropy_TH, and with no mask but the one of
 // shape.window.
-std::string cudnn_attention_obstacle(const AttentionShape& shape, Device device);
+std::string cudnn_attention_unavailable_reason(const AttentionShape& shape, Device device);
 
 }  // namespace switchyard::ops

@@ -53,7 +53,7 @@ void bias_forward(Tensor out_TN, Tensor bias_N, Context& ctx) {
 void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
   const DType real = dout_TN.dtype();
   Signature args(ctx);
-  args(SY_ARG(dout_TN), real)(SY_ARG(dbias_N), statistics_type(real));
+  args(SY_ARG(dout_TN), real)(SY_ARG(dbias_N), accumulation_dtype(real));
   run<&cuda::bias_backward>(ctx, real, SY_CPU(bias_backward_on_cpu), dbias_N, dout_TN);
 }
 

@@ -16,9 +16,9 @@ using namespace cpu;
 // by (weight, position). Experts are independent of one another.
 template <class T>
 void limit_capacity_on_cpu(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
-                           Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor,
+                           Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor,
                            Context& ctx) {
-  const Rows<std::int32_t> expert_rows(expert_TK), kept_expert(kept_expert_TK), skip(skip_T);
+  const Rows<std::int32_t> expert_rows(expert_TK), kept_expert(kept_expert_TK), skip(token_T);
   const Rows<T> weight_rows(weight_TK), kept_weight(kept_weight_TK);
   const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1);
   ScratchScope scope(ctx.scratch);
@@ -73,14 +73,14 @@ void limit_capacity_on_cpu(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor 
 }  // namespace
 
 void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
-                    Tensor weight_TK, Tensor skip_T, std::int64_t n_experts, double factor, Context& ctx) {
+                    Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor, Context& ctx) {
   const DType real = weight_TK.dtype();
   Signature args(ctx);
-  args(SY_ARG(expert_TK), DType::i32)(SY_ARG(weight_TK), real)(SY_ARG(skip_T), DType::i32);
+  args(SY_ARG(expert_TK), DType::i32)(SY_ARG(weight_TK), real)(SY_ARG(token_T), DType::i32);
   args(SY_ARG(kept_expert_TK), DType::i32)(SY_ARG(kept_weight_TK), real)(SY_ARG(dropped_1), DType::i32);
   SY_CHECK(factor > 0 && n_experts > 0, "a capacity factor of {} for {} experts", factor, n_experts);
   run<&cuda::limit_capacity>(ctx, real, SY_CPU(limit_capacity_on_cpu), kept_expert_TK, kept_weight_TK,
-                             dropped_1, expert_TK, weight_TK, skip_T, n_experts, factor);
+                             dropped_1, expert_TK, weight_TK, token_T, n_experts, factor);
 }
 
 }  // namespace switchyard::ops

@@ -103,14 +103,14 @@ void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor tar
   const DType real = x_TD.dtype();
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
-  args(SY_ARG(loss_T), statistics_type(real));
+  args(SY_ARG(loss_T), accumulation_dtype(real));
   run<&cuda::classifier_forward>(ctx, loss_T.dtype(), SY_CPU(classifier_forward_on_cpu), loss_T, x_TD,
                                  weight_VD, target_T);
 }
 
 void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
                                  Tensor target_T, double dloss, Context& ctx) {
-  const DType real = x_TD.dtype(), sums = statistics_type(real);
+  const DType real = x_TD.dtype(), sums = accumulation_dtype(real);
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), sums)(SY_ARG(dx_TD), real)(SY_ARG(dweight_VD), sums);

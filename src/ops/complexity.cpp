@@ -39,9 +39,9 @@ void slot_count_on_cpu(Tensor count_T, Tensor c_T, std::int64_t least, std::int6
 }
 
 template <class T>
-void token_moments_on_cpu(Tensor moments_3, Tensor raw_T, Tensor skip_T) {
+void token_moments_on_cpu(Tensor moments_3, Tensor raw_T, Tensor token_T) {
   const Rows<T> raw(raw_T);
-  const Rows<std::int32_t> skip(skip_T);
+  const Rows<std::int32_t> skip(token_T);
   double* const moments = moments_3.as<double>();
   std::fill_n(moments, 3, 0.0);
   for (std::int64_t t = 0; t < raw_T.rows(); ++t) {
@@ -77,11 +77,11 @@ void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t mos
   run<&cuda::slot_count>(ctx, c_T.dtype(), SY_CPU(slot_count_on_cpu), count_T, c_T, least, most);
 }
 
-void token_moments(Tensor moments_3, Tensor raw_T, Tensor skip_T, Context& ctx) {
+void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx) {
   Signature args(ctx);
-  args(SY_ARG(raw_T), raw_T.dtype())(SY_ARG(skip_T), DType::i32);
+  args(SY_ARG(raw_T), raw_T.dtype())(SY_ARG(token_T), DType::i32);
   args(SY_ARG(moments_3), DType::f64, kContiguous | kAnywhere);
-  run<&cuda::token_moments>(ctx, raw_T.dtype(), SY_CPU(token_moments_on_cpu), moments_3, raw_T, skip_T);
+  run<&cuda::token_moments>(ctx, raw_T.dtype(), SY_CPU(token_moments_on_cpu), moments_3, raw_T, token_T);
 }
 
 }  // namespace switchyard::ops

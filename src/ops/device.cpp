@@ -5,13 +5,13 @@
 
 namespace switchyard::ops {
 
-Device choose_device(const std::string& wish) {
-  SY_CHECK(wish == "auto" || wish == "cpu" || wish == "cuda", "device \"{}\"", wish);
-  if (wish == "cpu") return Device::cpu;
-  std::string obstacle = "this program was built without the CUDA backend; build it with the preset 'cuda'";
-  if constexpr (kHasCuda) obstacle = cuda::obstacle();
-  if (!obstacle.empty()) {
-    if (wish == "cuda") throw_input("--device cuda: {}; or use --device cpu", obstacle);
+Device choose_device(const std::string& requested) {
+  SY_CHECK(requested == "auto" || requested == "cpu" || requested == "cuda", "device \"{}\"", requested);
+  if (requested == "cpu") return Device::cpu;
+  std::string reason = "this program was built without the CUDA backend; build it with the preset 'cuda'";
+  if constexpr (kHasCuda) reason = cuda::unavailable_reason();
+  if (!reason.empty()) {
+    if (requested == "cuda") throw_input("--device cuda: {}; or use --device cpu", reason);
     return Device::cpu;
   }
   if constexpr (kHasCuda) cuda::use_device_memory();

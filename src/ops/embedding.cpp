@@ -65,7 +65,7 @@ void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context&
 void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Context& ctx) {
   const DType real = dout_TD.dtype();
   Signature args(ctx);
-  args(SY_ARG(token_T), DType::i32)(SY_ARG(dout_TD), real)(SY_ARG(dweight_VD), statistics_type(real));
+  args(SY_ARG(token_T), DType::i32)(SY_ARG(dout_TD), real)(SY_ARG(dweight_VD), accumulation_dtype(real));
   run<&cuda::embedding_backward>(ctx, real, SY_CPU(embedding_backward_on_cpu), dweight_VD, dout_TD, token_T);
 }
 

@@ -24,10 +24,10 @@ void softmax_entropy_forward_on_cpu(Tensor entropy_T, Tensor logit_TE, Tensor pr
 
 template <class T>
 void softmax_entropy_backward_on_cpu(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE,
-                                     Tensor lse_T, Tensor skip_T, double dentropy) {
+                                     Tensor lse_T, Tensor token_T, double dentropy) {
   const Rows<T> entropy(entropy_T), dlogit_rows(dlogit_TE), logit_rows(logit_TE), prob_rows(prob_TE),
       lse(lse_T);
-  const Rows<std::int32_t> skip(skip_T);
+  const Rows<std::int32_t> skip(token_T);
   const std::int64_t E = logit_TE.dim(1);
 #pragma omp parallel for schedule(static) if (logit_TE.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < logit_TE.rows(); ++t) {
@@ -42,9 +42,9 @@ void softmax_entropy_backward_on_cpu(Tensor dlogit_TE, Tensor entropy_T, Tensor 
 }
 
 template <class T>
-void sum_of_tokens_on_cpu(Tensor sum_1, Tensor x_T, Tensor skip_T) {
+void sum_of_tokens_on_cpu(Tensor sum_1, Tensor x_T, Tensor token_T) {
   const Rows<T> x(x_T);
-  const Rows<std::int32_t> skip(skip_T);
+  const Rows<std::int32_t> skip(token_T);
   double sum = 0;
   for (std::int64_t t = 0; t < x_T.rows(); ++t)
     if (*skip[t] >= 0) sum += static_cast<double>(*x[t]);
@@ -62,20 +62,20 @@ void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, 
 }
 
 void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
-                              Tensor skip_T, double dentropy, Context& ctx) {
+                              Tensor token_T, double dentropy, Context& ctx) {
   const DType real = logit_TE.dtype();
   Signature args(ctx);
   args(SY_ARG(logit_TE), real)(SY_ARG(prob_TE), real)(SY_ARG(lse_T), real)(SY_ARG(entropy_T), real);
-  args(SY_ARG(skip_T), DType::i32)(SY_ARG(dlogit_TE), real);
+  args(SY_ARG(token_T), DType::i32)(SY_ARG(dlogit_TE), real);
   run<&cuda::softmax_entropy_backward>(ctx, real, SY_CPU(softmax_entropy_backward_on_cpu), dlogit_TE, entropy_T,
-                                       logit_TE, prob_TE, lse_T, skip_T, dentropy);
+                                       logit_TE, prob_TE, lse_T, token_T, dentropy);
 }
 
-void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor skip_T, Context& ctx) {
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor token_T, Context& ctx) {
   Signature args(ctx);
-  args(SY_ARG(x_T), x_T.dtype())(SY_ARG(skip_T), DType::i32);
+  args(SY_ARG(x_T), x_T.dtype())(SY_ARG(token_T), DType::i32);
   args(SY_ARG(sum_1), DType::f64, kContiguous | kAnywhere);
-  run<&cuda::sum_of_tokens>(ctx, x_T.dtype(), SY_CPU(sum_of_tokens_on_cpu), sum_1, x_T, skip_T);
+  run<&cuda::sum_of_tokens>(ctx, x_T.dtype(), SY_CPU(sum_of_tokens_on_cpu), sum_1, x_T, token_T);
 }
 
 }  // namespace switchyard::ops

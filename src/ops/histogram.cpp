@@ -57,10 +57,10 @@ class BinFinder {
 // gap(t, e): what is counted. Every thread counts into a table of its own; counts are whole numbers, so that
 // the order in which they are added does not matter.
 template <class F>
-void histogram(Tensor count_EN, Tensor skip_T, Context& ctx, F&& gap) {
+void histogram(Tensor count_EN, Tensor token_T, Context& ctx, F&& gap) {
   static const BinFinder bin_of;
-  const Rows<std::int32_t> skip(skip_T);
-  const std::int64_t E = count_EN.rows(), N = count_EN.dim(1), n_tokens = skip_T.rows();
+  const Rows<std::int32_t> skip(token_T);
+  const std::int64_t E = count_EN.rows(), N = count_EN.dim(1), n_tokens = token_T.rows();
   const int threads = n_tokens * E >= kParallelElements ? omp_get_max_threads() : 1;
   ScratchScope scope(ctx.scratch);
   const Tensor table_XM = ctx.scratch.take(Shape{threads, E * N}, DType::i32);
@@ -88,37 +88,38 @@ void histogram(Tensor count_EN, Tensor skip_T, Context& ctx, F&& gap) {
 }
 
 template <class T>
-void score_gap_histogram_on_cpu(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor skip_T, Context& ctx) {
+void score_gap_histogram_on_cpu(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T,
+                                Context& ctx) {
   const Rows<T> score(score_TE);
   const T* value = value_E.as<T>();
-  histogram(count_EN, skip_T, ctx, [&](std::int64_t t, std::int64_t e) { return score[t][e] - value[e]; });
+  histogram(count_EN, token_T, ctx, [&](std::int64_t t, std::int64_t e) { return score[t][e] - value[e]; });
 }
 
 template <class T>
-void cutoff_gap_histogram_on_cpu(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor skip_T,
+void cutoff_gap_histogram_on_cpu(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T,
                                  Context& ctx) {
   const Rows<T> choice(choice_TE), cutoff(cutoff_T);
-  histogram(count_EN, skip_T, ctx, [&](std::int64_t t, std::int64_t e) { return *cutoff[t] - choice[t][e]; });
+  histogram(count_EN, token_T, ctx, [&](std::int64_t t, std::int64_t e) { return *cutoff[t] - choice[t][e]; });
 }
 
 }  // namespace
 
-void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor skip_T, Context& ctx) {
+void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T, Context& ctx) {
   const DType real = score_TE.dtype();
   Signature args(ctx);
-  args.bind('N', 2 * kGapBins)(SY_ARG(score_TE), real)(SY_ARG(value_E), real)(SY_ARG(skip_T), DType::i32);
+  args.bind('N', 2 * kGapBins)(SY_ARG(score_TE), real)(SY_ARG(value_E), real)(SY_ARG(token_T), DType::i32);
   args(SY_ARG(count_EN), DType::f64, kContiguous | kAnywhere);
   run<&cuda::score_gap_histogram>(ctx, real, SY_CPU(score_gap_histogram_on_cpu), count_EN, score_TE, value_E,
-                                  skip_T);
+                                  token_T);
 }
 
-void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor skip_T, Context& ctx) {
+void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T, Context& ctx) {
   const DType real = choice_TE.dtype();
   Signature args(ctx);
-  args.bind('N', 2 * kGapBins)(SY_ARG(choice_TE), real)(SY_ARG(cutoff_T), real)(SY_ARG(skip_T), DType::i32);
+  args.bind('N', 2 * kGapBins)(SY_ARG(choice_TE), real)(SY_ARG(cutoff_T), real)(SY_ARG(token_T), DType::i32);
   args(SY_ARG(count_EN), DType::f64, kContiguous | kAnywhere);
   run<&cuda::cutoff_gap_histogram>(ctx, real, SY_CPU(cutoff_gap_histogram_on_cpu), count_EN, choice_TE,
-                                   cutoff_T, skip_T);
+                                   cutoff_T, token_T);
 }
 
 }  // namespace switchyard::ops

@@ -27,12 +27,13 @@ inline const std::array<double, kGapBins + 1>& gap_borders() {
   return borders;
 }
 
-// Both count over the tokens with skip_T >= 0. count_EN f64, set; bins in ascending order of the gap.
+// Both count over the tokens with token_T >= 0. count_EN f64, set; bins in ascending order of the gap.
 //
 // The gap score_TE[t,e] - value_E[e].
-SY_OPERATOR(score_gap_histogram, Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor skip_T, Context& ctx);
+SY_OPERATOR(score_gap_histogram, Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T,
+            Context& ctx);
 // The gap cutoff_T[t] - choice_TE[t,e].
-SY_OPERATOR(cutoff_gap_histogram, Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor skip_T,
+SY_OPERATOR(cutoff_gap_histogram, Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T,
             Context& ctx);
 
 }  // namespace switchyard::ops

@@ -16,8 +16,8 @@ using namespace cpu;
 constexpr double kLeastLength = 1e-12;
 constexpr std::int64_t kDistanceRows = 64;  // rows whose distances to all others exist at one time
 
-bool skipped(const Tensor& skip_R, std::int64_t r) {
-  return skip_R.defined() && skip_R.as<std::int32_t>()[r] < 0;
+bool skipped(const Tensor& token_R, std::int64_t r) {
+  return token_R.defined() && token_R.as<std::int32_t>()[r] < 0;
 }
 
 // sum_N (set) = the sum over rows of what add(row, partial_N) adds, in at most 16 blocks, a function of the
@@ -45,11 +45,11 @@ struct Columns {
   std::int64_t count = 0;
   Tensor value_dR, row_R;
 
-  Columns(const Tensor& Y_Rd, const Tensor& skip_R, Context& ctx)
+  Columns(const Tensor& Y_Rd, const Tensor& token_R, Context& ctx)
       : value_dR(ctx.scratch.take({Y_Rd.dim(1), Y_Rd.rows()}, DTypeOf<T>::value)),
         row_R(ctx.scratch.take({Y_Rd.rows()}, DType::i32)) {
     for (std::int64_t r = 0; r < Y_Rd.rows(); ++r) {
-      if (skipped(skip_R, r)) continue;
+      if (skipped(token_R, r)) continue;
       for (std::int64_t j = 0; j < Y_Rd.dim(1); ++j) value_dR.row<T>(j)[count] = Y_Rd.row<T>(r)[j];
       row_R.as<std::int32_t>()[count++] = static_cast<std::int32_t>(r);
     }
@@ -100,14 +100,14 @@ void unit_rows_backward_on_cpu(Tensor din_Rd, Tensor dunit_Rd, Tensor unit_Rd, T
 }
 
 template <class T>
-void row_moments_on_cpu(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Context& ctx) {
+void row_moments_on_cpu(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor token_R, Context& ctx) {
   ScratchScope scope(ctx.scratch);
   const std::int64_t d = unit_Rd.dim(1), N = d * d + d;
   const Tensor sum_N = ctx.scratch.take({N}, DType::f64);
   const Rows<T> unit(unit_Rd);
   double* sum = sum_N.as<double>();
   sum_rows(sum, N, unit_Rd.rows(), ctx, [&](std::int64_t r, double* partial) {
-    if (skipped(skip_R, r)) return;
+    if (skipped(token_R, r)) return;
     const T* row = unit[r];
     for (std::int64_t i = 0; i < d; ++i) {
       const auto own = static_cast<double>(row[i]);
@@ -121,13 +121,14 @@ void row_moments_on_cpu(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor ski
 }
 
 template <class T>
-void add_affine_rows_on_cpu(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R) {
+void add_affine_rows_on_cpu(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d,
+                            Tensor token_R) {
   const Rows<T> dunit(dunit_Rd), unit(unit_Rd);
   const double *matrix = matrix_dd.as<double>(), *offset = offset_d.as<double>();
   const std::int64_t d = unit_Rd.dim(1);
 #pragma omp parallel for schedule(static) if (unit_Rd.numel() * d >= kParallelElements)
   for (std::int64_t r = 0; r < unit_Rd.rows(); ++r) {
-    if (skipped(skip_R, r)) continue;
+    if (skipped(token_R, r)) continue;
     for (std::int64_t i = 0; i < d; ++i) {
       double sum = offset[i];
       for (std::int64_t j = 0; j < d; ++j) sum += matrix[i * d + j] * static_cast<double>(unit[r][j]);
@@ -136,16 +137,16 @@ void add_affine_rows_on_cpu(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, T
   }
 }
 
-void count_rows_on_cpu(Tensor count_1, Tensor skip_R) {
-  const auto* skip = skip_R.as<std::int32_t>();
-  const auto count = std::count_if(skip, skip + skip_R.rows(), [](std::int32_t id) { return id >= 0; });
+void count_rows_on_cpu(Tensor count_1, Tensor token_R) {
+  const auto* skip = token_R.as<std::int32_t>();
+  const auto count = std::count_if(skip, skip + token_R.rows(), [](std::int32_t id) { return id >= 0; });
   *count_1.as<double>() = static_cast<double>(count);
 }
 
 template <class T>
-void pair_distance_sum_on_cpu(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+void pair_distance_sum_on_cpu(Tensor sum_1, Tensor Y_Rd, Tensor token_R, Context& ctx) {
   ScratchScope scope(ctx.scratch);
-  const Columns<T> columns(Y_Rd, skip_R, ctx);
+  const Columns<T> columns(Y_Rd, token_R, ctx);
   const std::int64_t n = columns.count;
   const Tensor row_sum_R = ctx.scratch.take({Y_Rd.rows()}, DType::f64);
   const Tensor distance_RR = ctx.scratch.take({kDistanceRows, Y_Rd.rows()}, DTypeOf<T>::value);
@@ -164,10 +165,10 @@ void pair_distance_sum_on_cpu(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context&
 }
 
 template <class T>
-void pair_distance_backward_on_cpu(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx) {
+void pair_distance_backward_on_cpu(Tensor dY_Rd, Tensor Y_Rd, Tensor token_R, Tensor scale_1, Context& ctx) {
   const double scale = *scale_1.as<double>();
   ScratchScope scope(ctx.scratch);
-  const Columns<T> columns(Y_Rd, skip_R, ctx);
+  const Columns<T> columns(Y_Rd, token_R, ctx);
   const std::int64_t n = columns.count, d = Y_Rd.dim(1);
   const Tensor distance_RR = ctx.scratch.take({kDistanceRows, Y_Rd.rows()}, DTypeOf<T>::value);
   for (std::int64_t first = 0; first < n; first += kDistanceRows) {
@@ -200,12 +201,12 @@ void sample_latent_on_cpu(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor
 }
 
 template <class T>
-void standard_kl_sum_on_cpu(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+void standard_kl_sum_on_cpu(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor token_T, Context& ctx) {
   const Rows<T> mean(mean_Td), log_var(log_var_Td);
   const std::int64_t d = mean_Td.dim(1);
   double sum = 0;
   sum_rows(&sum, 1, mean_Td.rows(), ctx, [&](std::int64_t t, double* partial) {
-    if (skipped(skip_T, t)) return;
+    if (skipped(token_T, t)) return;
     const T *m = mean[t], *l = log_var[t];
     T row = 0;
 #pragma omp simd reduction(+ : row)
@@ -217,13 +218,13 @@ void standard_kl_sum_on_cpu(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Ten
 
 template <class T>
 void standard_kl_backward_on_cpu(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td,
-                                 Tensor skip_T, double scale) {
+                                 Tensor token_T, double scale) {
   const Rows<T> dmean(dmean_Td), dlog_var(dlog_var_Td), mean(mean_Td), log_var(log_var_Td);
   const std::int64_t d = mean_Td.dim(1);
   const T whole = static_cast<T>(scale), half = static_cast<T>(scale / 2);
 #pragma omp parallel for schedule(static) if (mean_Td.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < mean_Td.rows(); ++t) {
-    if (skipped(skip_T, t)) continue;
+    if (skipped(token_T, t)) continue;
 #pragma omp simd
     for (std::int64_t j = 0; j < d; ++j) {
       dmean[t][j] += whole * mean[t][j];
@@ -274,10 +275,10 @@ void routed_sums_on_cpu(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chose
 }
 
 template <class T>
-void clear_skipped_rows_on_cpu(Tensor x_RD, Tensor skip_R) {
+void clear_skipped_rows_on_cpu(Tensor x_RD, Tensor token_R) {
   const Rows<T> x(x_RD);
   for (std::int64_t r = 0; r < x_RD.rows(); ++r)
-    if (skipped(skip_R, r)) std::fill_n(x[r], x_RD.dim(1), T(0));
+    if (skipped(token_R, r)) std::fill_n(x[r], x_RD.dim(1), T(0));
 }
 
 template <class T>
@@ -309,43 +310,43 @@ void unit_rows_backward(Tensor din_Rd, Tensor dunit_Rd, Tensor unit_Rd, Tensor n
                                  norm_R);
 }
 
-void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor skip_R, Context& ctx) {
+void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor token_R, Context& ctx) {
   const DType real = unit_Rd.dtype();
   Signature args(ctx);
-  args(SY_ARG(unit_Rd), real)(SY_ARG(skip_R), DType::i32, kOptional);
+  args(SY_ARG(unit_Rd), real)(SY_ARG(token_R), DType::i32, kOptional);
   args(SY_ARG(gram_dd), DType::f64, kSums)(SY_ARG(sum_d), DType::f64, kSums);
-  run<&cuda::row_moments>(ctx, real, SY_CPU(row_moments_on_cpu), gram_dd, sum_d, unit_Rd, skip_R);
+  run<&cuda::row_moments>(ctx, real, SY_CPU(row_moments_on_cpu), gram_dd, sum_d, unit_Rd, token_R);
 }
 
-void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor skip_R,
+void add_affine_rows(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor token_R,
                      Context& ctx) {
   const DType real = unit_Rd.dtype();
   Signature args(ctx);
-  args(SY_ARG(unit_Rd), real)(SY_ARG(dunit_Rd), real)(SY_ARG(skip_R), DType::i32, kOptional);
+  args(SY_ARG(unit_Rd), real)(SY_ARG(dunit_Rd), real)(SY_ARG(token_R), DType::i32, kOptional);
   args(SY_ARG(matrix_dd), DType::f64, kSums)(SY_ARG(offset_d), DType::f64, kSums);
   run<&cuda::add_affine_rows>(ctx, real, SY_CPU(add_affine_rows_on_cpu), dunit_Rd, unit_Rd, matrix_dd, offset_d,
-                              skip_R);
+                              token_R);
 }
 
-void count_rows(Tensor count_1, Tensor skip_R, Context& ctx) {
+void count_rows(Tensor count_1, Tensor token_R, Context& ctx) {
   Signature args(ctx);
-  args(SY_ARG(count_1), DType::f64, kSums)(SY_ARG(skip_R), DType::i32);
-  run<&cuda::count_rows>(ctx, count_rows_on_cpu, count_1, skip_R);
+  args(SY_ARG(count_1), DType::f64, kSums)(SY_ARG(token_R), DType::i32);
+  run<&cuda::count_rows>(ctx, count_rows_on_cpu, count_1, token_R);
 }
 
-void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor skip_R, Context& ctx) {
+void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor token_R, Context& ctx) {
   const DType real = Y_Rd.dtype();
   Signature args(ctx);
-  args(SY_ARG(sum_1), DType::f64, kSums)(SY_ARG(Y_Rd), real)(SY_ARG(skip_R), DType::i32, kOptional);
-  run<&cuda::pair_distance_sum>(ctx, real, SY_CPU(pair_distance_sum_on_cpu), sum_1, Y_Rd, skip_R);
+  args(SY_ARG(sum_1), DType::f64, kSums)(SY_ARG(Y_Rd), real)(SY_ARG(token_R), DType::i32, kOptional);
+  run<&cuda::pair_distance_sum>(ctx, real, SY_CPU(pair_distance_sum_on_cpu), sum_1, Y_Rd, token_R);
 }
 
-void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor skip_R, Tensor scale_1, Context& ctx) {
+void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor token_R, Tensor scale_1, Context& ctx) {
   const DType real = Y_Rd.dtype();
   Signature args(ctx);
-  args(SY_ARG(Y_Rd), real)(SY_ARG(dY_Rd), real)(SY_ARG(skip_R), DType::i32, kOptional);
+  args(SY_ARG(Y_Rd), real)(SY_ARG(dY_Rd), real)(SY_ARG(token_R), DType::i32, kOptional);
   args(SY_ARG(scale_1), DType::f64, kSums);
-  run<&cuda::pair_distance_backward>(ctx, real, SY_CPU(pair_distance_backward_on_cpu), dY_Rd, Y_Rd, skip_R,
+  run<&cuda::pair_distance_backward>(ctx, real, SY_CPU(pair_distance_backward_on_cpu), dY_Rd, Y_Rd, token_R,
                                      scale_1);
 }
 
@@ -356,22 +357,22 @@ void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilo
   run<&cuda::sample_latent>(ctx, real, SY_CPU(sample_latent_on_cpu), z_Td, mean_Td, log_var_Td, epsilon_Td);
 }
 
-void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T, Context& ctx) {
+void standard_kl_sum(Tensor sum_1, Tensor mean_Td, Tensor log_var_Td, Tensor token_T, Context& ctx) {
   const DType real = mean_Td.dtype();
   Signature args(ctx);
   args(SY_ARG(sum_1), DType::f64, kSums)(SY_ARG(mean_Td), real)(SY_ARG(log_var_Td), real);
-  args(SY_ARG(skip_T), DType::i32, kOptional);
-  run<&cuda::standard_kl_sum>(ctx, real, SY_CPU(standard_kl_sum_on_cpu), sum_1, mean_Td, log_var_Td, skip_T);
+  args(SY_ARG(token_T), DType::i32, kOptional);
+  run<&cuda::standard_kl_sum>(ctx, real, SY_CPU(standard_kl_sum_on_cpu), sum_1, mean_Td, log_var_Td, token_T);
 }
 
-void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td, Tensor skip_T,
-                          double scale, Context& ctx) {
+void standard_kl_backward(Tensor dmean_Td, Tensor dlog_var_Td, Tensor mean_Td, Tensor log_var_Td,
+                          Tensor token_T, double scale, Context& ctx) {
   const DType real = mean_Td.dtype();
   Signature args(ctx);
   args(SY_ARG(mean_Td), real)(SY_ARG(log_var_Td), real)(SY_ARG(dmean_Td), real)(SY_ARG(dlog_var_Td), real);
-  args(SY_ARG(skip_T), DType::i32, kOptional);
+  args(SY_ARG(token_T), DType::i32, kOptional);
   run<&cuda::standard_kl_backward>(ctx, real, SY_CPU(standard_kl_backward_on_cpu), dmean_Td, dlog_var_Td,
-                                   mean_Td, log_var_Td, skip_T, scale);
+                                   mean_Td, log_var_Td, token_T, scale);
 }
 
 void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, Tensor expert_TK, Context& ctx) {
@@ -382,10 +383,10 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   run<&cuda::routed_sums>(ctx, real, SY_CPU(routed_sums_on_cpu), sum_Ed, count_E, z_Td, chosen_TK, expert_TK);
 }
 
-void clear_skipped_rows(Tensor x_RD, Tensor skip_R, Context& ctx) {
+void clear_skipped_rows(Tensor x_RD, Tensor token_R, Context& ctx) {
   Signature args(ctx);
-  args(SY_ARG(x_RD), x_RD.dtype())(SY_ARG(skip_R), DType::i32, kOptional);
-  run<&cuda::clear_skipped_rows>(ctx, x_RD.dtype(), SY_CPU(clear_skipped_rows_on_cpu), x_RD, skip_R);
+  args(SY_ARG(x_RD), x_RD.dtype())(SY_ARG(token_R), DType::i32, kOptional);
+  run<&cuda::clear_skipped_rows>(ctx, x_RD.dtype(), SY_CPU(clear_skipped_rows_on_cpu), x_RD, token_R);
 }
 
 void scale_rows(Tensor out_Rd, Tensor in_Rd, double factor, Context& ctx) {

@@ -133,7 +133,7 @@ void grouped_down_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor 
 
 // The dtype of a product of operands of `operand`: theirs, or that of their sums.
 DType product_type(const Tensor& product, DType operand) {
-  SY_CHECK(product.dtype() == operand || product.dtype() == statistics_type(operand),
+  SY_CHECK(product.dtype() == operand || product.dtype() == accumulation_dtype(operand),
            "a product of {} is written as {}", name_of(operand), name_of(product.dtype()));
   return product.dtype();
 }
@@ -173,7 +173,7 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
 }
 
 void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
-  const DType operand = dout_TN.dtype(), sum = statistics_type(operand);
+  const DType operand = dout_TN.dtype(), sum = accumulation_dtype(operand);
   Signature args(ctx);
   args(SY_ARG(dout_TN), operand)(SY_ARG(in_TK), operand)(SY_ARG(dweight_NK), sum);
   run<&cuda::linear_backward_weight>(ctx, sum, SY_CPU(linear_backward_weight_on_cpu), dweight_NK, dout_TN,
@@ -195,7 +195,7 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   Signature args(ctx);
   args(SY_ARG(in_RK), operand)(SY_ARG(act_RF), product)(SY_ARG(gate_up_R2F), product);
   args(SY_ARG(weight_E2FK), operand, kContiguous)(SY_ARG(offset_Ep), DType::i32);
-  args(SY_ARG(weight_R), statistics_type(product));
+  args(SY_ARG(weight_R), accumulation_dtype(product));
   run<&cuda::grouped_gate_up_forward>(ctx, grouped_gate_up_forward_on_cpu, act_RF, gate_up_R2F, in_RK,
                                       weight_E2FK, weight_R, offset_Ep);
 }
@@ -212,7 +212,7 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
 
 void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
                            Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  const DType real = dout_RN.dtype(), statistic = statistics_type(real);
+  const DType real = dout_RN.dtype(), statistic = accumulation_dtype(real);
   Signature args(ctx);
   args(SY_ARG(dout_RN), real)(SY_ARG(weight_ENF), weight_ENF.dtype(), kContiguous)(SY_ARG(offset_Ep),
                                                                                    DType::i32);
@@ -224,7 +224,7 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
 
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                     Context& ctx) {
-  const DType operand = dout_RN.dtype(), sum = statistics_type(operand);
+  const DType operand = dout_RN.dtype(), sum = accumulation_dtype(operand);
   Signature args(ctx);
   args(SY_ARG(dout_RN), operand)(SY_ARG(in_RK), operand)(SY_ARG(dweight_ENK), sum, kContiguous);
   args(SY_ARG(offset_Ep), DType::i32);

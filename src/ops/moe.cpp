@@ -48,14 +48,14 @@ void copy_to_rows(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
   }
 }
 
-// out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]]
+// out_TD[t] = residual_TD[t] + sum_k row_RD[slot_row_TK[t,k]]
 template <class T>
-void add_rows(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
+void add_rows(Tensor out_TD, Tensor residual_TD, Tensor row_RD, Tensor slot_row_TK) {
   const std::int64_t n_tokens = out_TD.rows(), K = slot_row_TK.dim(1), D = out_TD.dim(1);
 #pragma omp parallel for schedule(static) if (row_RD.numel() >= kParallelElements)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     T* out = out_TD.row<T>(t);
-    if (const T* addend = addend_TD.row<T>(t); addend != out) std::copy_n(addend, D, out);
+    if (const T* addend = residual_TD.row<T>(t); addend != out) std::copy_n(addend, D, out);
     for (std::int64_t k = 0; k < K; ++k) {
       const std::int32_t r = slot_row_TK.row<std::int32_t>(t)[k];
       if (r < 0) continue;
@@ -92,8 +92,8 @@ void moe_dispatch_backward_on_cpu(Tensor dx_TD, Tensor dweight_TK, Tensor drow_R
 }
 
 template <class T>
-void moe_combine_forward_on_cpu(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK) {
-  add_rows<T>(out_TD, addend_TD, row_RD, slot_row_TK);
+void moe_combine_forward_on_cpu(Tensor out_TD, Tensor residual_TD, Tensor row_RD, Tensor slot_row_TK) {
+  add_rows<T>(out_TD, residual_TD, row_RD, slot_row_TK);
 }
 
 template <class T>
@@ -121,7 +121,7 @@ void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tenso
 
 void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,
                           Context& ctx) {
-  const DType statistic = statistics_type(x_TD.dtype());
+  const DType statistic = accumulation_dtype(x_TD.dtype());
   Signature args(ctx);
   check_rows(args, x_TD, slot_row_TK, row_RD);
   args(SY_ARG(weight_R), statistic)(SY_ARG(weight_TK), statistic);
@@ -131,7 +131,7 @@ void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor we
 
 void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tensor dweight_R,
                            Tensor slot_row_TK, Context& ctx) {
-  const DType statistic = statistics_type(dx_TD.dtype());
+  const DType statistic = accumulation_dtype(dx_TD.dtype());
   Signature args(ctx);
   check_rows(args, dx_TD, slot_row_TK, drow_RD);
   args(SY_ARG(dweight_R), statistic)(SY_ARG(dweight_TK), statistic);
@@ -139,11 +139,11 @@ void moe_dispatch_backward(Tensor dx_TD, Tensor dweight_TK, Tensor drow_RD, Tens
                                     drow_RD, dweight_R, slot_row_TK);
 }
 
-void moe_combine_forward(Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
+void moe_combine_forward(Tensor out_TD, Tensor residual_TD, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
   Signature args(ctx);
   check_rows(args, out_TD, slot_row_TK, row_RD);
-  args(SY_ARG(addend_TD), out_TD.dtype());
-  run<&cuda::moe_combine_forward>(ctx, out_TD.dtype(), SY_CPU(moe_combine_forward_on_cpu), out_TD, addend_TD,
+  args(SY_ARG(residual_TD), out_TD.dtype());
+  run<&cuda::moe_combine_forward>(ctx, out_TD.dtype(), SY_CPU(moe_combine_forward_on_cpu), out_TD, residual_TD,
                                   row_RD, slot_row_TK);
 }
 

@@ -26,8 +26,8 @@ SY_OPERATOR(moe_dispatch_backward, Tensor dx_TD, Tensor dweight_TK, Tensor drow_
             Tensor slot_row_TK, Context& ctx);
 
 // The experts' outputs, weighted already (ops/swiglu.h), back to the tokens:
-//   out_TD[t] = addend_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. out_TD may be addend_TD.
-SY_OPERATOR(moe_combine_forward, Tensor out_TD, Tensor addend_TD, Tensor row_RD, Tensor slot_row_TK,
+//   out_TD[t] = residual_TD[t] + sum_k row_RD[slot_row_TK[t,k]], k ascending. out_TD may be residual_TD.
+SY_OPERATOR(moe_combine_forward, Tensor out_TD, Tensor residual_TD, Tensor row_RD, Tensor slot_row_TK,
             Context& ctx);
 // drow_RD[slot_row_TK[t,k]] = dout_TD[t]. Set.
 SY_OPERATOR(moe_combine_backward, Tensor drow_RD, Tensor dout_TD, Tensor slot_row_TK, Context& ctx);

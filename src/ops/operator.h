@@ -96,9 +96,9 @@ enum Asked : unsigned {
 //   weight_E2FK  [E, 2F, K]   a number multiplies the letter behind it
 //   offset_Ep    [E + 1]      p: plus one
 //   rstd_T1      [T, 1]       a number that no letter follows is a size
-//   place_2      [2]
+//   rng_offset_2      [2]
 // Every tensor must lie on the device of the run. A mismatch is a broken invariant, reported at the operator:
-// "skip_T is [1]: its T is 2 elsewhere".
+// "token_T is [1]: its T is 2 elsewhere".
 class Signature {
  public:
   explicit Signature(const Context& ctx, std::source_location where = std::source_location::current());

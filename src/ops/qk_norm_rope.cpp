@@ -118,7 +118,7 @@ void qk_norm_rope_backward_on_cpu(Tensor dqkv_TM, QueryKey dweight_N, QueryKey d
 
 void check_inputs(Signature& args, const QueryKey& out, const QueryKey& rstd, const Tensor& qkv_TM,
                   const QueryKey& weight, const Tensor& cos_SP, const Tensor& sin_SP, std::int64_t seq_len) {
-  const DType real = qkv_TM.dtype(), statistic = statistics_type(real);
+  const DType real = qkv_TM.dtype(), statistic = accumulation_dtype(real);
   args(SY_ARG(qkv_TM), real)("q's weight_N", weight.q, real, kContiguous);
   args("k's weight_N", weight.k, real, kContiguous);
   args("q's rstd_TH", rstd.q, statistic)("k's rstd_TG", rstd.k, statistic);
@@ -144,7 +144,7 @@ void qk_norm_rope_forward(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey w
 void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Tensor qkv_TM, QueryKey rstd,
                            QueryKey weight_N, Tensor cos_SP, Tensor sin_SP, std::int64_t seq_len,
                            Context& ctx) {
-  const DType statistic = statistics_type(qkv_TM.dtype());
+  const DType statistic = accumulation_dtype(qkv_TM.dtype());
   Signature args(ctx);
   check_inputs(args, dout, rstd, qkv_TM, weight_N, cos_SP, sin_SP, seq_len);
   args(SY_ARG(dqkv_TM), qkv_TM.dtype());

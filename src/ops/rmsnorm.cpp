@@ -69,7 +69,7 @@ void rmsnorm_backward_on_cpu(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, 
 // Rows of in are G groups of N.
 void check_inputs(Signature& args, const Tensor& in_TGN, const Tensor& rstd_TG, const Tensor& weight_N) {
   const DType real = in_TGN.dtype();
-  args(SY_ARG(rstd_TG), statistics_type(real))(SY_ARG(weight_N), real, kContiguous);
+  args(SY_ARG(rstd_TG), accumulation_dtype(real))(SY_ARG(weight_N), real, kContiguous);
   args(SY_ARG(in_TGN), Shape{args['T'], args['G'] * args['N']}, real);
 }
 

@@ -79,7 +79,7 @@ void check_table(Signature& args, const Tensor& cos_SP, const Tensor& sin_SP) {
 void check_rotation(Signature& args, const Tensor& x_THN, const Tensor& cos_SP, const Tensor& sin_SP,
                     std::int64_t seq_len, const RopeLayout& layout) {
   check_table(args, cos_SP, sin_SP);
-  SY_CHECK(cos_SP.dtype() == statistics_type(x_THN.dtype()), "the table is {} for rows of {}",
+  SY_CHECK(cos_SP.dtype() == accumulation_dtype(x_THN.dtype()), "the table is {} for rows of {}",
            name_of(cos_SP.dtype()), name_of(x_THN.dtype()));
   SY_CHECK(seq_len > 0 && seq_len <= args['S'], "sequences of {} positions, a table of {}", seq_len, args['S']);
   SY_CHECK(layout.head_dim >= 2 * args['P'], "{} pairs in a head of {}", args['P'], layout.head_dim);

@@ -89,7 +89,7 @@ void swiglu_backward(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_R2F, Co
 void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
   const DType real = out_RF.dtype();
   Signature args(ctx);
-  args(SY_ARG(out_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(weight_R), statistics_type(real));
+  args(SY_ARG(out_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(weight_R), accumulation_dtype(real));
   args(SY_ARG(offset_Ep), DType::i32);
   run<&cuda::expert_swiglu_forward>(ctx, real, SY_CPU(expert_swiglu_forward_on_cpu), out_RF, gate_up_R2F,
                                     weight_R, offset_Ep);
@@ -97,7 +97,7 @@ void expert_swiglu_forward(Tensor out_RF, Tensor gate_up_R2F, Tensor weight_R, T
 
 void expert_swiglu_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RF, Tensor gate_up_R2F,
                             Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  const DType real = dout_RF.dtype(), statistic = statistics_type(real);
+  const DType real = dout_RF.dtype(), statistic = accumulation_dtype(real);
   Signature args(ctx);
   args(SY_ARG(dout_RF), real)(SY_ARG(gate_up_R2F), real)(SY_ARG(dgate_up_R2F), real);
   args(SY_ARG(weight_R), statistic)(SY_ARG(dweight_R), statistic)(SY_ARG(offset_Ep), DType::i32);

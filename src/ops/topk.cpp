@@ -50,8 +50,8 @@ void softmax_backward_on_cpu(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE) 
 }
 
 template <class T>
-void top_k_on_cpu(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T) {
-  const Rows<std::int32_t> expert_rows(expert_TK), skip(skip_T);
+void top_k_on_cpu(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T) {
+  const Rows<std::int32_t> expert_rows(expert_TK), skip(token_T);
   const Rows<T> chosen_rows(chosen_TK), score_rows(score_TE);
   const std::int64_t slots = expert_TK.dim(1), experts = score_TE.dim(1);
 #pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
@@ -97,13 +97,13 @@ void softmax_backward(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context
   run<&cuda::softmax_backward>(ctx, real, SY_CPU(softmax_backward_on_cpu), dlogit_TE, dprob_TE, prob_TE);
 }
 
-void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T, Context& ctx) {
+void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx) {
   const DType real = score_TE.dtype();
   Signature args(ctx);
-  args(SY_ARG(score_TE), real)(SY_ARG(skip_T), DType::i32)(SY_ARG(expert_TK), DType::i32)(SY_ARG(chosen_TK),
-                                                                                          real);
+  args(SY_ARG(score_TE), real)(SY_ARG(token_T), DType::i32)(SY_ARG(expert_TK), DType::i32)(SY_ARG(chosen_TK),
+                                                                                           real);
   SY_CHECK(args['K'] >= 1 && args['K'] <= args['E'], "{} slots for {} experts", args['K'], args['E']);
-  run<&cuda::top_k>(ctx, real, SY_CPU(top_k_on_cpu), expert_TK, chosen_TK, score_TE, skip_T);
+  run<&cuda::top_k>(ctx, real, SY_CPU(top_k_on_cpu), expert_TK, chosen_TK, score_TE, token_T);
 }
 
 }  // namespace switchyard::ops

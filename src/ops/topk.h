@@ -11,8 +11,8 @@ SY_OPERATOR(softmax_forward, Tensor prob_TE, Tensor lse_T, Tensor logit_TE, Cont
 SY_OPERATOR(softmax_backward, Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context& ctx);
 
 // The K largest of score_TE in descending order, equal scores by ascending expert. expert_TK i32 and chosen_TK
-// = their scores, set. A score that is NaN is never chosen before a number. Where skip_T[t] is negative
+// = their scores, set. A score that is NaN is never chosen before a number. Where token_T[t] is negative
 // (padding) all slots are free: expert -1, score 0. K <= E.
-SY_OPERATOR(top_k, Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor skip_T, Context& ctx);
+SY_OPERATOR(top_k, Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx);
 
 }  // namespace switchyard::ops

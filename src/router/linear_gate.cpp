@@ -27,7 +27,7 @@ void LinearGate::backward(Tensor dx_TD, Tensor dlogit_TE, Tensor x_TD, Context& 
 
 void add_noise(Tensor x_TN, RngPurpose purpose, double sigma, const RouterBatch& batch, std::int64_t layer,
                Context& ctx) {
-  ops::add_normal(x_TN, Rng(batch.seed, purpose, 0), {batch.place_2, layer, batch.seq_len}, sigma, ctx);
+  ops::add_normal(x_TN, Rng(batch.seed, purpose, 0), {batch.rng_offset_2, layer, batch.seq_len}, sigma, ctx);
 }
 
 void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::int64_t layer, Context& ctx) {

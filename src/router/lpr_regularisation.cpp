@@ -106,7 +106,7 @@ void LatentRegularisation::add_loss(Tensor loss_1, Tensor key_Ed, Tensor own_S, 
                             ctx);
 }
 
-void LatentRegularisation::add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R,
+void LatentRegularisation::add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor token_R,
                                                   const ops::RowSums& sums, const ops::TermFactor& factor,
                                                   Context& ctx) const {
   ScratchScope scope(ctx.scratch);
@@ -115,9 +115,9 @@ void LatentRegularisation::add_diversity_gradient(const LatentRows& drow, const 
                scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
   ops::diversity_gradient(matrix_dd, offset_d, scale_1, diversity_, sums, factor, ctx);
   if (diversity_ == ops::Diversity::euclidean)
-    ops::pair_distance_backward(drow.mean, row.mean, skip_R, scale_1, ctx);
+    ops::pair_distance_backward(drow.mean, row.mean, token_R, scale_1, ctx);
   else
-    ops::add_affine_rows(drow.unit, row.unit, matrix_dd, offset_d, skip_R, ctx);
+    ops::add_affine_rows(drow.unit, row.unit, matrix_dd, offset_d, token_R, ctx);
 }
 
 void LatentRegularisation::backward(const LatentRows& dtoken, const LatentRows& dkey, const LatentRows& token,

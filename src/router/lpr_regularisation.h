@@ -47,7 +47,7 @@ class LatentRegularisation {
   ops::RowSums token_sums(const Parts& parts) const;
   // In scratch space of the caller's scope.
   ops::RowSums key_sums(Tensor key_Ed, Tensor key_unit_Ed, Context& ctx) const;
-  void add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor skip_R,
+  void add_diversity_gradient(const LatentRows& drow, const LatentRows& row, Tensor token_R,
                               const ops::RowSums& sums, const ops::TermFactor& factor, Context& ctx) const;
 
   static constexpr std::int64_t kTokens = 0, kKl = 1, kDistance = 2, kMoments = 3;

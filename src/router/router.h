@@ -38,7 +38,8 @@ struct RouterBatch {
   // Noise is drawn and statistics are made only in training.
   bool training = false;
   std::uint64_t seed = 0;
-  Tensor place_2{};  // i32 {step, first sequence in the global batch}: where the noise is (ops/noise.h)
+  Tensor
+      rng_offset_2{};  // i32 {step, first sequence in the global batch}: the offset of the noise (ops/noise.h)
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};
@@ -115,9 +116,9 @@ class Router {
   void keep_statistics_in(Tensor statistics_S) { statistics_S_ = statistics_S; }
   Tensor statistics() const { return statistics_S_; }
 
-  // After each optimizer step: what is no gradient. count_E: slots on each expert, and statistics_S, of the
-  // whole global batch; f64, where the run computes. What moves here is a row of the store that is not trained,
-  // so that checkpoints keep it. Reads nothing back.
+  // Called after each optimizer step, for updates that are not by gradient. count_E: slots on each expert, and
+  // statistics_S, of the whole global batch; f64, where the run computes. What moves here is a row of the store
+  // that is not trained, so that checkpoints keep it. Reads nothing back.
   virtual void after_step(Tensor, Tensor, Context&) {}
 
   // Multiply-adds of a token beside one for each value of the router's matrices (model/flops.h).

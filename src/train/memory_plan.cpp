@@ -14,7 +14,7 @@ double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); 
 
 MemoryPlan plan_memory(model::Transformer& model, const config::Train& train) {
   const std::int64_t n = model.parameters().flat_size();
-  const DType compute = model.dtype(), exact = statistics_type(compute);
+  const DType compute = model.dtype(), exact = accumulation_dtype(compute);
   const std::int64_t array = n * size_of(exact);
   return {.parameters = array,
           .weights = compute == exact ? 0 : n * size_of(compute),

@@ -28,20 +28,20 @@ bool needs_attention_entropy(const router::RoutingStep& routing) {
 void check_attention(const config::Run& run, const model::Transformer& model, Device device) {
   if (run.train.attention != AttentionBackend::cudnn) return;
   const config::Model& m = run.model;
-  std::string obstacle =
+  std::string reason =
       "the router reads how evenly attention is spread (router.estimator), which cuDNN does not say";
   if (!needs_attention_entropy(model.routing()))
-    obstacle =
-        ops::cudnn_attention_obstacle({.n_seq = run.train.micro_batch_size,
-                                       .seq_len = run.train.seq_len,
-                                       .n_heads = m.num_attention_heads,
-                                       .n_kv_heads = m.mla ? m.num_attention_heads : m.num_key_value_heads,
-                                       .head_dim = m.head_dim,
-                                       .v_head_dim = m.mla ? m.mla->v_head_dim : m.head_dim,
-                                       .scale = 1,
-                                       .window = m.sliding_window},
-                                      device);
-  if (!obstacle.empty()) throw_input("train.attention: is \"cudnn\": {}; or set it to \"flash\"", obstacle);
+    reason = ops::cudnn_attention_unavailable_reason(
+        {.n_seq = run.train.micro_batch_size,
+         .seq_len = run.train.seq_len,
+         .n_heads = m.num_attention_heads,
+         .n_kv_heads = m.mla ? m.num_attention_heads : m.num_key_value_heads,
+         .head_dim = m.head_dim,
+         .v_head_dim = m.mla ? m.mla->v_head_dim : m.head_dim,
+         .scale = 1,
+         .window = m.sliding_window},
+        device);
+  if (!reason.empty()) throw_input("train.attention: is \"cudnn\": {}; or set it to \"flash\"", reason);
 }
 
 // What the run needs, if the device has so much.
@@ -119,7 +119,7 @@ void Step::read_data(std::int64_t step, std::uint64_t first_sample) {
   const std::int64_t B = run_.train.micro_batch_size;
   for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
     const std::int64_t first = (communicator_.rank() * micro_batches_ + micro) * B;  // in the global batch
-    buffers_.set_place(step, first, micro);
+    buffers_.set_rng_offset(step, first, micro);
     for (std::int64_t b = 0; b < B; ++b) {
       const data::Sampler::Sample sample =
           data_.sampler.at(static_cast<std::int64_t>(first_sample) + first + b);

@@ -100,14 +100,14 @@ BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::option
                         .kv_begin_T = part(2 * T, T),
                         .n_seq = n_seq,
                         .seq_len = seq_len,
-                        .place_2 = part(3 * T, 2),
+                        .rng_offset_2 = part(3 * T, 2),
                         .tokens_B = part(3 * T + 2, n_seq)};
   };
   staging_ = allocate_staging(n_micro_batches * bytes, "the tokens of a step", device);
   for (std::int64_t micro = 0; micro < n_micro_batches; ++micro) {
     host_.push_back(batch_at(staging_.get() + micro * bytes, Device::cpu));
     for (std::int64_t b = 0; b < n_seq; ++b) set_sequence(b, {}, micro);
-    set_place(0, 0, micro);
+    set_rng_offset(0, 0, micro);
   }
   if (device == Device::cpu) return;
   memory_ = allocate_aligned(bytes, "the tokens of a micro-batch", device);
@@ -124,10 +124,10 @@ model::Batch BatchBuffers::load(Context& ctx, std::int64_t micro) const {
   return device_;
 }
 
-void BatchBuffers::set_place(std::int64_t step, std::int64_t first_sequence, std::int64_t micro) {
-  auto* const place = on_host(micro).place_2.as<std::int32_t>();
-  place[0] = static_cast<std::int32_t>(step);
-  place[1] = static_cast<std::int32_t>(first_sequence);
+void BatchBuffers::set_rng_offset(std::int64_t step, std::int64_t first_sequence, std::int64_t micro) {
+  auto* const offset = on_host(micro).rng_offset_2.as<std::int32_t>();
+  offset[0] = static_cast<std::int32_t>(step);
+  offset[1] = static_cast<std::int32_t>(first_sequence);
 }
 
 void BatchBuffers::set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro) {

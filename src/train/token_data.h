@@ -10,7 +10,8 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "core/device_memory.h"
-#include "data/dataset.h"
+#include "data/sampler.h"
+#include "data/shard_paths.h"
 #include "model/batch.h"
 
 namespace switchyard::train {
@@ -56,16 +57,16 @@ class BatchBuffers {
                std::int64_t sliding_window, Device device = Device::cpu, std::int64_t n_micro_batches = 1);
 
   // Sequence b of a micro-batch := inputs window[0 .. n-1), each predicting the next, n = window.size() <=
-  // seq_len + 1; the rest of it is padding. An empty window makes all of it padding. Not before the run has
-  // been waited for since load() of that micro-batch.
+  // seq_len + 1; the rest of it is padding. An empty window makes all of it padding. Call
+  // only when the device has finished with this micro-batch.
   void set_sequence(std::int64_t b, std::span<const std::int32_t> window, std::int64_t micro = 0);
 
-  // Where a micro-batch stands in the run, for its noise (model::Batch::place_2). As set_sequence(), not before
-  // the run has been waited for.
-  void set_place(std::int64_t step, std::int64_t first_sequence, std::int64_t micro = 0);
+  // Which part of the run's noise a micro-batch draws (model::Batch::rng_offset_2). Call
+  // only when the device has finished with this micro-batch.
+  void set_rng_offset(std::int64_t step, std::int64_t first_sequence, std::int64_t micro = 0);
 
-  // The micro-batch on the run's device, where each takes the place of the one before: in the run's order, so
-  // that nobody waits.
+  // The micro-batch on the run's device, where each replaces the one before. In the run's order: neither host
+  // nor device waits.
   model::Batch load(Context& ctx, std::int64_t micro = 0) const;
   // The same where the host reads it.
   const model::Batch& on_host(std::int64_t micro = 0) const { return host_[static_cast<std::size_t>(micro)]; }

@@ -97,8 +97,8 @@ struct Options {
 };
 
 int run_all(const Options& options) {
-  if (const std::string obstacle = ops::cuda::obstacle(); !obstacle.empty())
-    throw_input("bench_cuda: {}", obstacle);
+  if (const std::string reason = ops::cuda::unavailable_reason(); !reason.empty())
+    throw_input("bench_cuda: {}", reason);
   const Platform where = platform();
   if (where.emulated && !options.smoke)
     throw_input("bench_cuda: this program runs on the emulator, which measures nothing; give --smoke");

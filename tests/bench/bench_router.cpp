@@ -63,12 +63,12 @@ double time_routers(const config::Run& run, Context& ctx) {
   store.initialise(run.train.seed);
   router::RoutingStep step({&layer}, run.router, model);
   const std::int64_t K = layer.router().n_slots();
-  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, token_T, tokens_B, losses_3, entropy_T, place_2;
+  Tensor x_TD, dx_TD, dweight_TK, daddend_TD, token_T, tokens_B, losses_3, entropy_T, rng_offset_2;
   const auto lay_out = [&](Arena& arena) {
     step.plan(arena, B, true);
     layer.plan(arena, B, S, DType::f32);
     for (Tensor* rows : {&x_TD, &dx_TD, &daddend_TD}) *rows = arena.take({B * S, D}, DType::f32);
-    place_2 = arena.take({2}, DType::i32);
+    rng_offset_2 = arena.take({2}, DType::i32);
     dweight_TK = arena.take({B * S, K}, DType::f32);
     token_T = arena.take({B * S}, DType::i32);
     tokens_B = arena.take({B}, DType::i32);
@@ -85,12 +85,12 @@ double time_routers(const config::Run& run, Context& ctx) {
   std::fill_n(token_T.as<std::int32_t>(), B * S, 1);
   std::fill_n(tokens_B.as<std::int32_t>(), B, static_cast<std::int32_t>(S));
   std::fill_n(entropy_T.as<float>(), B * S, 0.5f);
-  std::fill_n(place_2.as<std::int32_t>(), 2, 0);
+  std::fill_n(rng_offset_2.as<std::int32_t>(), 2, 0);
   const router::RouterBatch batch{.token_T = token_T,
                                   .n_seq = B,
                                   .seq_len = S,
                                   .training = true,
-                                  .place_2 = place_2,
+                                  .rng_offset_2 = rng_offset_2,
                                   .attention_entropy_T = entropy_T};
   return milliseconds([&] {
     const bool has_addend = layer.forward(x_TD, batch, ctx).expert_input_addend_TD.defined();

@@ -51,7 +51,7 @@ std::vector<Case> layernorm(const Sizes& s) {
 
 // Rows of the latent space, as many as tokens.
 struct LatentTensors {
-  Tensor a_Td, b_Td, c_Td, norm_T, skip_T, sum_1, place_2;
+  Tensor a_Td, b_Td, c_Td, norm_T, token_T, sum_1, rng_offset_2;
 };
 using RowsCall = std::function<void(const LatentTensors&, Context&)>;
 Case on_rows(const Sizes& s, const char* kernel, int passes, const RowsCall& call) {
@@ -61,9 +61,9 @@ Case on_rows(const Sizes& s, const char* kernel, int passes, const RowsCall& cal
                                   .b_Td = w.normal(rows, f32),
                                   .c_Td = w.normal(rows, f32),
                                   .norm_T = w.normal(tokens, f32),
-                                  .skip_T = w.zeros(tokens, DType::i32),
+                                  .token_T = w.zeros(tokens, DType::i32),
                                   .sum_1 = w.zeros({1}, DType::f64),
-                                  .place_2 = w.zeros({2}, DType::i32)};
+                                  .rng_offset_2 = w.zeros({2}, DType::i32)};
             return Work{.shape = text(t.a_Td), .bytes = passes * bytes_of({t.a_Td}), .call = [=](Context& ctx) {
                           call(t, ctx);
                         }};
@@ -81,19 +81,20 @@ std::vector<Case> latent(const Sizes& s) {
               }),
       on_rows(s, "sample_latent", 3,
               [](const T& t, Context& ctx) { ops::cuda::sample_latent(t.a_Td, t.b_Td, t.c_Td, t.b_Td, ctx); }),
-      on_rows(
-          s, "standard_kl_sum", 2,
-          [](const T& t, Context& ctx) { ops::cuda::standard_kl_sum(t.sum_1, t.a_Td, t.b_Td, t.skip_T, ctx); }),
+      on_rows(s, "standard_kl_sum", 2,
+              [](const T& t, Context& ctx) {
+                ops::cuda::standard_kl_sum(t.sum_1, t.a_Td, t.b_Td, t.token_T, ctx);
+              }),
       on_rows(s, "standard_kl_backward", 6,
               [](const T& t, Context& ctx) {
-                ops::cuda::standard_kl_backward(t.a_Td, t.b_Td, t.c_Td, t.c_Td, t.skip_T, 1e-6, ctx);
+                ops::cuda::standard_kl_backward(t.a_Td, t.b_Td, t.c_Td, t.c_Td, t.token_T, 1e-6, ctx);
               }),
       on_rows(s, "scale_rows", 2,
               [](const T& t, Context& ctx) { ops::cuda::scale_rows(t.a_Td, t.b_Td, 0.5, ctx); }),
       on_rows(s, "clear_skipped_rows", 1,
-              [](const T& t, Context& ctx) { ops::cuda::clear_skipped_rows(t.a_Td, t.skip_T, ctx); }),
+              [](const T& t, Context& ctx) { ops::cuda::clear_skipped_rows(t.a_Td, t.token_T, ctx); }),
       on_rows(s, "add_normal", 2, [](const T& t, Context& ctx) {
-        ops::cuda::add_normal(t.a_Td, Rng(1, RngPurpose::router_noise, 0), {t.place_2, 1, 1}, 0.1, ctx);
+        ops::cuda::add_normal(t.a_Td, Rng(1, RngPurpose::router_noise, 0), {t.rng_offset_2, 1, 1}, 0.1, ctx);
       })};
 }
 

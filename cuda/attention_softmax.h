@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "attention_tiles.h"
+#include "elements.h"
 #include "mma.h"
-#include "numeric.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
@@ -74,9 +74,9 @@ __device__ __forceinline__ void write_row(bf16* to, const Sums<kTiles, kColumns>
 
 // The softmax's running maximum, and this thread's shares of its sum and of sum exp(s - max) s.
 template <int kTiles>
-struct Running {
+struct OnlineSoftmax {
   float max[kTiles][2], sum[kTiles][2], product[kTiles][2];
-  __device__ __forceinline__ Running() {
+  __device__ __forceinline__ OnlineSoftmax() {
     SY_UNROLL
     for (int i = 0; i < kTiles; ++i) {
       SY_UNROLL
@@ -90,11 +90,11 @@ struct Running {
 
 // What all that was summed before a new maximum is to be multiplied by, row by row.
 template <int kTiles>
-struct Shrink {
+struct Rescale {
   float at[kTiles][2];
 };
 template <int kTiles, int kColumns>
-__device__ __forceinline__ void multiply_rows(Sums<kTiles, kColumns>& sum, const Shrink<kTiles>& factor) {
+__device__ __forceinline__ void multiply_rows(Sums<kTiles, kColumns>& sum, const Rescale<kTiles>& factor) {
   SY_UNROLL
   for (int i = 0; i < kTiles; ++i) {
     SY_UNROLL
@@ -109,9 +109,9 @@ constexpr float kLeastScore = -3e38f;
 
 // Scores become exp(s - maximum so far), in base 2 with `scale`.
 template <bool kEntropy, int kTiles, int kKeys>
-__device__ __forceinline__ Shrink<kTiles> weigh(Sums<kTiles, kKeys>& score, Running<kTiles>& running,
-                                                float scale) {
-  Shrink<kTiles> result;
+__device__ __forceinline__ Rescale<kTiles> weigh(Sums<kTiles, kKeys>& score, OnlineSoftmax<kTiles>& running,
+                                                 float scale) {
+  Rescale<kTiles> result;
   SY_UNROLL
   for (int i = 0; i < kTiles; ++i) {
     SY_UNROLL
@@ -165,7 +165,7 @@ struct Gradients {
 // Of this warp's sums over keys, whose first row is row0: what is left to divide, and its logarithm.
 template <bool kEntropy, int kTiles, int kM>
 __device__ __forceinline__ void write_forward(const Outputs& to, const Sums<kTiles, kM>& out,
-                                              const Running<kTiles>& running, const AttentionSizes& sizes,
+                                              const OnlineSoftmax<kTiles>& running, const AttentionSizes& sizes,
                                               const AttentionPlace& place, int row0) {
   const auto out_rows = query_rows(to.out_THM, sizes, place, sizes.width_M);
   SY_UNROLL

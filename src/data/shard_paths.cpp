@@ -1,4 +1,5 @@
-// From what a user writes as a data path to the shards behind it, and to what meta.json beside them says.
+#include "data/shard_paths.h"
+
 #include <glob.h>
 
 #include <algorithm>
@@ -8,7 +9,6 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "data/dataset.h"
 
 namespace switchyard::data {
 
