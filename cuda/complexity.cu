@@ -1,4 +1,3 @@
-// One number a token: a thread each, element by element as on the CPU. All f32 but counts and moments.
 #include "ops/complexity.h"
 
 #include <cmath>
@@ -7,8 +6,11 @@
 #include "for_each_pack.h"
 #include "launch.h"
 #include "partials.h"
+#include "reduce.h"
 
 namespace switchyard::ops::cuda {
+
+// One number a token: a thread each, element by element as on the CPU. All f32 but counts and moments.
 
 namespace {
 
@@ -78,6 +80,82 @@ void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t mos
 void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx) {
   sum_rows<3>("token_moments", moments_3, raw_T.rows(), ctx,
               AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(token_T)});
+}
+
+// Forward: a warp a token, its sum in float32. Backward: element by element. All f32 but the sum of tokens.
+
+namespace {
+
+constexpr int kWarps = 8;
+
+__global__ void __launch_bounds__(kWarps* kWarp)
+    entropy_forward_kernel(Rows<float> entropy_T, Rows<const float> logit_TE, Rows<const float> prob_TE,
+                           Rows<const float> lse_T, std::int64_t n_tokens, int experts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t t = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  if (t >= n_tokens) return;  // the whole warp
+  float mean = 0;
+  for (int e = lane; e < experts; e += kWarp) {
+    const float prob = prob_TE[t][e];
+    if (prob > 0) mean += prob * logit_TE[t][e];  // one that underflowed may stand beside minus infinity
+  }
+  mean = reduce_warp<Sum>(mean);
+  if (lane == 0) *entropy_T[t] = *lse_T[t] - mean;
+}
+
+template <int kSize>
+struct Backward {
+  Rows<float> dlogit_TE;
+  Rows<const float> entropy_T, logit_TE, prob_TE, lse_T;
+  Rows<const std::int32_t> token_T;
+  float factor;
+
+  __device__ void operator()(std::int64_t t, std::int64_t e) const {
+    if (*token_T[t] < 0) return;
+    const auto logit = load<kSize>(logit_TE[t] + e), prob = load<kSize>(prob_TE[t] + e);
+    auto dlogit = load<kSize>(dlogit_TE[t] + e);
+    const float shift = *entropy_T[t] - *lse_T[t];
+    for (int i = 0; i < kSize; ++i) {
+      if (prob.element[i] > 0) dlogit.element[i] += factor * prob.element[i] * (logit.element[i] + shift);
+    }
+    store<kSize>(dlogit_TE[t] + e, dlogit);
+  }
+};
+
+struct AddToken {
+  Rows<const float> x_T;
+  Rows<const std::int32_t> token_T;
+
+  __device__ void operator()(std::int64_t t, double* sum) const {
+    if (*token_T[t] >= 0) *sum += static_cast<double>(*x_T[t]);
+  }
+};
+
+}  // namespace
+
+void softmax_entropy_forward(Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T, Context& ctx) {
+  launch("softmax_entropy_forward", entropy_forward_kernel,
+         {blocks(ceil_div(logit_TE.rows(), kWarps)), kWarps * kWarp}, ctx, rows_of<float>(entropy_T),
+         rows_of<const float>(logit_TE), rows_of<const float>(prob_TE), rows_of<const float>(lse_T),
+         logit_TE.rows(), logit_TE.dim(1));
+}
+
+void softmax_entropy_backward(Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+                              Tensor token_T, double dentropy, Context& ctx) {
+  const bool packs =
+      rows_are_packs<float>(dlogit_TE) && rows_are_packs<float>(logit_TE) && rows_are_packs<float>(prob_TE);
+  with_pack<float>(packs, [&]<int kSize>() {
+    for_each_pack<kSize>("softmax_entropy_backward", logit_TE.rows(), logit_TE.dim(1), ctx,
+                         Backward<kSize>{rows_of<float>(dlogit_TE), rows_of<const float>(entropy_T),
+                                         rows_of<const float>(logit_TE), rows_of<const float>(prob_TE),
+                                         rows_of<const float>(lse_T), rows_of<const std::int32_t>(token_T),
+                                         static_cast<float>(-dentropy)});
+  });
+}
+
+void sum_of_tokens(Tensor sum_1, Tensor x_T, Tensor token_T, Context& ctx) {
+  sum_rows<1>("sum_of_tokens", sum_1, x_T.rows(), ctx,
+              AddToken{rows_of<const float>(x_T), rows_of<const std::int32_t>(token_T)});
 }
 
 }  // namespace switchyard::ops::cuda

@@ -11,7 +11,7 @@
 #include "launch.h"
 #include "partials.h"
 #include "reduce.h"
-#include "slots_of_expert.h"
+#include "warp_per_row.h"
 
 namespace switchyard::ops::cuda {
 

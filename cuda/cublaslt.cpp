@@ -1,7 +1,7 @@
 // Not part of the emulated sources: the library runs on a device only.
 #ifndef SWITCHYARD_SIMT
 
-#include "cublaslt.h"
+#include "gemm.h"
 
 #include <cublasLt.h>
 

@@ -1,4 +1,4 @@
-// Memory of the device and the way to it.
+// Memory of the device and the way to it, its stream, and work recorded on it.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/context.h"
+#include "core/device_memory.h"
 
 namespace switchyard::ops::cuda {
 
@@ -29,5 +30,49 @@ void use_device_memory();
 
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);
+
+// Work that a stream has been given, recorded once and replayed with one call: a CUDA graph.
+
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  // What follows on the run's stream is recorded and not done, up to end(). Throws RunError, as whatever waits
+  // for the device or allocates its memory in between does.
+  void begin(Context& ctx);
+  void end(Context& ctx);
+  void abandon(Context& ctx) noexcept;  // in place of end(): forgets what was recorded
+  void launch(Context& ctx);
+  std::int64_t n_nodes() const { return n_nodes_; }
+
+ private:
+  void* exec_ = nullptr;
+  std::int64_t n_nodes_ = 0;
+};
+
+// The stream of a run: the default stream cannot be recorded. One for the process.
+void* run_stream();
+
+// Small arguments and results that live on the host: a table's frequencies, sums that all ranks add up. An
+// operator that takes them from the device as well neither copies nor waits then.
+
+// Device memory for a result: its own where it is a device tensor, else scratch space. copy_back() copies from
+// there to the result.
+inline Tensor device_buffer_for(const Tensor& result, Context& ctx) {
+  return result.device() == Device::cuda ? result : ctx.scratch.take(result.shape(), result.dtype());
+}
+inline void copy_back(const Tensor& result, const Tensor& buffer) {
+  if (buffer.raw() != result.raw()) copy(result, buffer);
+}
+
+// The tensor itself where it lies on the device, else a copy in scratch space.
+inline Tensor on_device(const Tensor& tensor, Context& ctx) {
+  const Tensor buffer = device_buffer_for(tensor, ctx);
+  copy_back(buffer, tensor);
+  return buffer;
+}
 
 }  // namespace switchyard::ops::cuda

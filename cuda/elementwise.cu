@@ -1,14 +1,17 @@
-// What moves bytes alone takes an unsigned integer of the element's size for it. Contiguous tensors are one
-// row, so that an odd width costs no packs; copying and zeroing them is the runtime's own. fill_zero and copy
-// take any dtype, accumulate f64, the others f32 or bf16.
 #include "ops/elementwise.h"
 
 #include <algorithm>
+#include <numbers>
 
 #include "for_each_pack.h"
+#include "partials.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
+
+// What moves bytes alone takes an unsigned integer of the element's size for it. Contiguous tensors are one
+// row, so that an odd width costs no packs; copying and zeroing them is the runtime's own. fill_zero and copy
+// take any dtype, accumulate f64, the others f32 or bf16.
 
 namespace {
 
@@ -68,36 +71,36 @@ struct Accumulate {
   __device__ void operator()(std::int64_t, std::int64_t n) const { sum_N[n] += factor * value_N[n]; }
 };
 
-constexpr int kSumThreads = 512;
-constexpr std::int64_t kSumBlocks = 528;  // fill a large device; a fixed number, so that the order is fixed
+constexpr int kSquaresThreads = 512;
+constexpr std::int64_t kSquaresBlocks = 528;  // fill a large device; a fixed number, so that the order is fixed
 
-// partial_B[block] = sum of the squares of every gridDim.x-th piece of kSumThreads packs; the elements after
-// the last whole pack go to the first threads of the first block.
+// partial_B[block] = sum of the squares of every gridDim.x-th piece of kSquaresThreads packs; the elements
+// after the last whole pack go to the first threads of the first block.
 template <class T, int kSize>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSquaresThreads)
     squares_kernel(double* partial_B, const T* in, std::int64_t n_packs, int n_rest) {
   double sum = 0;
   const auto add = [&](T value) {
     const double x = to_float(value);
     sum += x * x;
   };
-  const std::int64_t stride = std::int64_t{gridDim.x} * kSumThreads;
-  for (std::int64_t pack = std::int64_t{blockIdx.x} * kSumThreads + threadIdx.x; pack < n_packs;
+  const std::int64_t stride = std::int64_t{gridDim.x} * kSquaresThreads;
+  for (std::int64_t pack = std::int64_t{blockIdx.x} * kSquaresThreads + threadIdx.x; pack < n_packs;
        pack += stride) {
     const auto x = load<kSize>(in + pack * kSize);
     for (int i = 0; i < kSize; ++i) add(x.element[i]);
   }
   if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < n_rest) add(in[n_packs * kSize + threadIdx.x]);
-  sum = reduce_block<Sum, kSumThreads>(sum);
+  sum = reduce_block<Sum, kSquaresThreads>(sum);
   if (threadIdx.x == 0) partial_B[blockIdx.x] = sum;
 }
 
 // sum_1[0] = the sum of partial_B. One block.
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSquaresThreads)
     add_partials_kernel(double* sum_1, const double* partial_B, int n_blocks) {
   double sum = 0;
-  for (int b = static_cast<int>(threadIdx.x); b < n_blocks; b += kSumThreads) sum += partial_B[b];
-  sum = reduce_block<Sum, kSumThreads>(sum);
+  for (int b = static_cast<int>(threadIdx.x); b < n_blocks; b += kSquaresThreads) sum += partial_B[b];
+  sum = reduce_block<Sum, kSquaresThreads>(sum);
   if (threadIdx.x == 0) sum_1[0] = sum;
 }
 
@@ -200,14 +203,134 @@ void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   with_element(in.dtype(), [&]<class T>() {
     with_pack<T>(reinterpret_cast<std::uintptr_t>(in.raw()) % 16 == 0, [&]<int kSize>() {
       const std::int64_t n_packs = in.numel() / kSize;
-      const std::int64_t n_blocks = std::clamp<std::int64_t>(ceil_div(n_packs, kSumThreads), 1, kSumBlocks);
+      const std::int64_t n_blocks =
+          std::clamp<std::int64_t>(ceil_div(n_packs, kSquaresThreads), 1, kSquaresBlocks);
       double* const partial_B = ctx.scratch.take({n_blocks}, DType::f64).as<double>();
-      launch("sum_of_squares", squares_kernel<T, kSize>, {blocks(n_blocks), kSumThreads}, ctx, partial_B,
+      launch("sum_of_squares", squares_kernel<T, kSize>, {blocks(n_blocks), kSquaresThreads}, ctx, partial_B,
              in.as<T>(), n_packs, in.numel() % kSize);
-      launch("sum_of_squares: blocks", add_partials_kernel, {1, kSumThreads}, ctx, sum_1.as<double>(),
+      launch("sum_of_squares: blocks", add_partials_kernel, {1, kSquaresThreads}, ctx, sum_1.as<double>(),
              partial_B, n_blocks);
     });
   });
+}
+
+// The gradient is a sum over rows in two steps: a block takes some rows and as many columns as a warp reads at
+// once, each of its warps every eighth row, so that narrow outputs fill the device, too. out_TN and bias_N, or
+// dout_TN, f32 or bf16; dbias_N is f32 always.
+
+namespace {
+
+template <class T, int kSize>
+struct Forward {
+  Rows<T> out_TN;
+  const T* bias_N;
+
+  __device__ void operator()(std::int64_t t, std::int64_t n) const {
+    auto out = load<kSize>(out_TN[t] + n);
+    const auto bias = load<kSize>(bias_N + n);
+    for (int i = 0; i < kSize; ++i)
+      out.element[i] = from_float<T>(to_float(out.element[i]) + to_float(bias.element[i]));
+    store<kSize>(out_TN[t] + n, out);
+  }
+};
+
+constexpr int kBiasWarps = 8, kBiasThreads = kBiasWarps * kWarp;
+
+template <int kColumns>
+struct WarpSums {
+  float of[kBiasWarps][kColumns];
+};
+
+// partial_BN[blockIdx.y], columns from blockIdx.x * kWarp * kSize on: the sum of the block's rows. Each warp
+// adds its rows in ascending order, then the warps are added.
+template <class T, int kSize>
+__global__ void __launch_bounds__(kBiasThreads)
+    bias_backward_kernel(Rows<float> partial_BN, Rows<const T> dout_TN, std::int64_t n_rows,
+                         std::int64_t rows_a_block, int width) {
+  constexpr int kColumns = kWarp * kSize;
+  auto& sums = static_shared<WarpSums<kColumns>>();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first_column = static_cast<int>(blockIdx.x) * kColumns, n = first_column + lane * kSize;
+  const std::int64_t first = std::int64_t{blockIdx.y} * rows_a_block;
+  const std::int64_t last = first + rows_a_block < n_rows ? first + rows_a_block : n_rows;
+  float sum[kSize] = {};
+  if (n < width) {
+    SY_UNROLL_BY(4)
+    for (std::int64_t t = first + warp; t < last; t += kBiasWarps) {
+      const auto dout = load<kSize>(dout_TN[t] + n);
+      for (int i = 0; i < kSize; ++i) sum[i] += to_float(dout.element[i]);
+    }
+  }
+  for (int i = 0; i < kSize; ++i) sums.of[warp][lane * kSize + i] = sum[i];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kColumns && first_column + i < width; i += kBiasThreads) {
+    float of_block = 0;
+    for (int w = 0; w < kBiasWarps; ++w) of_block += sums.of[w][i];
+    partial_BN[blockIdx.y][first_column + i] = of_block;
+  }
+}
+
+}  // namespace
+
+void bias_forward(Tensor out_TN, Tensor bias_N, Context& ctx) {
+  with_element(out_TN.dtype(), [&]<class T>() {
+    const bool packs = rows_are_packs<T>(out_TN) && rows_are_packs<T>(bias_N);
+    with_pack<T>(packs, [&]<int kSize>() {
+      for_each_pack<kSize>("bias_forward", out_TN.rows(), out_TN.dim(1), ctx,
+                           Forward<T, kSize>{rows_of<T>(out_TN), bias_N.as<T>()});
+    });
+  });
+}
+
+void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
+  const std::int64_t n_rows = dout_TN.rows(), width = dout_TN.dim(1);
+  ScratchScope scope(ctx.scratch);
+  with_element(dout_TN.dtype(), [&]<class T>() {
+    with_pack<T>(rows_are_packs<T>(dout_TN), [&]<int kSize>() {
+      constexpr std::int64_t kFewestRows = 8 * kBiasWarps;
+      constexpr std::int64_t kBlocks = 528;  // four for each processor of a large device
+      const std::int64_t column_blocks = ceil_div(width, kWarp * kSize);
+      const RowRange range(n_rows, kFewestRows, std::max<std::int64_t>(kBlocks / column_blocks, 1));
+      const Tensor partial_BN = ctx.scratch.take({range.blocks, width}, DType::f32);
+      launch("bias_backward", bias_backward_kernel<T, kSize>,
+             {{blocks(column_blocks), blocks(range.blocks)}, kBiasThreads}, ctx, rows_of<float>(partial_BN),
+             rows_of<const T>(dout_TN), n_rows, range.rows, width);
+      sum_partials<float, float>("bias_backward: blocks", dbias_N, partial_BN, Partials::add, ctx);
+    });
+  });
+}
+
+// The same Philox blocks as on the CPU, a thread an element, and the same formula in double: what the device's
+// logarithm and cosine differ by, a unit or two in the last place, hardly ever survives the rounding to
+// float32. In float32 the logarithm of a u close to one would be wrong in its third digit. x_TN is f32: noise
+// is the router's.
+
+namespace {
+
+struct AddNormal {
+  Rows<float> x_TN;
+  Rng rng;
+  const std::int32_t* rng_offset_2;
+  std::int64_t layer, seq_len, width;
+  double sigma;
+
+  __device__ void operator()(std::int64_t t, std::int64_t n) const {
+    const std::int64_t row = first_noise_row(rng_offset_2[1], seq_len) + t;
+    const auto words = rng.with_stream(noise_stream(rng_offset_2[0], layer))
+                           .block(static_cast<std::uint64_t>(row * width + n));
+    const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+    const double v = (static_cast<double>(words[1]) + 0.5) * 0x1.0p-32;
+    const double normal = sqrt(-2.0 * log(u)) * cos(2.0 * std::numbers::pi * v);
+    x_TN[t][n] += static_cast<float>(sigma * normal);
+  }
+};
+
+}  // namespace
+
+void add_normal(Tensor x_TN, const Rng& rng, const NoiseOffset& offset, double sigma, Context& ctx) {
+  for_each_pack<1>("add_normal", x_TN.rows(), x_TN.dim(1), ctx,
+                   AddNormal{rows_of<float>(x_TN), rng, offset.rng_offset_2.as<std::int32_t>(), offset.layer,
+                             offset.seq_len, x_TN.dim(1), sigma});
 }
 
 }  // namespace switchyard::ops::cuda

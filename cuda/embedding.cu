@@ -1,7 +1,3 @@
-// The gradient needs no sort of all tokens and no atomics: token v belongs to block v modulo the number of
-// blocks, each block looks through all ids for its own, in ascending t, and adds their rows. The ids are read
-// once a block, from the L2 cache; a row is read once. Sums run over t in ascending order, as on the CPU: the
-// bits are those of the CPU in f32. Rows f32 or bf16; dweight_VD is f32 always.
 #include "ops/embedding.h"
 
 #include <algorithm>
@@ -11,6 +7,11 @@
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
+
+// The gradient needs no sort of all tokens and no atomics: token v belongs to block v modulo the number of
+// blocks, each block looks through all ids for its own, in ascending t, and adds their rows. The ids are read
+// once a block, from the L2 cache; a row is read once. Sums run over t in ascending order, as on the CPU: the
+// bits are those of the CPU in f32. Rows f32 or bf16; dweight_VD is f32 always.
 
 namespace {
 
@@ -163,6 +164,32 @@ void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Conte
     if (rows_are_packs<float>(dweight_VD) && rows_are_packs<T>(dout_TD)) return go.template operator()<4>();
     go.template operator()<1>();
   });
+}
+
+// A thread a position.
+
+namespace {
+
+struct Shift {
+  std::int32_t *next_T, *next_target_T;
+  const std::int32_t *token_T, *target_T, *kv_begin_T;
+  std::int64_t seq_len, ahead;
+
+  __device__ void operator()(std::int64_t, std::int64_t t) const {
+    const bool has_target = has_shifted_target(token_T, target_T, kv_begin_T, t, seq_len, ahead);
+    next_T[t] = has_target ? token_T[t + ahead] : -1;
+    next_target_T[t] = has_target ? target_T[t + ahead] : -1;
+  }
+};
+
+}  // namespace
+
+void shift_tokens(Tensor next_T, Tensor next_target_T, Tensor token_T, Tensor target_T, Tensor kv_begin_T,
+                  std::int64_t seq_len, std::int64_t ahead, Context& ctx) {
+  const auto ids = [](const Tensor& tensor) { return tensor.as<std::int32_t>(); };
+  for_each_pack<1>(
+      "shift_tokens", 1, token_T.rows(), ctx,
+      Shift{ids(next_T), ids(next_target_T), ids(token_T), ids(target_T), ids(kv_begin_T), seq_len, ahead});
 }
 
 }  // namespace switchyard::ops::cuda

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "elements.h"
-#include "gemm_form.h"
+#include "gemm.h"
 #include "launch.h"
 #include "mma.h"
 #include "reduce.h"

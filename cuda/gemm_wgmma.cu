@@ -3,7 +3,7 @@
 // and nobody but the one warp computes addresses. One block a multiprocessor, which goes from tile to tile: the
 // next one is found, and its copies begin, while this one is multiplied and its sums are written.
 //   Compiled for sm_90a alone (CMakeLists.txt).
-#include "gemm_wgmma.h"
+#include "gemm.h"
 
 #include "device.h"
 #include "gemm_tile.h"

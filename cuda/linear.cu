@@ -7,10 +7,9 @@
 #include "ops/linear.h"
 
 #include "gemm_tile.h"
-#include "gemm_wgmma.h"
 #include "ops/swiglu.h"
 #ifndef SWITCHYARD_SIMT
-#include "cublaslt.h"
+#include "gemm.h"
 #endif
 
 namespace switchyard::ops::cuda {

@@ -6,11 +6,10 @@
 
 #include <algorithm>
 
+#include "device.h"
 #include "elements.h"
 #include "launch.h"
 #include "reduce.h"
-#include "shared.h"
-#include "staging.h"
 
 namespace switchyard::ops::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "shared.h"
+#include "launch.h"
 
 namespace switchyard::ops::cuda {
 

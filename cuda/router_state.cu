@@ -6,7 +6,7 @@
 #include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
-#include "ops/histogram.h"
+#include "ops/routing.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {

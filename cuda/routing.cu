@@ -1,18 +1,24 @@
-// What is K numbers a token is done by a thread, what is E numbers by a warp. The sums over a sequence are cut
-// into runs of tokens, a block each, so that few long sequences fill the device as well as many short ones; the
-// partial sums are added in token order: the same bits in every run. All in f32 but for the sums over tokens,
-// which are f64, and experts, counts and tokens, i32. dprob_BE may lie on the host.
 #include "ops/routing.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
+#include "device.h"
 #include "elements.h"
-#include "staging.h"
+#include "error.h"
+#include "launch.h"
+#include "reduce.h"
 #include "warp_per_row.h"
 
 // Legend: T tokens of B sequences, E experts, K slots a token, X runs of tokens.
 
 namespace switchyard::ops::cuda {
+
+// What is K numbers a token is done by a thread, what is E numbers by a warp. The sums over a sequence are cut
+// into runs of tokens, a block each, so that few long sequences fill the device as well as many short ones; the
+// partial sums are added in token order: the same bits in every run. All in f32 but for the sums over tokens,
+// which are f64, and experts, counts and tokens, i32. dprob_BE may lie on the host.
 
 namespace {
 
@@ -183,6 +189,231 @@ void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor toke
   launch("z_loss_backward", z_loss_backward_kernel, one_warp_each(dlogit_TE.rows()), ctx,
          rows_of<float>(dlogit_TE), rows_of<const float>(prob_TE), lse_T.as<float>(), token_T.as<int>(),
          dlogit_TE.rows(), dlogit_TE.dim(1), 2 * dz);
+}
+
+// Legend: T tokens, E experts, N bins.
+
+// A block counts a stretch of tokens for as many experts as 32 bytes of scores have, what memory moves at
+// least: its bins fit into shared memory. It adds the bins that are not empty to the result. All are whole
+// numbers, which a double adds exactly in any order: the bits do not depend on the order of the blocks. Scores
+// f32, token_T i32. count_EN, f64, may lie on the host; then the device is waited for.
+
+namespace {
+
+constexpr int kSide = static_cast<int>(kGapBins), kBins = 2 * kSide;
+constexpr int kExperts = 8;  // of a block
+
+// Where each bin of a side begins (ops/routing.h), rounded up to a float: no float lies between the two, so
+// that a float is on the same side of both.
+struct Borders {
+  float of_bin[kSide];
+};
+Borders float_borders() {
+  Borders borders;
+  for (int i = 0; i < kSide; ++i) {
+    const double exact = gap_borders()[static_cast<std::size_t>(i)];
+    const auto nearest = static_cast<float>(exact);
+    borders.of_bin[i] = static_cast<double>(nearest) < exact
+                            ? std::nextafter(nearest, std::numeric_limits<float>::infinity())
+                            : nearest;
+  }
+  return borders;
+}
+
+// The bin of a gap, in ascending order of the gaps. A NaN goes where 0 goes. A logarithm, which need not be
+// exact, says where to look.
+__device__ __forceinline__ int bin_of(float gap, const Borders& borders) {
+  constexpr float kFirstLog2 = -19.93156857f, kBinsAnOctave = 511 / 26.57542476f;  // log2 of 1e-6 and of 1e8
+  const float distance = fabsf(gap);
+  const float guess = 1 + (log2f(distance) - kFirstLog2) * kBinsAnOctave;
+  int bin = static_cast<int>(fminf(fmaxf(guess, 0.0f), kSide - 1.0f));
+  while (bin < kSide - 1 && distance >= borders.of_bin[bin + 1]) ++bin;
+  while (bin > 0 && !(distance >= borders.of_bin[bin])) --bin;
+  return gap < 0 ? kSide - 1 - bin : kSide + bin;
+}
+
+// What is counted, in float32 as on the CPU.
+struct ScoreGap {
+  Rows<const float> score_TE;
+  const float* value_E;
+  __device__ float operator()(std::int64_t t, int e) const { return score_TE[t][e] - value_E[e]; }
+};
+struct CutoffGap {
+  Rows<const float> choice_TE;
+  const float* cutoff_T;
+  __device__ float operator()(std::int64_t t, int e) const { return cutoff_T[t] - choice_TE[t][e]; }
+};
+
+struct BlockBins {
+  Borders borders;
+  int count[kExperts][kBins];
+};
+
+// Block (x, y): the x-th stretch of tokens, the y-th kExperts experts. Neighbouring threads have neighbouring
+// experts.
+template <class Gap>
+__global__ void __launch_bounds__(kBlockThreads)
+    histogram_kernel(double* count_EN, Gap gap, const int* token_T, Borders borders, std::int64_t n_tokens,
+                     std::int64_t tokens_a_block, int n_experts) {
+  auto& shared = static_shared<BlockBins>();
+  const int thread = static_cast<int>(threadIdx.x), first_expert = static_cast<int>(blockIdx.y) * kExperts;
+  for (int i = thread; i < kSide; i += kBlockThreads) shared.borders.of_bin[i] = borders.of_bin[i];
+  for (int i = thread; i < kExperts * kBins; i += kBlockThreads) shared.count[i / kBins][i % kBins] = 0;
+  __syncthreads();
+  const int expert = thread % kExperts;
+  const std::int64_t first = std::int64_t{blockIdx.x} * tokens_a_block;
+  const std::int64_t last = first + tokens_a_block < n_tokens ? first + tokens_a_block : n_tokens;
+  if (first_expert + expert < n_experts) {
+    for (std::int64_t t = first + thread / kExperts; t < last; t += kBlockThreads / kExperts) {
+      if (token_T[t] < 0) continue;
+      atomicAdd(&shared.count[expert][bin_of(gap(t, first_expert + expert), shared.borders)], 1);
+    }
+  }
+  __syncthreads();
+  const int experts = n_experts - first_expert < kExperts ? n_experts - first_expert : kExperts;
+  for (int i = thread; i < experts * kBins; i += kBlockThreads) {
+    if (const int count = shared.count[i / kBins][i % kBins]; count > 0)
+      atomicAdd(&count_EN[std::int64_t{first_expert} * kBins + i], static_cast<double>(count));
+  }
+}
+
+template <class Gap>
+void histogram(const char* op, const Tensor& count_EN, const Tensor& token_T, const Gap& gap, Context& ctx) {
+  const std::int64_t n_experts = count_EN.rows(), n_tokens = token_T.rows();
+  const std::int64_t expert_blocks = ceil_div(n_experts, kExperts);
+  // Enough blocks for a large device, and of each block enough tokens that its bins are worth their way.
+  constexpr std::int64_t kBlocks = 528, kFewestTokens = 512;
+  const std::int64_t tokens_a_block = std::max(kFewestTokens, ceil_div(n_tokens * expert_blocks, kBlocks));
+  static const Borders borders = float_borders();
+  ScratchScope scope(ctx.scratch);
+  const Tensor buffer_EN = device_buffer_for(count_EN, ctx);
+  SY_CUDA(cudaMemsetAsync(buffer_EN.raw(), 0, static_cast<std::size_t>(buffer_EN.nbytes()), stream_of(ctx)));
+  launch(op, histogram_kernel<Gap>,
+         {{blocks(ceil_div(n_tokens, tokens_a_block)), static_cast<unsigned>(expert_blocks)}, kBlockThreads},
+         ctx, buffer_EN.as<double>(), gap, token_T.as<int>(), borders, n_tokens, tokens_a_block, n_experts);
+  copy_back(count_EN, buffer_EN);
+}
+
+}  // namespace
+
+void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T, Context& ctx) {
+  histogram("score_gap_histogram", count_EN, token_T,
+            ScoreGap{rows_of<const float>(score_TE), value_E.as<float>()}, ctx);
+}
+
+void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T, Context& ctx) {
+  histogram("cutoff_gap_histogram", count_EN, token_T,
+            CutoffGap{rows_of<const float>(choice_TE), cutoff_T.as<float>()}, ctx);
+}
+
+// Legend: L layers with a router, B sequences, E experts.
+
+// A few thousand numbers: what counts is that no host waits for them. A block has one sequence of one layer;
+// what blocks add to the losses is added up by one more block, in their order. All in f64 but the counts.
+
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads)
+    add_counts_kernel(double* count_LE, const int* count_LBE, std::int64_t size_LE, int B, int E) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= size_LE) return;
+  const int* const count = count_LBE + i / E * B * E + i % E;
+  double sum = count_LE[i];
+  for (int b = 0; b < B; ++b) sum += count[b * E];
+  count_LE[i] = sum;
+}
+
+struct Sums {
+  const int *count_LBE, *tokens_B;
+  const double *prob_sum_LBE, *lse2_sum_LB, *count_LE;
+  int L, B, E;
+};
+
+// Of an expert over layers [first, end), all sequences.
+__device__ __forceinline__ double counted(const Sums& sums, int e, int first, int end) {
+  double sum = 0;
+  for (std::int64_t lb = std::int64_t{first} * sums.B; lb < std::int64_t{end} * sums.B; ++lb)
+    sum += sums.count_LBE[lb * sums.E + e];
+  return sum;
+}
+
+__device__ __forceinline__ double factor_of(const Sums& sums, const BalanceLoss& loss, int l, int b, int e,
+                                            double micro_tokens) {
+  const double tokens = sums.tokens_B[b], layers = sums.L, experts = sums.E;
+  const auto all_tokens = static_cast<double>(loss.n_tokens), slots = static_cast<double>(loss.n_slots);
+  const double per_layer = loss.balance_coef / layers;
+  if (loss.balance_coef == 0 || tokens == 0) return 0;
+  switch (loss.scope) {
+    case BalanceScope::layer:
+      return per_layer * experts * counted(sums, e, l, l + 1) / (slots * micro_tokens) / all_tokens;
+    case BalanceScope::sequence: {
+      const double count = sums.count_LBE[(std::int64_t{l} * sums.B + b) * sums.E + e];
+      return per_layer * experts * count / (slots * tokens) / (tokens * static_cast<double>(loss.n_sequences));
+    }
+    case BalanceScope::global_batch:
+      return per_layer * experts * sums.count_LE[std::int64_t{l} * sums.E + e] / (slots * all_tokens) /
+             all_tokens;
+    case BalanceScope::model:
+      return loss.balance_coef * experts * counted(sums, e, 0, sums.L) / (layers * micro_tokens) /
+             (layers * all_tokens);
+  }
+  return 0;
+}
+
+// value_LB2[l, b] = what the sequence adds to both losses.
+__global__ void __launch_bounds__(kThreads)
+    factor_kernel(double* dprob_LBE, double* value_LB2, Sums sums, BalanceLoss loss) {
+  const auto lb = static_cast<int>(blockIdx.x);
+  const int l = lb / sums.B, b = lb % sums.B;
+  double micro_tokens = 0, value = 0;
+  for (int other = 0; other < sums.B; ++other) micro_tokens += sums.tokens_B[other];
+  for (int e = static_cast<int>(threadIdx.x); e < sums.E; e += kThreads) {
+    const std::int64_t i = std::int64_t{lb} * sums.E + e;
+    const double factor = factor_of(sums, loss, l, b, e, micro_tokens);
+    dprob_LBE[i] = factor;
+    value += factor * sums.prob_sum_LBE[i];
+  }
+  value = reduce_block<Sum, kThreads>(value);
+  if (threadIdx.x != 0) return;
+  value_LB2[2 * lb] = value;
+  value_LB2[2 * lb + 1] = loss.z_coef / sums.L / static_cast<double>(loss.n_tokens) * sums.lse2_sum_LB[lb];
+}
+
+// Thread i adds up loss i.
+__global__ void add_values_kernel(double* value_2, const double* value_LB2, int n) {
+  const auto i = static_cast<int>(threadIdx.x);
+  if (i >= 2) return;
+  double sum = value_2[i];
+  for (int lb = 0; lb < n; ++lb) sum += value_LB2[2 * lb + i];
+  value_2[i] = sum;
+}
+
+}  // namespace
+
+void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx) {
+  launch("add_counts", add_counts_kernel, {blocks(ceil_div(count_LE.numel(), kThreads)), kThreads}, ctx,
+         count_LE.as<double>(), count_LBE.as<int>(), count_LE.numel(), count_LBE.dim(1), count_LBE.dim(2));
+}
+
+void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
+                  Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
+  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
+  ScratchScope scope(ctx.scratch);
+  const Tensor value_LB2 = ctx.scratch.take(Shape{L * B, 2}, DType::f64);
+  const Sums sums{.count_LBE = count_LBE.as<int>(),
+                  .tokens_B = tokens_B.as<int>(),
+                  .prob_sum_LBE = prob_sum_LBE.as<double>(),
+                  .lse2_sum_LB = lse2_sum_LB.as<double>(),
+                  .count_LE = count_LE.defined() ? count_LE.as<double>() : nullptr,
+                  .L = static_cast<int>(L),
+                  .B = static_cast<int>(B),
+                  .E = static_cast<int>(E)};
+  launch("balance_loss", factor_kernel, {blocks(L * B), kThreads}, ctx, dprob_LBE.as<double>(),
+         value_LB2.as<double>(), sums, loss);
+  launch("balance_loss: values", add_values_kernel, {1, kWarp}, ctx, value_2.as<double>(),
+         value_LB2.as<double>(), L * B);
 }
 
 }  // namespace switchyard::ops::cuda

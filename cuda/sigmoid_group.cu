@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/expert_groups.h"
+#include "core/routing.h"
 #include "elements.h"
 #include "ops/routing.h"
 #include "warp_per_row.h"

@@ -24,6 +24,19 @@ __device__ __forceinline__ auto sum_over_lanes(int n, F&& term) {
   return reduce_warp<Sum>(sum);
 }
 
+// Finding an expert's slots without sorting them: the sums over its tokens are in token order then.
+// Calls f(slot), by all lanes and in ascending order, for each slot below n_slots for which expert_at(slot) is
+// e. All 32 lanes take part.
+template <class At, class F>
+__device__ __forceinline__ void for_slots_of_expert(int e, int n_slots, At&& expert_at, F&& f) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int first = 0; first < n_slots; first += kWarp) {
+    const bool here = first + lane < n_slots && expert_at(first + lane) == e;
+    for (unsigned found = __ballot_sync(kFullWarp, here); found != 0; found &= found - 1)
+      f(first + __ffs(static_cast<int>(found)) - 1);
+  }
+}
+
 constexpr int kBlockThreads = 256;
 inline Launch one_thread_each(std::int64_t n) { return {blocks(ceil_div(n, kBlockThreads)), kBlockThreads}; }
 // Which of the n this thread has; beyond n - 1 it has none.

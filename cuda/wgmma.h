@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
+#include "launch.h"
 #include "mma.h"
-#include "shared.h"
 #include "tensor_map.h"
 
 namespace switchyard::ops::cuda {

@@ -14,7 +14,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/threads.h"
-#include "router/registry.h"
+#include "router/router.h"
 
 namespace {
 

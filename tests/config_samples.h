@@ -10,7 +10,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "json_values.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "temp_dir.h"
 
 namespace switchyard::config {

@@ -1,4 +1,4 @@
-#include "ops/balance_loss.h"
+#include "ops/routing.h"
 
 #include <gtest/gtest.h>
 

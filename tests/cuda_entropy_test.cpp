@@ -1,4 +1,4 @@
-#include "ops/entropy.h"
+#include "ops/complexity.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "cuda/gemm_wgmma.h"
+#include "cuda/gemm.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "cuda/graph.h"
+#include "cuda/device.h"
 
 #include <gtest/gtest.h>
 

@@ -21,7 +21,7 @@ namespace {
 
 using ops::Write;
 
-// bf16 comes twice under the emulator: compute capability 9.0 has kernels of its own (gemm_wgmma.h).
+// bf16 comes twice under the emulator: compute capability 9.0 has kernels of its own (gemm_wgmma.cu).
 struct Setting : Precision {
   bool old_device = false;
 };

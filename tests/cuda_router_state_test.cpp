@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
-#include "ops/histogram.h"
+#include "ops/routing.h"
 
 namespace switchyard::test {
 namespace {

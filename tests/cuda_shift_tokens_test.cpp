@@ -1,4 +1,4 @@
-#include "ops/shift_tokens.h"
+#include "ops/embedding.h"
 
 #include <gtest/gtest.h>
 

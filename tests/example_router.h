@@ -2,7 +2,7 @@
 // option.
 #pragma once
 #include "ops/routing.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {

@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "generate/sampling.h"
 #include "model_test_support.h"
 
 namespace {

@@ -1,6 +1,5 @@
 // Token by token through the caches: the logits of `transformers` at every position, and its greedy text.
 #include "generate/generator.h"
-#include "generate/sampling.h"
 #include "golden_support.h"
 
 namespace switchyard::golden {

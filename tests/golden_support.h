@@ -19,7 +19,7 @@
 #include "json_values.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "tensors.h"
 #include "train/optimizer.h"
 #include "train/token_data.h"

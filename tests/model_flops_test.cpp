@@ -1,6 +1,6 @@
 // FLOPs by hand.
 #include "config/layouts.h"
-#include "model/flops.h"
+#include "model/cost.h"
 
 #include <gtest/gtest.h>
 

@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "config/layouts.h"
-#include "model/parameter_count.h"
+#include "model/cost.h"
 #include "model_test_support.h"
 #include "threads.h"
 

@@ -1,5 +1,5 @@
 #include "config/layouts.h"
-#include "model/parameter_count.h"
+#include "model/cost.h"
 
 #include <gtest/gtest.h>
 

@@ -11,8 +11,8 @@
 #include "config/layouts.h"
 #include "config/load.h"
 #include "model/transformer.h"
-#include "ops/balance_loss.h"
-#include "router/registry.h"
+#include "ops/routing.h"
+#include "router/router.h"
 #include "tensors.h"
 
 namespace switchyard::model {

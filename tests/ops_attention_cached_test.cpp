@@ -30,7 +30,7 @@ struct Case {
   }
 };
 
-// Tiles are 64 queries by 128 keys; up to 8 queries are multiplied by ops/cpu/skinny.h.
+// Tiles are 64 queries by 128 keys; up to 8 queries are multiplied by ops/cpu/skinny.cpp.
 const Case kCases[] = {
     {1, 1, 1, 1, 1, 1, 1},         {1, 5, 1, 4, 2, 5, 3},       {1, 127, 1, 4, 1, 8, 8},
     {1, 128, 1, 2, 2, 7, 9},       {2, 130, 3, 4, 2, 8, 5},     {1, 300, 8, 6, 2, 16, 7},

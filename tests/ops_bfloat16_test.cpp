@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/cpu/gemm_bf16.h"
+#include "ops/cpu/gemm.h"
 #include "ops/linear.h"
 #include "tensors.h"
 #include "threads.h"

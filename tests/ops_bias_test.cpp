@@ -1,4 +1,4 @@
-#include "ops/bias.h"
+#include "ops/elementwise.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "ops/histogram.h"
+#include "ops/routing.h"
 
 #include <gtest/gtest.h>
 

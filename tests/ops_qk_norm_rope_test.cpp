@@ -1,4 +1,3 @@
-#include "ops/qk_norm_rope.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +5,7 @@
 
 #include "gradient_check.h"
 #include "ops/elementwise.h"
-#include "ops/rmsnorm.h"
+#include "ops/norm.h"
 #include "ops/rope.h"
 #include "tensors.h"
 #include "threads.h"

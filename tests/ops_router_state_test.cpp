@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "ops/histogram.h"
+#include "ops/routing.h"
 #include "poisoned_context.h"
 #include "tensors.h"
 

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "ops/attention.h"
-#include "ops/capacity.h"
-#include "ops/histogram.h"
+#include "ops/routing.h"
+#include "ops/slots.h"
 #include "poisoned_context.h"
 #include "tensors.h"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "gradient_check.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "poisoned_context.h"
 #include "rounding_bound.h"
 #include "tensors.h"

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gradient_check.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "poisoned_context.h"
 #include "tensors.h"
 #include "threads.h"

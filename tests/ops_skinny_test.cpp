@@ -1,5 +1,4 @@
-// Products of a few rows (ops/cpu/skinny.h), as generating text makes them.
-#include "ops/cpu/skinny.h"
+// Products of a few rows (ops/cpu/skinny.cpp), as generating text makes them.
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "ops/topk.h"
+#include "ops/slots.h"
 
 #include <gtest/gtest.h>
 

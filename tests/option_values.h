@@ -15,7 +15,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/json.h"
-#include "router/registry.h"
+#include "router/router.h"
 
 namespace switchyard::test {
 

@@ -11,7 +11,7 @@
 #include "config/load.h"
 #include "golden_support.h"
 #include "ops/latent.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "router/routing_step.h"
 
 namespace switchyard::golden {

@@ -11,7 +11,6 @@
 #include "gradient_check.h"
 #include "ops/latent_losses.h"
 #include "router/lpr_similarity.h"
-#include "router/registry.h"
 #include "router/router.h"
 #include "tensors.h"
 

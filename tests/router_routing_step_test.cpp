@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/balance_loss.h"
+#include "ops/routing.h"
 #include "tensors.h"
 
 namespace switchyard::router {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "router/registry.h"
+#include "router/router.h"
 #include "router/routing_step.h"
 #include "tensors.h"
 

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "ops/histogram.h"
 #include "ops/router_state.h"
+#include "ops/routing.h"
 #include "router/complexity.h"
 #include "router/quantile_bias.h"
 #include "router_test_support.h"

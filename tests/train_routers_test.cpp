@@ -9,7 +9,7 @@
 #include "config/names.h"
 #include "example_router.h"
 #include "json_values.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"

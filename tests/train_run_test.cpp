@@ -14,7 +14,7 @@
 #include "config/load.h"
 #include "config/router_section.h"
 #include "json_values.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"

@@ -1,4 +1,4 @@
-#include "train/schedule.h"
+#include "train/optimizer.h"
 
 #include <gtest/gtest.h>
 

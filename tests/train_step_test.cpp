@@ -11,7 +11,7 @@
 #include "config/load.h"
 #include "config/router_section.h"
 #include "rank_threads.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "run_samples.h"
 #include "shards.h"
 #include "temp_dir.h"

@@ -20,7 +20,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "router/registry.h"
+#include "router/router.h"
 
 namespace switchyard::checkpoint {
 

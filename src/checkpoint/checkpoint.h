@@ -36,7 +36,7 @@ std::filesystem::path checkpoint_path(const std::filesystem::path& run_directory
 
 // Writes RUN/checkpoints/step_NNNNNN (replacing one of the same step), points `latest` to it and returns its
 // path. `extra_state` are the tensors beside the moments; the store is a training one. `data`: the data's
-// fingerprint (train/data_fingerprint.h), or empty. Temporaries that a killed process left are removed first.
+// fingerprint (train/resume_checks.h), or empty. Temporaries that a killed process left are removed first.
 // Throws InputError where the place is not writable or too full (checked before the first byte); then the
 // temporary is gone, and `latest` and every earlier checkpoint are as they were.
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory, const ParameterStore& store,

@@ -44,7 +44,7 @@ struct RunState {
 struct RunRecord {
   RunState state;
   std::string config_json;  // the resolved configuration
-  std::string data;  // the fingerprint of its data (train/data_fingerprint.h), JSON; empty: none was kept
+  std::string data;         // the fingerprint of its data (train/resume_checks.h), JSON; empty: none was kept
 };
 
 std::string run_record_json(const RunRecord& record);

@@ -13,7 +13,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "model/transformer.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "train/token_data.h"
 
 namespace switchyard::commands {

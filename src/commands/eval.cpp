@@ -72,7 +72,7 @@ void add_figures(Json& json, const router::BalanceFigures& figures) {
   for (const auto& [name, value] : router::named(figures)) json[name] = value;
 }
 
-// Of the forward pass, a token (model/flops.h): in all, as a static model's, and by layer.
+// Of the forward pass, a token (model/cost.h): in all, as a static model's, and by layer.
 Json flops_json(const train::EvalResult& result, const model::Transformer& model) {
   const model::FlopCounter counter(model);
   std::vector<double> slot_L;

@@ -21,7 +21,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "model/transformer.h"
-#include "router/registry.h"
+#include "router/router.h"
 
 namespace switchyard::commands {
 

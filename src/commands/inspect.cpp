@@ -14,8 +14,8 @@
 #include "core/json.h"
 #include "data/shard.h"
 #include "data/shard_paths.h"
-#include "model/parameter_count.h"
-#include "router/registry.h"
+#include "model/cost.h"
+#include "router/router.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::commands {

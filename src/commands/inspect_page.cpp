@@ -15,7 +15,7 @@
 #include "config/names.h"
 #include "core/json.h"
 #include "core/log.h"
-#include "model/parameter_count.h"
+#include "model/cost.h"
 
 namespace switchyard::commands {
 

@@ -12,7 +12,7 @@
 #include "core/threads.h"
 #include "ops/device.h"
 #include "parallel/communicator.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "tokenizer/tokenizer.h"
 #include "train/run.h"
 #include "train/token_data.h"

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "config/router_options.h"
-#include "core/balance_loss.h"
 #include "core/context.h"
+#include "core/routing.h"
 
 namespace switchyard::config {
 

@@ -1,5 +1,4 @@
-// One sequence that grows: tokens go in, the logits of what follows come out; and a prompt that is gone on
-// from. The past stays in the layers' caches.   V vocabulary
+// From a prompt to the text behind it: the next token of some logits, and the sequence that grows.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +6,37 @@
 #include <span>
 #include <vector>
 
-#include "generate/sampling.h"
 #include "model/transformer.h"
 
 namespace switchyard::generate {
+
+// From logits to the next token.   V vocabulary
+
+struct Sampling {
+  double temperature = 1;  // 0: the largest logit, the smallest token of equal ones
+  std::int64_t top_k = 0;  // only tokens whose logit is among the k largest; 0: all
+  double top_p = 1;        // of those, the likeliest that together have this probability; 1: all
+  std::uint64_t seed = 1;
+};
+
+class Sampler {
+ public:
+  explicit Sampler(const Sampling& options) : options_(options) {}
+  // Temperature, top-k and top-p in this order, as transformers applies them. A function of the logits, the
+  // seed and the position alone. Throws RunError where a logit is NaN.
+  std::int32_t choose(std::span<const float> logits_V, std::uint64_t position);
+
+ private:
+  struct Candidate {
+    double value;  // the logit, then its share
+    std::int32_t token;
+  };
+  Sampling options_;
+  std::vector<Candidate> candidates_;
+};
+
+// One sequence that grows: tokens go in, the logits of what follows come out; and a prompt that is gone on
+// from. The past stays in the layers' caches.   V vocabulary
 
 class Generator {
  public:

@@ -21,7 +21,7 @@ struct Batch {
   bool training = false;
   std::uint64_t seed = 0;
   // i32 {step of the optimizer, from 0; first sequence in the global batch, of all ranks}: the offset of its
-  // noise (ops/noise.h).
+  // noise (ops/elementwise.h).
   Tensor rng_offset_2{};
   Tensor tokens_B{};             // i32: of each sequence, without padding; for auxiliary losses
   Tensor attention_entropy_T{};  // within a block: what its attention says to a router that asks for it

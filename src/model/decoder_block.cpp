@@ -5,7 +5,7 @@
 #include "model/mla_layer.h"
 #include "model/moe_layer.h"
 #include "model/names.h"
-#include "ops/rmsnorm.h"
+#include "ops/norm.h"
 
 namespace switchyard::model {
 

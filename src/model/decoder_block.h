@@ -7,8 +7,7 @@
 
 #include "config/config.h"
 #include "core/parameters.h"
-#include "model/attention_layer.h"
-#include "model/ffn_layer.h"
+#include "model/layers.h"
 
 namespace switchyard::model {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "core/parameters.h"
-#include "model/ffn_layer.h"
+#include "model/layers.h"
 
 namespace switchyard::model {
 

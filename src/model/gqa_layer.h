@@ -8,7 +8,7 @@
 
 #include "config/config.h"
 #include "core/parameters.h"
-#include "model/attention_layer.h"
+#include "model/layers.h"
 #include "ops/attention.h"
 
 namespace switchyard::model {

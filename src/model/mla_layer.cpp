@@ -4,11 +4,10 @@
 
 #include "model/names.h"
 #include "ops/attention.h"
-#include "ops/bias.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/mla.h"
-#include "ops/rmsnorm.h"
+#include "ops/norm.h"
 #include "ops/rope.h"
 
 namespace switchyard::model {

@@ -9,7 +9,7 @@
 
 #include "config/config.h"
 #include "core/parameters.h"
-#include "model/attention_layer.h"
+#include "model/layers.h"
 #include "ops/attention.h"
 #include "ops/mla.h"
 

@@ -1,13 +1,11 @@
 #include "model/mtp_layers.h"
 
-#include "core/shifted_target.h"
 #include "model/names.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
-#include "ops/rmsnorm.h"
-#include "ops/shift_tokens.h"
+#include "ops/norm.h"
 
 namespace switchyard::model {
 
@@ -75,8 +73,8 @@ void MtpLayers::shift(Depth& depth, std::int64_t ahead, const Batch& batch, Cont
 std::int64_t mtp_target_count(const Batch& on_host, std::int64_t depth) {
   std::int64_t count = 0;
   for (std::int64_t t = 0; t < on_host.token_T.rows(); ++t)
-    count += has_shifted_target(on_host.token_T.as<std::int32_t>(), on_host.target_T.as<std::int32_t>(),
-                                on_host.kv_begin_T.as<std::int32_t>(), t, on_host.seq_len, depth);
+    count += ops::has_shifted_target(on_host.token_T.as<std::int32_t>(), on_host.target_T.as<std::int32_t>(),
+                                     on_host.kv_begin_T.as<std::int32_t>(), t, on_host.seq_len, depth);
   return count;
 }
 

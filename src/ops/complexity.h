@@ -1,9 +1,11 @@
-// From a raw measure of each token to a number of experts.   T tokens
+// How hard a token is, by the entropy of a softmax or another raw measure, and the experts that this gives it.
 #pragma once
 
 #include "ops/operator.h"
 
 namespace switchyard::ops {
+
+// From a raw measure of each token to a number of experts.   T tokens
 
 // c_T = sigmoid((raw_T - mean_1) / sqrt(variance_1)), set; 1/2 where the variance is 0: nothing is known yet.
 // mean_1, variance_1: of raw_T's type.
@@ -16,5 +18,17 @@ SY_OPERATOR(slot_count, Tensor count_T, Tensor c_T, std::int64_t least, std::int
 // order is a function of the number of tokens. Where moments_3 lies on the host and the run does not, the call
 // waits.
 SY_OPERATOR(token_moments, Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx);
+
+// Entropy of a softmax.   T tokens, E experts
+
+// entropy_T = -sum_e P log P = lse - sum_e P logit, set.   prob_TE, lse_T: of logit_TE (softmax_forward).
+SY_OPERATOR(softmax_entropy_forward, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE, Tensor lse_T,
+            Context& ctx);
+// For the tokens with token_T >= 0: dlogit_TE += -dentropy * P (logit - lse + entropy).
+SY_OPERATOR(softmax_entropy_backward, Tensor dlogit_TE, Tensor entropy_T, Tensor logit_TE, Tensor prob_TE,
+            Tensor lse_T, Tensor token_T, double dentropy, Context& ctx);
+// sum_1 (f64, set) = the sum of x_T over the tokens with token_T >= 0, in double. The order is a function of
+// the number of tokens. Where sum_1 lies on the host and the run does not, the call waits.
+SY_OPERATOR(sum_of_tokens, Tensor sum_1, Tensor x_T, Tensor token_T, Context& ctx);
 
 }  // namespace switchyard::ops

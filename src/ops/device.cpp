@@ -1,7 +1,6 @@
 #include "ops/device.h"
 
 #include "cuda/device.h"
-#include "cuda/graph.h"
 
 namespace switchyard::ops {
 
@@ -43,5 +42,31 @@ void upload(Tensor to, Tensor from, Context& ctx) {
   const auto upload_on_cpu = [](const Tensor& there, const Tensor& here) { copy(there, here); };
   run<&cuda::upload>(ctx, upload_on_cpu, to, from);
 }
+
+void Replay::run(Context& ctx, const std::function<void()>& work) {
+  if (graph_) {
+    if constexpr (kHasCuda) graph_->launch(ctx);
+    return;
+  }
+  if (ctx.device == Device::cpu || !warm_) {
+    warm_ = true;
+    return work();
+  }
+  if constexpr (kHasCuda) {
+    auto graph = std::make_shared<cuda::Graph>();
+    graph->begin(ctx);
+    try {
+      work();
+    } catch (...) {
+      graph->abandon(ctx);
+      throw;
+    }
+    graph->end(ctx);
+    graph_ = std::move(graph);
+    graph_->launch(ctx);
+  }
+}
+
+std::int64_t Replay::n_recorded() const { return graph_ ? graph_->n_nodes() : 0; }
 
 }  // namespace switchyard::ops

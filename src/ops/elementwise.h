@@ -1,9 +1,14 @@
-// Sums over whole tensors and other small things.
+// Element by element: zeros, copies, sums, biases, noise.
 #pragma once
 
+#include <cstdint>
+
+#include "core/rng.h"
 #include "ops/operator.h"
 
 namespace switchyard::ops {
+
+// Sums over whole tensors and other small things.
 
 SY_OPERATOR(fill_zero, Tensor out, Context& ctx);  // any shape; all bytes zero
 // out = in; equal shapes; rows may be strided. On a device from bf16 to f32 and from f32 to bf16, too: rounded.
@@ -17,5 +22,36 @@ SY_OPERATOR(accumulate, Tensor sum_N, Tensor value_N, double factor, Context& ct
 SY_OPERATOR(sum_of_squares, Tensor sum_1, Tensor in, Context& ctx);
 // The same as a number: waits for the device.
 double sum_of_squares(Tensor in, Context& ctx);
+
+// Biases of linear layers.   T rows (may be strided), N outputs
+
+// out_TN[t] += bias_N
+SY_OPERATOR(bias_forward, Tensor out_TN, Tensor bias_N, Context& ctx);
+// dbias_N += sum over rows of dout_TN, in fixed blocks, in ascending order.
+SY_OPERATOR(bias_backward, Tensor dbias_N, Tensor dout_TN, Context& ctx);
+
+// Random numbers for tensors.   T rows of N elements
+
+// Offset of a micro-batch in the run's random numbers. Noise is a function of (seed, step, layer, the token's
+// position in the global batch), so that neither micro-batches nor ranks change it.
+struct NoiseOffset {
+  // i32 {step, first sequence of the micro-batch in the global batch}, where the run computes: a recorded step
+  // reads another offset each time.
+  Tensor rng_offset_2;
+  std::int64_t layer;
+  std::int64_t seq_len;
+};
+
+// The stream of a step's layer, and the position of the micro-batch's first token in the global batch.
+constexpr std::uint64_t noise_stream(std::int32_t step, std::int64_t layer) {
+  return (static_cast<std::uint64_t>(step) << 20) + static_cast<std::uint64_t>(layer);
+}
+constexpr std::int64_t first_noise_row(std::int32_t first_sequence, std::int64_t seq_len) {
+  return first_sequence * seq_len;
+}
+
+// x_TN[t,n] += sigma * the standard normal value at index (first + t) * N + n of the stream of rng's seed and
+// purpose that is the offset's step and layer; first: the position of the micro-batch's first token.
+SY_OPERATOR(add_normal, Tensor x_TN, const Rng& rng, const NoiseOffset& offset, double sigma, Context& ctx);
 
 }  // namespace switchyard::ops

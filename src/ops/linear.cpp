@@ -3,8 +3,6 @@
 #include <algorithm>
 
 #include "ops/cpu/gemm.h"
-#include "ops/cpu/gemm_bf16.h"
-#include "ops/cpu/skinny.h"
 #include "ops/elementwise.h"
 #include "ops/swiglu.h"
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "ops/cpu/reduce.h"
-#include "ops/histogram.h"
+#include "ops/routing.h"
 
 namespace switchyard::ops {
 

@@ -1,5 +1,5 @@
 // What an optimizer step does to what routers keep beside their weights: biases, thresholds and running means,
-// from sums over the tokens of the global batch.   E experts, N bins of a gap (ops/histogram.h), D columns
+// from sums over the tokens of the global batch.   E experts, N bins of a gap (ops/routing.h), D columns
 //
 // Sums and counts are f64, states of the store's type; all lie where the run computes, so that nobody waits.
 #pragma once

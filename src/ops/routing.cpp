@@ -1,6 +1,13 @@
 #include "ops/routing.h"
 
+#include <omp.h>
+
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
 
 #include "ops/cpu/reduce.h"
 
@@ -153,6 +160,198 @@ void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor toke
   args(SY_ARG(prob_TE), real)(SY_ARG(dlogit_TE), real)(SY_ARG(lse_T), real)(SY_ARG(token_T), DType::i32);
   run<&cuda::z_loss_backward>(ctx, real, SY_CPU(z_loss_backward_on_cpu), dlogit_TE, prob_TE, lse_T, token_T,
                               dz);
+}
+
+namespace {
+
+using namespace cpu;
+
+// The bin of a distance without a logarithm: exponent and leading bits of the mantissa name a cell that is
+// narrower than any bin, so that one comparison with a border says which of two bins it is.
+class BinFinder {
+ public:
+  BinFinder() {
+    const auto& border = gap_borders();
+    first_ = cell(static_cast<float>(border[1])) - 1;
+    last_ = cell(static_cast<float>(border[kGapBins])) + 1;
+    for (std::int32_t c = first_; c <= last_; ++c) {
+      const double least = std::bit_cast<float>(c << kShift);
+      const auto above = std::upper_bound(border.begin(), border.end(), least);
+      bin_.push_back(std::min<std::int32_t>(static_cast<std::int32_t>(above - border.begin()) - 1,
+                                            static_cast<std::int32_t>(kGapBins) - 1));
+    }
+    for (const double b : border) border_.push_back(b);
+    border_.back() = INFINITY;  // what is farther belongs to the last bin
+  }
+  // In ascending order of the gap. A NaN goes where 0 goes.
+  std::int32_t operator()(double gap) const {
+    // An infinite gap is as far as any; min() keeps a NaN.
+    const double distance = std::min(std::abs(gap), std::numeric_limits<double>::max());
+    const std::int32_t at = std::clamp(cell(static_cast<float>(distance)), first_, last_);
+    std::int32_t bin = bin_[static_cast<std::size_t>(at - first_)];
+    bin += distance >= border_[static_cast<std::size_t>(bin) + 1];
+    bin -=
+        distance < border_[static_cast<std::size_t>(bin)];  // a double just below the float it was rounded to
+    constexpr auto kSide = static_cast<std::int32_t>(kGapBins);
+    return gap < 0 ? kSide - 1 - bin : kSide + (distance == distance ? bin : 0);
+  }
+
+ private:
+  static constexpr int kShift = 23 - 6;
+  static std::int32_t cell(float distance) { return std::bit_cast<std::int32_t>(distance) >> kShift; }
+  std::int32_t first_ = 0, last_ = 0;
+  std::vector<std::int32_t> bin_;
+  std::vector<double> border_;
+};
+
+// gap(t, e): what is counted. Every thread counts into a table of its own; counts are whole numbers, so that
+// the order in which they are added does not matter.
+template <class F>
+void histogram(Tensor count_EN, Tensor token_T, Context& ctx, F&& gap) {
+  static const BinFinder bin_of;
+  const Rows<std::int32_t> skip(token_T);
+  const std::int64_t E = count_EN.rows(), N = count_EN.dim(1), n_tokens = token_T.rows();
+  const int threads = n_tokens * E >= kParallelElements ? omp_get_max_threads() : 1;
+  ScratchScope scope(ctx.scratch);
+  const Tensor table_XM = ctx.scratch.take(Shape{threads, E * N}, DType::i32);
+  double* count = count_EN.as<double>();
+#pragma omp parallel num_threads(threads)
+  {
+    std::int32_t* table = table_XM.row<std::int32_t>(omp_get_thread_num());
+    // A team may be smaller than asked for: the first thread clears the tables that nobody owns.
+    std::fill_n(table, E * N, 0);
+    if (omp_get_thread_num() == 0)
+      for (int x = omp_get_num_threads(); x < threads; ++x)
+        std::fill_n(table_XM.row<std::int32_t>(x), E * N, 0);
+#pragma omp for schedule(static)
+    for (std::int64_t t = 0; t < n_tokens; ++t) {
+      if (*skip[t] < 0) continue;
+      for (std::int64_t e = 0; e < E; ++e) ++table[e * N + bin_of(static_cast<double>(gap(t, e)))];
+    }
+#pragma omp for schedule(static)
+    for (std::int64_t i = 0; i < E * N; ++i) {
+      std::int64_t sum = 0;
+      for (int x = 0; x < threads; ++x) sum += table_XM.row<std::int32_t>(x)[i];
+      count[i] = static_cast<double>(sum);
+    }
+  }
+}
+
+template <class T>
+void score_gap_histogram_on_cpu(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T,
+                                Context& ctx) {
+  const Rows<T> score(score_TE);
+  const T* value = value_E.as<T>();
+  histogram(count_EN, token_T, ctx, [&](std::int64_t t, std::int64_t e) { return score[t][e] - value[e]; });
+}
+
+template <class T>
+void cutoff_gap_histogram_on_cpu(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T,
+                                 Context& ctx) {
+  const Rows<T> choice(choice_TE), cutoff(cutoff_T);
+  histogram(count_EN, token_T, ctx, [&](std::int64_t t, std::int64_t e) { return *cutoff[t] - choice[t][e]; });
+}
+
+}  // namespace
+
+void score_gap_histogram(Tensor count_EN, Tensor score_TE, Tensor value_E, Tensor token_T, Context& ctx) {
+  const DType real = score_TE.dtype();
+  Signature args(ctx);
+  args.bind('N', 2 * kGapBins)(SY_ARG(score_TE), real)(SY_ARG(value_E), real)(SY_ARG(token_T), DType::i32);
+  args(SY_ARG(count_EN), DType::f64, kContiguous | kAnywhere);
+  run<&cuda::score_gap_histogram>(ctx, real, SY_CPU(score_gap_histogram_on_cpu), count_EN, score_TE, value_E,
+                                  token_T);
+}
+
+void cutoff_gap_histogram(Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T, Context& ctx) {
+  const DType real = choice_TE.dtype();
+  Signature args(ctx);
+  args.bind('N', 2 * kGapBins)(SY_ARG(choice_TE), real)(SY_ARG(cutoff_T), real)(SY_ARG(token_T), DType::i32);
+  args(SY_ARG(count_EN), DType::f64, kContiguous | kAnywhere);
+  run<&cuda::cutoff_gap_histogram>(ctx, real, SY_CPU(cutoff_gap_histogram_on_cpu), count_EN, choice_TE,
+                                   cutoff_T, token_T);
+}
+
+namespace {
+
+void add_counts_on_cpu(Tensor count_LE, Tensor count_LBE) {
+  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
+  const auto* count = count_LBE.as<std::int32_t>();
+  for (std::int64_t l = 0; l < L; ++l) {
+    double* const sum = count_LE.row<double>(l);
+    for (std::int64_t b = 0; b < B; ++b)
+      for (std::int64_t e = 0; e < E; ++e) sum[e] += count[(l * B + b) * E + e];
+  }
+}
+
+void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE,
+                         Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss) {
+  const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
+  const auto* const count = count_LBE.as<std::int32_t>();
+  const auto* const tokens = tokens_B.as<std::int32_t>();
+  const auto *const prob_sum = prob_sum_LBE.as<double>(), *const lse2_sum = lse2_sum_LB.as<double>();
+  auto *const dprob = dprob_LBE.as<double>(), *const value = value_2.as<double>();
+  // The sum of an expert's counts over layers [first, end), all sequences.
+  const auto counted = [&](std::int64_t e, std::int64_t first, std::int64_t end) {
+    double sum = 0;
+    for (std::int64_t lb = first * B; lb < end * B; ++lb) sum += count[lb * E + e];
+    return sum;
+  };
+  const double micro_tokens = std::accumulate(tokens, tokens + B, 0.0);
+  const auto all_tokens = static_cast<double>(loss.n_tokens), slots = static_cast<double>(loss.n_slots),
+             layers = static_cast<double>(L), experts = static_cast<double>(E);
+  const double per_layer = loss.balance_coef / layers, z_factor = loss.z_coef / layers / all_tokens;
+  for (std::int64_t l = 0; l < L; ++l) {
+    for (std::int64_t b = 0; b < B; ++b) {
+      const std::int64_t lb = l * B + b;
+      value[1] += z_factor * lse2_sum[lb];
+      const double sequence_tokens = tokens[b];
+      for (std::int64_t e = 0; e < E; ++e) {
+        double factor = 0;
+        if (loss.balance_coef != 0 && sequence_tokens > 0) {
+          switch (loss.scope) {
+            case BalanceScope::layer:
+              factor = per_layer * experts * counted(e, l, l + 1) / (slots * micro_tokens) / all_tokens;
+              break;
+            case BalanceScope::sequence:
+              factor = per_layer * experts * count[lb * E + e] / (slots * sequence_tokens) /
+                       (sequence_tokens * static_cast<double>(loss.n_sequences));
+              break;
+            case BalanceScope::global_batch:
+              factor = per_layer * experts * count_LE.row<double>(l)[e] / (slots * all_tokens) / all_tokens;
+              break;
+            case BalanceScope::model:
+              factor = loss.balance_coef * experts * counted(e, 0, L) / (layers * micro_tokens) /
+                       (layers * all_tokens);
+              break;
+          }
+        }
+        dprob[lb * E + e] = factor;
+        value[0] += factor * prob_sum[lb * E + e];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(count_LBE), DType::i32, kContiguous)(SY_ARG(count_LE), DType::f64, kContiguous);
+  run<&cuda::add_counts>(ctx, add_counts_on_cpu, count_LE, count_LBE);
+}
+
+void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
+                  Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
+  const DType f64 = DType::f64;
+  Signature args(ctx);
+  args(SY_ARG(count_LBE), DType::i32, kContiguous)(SY_ARG(tokens_B), DType::i32);
+  args(SY_ARG(prob_sum_LBE), f64, kContiguous)(SY_ARG(lse2_sum_LB), f64, kContiguous);
+  args(SY_ARG(dprob_LBE), f64, kContiguous)(SY_ARG(value_2), f64, kContiguous);
+  if (loss.scope == BalanceScope::global_batch && loss.balance_coef != 0)
+    args(SY_ARG(count_LE), f64, kContiguous);
+  run<&cuda::balance_loss>(ctx, balance_loss_on_cpu, dprob_LBE, value_2, count_LBE, prob_sum_LBE, lse2_sum_LB,
+                           tokens_B, count_LE, loss);
 }
 
 }  // namespace switchyard::ops

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/expert_groups.h"
+#include "core/routing.h"
 #include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
 #include "ops/routing.h"

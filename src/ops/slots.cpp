@@ -1,12 +1,110 @@
 #include "ops/slots.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops {
+
+namespace {
+
+using namespace cpu;
+
+template <class T>
+void softmax_forward_on_cpu(Tensor prob_TE, Tensor lse_T, Tensor logit_TE) {
+  const Rows<T> prob_rows(prob_TE), lse(lse_T), logit_rows(logit_TE);
+  const std::int64_t experts = logit_TE.dim(1);
+#pragma omp parallel for schedule(static) if (logit_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < logit_TE.rows(); ++t) {
+    const T* logit = logit_rows[t];
+    T* prob = prob_rows[t];
+    T largest = -std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(max : largest)
+    for (std::int64_t e = 0; e < experts; ++e) largest = logit[e] > largest ? logit[e] : largest;
+#pragma omp simd
+    for (std::int64_t e = 0; e < experts; ++e) prob[e] = exp_of(logit[e] - largest);
+    const double sum = sum_in_lanes(experts, [prob](std::int64_t e) { return prob[e]; });
+    const T inverse = static_cast<T>(1 / sum);
+#pragma omp simd
+    for (std::int64_t e = 0; e < experts; ++e) prob[e] *= inverse;
+    *lse[t] = static_cast<T>(static_cast<double>(largest) + std::log(sum));
+  }
+}
+
+template <class T>
+void softmax_backward_on_cpu(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE) {
+  const Rows<T> dlogit_rows(dlogit_TE), dprob_rows(dprob_TE), prob_rows(prob_TE);
+  const std::int64_t experts = prob_TE.dim(1);
+#pragma omp parallel for schedule(static) if (prob_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < prob_TE.rows(); ++t) {
+    const T* dprob = dprob_rows[t];
+    const T* prob = prob_rows[t];
+    T* dlogit = dlogit_rows[t];
+    const T mean = static_cast<T>(sum_in_lanes(experts, [=](std::int64_t e) { return dprob[e] * prob[e]; }));
+#pragma omp simd
+    for (std::int64_t e = 0; e < experts; ++e) dlogit[e] = prob[e] * (dprob[e] - mean);
+  }
+}
+
+template <class T>
+void top_k_on_cpu(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T) {
+  const Rows<std::int32_t> expert_rows(expert_TK), skip(token_T);
+  const Rows<T> chosen_rows(chosen_TK), score_rows(score_TE);
+  const std::int64_t slots = expert_TK.dim(1), experts = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+    std::int32_t* expert = expert_rows[t];
+    T* chosen = chosen_rows[t];
+    if (*skip[t] < 0) {
+      std::fill_n(expert, slots, -1);
+      std::fill_n(chosen, slots, T(0));
+      continue;
+    }
+    // Insertion into a list that is sorted at all times. An equal score does not pass the ones before it, which
+    // belong to smaller experts; a NaN passes nothing, and every number passes it.
+    const auto passes = [](T score, T other) { return score > other || (score == score && other != other); };
+    const T* score = score_rows[t];
+    for (std::int64_t e = 0, filled = 0; e < experts; ++e) {
+      if (filled == slots && !passes(score[e], chosen[slots - 1])) continue;
+      if (filled < slots) ++filled;
+      std::int64_t slot = filled - 1;
+      for (; slot > 0 && passes(score[e], chosen[slot - 1]); --slot) {
+        chosen[slot] = chosen[slot - 1];
+        expert[slot] = expert[slot - 1];
+      }
+      chosen[slot] = score[e];
+      expert[slot] = static_cast<std::int32_t>(e);
+    }
+  }
+}
+
+}  // namespace
+
+void softmax_forward(Tensor prob_TE, Tensor lse_T, Tensor logit_TE, Context& ctx) {
+  const DType real = logit_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(logit_TE), real)(SY_ARG(prob_TE), real)(SY_ARG(lse_T), real);
+  run<&cuda::softmax_forward>(ctx, real, SY_CPU(softmax_forward_on_cpu), prob_TE, lse_T, logit_TE);
+}
+
+void softmax_backward(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context& ctx) {
+  const DType real = prob_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(prob_TE), real)(SY_ARG(dlogit_TE), real)(SY_ARG(dprob_TE), real);
+  run<&cuda::softmax_backward>(ctx, real, SY_CPU(softmax_backward_on_cpu), dlogit_TE, dprob_TE, prob_TE);
+}
+
+void top_k(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx) {
+  const DType real = score_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(score_TE), real)(SY_ARG(token_T), DType::i32)(SY_ARG(expert_TK), DType::i32)(SY_ARG(chosen_TK),
+                                                                                           real);
+  SY_CHECK(args['K'] >= 1 && args['K'] <= args['E'], "{} slots for {} experts", args['K'], args['E']);
+  run<&cuda::top_k>(ctx, real, SY_CPU(top_k_on_cpu), expert_TK, chosen_TK, score_TE, token_T);
+}
 
 namespace {
 
@@ -155,6 +253,81 @@ void slot_softmax_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK
   args(SY_ARG(dscore_TE), real);
   run<&cuda::slot_softmax_backward>(ctx, real, SY_CPU(slot_softmax_backward_on_cpu), dscore_TE, dweight_TK,
                                     weight_TK, expert_TK, scale);
+}
+
+namespace {
+
+using namespace cpu;
+
+// A counting sort of the slots by expert; of an expert that has too many, the list of its slots is partitioned
+// by (weight, position). Experts are independent of one another.
+template <class T>
+void limit_capacity_on_cpu(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+                           Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor,
+                           Context& ctx) {
+  const Rows<std::int32_t> expert_rows(expert_TK), kept_expert(kept_expert_TK), skip(token_T);
+  const Rows<T> weight_rows(weight_TK), kept_weight(kept_weight_TK);
+  const std::int64_t n_tokens = expert_TK.rows(), K = expert_TK.dim(1);
+  ScratchScope scope(ctx.scratch);
+  std::int32_t* slot = ctx.scratch.take(Shape{n_tokens * K}, DType::i32).as<std::int32_t>();
+  std::int32_t* offset = ctx.scratch.take(Shape{n_experts + 1}, DType::i32).as<std::int32_t>();
+  std::fill_n(offset, n_experts + 1, 0);
+  std::int64_t real_tokens = 0;
+  for (std::int64_t t = 0; t < n_tokens; ++t) {
+    real_tokens += *skip[t] >= 0;
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int32_t expert = expert_rows[t][k];
+      SY_CHECK(expert < n_experts, "token {} names expert {} of {}", t, expert, n_experts);
+      kept_expert[t][k] = expert;
+      kept_weight[t][k] = weight_rows[t][k];
+      if (expert >= 0) ++offset[expert + 1];
+    }
+  }
+  // The small step down undoes the rounding of a product that is a whole number in decimals (1.1 * 10).
+  const double exact = factor * static_cast<double>(real_tokens * K) / static_cast<double>(n_experts);
+  const double most = std::ceil(exact * (1 - 1e-12));
+  const std::int64_t capacity =
+      most < static_cast<double>(n_tokens) ? static_cast<std::int64_t>(most) : n_tokens;
+  for (std::int64_t e = 0; e < n_experts; ++e) offset[e + 1] += offset[e];
+  std::int32_t* next = ctx.scratch.take(Shape{n_experts}, DType::i32).as<std::int32_t>();
+  std::copy_n(offset, n_experts, next);
+  for (std::int64_t s = 0; s < n_tokens * K; ++s)
+    if (const std::int32_t expert = expert_rows[s / K][s % K]; expert >= 0)
+      slot[next[expert]++] = static_cast<std::int32_t>(s);
+
+  std::int64_t dropped = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : dropped) if (n_tokens * K >= kParallelElements)
+  for (std::int64_t e = 0; e < n_experts; ++e) {
+    std::int32_t *first = slot + offset[e], *last = slot + offset[e + 1];
+    if (last - first <= capacity) continue;
+    const auto weight_of = [&](std::int32_t s) {  // a NaN, which has no place in an order, comes last
+      const T weight = weight_rows[s / K][s % K];
+      return weight == weight ? weight : -std::numeric_limits<T>::infinity();
+    };
+    std::nth_element(first, first + capacity, last, [&](std::int32_t a, std::int32_t b) {
+      const T weight_a = weight_of(a), weight_b = weight_of(b);
+      return weight_a > weight_b || (weight_a == weight_b && a < b);
+    });
+    for (const std::int32_t* s = first + capacity; s < last; ++s) {
+      kept_expert[*s / K][*s % K] = -1;
+      kept_weight[*s / K][*s % K] = T(0);
+    }
+    dropped += last - first - capacity;
+  }
+  dropped_1.as<std::int32_t>()[0] = static_cast<std::int32_t>(dropped);
+}
+
+}  // namespace
+
+void limit_capacity(Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+                    Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor, Context& ctx) {
+  const DType real = weight_TK.dtype();
+  Signature args(ctx);
+  args(SY_ARG(expert_TK), DType::i32)(SY_ARG(weight_TK), real)(SY_ARG(token_T), DType::i32);
+  args(SY_ARG(kept_expert_TK), DType::i32)(SY_ARG(kept_weight_TK), real)(SY_ARG(dropped_1), DType::i32);
+  SY_CHECK(factor > 0 && n_experts > 0, "a capacity factor of {} for {} experts", factor, n_experts);
+  run<&cuda::limit_capacity>(ctx, real, SY_CPU(limit_capacity_on_cpu), kept_expert_TK, kept_weight_TK,
+                             dropped_1, expert_TK, weight_TK, token_T, n_experts, factor);
 }
 
 }  // namespace switchyard::ops

@@ -1,10 +1,25 @@
-// Slots that a router leaves free, and weights from a softmax over the slots that it fills.
-//   T tokens, E experts, K slots a token. Slots are sorted: those of a token that are filled come first.
+// Slots: which experts a token is sent to, with what weights, and which slots an expert drops.
+//   T tokens, E experts, K slots a token
 #pragma once
 
 #include "ops/operator.h"
 
 namespace switchyard::ops {
+
+// Scores of a router and the choice of experts.   T tokens, E experts, K slots a token
+
+// prob_TE = softmax over E of logit_TE;  lse_T = logsumexp. Both set. prob_TE may be logit_TE.
+SY_OPERATOR(softmax_forward, Tensor prob_TE, Tensor lse_T, Tensor logit_TE, Context& ctx);
+// dlogit = prob * (dprob - sum_e dprob * prob), set. dlogit_TE may be dprob_TE.
+SY_OPERATOR(softmax_backward, Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE, Context& ctx);
+
+// The K largest of score_TE in descending order, equal scores by ascending expert. expert_TK i32 and chosen_TK
+// = their scores, set. A score that is NaN is never chosen before a number. Where token_T[t] is negative
+// (padding) all slots are free: expert -1, score 0. K <= E.
+SY_OPERATOR(top_k, Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx);
+
+// Slots that a router leaves free, and weights from a softmax over the slots that it fills.
+//   T tokens, E experts, K slots a token. Slots are sorted: those of a token that are filled come first.
 
 // Frees (expert -1, chosen 0) the slots behind the shortest prefix of chosen_TK whose sum reaches p. In place.
 SY_OPERATOR(keep_prefix_sum, Tensor expert_TK, Tensor chosen_TK, double p, Context& ctx);
@@ -23,5 +38,14 @@ SY_OPERATOR(slot_softmax_forward, Tensor weight_TK, Tensor chosen_TK, Tensor exp
 //   dchosen_k = weight_k (dweight_k - sum_j dweight_j weight_j / scale)
 SY_OPERATOR(slot_softmax_backward, Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK, Tensor expert_TK,
             double scale, Context& ctx);
+
+// The capacity of experts.   T tokens, K slots a token, E experts
+
+// An expert takes at most ceil(factor * n * K / E) slots, n the tokens that are not padding (token_T >= 0):
+// those of largest weight, equal ones in order of position (token, then slot). kept_expert_TK i32 and
+// kept_weight_TK are the given ones, with -1 and 0 where a slot was dropped. Both set, and
+// dropped_1 i32: how many slots were dropped.
+SY_OPERATOR(limit_capacity, Tensor kept_expert_TK, Tensor kept_weight_TK, Tensor dropped_1, Tensor expert_TK,
+            Tensor weight_TK, Tensor token_T, std::int64_t n_experts, double factor, Context& ctx);
 
 }  // namespace switchyard::ops

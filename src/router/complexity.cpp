@@ -1,8 +1,8 @@
 #include "router/complexity.h"
 
+#include "ops/complexity.h"
 #include "ops/cosine.h"
 #include "ops/elementwise.h"
-#include "ops/entropy.h"
 
 namespace switchyard::router {
 

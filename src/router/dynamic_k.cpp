@@ -9,7 +9,6 @@
 #include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
-#include "ops/topk.h"
 #include "router/complexity.h"
 #include "router/linear_gate.h"
 

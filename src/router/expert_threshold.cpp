@@ -1,13 +1,10 @@
 // Each expert takes the tokens whose score exceeds a threshold that it keeps: none, or up to max_experts a
 // token. No token is compared with a later one (arXiv 2603.11535; docs/router-mathematics.md, section 1).
 #include "ops/elementwise.h"
-#include "ops/histogram.h"
 #include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
-#include "ops/topk.h"
 #include "router/linear_gate.h"
-#include "router/score.h"
 
 namespace switchyard::router {
 

@@ -26,7 +26,7 @@ class LinearGate {
   std::size_t weight_;
 };
 
-// x_TN += noise of a kind and of standard deviation sigma; that of the batch's place.
+// x_TN += noise of a kind and of standard deviation sigma; at the batch's offset.
 void add_noise(Tensor x_TN, RngPurpose purpose, double sigma, const RouterBatch& batch, std::int64_t layer,
                Context& ctx);
 // Noise of standard deviation `jitter` on logits or scores, in training only.
@@ -34,5 +34,38 @@ void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::i
 
 // A row of E numbers that chooses or measures and is not learned by gradient.
 std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, ParameterStore& store);
+
+// Scores S of a linear router, sigmoid or softmax of its logits, where a router lets the configuration choose.
+//   T tokens, E experts
+
+enum class ScoreFunction { sigmoid, softmax };
+
+// The option "score_function" and what it says.
+config::RouterOption score_function_option();
+ScoreFunction score_function(const config::RouterOptions& options);
+// Refuses a z-loss where the score function has no normaliser.
+void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse);
+
+// Scores, and the probabilities that the balance loss is made of: softmax scores are probabilities, sigmoid
+// ones are divided by their sum.
+class Scores {
+ public:
+  Scores(ScoreFunction function, std::int64_t n_experts) : function_(function), n_experts_(n_experts) {}
+  void plan(Arena& arena, std::int64_t n_tokens, DType dtype);
+  // logit_TE may be score_TE().
+  void forward(Tensor logit_TE, Context& ctx);
+  // Set: the gradient of the logits. dscore_TE: through the weights; it may be dlogit_TE.
+  void backward(Tensor dlogit_TE, Tensor dscore_TE, const RouterBatch& batch,
+                const RoutingLossGradient& loss_gradient, Context& ctx) const;
+
+  Tensor score_TE() const { return score_TE_; }
+  Tensor prob_TE() const { return function_ == ScoreFunction::softmax ? score_TE_ : prob_TE_; }
+  Tensor lse_T() const { return lse_T_; }  // not defined for sigmoid scores
+
+ private:
+  ScoreFunction function_;
+  std::int64_t n_experts_;
+  Tensor score_TE_, prob_TE_, lse_T_;
+};
 
 }  // namespace switchyard::router

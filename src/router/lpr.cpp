@@ -9,16 +9,14 @@
 
 #include <optional>
 
-#include "ops/bias.h"
 #include "ops/elementwise.h"
 #include "ops/latent.h"
-#include "ops/layernorm.h"
 #include "ops/linear.h"
+#include "ops/norm.h"
 #include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
-#include "ops/topk.h"
 #include "router/linear_gate.h"
 #include "router/lpr_regularisation.h"
 #include "router/lpr_similarity.h"

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "ops/latent_losses.h"
-#include "router/latent.h"
+#include "router/lpr_similarity.h"
 #include "router/router.h"
 
 namespace switchyard::router {

@@ -4,13 +4,12 @@
 #include <array>
 #include <cmath>
 
-#include "ops/bias.h"
 #include "ops/elementwise.h"
 #include "ops/latent.h"
 #include "ops/linear.h"
+#include "ops/norm.h"
 #include "ops/prototype.h"
-#include "ops/rmsnorm.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 
 namespace switchyard::router {
 

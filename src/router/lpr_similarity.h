@@ -8,11 +8,21 @@
 #include <string_view>
 #include <vector>
 
+#include "core/tensor.h"
 #include "ops/prototype.h"
-#include "router/latent.h"
 #include "router/router.h"
 
 namespace switchyard::router {
+
+// What the parts of latent prototype routing hand to one another (docs/router-mathematics.md, section 2).
+// Rows of the latent space: tokens, or the experts' keys. unit: the means scaled to length 1 (norm: what they
+// were). In a gradient, unit is what the reader of unit rows sends back, and norm is not defined.
+struct LatentRows {
+  Tensor mean;
+  Tensor log_var{};  // of keys: only where the similarity compares distributions
+  Tensor unit;
+  Tensor norm{};
+};
 
 // The names that router.similarity may have.
 std::vector<std::string_view> lpr_similarities();

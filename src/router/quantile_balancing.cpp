@@ -4,7 +4,6 @@
 #include "ops/sigmoid_group.h"
 #include "router/linear_gate.h"
 #include "router/quantile_bias.h"
-#include "router/score.h"
 
 namespace switchyard::router {
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "ops/elementwise.h"
-#include "ops/histogram.h"
 #include "ops/router_state.h"
+#include "ops/routing.h"
 #include "ops/sigmoid_group.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {

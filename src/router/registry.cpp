@@ -1,4 +1,4 @@
-#include "router/registry.h"
+#include "router/router.h"
 
 #include <algorithm>
 #include <vector>

@@ -1,9 +1,9 @@
 #include "router/routed_layer.h"
 
-#include "ops/capacity.h"
 #include "ops/elementwise.h"
 #include "ops/routing.h"
-#include "router/registry.h"
+#include "ops/slots.h"
+#include "router/router.h"
 
 namespace switchyard::router {
 

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "config/config.h"
@@ -38,8 +39,8 @@ struct RouterBatch {
   // Noise is drawn and statistics are made only in training.
   bool training = false;
   std::uint64_t seed = 0;
-  Tensor
-      rng_offset_2{};  // i32 {step, first sequence in the global batch}: the offset of the noise (ops/noise.h)
+  // i32 {step, first sequence in the global batch}: the offset of the noise (ops/elementwise.h).
+  Tensor rng_offset_2{};
   // Entropy of the token's attention row, mean over heads, over the logarithm of the row's length. Only where
   // Router::needs_attention_entropy().
   Tensor attention_entropy_T{};
@@ -121,7 +122,7 @@ class Router {
   // that is not trained, so that checkpoints keep it. Reads nothing back.
   virtual void after_step(Tensor, Tensor, Context&) {}
 
-  // Multiply-adds of a token beside one for each value of the router's matrices (model/flops.h).
+  // Multiply-adds of a token beside one for each value of the router's matrices (model/cost.h).
   virtual std::int64_t extra_multiply_adds() const { return 0; }
 
   // The tensors of the last forward pass, in the order in which they were computed.
@@ -145,5 +146,18 @@ std::unique_ptr<Router> make_router_of(const config::Router& options, const Rout
                                        const std::string& prefix, ParameterStore& store) {
   return std::make_unique<R>(options, shape, prefix, store);
 }
+
+// The types of routers there are.
+
+// What the reader of a configuration needs to know of them.
+std::span<const config::RouterSchema> router_schemas();
+
+// Makes the router that the options name.
+std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
+                                    const std::string& prefix, ParameterStore& store);
+
+// One more type, for this process: how a test adds its example. Throws std::logic_error where the type is
+// there.
+void add_router(RouterType type);
 
 }  // namespace switchyard::router

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "ops/balance_loss.h"
 #include "ops/elementwise.h"
+#include "ops/routing.h"
 
 namespace switchyard::router {
 

@@ -1,6 +1,6 @@
 // What a step knows of routing, for all layers with a router: their counts and probabilities, their routers'
 // statistics, the balance loss, z-loss and routers' own losses, and the gradients of these
-// (docs/router-mathematics.md, section 3; formulas: ops/balance_loss.h).
+// (docs/router-mathematics.md, section 3; formulas: ops/routing.h).
 //   L layers with a router, B sequences, E experts, S statistics of all routers
 //
 // The losses' strength does not depend on how a global batch is cut into micro-batches: every micro-batch
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "config/config.h"
-#include "core/balance_loss.h"
+#include "core/routing.h"
 #include "router/routed_layer.h"
 
 namespace switchyard::router {

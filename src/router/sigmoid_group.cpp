@@ -4,7 +4,7 @@
 #include "ops/elementwise.h"
 #include "ops/router_state.h"
 #include "ops/routing.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {

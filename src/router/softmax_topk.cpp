@@ -1,7 +1,7 @@
 // The router of Mixtral and Qwen3-MoE: softmax over all experts, the K largest are chosen
 // (docs/router-mathematics.md, section 1).
 #include "ops/routing.h"
-#include "ops/topk.h"
+#include "ops/slots.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {

@@ -1,10 +1,9 @@
 // As many experts as it takes: the shortest list of the most probable ones whose probabilities add up to p
 // (arXiv 2403.07652; docs/router-mathematics.md, section 1).
+#include "ops/complexity.h"
 #include "ops/elementwise.h"
-#include "ops/entropy.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
-#include "ops/topk.h"
 #include "router/linear_gate.h"
 
 namespace switchyard::router {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/context.h"
-#include "model/flops.h"
+#include "model/cost.h"
 #include "model/transformer.h"
 #include "train/expert_load.h"
 #include "train/token_data.h"

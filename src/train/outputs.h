@@ -8,7 +8,7 @@
 
 #include "checkpoint/run_state.h"
 #include "config/config.h"
-#include "model/flops.h"
+#include "model/cost.h"
 #include "train/console.h"
 #include "train/evaluator.h"
 #include "train/expert_load.h"

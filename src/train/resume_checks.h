@@ -3,9 +3,11 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
+#include "train/token_data.h"
 
 namespace switchyard::train {
 
@@ -13,7 +15,7 @@ namespace switchyard::train {
 // empty: none.
 std::string router_differences(const config::Run& run, const checkpoint::Checkpoint& checkpoint);
 
-// `data`: the fingerprint of today's (data_fingerprint.h). Throws InputError, naming the first difference,
+// `data`: the fingerprint of today's (data_fingerprint()). Throws InputError, naming the first difference,
 // where it is not the checkpoint's and `allow_new` is false; warns of it where that is true, and of a
 // checkpoint without one.
 void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& data, bool allow_new);
@@ -24,5 +26,18 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
 // Where documents of the training data begin or end with another token than those that the model in `directory`
 // was trained on.
 void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::path& directory);
+
+// What a resumed run depends on beside its configuration: the shards behind its paths, and the tokens in them.
+
+// JSON for a checkpoint: {"train": [shard ...], "validation": [shard ...], "tokenizer": ... or null}. A shard
+// is
+// {"domain", "name", "tokens", "token_bytes", "crc32"} in the order in which it is read; its directory may
+// move. "tokenizer" is what tokenizer_record.h says of the training data.
+std::string data_fingerprint(const std::vector<Domain>& train, const std::vector<Domain>& validation,
+                             const config::Data& data);
+
+// The first difference between a checkpoint's fingerprint and today's, as "data.train: d/train_000001.bin ...";
+// empty: none.
+std::string first_difference_of_data(const std::string& before, const std::string& now);
 
 }  // namespace switchyard::train

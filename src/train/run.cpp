@@ -3,19 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <vector>
 
 #include "checkpoint/model_directory.h"
 #include "config/names.h"
+#include "core/device_memory.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/device.h"
-#include "train/data_fingerprint.h"
+#include "ops/linear.h"
 #include "train/evaluator.h"
-#include "train/product_rate.h"
+#include "train/optimizer.h"
 #include "train/resume_checks.h"
-#include "train/schedule.h"
 #include "train/spike.h"
 
 namespace switchyard::train {
@@ -24,6 +25,27 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// FLOP/s of a large dense product in ctx.matmul's precision on the threads that the run has: the best of a few,
+// some 20 milliseconds in all. 0 on a device, where nothing is measured.
+double measure_product_rate(Context& ctx) {
+  if (ctx.device != Device::cpu) return 0;
+  constexpr std::int64_t kSize = 512;
+  constexpr int kTries = 6;  // the first of them makes oneDNN's kernel
+  const std::int64_t bytes = kSize * kSize * size_of(DType::f32);
+  const AlignedBuffer memory = allocate_aligned(3 * bytes, "a product to measure", Device::cpu);
+  const auto square = [&](int index) {
+    return Tensor(memory.get() + index * bytes, Shape{kSize, kSize}, DType::f32, Device::cpu);
+  };
+  std::fill_n(square(0).as<float>(), 2 * kSize * kSize, 1.0f);
+  double best = 0;
+  for (int i = 0; i < kTries; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    ops::linear_forward(square(2), square(0), square(1), ops::Write::set, ctx);
+    best = std::max(best, 2.0 * kSize * kSize * kSize / std::max(seconds_since(start), 1e-9));
+  }
+  return best;
 }
 
 constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff et al., arXiv 2305.16264

@@ -13,7 +13,7 @@
 #include "checkpoint/checkpoint.h"
 #include "config/load.h"
 #include "model/transformer.h"
-#include "router/registry.h"
+#include "router/router.h"
 
 namespace {
 

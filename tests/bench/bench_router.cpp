@@ -13,7 +13,7 @@
 #include "core/rng.h"
 #include "model/transformer.h"
 #include "ops/elementwise.h"
-#include "router/registry.h"
+#include "router/router.h"
 #include "router/routing_step.h"
 #include "train/optimizer.h"
 #include "train/token_data.h"

@@ -4,10 +4,10 @@
 
 #include "core/rng.h"
 #include "cuda_bench.h"
+#include "ops/elementwise.h"
 #include "ops/latent.h"
 #include "ops/latent_losses.h"
-#include "ops/layernorm.h"
-#include "ops/noise.h"
+#include "ops/norm.h"
 #include "ops/prototype.h"
 
 namespace switchyard::bench {

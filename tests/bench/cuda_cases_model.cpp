@@ -13,7 +13,6 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
-#include "ops/shift_tokens.h"
 
 namespace switchyard::bench {
 

@@ -5,9 +5,9 @@
 
 #include "core/rng.h"
 #include "cuda_bench.h"
-#include "ops/capacity.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
+#include "ops/slots.h"
 
 namespace switchyard::bench {
 

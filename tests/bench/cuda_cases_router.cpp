@@ -4,13 +4,10 @@
 #include "cuda_bench.h"
 #include "ops/complexity.h"
 #include "ops/cosine.h"
-#include "ops/entropy.h"
-#include "ops/histogram.h"
 #include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
-#include "ops/topk.h"
 
 namespace switchyard::bench {
 

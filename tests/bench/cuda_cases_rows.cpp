@@ -2,10 +2,9 @@
 #include <fmt/core.h>
 
 #include "cuda_bench.h"
-#include "ops/bias.h"
-#include "ops/layernorm.h"
+#include "ops/elementwise.h"
 #include "ops/mla.h"
-#include "ops/rmsnorm.h"
+#include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/swiglu.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "config/layouts.h"
-#include "core/expert_groups.h"
+#include "core/routing.h"
 
 namespace switchyard::config {
 namespace {

@@ -5,8 +5,6 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "ops/cpu/gemm_bf16.h"
-#include "ops/cpu/skinny.h"
 
 namespace switchyard::ops::cpu {
 

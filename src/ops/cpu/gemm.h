@@ -12,8 +12,8 @@ namespace switchyard::ops::cpu {
 enum class Trans { no, yes };
 
 // C[M,N] = alpha * op(A)[M,K] op(B)[K,N] + beta * C, where op transposes if asked. lda, ldb, ldc: elements from
-// one stored row to the next. With beta == 0, C is not read. float: oneDNN, or skinny.h for a few rows; double:
-// plain loops, for tests.
+// one stored row to the next. With beta == 0, C is not read. float: oneDNN, or skinny_* below for a few rows;
+// double: plain loops, for tests.
 template <class T>
 void gemm(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha, const T* a,
           std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
@@ -24,5 +24,37 @@ void gemm(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int
 template <class T>
 void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
               const T* a, std::int64_t lda, const T* b, std::int64_t ldb, bool add, T* c, std::int64_t ldc);
+
+// Products of float matrices through bfloat16 operands: `multiply` for MatmulType::bf16.
+
+// Whether this processor multiplies bfloat16 itself (AVX-512 is needed).
+bool has_bf16_products();
+
+// Takes the one below where it does not.
+void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+               std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc);
+
+// The same values up to the order of the sum, on any processor and no faster than float32: operands are rounded
+// to bfloat16 and multiplied in float32, where the product of two bfloat16 is exact.
+void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                       const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                       std::int64_t ldc);
+
+// Products of a few rows, as in generating text: bound by reading B once, not by arithmetic. gemm() hands
+// them over; every output is summed in an order of its own that neither M nor the number of threads changes.
+
+// Up to so many rows a product of this kind is faster than oneDNN's, or as fast.
+constexpr std::int64_t kSkinnyRows = 8;
+
+// C[M,N] = alpha * A[M,K] B[N,K]^T + beta * C, M <= kSkinnyRows. With beta == 0, C is not read.
+void skinny_transposed(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
+                       std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
+                       std::int64_t ldc);
+// C[M,N] = alpha * A[M,K] B[K,N] + beta * C
+void skinny_plain(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a, std::int64_t lda,
+                  const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc);
+
+// Outputs that one piece of work covers: small enough to share out, large enough to be worth fetching.
+constexpr std::int64_t kSkinnyColumns = 64;
 
 }  // namespace switchyard::ops::cpu

@@ -1,4 +1,4 @@
-#include "ops/cpu/gemm_bf16.h"
+#include "ops/cpu/gemm.h"
 
 #include <omp.h>
 

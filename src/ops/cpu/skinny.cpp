@@ -1,4 +1,4 @@
-#include "ops/cpu/skinny.h"
+#include "ops/cpu/gemm.h"
 
 #include <omp.h>
 

@@ -25,7 +25,7 @@ struct TensorMap {
   int box[3];
 };
 
-// Shared addresses start here: no more aligned than cuda/shared.h promises, so that it shows who relies on
+// Shared addresses start here: no more aligned than cuda/launch.h promises, so that it shows who relies on
 // more.
 constexpr unsigned kSharedStart = 1024 + 128;
 

@@ -1,13 +1,16 @@
-// The first half of a block: attention of one kind or another.   T tokens, D hidden size, S positions, P angles
+// What the two halves of a decoder block are, whatever kind the layout asks for.
 #pragma once
 
 #include "core/context.h"
 #include "model/batch.h"
 #include "ops/attention.h"
 #include "ops/rope.h"
+#include "router/routed_layer.h"
 #include "router/router.h"
 
 namespace switchyard::model {
+
+// The first half of a block: attention of one kind or another.   T tokens, D hidden size, S positions, P angles
 
 struct RopeTable {
   Tensor cos_SP, sin_SP;
@@ -22,9 +25,8 @@ class AttentionEntropy {
     entropy_TH_ = arena.take(Shape{n_tokens, n_heads}, accumulation_dtype(dtype));
     entropy_T_ = arena.take(Shape{n_tokens}, accumulation_dtype(dtype));
   }
-  Tensor entropy_TH() const {
-    return entropy_TH_;
-  }                                                // what attention_forward is to set; not defined: not enabled
+  // What attention_forward is to set; not defined where it is not enabled.
+  Tensor entropy_TH() const { return entropy_TH_; }
   Tensor entropy_T() const { return entropy_T_; }  // mean over heads, in shares of the largest possible
   // entropy_T from entropy_TH.
   void finish(const Batch& batch, Context& ctx) const {
@@ -56,6 +58,23 @@ class AttentionLayer {
 
  protected:
   AttentionEntropy entropy_;
+};
+
+// The second half of a block: a dense SwiGLU network, or one that is spread over experts.
+//   T tokens, D hidden size
+
+class FfnLayer {
+ public:
+  virtual ~FfnLayer() = default;
+  // `keep`: what can be made again from x is kept for the backward pass, and not made again.
+  virtual void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) = 0;
+  // out_TD = residual_TD + ffn(x_TD); out_TD may be residual_TD. Not defined: what backward() needs is made
+  // again, and no more.
+  virtual void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
+  // dx_TD set; parameter gradients added.
+  virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
+  virtual router::RoutedLayer* router() const = 0;  // null in a dense layer
+  virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 };
 
 }  // namespace switchyard::model

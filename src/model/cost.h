@@ -1,3 +1,34 @@
+// What a model costs: its parameters and the FLOPs of a forward pass.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/config.h"
+#include "model/batch.h"
+#include "model/transformer.h"
+
+namespace switchyard::model {
+
+// How many parameters a model has, and how many work on one token.
+
+struct ParameterCount {
+  std::int64_t total = 0;          // of the main model: the figures that are published
+  std::int64_t active = 0;         // all but the experts that a token is not sent to
+  std::int64_t active_matmul = 0;  // of the active ones, those in matrix products: 6 FLOPs a token in training
+  std::int64_t mtp =
+      0;  // besides, in the layers for multi-token prediction; embedding and head are the main model's
+  // What `total` is made of: ("embedding", values), ("attention", ...), ... ; a part without values is left
+  // out.
+  std::vector<std::pair<std::string, std::int64_t>> parts;
+};
+
+// From the configuration alone; nothing is allocated.
+ParameterCount count_parameters(const config::Model& model, const config::Router& router);
+
 // FLOPs of a forward pass, counted from what was really computed: a multiply-add is 2. Matrix products and
 // attention alone; norms, rotations, softmax and sums are some percent of a percent of them.
 //   D hidden size, V vocabulary, H heads, N width of a query or key, M of a value, F width of an expert
@@ -10,17 +41,6 @@
 // and once   head   2 V D.
 // The static model is the same with all K slots of every token taken. Layers for multi-token prediction, which
 // only training has, count in neither.
-#pragma once
-
-#include <cstdint>
-#include <span>
-#include <vector>
-
-#include "config/config.h"
-#include "model/batch.h"
-#include "model/transformer.h"
-
-namespace switchyard::model {
 
 struct LayerFlops {
   double attention = 0;

@@ -1,4 +1,4 @@
-// How the balance loss and the z-loss of one micro-batch are made: shared by the operator and its backends.
+// What the configuration and the operators of routing both know.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@ namespace switchyard {
 // global batch, or all layers' micro-batch.
 enum class BalanceScope : std::uint8_t { layer, sequence, global_batch, model };
 
+// How the balance loss and the z-loss of one micro-batch are made.
 struct BalanceLoss {
   BalanceScope scope = BalanceScope::layer;
   double balance_coef = 0;
@@ -17,5 +18,9 @@ struct BalanceLoss {
   std::int64_t n_tokens = 1;     // of the global batch, without padding
   std::int64_t n_sequences = 1;  // of the global batch
 };
+
+// A limit shared by the configuration, which refuses more, and the router's kernels, which keep one sum a
+// group.
+constexpr std::int64_t kMaxExpertGroups = 256;
 
 }  // namespace switchyard
