@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gradient_check.h"
@@ -153,7 +155,14 @@ struct Tolerances {
   double loss, dx, dweight;  // absolute
 };
 
-void expect_follows_definition(const Sizes& s, DType dtype, const Tolerances& tolerance) {
+struct Operators {
+  std::function<void(Tensor, Tensor, Tensor, Tensor, Context&)> forward = ops::classifier_forward;
+  std::function<void(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, double, Context&)> forward_backward =
+      ops::classifier_forward_backward;
+};
+
+void expect_follows_definition(const Sizes& s, DType dtype, const Tolerances& tolerance,
+                               const Operators& classifier = {}) {
   PoisonedContext ctx;
   const OwnedTensor x = normal_strided(s.tokens, s.width, dtype, "x");
   const OwnedTensor weight = normal_strided(s.vocab, s.width, dtype, "weight", 1.0, 3),
@@ -164,10 +173,10 @@ void expect_follows_definition(const Sizes& s, DType dtype, const Tolerances& to
   const OwnedTensor dweight = normal_strided(s.vocab, s.width, dtype, "dweight", 1.0, 1);
   const std::vector<double> before = values(dweight);
   const std::string what = std::to_string(s.tokens) + " tokens, vocabulary " + std::to_string(s.vocab);
-  ops::classifier_forward(loss, x, weight, target, ctx);
+  classifier.forward(loss, x, weight, target, ctx);
   EXPECT_TRUE(all_near(values(loss), expected.loss, 0, tolerance.loss)) << what << ", forward";
   poison(loss);
-  ops::classifier_forward_backward(loss, dx, dweight, x, weight, target, dloss, ctx);
+  classifier.forward_backward(loss, dx, dweight, x, weight, target, dloss, ctx);
   EXPECT_TRUE(all_near(values(loss), expected.loss, 0, tolerance.loss)) << what;
   EXPECT_TRUE(all_near(values(dx), expected.dx, 0, tolerance.dx)) << what << ", dx";
   EXPECT_TRUE(all_near(difference(values(dweight), before), expected.dweight, 0, tolerance.dweight))
@@ -189,14 +198,37 @@ TEST(Classifier, FloatFollowsTheDefinition) {
   for (const Sizes& s : kSizes) expect_follows_definition(s, DType::f32, {6e-6, 6e-6, 6e-6});
 }
 
+TEST(Classifier, LargeVocabulariesLoseNothing) {
+  // Two products a logit: 1e-6 of logits of up to 10. The sum of 2^17 exponentials must not add to that. dx
+  // sums 2^17 products in float32, which costs 1e-5.
+  expect_follows_definition({17, 2, 1 << 17}, DType::f32, {6e-6, 4e-5, 8e-6});
+}
+
 TEST(Classifier, ChunksOfRowsJoin) {
-  // With this vocabulary a chunk has 128 rows: less than one, one, two and a single row.
-  constexpr std::int64_t kVocab = 1 << 17;
-  for (std::int64_t tokens : {65, 128, 257}) {
-    // Two products a logit: 1e-6 of logits of up to 10. The sum of 2^17 exponentials must not add to that. dx
-    // sums 2^17 products in float32, which costs 1e-5. A chunk that is lost or misplaced is off by order one.
-    expect_follows_definition({tokens, 2, kVocab}, DType::f32, {6e-6, 4e-5, 8e-6});
+  // Less than a chunk, one, two and a single row; and chunks of one row. In float32 some hundred products of
+  // order ten cost 1e-5. A chunk that is lost or misplaced is off by order one.
+  for (const auto& [tokens, chunk_rows] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{65, 128}, {128, 128}, {257, 128}, {5, 1}}) {
+    SCOPED_TRACE(::testing::Message() << tokens << " tokens in chunks of " << chunk_rows);
+    const Operators in_chunks{
+        [&](Tensor loss, Tensor x, Tensor weight, Tensor target, Context& ctx) {
+          ops::cpu::classifier_forward_in_chunks(loss, x, weight, target, chunk_rows, ctx);
+        },
+        [&](Tensor loss, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor target, double dloss,
+            Context& ctx) {
+          ops::cpu::classifier_forward_backward_in_chunks(loss, dx, dweight, x, weight, target, dloss,
+                                                          chunk_rows, ctx);
+        }};
+    expect_follows_definition({tokens, 2, 1100}, DType::f32, {6e-6, 1.2e-5, 1.2e-5}, in_chunks);
+    expect_follows_definition({tokens, 2, 1100}, DType::f64, {1e-13, 1e-13, 1e-13}, in_chunks);
   }
+}
+
+TEST(Classifier, ChunksFitTheVocabulary) {
+  EXPECT_EQ(ops::cpu::classifier_chunk_rows(100, 50), 100);
+  EXPECT_EQ(ops::cpu::classifier_chunk_rows(1 << 20, 1 << 14), 1 << 10);
+  EXPECT_EQ(ops::cpu::classifier_chunk_rows(1 << 20, 1 << 17), 128);
+  EXPECT_EQ(ops::cpu::classifier_chunk_rows(1 << 20, 150'000), 128);
 }
 
 TEST(Classifier, GradientsMatchFiniteDifferences) {

@@ -12,13 +12,6 @@ namespace {
 
 using namespace cpu;
 
-// Rows whose logits exist at one time: about 16 million logits (64 MB in float32), enough rows for the products
-// to run at full speed.
-std::int64_t chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size) {
-  constexpr std::int64_t kLogits = std::int64_t{1} << 24;
-  return std::min(n_tokens, std::max<std::int64_t>(128, kLogits / vocab_size));
-}
-
 // The sum of term(v), v < V: in T over each block, the blocks in double. One float32 sum over a large
 // vocabulary would be off by 1e-5 of itself, by ten times that where the loop is not vectorised.
 template <class T, class F>
@@ -62,14 +55,13 @@ T cross_entropy_row(T* z, std::int64_t V, std::int32_t target, bool gradient, T 
 // Calls `use(first row, rows, logits of those rows)` for each chunk, after `loss_T` of the chunk is set.
 template <class T, class Use>
 void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, bool gradient, T dloss,
-                    Context& ctx, Use&& use) {
+                    std::int64_t chunk_rows, Context& ctx, Use&& use) {
   const std::int64_t n_tokens = x_TD.rows(), D = x_TD.dim(1), V = weight_VD.rows();
-  const std::int64_t chunk = chunk_rows(n_tokens, V);
   ScratchScope scope(ctx.scratch);
-  const Tensor z_CV = ctx.scratch.take(Shape{chunk, V}, x_TD.dtype());
+  const Tensor z_CV = ctx.scratch.take(Shape{chunk_rows, V}, x_TD.dtype());
   const std::int32_t* target = target_T.as<std::int32_t>();
-  for (std::int64_t first = 0; first < n_tokens; first += chunk) {
-    const std::int64_t rows = std::min(chunk, n_tokens - first);
+  for (std::int64_t first = 0; first < n_tokens; first += chunk_rows) {
+    const std::int64_t rows = std::min(chunk_rows, n_tokens - first);
     multiply<T>(ctx.matmul, Trans::no, Trans::yes, rows, V, D, x_TD.row<T>(first), x_TD.row_stride(),
                 weight_VD.as<T>(), weight_VD.row_stride(), false, z_CV.as<T>(), V);
 #pragma omp parallel for schedule(static)
@@ -79,33 +71,59 @@ void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_
   }
 }
 
-template <class T>
-void classifier_forward_on_cpu(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
-  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, false, T(0), ctx, [](std::int64_t, std::int64_t, T*) {});
+void forward_on_cpu(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
+  const std::int64_t chunk_rows = classifier_chunk_rows(x_TD.rows(), weight_VD.rows());
+  classifier_forward_in_chunks(loss_T, x_TD, weight_VD, target_T, chunk_rows, ctx);
 }
 
-template <class T>
-void classifier_forward_backward_on_cpu(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
-                                        Tensor weight_VD, Tensor target_T, double dloss, Context& ctx) {
-  const std::int64_t D = x_TD.dim(1), V = weight_VD.rows();
-  for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, true, static_cast<T>(dloss), ctx,
-                    [&](std::int64_t first, std::int64_t rows, T* dz_CV) {
-                      multiply<T>(ctx.matmul, Trans::no, Trans::no, rows, D, V, dz_CV, V, weight_VD.as<T>(),
-                                  weight_VD.row_stride(), false, dx_TD.row<T>(first), dx_TD.row_stride());
-                      multiply<T>(ctx.matmul, Trans::yes, Trans::no, V, D, rows, dz_CV, V, x_TD.row<T>(first),
-                                  x_TD.row_stride(), true, dweight_VD.as<T>(), dweight_VD.row_stride());
-                    });
+void forward_backward_on_cpu(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
+                             Tensor target_T, double dloss, Context& ctx) {
+  const std::int64_t chunk_rows = classifier_chunk_rows(x_TD.rows(), weight_VD.rows());
+  classifier_forward_backward_in_chunks(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, chunk_rows,
+                                        ctx);
 }
 
 }  // namespace
+
+namespace cpu {
+
+std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size) {
+  // About 16 million logits (64 MB in float32), and enough rows for the products to run at full speed.
+  constexpr std::int64_t kRows = 128, kLogits = std::int64_t{1} << 24;
+  return std::min(n_tokens, std::max(kRows, kLogits / vocab_size));
+}
+
+void classifier_forward_in_chunks(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T,
+                                  std::int64_t chunk_rows, Context& ctx) {
+  with_scalar(loss_T.dtype(), [&]<class T>() {
+    for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, false, T(0), chunk_rows, ctx,
+                      [](std::int64_t, std::int64_t, T*) {});
+  });
+}
+
+void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
+                                           Tensor weight_VD, Tensor target_T, double dloss,
+                                           std::int64_t chunk_rows, Context& ctx) {
+  const std::int64_t D = x_TD.dim(1), V = weight_VD.rows();
+  with_scalar(loss_T.dtype(), [&]<class T>() {
+    for_each_chunk<T>(loss_T, x_TD, weight_VD, target_T, true, static_cast<T>(dloss), chunk_rows, ctx,
+                      [&](std::int64_t first, std::int64_t rows, T* dz_CV) {
+                        multiply<T>(ctx.matmul, Trans::no, Trans::no, rows, D, V, dz_CV, V, weight_VD.as<T>(),
+                                    weight_VD.row_stride(), false, dx_TD.row<T>(first), dx_TD.row_stride());
+                        multiply<T>(ctx.matmul, Trans::yes, Trans::no, V, D, rows, dz_CV, V, x_TD.row<T>(first),
+                                    x_TD.row_stride(), true, dweight_VD.as<T>(), dweight_VD.row_stride());
+                      });
+  });
+}
+
+}  // namespace cpu
 
 void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
   const DType real = x_TD.dtype();
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), accumulation_dtype(real));
-  run<&cuda::classifier_forward>(ctx, loss_T.dtype(), SY_CPU(classifier_forward_on_cpu), loss_T, x_TD,
-                                 weight_VD, target_T);
+  run<&cuda::classifier_forward>(ctx, forward_on_cpu, loss_T, x_TD, weight_VD, target_T);
 }
 
 void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
@@ -114,8 +132,8 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), sums)(SY_ARG(dx_TD), real)(SY_ARG(dweight_VD), sums);
-  run<&cuda::classifier_forward_backward>(ctx, loss_T.dtype(), SY_CPU(classifier_forward_backward_on_cpu),
-                                          loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss);
+  run<&cuda::classifier_forward_backward>(ctx, forward_backward_on_cpu, loss_T, dx_TD, dweight_VD, x_TD,
+                                          weight_VD, target_T, dloss);
 }
 
 }  // namespace switchyard::ops

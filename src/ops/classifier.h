@@ -17,9 +17,20 @@ SY_OPERATOR(classifier_forward, Tensor loss_T, Tensor x_TD, Tensor weight_VD, Te
 SY_OPERATOR(classifier_forward_backward, Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
             Tensor weight_VD, Tensor target_T, double dloss, Context& ctx);
 
+// Rows whose logits exist at one time, and the operators in chunks of so many, on each backend.
+namespace cpu {
+
+std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size);
+void classifier_forward_in_chunks(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T,
+                                  std::int64_t chunk_rows, Context& ctx);
+void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
+                                           Tensor weight_VD, Tensor target_T, double dloss,
+                                           std::int64_t chunk_rows, Context& ctx);
+
+}  // namespace cpu
+
 namespace cuda {
 
-// Rows whose logits exist at one time, and the operators in chunks of so many.
 std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size);
 void classifier_forward_in_chunks(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T,
                                   std::int64_t chunk_rows, Context& ctx);
