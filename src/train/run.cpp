@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/model_directory.h"
@@ -30,7 +33,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // FLOP/s of a large dense product in ctx.matmul's precision on the threads that the run has: the best of a few,
 // some 20 milliseconds in all. 0 on a device, where nothing is measured.
 double measure_product_rate(Context& ctx) {
-  if (ctx.device != Device::cpu) return 0;
   constexpr std::int64_t kSize = 512;
   constexpr int kTries = 6;  // the first of them makes oneDNN's kernel
   const std::int64_t bytes = kSize * kSize * size_of(DType::f32);
@@ -46,6 +48,17 @@ double measure_product_rate(Context& ctx) {
     best = std::max(best, 2.0 * kSize * kSize * kSize / std::max(seconds_since(start), 1e-9));
   }
   return best;
+}
+
+// The same, measured once a process. 0 on a device, where nothing is measured.
+double product_rate_of(Context& ctx) {
+  if (ctx.device != Device::cpu) return 0;
+  static std::mutex mutex;
+  static std::map<std::pair<MatmulType, int>, double> measured;
+  const std::lock_guard lock(mutex);
+  const auto [at, is_new] = measured.try_emplace({ctx.matmul, thread_count()});
+  if (is_new) at->second = measure_product_rate(ctx);
+  return at->second;
 }
 
 constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff et al., arXiv 2305.16264
@@ -64,7 +77,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   begin(resume);
   if (device != Device::cpu) step_.rehearse();  // what does not fit is refused before anything is written
   outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
-  product_rate_ = measure_product_rate(step_.context());
+  product_rate_ = product_rate_of(step_.context());
   describe(resume);
 }
 
