@@ -3,8 +3,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 #include <string>
+#include <utility>
 
 #include "config/config.h"
 #include "config/layouts.h"
@@ -18,8 +19,9 @@ constexpr const char* kOfTheClock[] = {"tokens_per_second", "wall_time", "train_
                                        "product_rate_share"};
 
 inline std::string slurp(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return std::move(text).str();
 }
 
 inline std::string bytes_of(const Tensor& tensor) {

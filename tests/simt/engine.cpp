@@ -288,7 +288,8 @@ void Engine::meet_warp(unsigned mask, const char* operation, void* args, void (*
   auto& meetings = meetings_[warp];
   Meeting* meeting = nullptr;
   for (Meeting& m : meetings) {
-    if (m.mask == mask && std::strcmp(m.operation, operation) == 0) {
+    const bool same = m.operation == operation || std::strcmp(m.operation, operation) == 0;
+    if (m.mask == mask && same) {
       meeting = &m;
     } else if (m.mask & mask) {
       fail("lanes of warp " + std::to_string(warp) + " meet in different operations: " + m.operation + " and " +
