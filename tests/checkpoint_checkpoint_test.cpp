@@ -4,9 +4,11 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <functional>
 

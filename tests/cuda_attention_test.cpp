@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
+#include "core/rng.h"
 #include "cuda/attention_cudnn.h"
 #include "cuda_support.h"
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "cuda_support.h"
 #ifdef SWITCHYARD_SIMT
 #include "simt/engine.h"

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/rng.h"
 #include "cuda_support.h"
 
 namespace switchyard::test {

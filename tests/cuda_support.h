@@ -2,7 +2,6 @@
 // each a piece of memory of its own, so that the emulator sees a write beyond it.
 #pragma once
 
-#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -39,7 +38,7 @@ class DeviceTensor {
                                      : DeviceTensor(host.shape(), dtype, ctx);
     const OwnedTensor staged(tensor.whole_.shape(), dtype);  // poisoned
     const Tensor inner = margin > 0 ? staged.view().columns(margin, host.dim(1)) : staged.view();
-    for (std::int64_t i = 0; i < host.numel(); ++i) set(inner, i, get(host, i));
+    fill(inner, test::values(host));
     copy(tensor.whole_, staged);
     return tensor;
   }
@@ -60,17 +59,7 @@ class DeviceTensor {
     return tensor;
   }
   // Of a strided tensor: whether all that lies outside its columns is still poisoned.
-  bool margins_untouched() const {
-    const OwnedTensor host = whole_on_host();
-    for (std::int64_t i = 0; i < whole_.numel(); ++i) {
-      const std::int64_t column = i % whole_.row_size();
-      const double value = get(host, i);
-      if ((column < margin() || column >= margin() + view_.row_size()) && !std::isnan(value) &&
-          value != kUnsetInt)
-        return false;
-    }
-    return true;
-  }
+  bool margins_untouched() const { return only_written_inside(whole_on_host(), view_.row_size()); }
 
  private:
   std::int64_t margin() const { return (whole_.row_size() - view_.row_size()) / 2; }

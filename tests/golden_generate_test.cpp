@@ -1,4 +1,7 @@
 // Token by token through the caches: the logits of `transformers` at every position, and its greedy text.
+#include <algorithm>
+#include <cmath>
+
 #include "generate/generator.h"
 #include "golden_support.h"
 

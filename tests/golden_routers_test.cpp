@@ -1,4 +1,6 @@
 // Every router against PyTorch, number for number: tests/golden/router_*, one test a directory.
+#include <algorithm>
+
 #include "router_golden_support.h"
 
 namespace switchyard::golden {

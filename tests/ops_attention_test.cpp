@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/rng.h"
 #include "gradient_check.h"
 #include "poisoned_context.h"
 #include "tensors.h"

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "gradient_check.h"
 #include "poisoned_context.h"
 #include "rounding_bound.h"

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "ops/cpu/gemm.h"
@@ -121,7 +122,7 @@ TEST(Skinny, GroupedIsOneProductAnExpert) {
           // More rows go to oneDNN, whose order of summation may depend on the columns of a call.
           if (count == 0 || (dtype == DType::f32 && count > kSkinnyRows)) continue;
           const auto first = static_cast<std::int64_t>(offsets[static_cast<std::size_t>(e)]);
-          const Tensor weight_NK(element(weight, e * s.n * s.k), Shape{s.n, s.k}, dtype);
+          const Tensor weight_NK = weight.view().slice(e, 1).reshape({s.n, s.k});
           const OwnedTensor out_one({count, s.n}, dtype), din_one({count, s.k}, dtype);
           ops::linear_forward(out_one, in.view().slice(first, count), weight_NK, Write::set, ctx);
           ops::linear_backward_input(din_one, dout.view().slice(first, count), weight_NK, Write::set, ctx);

@@ -13,12 +13,6 @@ namespace switchyard::test {
 
 constexpr double kFloatUnit = 0x1p-24;  // the largest relative error of one rounding
 
-inline OwnedTensor absolute(const Tensor& tensor) {
-  OwnedTensor result(tensor.shape(), tensor.dtype());
-  for (std::int64_t i = 0; i < tensor.numel(); ++i) set(result, i, std::abs(get(tensor, i)));
-  return result;
-}
-
 // Each element of `actual`, a sum of `terms` products, within (terms + 2) * 2^-24 * magnitude of `exact`, where
 // `magnitude` is the sum of the products' absolute values: each partial sum and each product is rounded once,
 // and so were the two factors of each product.

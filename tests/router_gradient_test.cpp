@@ -1,6 +1,8 @@
 // Every option of every router against finite differences in double, and steps at the edges of what may come.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "gradient_check.h"
 #include "router_test_support.h"
 #include "threads.h"

@@ -1,6 +1,7 @@
 // Each type of router on four tokens and three experts, worked out by hand.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/router_state.h"

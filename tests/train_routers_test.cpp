@@ -2,11 +2,13 @@
 // bit.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <sstream>
 
 #include "config/layouts.h"
 #include "config/load.h"
 #include "config/names.h"
+#include "core/rng.h"
 #include "example_router.h"
 #include "json_values.h"
 #include "router/router.h"

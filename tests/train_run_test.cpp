@@ -1,5 +1,6 @@
 // Whole runs of a tiny model on generated shards.
 #include "config/layouts.h"
+#include "core/rng.h"
 #include "train/run.h"
 
 #include <gtest/gtest.h>

@@ -10,6 +10,7 @@
 
 #include "config/load.h"
 #include "config/router_section.h"
+#include "core/rng.h"
 #include "rank_threads.h"
 #include "router/router.h"
 #include "run_samples.h"
