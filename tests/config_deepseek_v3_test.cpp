@@ -25,7 +25,7 @@ TEST(ConfigDeepseekV3, DefaultsAreThoseOfTransformers) {
   EXPECT_EQ(m.topk_group, 4);
   EXPECT_TRUE(m.norm_topk_prob);
   EXPECT_EQ(m.routed_scaling_factor, 2.5);
-  EXPECT_EQ(m.is_moe_layer, (std::vector<bool>{false, false, false, true}));
+  EXPECT_EQ(moe_layers(m), (std::vector<bool>{false, false, false, true}));
   EXPECT_EQ(m.num_nextn_predict_layers, 0);
   EXPECT_EQ(m.rms_norm_eps, 1e-6);
   EXPECT_EQ(m.max_position_embeddings, 4096);
@@ -44,7 +44,7 @@ TEST(ConfigDeepseekV3, EveryKeyIsRead) {
   EXPECT_EQ(m.head_dim, 9);
   EXPECT_TRUE(m.attention_bias);
   EXPECT_FALSE(m.rope.interleaved);
-  EXPECT_EQ(m.is_moe_layer, (std::vector<bool>{false, true, true, true}));
+  EXPECT_EQ(moe_layers(m), (std::vector<bool>{false, true, true, true}));
   EXPECT_EQ(m.n_shared_experts, 3);
   EXPECT_EQ(m.n_group, 4);
   EXPECT_EQ(m.topk_group, 2);
@@ -136,13 +136,13 @@ TEST(ConfigDeepseekV3, SharedExpertsMayBeNone) {
 
 TEST(ConfigDeepseekV3, SizesOfLayersThatAreNotThere) {
   const Json all_moe = with(without(minimal_deepseek(), "/intermediate_size"), "/first_k_dense_replace", "0");
-  EXPECT_EQ(model_of(all_moe).is_moe_layer, std::vector<bool>(4, true));
+  EXPECT_EQ(moe_layers(model_of(all_moe)), std::vector<bool>(4, true));
   EXPECT_EQ(model_of(with(all_moe, "/intermediate_size", "18432")), model_of(all_moe));
   EXPECT_EQ(model_error(with(all_moe, "/first_k_dense_replace", "1")),
             "config.json: intermediate_size: missing, and it has no default; add it");
   Json dense = with(minimal_deepseek(), "/first_k_dense_replace", "9");
   const Model with_experts = model_of(dense);
-  EXPECT_EQ(with_experts.is_moe_layer, std::vector<bool>(4, false));
+  EXPECT_EQ(moe_layers(with_experts), std::vector<bool>(4, false));
   for (const char* key : {"n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"})
     erase(dense, key);
   EXPECT_EQ(model_of(dense), with_experts);

@@ -35,7 +35,7 @@ struct Count {
 };
 Count count_of(const Model& m) {
   const std::int64_t d = m.hidden_size, h = m.num_attention_heads, n = m.head_dim;
-  const std::int64_t moe = std::count(m.is_moe_layer.begin(), m.is_moe_layer.end(), true);
+  const std::int64_t moe = count_moe_layers(m);
   std::int64_t attention = 2 * d * n * (h + m.num_key_value_heads) + (m.qk_norm == QkNorm::head ? 2 * n : 0) +
                            (m.qk_norm == QkNorm::projection ? (h + m.num_key_value_heads) * n : 0);
   if (m.mla) {
@@ -97,7 +97,7 @@ TEST(ConfigFiles, TheBaselinesToReproduceAreOfOneSizeAndOneRecipe) {
   }
 }
 
-// What transformers 5 writes for each family and option; tools/make_golden.py made them.
+// What transformers 5 writes for each layout and option; tools/make_golden.py made them.
 TEST(ConfigFiles, EveryGoldenModelIsReadAndWrittenBack) {
   const std::filesystem::path golden = source_dir() / "tests/golden";
   if (!std::filesystem::exists(golden)) GTEST_SKIP() << golden << " does not exist";
@@ -119,10 +119,10 @@ TEST(ConfigFiles, EveryGoldenModelIsReadAndWrittenBack) {
 TEST(ConfigFiles, TheDenseBaselineHasNoMoeLayer) {
   const config::Run run =
       load_run((source_dir() / "configs/dense_cpu_small.json").string(), {}, router::router_schemas());
-  for (const bool moe : run.model.is_moe_layer) EXPECT_FALSE(moe);
+  EXPECT_EQ(count_moe_layers(run.model), 0);
 }
 
-// Of each "## section" of the page, the rows of its tables, by key. A key of several families has several.
+// Of each "## section" of the page, the rows of its tables, by key. A key of several layouts has several.
 struct Row {
   std::string type, fallback, range, meaning;
 };

@@ -28,7 +28,7 @@ TEST(ConfigModel, DefaultsOfQwen3MoeAreThoseOfTransformers) {
   EXPECT_EQ(m.sliding_window, 0);
   EXPECT_EQ(m.max_position_embeddings, 32768);
   EXPECT_EQ(m.initializer_range, 0.02);
-  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, true));
+  EXPECT_EQ(moe_layers(m), std::vector<bool>(4, true));
 }
 
 TEST(ConfigModel, DefaultsOfMixtralAreThoseOfTransformers) {
@@ -68,7 +68,7 @@ TEST(ConfigModel, ReadsAPublishedQwen3Moe) {
   EXPECT_EQ(m.head_dim, 128);         // not hidden_size / num_attention_heads = 64
   EXPECT_EQ(m.intermediate_size, 0);  // there is no dense layer
   EXPECT_TRUE(m.norm_topk_prob);
-  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(48, true));
+  EXPECT_EQ(moe_layers(m), std::vector<bool>(48, true));
 }
 
 TEST(ConfigModel, ReadsAPublishedDeepseekV3) {
@@ -79,7 +79,7 @@ TEST(ConfigModel, ReadsAPublishedDeepseekV3) {
   EXPECT_EQ(m.topk_group, 4);
   EXPECT_EQ(m.routed_scaling_factor, 2.5);
   EXPECT_EQ(m.num_nextn_predict_layers, 1);
-  EXPECT_EQ(std::count(m.is_moe_layer.begin(), m.is_moe_layer.end(), false), 3);
+  EXPECT_EQ(count_moe_layers(m), m.num_hidden_layers - 3);
   // mscale = mscale_all_dim = 1: the correction sits in the softmax scale, of which DeepSeek's inference code
   // has (0.1 ln 40 + 1)^2.
   EXPECT_EQ(m.rope.attention_factor, 1);
@@ -106,16 +106,16 @@ TEST(ConfigModel, WhichLayersAreMoe) {
   Json q = minimal_qwen();
   q["intermediate_size"] = 128;
   q["decoder_sparse_step"] = 2;
-  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, true}));
+  EXPECT_EQ(moe_layers(model_of(q)), (std::vector<bool>{false, true, false, true}));
   q["decoder_sparse_step"] = 3;
-  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, false, true, false}));
+  EXPECT_EQ(moe_layers(model_of(q)), (std::vector<bool>{false, false, true, false}));
   q["decoder_sparse_step"] = 2;
   q["mlp_only_layers"] = Json::Array{3};
-  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{false, true, false, false}));
+  EXPECT_EQ(moe_layers(model_of(q)), (std::vector<bool>{false, true, false, false}));
   q["decoder_sparse_step"] = 1;
-  EXPECT_EQ(model_of(q).is_moe_layer, (std::vector<bool>{true, true, true, false}));
+  EXPECT_EQ(moe_layers(model_of(q)), (std::vector<bool>{true, true, true, false}));
   q["num_experts"] = 0;
-  EXPECT_EQ(model_of(q).is_moe_layer, std::vector<bool>(4, false));
+  EXPECT_EQ(moe_layers(model_of(q)), std::vector<bool>(4, false));
 }
 
 TEST(ConfigModel, ADenseModelNeedsNoExperts) {
@@ -128,7 +128,7 @@ TEST(ConfigModel, ADenseModelNeedsNoExperts) {
   const Model m = model_of(q);
   EXPECT_EQ(m.intermediate_size, 128);
   EXPECT_EQ(m.num_experts, 0);
-  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, false));
+  EXPECT_EQ(moe_layers(m), std::vector<bool>(4, false));
 }
 
 // transformers writes its defaults for the sizes that a model does not use.
@@ -191,7 +191,7 @@ TEST(ConfigModel, Olmoe) {
   EXPECT_EQ(m.max_position_embeddings, 4096);
   EXPECT_EQ(m.rms_norm_eps, 1e-5);
   EXPECT_EQ(m.rope.theta, 1e4);
-  EXPECT_EQ(m.is_moe_layer, std::vector<bool>(4, true));
+  EXPECT_EQ(moe_layers(m), std::vector<bool>(4, true));
   EXPECT_EQ(parse_model(model_to_hf_json(m), "back"), m);
   EXPECT_NO_THROW(model_of(with(minimal_olmoe(), "/clip_qkv", "null")));
   EXPECT_EQ(model_error(with(minimal_olmoe(), "/clip_qkv", "8.0")),
@@ -205,9 +205,9 @@ TEST(ConfigModel, Olmoe) {
                   "more than num_experts (16)");
 }
 
-TEST(ConfigModel, UnknownFamilies) {
+TEST(ConfigModel, UnknownLayouts) {
   EXPECT_EQ(model_error(with(minimal_qwen(), "/model_type", "\"llama\"")),
-            "config.json: model_type: is \"llama\", a family that is not known; known: mixtral, qwen3_moe, "
+            "config.json: model_type: is \"llama\", a layout that is not known; known: mixtral, qwen3_moe, "
             "deepseek_v3, olmoe");
   EXPECT_EQ(model_error(without(minimal_qwen(), "/model_type")),
             "config.json: model_type: missing, and it has no default; add one of: mixtral, qwen3_moe, "

@@ -60,9 +60,9 @@ TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
                       fmt::format(R"({{"type": "{}", "capacity_factor": 0.5}})", schema.type)));
       const std::string plain = model_to_hf_json(run.model);
       const std::string stated = state_router(plain, run.model, run.router, router::router_schemas());
-      const std::string family = model["model_type"].text(),
+      const std::string layout = model["model_type"].text(),
                         architecture = parsed(plain)["architectures"].array()[0].text();
-      EXPECT_EQ(parsed(stated)["model_type"], "switchyard_" + family);
+      EXPECT_EQ(parsed(stated)["model_type"], "switchyard_" + layout);
       EXPECT_EQ(parsed(stated)["architectures"].array()[0], "Switchyard" + architecture);
       EXPECT_EQ(parse_model(stated, "x"), run.model);
       EXPECT_EQ(parse_model_router(stated, "x", router::router_schemas()), run.router);

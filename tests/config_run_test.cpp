@@ -283,7 +283,7 @@ TEST(ConfigRun, TheRouterOfAFamily) {
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
   EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), Router{});
   EXPECT_EQ(default_router(kMixtral, router::router_schemas()), Router{});
-  // Each router fits every family.
+  // Each router fits every layout.
   EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);

@@ -70,6 +70,12 @@ inline Run run_of(const Json& text, const std::vector<std::string>& overrides = 
 }
 inline Model model_of(const Json& text) { return parse_model(to_line(text), "config.json"); }
 
+inline std::vector<bool> moe_layers(const Model& model) {
+  std::vector<bool> moe;
+  for (const LayerSpec& layer : model.layers) moe.push_back(layer.moe);
+  return moe;
+}
+
 inline std::string run_error(const Json& text, const std::vector<std::string>& overrides = {}) {
   return test::message_of<InputError>([&] { run_of(text, overrides); });
 }

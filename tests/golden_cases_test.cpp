@@ -1,4 +1,4 @@
-// No case of tests/golden is forgotten: each is in the list of its golden_<family>_test.cpp, or its config.json
+// No case of tests/golden is forgotten: each is in the list of its golden_<layout>_test.cpp, or its config.json
 // is refused.
 #include "core/error.h"
 #include "golden_support.h"

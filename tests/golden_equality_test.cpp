@@ -1,5 +1,5 @@
 // A model of this project against the same one in `transformers`. The lists of cases stand in
-// golden_<family>_test.cpp.
+// golden_<layout>_test.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -45,9 +45,9 @@ std::vector<std::pair<double, double>> slots_of(const std::vector<double>& exper
 
 TEST_P(Golden, EveryTokenGoesToTheSameExpertsWithTheSameWeights) {
   here_.forward();
-  const std::vector<router::RoutingDecision> decision_L = here_.model().routing_decisions();
+  const std::vector<router::RoutingDecision> decision_L = here_.model().routing().decisions();
   ASSERT_EQ(decision_L.size(), golden_.names("experts.").size());
-  // transformers does not sort what this family's router chooses.
+  // transformers does not sort what this layout's router chooses.
   const bool any_order = *here_.model().config().layout == config::kDeepseekV3;
   for (std::size_t l = 0; l < decision_L.size(); ++l) {
     const std::int64_t layer = here_.model().routing().layer(static_cast<std::int64_t>(l)).layer();

@@ -53,7 +53,7 @@ class GoldenCase {
     const std::filesystem::path path = directory_ / "config.json";
     return config::parse_model(read_text_file(path), path.string());
   }
-  // What transformers calls router_aux_loss_coef; 0 in a family without a balance loss.
+  // What transformers calls router_aux_loss_coef; 0 in a layout without a balance loss.
   double balance_coef() const { return number_or_0(config_["router_aux_loss_coef"]); }
   double mtp_loss_coef() const { return number_or_0(record_["mtp_loss_coef"]); }
   const Json& optimizer() const { return record_["optimizer"]; }

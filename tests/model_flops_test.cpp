@@ -31,7 +31,7 @@ TEST(Flops, TokensAndTheKeysThatTheySee) {
 // 2, vocabulary 11.
 TEST(Flops, OfASmallModelByHand) {
   config::Model config = tiny_model(config::kQwen3Moe);
-  config.is_moe_layer = {true, false};
+  config::set_layers(config, {true, false});
   ReadyModel model(config, DType::f32, 2, 3);
   const FlopCounter counter(model);
   const Flops flops = counter.count({.tokens = 4, .keys = 7}, std::vector<double>{5});

@@ -47,7 +47,7 @@ std::vector<Case> cases() {
       {"Qwen3MoeOneDenseLayerTiedWeightsAsTheyAre",
        changed(kQwen3Moe,
                [](config::Model& model) {
-                 model.is_moe_layer = {false, true};
+                 config::set_layers(model, {false, true});
                  model.tie_word_embeddings = true;
                  model.norm_topk_prob = false;
                }),
@@ -84,7 +84,7 @@ std::vector<Case> cases() {
       {"DeepseekV3FirstLayerDenseTwoSharedExpertsTiedDocumentMask",
        changed(kDeepseekV3,
                [](config::Model& model) {
-                 model.is_moe_layer = {false, true};
+                 config::set_layers(model, {false, true});
                  model.n_shared_experts = 2;
                  model.tie_word_embeddings = true;
                }),
@@ -132,14 +132,14 @@ std::vector<Case> cases() {
       {"DeepseekV3MtpDense",
        changed(kDeepseekV3,
                [](config::Model& model) {
-                 model.is_moe_layer = {true, false};
+                 config::set_layers(model, {true, false});
                  model.num_nextn_predict_layers = 1;
                }),
        BalanceScope::sequence, none},
       {"Dense",
        changed(kQwen3Moe,
                [](config::Model& model) {
-                 model.is_moe_layer = {false, false};
+                 config::set_layers(model, {false, false});
                }),
        BalanceScope::layer, none},
   };

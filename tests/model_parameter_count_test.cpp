@@ -25,7 +25,7 @@ TEST(ParameterCount, OfMixtralByHand) {
 
 TEST(ParameterCount, OfTiedQwen3MoeWithADenseLayerByHand) {
   config::Model config = tiny_model(config::kQwen3Moe);
-  config.is_moe_layer = {false, true};
+  config::set_layers(config, {false, true});
   config.tie_word_embeddings = true;
   constexpr std::int64_t kQueryKeyNorms = 4 + 4, kDense = 3 * 6 * 8;
   const ParameterCount count = count_parameters(config, config::Router{});
@@ -38,7 +38,7 @@ TEST(ParameterCount, OfTiedQwen3MoeWithADenseLayerByHand) {
 
 TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
   config::Model config = tiny_model(config::kDeepseekV3);
-  config.is_moe_layer = {false, true};
+  config::set_layers(config, {false, true});
   // q_a 6x8, q_b 14x6, kv_a 9x8, kv_b 16x5, o 8x10; norms of 6 and 5; shared expert 3 * 3x8; bias of 4.
   constexpr std::int64_t kLatent = 48 + 84 + 72 + 80 + 80, kLatentNorms = 6 + 5, kDense = 3 * 6 * 8, kBias = 4;
   const ParameterCount count =
@@ -52,7 +52,7 @@ TEST(ParameterCount, OfDeepseekV3WithADenseLayerByHand) {
 
 TEST(ParameterCount, PartsMakeTheTotal) {
   config::Model config = tiny_model(config::kDeepseekV3);
-  config.is_moe_layer = {false, true};
+  config::set_layers(config, {false, true});
   const ParameterCount count =
       count_parameters(config, config::default_router(*config.layout, router::router_schemas()));
   const std::vector<std::pair<std::string, std::int64_t>> expected{
@@ -72,7 +72,7 @@ TEST(ParameterCount, PartsMakeTheTotal) {
 
 TEST(ParameterCount, OfADenseModelIsAllActive) {
   config::Model config = tiny_model(config::kQwen3Moe);
-  config.is_moe_layer = {false, false};
+  config::set_layers(config, {false, false});
   const ParameterCount count = count_parameters(config, config::Router{});
   EXPECT_EQ(count.total, count.active);
 }

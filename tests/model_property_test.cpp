@@ -50,11 +50,11 @@ config::Model mixed_model(const Layout& layout) {
   config::Model model = tiny_model(layout);
   if (layout == kQwen3Moe) {
     model.num_hidden_layers = 3;
-    model.is_moe_layer = {true, false, true};
+    config::set_layers(model, {true, false, true});
   }
   if (layout == kDeepseekV3) {
     model.num_hidden_layers = 3;
-    model.is_moe_layer = {false, true, true};
+    config::set_layers(model, {false, true, true});
     model.attention_bias = true;
   }
   return model;
@@ -197,7 +197,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
   for (const Layout* layout : kLayoutsHere) {
     ReadyModel model(mixed_model(*layout), DType::f32, 2, 6);
     forward_losses(model, mixed_batch());
-    const auto decisions = model.routing_decisions();
+    const auto decisions = model.routing().decisions();
     ASSERT_EQ(static_cast<std::int64_t>(decisions.size()), model.routing().n_layers());
     std::vector<double> count_LE(decisions.size() * 4, 0.0);
     for (std::size_t l = 0; l < decisions.size(); ++l) {
@@ -207,7 +207,7 @@ TEST_F(ModelExperts, DecisionsAreOfTheLastForwardPassOfEachLayer) {
     }
     EXPECT_EQ(count_LE, counts_of(model));
     const ReadyModel evaluating(mixed_model(*layout), DType::f32, 2, 6, false);
-    EXPECT_THROW(evaluating.routing_decisions(), std::logic_error);
+    EXPECT_THROW(evaluating.routing().decisions(), std::logic_error);
   }
 }
 
@@ -324,7 +324,7 @@ TEST_F(ModelAttention, ADocumentHasTheLossesThatItHasAlone) {
 TEST_F(ModelAttention, InOneLayerATokenSeesOnlyItsWindow) {
   config::Model config = tiny_model(kMixtral);
   config.num_hidden_layers = 1;
-  config.is_moe_layer = {true};
+  config::set_layers(config, {true});
   const std::vector<int> window_of_three = {0, 0, 0, 1, 2, 3};
   const auto before = losses_of(config, {3, 1, 4, 1, 5, 9}, window_of_three);
   const auto after = losses_of(config, {3, 7, 4, 1, 5, 9}, window_of_three);
@@ -349,7 +349,7 @@ std::vector<std::string> sorted(std::vector<std::string> names) {
 TEST(ModelNames, OfQwen3MoeAreHuggingFaces) {
   config::Model config = tiny_model(kQwen3Moe);
   config.num_experts = 2;
-  config.is_moe_layer = {false, true};
+  config::set_layers(config, {false, true});
   EXPECT_EQ(names_of(config), sorted({
                                   "model.embed_tokens.weight",
                                   "model.layers.0.input_layernorm.weight",
@@ -387,7 +387,7 @@ TEST(ModelNames, OfMixtralAreHuggingFaces) {
   config::Model config = tiny_model(kMixtral);
   config.num_experts = 2;
   config.num_hidden_layers = 1;
-  config.is_moe_layer = {true};
+  config::set_layers(config, {true});
   config.tie_word_embeddings = true;
   EXPECT_EQ(names_of(config), sorted({
                                   "model.embed_tokens.weight",
@@ -412,7 +412,7 @@ TEST(ModelNames, OfDeepseekV3AreHuggingFaces) {
   config::Model config = tiny_model(kDeepseekV3);
   config.num_experts = 2;
   config.n_group = 1;
-  config.is_moe_layer = {false, true};
+  config::set_layers(config, {false, true});
   config.attention_bias = true;
   const std::vector<std::string> names = sorted({
       "model.embed_tokens.weight",

@@ -32,7 +32,7 @@ inline config::Model tiny_model(const config::Layout& layout) {
   model.moe_intermediate_size = 3;
   model.num_experts = 4;
   model.num_experts_per_tok = 2;
-  model.is_moe_layer = {true, true};
+  config::set_layers(model, {true, true});
   model.qk_norm = layout == config::kQwen3Moe ? config::QkNorm::head : config::QkNorm::none;
   model.rope.theta = 100;  // angles that differ visibly within a few positions
   model.max_position_embeddings = 64;
@@ -40,6 +40,7 @@ inline config::Model tiny_model(const config::Layout& layout) {
     model.num_key_value_heads = 2;
     model.mla = {
         .q_lora_rank = 6, .kv_lora_rank = 5, .qk_nope_head_dim = 3, .qk_rope_head_dim = 4, .v_head_dim = 5};
+    config::set_layers(model, {true, true});  // latent attention
     model.head_dim = 7;
     model.rope.interleaved = true;
     model.n_shared_experts = 1;

@@ -36,8 +36,8 @@ inline std::string refusal_of(const Json& base, const Overrides& overrides) {
 
 // The keys of a section in a run like `base`; of `router` those of its type too.
 inline std::vector<std::string_view> keys_in(const Json& base, std::string_view section) {
-  const std::string family = section == "model" ? base["model"]["model_type"].text() : "";
-  const auto& common = config::section_keys(section, family).keys;
+  const std::string layout = section == "model" ? base["model"]["model_type"].text() : "";
+  const auto& common = config::section_keys(section, layout).keys;
   std::vector<std::string_view> keys(common.begin(), common.end());
   if (section == "router")
     for (const config::RouterOption& option :

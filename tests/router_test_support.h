@@ -19,7 +19,7 @@ using Numbers = std::vector<double>;
 inline config::Router options_of(const std::string& type, const RouterShape& shape,
                                  const config::RouterOptions& own = {}) {
   config::Model model;
-  model.is_moe_layer = {true};
+  config::set_layers(model, {true});
   model.num_experts = shape.n_experts;
   model.num_experts_per_tok = shape.n_slots;
   config::Router router = config::default_of(config::schema_of(type, router_schemas()), model);

@@ -66,7 +66,7 @@ inline config::Run small_run() {
   run.model.moe_intermediate_size = 7;
   run.model.num_experts = 4;
   run.model.num_experts_per_tok = 2;
-  run.model.is_moe_layer = {true};
+  config::set_layers(run.model, {true});
   run.model.qk_norm = config::QkNorm::head;
   run.model.max_position_embeddings = 64;
   run.train.seed = 5;

@@ -20,7 +20,7 @@ using namespace test;
 struct Evaluation {
   Evaluation() : model_config(small_run().model) {
     model_config.num_hidden_layers = 2;
-    model_config.is_moe_layer = {true, true};
+    config::set_layers(model_config, {true, true});
     model_config.initializer_range = 0.3;
     std::vector<std::uint32_t> tokens;
     for (std::uint32_t i = 0; i < 23; ++i) tokens.push_back(i * i % 31);

@@ -71,12 +71,13 @@ class Routers : public ::testing::TestWithParam<Case> {
     run.model.layout = &layout;
     run.model.qk_norm = layout == config::kQwen3Moe ? config::QkNorm::head : config::QkNorm::none;
     run.model.num_hidden_layers = 2;
-    run.model.is_moe_layer = {true, true};
+    config::set_layers(run.model, {true, true});
     run.model.initializer_range = 0.1;
     if (layout == config::kDeepseekV3) {
       run.model.num_key_value_heads = run.model.num_attention_heads;
       run.model.mla = {
           .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
+      config::set_layers(run.model, {true, true});  // latent attention
       run.model.n_shared_experts = 1;
       run.model.n_group = 2;
       run.model.topk_group = 1;

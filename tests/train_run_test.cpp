@@ -51,7 +51,7 @@ class Training : public ::testing::Test {
   config::Run run_config() const {
     config::Run run = small_run();
     run.model.num_hidden_layers = 2;
-    run.model.is_moe_layer = {true, true};
+    config::set_layers(run.model, {true, true});
     run.model.initializer_range = 0.1;
     run.router = {.balance_coef = 0.1, .balance_scope = BalanceScope::global_batch, .z_loss_coef = 0.01};
     run.data.train = {{(dir_ / "train.bin").string(), "default", std::nullopt}};
@@ -77,6 +77,7 @@ class Training : public ::testing::Test {
     run.model.num_key_value_heads = run.model.num_attention_heads;
     run.model.mla = {
         .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
+    config::set_layers(run.model, {true, true});  // latent attention
     run.model.head_dim = 4;
     run.model.n_shared_experts = 1;
     run.model.n_group = 2;
@@ -402,7 +403,7 @@ TEST_F(Training, DeepseekV3LearnsWithAndWithoutADenseLayer) {
   run.train.steps = 60;
   for (const bool dense : {false, true}) {
     if (dense) {
-      run.model.is_moe_layer = {false, true};
+      config::set_layers(run.model, {false, true});
       run.model.intermediate_size = 16;
     }
     const std::string name = dense ? "dense" : "moe";
@@ -499,7 +500,7 @@ TEST_F(Training, EvaluationInBetweenChangesNoBit) {
 
 TEST_F(Training, ADenseModelTrainsWithoutRouterFigures) {
   config::Run run = run_config();
-  run.model.is_moe_layer = {false, false};
+  config::set_layers(run.model, {false, false});
   run.model.intermediate_size = 16;
   train("run", run);
   const auto lines = metrics("run");

@@ -64,7 +64,7 @@ class Ranks : public ::testing::TestWithParam<Case> {
     const Case& given = GetParam();
     config::Run run = test::small_run();
     run.model.num_hidden_layers = 2;
-    run.model.is_moe_layer = {true, true};
+    config::set_layers(run.model, {true, true});
     run.model.initializer_range = 0.1;
     if (given.mtp) {
       run.model.layout = &config::kDeepseekV3;
@@ -72,6 +72,7 @@ class Ranks : public ::testing::TestWithParam<Case> {
       run.model.num_key_value_heads = run.model.num_attention_heads;
       run.model.mla = {
           .q_lora_rank = 4, .kv_lora_rank = 4, .qk_nope_head_dim = 2, .qk_rope_head_dim = 2, .v_head_dim = 3};
+      config::set_layers(run.model, {true, true});  // latent attention
       run.model.n_shared_experts = 1;
       run.model.rope.interleaved = true;
       run.model.num_nextn_predict_layers = 1;

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Checks that models move between switchyard and `transformers`, both ways.
 
-Builds a tiny random model of each family, saves it in float32, bfloat16 and float16, in one file and in shards, and
+Builds a tiny random model of each layout, saves it in float32, bfloat16 and float16, in one file and in shards, and
 for each: `switchyard export` of it must open with from_pretrained without a missing, unexpected or mismatched key and
 give the same logits, tensor by tensor the same bits; `switchyard dump` must give transformers' logits (in float32);
-saved with fused experts it must export to the same bits. Then trains runs of each family: their exports must give
+saved with fused experts it must export to the same bits. Then trains runs of each layout: their exports must give
 the same tokens of a prompt and the same greedy text in `switchyard generate` on the run, on the export, and in
 `transformers`; those with a router that transformers does not compute must be refused by from_pretrained.
 Exit code 0: all of it holds; 1: something does not.
@@ -19,7 +19,7 @@ from pathlib import Path
 import export_runs
 import torch
 from compare_hf import default_binary
-from hf_reference import FAMILIES, build_config, build_model, fill_random, random_tokens
+from hf_reference import LAYOUTS, build_config, build_model, fill_random, random_tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -114,7 +114,7 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     failed = False
-    for title, check_case in (*tensor_cases(), *export_runs.cases({m: MODELS[m] for m in FAMILIES})):
+    for title, check_case in (*tensor_cases(), *export_runs.cases({m: MODELS[m] for m in LAYOUTS})):
         with tempfile.TemporaryDirectory() as place:
             try:
                 problems = check_case(binary, Path(place))

@@ -6,10 +6,10 @@ Hugging Face config.json, or a run's configuration, of which `model` is taken (w
 Both run the same batch of random tokens in float32: logits, loss, each token's experts and their weights, and the
 gradient of every parameter. Prints the largest difference of each tensor, relative to its largest value.
 
---random N makes N tiny models instead, over every option of the three families (random_models.py), and prints a
+--random N makes N tiny models instead, over every option of all layouts (random_models.py), and prints a
 line each; one that differs is written to compare_hf_SEED_NUMBER.json, with the command that repeats it.
 
-The loss is the mean next-token cross entropy plus router_aux_loss_coef times the balance loss where the family
+The loss is the mean next-token cross entropy plus router_aux_loss_coef times the balance loss where the layout
 has one. Of a large model, compare a smaller one with the same options: --set num_hidden_layers=2.
 
 Exit code 0: all within the tolerances; 1: something is not; 2: the input cannot be used.
@@ -80,7 +80,7 @@ def read_options(path, overrides):
     if isinstance(options, dict) and isinstance(options.get("model"), dict):
         router = options.get("router") or {}
         if router:
-            print(f"note: {path}: `router` is not compared; the family's own router is", file=sys.stderr)
+            print(f"note: {path}: `router` is not compared; the layout's own router is", file=sys.stderr)
         options = options["model"]
     if not isinstance(options, dict) or "model_type" not in options:
         raise UserError(f"{path}: neither a config.json nor a run's configuration: it has no model_type")
@@ -229,8 +229,8 @@ class Laboratory:
         if str(options["model_type"]).startswith("switchyard_"):
             raise UserError(f"{path}: its router is not its layout's own: transformers does not compute it, and there is "
                             "nothing to compare with")
-        if options["model_type"] not in self.hf.FAMILIES:
-            raise UserError(f"{path}: model_type is {options['model_type']}; known: {', '.join(self.hf.FAMILIES)}")
+        if options["model_type"] not in self.hf.LAYOUTS:
+            raise UserError(f"{path}: model_type is {options['model_type']}; known: {', '.join(self.hf.LAYOUTS)}")
 
     def open_directory(self, directory):
         self.check_family(read_options(directory / "config.json", []), directory)

@@ -135,10 +135,10 @@ def check_router(binary, place, model, router):
 
 
 def cases(models):
-    """(title, check of a binary in a place), over the families."""
-    for family, model in models.items():
+    """(title, check of a binary in a place), over the layouts."""
+    for layout, model in models.items():
         for name, make in TOKENIZERS.items():
-            yield f"{family}, text by {name}", lambda *at, model=model, make=make: check_text(*at, model, make)
+            yield f"{layout}, text by {name}", lambda *at, model=model, make=make: check_text(*at, model, make)
         for router in ROUTERS:
-            yield f"{family}, router {json.dumps(router)}", lambda *at, model=model, router=router: check_router(
+            yield f"{layout}, router {json.dumps(router)}", lambda *at, model=model, router=router: check_router(
                 *at, model, router)

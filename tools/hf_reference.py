@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
+LAYOUTS = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
 FUSED_EXPERTS = re.compile(r"(?P<layer>model\.layers\.\d+)\.mlp\.experts\.(?P<kind>gate_up_proj|down_proj)$")
 MIXTRAL_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 

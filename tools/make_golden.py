@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden: tiny models of each family, run through `transformers`, for the C++ tests to compare with.
+"""Writes tests/golden: tiny models of each layout, run through `transformers`, for the C++ tests to compare with.
 
 One directory a case:
   config.json, model.safetensors   as save_pretrained writes them (float32, public names)
@@ -9,7 +9,7 @@ One directory a case:
   golden.json                      versions, seed, options, hyperparameters
 
 `loss` is the mean next-token cross entropy over the B*(S-1) targets, plus router_aux_loss_coef times the
-balance loss where the family has one (Mixtral, Qwen3-MoE, OLMoE), plus MTP_LOSS_COEF times mtp_loss [1], the mean over the
+balance loss where the layout has one (Mixtral, Qwen3-MoE, OLMoE), plus MTP_LOSS_COEF times mtp_loss [1], the mean over the
 depths of multi-token prediction, in cases that have them. after5 is the state after 5 AdamW steps on this batch.
 Where a gradient is zero by construction, so that rounding alone is left of it, it is not there, and neither is any
 after5: AdamW makes a step of rounding.

@@ -3,7 +3,7 @@ combination, tiny. What `transformers` and switchyard do not both take is left o
 
 import random
 
-FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
+LAYOUTS = ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe")
 
 # Keys of docs/configuration.md that no random model has.
 NEVER = {
@@ -28,7 +28,7 @@ def optional(rng, keys, probability, **values):
             keys[key] = rng.choice(possible)
 
 
-def rope(rng, family, theta_default):
+def rope(rng, layout, theta_default):
     """rope_theta and its scaling, in the words of older or newer files."""
     theta = rng.choice([theta_default, 100.0, 10000.0, 5e5])
     kind = rng.choice(["default", "linear", "yarn"])
@@ -47,7 +47,7 @@ def rope(rng, family, theta_default):
             scaling["factor"] = 1.0
         optional(rng, scaling, 0.4, beta_fast=[16, 32.0], beta_slow=[1, 2.0], truncate=[True, False],
                  attention_factor=[0.8, 1.3])
-    if kind == "yarn" or (kind == "linear" and family == "deepseek_v3"):
+    if kind == "yarn" or (kind == "linear" and layout == "deepseek_v3"):
         if some(rng, 0.5):
             scaling["mscale"], scaling["mscale_all_dim"] = rng.choice([(1.0, 1.0), (0.7, 1.2), (0.707, 0.707)])
     if some(rng, 0.5):
@@ -59,9 +59,9 @@ def rope(rng, family, theta_default):
     return keys
 
 
-def of_all(rng, family):
+def of_all(rng, layout):
     keys = {
-        "model_type": family,
+        "model_type": layout,
         "vocab_size": rng.choice([2, 3, 17, 40, 65]),
         "hidden_size": rng.choice([8, 12, 16, 20]),
         "num_hidden_layers": rng.choice([1, 2, 3]),
@@ -72,7 +72,7 @@ def of_all(rng, family):
         "bos_token_id": None, "eos_token_id": None,
     }
     optional(rng, keys, 0.3, initializer_range=[0.01], hidden_act=["silu"], attention_dropout=[0.0])
-    return keys | rope(rng, family, {"mixtral": 1e6, "qwen3_moe": 1e4, "deepseek_v3": 1e4, "olmoe": 1e4}[family])
+    return keys | rope(rng, layout, {"mixtral": 1e6, "qwen3_moe": 1e4, "deepseek_v3": 1e4, "olmoe": 1e4}[layout])
 
 
 def grouped_query_attention(rng, keys):
@@ -161,7 +161,7 @@ def deepseek_v3(rng):
 def random_model(seed, number):
     """The keys of a config.json. The same for the same two integers, on any machine."""
     rng = random.Random(f"{seed} {number}")
-    return {"mixtral": mixtral, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3, "olmoe": olmoe}[FAMILIES[number % len(FAMILIES)]](rng)
+    return {"mixtral": mixtral, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3, "olmoe": olmoe}[LAYOUTS[number % len(LAYOUTS)]](rng)
 
 
 def random_batch(seed, number):

@@ -119,7 +119,7 @@ int run(const Options& options) {
   out.push_back({"logits", Tensor(logits.data(), Shape{B, S, config.vocab_size}, DType::f32)});
   out.push_back({"cross_entropy", Tensor(&cross_entropy, Shape{1}, DType::f32)});
   out.push_back({"loss", Tensor(&loss, Shape{1}, DType::f32)});
-  const std::vector<router::RoutingDecision> decisions = model.routing_decisions();
+  const std::vector<router::RoutingDecision> decisions = model.routing().decisions();
   for (std::size_t l = 0; l < decisions.size(); ++l) {
     const std::string layer = std::to_string(model.routing().layer(static_cast<std::int64_t>(l)).layer());
     out.push_back({"experts." + layer, decisions[l].expert_TK});

@@ -124,12 +124,12 @@ Pieces attention_of(const config::Model& model) {
 }
 
 // "0-2, 7"
-std::string ranges_of(const std::vector<bool>& is_moe, bool moe) {
+std::string ranges_of(const std::vector<config::LayerSpec>& layers, bool moe) {
   std::string text;
-  for (std::size_t first = 0; first < is_moe.size(); ++first) {
-    if (is_moe[first] != moe) continue;
+  for (std::size_t first = 0; first < layers.size(); ++first) {
+    if (layers[first].moe != moe) continue;
     std::size_t last = first;
-    while (last + 1 < is_moe.size() && is_moe[last + 1] == moe) ++last;
+    while (last + 1 < layers.size() && layers[last + 1].moe == moe) ++last;
     text += text.empty() ? "" : ", ";
     text += first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last);
     first = last;
@@ -143,7 +143,7 @@ void add_layers(Page& page, const config::Model& model, const config::Router& ro
                   router.own.has("max_experts") ? "up to " : "", config::slots_per_token(router, model));
   if (model.n_shared_experts > 0) experts += fmt::format(", {} shared", model.n_shared_experts);
   for (const bool moe : {false, true}) {
-    const std::string layers = ranges_of(model.is_moe_layer, moe);
+    const std::string layers = ranges_of(model.layers, moe);
     if (layers.empty()) continue;
     page.add("layers",
              {fmt::format("{}: {}", layers, moe ? experts : fmt::format("dense {}", model.intermediate_size))});

@@ -58,6 +58,16 @@ struct Mla {
   bool operator==(const Mla&) const = default;
 };
 
+enum class AttentionType { gqa, mla };
+
+// What one layer is made of; the widths of its parts stand in Model.
+struct LayerSpec {
+  AttentionType attention = AttentionType::gqa;
+  bool moe = false;  // experts, not a dense network
+
+  bool operator==(const LayerSpec&) const = default;
+};
+
 // Architecture, differences of layouts already resolved (which keys exist, their defaults, which layers are
 // dense).
 struct Model {
@@ -80,7 +90,7 @@ struct Model {
   std::int64_t n_group = 1;           // the experts form so many groups of neighbours ...
   std::int64_t topk_group = 1;        // ... and only those of so many groups can be chosen
   double routed_scaling_factor = 1;   // multiplies the weights of the chosen experts
-  std::vector<bool> is_moe_layer;     // one a layer
+  std::vector<LayerSpec> layers;      // num_hidden_layers of them
   // Depths of multi-token prediction, a layer each, behind the others. A run without their loss has none.
   std::int64_t num_nextn_predict_layers = 0;
   QkNorm qk_norm = QkNorm::none;
@@ -94,6 +104,13 @@ struct Model {
 
   bool operator==(const Model&) const = default;
 };
+
+// Sets the layers: experts where `moe` says so, attention of the kind that the model has widths for.
+inline void set_layers(Model& model, const std::vector<bool>& moe) {
+  model.layers.clear();
+  for (const bool is_moe : moe)
+    model.layers.push_back({model.mla ? AttentionType::mla : AttentionType::gqa, is_moe});
+}
 
 // What every router has, and its own options. Which those are, their defaults, and what a type refuses stand in
 // its schema (router_schema.h); the defaults here are those of softmax_topk.

@@ -39,7 +39,7 @@ const Layout& read_layout(const Json* json, const std::string& path, const Sourc
   for (const Layout* layout : kLayouts) {
     if (*name == layout->name || *name == kWithRouter + std::string(layout->name)) return *layout;
   }
-  source.fail(key_path, fmt::format("is {}, a family that is not known; known: {}", describe(*found), known));
+  source.fail(key_path, fmt::format("is {}, a layout that is not known; known: {}", describe(*found), known));
 }
 
 // DeepSeek's scores grow with the context's stretch; transformers and DeepSeek's code do it for linear scaling
@@ -165,7 +165,7 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
     return model.sliding_window != 0 ? "sliding_attention" : "full_attention";
   });
   require_layer_list(section, "mlp_layer_types", model,
-                     [&](std::size_t layer) { return model.is_moe_layer[layer] ? "sparse" : "dense"; });
+                     [&](std::size_t layer) { return model.layers[layer].moe ? "sparse" : "dense"; });
   check_published(section, model, out.without_effect);
   read_quantization(section, !path.empty());
   section.finish();

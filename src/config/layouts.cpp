@@ -98,12 +98,13 @@ void require_text(Section& section, std::string_view key, std::string_view only)
   }
 }
 
-bool has_moe_layer(const Model& model) {
-  return std::find(model.is_moe_layer.begin(), model.is_moe_layer.end(), true) != model.is_moe_layer.end();
+std::int64_t count_moe_layers(const Model& model) {
+  return std::count_if(model.layers.begin(), model.layers.end(),
+                       [](const LayerSpec& layer) { return layer.moe; });
 }
 
-bool has_dense_layer(const Model& model) {
-  return std::find(model.is_moe_layer.begin(), model.is_moe_layer.end(), false) != model.is_moe_layer.end();
-}
+bool has_moe_layer(const Model& model) { return count_moe_layers(model) > 0; }
+
+bool has_dense_layer(const Model& model) { return count_moe_layers(model) < model.num_hidden_layers; }
 
 }  // namespace switchyard::config

@@ -64,6 +64,7 @@ void check_top_k(Section& section, const Model& model, std::string_view experts_
 void require_number(Section& section, std::string_view key, double only);
 void require_text(Section& section, std::string_view key, std::string_view only);
 
+std::int64_t count_moe_layers(const Model& model);
 bool has_moe_layer(const Model& model);
 bool has_dense_layer(const Model& model);
 

@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "core/device_memory.h"
-#include "model/names.h"
 #include "model/transformer.h"
 
 namespace switchyard::model {
@@ -58,18 +57,6 @@ ParameterCount count_parameters(const config::Model& config, const config::Route
   return count;
 }
 
-namespace {
-
-// Values of the matrices whose names begin so.
-double matrix_values(const ParameterStore& store, const std::string& prefix) {
-  double values = 0;
-  for (const Parameter& row : store.rows())
-    if (row.name.starts_with(prefix) && row.shape.rank() == 2) values += static_cast<double>(row.shape.numel());
-  return values;
-}
-
-}  // namespace
-
 double Flops::total() const {
   return std::accumulate(layers.begin(), layers.end(), head,
                          [](double sum, const LayerFlops& layer) { return sum + layer.total(); });
@@ -87,44 +74,25 @@ TokenCounts count_tokens(const Batch& batch) {
   return counts;
 }
 
-FlopCounter::FlopCounter(const Transformer& model) {
-  const config::Model& config = model.config();
-  const ParameterStore& store = model.parameters();
-  const auto hidden = static_cast<double>(config.hidden_size);
-  const auto heads = static_cast<double>(config.num_attention_heads);
-  const std::int64_t value_width = config.mla ? config.mla->v_head_dim : config.head_dim;
-  std::int64_t router = 0;
-  for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
-    Layer layer;
-    layer.is_moe = config.is_moe_layer[static_cast<std::size_t>(l)];
-    layer.attention = 2 * matrix_values(store, layer_prefix(l) + "self_attn.");
-    layer.per_key = 2 * heads * static_cast<double>(config.head_dim + value_width);
-    if (layer.is_moe) {
-      const std::string prefix = moe_prefix(*config.layout, l);
-      const router::Router& gate = model.routing().layer(router++).router();
-      layer.router =
-          2 * (matrix_values(store, prefix + "gate.") + static_cast<double>(gate.extra_multiply_adds()));
-      layer.per_slot = 6 * hidden * static_cast<double>(config.moe_intermediate_size);
-      layer.always = 2 * matrix_values(store, prefix + "shared_experts.");
-      n_slots_ = gate.n_slots();
-    } else {
-      layer.always = 2 * matrix_values(store, layer_prefix(l) + "mlp.");
-    }
-    layers_.push_back(layer);
+FlopCounter::FlopCounter(const Transformer& model)
+    : head_(2.0 * static_cast<double>(model.config().hidden_size * model.config().vocab_size)) {
+  for (const DecoderBlock& block : model.blocks()) {
+    const router::RoutedLayer* const routed = block.router();
+    layers_.push_back({block.cost(), routed != nullptr});
+    if (routed != nullptr) n_slots_ = routed->router().n_slots();
   }
-  head_ = 2 * hidden * static_cast<double>(config.vocab_size);
 }
 
 Flops FlopCounter::count(const TokenCounts& counts, std::span<const double> slot_L) const {
   const auto tokens = static_cast<double>(counts.tokens), keys = static_cast<double>(counts.keys);
   Flops flops{.layers = {}, .head = head_ * tokens};
   std::size_t router = 0;
-  for (const Layer& layer : layers_) {
-    SY_CHECK(!layer.is_moe || router < slot_L.size(), "slots of {} layers", slot_L.size());
-    flops.layers.push_back({.attention = layer.attention * tokens + layer.per_key * keys,
-                            .router = layer.router * tokens,
-                            .experts = layer.is_moe ? layer.per_slot * slot_L[router++] : 0.0,
-                            .always = layer.always * tokens});
+  for (const auto& [cost, is_moe] : layers_) {
+    SY_CHECK(!is_moe || router < slot_L.size(), "slots of {} layers", slot_L.size());
+    flops.layers.push_back({.attention = cost.attention.per_token * tokens + cost.attention.per_key * keys,
+                            .router = cost.ffn.router * tokens,
+                            .experts = is_moe ? cost.ffn.per_slot * slot_L[router++] : 0.0,
+                            .always = cost.ffn.always * tokens});
   }
   return flops;
 }

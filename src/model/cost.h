@@ -78,8 +78,8 @@ class FlopCounter {
 
  private:
   struct Layer {
-    double attention = 0, per_key = 0, router = 0, per_slot = 0, always = 0;  // FLOPs
-    bool is_moe = false;
+    LayerCost cost;
+    bool is_moe;
   };
   std::vector<Layer> layers_;
   double head_ = 0;

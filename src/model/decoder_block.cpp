@@ -10,7 +10,7 @@
 namespace switchyard::model {
 
 DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer,
-                           bool is_moe, ParameterStore& store)
+                           const config::LayerSpec& spec, ParameterStore& store)
     : eps_(model.rms_norm_eps), store_(store) {
   const auto norm = [&](const char* name) {
     store.begin_group();
@@ -20,17 +20,17 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
                       .weight_decay = false});
   };
   attention_norm_ = norm("input_layernorm.weight");
-  if (model.mla)
+  if (spec.attention == config::AttentionType::mla)
     attention_ = std::make_unique<MlaLayer>(model, layer, store);
   else
     attention_ = std::make_unique<GqaLayer>(model, layer, store);
   ffn_norm_ = norm("post_attention_layernorm.weight");
-  if (is_moe)
+  if (spec.moe)
     ffn_ = std::make_unique<MoeLayer>(model, router, layer, store);
   else
     ffn_ = std::make_unique<DenseLayer>(layer_prefix(layer) + "mlp.", model.hidden_size,
                                         model.intermediate_size, model.initializer_range, store);
-  if (is_moe && ffn_->router()->router().needs_attention_entropy()) attention_->entropy().enable();
+  if (spec.moe && ffn_->router()->router().needs_attention_entropy()) attention_->entropy().enable();
 }
 
 void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype,

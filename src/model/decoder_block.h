@@ -11,12 +11,17 @@
 
 namespace switchyard::model {
 
+// Of a forward pass, in FLOPs; what is counted and what is not stands in cost.h.
+struct LayerCost {
+  AttentionCost attention;
+  FfnCost ffn;
+};
+
 class DecoderBlock {
  public:
-  // Adds the block's rows to the store, under the names of layer `layer`. `is_moe`: experts, not a dense
-  // network.
-  DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer, bool is_moe,
-               ParameterStore& store);
+  // Adds the block's rows to the store, under the names of layer `layer`.
+  DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer,
+               const config::LayerSpec& spec, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 
@@ -30,6 +35,7 @@ class DecoderBlock {
   // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.
   void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
 
+  LayerCost cost() const { return {attention_->cost(), ffn_->cost()}; }
   router::RoutedLayer* router() const { return ffn_->router(); }  // null in a dense block
   // The tensors of the last forward pass, in the order in which they were computed, but for the stream itself.
   void visit_saved(const router::TensorVisitor& visit) const;

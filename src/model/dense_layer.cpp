@@ -51,6 +51,8 @@ void DenseLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch
                              ctx);
 }
 
+FfnCost DenseLayer::cost() const { return {.always = static_cast<double>(6 * hidden_ * width_)}; }
+
 void DenseLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("mlp.gate_up_proj output", gate_up_T2F_);
   if (act_TF_.defined()) visit("mlp.act_fn output", act_TF_);

@@ -18,6 +18,7 @@ class DenseLayer final : public FfnLayer {
   void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   router::RoutedLayer* router() const override { return nullptr; }
+  FfnCost cost() const override;
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:

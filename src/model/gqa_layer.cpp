@@ -163,6 +163,11 @@ void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   ops::linear_backward_input(dx_TD, dqkv_TM, store_.weight_block(q_weight_, qkv_shape()), ops::Write::set, ctx);
 }
 
+AttentionCost GqaLayer::cost() const {
+  const auto projections = static_cast<double>((2 * heads_ + 2 * kv_heads_) * width_ * hidden_);
+  return {.per_token = 2 * projections, .per_key = static_cast<double>(2 * heads_ * (width_ + width_))};
+}
+
 void GqaLayer::visit_saved(const router::TensorVisitor& visit) const {
   visit("self_attn.qkv_proj output", saved_.qkv_TM);
   if (has_norm()) {

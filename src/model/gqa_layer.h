@@ -24,6 +24,7 @@ class GqaLayer final : public AttentionLayer {
                Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                 Context& ctx) override;
+  AttentionCost cost() const override;
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:

@@ -40,6 +40,12 @@ class AttentionEntropy {
   Tensor entropy_TH_, entropy_T_;
 };
 
+// FLOPs of a forward pass.
+struct AttentionCost {
+  double per_token = 0;  // the projections
+  double per_key = 0;    // for each key that a token sees: its score, and its value's share of the output
+};
+
 class AttentionLayer {
  public:
   virtual ~AttentionLayer() = default;
@@ -54,6 +60,7 @@ class AttentionLayer {
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                         Context& ctx) = 0;
+  virtual AttentionCost cost() const = 0;
   virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 
  protected:
@@ -62,6 +69,13 @@ class AttentionLayer {
 
 // The second half of a block: a dense SwiGLU network, or one that is spread over experts.
 //   T tokens, D hidden size
+
+// FLOPs of a forward pass.
+struct FfnCost {
+  double router = 0;    // of a token
+  double per_slot = 0;  // for each expert that takes the token
+  double always = 0;    // of a token: shared experts, or the dense network
+};
 
 class FfnLayer {
  public:
@@ -74,6 +88,7 @@ class FfnLayer {
   // dx_TD set; parameter gradients added.
   virtual void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) = 0;
   virtual router::RoutedLayer* router() const = 0;  // null in a dense layer
+  virtual FfnCost cost() const = 0;
   virtual void visit_saved(const router::TensorVisitor& visit) const = 0;
 };
 

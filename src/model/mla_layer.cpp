@@ -207,6 +207,14 @@ void MlaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTab
   ops::linear_backward_input(dx_TD, dq_latent_TQ, weight(q_), ops::Write::add, ctx);
 }
 
+AttentionCost MlaLayer::cost() const {
+  const auto values = [&](std::size_t row) { return static_cast<double>(store_.rows()[row].shape.numel()); };
+  const double queries = values(q_) + (q_latent_ > 0 ? values(q_b_) : 0);
+  const std::int64_t widths = widths_.nope + widths_.rope + widths_.value;
+  return {.per_token = 2 * (queries + values(kv_a_) + values(kv_b_) + values(o_)),
+          .per_key = static_cast<double>(2 * widths_.heads * widths)};
+}
+
 void MlaLayer::visit_saved(const router::TensorVisitor& visit) const {
   if (q_latent_ > 0) visit("self_attn.q_a_layernorm output", saved_.q_normed_TQ);
   visit("self_attn query", saved_.q_THN);

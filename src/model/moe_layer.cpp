@@ -37,6 +37,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
       width_(model.moe_intermediate_size),
       n_experts_(model.num_experts),
       store_(store) {
+  const std::size_t first_row = store.rows().size();
   router_ =
       std::make_unique<router::RoutedLayer>(router_options,
                                             router::RouterShape{.hidden_size = hidden_,
@@ -50,6 +51,10 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .layer = layer},
                                             moe_prefix(*model.layout, layer) + "gate.", store);
   n_slots_ = router_->router().n_slots();
+  router_cost_ = 2.0 * static_cast<double>(router_->router().extra_multiply_adds());
+  for (std::size_t row = first_row; row < store.rows().size(); ++row)
+    if (store.rows()[row].shape.rank() == 2)
+      router_cost_ += 2.0 * static_cast<double>(store.rows()[row].shape.numel());
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
     return store.add({.name = name,
                       .shape = Shape{rows, columns},
@@ -176,6 +181,12 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   ops::fill_zero(dseen_TD, ctx);
   router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), ctx);
   ops::add(dx_TD, dx_TD, dseen_TD, ctx);
+}
+
+FfnCost MoeLayer::cost() const {
+  return {.router = router_cost_,
+          .per_slot = static_cast<double>(6 * hidden_ * width_),
+          .always = shared_ ? shared_->cost().always : 0};
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {

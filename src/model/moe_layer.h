@@ -20,6 +20,7 @@ class MoeLayer final : public FfnLayer {
   void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   router::RoutedLayer* router() const override { return router_.get(); }
+  FfnCost cost() const override;
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:
@@ -42,6 +43,7 @@ class MoeLayer final : public FfnLayer {
   ParameterStore& store_;
   std::unique_ptr<router::RoutedLayer> router_;
   std::unique_ptr<DenseLayer> shared_;  // the shared experts, one network; null without
+  double router_cost_ = 0;              // FLOPs of a token
   std::size_t gate_up_ = 0,
               down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert
   Saved saved_;

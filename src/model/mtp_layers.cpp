@@ -32,7 +32,7 @@ MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, s
                                            .shape = Shape{hidden_, 2 * hidden_},
                                            .init = Init::normal,
                                            .init_std = model.initializer_range});
-    DecoderBlock block(model, router, layer, model.is_moe_layer.back(), store);
+    DecoderBlock block(model, router, layer, model.layers.back(), store);
     depths_.push_back({.enorm = enorm,
                        .hnorm = hnorm,
                        .eh_proj = eh_proj,

@@ -30,9 +30,8 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   embedding_ = matrix("model.embed_tokens.weight");
   std::vector<router::RoutedLayer*> routed;
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
-    const bool is_moe = model.is_moe_layer[static_cast<std::size_t>(l)];
-    blocks_.emplace_back(model, router, l, is_moe, parameters_);
-    if (is_moe) routed.push_back(blocks_.back().router());
+    blocks_.emplace_back(model, router, l, model.layers[static_cast<std::size_t>(l)], parameters_);
+    if (blocks_.back().router() != nullptr) routed.push_back(blocks_.back().router());
   }
   parameters_.begin_group();
   final_norm_ = parameters_.add({.name = "model.norm.weight",
@@ -105,7 +104,7 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  routing_->plan(arena, n_seq, training_);
+  routing_->plan(arena, n_seq, training_, blocks_share_memory());
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
@@ -200,13 +199,6 @@ void Transformer::logits(Tensor logits_NV, Context& ctx) const {
   const std::int64_t n = logits_NV.rows();
   ops::linear_forward(logits_NV, final_TD_.slice(final_TD_.rows() - n, n), parameters_.weight(head_),
                       ops::Write::set, ctx);
-}
-
-std::vector<router::RoutingDecision> Transformer::routing_decisions() const {
-  SY_CHECK(!blocks_share_memory(), "the layers of this model share one memory");
-  std::vector<router::RoutingDecision> decisions;
-  for (std::int64_t l = 0; l < routing_->n_layers(); ++l) decisions.push_back(routing_->layer(l).decision());
-  return decisions;
 }
 
 void Transformer::visit_activations(const ActivationVisitor& visit) const {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -83,9 +84,7 @@ class Transformer {
   // computed.
   router::RoutingStep& routing() { return *routing_; }
   const router::RoutingStep& routing() const { return *routing_; }
-  // What each router decided in the last forward pass. Only of a model made for training: the layers of another
-  // one share their memory.
-  std::vector<router::RoutingDecision> routing_decisions() const;
+  std::span<const DecoderBlock> blocks() const { return blocks_; }  // of the main layers
 
   // All activations of the last forward pass in the order in which they were computed: (layer or -1, name,
   // tensor).

@@ -25,7 +25,8 @@ RoutingStep::RoutingStep(std::vector<RoutedLayer*> layers, const config::Router&
   }
 }
 
-void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training) {
+void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool layers_share_memory) {
+  layers_share_memory_ = layers_share_memory;
   if (layers_.empty()) return;
   const std::int64_t L = n_layers(), E = n_experts_;
   const Shape shape_BE{n_seq, E};
@@ -55,6 +56,13 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training) {
     routing.loss.statistics_S = global_statistics_S_.slice(first, size);
     first += size;
   }
+}
+
+std::vector<RoutingDecision> RoutingStep::decisions() const {
+  SY_CHECK(!layers_share_memory_, "the layers of this model share one memory");
+  std::vector<RoutingDecision> decision_L;
+  for (const RoutedLayer* layer : layers_) decision_L.push_back(layer->decision());
+  return decision_L;
 }
 
 bool RoutingStep::needs_global_sums() const {

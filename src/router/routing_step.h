@@ -37,14 +37,17 @@ class RoutingStep {
   RoutingStep(std::vector<RoutedLayer*> layers, const config::Router& options, const config::Model& model);
 
   // Reserves memory that no layer shares, for micro-batches of n_seq sequences, and connects the layers with
-  // it. Without `training` there are counts alone.
-  void plan(Arena& arena, std::int64_t n_seq, bool training);
+  // it. Without `training` there are counts alone. `layers_share_memory`: a layer's decision is gone when the
+  // next layer runs.
+  void plan(Arena& arena, std::int64_t n_seq, bool training, bool layers_share_memory = false);
 
   std::int64_t n_layers() const { return static_cast<std::int64_t>(layers_.size()); }
   std::int64_t n_main_layers() const { return n_main_layers_; }  // without multi-token prediction
   const RoutedLayer& layer(std::int64_t l) const { return *layers_[static_cast<std::size_t>(l)]; }
   const LayerRouting& routing(std::int64_t l) const { return routing_L_[static_cast<std::size_t>(l)]; }
   const RoutingCounts& counts() const { return counts_; }
+  // What each router decided in the last forward pass. Only of layers that do not share memory.
+  std::vector<RoutingDecision> decisions() const;
 
   // True: the gradient of a micro-batch needs the sums of the whole global batch.
   bool needs_global_sums() const;
@@ -69,6 +72,7 @@ class RoutingStep {
  private:
   std::vector<RoutedLayer*> layers_;
   std::int64_t n_main_layers_;
+  bool layers_share_memory_ = false;
   std::int64_t n_experts_, n_statistics_ = 0;
   BalanceLoss loss_;
   RoutingCounts counts_;

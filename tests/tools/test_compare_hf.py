@@ -21,14 +21,14 @@ MODELS = 240
 
 
 def documented_keys():
-    """{family or "rope": keys} of the tables of docs/configuration.md, which config_test holds to the reader's."""
+    """{layout or "rope": keys} of the tables of docs/configuration.md, which config_test holds to the reader's."""
     page = (ROOT / "docs" / "configuration.md").read_text()
     model = page[page.index("\n## model\n"):page.index("\n## model.rope_parameters\n")]
-    keys = {family: set() for family in random_models.FAMILIES}
+    keys = {layout: set() for layout in random_models.LAYOUTS}
     for heading, table in re.findall(r"^([A-Z][^\n|]*):\n\n((?:\|[^\n]*\n)+)", model, re.MULTILINE):
-        families = [f for f in keys if f"`{f}`" in heading] or list(keys)
-        for family in families:
-            keys[family] |= set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+        layouts = [f for f in keys if f"`{f}`" in heading] or list(keys)
+        for layout in layouts:
+            keys[layout] |= set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     rope = page[page.index("\n## model.rope_parameters\n"):page.index("\n## router\n")]
     keys["rope"] = set(re.findall(r"^\| `(\w+)`", rope, re.MULTILINE))
     return keys
@@ -52,9 +52,9 @@ class RandomModels(unittest.TestCase):
         known = documented_keys()
         self.assertGreater(len(known["deepseek_v3"]), 35)
         never = set(random_models.NEVER)
-        for family in random_models.FAMILIES:
-            used = set().union(*(model for model in self.models if model["model_type"] == family))
-            self.assertEqual(known[family] - used - never, set(), family)
+        for layout in random_models.LAYOUTS:
+            used = set().union(*(model for model in self.models if model["model_type"] == layout))
+            self.assertEqual(known[layout] - used - never, set(), layout)
         scalings = [model[key] for model in self.models for key in ("rope_scaling", "rope_parameters")
                     if model.get(key)]
         self.assertEqual(known["rope"] - set().union(*scalings), set())
@@ -70,7 +70,7 @@ class RandomModels(unittest.TestCase):
             if values & {"True", "False"}:
                 self.assertEqual(values, {"True", "False"}, key)
         self.assertEqual(seen["rope_type"], {"'default'", "'linear'", "'yarn'"})
-        self.assertEqual(seen["model_type"], {repr(family) for family in random_models.FAMILIES})
+        self.assertEqual(seen["model_type"], {repr(layout) for layout in random_models.LAYOUTS})
 
     def test_special_models_are_among_them(self):
         def some(what, condition):

@@ -133,8 +133,9 @@ void read(Section& section, Model& model) {
   read_latent_attention(section, model);
   const std::int64_t n_dense = section.integer("first_k_dense_replace", 0, kMaxSize, 3);
   require_number(section, "moe_layer_freq", 1);
-  model.is_moe_layer.assign(static_cast<std::size_t>(model.num_hidden_layers), true);
-  std::fill_n(model.is_moe_layer.begin(), std::min(n_dense, model.num_hidden_layers), false);
+  std::vector<bool> moe(static_cast<std::size_t>(model.num_hidden_layers), true);
+  std::fill_n(moe.begin(), std::min(n_dense, model.num_hidden_layers), false);
+  set_layers(model, moe);
   read_experts(section, model);
   model.num_nextn_predict_layers = section.integer("num_nextn_predict_layers", 0, kMaxMtpLayers, 0);
   read_without_effect(section);
@@ -152,7 +153,7 @@ void write(const Model& model, Json::Object& out) {
   put("v_head_dim", mla.v_head_dim);
   put("attention_bias", model.attention_bias);
   put("rope_interleave", model.rope.interleaved);
-  put("first_k_dense_replace", std::count(model.is_moe_layer.begin(), model.is_moe_layer.end(), false));
+  put("first_k_dense_replace", model.num_hidden_layers - count_moe_layers(model));
   put("moe_layer_freq", 1);
   // What no layer has is 0 here; transformers then takes its own default and does not use it.
   if (has_dense_layer(model)) put("intermediate_size", model.intermediate_size);

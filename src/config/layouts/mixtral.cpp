@@ -12,7 +12,7 @@ void read(Section& section, Model& model) {
   model.intermediate_size = 0;
   model.norm_topk_prob = true;
   model.qk_norm = QkNorm::none;
-  model.is_moe_layer.assign(static_cast<std::size_t>(model.num_hidden_layers), true);
+  set_layers(model, std::vector<bool>(static_cast<std::size_t>(model.num_hidden_layers), true));
   model.sliding_window = section.nullable_integer("sliding_window", 0, kMaxSize).value_or(0);
   require_number(section, "router_jitter_noise", 0);
 }

@@ -23,7 +23,7 @@ void read(Section& section, Model& model) {
   model.intermediate_size = 0;
   model.norm_topk_prob = section.boolean("norm_topk_prob", false);
   model.qk_norm = QkNorm::projection;
-  model.is_moe_layer.assign(static_cast<std::size_t>(model.num_hidden_layers), true);
+  set_layers(model, std::vector<bool>(static_cast<std::size_t>(model.num_hidden_layers), true));
   model.attention_bias = section.boolean("attention_bias", false);
   const Json* clip = section.find("clip_qkv");
   if (clip != nullptr && !clip->is_null())

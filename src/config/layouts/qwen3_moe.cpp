@@ -28,9 +28,9 @@ std::optional<std::int64_t> read_qwen_experts(Section& section) {
 void read_qwen_layers(Section& section, Model& model, std::optional<std::int64_t> experts) {
   const auto layers = static_cast<std::size_t>(model.num_hidden_layers);
   const std::int64_t step = section.integer("decoder_sparse_step", 1, kMaxSize, 1);
-  model.is_moe_layer.assign(layers, false);
+  set_layers(model, std::vector<bool>(layers));
   for (std::size_t i = 0; i < layers; ++i) {
-    model.is_moe_layer[i] = experts != 0 && static_cast<std::int64_t>(i + 1) % step == 0;
+    model.layers[i].moe = experts != 0 && static_cast<std::int64_t>(i + 1) % step == 0;
   }
   const Json* json = section.find("mlp_only_layers");
   if (json == nullptr || json->is_null()) return;
@@ -49,7 +49,7 @@ void read_qwen_layers(Section& section, Model& model, std::optional<std::int64_t
     const auto at = static_cast<std::size_t>(*layer);
     if (listed[at]) section.fail(key, fmt::format("is {}, which is listed before; remove it", *layer));
     listed[at] = true;
-    model.is_moe_layer[at] = false;
+    model.layers[at].moe = false;
   }
 }
 
@@ -111,8 +111,8 @@ void write(const Model& model, Json::Object& out) {
   put("norm_topk_prob", model.norm_topk_prob);
   put("decoder_sparse_step", 1);
   Json::Array dense_layers;
-  for (std::size_t i = 0; i < model.is_moe_layer.size(); ++i) {
-    if (!model.is_moe_layer[i]) dense_layers.push_back(Json(i));
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    if (!model.layers[i].moe) dense_layers.push_back(Json(i));
   }
   put("mlp_only_layers", Json(std::move(dense_layers)));
   put("use_sliding_window", model.sliding_window != 0);
