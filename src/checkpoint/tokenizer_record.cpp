@@ -164,8 +164,8 @@ std::int32_t checked_token(const Json& value, const fs::path& path, const std::s
                            std::int64_t vocab_size) {
   const std::optional<std::uint64_t> token = value.whole();
   if (!token || std::cmp_greater_equal(*token, vocab_size))
-    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key, to_line(value),
-                vocab_size);
+    throw_input("{}: {}: {} is not a token of the model's vocabulary of {}", path.string(), key,
+                to_line(sorted(value)), vocab_size);
   return static_cast<std::int32_t>(*token);
 }
 
