@@ -198,8 +198,23 @@ TEST(ConfigFiles, HelpExplainsSectionsAndKeys) {
   EXPECT_EQ(help("lr"), help("train.lr"));
   EXPECT_CONTAINS(help("every"), "log.every\n  integer; default 1; at least 1\n");
   EXPECT_CONTAINS(help("checkpoint"), "checkpoint.keep_best\n  boolean; default true\n");
-  EXPECT_CONTAINS(help("router"), "router.latent_dim\n  of lpr: integer; default 16; [1, 4096]\n");
-  EXPECT_CONTAINS(help("num_experts"), "of qwen3_moe");
+  EXPECT_EQ(help("latent_dim"),
+            "router.latent_dim\n  integer; default 16; [1, 4096]\n    lpr: width of the latent space\n");
+  EXPECT_EQ(help("model.hidden_size"),
+            "model.hidden_size\n  integer; required; at least 1\n    width of the residual stream\n");
+  EXPECT_CONTAINS(help("intermediate_size"),
+                  "\n  of mixtral: integer; required; at least 1\n    width of one expert\n"
+                  "  of qwen3_moe: integer; required with dense layers; at least 1\n");
+  EXPECT_CONTAINS(help("router_aux_loss_coef"), "\n  of mixtral, qwen3_moe and olmoe: number; default none; ");
+  EXPECT_CONTAINS(help("beta_fast"), "model.rope_parameters.beta_fast\n  number or null; default 32; ");
+  // Every key has a text.
+  for (const SectionKeys& section : all_sections())
+    for (const std::string_view key : section.keys) {
+      if (section.name.empty() || section.name == "model.rope_scaling") continue;
+      const std::string path = fmt::format("{}.{}", section.name, key), text = help(path.c_str());
+      EXPECT_GT(text.size(), path.size() + 10) << text;
+      EXPECT_CONTAINS(text, "\n    ");
+    }
   EXPECT_CONTAINS(help(""), "\ntrain: seed steps ");
   EXPECT_EQ(test::message_of<InputError>([&] { help("train.lrr"); }),
             "help config train.lrr: no section or key of that name; did you mean \"train.lr\"?");

@@ -255,47 +255,75 @@ std::string without_ticks(std::string text) {
 std::string text_of(const FieldText& field) {
   std::string text = field.type;
   if (!field.fallback.empty())
-    text += field.fallback == "required" ? "; required" : "; default " + field.fallback;
+    text += (field.fallback.starts_with("required") ? "; " : "; default ") + field.fallback;
   if (!field.range.empty()) text += "; " + field.range;
   return without_ticks(text + "\n    " + std::string(field.meaning));
 }
 
-std::string text_of(const RouterOption& option) {
-  const auto words = [&](const auto& value) -> std::string {
-    using T = std::decay_t<decltype(value)>;
-    if constexpr (std::is_same_v<T, bool>) return fmt::format("boolean; default {}", value);
-    if constexpr (std::is_same_v<T, std::string>)
-      return fmt::format("string; default {}; {}", value, fmt::join(option.choices, ", "));
-    if constexpr (std::is_same_v<T, std::int64_t> || std::is_same_v<T, double>)
-      return fmt::format("{}; default {}; {}", std::is_same_v<T, double> ? "number" : "integer",
-                         option.fallback_of != nullptr ? "from the model" : to_line(value),
-                         words_of(option.range));
-  };
-  return std::visit(words, option.fallback);
+// docs/configuration.md, compiled in.
+constexpr std::string_view kPage =
+#include "configuration_page.inc"
+    ;
+
+// "a" of "  a ".
+std::string_view trimmed(std::string_view text) {
+  const std::size_t first = text.find_first_not_of(' ');
+  return first == std::string_view::npos ? "" : text.substr(first, text.find_last_not_of(' ') + 1 - first);
+}
+
+// The texts of the keys that fields.h does not describe: those of a Hugging Face config.json and of single
+// routers. A row of the page is  | `key` | type | default | range | meaning |.
+std::vector<HelpEntry> page_entries() {
+  std::vector<HelpEntry> entries;
+  std::string_view section, layouts;  // whose keys the table at hand has; empty: of all
+  for (std::string_view rest = kPage; !rest.empty();) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+    if (line.starts_with("## ")) {
+      section = line.substr(3);
+      layouts = "";
+    } else if (line == "All layouts:") {
+      layouts = "";
+    } else if (section == "model" && line.ends_with(':') &&
+               (line.starts_with("Only `") || line.starts_with('`'))) {
+      layouts = line.substr(line.find('`'), line.size() - 1 - line.find('`'));
+    } else if (line.starts_with("| `")) {
+      std::string_view cells[5];
+      std::string_view row = line.substr(2);
+      for (std::string_view& cell : cells) {
+        cell = trimmed(row.substr(0, row.find('|')));
+        row.remove_prefix(std::min(row.size(), row.find('|') + 1));
+      }
+      const FieldText field{cells[0], std::string(cells[1]), std::string(cells[2]), std::string(cells[3]),
+                            cells[4]};
+      entries.push_back(
+          {std::string(section), without_ticks(std::string(field.key)),
+           without_ticks(layouts.empty() ? "" : fmt::format("of {}: ", layouts)) + text_of(field)});
+    }
+  }
+  return entries;
 }
 
 std::vector<HelpEntry> help_entries(std::span<const RouterSchema> routers) {
+  const std::vector<HelpEntry> page = page_entries();
   std::vector<HelpEntry> entries;
-  const auto add = [&](std::string_view section, std::string_view key, const std::string& text) {
-    for (HelpEntry& entry : entries)
-      if (entry.section == section && entry.key == key) return void(entry.text += "\n  " + text);
-    entries.push_back({std::string(section), std::string(key), text});
+  const auto add = [&](std::string_view section, std::string_view key) {
+    for (const HelpEntry& entry : entries)
+      if (entry.section == section && entry.key == key) return;
+    entries.push_back({std::string(section), std::string(key), ""});
+    std::string& text = entries.back().text;
+    for (const FieldText& field : field_texts(section))
+      if (field.key == key) text = text_of(field);
+    if (!text.empty()) return;
+    for (const HelpEntry& row : page)
+      if (row.section == section && row.key == key) text += (text.empty() ? "" : "\n  ") + row.text;
   };
   for (const SectionKeys& section : all_sections()) {
     if (section.name.empty() || section.name == "model.rope_scaling") continue;
-    const std::vector<FieldText>& fields = field_texts(section.name);
-    for (const std::string_view key : section.keys) {
-      const auto field =
-          std::find_if(fields.begin(), fields.end(), [&](const auto& f) { return f.key == key; });
-      add(section.name, key,
-          field != fields.end()    ? text_of(*field)
-          : section.layout.empty() ? "docs/configuration.md explains it"
-                                   : fmt::format("of {}; docs/configuration.md explains it", section.layout));
-    }
+    for (const std::string_view key : section.keys) add(section.name, key);
     if (section.name != "router") continue;
     for (const RouterSchema& router : routers)
-      for (const RouterOption& option : router.options)
-        add("router", option.key, fmt::format("of {}: {}", router.type, text_of(option)));
+      for (const RouterOption& option : router.options) add("router", option.key);
   }
   return entries;
 }
