@@ -16,6 +16,15 @@ namespace switchyard {
 enum class Init { zeros, ones, normal, unit_rows };  // unit_rows: normal, then each row scaled to length 1
 enum class Sharding { replicated, by_expert };  // which parameters an expert-parallel rank may hold a part of
 
+// Which of a run's ranks this one is, and who shares what: all ranks the replicated rows; an expert group the
+// experts, of which each of its places holds a run of neighbours; replicas, which hold the same experts, those.
+struct Placement {
+  int place = 0, size = 1;                  // among all ranks
+  int expert_place = 0, expert_size = 1;    // in its expert group
+  int replica_place = 0, replica_size = 1;  // among the ranks that hold the same experts
+  bool shard_moments = false;               // AdamW's moments of the own part alone (ZeRO, arXiv 1910.02054)
+};
+
 struct Parameter {
   std::string name;  // "model.layers.0.mlp.experts.3.gate_proj.weight"
   Shape shape;

@@ -1,0 +1,32 @@
+// Where the process is in its work, for whoever watches from outside (parallel/watch.h): a rank that hangs is
+// found by its marks, and named with the last one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace switchyard {
+
+// The work has come to `place` ("backward of layer", a string that lives for ever) number `index`; -1: has
+// none. From the main thread alone; a few nanoseconds.
+void mark(const char* place, std::int64_t index = -1);
+// The same, of a place where this process waits for others: it has done its own part.
+void mark_waiting(const char* place, std::int64_t index = -1);
+// The optimizer step that the following marks belong to, from 1; 0: before the first.
+void mark_step(std::int64_t step);
+
+struct Progress {
+  std::int64_t marks = 0;  // so far
+  std::int64_t step = 0;
+  const char* place = "start";
+  std::int64_t index = -1;
+  bool waiting = false;
+};
+Progress progress();                             // from any thread
+std::string describe(const Progress& progress);  // "step 120, backward of layer 7"
+
+// Called at each mark, where it is set: tests break a rank at a given place by it.
+using ProgressHook = void (*)(const Progress& at);
+extern ProgressHook progress_hook;
+
+}  // namespace switchyard

@@ -1,0 +1,74 @@
+// What ranks do together. A group is an ordered set of ranks, this one among them; each has a place in it, from
+// 0. All ranks of a group call the same verbs in the same order, with tensors of the same shapes and types.
+//
+// Libraries move bytes, we add: every sum over ranks is gathered and added by our own operators in one order,
+// by halves of the places, so that its bits depend on neither library nor topology, and are the same on every
+// rank.
+//   N ranks of the group, X any shape
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+#include "parallel/transport.h"
+
+namespace switchyard::parallel {
+
+// The part [first, first + count) of a whole of `total` elements.
+struct Part {
+  std::int64_t first = 0, count = 0;
+};
+// The parts of N neighbours: whole blocks of `block` elements each, as even as that allows.
+Part part_of(std::int64_t total, std::int64_t block, int n, int place);
+
+class Group {
+ public:
+  // `ranks` of the transport, ascending; its own is among them.
+  Group(Transport& transport, std::vector<int> ranks);
+
+  int place() const { return place_; }
+  int size() const { return static_cast<int>(ranks_.size()); }
+  const std::vector<int>& ranks() const { return ranks_; }
+
+  // Tensors below are contiguous and lie where the run computes.
+
+  // Piece p of to_NX := from_X of place p; any type. from_X may be the own piece of to_NX.
+  void all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const;
+  // The same of pieces of different sizes: part p of to_P := what place p has there. Each rank's own part of
+  // to_P is set already.
+  void all_gather_parts(Tensor to_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const;
+  // Piece p of to_NX := piece (own place) of from_NX of place p; any type. The two do not overlap.
+  void exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const;
+  // Rows from_RX go to the places in turn, send_N[p] of them to place p; to_RX takes them likewise,
+  // receive_N[p] from place p. The host knows both.
+  void exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
+                     std::span<const std::int64_t> send_N, Traffic kind, Context& ctx) const;
+
+  // x := the sum over ranks, on every rank; f32 or f64. For small tensors: takes N times its size of scratch.
+  void sum(Tensor x, Traffic kind, Context& ctx) const;
+  // This rank's part of x_P := its sum over ranks; the other parts are left undefined. f32 or f64; takes
+  // scratch of N pieces of at most 4 MiB, whatever P is.
+  void sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const;
+
+  // Of the host, and small: what each place has said, on every rank.
+  std::vector<std::string> gather_text(const std::string& mine) const;
+  // What place 0 has said, on every rank.
+  std::string text_of_first(const std::string& mine) const;
+  // True on every rank where it is true on one.
+  bool any(bool flag) const;
+  void barrier() const { any(false); }
+
+ private:
+  Transport& transport_;
+  std::vector<int> ranks_;
+  int place_ = 0;
+};
+
+// sum := the sum of piece_NX over N by halves: of the first (N + 1) / 2 and of the others, each the same way.
+// piece_NX is overwritten; sum may be its first piece.
+void add_by_halves(Tensor sum_X, Tensor piece_NX, Context& ctx);
+
+}  // namespace switchyard::parallel

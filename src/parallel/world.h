@@ -1,0 +1,29 @@
+// All ranks of a run, and who holds what: the groups that a training run needs.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "parallel/group.h"
+
+namespace switchyard::parallel {
+
+// What launch.h makes of the way in which the program was started; one a process, and it outlives the run.
+struct World {
+  std::unique_ptr<Transport> transport;  // host memory
+  std::string launcher;                  // "mpirun", "--nproc", or empty: a process alone
+  int node_rank = 0, node_size = 1;      // this rank's place among those of its machine
+  int cores = 0;                         // that this rank may use: its share, where ranks share them
+  int rank() const { return transport->rank(); }
+  int size() const { return transport->size(); }
+};
+World make_lone_world();
+
+// `expert` ranks that follow one another hold the experts once: they are an expert group. Ranks of the same
+// place in theirs hold the same experts: they are replicas.
+struct Mesh {
+  Group all, expert, replicas;
+};
+Mesh make_mesh(World& world, int expert);  // expert divides the number of ranks
+
+}  // namespace switchyard::parallel
