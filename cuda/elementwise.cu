@@ -104,6 +104,30 @@ __global__ void __launch_bounds__(kSquaresThreads)
   if (threadIdx.x == 0) sum_1[0] = sum;
 }
 
+// square_B[blockIdx.x]: blocks begin anywhere, so that elements are read one by one.
+template <class T>
+__global__ void __launch_bounds__(kSquaresThreads)
+    squares_of_blocks_kernel(double* square_B, const T* in_P, const std::int32_t* block_B3) {
+  const std::int32_t* const block = block_B3 + 3 * std::int64_t{blockIdx.x};
+  const T* const first = in_P + (std::int64_t{block[0]} << 20) + block[1];
+  double sum = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < block[2]; i += kSquaresThreads) {
+    const double x = static_cast<double>(to_float(first[i]));
+    sum += x * x;
+  }
+  sum = reduce_block<Sum, kSquaresThreads>(sum);
+  if (threadIdx.x == 0) square_B[blockIdx.x] = sum;
+}
+
+// One block.
+__global__ void __launch_bounds__(kSquaresThreads)
+    sum_at_kernel(double* sum_1, const double* value_V, const std::int32_t* index_M, int n) {
+  double sum = 0;
+  for (int m = static_cast<int>(threadIdx.x); m < n; m += kSquaresThreads) sum += value_V[index_M[m]];
+  sum = reduce_block<Sum, kSquaresThreads>(sum);
+  if (threadIdx.x == 0) sum_1[0] = sum;
+}
+
 // Calls f.operator()<an unsigned integer as large as an element>().
 template <class F>
 void with_bytes(DType dtype, F&& f) {
@@ -212,6 +236,18 @@ void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
              partial_B, n_blocks);
     });
   });
+}
+
+void squares_of_blocks(Tensor square_B, Tensor in_P, Tensor block_B3, Context& ctx) {
+  with_element(in_P.dtype(), [&]<class T>() {
+    launch("squares_of_blocks", squares_of_blocks_kernel<T>, {blocks(square_B.numel()), kSquaresThreads}, ctx,
+           square_B.as<double>(), in_P.as<T>(), block_B3.as<std::int32_t>());
+  });
+}
+
+void sum_at(Tensor sum_1, Tensor value_V, Tensor index_M, Context& ctx) {
+  launch("sum_at", sum_at_kernel, {1, kSquaresThreads}, ctx, sum_1.as<double>(), value_V.as<double>(),
+         index_M.as<std::int32_t>(), index_M.numel());
 }
 
 // The gradient is a sum over rows in two steps: a block takes some rows and as many columns as a warp reads at

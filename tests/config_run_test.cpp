@@ -95,7 +95,8 @@ TEST(ConfigRun, UnknownKeysNameTheNearestOne) {
   EXPECT_EQ(run_error(with(base, "/train/balance_coef", "1")),
             "run.json: train.balance_coef: unknown key; did you mean \"router.balance_coef\"?");
   EXPECT_EQ(run_error(with(base, "/log/bananas", "1")),
-            "run.json: log.bananas: unknown key; known here: every, tensorboard");
+            "run.json: log.bananas: unknown key; known here: every, tensorboard, "
+            "check_replicas");
   EXPECT_EQ(run_error(with(base, "/data/validation", R"([{"path": "v.bin", "weight": 1}])")),
             "run.json: data.validation.0.weight: unknown key; known here: path, domain");
 }
@@ -159,6 +160,18 @@ TEST(ConfigRun, WrongTypesAndRanges) {
     const std::string found = run_error(with(minimal_run(), c.pointer, c.value));
     EXPECT_EQ(found, std::string("run.json: ") + c.message);
   }
+}
+
+TEST(ConfigRun, RoomIsANumberOrAWord) {
+  const Json base = minimal_run();
+  EXPECT_EQ(run_of(base).parallel.expert_room, Parallel::kAutoRoom);
+  for (const char* value : {"1", "1.5", "\"worst\"", "\"auto\""}) {
+    const auto run = run_of(with(base, "/parallel", fmt::format(R"({{"expert_room": {}}})", value)));
+    EXPECT_NE(run.resolved_json.find(fmt::format("\"expert_room\": {}", value)), std::string::npos) << value;
+    EXPECT_EQ(run_of(parsed(run.resolved_json)), run) << value;
+  }
+  EXPECT_EQ(run_error(with(base, "/parallel", R"({"expert_room": 0.5})")),
+            "run.json: parallel.expert_room: 0.5 is less than an even load, 1; raise it or set \"auto\"");
 }
 
 TEST(ConfigRun, RequiredKeys) {

@@ -3,9 +3,13 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "core/rng.h"
 
@@ -130,6 +134,100 @@ TEST(ParameterStore, GapsStayZero) {
   store.initialise(7);
   const float* const values = store.values().as<float>();
   for (const std::int64_t i : {25, 31, 37, 47, 52, 63}) EXPECT_EQ(values[i], 0.0f) << i;
+}
+
+// A matrix of three blocks, two layers of four experts of two rows each, and a norm between them.
+ParameterStore with_experts(const Placement& placement) {
+  ParameterStore store;
+  store.begin_group();
+  store.add({.name = "embedding", .shape = {3, 50000}, .init_std = 0.5});
+  for (int layer = 0; layer < 2; ++layer) {
+    store.begin_group();
+    for (int e = 0; e < 4; ++e)
+      for (const char* matrix : {"gate", "up"})
+        store.add({.name = std::to_string(layer) + "." + std::to_string(e) + matrix,
+                   .shape = {3, 5},
+                   .init_std = 0.5,
+                   .sharding = Sharding::by_expert,
+                   .expert = e,
+                   .n_experts = 4});
+    store.begin_group();
+    store.add({.name = "norm" + std::to_string(layer), .shape = {5}, .init_std = 0.5});
+  }
+  store.place(placement);
+  return store;
+}
+
+TEST(ParameterStore, ARankHoldsItsExpertsSideBySide) {
+  ParameterStore all = with_experts({}),
+                 half = with_experts({.place = 1, .size = 2, .expert_place = 1, .expert_size = 2});
+  for (ParameterStore* store : {&all, &half}) {
+    store->allocate(DType::f32, true);
+    store->initialise(7);
+  }
+  EXPECT_EQ(all.count(), half.count());
+  EXPECT_EQ(half.regions()[1].all.count, 2 * 64);  // 4 matrices of 15 and a gap of 4, twice
+  for (std::size_t i = 0; i < all.rows().size(); ++i) {
+    const Parameter& row = half.rows()[i];
+    EXPECT_EQ(half.is_here(i), row.sharding == Sharding::replicated || row.expert >= 2) << row.name;
+    if (!half.is_here(i)) {
+      EXPECT_THROW(half.value(i), std::logic_error);
+      continue;
+    }
+    EXPECT_EQ(
+        std::memcmp(half.value(i).raw(), all.value(i).raw(), static_cast<std::size_t>(all.value(i).nbytes())),
+        0);
+  }
+  const std::size_t third = 1 + 2 * 2;  // gate of expert 2 in layer 0
+  EXPECT_EQ(half.weight_block(third, {2, 6, 5}).raw(), half.value(third).raw());
+  EXPECT_THROW(half.weight_block(1, {2, 6, 5}), std::logic_error);  // experts 0 and 1
+  EXPECT_THROW(half.weight_block(third, {4, 6, 5}), std::logic_error);
+}
+
+// Every element of the model belongs to one rank, whatever their number, and blocks are the same ones
+// everywhere.
+TEST(ParameterStore, EveryElementIsOwnedByOneRank) {
+  const ParameterStore lone = with_experts({});
+  for (const auto& [size, experts] :
+       {std::pair{1, 1}, {2, 1}, {2, 2}, {3, 1}, {4, 2}, {4, 4}, {8, 4}, {64, 1}}) {
+    SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << experts);
+    std::vector<std::vector<int>> owners;
+    for (const Parameter& row : lone.rows()) owners.emplace_back(row.shape.numel(), 0);
+    std::vector<int> block_owners(static_cast<std::size_t>(lone.n_blocks()), 0);
+    for (int place = 0; place < size; ++place) {
+      ParameterStore store = with_experts({.place = place,
+                                           .size = size,
+                                           .expert_place = place % experts,
+                                           .expert_size = experts,
+                                           .replica_place = place / experts,
+                                           .replica_size = size / experts,
+                                           .shard_moments = true});
+      store.allocate(DType::f32, true);
+      for (const RowArray array : {RowArray::value, RowArray::moment1}) {
+        for (const RowPiece& piece : store.owned(array))
+          for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i) {
+            if (array == RowArray::value) ++owners[piece.row][static_cast<std::size_t>(piece.first + i)];
+            piece.tensor_N.as<float>()[i] = 1;  // the sanitizer watches the ends
+          }
+      }
+      std::int64_t elements = 0;
+      for (const Block& block : store.own_blocks()) {
+        ++block_owners[static_cast<std::size_t>(block.number)];
+        elements += block.range.count;
+        EXPECT_EQ(store.with_moments(block.range).size(), 1u);
+        EXPECT_EQ(store.moment1(block.range).numel(), block.range.count);
+        // Vectors of both arrays begin alike.
+        const auto place_in_line = [](const Tensor& t) {
+          return reinterpret_cast<std::uintptr_t>(t.raw()) % 64;
+        };
+        EXPECT_EQ(place_in_line(store.moment1(block.range)),
+                  place_in_line(store.values().slice(block.range.first, 1)));
+      }
+      EXPECT_LE(elements, store.moments_size());
+    }
+    for (const auto& row : owners) EXPECT_EQ(std::count(row.begin(), row.end(), 1), std::ssize(row));
+    EXPECT_EQ(std::count(block_owners.begin(), block_owners.end(), 1), lone.n_blocks());
+  }
 }
 
 TEST(ParameterStore, MisuseIsCaught) {

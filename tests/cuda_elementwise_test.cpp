@@ -159,6 +159,24 @@ TEST(CudaElementwise, SumOfSquaresOfNonFiniteIsNonFinite) {
   EXPECT_TRUE(std::isnan(sum_of_squares(DeviceTensor::of(in, ctx), ctx)));
 }
 
+// Small integers: every sum is exact. A block beyond 2^20 elements, one of none, and two that overlap.
+TEST(CudaElementwise, SquaresOfBlocksAndTheirSumEqualTheCpu) {
+  DeviceContext ctx;
+  Context host_ctx;
+  const OwnedTensor in({(1 << 20) + 103}, DType::f32), block({4, 3}, DType::i32), square({4}, DType::f64),
+      index({3}, DType::i32), sum({1}, DType::f64);
+  fill_int(in, "in", -9, 10);
+  fill(block, {0, 0, 7, 1, 3, 100, 0, 5, 0, 0, 5, 3000});
+  fill(index, {3, 0, 1});
+  ops::squares_of_blocks(square, in, block, host_ctx);
+  ops::sum_at(sum, square, index, host_ctx);
+  const DeviceTensor device_square({4}, DType::f64, ctx), device_sum({1}, DType::f64, ctx);
+  ops::cuda::squares_of_blocks(device_square, DeviceTensor::of(in, ctx), DeviceTensor::of(block, ctx), ctx);
+  ops::cuda::sum_at(device_sum, device_square, DeviceTensor::of(index, ctx), ctx);
+  EXPECT_EQ(device_square.values(), values(square));
+  EXPECT_EQ(device_sum.values(), values(sum));
+}
+
 TEST(CudaElementwise, SumOfSquaresHasTheSameBitsInAnyBlockOrder) {
   DeviceContext ctx;
   const OwnedTensor host = normal({20001}, DType::f32, "in");

@@ -111,6 +111,33 @@ TEST(Elementwise, SumOfSquaresOfNonFiniteIsNonFinite) {
   EXPECT_TRUE(std::isnan(ops::sum_of_squares(in, ctx)));
 }
 
+// A block beyond 2^20 elements, one of none, and two that overlap.
+TEST(Elementwise, SquaresOfBlocksAreThoseOfTheirElements) {
+  Context ctx;
+  const std::int64_t first = (1 << 20) + 3;
+  const OwnedTensor in({first + 100}, DType::f32), block({4, 3}, DType::i32), square({4}, DType::f64);
+  fill_int(in, "in", -9, 10);
+  fill(block, {0, 0, 7, 1, 3, 100, 0, 5, 0, 0, 5, 70000});
+  ops::squares_of_blocks(square, in, block, ctx);
+  const auto expected = [&](std::int64_t begin, std::int64_t count) {
+    const Tensor part = in.view().slice(begin, count);
+    return dot(part, part);
+  };
+  EXPECT_EQ(values(square), (std::vector<double>{expected(0, 7), expected(first, 100), 0, expected(5, 70000)}));
+}
+
+TEST(Elementwise, SumAtAddsInTheOrderOfTheIndex) {
+  Context ctx;
+  const OwnedTensor value({4}, DType::f64), index({3}, DType::i32), sum({1}, DType::f64);
+  fill(value, {1, 1e16, 7, -1e16});
+  fill(index, {0, 1, 3});
+  ops::sum_at(sum, value, index, ctx);
+  EXPECT_EQ(sum[0], 0.0);  // the 1 is lost beside 1e16
+  fill(index, {1, 3, 0});
+  ops::sum_at(sum, value, index, ctx);
+  EXPECT_EQ(sum[0], 1.0);
+}
+
 TEST(Elementwise, SameBitsOnAnyThreadCount) {
   Context ctx;
   const OwnedTensor a = normal({50001}, DType::f32, "a"), b = normal({50001}, DType::f32, "b");

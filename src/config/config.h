@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -183,17 +184,32 @@ struct Train {
   double clip_norm = 1.0;  // 0: no clipping
   Spike spike = {};
   double mtp_loss_coef = 0.0;    // of the multi-token prediction loss; 0: no such layers
+  bool same_bits = false;        // the gradient's bits do not depend on the number of ranks
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
 
   bool operator==(const Train&) const = default;
 };
 
+// How tokens come to the ranks that hold their experts (parallel/token_exchange.h); automatic: rows on a CPU,
+// all on a device.
+enum class TokenExchange { automatic, all, rows };
+
 struct Parallel {
-  std::int64_t threads = 0;  // 0: one a core
+  std::int64_t threads = 0;  // of a rank; 0: the cores that it may use, divided by the ranks that share them
+  std::int64_t ranks = 0;    // 0: as many as were started; else they must be so many
+  std::int64_t expert = 1;   // ranks that together hold each expert once
+  std::int64_t zero = 1;     // 0: every rank has all of AdamW's state; 1: its part of it
+  TokenExchange token_exchange = TokenExchange::automatic;
+  // Rows that a rank's experts can take, as a multiple of an even load, at least 1.
+  static constexpr double kAutoRoom = 0, kWorstRoom = std::numeric_limits<double>::infinity();
+  double expert_room = kAutoRoom;
+  double patience = 45;  // seconds without a sign of life after which the run ends; 0: never
 
   bool operator==(const Parallel&) const = default;
 };
+
+enum class Writers { all, first };  // of a checkpoint's files: every rank its part, or rank 0 all of them
 
 struct Checkpoint {
   std::int64_t every = 0;                       // steps; 0: only after the last step
@@ -202,6 +218,7 @@ struct Checkpoint {
   std::int64_t keep_every = 0;                  // those of a multiple of so many steps stay too; 0: none
   bool keep_best = true;                        // and that of the lowest validation loss
   std::int64_t max_shard_size = 5'000'000'000;  // bytes of weights in one file; more are split over several
+  Writers writers = Writers::all;
 
   bool operator==(const Checkpoint&) const = default;
 };
@@ -209,6 +226,8 @@ struct Checkpoint {
 struct Log {
   std::int64_t every = 1;    // steps from one console line to the next; metrics.jsonl has every step
   bool tensorboard = false;  // event files beside metrics.jsonl
+  std::int64_t check_replicas =
+      100;  // steps from one comparison of what ranks hold alike to the next; 0: never
 
   bool operator==(const Log&) const = default;
 };

@@ -7,7 +7,7 @@
 //   required_integer, required_text                     one without a default
 //   nullable_integer, nullable_number                   one that may be null, and is null where it is absent
 //   optional_number                                     one that may be absent
-//   bytes, entries, spike                               those of a form of their own
+//   bytes, entries, room, spike                         those of a form of their own
 #pragma once
 
 #include <optional>
@@ -154,6 +154,12 @@ void describe(V& v, Train& train) {
        "coefficient of the multi-token prediction loss; above 0 it needs `model.num_nextn_predict_layers`, and "
        "`train.seq_len` above that"},
       train.mtp_loss_coef, kCoefficient);
+  v.boolean(
+      {"same_bits",
+       "micro-batches' gradients are added by halves, so that 1, 2, 4, 8, ... ranks of as many threads each "
+       "train to the same bits. Needs `parallel.expert` 1 and that number to divide the micro-batches of a "
+       "step; with M of them a rank takes log2 M more gradients of memory"},
+      train.same_bits);
   v.integer({"eval_every",
              "steps from one evaluation to the next; 0: only after the last step. Needs `data.validation`"},
             train.eval_every, 0);
@@ -163,7 +169,39 @@ void describe(V& v, Train& train) {
 
 template <class V>
 void describe(V& v, Parallel& parallel) {
-  v.integer({"threads", "threads of the CPU; 0: one a core"}, parallel.threads, 0, 4096);
+  v.integer(
+      {"threads",
+       "threads of a rank on the CPU; 0: the cores that it may use, divided by the ranks that share them"},
+      parallel.threads, 0, 4096);
+  v.integer({"ranks",
+             "how many ranks the run must have; 0: as many as `mpirun -n` or `--nproc` started. A guard for "
+             "scripts: the same configuration runs on any number"},
+            parallel.ranks, 0, 1 << 20);
+  v.integer(
+      {"expert",
+       "ranks that together hold each expert once; it divides the number of ranks and the number of experts. "
+       "1: every rank holds all experts"},
+      parallel.expert, 1, 1 << 20);
+  v.integer(
+      {"zero",
+       "0: every rank keeps all of AdamW's moments; 1: each keeps those of its part. The same bits either "
+       "way"},
+      parallel.zero, 0, 1);
+  v.choice(
+      {"token_exchange",
+       "with `expert` above 1, how tokens come to their experts: `all` tokens to every rank of the expert "
+       "group, or `rows` where they are needed, each token once; `auto`: `rows` on a CPU, `all` on a device"},
+      parallel.token_exchange, kTokenExchanges);
+  v.room(
+      {"expert_room",
+       "with `expert` above 1, the rows that a rank's experts can take, as a multiple of an even load; a step "
+       "that needs more is done again in rounds, and no token is dropped. `worst`: all that there can be; "
+       "`auto`: that, as far as memory allows",
+       "`auto`, `worst` or a number of at least 1"},
+      parallel.expert_room);
+  v.number({"patience",
+            "seconds without a sign of life from a rank after which the run ends; 0: never, for a debugger"},
+           parallel.patience, {0, 1e9});
 }
 
 template <class V>
@@ -185,6 +223,11 @@ void describe(V& v, Checkpoint& checkpoint) {
            "`\"512MiB\"` "
            "(of 1024); more are split over several files with an index"},
           checkpoint.max_shard_size);
+  v.choice(
+      {"writers",
+       "who writes a checkpoint's files where there are several ranks: `all`, each its part, or the `first` "
+       "alone, for file systems on which several machines may not write to one file. The bytes are the same"},
+      checkpoint.writers, kWriters);
 }
 
 template <class V>
@@ -193,6 +236,11 @@ void describe(V& v, Log& log) {
   v.boolean(
       {"tensorboard", "event files in the run's `tensorboard/`: every number of every line of `metrics.jsonl`"},
       log.tensorboard);
+  v.integer(
+      {"check_replicas",
+       "steps from one comparison of what several ranks hold alike to the next; a difference ends the run. 0: "
+       "never"},
+      log.check_replicas, 0);
 }
 
 // Reads each key out of a section of a configuration. Throws InputError.
@@ -230,6 +278,7 @@ class FieldReader {
   }
   void bytes(const Field& f, std::int64_t& value);
   void entries(const Field& f, std::vector<DataEntry>& value, bool weighted);
+  void room(const Field& f, double& value);
   void spike(const Field& f, Spike& value);
 
  private:

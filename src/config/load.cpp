@@ -227,6 +227,11 @@ class FieldWriter {
     put(f, name_of(value));
   }
   void bytes(const Field& f, std::int64_t value) { put(f, value); }
+  void room(const Field& f, double value) {
+    put(f, value == Parallel::kAutoRoom    ? Json("auto")
+           : value == Parallel::kWorstRoom ? Json("worst")
+                                           : Json(value));
+  }
   void spike(const Field& f, const Spike& value) { put(f, write(value)); }
   void entries(const Field& f, const std::vector<DataEntry>& value, bool weighted) {
     Json::Array list;
@@ -298,6 +303,20 @@ void FieldReader::spike(const Field& f, Spike& value) {
     section.fail("grad_norm_factor",
                  fmt::format("is {}, expected above 1, or 0 to look at no norm", value.grad_norm_factor));
   section.finish();
+}
+
+// A number, or one of two words.
+void FieldReader::room(const Field& f, double& value) {
+  const Json* json = section_.find(f.key);
+  if (json == nullptr || !json->is_string()) {
+    if (json == nullptr) return;
+    value = section_.number(f.key, {0, 1e6}, 1);
+    if (value < 1)
+      section_.fail(f.key, fmt::format("{} is less than an even load, 1; raise it or set \"auto\"", value));
+    return;
+  }
+  const std::string word = section_.word(f.key, {"auto", "worst"}, "auto");
+  value = word == "auto" ? Parallel::kAutoRoom : Parallel::kWorstRoom;
 }
 
 // Bytes as a number, or as a text with a unit.

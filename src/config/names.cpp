@@ -72,6 +72,30 @@ std::string_view name_of(ComputeType type) {
   return "";
 }
 
+std::string_view name_of(TokenExchange exchange) {
+  switch (exchange) {
+    case TokenExchange::automatic:
+      return "auto";
+    case TokenExchange::all:
+      return "all";
+    case TokenExchange::rows:
+      return "rows";
+  }
+  SY_CHECK(false, "no such exchange");
+  return "";
+}
+
+std::string_view name_of(Writers writers) {
+  switch (writers) {
+    case Writers::all:
+      return "all";
+    case Writers::first:
+      return "first";
+  }
+  SY_CHECK(false, "no such writers");
+  return "";
+}
+
 std::string_view name_of(AttentionBackend backend) {
   switch (backend) {
     case AttentionBackend::flash:

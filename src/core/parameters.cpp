@@ -78,12 +78,148 @@ std::size_t ParameterStore::add(Parameter parameter) {
   SY_CHECK(!memory_, "parameter {} comes after allocate()", parameter.name);
   SY_CHECK(parameter.shape.numel() > 0, "parameter {} of shape {}", parameter.name,
            parameter.shape.to_string());
-  if (group_pending_) size_ = round_up(size_);
-  parameter.offset = size_;
-  size_ += parameter.shape.numel();
   rows_.push_back(std::move(parameter));
   starts_group_.push_back(std::exchange(group_pending_, false));
   return rows_.size() - 1;
+}
+
+namespace {
+
+constexpr std::int64_t kBlock = 1 << 16;  // elements of a whole one
+
+std::int64_t blocks_of_row(const Parameter& row) { return (row.shape.numel() + kBlock - 1) / kBlock; }
+
+// Places hold neighbouring experts, as even as their number allows.
+bool holds(const Placement& placement, const Parameter& row) {
+  return row.sharding == Sharding::replicated ||
+         row.expert * placement.expert_size / row.n_experts == placement.expert_place;
+}
+
+FlatRange overlap(const FlatRange& a, const FlatRange& b) {
+  const std::int64_t first = std::max(a.first, b.first);
+  return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
+}
+
+}  // namespace
+
+void ParameterStore::place(const Placement& placement) {
+  SY_CHECK(!memory_, "rows are laid out before allocate()");
+  placement_ = placement;
+  size_ = moments_size_ = n_blocks_ = 0;
+  for (const Parameter& row : rows_) n_blocks_ += blocks_of_row(row);
+  lay_out(Sharding::replicated, regions_[0], placement.size, placement.place);
+  lay_out(Sharding::by_expert, regions_[1], placement.replica_size, placement.replica_place);
+  own_blocks_.clear();
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const FlatRange& own = regions_[i].own_part();
+    for (const Block& block : blocks_of(own)) own_blocks_.push_back(block);
+    // As far from a line's beginning as the values that the moments belong to.
+    first_moment_[i] = round_up(moments_size_) + own.first % kLine;
+    moments_size_ = first_moment_[i] + own.count;
+  }
+  moments_size_ = placement.shard_moments ? round_up(moments_size_) : size_;
+}
+
+void ParameterStore::lay_out(Sharding sharding, Region& region, int size, int place) {
+  region.all.first = size_;
+  std::vector<std::int64_t> block_begins;
+  bool begins_group = false;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    Parameter& row = rows_[i];
+    begins_group = begins_group || starts_group_[i];
+    if (row.sharding != sharding) continue;
+    row.offset = -1;
+    if (!holds(placement_, row)) continue;
+    if (std::exchange(begins_group, false)) size_ = round_up(size_);
+    row.offset = size_;
+    for (std::int64_t first = 0; first < row.shape.numel(); first += kBlock)
+      block_begins.push_back(size_ + first);
+    size_ += row.shape.numel();
+  }
+  size_ = round_up(size_);
+  region.all.count = size_ - region.all.first;
+  region.own = place;
+  region.parts.clear();
+  // A part begins with the first block from its even share on.
+  const auto begin_of = [&](int part) {
+    if (part == size) return size_;
+    const auto share = region.all.count * part / size;
+    const auto at = std::lower_bound(block_begins.begin(), block_begins.end(), region.all.first + share);
+    return part == 0 ? region.all.first : at == block_begins.end() ? size_ : *at;
+  };
+  for (int part = 0; part < size; ++part)
+    region.parts.push_back({begin_of(part), begin_of(part + 1) - begin_of(part)});
+}
+
+std::vector<Block> ParameterStore::blocks_of(const FlatRange& range) const {
+  std::vector<Block> blocks;
+  std::int64_t number = 0;
+  for (const Parameter& row : rows_) {
+    for (std::int64_t first = 0; first < row.shape.numel(); first += kBlock, ++number) {
+      if (row.offset < 0 || row.offset + first < range.first || row.offset + first >= range.first + range.count)
+        continue;
+      blocks.push_back({{row.offset + first, std::min(kBlock, row.shape.numel() - first)}, number});
+    }
+  }
+  return blocks;
+}
+
+std::vector<FlatRange> ParameterStore::with_moments(const FlatRange& range) const {
+  if (!placement_.shard_moments) return {range};
+  std::vector<FlatRange> ranges;
+  for (const Region& region : regions_)
+    if (const FlatRange part = overlap(range, region.own_part()); part.count > 0) ranges.push_back(part);
+  return ranges;
+}
+
+Tensor ParameterStore::moment(const Tensor& moment_M, const FlatRange& range) const {
+  SY_CHECK(moment_M.defined(), "moments were not allocated");
+  if (!placement_.shard_moments) return moment_M.slice(range.first, range.count);
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const FlatRange& own = regions_[i].own_part();
+    if (overlap(range, own).count == range.count)
+      return moment_M.slice(first_moment_[i] + range.first - own.first, range.count);
+  }
+  SY_CHECK(false, "another rank has the moments of {} elements from {}", range.count, range.first);
+  return {};
+}
+
+Tensor ParameterStore::moment1(std::size_t row) const {
+  return moment1(FlatRange{rows_[row].offset, rows_[row].shape.numel()}).reshape(rows_[row].shape);
+}
+
+Tensor ParameterStore::moment2(std::size_t row) const {
+  return moment2(FlatRange{rows_[row].offset, rows_[row].shape.numel()}).reshape(rows_[row].shape);
+}
+
+std::vector<RowPiece> ParameterStore::pieces_of(RowArray array, const FlatRange& range) const {
+  std::vector<RowPiece> pieces;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const Parameter& row = rows_[i];
+    if (row.offset < 0 || (array != RowArray::value && !row.trained)) continue;
+    const FlatRange part = overlap(range, {row.offset, row.shape.numel()});
+    if (part.count == 0) continue;
+    pieces.push_back({i, part.first - row.offset,
+                      array == RowArray::value
+                          ? value_P_.slice(part.first, part.count)
+                          : moment(array == RowArray::moment1 ? moment1_P_ : moment2_P_, part)});
+  }
+  return pieces;
+}
+
+std::vector<RowPiece> ParameterStore::owned(RowArray array) const {
+  std::vector<RowPiece> pieces;
+  for (const Region& region : regions_)
+    for (RowPiece& piece : pieces_of(array, region.own_part())) pieces.push_back(std::move(piece));
+  std::sort(pieces.begin(), pieces.end(), [](const RowPiece& a, const RowPiece& b) {
+    return std::pair(a.row, a.first) < std::pair(b.row, b.first);
+  });
+  return pieces;
+}
+
+std::vector<RowPiece> ParameterStore::held(RowArray array) const {
+  if (array != RowArray::value && placement_.shard_moments) return owned(array);
+  return pieces_of(array, {0, size_});
 }
 
 void ParameterStore::allocate(DType dtype, DType compute, bool training, Device device) {
@@ -98,28 +234,29 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
   const auto twice = std::adjacent_find(names.begin(), names.end());
   SY_CHECK(twice == names.end(), "two parameters are named {}", *twice);
 
+  place(placement_);
   training_ = training;
-  size_ = flat_size();
-  const std::int64_t array_bytes = size_ * size_of(dtype);
+  const std::int64_t array_bytes = size_ * size_of(dtype), moment_bytes = moments_size_ * size_of(dtype);
   const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
-  const std::int64_t bytes = array_bytes * (training ? 4 : 1) + weight_bytes;
+  const std::int64_t bytes = array_bytes + (training ? array_bytes + 2 * moment_bytes : 0) + weight_bytes;
   memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters", device);
   zero(memory_.get(), bytes, device);
-  const auto flat = [&](std::int64_t i) {
-    return Tensor(memory_.get() + i * array_bytes, Shape{size_}, dtype, device);
+  const auto flat = [&](std::int64_t first, std::int64_t size) {
+    return Tensor(memory_.get() + first, Shape{size}, dtype, device);
   };
-  value_P_ = flat(0);
+  value_P_ = flat(0, size_);
   weight_P_ = weight_bytes == 0 ? value_P_
                                 : Tensor(memory_.get() + bytes - weight_bytes, Shape{size_}, compute, device);
   if (!training) return;
-  grad_P_ = flat(1);
-  moment1_P_ = flat(2);
-  moment2_P_ = flat(3);
+  grad_P_ = flat(array_bytes, size_);
+  moment1_P_ = flat(2 * array_bytes, moments_size_);
+  moment2_P_ = flat(2 * array_bytes + moment_bytes, moments_size_);
 }
 
 void ParameterStore::initialise(std::uint64_t seed) {
   SY_CHECK(memory_ != nullptr, "initialise() comes before allocate()");
   for (std::size_t i = 0; i < rows_.size(); ++i) {
+    if (!is_here(i)) continue;
     const HostCopy host(value(i));
     if (value_P_.dtype() == DType::f64) {
       initialise_row<double>(rows_[i], host.tensor(), seed);
@@ -130,8 +267,6 @@ void ParameterStore::initialise(std::uint64_t seed) {
   }
 }
 
-std::int64_t ParameterStore::flat_size() const { return round_up(size_); }
-
 std::int64_t ParameterStore::count() const {
   std::int64_t n = 0;
   for (const Parameter& row : rows_) n += row.shape.numel();
@@ -141,6 +276,7 @@ std::int64_t ParameterStore::count() const {
 Tensor ParameterStore::view(const Tensor& flat_P, std::size_t row) const {
   SY_CHECK(row < rows_.size(), "parameter {} of {}", row, rows_.size());
   SY_CHECK(flat_P.defined(), "{}: this array was not allocated", rows_[row].name);
+  SY_CHECK(is_here(row), "{} lies on another rank", rows_[row].name);
   return flat_P.slice(rows_[row].offset, rows_[row].shape.numel()).reshape(rows_[row].shape);
 }
 
@@ -148,9 +284,10 @@ Tensor ParameterStore::block(const Tensor& flat_P, std::size_t first, Shape shap
   SY_CHECK(first < rows_.size(), "parameter {} of {}", first, rows_.size());
   SY_CHECK(flat_P.defined(), "{}: this array was not allocated", rows_[first].name);
   std::int64_t covered = 0;
+  SY_CHECK(is_here(first), "{} lies on another rank", rows_[first].name);
   for (std::size_t i = first; covered < shape.numel(); ++i) {
-    SY_CHECK(i < rows_.size() && (i == first || !starts_group_[i]), "block {} from {} leaves its group",
-             shape.to_string(), rows_[first].name);
+    SY_CHECK(i < rows_.size() && is_here(i) && (i == first || !starts_group_[i]),
+             "block {} from {} leaves its group", shape.to_string(), rows_[first].name);
     covered += rows_[i].shape.numel();
   }
   SY_CHECK(covered == shape.numel() && covered > 0, "block {} from {} ends inside a parameter",

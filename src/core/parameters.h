@@ -2,8 +2,13 @@
 // moments; and a fifth where a run computes with values of another type. A parameter is one row of this table;
 // optimizer, checkpoint and parallel code walk the rows and know no model. Rows of one group lie side by side,
 // so that the experts of a layer, or q, k and v, are also one matrix.
+//
+// In memory the replicated rows come first, then the experts that this rank holds: two regions, each cut into
+// the parts of the ranks that share it. A part ends at the end of a block; blocks begin anew with each row, so
+// that they are the same ones on any number of ranks.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -33,7 +38,36 @@ struct Parameter {
   bool weight_decay = true;
   bool trained = true;  // false: has no gradient, and the optimizer leaves it alone (a router's bias)
   Sharding sharding = Sharding::replicated;
-  std::int64_t offset = 0;  // elements from the start of the flat arrays; set by the store
+  std::int64_t expert = 0, n_experts = 1;  // by_expert: whose it is, and of how many in its layer
+  // Elements from the start of the flat arrays, set by the store; -1: of an expert that another rank holds.
+  std::int64_t offset = 0;
+};
+
+// Elements [first, first + count) of the flat arrays.
+struct FlatRange {
+  std::int64_t first = 0, count = 0;
+};
+
+// Rows that the same ranks share, and what each of these ranks owns of them, in the order of their places.
+struct Region {
+  FlatRange all;
+  std::vector<FlatRange> parts;
+  int own = 0;
+  const FlatRange& own_part() const { return parts[static_cast<std::size_t>(own)]; }
+};
+
+// A block of a row: what one partial sum of the gradient's squares is over.
+struct Block {
+  FlatRange range;
+  std::int64_t number = 0;  // among all blocks of the model, in the order of its rows
+};
+
+enum class RowArray { value, moment1, moment2 };
+// Elements [first, first + N) of a row, where they lie.
+struct RowPiece {
+  std::size_t row = 0;
+  std::int64_t first = 0;
+  Tensor tensor_N;
 };
 
 class ParameterStore {
@@ -42,6 +76,8 @@ class ParameterStore {
   void begin_group();
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
+  // Lays the rows out for this rank; without it, for the only one. Only before allocate().
+  void place(const Placement& placement);
 
   // Allocates the flat arrays on the device: values and, if training, gradients and moments (zeroed). With
   // `compute` of bf16, weights are values rounded to it, which whoever changes values has to make (weights()).
@@ -53,15 +89,32 @@ class ParameterStore {
   void initialise(std::uint64_t seed);
 
   const std::vector<Parameter>& rows() const { return rows_; }
-  std::int64_t count() const;      // elements of all rows, without alignment gaps
-  std::int64_t flat_size() const;  // elements of a flat array, with them
+  std::int64_t count() const;  // elements of all rows, whoever holds them, without alignment gaps
+  bool is_here(std::size_t row) const { return rows_[row].offset >= 0; }
   bool training() const { return training_; }
+
+  // Below: once place() or allocate() has laid the rows out.
+  std::int64_t flat_size() const { return size_; }                   // elements of a flat array, gaps included
+  std::int64_t moments_size() const { return moments_size_; }        // the same of a moment's
+  const std::array<Region, 2>& regions() const { return regions_; }  // replicated, experts
+  // Of the own parts, ascending; and of all ranks together.
+  const std::vector<Block>& own_blocks() const { return own_blocks_; }
+  std::int64_t n_blocks() const { return n_blocks_; }
+  // What of a range of the flat arrays has moments here: all of it, or what lies in an own part.
+  std::vector<FlatRange> with_moments(const FlatRange& range) const;
+  Tensor moment1(const FlatRange& range) const { return moment(moment1_P_, range); }
+  Tensor moment2(const FlatRange& range) const { return moment(moment2_P_, range); }
+
+  // Of an array, ascending: what this rank saves, so that every element of the model is saved by one rank; and
+  // all that lies here, which is what it loads. Moments are those of trained rows.
+  std::vector<RowPiece> owned(RowArray array) const;
+  std::vector<RowPiece> held(RowArray array) const;
 
   Tensor value(std::size_t row) const { return view(value_P_, row); }
   Tensor weight(std::size_t row) const { return view(weight_P_, row); }  // the value as a run computes with it
   Tensor grad(std::size_t row) const { return view(grad_P_, row); }
-  Tensor moment1(std::size_t row) const { return view(moment1_P_, row); }
-  Tensor moment2(std::size_t row) const { return view(moment2_P_, row); }
+  Tensor moment1(std::size_t row) const;  // where moments are not sharded
+  Tensor moment2(std::size_t row) const;
 
   // Rows [first, ...) of one group as one tensor of the given shape: fused weights.
   Tensor weight_block(std::size_t first, Shape shape) const { return block(weight_P_, first, shape); }
@@ -71,17 +124,25 @@ class ParameterStore {
   Tensor weights() const { return weight_P_; }  // values() itself where a run computes with values
   bool has_rounded_weights() const { return weight_P_.dtype() != value_P_.dtype(); }
   Tensor grads() const { return grad_P_; }
-  Tensor moments1() const { return moment1_P_; }
+  Tensor moments1() const { return moment1_P_; }  // of moments_size() elements
   Tensor moments2() const { return moment2_P_; }
 
  private:
+  void lay_out(Sharding sharding, Region& region, int size, int place);
+  std::vector<Block> blocks_of(const FlatRange& range) const;
+  Tensor moment(const Tensor& moment_M, const FlatRange& range) const;
+  std::vector<RowPiece> pieces_of(RowArray array, const FlatRange& range) const;
   Tensor view(const Tensor& flat_P, std::size_t row) const;
   Tensor block(const Tensor& flat_P, std::size_t first, Shape shape) const;
 
   std::vector<Parameter> rows_;
   std::vector<bool> starts_group_;
   bool group_pending_ = true;
-  std::int64_t size_ = 0;
+  Placement placement_;
+  std::int64_t size_ = 0, moments_size_ = 0, n_blocks_ = 0;
+  std::array<Region, 2> regions_;
+  std::array<std::int64_t, 2> first_moment_{};  // of each region's, where they are sharded
+  std::vector<Block> own_blocks_;
   bool training_ = false;
   AlignedBuffer memory_;
   Tensor value_P_, weight_P_, grad_P_, moment1_P_, moment2_P_;

@@ -55,25 +55,28 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
   for (std::size_t row = first_row; row < store.rows().size(); ++row)
     if (store.rows()[row].shape.rank() == 2)
       router_cost_ += 2.0 * static_cast<double>(store.rows()[row].shape.numel());
-  const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
+  const auto matrix = [&](std::int64_t expert, const std::string& name, std::int64_t rows,
+                          std::int64_t columns) {
     return store.add({.name = name,
                       .shape = Shape{rows, columns},
                       .init = Init::normal,
                       .init_std = model.initializer_range,
-                      .sharding = Sharding::by_expert});
+                      .sharding = Sharding::by_expert,
+                      .expert = expert,
+                      .n_experts = n_experts_});
   };
   if (model.n_shared_experts > 0)
     shared_ = std::make_unique<DenseLayer>(moe_prefix(*model.layout, layer) + "shared_experts.", hidden_,
                                            model.n_shared_experts * width_, model.initializer_range, store);
   store.begin_group();
   for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(expert_names(*model.layout, layer, e).gate, width_, hidden_);
+    const std::size_t row = matrix(e, expert_names(*model.layout, layer, e).gate, width_, hidden_);
     if (e == 0) gate_up_ = row;
-    matrix(expert_names(*model.layout, layer, e).up, width_, hidden_);
+    matrix(e, expert_names(*model.layout, layer, e).up, width_, hidden_);
   }
   store.begin_group();
   for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(expert_names(*model.layout, layer, e).down, hidden_, width_);
+    const std::size_t row = matrix(e, expert_names(*model.layout, layer, e).down, hidden_, width_);
     if (e == 0) down_ = row;
   }
 }

@@ -43,6 +43,7 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth)
     if (mtp_->router(depth)) routed.push_back(mtp_->router(depth));
   routing_.emplace(std::move(routed), router, model);
+  parameters_.place({});
 }
 
 void Transformer::round_weights(Context& ctx) {

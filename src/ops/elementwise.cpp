@@ -102,6 +102,30 @@ void sum_of_squares_on_cpu(Tensor sum_1, Tensor in, Context& ctx) {
   *sum_1.as<double>() = sum;
 }
 
+template <class T>
+void squares_of_blocks_on_cpu(Tensor square_B, Tensor in_P, Tensor block_B3) {
+  const T* in = in_P.as<T>();
+  double* square = square_B.as<double>();
+  const std::int32_t* blocks = block_B3.as<std::int32_t>();
+#pragma omp parallel for schedule(static) if (in_P.numel() >= kParallelElements)
+  for (std::int64_t b = 0; b < square_B.numel(); ++b) {
+    const std::int32_t* const block = blocks + 3 * b;
+    const T* const first = in + (std::int64_t{block[0]} << 20) + block[1];
+    square[b] = sum_in_lanes(block[2], [first](std::int64_t i) {
+      const auto x = static_cast<double>(first[i]);
+      return x * x;
+    });
+  }
+}
+
+void sum_at_on_cpu(Tensor sum_1, Tensor value_V, Tensor index_M) {
+  const double* value = value_V.as<double>();
+  const std::int32_t* index = index_M.as<std::int32_t>();
+  double sum = 0;
+  for (std::int64_t m = 0; m < index_M.numel(); ++m) sum += value[index[m]];
+  *sum_1.as<double>() = sum;
+}
+
 }  // namespace
 
 void fill_zero(Tensor out, Context& ctx) {
@@ -128,6 +152,20 @@ void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
   Signature(ctx).like(in, SY_ARG(in), kContiguous)(SY_ARG(sum_1), DType::f64);
   run<&cuda::sum_of_squares>(ctx, in.dtype(), SY_CPU(sum_of_squares_on_cpu), sum_1, in);
+}
+
+void squares_of_blocks(Tensor square_B, Tensor in_P, Tensor block_B3, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(square_B), DType::f64, kContiguous)(SY_ARG(block_B3), DType::i32, kContiguous);
+  args.like(in_P, SY_ARG(in_P), kContiguous);
+  run<&cuda::squares_of_blocks>(ctx, in_P.dtype(), SY_CPU(squares_of_blocks_on_cpu), square_B, in_P, block_B3);
+}
+
+void sum_at(Tensor sum_1, Tensor value_V, Tensor index_M, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(sum_1), DType::f64)(SY_ARG(value_V), DType::f64, kContiguous)(SY_ARG(index_M), DType::i32,
+                                                                            kContiguous);
+  run<&cuda::sum_at>(ctx, sum_at_on_cpu, sum_1, value_V, index_M);
 }
 
 double sum_of_squares(Tensor in, Context& ctx) {

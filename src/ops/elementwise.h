@@ -23,6 +23,15 @@ SY_OPERATOR(sum_of_squares, Tensor sum_1, Tensor in, Context& ctx);
 // The same as a number: waits for the device.
 double sum_of_squares(Tensor in, Context& ctx);
 
+// Sums that are the same whatever part of a whole is here: block by block, then all blocks in one order.
+//   B blocks of in_P; V values, of which M are added
+
+// square_B[b] (f64, set) = the sum of squares of the elements of block b. block_B3 (i32): first element / 2^20,
+// first element % 2^20, count.
+SY_OPERATOR(squares_of_blocks, Tensor square_B, Tensor in_P, Tensor block_B3, Context& ctx);
+// sum_1 (f64, set) = the sum of value_V[index_M[m]] over m, in an order that depends on M alone. value_V f64.
+SY_OPERATOR(sum_at, Tensor sum_1, Tensor value_V, Tensor index_M, Context& ctx);
+
 // Biases of linear layers.   T rows (may be strided), N outputs
 
 // out_TN[t] += bias_N

@@ -11,13 +11,17 @@
 namespace switchyard::train {
 
 AdamW::AdamW(const config::Train& options, const ParameterStore& store) : options_(options) {
+  std::vector<const Parameter*> rows;
+  for (const Parameter& row : store.rows()) rows.push_back(&row);
+  std::sort(rows.begin(), rows.end(),
+            [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
   bool extend = false;  // whether the row before was trained and so belongs to a range
-  for (const Parameter& row : store.rows()) {
-    if (row.trained && (!extend || ranges_.back().decay != row.weight_decay))
-      ranges_.push_back({row.offset, 0, row.weight_decay});
-    extend = row.trained;
-    if (!row.trained) continue;
-    ranges_.back().count = row.offset + row.shape.numel() - ranges_.back().first;
+  for (const Parameter* row : rows) {
+    if (row->trained && (!extend || ranges_.back().decay != row->weight_decay))
+      ranges_.push_back({row->offset, 0, row->weight_decay});
+    extend = row->trained;
+    if (!row->trained) continue;
+    ranges_.back().count = row->offset + row->shape.numel() - ranges_.back().first;
   }
 }
 
