@@ -11,9 +11,11 @@
 
 namespace switchyard::parallel {
 
-// What bytes are sent for: counted apart, since each has a formula of its own (docs/parallel.md).
-enum class Traffic : std::uint8_t { gradients, weights, tokens, sums, checkpoint };
-constexpr std::size_t kTrafficKinds = 5;
+// What bytes are sent for: counted apart, since each has a formula of its own (docs/parallel.md); control, the
+// texts and flags of group.h, has none.
+enum class Traffic : std::uint8_t { gradients, weights, tokens, sums, checkpoint, control };
+constexpr std::size_t kTrafficKinds = 6;
+const char* name_of(Traffic kind);  // "gradients", ...
 
 struct Outgoing {
   int to = 0;

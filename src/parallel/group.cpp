@@ -1,0 +1,281 @@
+#include "parallel/group.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "ops/elementwise.h"
+
+namespace switchyard::parallel {
+
+namespace {
+
+constexpr std::int64_t kSumPieceBytes = std::int64_t{4} << 20;  // of each part, in sum_to_owners
+
+std::size_t index(int place) { return static_cast<std::size_t>(place); }
+
+void check_host(const Tensor& x) {
+  SY_CHECK(x.contiguous(), "ranks exchange contiguous tensors");
+  SY_CHECK(x.device() == Device::cpu, "ranks exchange tensors of host memory, not of {}", name_of(x.device()));
+}
+void check_summed(const Tensor& x) {
+  check_host(x);
+  SY_CHECK(x.dtype() == DType::f32 || x.dtype() == DType::f64, "ranks add f32 or f64, not {}",
+           name_of(x.dtype()));
+}
+
+// Elements [first, first + count) of a contiguous tensor.
+std::span<std::byte> bytes_of(const Tensor& x, std::int64_t first, std::int64_t count) {
+  SY_CHECK(first >= 0 && count >= 0 && first + count <= x.numel(), "elements [{}, {}) of {}", first,
+           first + count, x.numel());
+  const std::int64_t size = size_of(x.dtype());
+  return {static_cast<std::byte*>(x.raw()) + first * size, static_cast<std::size_t>(count * size)};
+}
+Tensor elements(const Tensor& x, Part part) { return x.reshape({x.numel()}).slice(part.first, part.count); }
+
+template <class T>
+std::span<const std::byte> bytes_of(const std::vector<T>& values) {
+  return std::as_bytes(std::span(values));
+}
+
+// The sum of leaf_N[first, first + count) by halves, left in its first leaf.
+Tensor add_halves(std::span<const Tensor> leaf_N, Context& ctx) {
+  if (leaf_N.size() == 1) return leaf_N[0];
+  const std::size_t half = (leaf_N.size() + 1) / 2;
+  const Tensor first = add_halves(leaf_N.first(half), ctx), second = add_halves(leaf_N.subspan(half), ctx);
+  ops::add(first, first, second, ctx);
+  return first;
+}
+// sum may be one of the leaves: what it held has been added when it is written.
+void add_leaves(const Tensor& sum, std::span<const Tensor> leaf_N, Context& ctx) {
+  if (sum.numel() == 0) return;
+  if (leaf_N.size() == 1) {
+    if (sum.raw() != leaf_N[0].raw()) ops::copy(sum, leaf_N[0], ctx);
+    return;
+  }
+  const std::size_t half = (leaf_N.size() + 1) / 2;
+  const Tensor first = add_halves(leaf_N.first(half), ctx), second = add_halves(leaf_N.subspan(half), ctx);
+  ops::add(sum, first, second, ctx);
+}
+
+}  // namespace
+
+Part part_of(std::int64_t total, std::int64_t block, int n, int place) {
+  SY_CHECK(total >= 0 && block >= 1 && n >= 1 && place >= 0 && place < n, "part {} of {} of {} elements", place,
+           n, total);
+  const std::int64_t blocks = (total + block - 1) / block;
+  const auto start = [&](std::int64_t p) { return std::min(total, blocks * p / n * block); };
+  const std::int64_t first = start(place);
+  return {first, start(place + 1) - first};
+}
+
+Group::Group(Transport& transport, std::vector<int> ranks) : transport_(transport), ranks_(std::move(ranks)) {
+  SY_CHECK(std::is_sorted(ranks_.begin(), ranks_.end()) &&
+               std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end(),
+           "the ranks of a group ascend");
+  SY_CHECK(!ranks_.empty() && ranks_.front() >= 0 && ranks_.back() < transport.size(),
+           "a group is made of the {} ranks there are", transport.size());
+  const auto mine = std::find(ranks_.begin(), ranks_.end(), transport.rank());
+  SY_CHECK(mine != ranks_.end(), "rank {} is not in the group that it makes", transport.rank());
+  place_ = static_cast<int>(mine - ranks_.begin());
+}
+
+void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context&) const {
+  check_host(to_NX);
+  check_host(from_X);
+  const std::int64_t piece = from_X.numel();
+  SY_CHECK(to_NX.dtype() == from_X.dtype() && to_NX.numel() == size() * piece,
+           "{} pieces of {} {} do not make {} {}", size(), from_X.shape().to_string(), name_of(from_X.dtype()),
+           to_NX.shape().to_string(), name_of(to_NX.dtype()));
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    const std::span<std::byte> place = bytes_of(to_NX, p * piece, piece);
+    if (p == place_) {
+      if (!place.empty() && place.data() != from_X.raw()) std::memcpy(place.data(), from_X.raw(), place.size());
+    } else {
+      out.push_back({ranks_[index(p)], bytes_of(from_X, 0, piece)});
+      in.push_back({ranks_[index(p)], place});
+    }
+  }
+  transport_.move(out, in, kind);
+}
+
+void Group::all_gather_parts(Tensor to_P, std::span<const Part> part_N, Traffic kind, Context&) const {
+  check_host(to_P);
+  SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
+  const Part& own = part_N[index(place_)];
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    const Part& part = part_N[index(p)];
+    out.push_back({ranks_[index(p)], bytes_of(to_P, own.first, own.count)});
+    in.push_back({ranks_[index(p)], bytes_of(to_P, part.first, part.count)});
+  }
+  transport_.move(out, in, kind);
+}
+
+void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context&) const {
+  check_host(to_NX);
+  check_host(from_NX);
+  SY_CHECK(to_NX.dtype() == from_NX.dtype() && to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0,
+           "{} {} and {} {} are not {} equal pieces", from_NX.shape().to_string(), name_of(from_NX.dtype()),
+           to_NX.shape().to_string(), name_of(to_NX.dtype()), size());
+  const std::int64_t piece = to_NX.numel() / size();
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    const std::span<std::byte> to = bytes_of(to_NX, p * piece, piece),
+                               from = bytes_of(from_NX, p * piece, piece);
+    if (p == place_) {
+      if (!to.empty()) std::memcpy(to.data(), from.data(), to.size());
+    } else {
+      out.push_back({ranks_[index(p)], from});
+      in.push_back({ranks_[index(p)], to});
+    }
+  }
+  transport_.move(out, in, kind);
+}
+
+void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
+                          std::span<const std::int64_t> send_N, Traffic kind, Context&) const {
+  check_host(to_RX);
+  check_host(from_RX);
+  SY_CHECK(to_RX.dtype() == from_RX.dtype() && to_RX.row_size() == from_RX.row_size(),
+           "rows of {} {} become rows of {} {}", from_RX.row_size(), name_of(from_RX.dtype()), to_RX.row_size(),
+           name_of(to_RX.dtype()));
+  SY_CHECK(receive_N.size() == ranks_.size() && send_N.size() == ranks_.size(), "{} and {} counts for {} ranks",
+           receive_N.size(), send_N.size(), size());
+  SY_CHECK(receive_N[index(place_)] == send_N[index(place_)], "{} rows to itself, but {} from itself",
+           send_N[index(place_)], receive_N[index(place_)]);
+  const std::int64_t row = to_RX.row_size();
+  std::int64_t to_row = 0, from_row = 0;
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    const std::span<std::byte> to = bytes_of(to_RX, to_row * row, receive_N[index(p)] * row),
+                               from = bytes_of(from_RX, from_row * row, send_N[index(p)] * row);
+    to_row += receive_N[index(p)];
+    from_row += send_N[index(p)];
+    if (p == place_) {
+      if (!to.empty()) std::memcpy(to.data(), from.data(), to.size());
+    } else {
+      out.push_back({ranks_[index(p)], from});
+      in.push_back({ranks_[index(p)], to});
+    }
+  }
+  transport_.move(out, in, kind);
+}
+
+void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
+  check_summed(x);
+  if (size() == 1 || x.numel() == 0) return;
+  const ScratchScope scope(ctx.scratch);
+  const Tensor piece_NX = ctx.scratch.take({size(), x.numel()}, x.dtype());
+  all_gather(piece_NX, x, kind, ctx);
+  add_by_halves(x, piece_NX, ctx);
+}
+
+void Group::sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const {
+  check_summed(x_P);
+  SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
+  if (size() == 1) return;
+  std::int64_t longest = 0;
+  for (const Part& part : part_N) longest = std::max(longest, part.count);
+  const std::int64_t piece = std::min(longest, kSumPieceBytes / size_of(x_P.dtype()));
+  const ScratchScope scope(ctx.scratch);
+  const Tensor others_NX = ctx.scratch.take({size(), piece}, x_P.dtype());
+  // Piece after piece of all parts at once. What has been sent of x_P is not read again, and the own part takes
+  // its sum where it lies.
+  for (std::int64_t start = 0; start < longest; start += piece) {
+    const auto piece_of = [&](const Part& part) {
+      const std::int64_t skipped = std::min(start, part.count);
+      return Part{part.first + skipped, std::min(piece, part.count - skipped)};
+    };
+    const Part own = piece_of(part_N[index(place_)]);
+    const Tensor sum = elements(x_P, own);
+    std::vector<Outgoing> out;
+    std::vector<Incoming> in;
+    std::vector<Tensor> leaf_N;
+    for (int p = 0; p < size(); ++p) {
+      if (p == place_) {
+        leaf_N.push_back(sum);
+        continue;
+      }
+      const Part theirs = piece_of(part_N[index(p)]);
+      leaf_N.push_back(elements(others_NX, {p * piece, own.count}));
+      out.push_back({ranks_[index(p)], bytes_of(x_P, theirs.first, theirs.count)});
+      in.push_back({ranks_[index(p)], bytes_of(others_NX, p * piece, own.count)});
+    }
+    transport_.move(out, in, kind);
+    add_leaves(sum, leaf_N, ctx);
+  }
+}
+
+std::vector<std::string> Group::gather_text(const std::string& mine) const {
+  std::vector<std::uint64_t> length_N(ranks_.size());
+  length_N[index(place_)] = mine.size();
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    out.push_back({ranks_[index(p)], std::as_bytes(std::span(&length_N[index(place_)], 1))});
+    in.push_back({ranks_[index(p)], std::as_writable_bytes(std::span(&length_N[index(p)], 1))});
+  }
+  transport_.move(out, in, Traffic::control);
+  std::vector<std::string> text_N(ranks_.size());
+  text_N[index(place_)] = mine;
+  out.clear();
+  in.clear();
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    text_N[index(p)].resize(length_N[index(p)]);
+    out.push_back({ranks_[index(p)], std::as_bytes(std::span(mine))});
+    in.push_back({ranks_[index(p)], std::as_writable_bytes(std::span(text_N[index(p)]))});
+  }
+  transport_.move(out, in, Traffic::control);
+  return text_N;
+}
+
+std::string Group::text_of_first(const std::string& mine) const {
+  std::string text = mine;
+  std::uint64_t length = text.size();
+  const auto from_first = [&](std::span<std::byte> bytes) {
+    std::vector<Outgoing> out;
+    std::vector<Incoming> in;
+    if (place_ > 0) in.push_back({ranks_[0], bytes});
+    for (int p = 1; p < size() && place_ == 0; ++p) out.push_back({ranks_[index(p)], bytes});
+    transport_.move(out, in, Traffic::control);
+  };
+  from_first(std::as_writable_bytes(std::span(&length, 1)));
+  text.resize(length);
+  from_first(std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+bool Group::any(bool flag) const {
+  std::vector<std::byte> flag_N(ranks_.size());
+  flag_N[index(place_)] = static_cast<std::byte>(flag);
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    out.push_back({ranks_[index(p)], std::span(&flag_N[index(place_)], 1)});
+    in.push_back({ranks_[index(p)], std::span(&flag_N[index(p)], 1)});
+  }
+  transport_.move(out, in, Traffic::control);
+  return std::any_of(flag_N.begin(), flag_N.end(), [](std::byte each) { return each != std::byte{0}; });
+}
+
+void add_by_halves(Tensor sum_X, Tensor piece_NX, Context& ctx) {
+  const std::int64_t n = piece_NX.rows(), piece = sum_X.numel();
+  SY_CHECK(n >= 1 && piece_NX.numel() == n * piece && piece_NX.contiguous() && sum_X.contiguous(),
+           "{} is not a number of {}", piece_NX.shape().to_string(), sum_X.shape().to_string());
+  std::vector<Tensor> leaf_N;
+  for (std::int64_t p = 0; p < n; ++p) leaf_N.push_back(elements(piece_NX, {p * piece, piece}));
+  add_leaves(elements(sum_X, {0, piece}), leaf_N, ctx);
+}
+
+}  // namespace switchyard::parallel

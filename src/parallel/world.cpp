@@ -1,0 +1,31 @@
+#include "parallel/world.h"
+
+#include <algorithm>
+#include <numeric>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace switchyard::parallel {
+
+World make_lone_world() {
+  World world;
+  world.transport = make_lone_transport();
+  world.cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return world;
+}
+
+Mesh make_mesh(World& world, int expert) {
+  const int size = world.size(), rank = world.rank();
+  SY_CHECK(expert >= 1 && size % expert == 0, "{} ranks do not make expert groups of {}", size, expert);
+  std::vector<int> all(static_cast<std::size_t>(size)), neighbours(static_cast<std::size_t>(expert));
+  std::iota(all.begin(), all.end(), 0);
+  std::iota(neighbours.begin(), neighbours.end(), rank - rank % expert);
+  std::vector<int> replicas;
+  for (int other = rank % expert; other < size; other += expert) replicas.push_back(other);
+  Transport& transport = *world.transport;
+  return {Group(transport, std::move(all)), Group(transport, std::move(neighbours)),
+          Group(transport, std::move(replicas))};
+}
+
+}  // namespace switchyard::parallel
