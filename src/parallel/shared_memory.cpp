@@ -29,15 +29,6 @@ constexpr std::uint32_t kMagic = 0x53594d31;
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr long kNapNanoseconds = 100'000'000;  // then a waiting rank looks whether the run is over
 
-// What lies in the memory before the bytes of each message. It takes a line, and a message whole lines, so that
-// no header wraps around and what is copied is aligned as in the sender's memory.
-struct MessageHeader {
-  std::uint64_t bytes;
-  std::uint32_t number;  // messages of this pair before it
-  std::uint32_t kind;
-};
-static_assert(sizeof(MessageHeader) <= kLine);
-
 constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 // The words are shared between processes, so not private futexes.
@@ -189,6 +180,10 @@ class SharedMemoryTransport final : public Transport {
   }
 
  private:
+  // Before the bytes of each message lies what the sender says of it. That takes a line, and a message whole
+  // lines, so that no header wraps around and what is copied is aligned as in the sender's memory.
+  static_assert(sizeof(Message) <= kLine);
+
   // A message on its way: the peer, what is not yet copied, and whether its header is through.
   template <class Byte>
   struct Flow {
@@ -215,8 +210,8 @@ class SharedMemoryTransport final : public Transport {
     const std::uint64_t before = put;
     std::size_t room = ring_bytes_ - (put - ring.taken.load(std::memory_order_acquire));
     if (!flow.begun && room >= kLine) {
-      const MessageHeader header{flow.rest.size(), sent_[static_cast<std::size_t>(flow.peer)]++,
-                                 static_cast<std::uint32_t>(kind)};
+      const Message header{flow.rest.size(), sent_[static_cast<std::size_t>(flow.peer)]++,
+                           static_cast<std::uint64_t>(kind)};
       std::memcpy(data + put % ring_bytes_, &header, sizeof(header));
       put += kLine;
       room -= kLine;
@@ -246,9 +241,12 @@ class SharedMemoryTransport final : public Transport {
     const std::uint64_t before = taken;
     std::size_t there = ring.put.load(std::memory_order_acquire) - taken;
     if (!flow.begun && there >= kLine) {
-      MessageHeader header;
-      std::memcpy(&header, data + taken % ring_bytes_, sizeof(header));
-      check(header, flow, kind);
+      Message sent;
+      std::memcpy(&sent, data + taken % ring_bytes_, sizeof(sent));
+      check_agreement(flow.peer,
+                      {flow.rest.size(), received_[static_cast<std::size_t>(flow.peer)]++,
+                       static_cast<std::uint64_t>(kind)},
+                      sent);
       taken += kLine;
       there -= kLine;
       flow.begun = true;
@@ -267,18 +265,6 @@ class SharedMemoryTransport final : public Transport {
     ring.taken.store(taken, std::memory_order_release);
     memory_.bell(flow.peer).ring();
     return true;
-  }
-
-  void check(const MessageHeader& header, const Flow<std::byte>& flow, Traffic kind) {
-    const std::uint32_t number = received_[static_cast<std::size_t>(flow.peer)]++;
-    if (header.bytes == flow.rest.size() && header.kind == static_cast<std::uint32_t>(kind) &&
-        header.number == number)
-      return;
-    throw std::logic_error(fmt::format(
-        "ranks disagree: rank {} takes {} bytes of {} as message {} from rank {}, which has sent {} "
-        "bytes of {} as message {}",
-        rank(), flow.rest.size(), name_of(kind), number, flow.peer, header.bytes,
-        name_of(static_cast<Traffic>(header.kind)), header.number));
   }
 
   // Until the bell has rung since it was `seen`: spins shortly, since the others are mostly at work on the same
@@ -300,7 +286,7 @@ class SharedMemoryTransport final : public Transport {
 
   SharedMemory& memory_;
   std::size_t ring_bytes_, chunk_;
-  std::vector<std::uint32_t> sent_, received_;  // messages to and from each rank
+  std::vector<std::uint64_t> sent_, received_;  // messages to and from each rank
 };
 
 std::unique_ptr<Transport> make_shared_memory_transport(SharedMemory& memory, int rank) {

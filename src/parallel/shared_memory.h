@@ -16,7 +16,8 @@ class SharedMemory {
  public:
   static constexpr std::size_t kRingBytes = std::size_t{1} << 20;
 
-  // For so many ranks; ring_bytes is a multiple of 64, at least 128. Throws RunError where the system has no room for it.
+  // For so many ranks; ring_bytes is a multiple of 64, at least 128. Throws RunError where the system has no
+  // room for it.
   explicit SharedMemory(int ranks, std::size_t ring_bytes = kRingBytes);
   // What another process has made, by a descriptor that was inherited.
   static SharedMemory open(int descriptor);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/progress.h"
 #include "parallel/run_end.h"
 
 namespace switchyard::parallel {
@@ -65,10 +66,23 @@ void Transport::move(std::span<const Outgoing> out, std::span<const Incoming> in
     SY_CHECK(is_other(message.from), "rank {} of {} receives from rank {}", rank_, size_, message.from);
     received.push_back(message);
   }
+  const std::int64_t number = moves_++;  // of those without a byte too: the same on all ranks of a group
   if (sent.empty() && received.empty()) return;
   if (run_is_over()) throw RunIsOver();
+  const Progress before = progress();
+  mark_waiting("exchange", number);
   do_move(sent, received, kind);
+  mark(before.place, before.index);
   counts_.sent_bytes[static_cast<std::size_t>(kind)] += sent_bytes;
+}
+
+void Transport::check_agreement(int from, const Message& taken, const Message& sent) const {
+  if (taken.bytes == sent.bytes && taken.number == sent.number && taken.kind == sent.kind) return;
+  throw std::logic_error(fmt::format(
+      "ranks disagree: rank {} takes {} bytes of {} as message {} from rank {}, which has sent {} bytes of {} "
+      "as message {}",
+      rank_, taken.bytes, name_of(static_cast<Traffic>(taken.kind)), taken.number, from, sent.bytes,
+      name_of(static_cast<Traffic>(sent.kind)), sent.number));
 }
 
 std::unique_ptr<Transport> make_lone_transport() { return std::make_unique<LoneTransport>(); }

@@ -48,7 +48,8 @@ class Transport {
   // Sends and receives all of these, all at once; returns when what goes out may be overwritten and what comes
   // in is there. Between two ranks messages arrive in the order in which they were sent, of one call or of
   // several. Both sides name the same bytes and kind of traffic: else std::logic_error, which names both.
-  // Messages of no bytes are not sent, and none is to the rank itself. Throws RunIsOver.
+  // Messages of no bytes are not sent, and none is to the rank itself. Marks the progress (core/progress.h) as
+  // waiting in "exchange", with the number of the call, and at the end as what it was. Throws RunIsOver.
   void move(std::span<const Outgoing> out, std::span<const Incoming> in, Traffic kind);
 
   const TransportCounts& counts() const { return counts_; }
@@ -58,8 +59,16 @@ class Transport {
   virtual void do_move(std::span<const Outgoing> out, std::span<const Incoming> in, Traffic kind) = 0;
   TransportCounts counts_;
 
+  // What one side says of a message; `number`: how many of this pair of ranks came before it.
+  struct Message {
+    std::uint64_t bytes, number, kind;
+  };
+  // Throws where `taken` from another rank is not what that rank has `sent`.
+  void check_agreement(int from, const Message& taken, const Message& sent) const;
+
  private:
   int rank_, size_;
+  std::int64_t moves_ = 0;
 };
 
 // Of the only rank: it has nobody to send to.
