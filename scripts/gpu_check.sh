@@ -48,7 +48,7 @@ newest_symbol() { # newest_symbol PREFIX FILE...: the newest version of a librar
 
 make_bundle() {
   local build=build-bundle directory
-  cmake --preset cuda -B $build -DSWITCHYARD_NATIVE=OFF -DSWITCHYARD_CUDNN=OFF ${arch:+-DCMAKE_CUDA_ARCHITECTURES="$arch"}
+  cmake --preset cuda -B $build -DSWITCHYARD_NATIVE=OFF -DSWITCHYARD_CUDNN=OFF -DSWITCHYARD_MPI=OFF ${arch:+-DCMAKE_CUDA_ARCHITECTURES="$arch"}
   cmake --build $build --target switchyard cuda_test bench_cuda
   directory=$(mktemp -d)
   trap 'rm -rf "$directory"' RETURN

@@ -5,21 +5,27 @@
 #   scripts/setup.sh            install what is missing, as root or through sudo
 #   scripts/setup.sh --check    only say what is missing; exit code 1 if anything is
 #   scripts/setup.sh --browser  Chromium too, in which tests open the page of tools/report.py (skipped without it)
+#   scripts/setup.sh --no-mpi   without Open MPI: the build then refuses mpirun, and tests of ranks under it are skipped
 set -euo pipefail
 
 # The OpenCL files: Debian's oneDNN asks for them in its CMake configuration, but only recommends their package.
 packages=(g++ cmake ninja-build ccache git python3 libboost-context-dev libdnnl-dev ocl-icd-opencl-dev nlohmann-json3-dev libspdlog-dev
   libfmt-dev libcli11-dev libgtest-dev libbenchmark-dev zlib1g-dev pkg-config libonig-dev libutf8proc-dev)
+# For ranks under mpirun, on one machine or several; the build and its other tests need none of them.
+mpi_packages=(libopenmpi-dev openmpi-bin)
 
 check_only=false
+mpi=true
 for option in "$@"; do
   case $option in
     --check) check_only=true ;;
     --browser) packages+=(chromium) ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "setup: unknown option '$option'; there are --check and --browser" >&2; exit 2 ;;
+    --no-mpi) mpi=false ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "setup: unknown option '$option'; there are --check, --browser and --no-mpi" >&2; exit 2 ;;
   esac
 done
+if $mpi; then packages+=("${mpi_packages[@]}"); fi
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
   echo "setup: this is not Debian or Ubuntu, so nothing can be checked or installed here." >&2

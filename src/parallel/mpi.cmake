@@ -1,0 +1,28 @@
+# The transport under mpirun. AUTO: with it where MPI's headers and library are there. Not beside sanitizers: what an
+# MPI library allocates and never frees would be reported, and nothing is suppressed.
+set(SWITCHYARD_MPI AUTO CACHE STRING "Ranks under mpirun: AUTO (where MPI is installed), ON or OFF")
+set_property(CACHE SWITCHYARD_MPI PROPERTY STRINGS AUTO ON OFF)
+set(SWITCHYARD_HAS_MPI OFF)
+if(SWITCHYARD_MPI STREQUAL AUTO AND SWITCHYARD_SANITIZE)
+  message(STATUS "MPI: left out beside sanitizers; --nproc works, mpirun is refused")
+elseif(SWITCHYARD_MPI)
+  include(CheckLanguage)
+  check_language(C)
+  if(CMAKE_C_COMPILER)
+    enable_language(C)
+    find_package(MPI QUIET COMPONENTS C)
+  endif()
+  if(MPI_C_FOUND)
+    set(SWITCHYARD_HAS_MPI ON)
+    list(GET MPI_C_LIBRARIES 0 library)
+    message(STATUS "MPI: version ${MPI_C_VERSION} of the standard, ${library}")
+  elseif(SWITCHYARD_MPI STREQUAL AUTO)
+    message(STATUS "MPI: not found, so --nproc works and mpirun is refused; scripts/setup.sh installs it "
+                   "(libopenmpi-dev openmpi-bin)")
+  else()
+    message(FATAL_ERROR "MPI was not found; run scripts/setup.sh, which installs libopenmpi-dev and openmpi-bin, or "
+                        "configure with -DSWITCHYARD_MPI=OFF")
+  endif()
+else()
+  message(STATUS "MPI: switched off; --nproc works, mpirun is refused")
+endif()
