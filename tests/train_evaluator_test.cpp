@@ -6,6 +6,7 @@
 #include <numbers>
 #include <vector>
 
+#include "parallel/world.h"
 #include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
@@ -31,7 +32,7 @@ struct Evaluation {
     std::vector<config::DataEntry> entries;
     for (const char* name : names)
       entries.push_back({(dir / (std::string(name) + ".bin")).string(), name, std::nullopt});
-    return open_domains(entries, 31);
+    return open_domains(entries, 31, parallel::lone_mesh().all);
   }
   EvalResult run(const std::vector<Domain>& domains, const EvalSettings& settings) const {
     Context ctx;
@@ -40,7 +41,8 @@ struct Evaluation {
     model.parameters().initialise(7);
     model.plan(settings.batch, settings.seq_len, ctx);
     // A team of threads is not worth its start for a model as small as this.
-    return test::with_threads(1, [&] { return evaluate(model, domains, settings, ctx); });
+    return test::with_threads(
+        1, [&] { return evaluate(model, domains, settings, ctx, parallel::lone_mesh().all); });
   }
   TempDir dir;
   config::Model model_config;

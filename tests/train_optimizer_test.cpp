@@ -42,6 +42,10 @@ config::Train options() {
   return train;
 }
 
+AdamW adamw(const config::Train& train, const ParameterStore& store) {
+  return AdamW(train, store, parallel::lone_mesh(), false, Device::cpu);
+}
+
 void update(const AdamW& optimizer, ParameterStore& store, const Tensor& squares, double lr, std::int64_t step,
             Context& ctx) {
   optimizer.measure(store, squares, ctx);
@@ -52,7 +56,7 @@ TEST(AdamW, TwoStepsByHand) {
   Store store;
   Context ctx;
   const test::OwnedTensor squares({1}, DType::f64);
-  const AdamW optimizer(options(), store);
+  const AdamW optimizer = adamw(options(), store);
   fill(store.value(0), {1, -2});
   fill(store.value(1), {1, 1, 1});
   fill(store.value(2), {0, 4});
@@ -84,7 +88,7 @@ TEST(AdamW, DecaysMatricesAndNothingElse) {
   const test::OwnedTensor squares({1}, DType::f64);
   for (std::size_t i = 0; i < 3; ++i)
     fill(store.value(i), Numbers(static_cast<std::size_t>(store.value(i).numel()), 2.0));
-  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
+  update(adamw(options(), store), store, squares, 0.5, 1, ctx);
   EXPECT_TRUE(test::all_near(values(store.value(0)), Numbers(2, 2 * (1 - 0.5 * 0.1)), 1e-14, 0));
   EXPECT_EQ(values(store.value(1)), Numbers(3, 2.0));
   EXPECT_TRUE(test::all_near(values(store.value(2)), Numbers(2, 2 * (1 - 0.5 * 0.1)), 1e-14, 0));
@@ -98,7 +102,7 @@ TEST(AdamW, GapsBetweenRowsStayZero) {
     test::fill_normal(store.value(i), "value");
     test::fill_normal(store.grad(i), "grad");
   }
-  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
+  update(adamw(options(), store), store, squares, 0.5, 1, ctx);
   double of_rows = 0, of_all = 0;
   for (std::size_t i = 0; i < 3; ++i) of_rows += test::dot(store.value(i), store.value(i));
   of_all = test::dot(store.values(), store.values());
@@ -120,7 +124,7 @@ TEST(AdamW, LeavesAloneWhatIsNotTrained) {
     fill(store.value(i), {1, 2, 3});
     fill(store.grad(i), {1, 1, 1});
   }
-  update(AdamW(options(), store), store, squares, 0.5, 1, ctx);
+  update(adamw(options(), store), store, squares, 0.5, 1, ctx);
   for (std::size_t i = 0; i < store.rows().size(); ++i) {
     const bool trained = store.rows()[i].trained;
     EXPECT_EQ(values(store.value(i)) == (Numbers{1, 2, 3}), !trained) << i;
@@ -136,7 +140,7 @@ TEST(AdamW, GivesTheSumOfSquaresOfTheWholeGradient) {
   fill(store.grad(0), {1, -2});
   fill(store.grad(1), {2, 4, 6});
   fill(store.grad(2), {8, -10});
-  update(AdamW(options(), store), store, squares, 0.1, 1, ctx);
+  update(adamw(options(), store), store, squares, 0.1, 1, ctx);
   EXPECT_NEAR(squares[0], 15.0 * 15.0, 1e-12);
 }
 
@@ -148,7 +152,7 @@ double used_gradient(double clip_norm) {
   config::Train train = options();
   train.clip_norm = clip_norm;
   fill(store.grad(0), {3, 4});
-  update(AdamW(train, store), store, squares, 0.1, 1, ctx);
+  update(adamw(train, store), store, squares, 0.1, 1, ctx);
   EXPECT_NEAR(get(store.moment1(0), 1) / get(store.moment1(0), 0), 4.0 / 3, 1e-14);
   return get(store.moment1(0), 0) / 0.1;
 }

@@ -85,9 +85,9 @@ class Options : public ::testing::Test {
     bool operator==(const End&) const = default;
   };
   End train(const config::Run& run, const Resume& resume) {
-    const auto communicator = parallel::make_single_process();
+    parallel::World world = parallel::make_lone_world();
     const volatile std::sig_atomic_t stop = 0;
-    TrainingRun(run, dir_ / "run", resume, *communicator).run(stop);
+    TrainingRun(run, dir_ / "run", resume, world).run(stop);
     const std::filesystem::path saved = checkpoint_path(dir_ / "run", kSteps);
     Json last;
     std::istringstream lines(slurp(dir_ / "run" / "metrics.jsonl"));
@@ -107,8 +107,8 @@ class Options : public ::testing::Test {
     model.round_weights(ctx);
     model.plan(kBatch, kSeqLen, ctx);
     const std::optional<std::int64_t> begin = run.data.document_mask ? run.data.begin_token : std::nullopt;
-    return evaluate(model, open_domains(run.data.validation, run.model.vocab_size),
-                    {.seq_len = kSeqLen, .batch = kBatch, .begin_token = begin}, ctx)
+    return evaluate(model, open_domains(run.data.validation, run.model.vocab_size, parallel::lone_mesh().all),
+                    {.seq_len = kSeqLen, .batch = kBatch, .begin_token = begin}, ctx, parallel::lone_mesh().all)
         .loss;
   }
 

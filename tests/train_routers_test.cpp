@@ -105,11 +105,10 @@ class Routers : public ::testing::TestWithParam<Case> {
              bool stop = false) const {
     const config::Run read =
         config::parse_run(config::to_resolved_json(run), "test", {}, router::router_schemas());
-    const auto communicator = parallel::make_single_process();
+    parallel::World world = parallel::make_lone_world();
     const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
     // A team is not worth its start for a model as small as this.
-    test::with_threads(
-        1, [&] { return TrainingRun(read, dir_ / name, resume, *communicator).run(stop_requested); });
+    test::with_threads(1, [&] { return TrainingRun(read, dir_ / name, resume, world).run(stop_requested); });
   }
   std::vector<Json> metrics(const std::string& name) const {
     std::vector<Json> lines;

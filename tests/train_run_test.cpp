@@ -100,10 +100,10 @@ class Training : public ::testing::Test {
   }
   RunEnd train_as_it_is(const std::string& name, const config::Run& run, const Resume& resume,
                         bool stop) const {
-    const auto communicator = parallel::make_single_process();
+    parallel::World world = parallel::make_lone_world();
     const volatile std::sig_atomic_t stop_requested = stop ? 1 : 0;
-    return test::with_threads(
-        threads_, [&] { return TrainingRun(run, dir_ / name, resume, *communicator).run(stop_requested); });
+    return test::with_threads(threads_,
+                              [&] { return TrainingRun(run, dir_ / name, resume, world).run(stop_requested); });
   }
   // One JSON object a step, without what depends on the clock.
   std::vector<Json> metrics(const std::string& name) const {

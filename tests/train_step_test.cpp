@@ -11,11 +11,12 @@
 #include "config/load.h"
 #include "config/router_section.h"
 #include "core/rng.h"
-#include "rank_threads.h"
 #include "router/router.h"
 #include "run_samples.h"
 #include "shards.h"
+#include "tensors.h"
 #include "temp_dir.h"
+#include "world_threads.h"
 
 namespace switchyard::train {
 namespace {
@@ -27,9 +28,9 @@ struct Trained {
   std::vector<StepResult> steps;
 };
 
-Trained train(const config::Run& run, parallel::Communicator& communicator) {
-  const TrainingData data(run);
-  Step step(run, data, communicator, Device::cpu);
+Trained train(const config::Run& run, parallel::World& world) {
+  const TrainingData data(run, parallel::make_mesh(world, 1).all);
+  Step step(run, data, world, Device::cpu);
   step.model().parameters().initialise(run.train.seed);
   Trained trained;
   for (std::int64_t s = 0; s < kSteps; ++s) {
@@ -103,8 +104,8 @@ void expect_near(double actual, double expected, const char* what) {
 TEST_P(Ranks, TwoTrainAsOneDoes) {
   const config::Run run = this->run();
   Trained one, two[2];
-  test::on_ranks(1, [&](parallel::Communicator& rank) { one = train(run, rank); });
-  test::on_ranks(2, [&](parallel::Communicator& rank) { two[rank.rank()] = train(run, rank); });
+  test::on_world_threads(1, [&](parallel::World& world) { one = train(run, world); });
+  test::on_world_threads(2, [&](parallel::World& world) { two[world.rank()] = train(run, world); });
   ASSERT_EQ(one.steps.size(), static_cast<std::size_t>(kSteps));
   ASSERT_EQ(two[0].steps.size(), one.steps.size());
   // Both ranks learned the same from the same, to the bit.
@@ -143,19 +144,6 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"Lpr", "lpr", config::BalanceScope::global_batch},
                       Case{"TopP", "top_p", config::BalanceScope::global_batch}),
     [](const auto& test) { return test.param.name; });
-
-TEST(RankThreads, SumInPlaceAndAgree) {
-  test::on_ranks(3, [](parallel::Communicator& rank) {
-    Context ctx;
-    for (int again = 0; again < 3; ++again) {
-      std::vector<double> values = {1.0 * rank.rank(), 10};
-      rank.all_reduce_sum(Tensor(values.data(), Shape{2}, DType::f64), ctx);
-      EXPECT_EQ(values, (std::vector<double>{3, 30}));
-      EXPECT_TRUE(rank.agree(rank.rank() == again));
-      EXPECT_FALSE(rank.agree(false));
-    }
-  });
-}
 
 }  // namespace
 }  // namespace switchyard::train

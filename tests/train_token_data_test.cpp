@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "run_samples.h"
+#include "parallel/world.h"
 #include "shards.h"
 #include "tensors.h"
 
@@ -99,7 +100,7 @@ TEST(OpenDomains, EntriesOfOneDomainAreOneStreamInTheirOrder) {
   const auto domains = open_domains({{(dir / "b.bin").string(), "law", std::nullopt},
                                      {(dir / "c.bin").string(), "code", std::nullopt},
                                      {(dir / "a.bin").string(), "law", std::nullopt}},
-                                    10);
+                                    10, parallel::lone_mesh().all);
   ASSERT_EQ(domains.size(), 2u);
   EXPECT_EQ(domains[0].name, "law");
   EXPECT_EQ(domains[1].name, "code");
@@ -113,7 +114,7 @@ TEST(OpenDomains, ATokenBeyondTheVocabularyIsNamedWithItsFile) {
   const TempDir dir;
   test::write_shard(dir / "a.bin", {1, 2, 10});
   const std::string message = message_of<InputError>([&] {
-    open_domains({{(dir / "a.bin").string(), "law", std::nullopt}}, 10);
+    open_domains({{(dir / "a.bin").string(), "law", std::nullopt}}, 10, parallel::lone_mesh().all);
   });
   EXPECT_CONTAINS(message, "a.bin");
   EXPECT_CONTAINS(message, "10");

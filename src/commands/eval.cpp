@@ -15,6 +15,7 @@
 #include "core/threads.h"
 #include "model/transformer.h"
 #include "ops/device.h"
+#include "parallel/world.h"
 #include "train/evaluator.h"
 
 namespace switchyard::commands {
@@ -219,12 +220,14 @@ int run(const Options& options) {
                             .begin_token = run->data.begin_token};
     settings.begin_token = train::find_begin_token(data, config.vocab_size);
   }
-  const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size);
+  parallel::World world = parallel::make_lone_world();
+  const parallel::Group all = parallel::make_mesh(world, 1).all;
+  const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size, all);
 
   Context ctx(ops::choose_device(options.device));
   const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
   model->plan(settings.batch, settings.seq_len, ctx);
-  const train::EvalResult result = train::evaluate(*model, domains, settings, ctx);
+  const train::EvalResult result = train::evaluate(*model, domains, settings, ctx, all);
   const bool json_to_stdout = options.json == "-";
   print_table(result, *model, json_to_stdout ? stderr : stdout);
   const std::string text = to_text(to_json(result, *model));

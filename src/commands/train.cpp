@@ -11,9 +11,10 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/device.h"
-#include "parallel/communicator.h"
+#include "parallel/world.h"
 #include "router/router.h"
 #include "tokenizer/tokenizer.h"
+#include "train/ranks.h"
 #include "train/run.h"
 #include "train/token_data.h"
 
@@ -142,8 +143,10 @@ int run(const Options& options) {
     }
   }
   resume.allow_new_data = options.allow_new_data;
-  const auto communicator = parallel::make_single_process();
-  train::TrainingRun training(run, out, resume, *communicator, ops::choose_device(options.device));
+  parallel::World world = parallel::make_lone_world();
+  const Device device = ops::choose_device(options.device);
+  train::check_ranks(run, world.size(), device);
+  train::TrainingRun training(run, out, resume, world, device);
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);

@@ -192,6 +192,21 @@ Tensor ParameterStore::moment2(std::size_t row) const {
   return moment2(FlatRange{rows_[row].offset, rows_[row].shape.numel()}).reshape(rows_[row].shape);
 }
 
+Tensor ParameterStore::array_part(RowArray array, const FlatRange& range) const {
+  switch (array) {
+    case RowArray::value:
+      return value_P_.slice(range.first, range.count);
+    case RowArray::gradient:
+      return grad_P_.slice(range.first, range.count);
+    case RowArray::moment1:
+      return moment1(range);
+    case RowArray::moment2:
+      return moment2(range);
+  }
+  SY_CHECK(false, "no such array");
+  return {};
+}
+
 std::vector<RowPiece> ParameterStore::pieces_of(RowArray array, const FlatRange& range) const {
   std::vector<RowPiece> pieces;
   for (std::size_t i = 0; i < rows_.size(); ++i) {
@@ -199,10 +214,7 @@ std::vector<RowPiece> ParameterStore::pieces_of(RowArray array, const FlatRange&
     if (row.offset < 0 || (array != RowArray::value && !row.trained)) continue;
     const FlatRange part = overlap(range, {row.offset, row.shape.numel()});
     if (part.count == 0) continue;
-    pieces.push_back({i, part.first - row.offset,
-                      array == RowArray::value
-                          ? value_P_.slice(part.first, part.count)
-                          : moment(array == RowArray::moment1 ? moment1_P_ : moment2_P_, part)});
+    pieces.push_back({i, part.first - row.offset, array_part(array, part)});
   }
   return pieces;
 }
@@ -218,7 +230,8 @@ std::vector<RowPiece> ParameterStore::owned(RowArray array) const {
 }
 
 std::vector<RowPiece> ParameterStore::held(RowArray array) const {
-  if (array != RowArray::value && placement_.shard_moments) return owned(array);
+  const bool moments = array == RowArray::moment1 || array == RowArray::moment2;
+  if (moments && placement_.shard_moments) return owned(array);
   return pieces_of(array, {0, size_});
 }
 

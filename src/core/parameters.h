@@ -62,7 +62,7 @@ struct Block {
   std::int64_t number = 0;  // among all blocks of the model, in the order of its rows
 };
 
-enum class RowArray { value, moment1, moment2 };
+enum class RowArray { value, gradient, moment1, moment2 };
 // Elements [first, first + N) of a row, where they lie.
 struct RowPiece {
   std::size_t row = 0;
@@ -106,7 +106,7 @@ class ParameterStore {
   Tensor moment2(const FlatRange& range) const { return moment(moment2_P_, range); }
 
   // Of an array, ascending: what this rank saves, so that every element of the model is saved by one rank; and
-  // all that lies here, which is what it loads. Moments are those of trained rows.
+  // all that lies here, which is what it loads. All but values are of trained rows.
   std::vector<RowPiece> owned(RowArray array) const;
   std::vector<RowPiece> held(RowArray array) const;
 
@@ -131,6 +131,7 @@ class ParameterStore {
   void lay_out(Sharding sharding, Region& region, int size, int place);
   std::vector<Block> blocks_of(const FlatRange& range) const;
   Tensor moment(const Tensor& moment_M, const FlatRange& range) const;
+  Tensor array_part(RowArray array, const FlatRange& range) const;
   std::vector<RowPiece> pieces_of(RowArray array, const FlatRange& range) const;
   Tensor view(const Tensor& flat_P, std::size_t row) const;
   Tensor block(const Tensor& flat_P, std::size_t first, Shape shape) const;

@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/progress.h"
 #include "data/shard_paths.h"
 
 namespace switchyard::data {
@@ -150,32 +151,31 @@ void TokenStream::read(std::int64_t first, std::span<std::int32_t> out) const {
   }
 }
 
-std::vector<std::uint32_t> TokenStream::verify() const {
+std::uint32_t TokenStream::verify(std::size_t number) const {
   constexpr std::int64_t kPiece = 8192;  // tokens; stays in the first-level cache
-  std::vector<std::uint32_t> crc_of_shard;
-  for (const Shard& shard : shards_) {
-    crc_of_shard.push_back(crc32(shard.tokens()));
-    if (shard.token_bytes() == 2 && vocab_size_ > std::numeric_limits<std::uint16_t>::max()) continue;
-    const std::int64_t pieces = (shard.size() + kPiece - 1) / kPiece;
-    std::int64_t first_bad = pieces;
+  const Shard& shard = shards_[number];
+  mark("check of shard", static_cast<std::int64_t>(number));
+  const std::uint32_t crc = crc32(shard.tokens());
+  if (shard.token_bytes() == 2 && vocab_size_ > std::numeric_limits<std::uint16_t>::max()) return crc;
+  const std::int64_t pieces = (shard.size() + kPiece - 1) / kPiece;
+  std::int64_t first_bad = pieces;
 #pragma omp parallel reduction(min : first_bad)
-    {
-      std::array<std::int32_t, kPiece> buffer;
-#pragma omp for schedule(static)
-      for (std::int64_t i = 0; i < pieces; ++i) {
-        const std::span<std::int32_t> tokens(
-            buffer.data(), static_cast<std::size_t>(std::min(kPiece, shard.size() - i * kPiece)));
-        shard.read(i * kPiece, tokens);
-        if (largest(tokens) >= vocab_size_) first_bad = std::min(first_bad, i);
-      }
-    }
-    if (first_bad == pieces) continue;
+  {
     std::array<std::int32_t, kPiece> buffer;
-    read_checked(shard, first_bad * kPiece,
-                 {buffer.data(), static_cast<std::size_t>(std::min(kPiece, shard.size() - first_bad * kPiece))},
-                 vocab_size_);
+#pragma omp for schedule(static)
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const std::span<std::int32_t> tokens(
+          buffer.data(), static_cast<std::size_t>(std::min(kPiece, shard.size() - i * kPiece)));
+      shard.read(i * kPiece, tokens);
+      if (largest(tokens) >= vocab_size_) first_bad = std::min(first_bad, i);
+    }
   }
-  return crc_of_shard;
+  if (first_bad == pieces) return crc;
+  std::array<std::int32_t, kPiece> buffer;
+  read_checked(shard, first_bad * kPiece,
+               {buffer.data(), static_cast<std::size_t>(std::min(kPiece, shard.size() - first_bad * kPiece))},
+               vocab_size_);
+  return crc;
 }
 
 }  // namespace switchyard::data

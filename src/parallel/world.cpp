@@ -28,4 +28,10 @@ Mesh make_mesh(World& world, int expert) {
           Group(transport, std::move(replicas))};
 }
 
+const Mesh& lone_mesh() {
+  static World world = make_lone_world();
+  static const Mesh mesh = make_mesh(world, 1);
+  return mesh;
+}
+
 }  // namespace switchyard::parallel

@@ -26,4 +26,7 @@ struct Mesh {
 };
 Mesh make_mesh(World& world, int expert);  // expert divides the number of ranks
 
+// Of a process alone.
+const Mesh& lone_mesh();
+
 }  // namespace switchyard::parallel

@@ -4,6 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <numbers>
+#include <numeric>
+
+#include "core/progress.h"
 
 namespace switchyard::train {
 
@@ -24,6 +27,12 @@ std::optional<data::TextSize> sum_of(const std::optional<data::TextSize>& a,
   return data::TextSize{a->bytes + b->bytes, a->is_estimate || b->is_estimate};
 }
 
+void sum_over_ranks(std::vector<double>& values, const parallel::Group& all) {
+  Context host;
+  all.sum(Tensor(values.data(), Shape{static_cast<std::int64_t>(values.size())}, DType::f64),
+          parallel::Traffic::sums, host);
+}
+
 }  // namespace
 
 std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
@@ -33,7 +42,7 @@ std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
 }
 
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
-                    Context& ctx) {
+                    Context& ctx, const parallel::Group& all) {
   const auto start = std::chrono::steady_clock::now();
   EvalResult result{
       .domains = {},
@@ -46,6 +55,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
                       Tensor(loss_values.data(), Shape{settings.batch * settings.seq_len}, DType::f32));
   std::vector<std::int32_t> window(static_cast<std::size_t>(settings.seq_len) + 1);
   double loss_sum = 0;
+  Context host;
 
   for (std::size_t d = 0; d < domains.size(); ++d) {
     const data::TokenStream& stream = domains[d].stream;
@@ -55,14 +65,18 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
                   stream.shards().front().path().string());
     if (settings.max_tokens > 0) to_predict = std::min(to_predict, settings.max_tokens);
     const std::vector<std::size_t> domain_B(static_cast<std::size_t>(settings.batch), d);
-    double domain_sum = 0;
-    for (std::int64_t next = 0; next < to_predict;) {
+    const std::int64_t windows = (to_predict + settings.seq_len - 1) / settings.seq_len;
+    const std::int64_t batches = (windows + settings.batch - 1) / settings.batch;
+    std::vector<double> loss_of_window(static_cast<std::size_t>(windows));
+    for (std::int64_t round = 0; round * all.size() < batches; ++round) {
+      const std::int64_t first = (round * all.size() + all.place()) * settings.batch;  // window
+      mark("evaluation batch", round);
       for (std::int64_t b = 0; b < settings.batch; ++b) {
+        const std::int64_t next = (first + b) * settings.seq_len;
         const std::int64_t inputs = std::min(settings.seq_len, to_predict - next);
         const auto tokens = std::span(window).first(inputs > 0 ? static_cast<std::size_t>(inputs) + 1 : 0);
         if (!tokens.empty()) stream.read(next, tokens);
         buffers.set_sequence(b, tokens);
-        next += std::max<std::int64_t>(inputs, 0);
       }
       const model::Batch batch = buffers.load(ctx);
       model.forward(batch, ctx);
@@ -70,8 +84,14 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
       loss_T.write_back();
       result.load.add(model.routing().counts(), domain_B);
       result.counts += model::count_tokens(buffers.on_host());
-      for (const float loss : loss_values) domain_sum += loss;
+      for (std::int64_t b = 0; b < settings.batch && first + b < windows; ++b) {
+        const auto of_window = loss_values.begin() + b * settings.seq_len;
+        loss_of_window[static_cast<std::size_t>(first + b)] =
+            std::accumulate(of_window, of_window + settings.seq_len, 0.0);
+      }
     }
+    sum_over_ranks(loss_of_window, all);  // each was one rank's, and 0 elsewhere
+    const double domain_sum = std::accumulate(loss_of_window.begin(), loss_of_window.end(), 0.0);
     if (!std::isfinite(domain_sum))
       throw_run("the loss over {} is not finite; the weights of this model have diverged",
                 stream.shards().front().path().string());
@@ -81,6 +101,11 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
     result.text = d == 0 ? result.domains[0].text : sum_of(result.text, result.domains[d].text);
     loss_sum += domain_sum;
   }
+  if (result.load.n_layers() > 0) all.sum(result.load.sums(), parallel::Traffic::sums, host);
+  std::vector<double> counts = {static_cast<double>(result.counts.tokens),
+                                static_cast<double>(result.counts.keys)};
+  sum_over_ranks(counts, all);
+  result.counts = {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
   result.loss = loss_sum / static_cast<double>(result.tokens);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;

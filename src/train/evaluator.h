@@ -9,6 +9,7 @@
 #include "core/context.h"
 #include "model/cost.h"
 #include "model/transformer.h"
+#include "parallel/group.h"
 #include "train/expert_load.h"
 #include "train/token_data.h"
 
@@ -42,8 +43,11 @@ struct EvalResult {
 std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
                                     const std::optional<data::TextSize>& text);
 
-// The model is planned for settings.batch x settings.seq_len. Throws RunError where the loss is not finite.
+// The model is planned for settings.batch x settings.seq_len. Batches of windows are divided among the ranks of
+// `all`, which evaluate the same number of batches, the last ones of padding; losses are added window by
+// window, so that the result does not depend on the number of ranks. Throws RunError where the loss is not
+// finite.
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
-                    Context& ctx);
+                    Context& ctx, const parallel::Group& all);
 
 }  // namespace switchyard::train

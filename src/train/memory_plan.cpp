@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/error.h"
+#include "train/ranks.h"
 
 namespace switchyard::train {
 
@@ -12,14 +13,19 @@ double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); 
 
 }  // namespace
 
-MemoryPlan plan_memory(model::Transformer& model, const config::Train& train) {
+std::int64_t waiting_halves(std::int64_t micro_batches) {
+  return micro_batches < 2 ? 0 : 1 + waiting_halves((micro_batches + 1) / 2);
+}
+
+MemoryPlan plan_memory(model::Transformer& model, const config::Train& train, int n_ranks) {
   const std::int64_t n = model.parameters().flat_size();
   const DType compute = model.dtype(), exact = accumulation_dtype(compute);
   const std::int64_t array = n * size_of(exact);
   return {.parameters = array,
           .weights = compute == exact ? 0 : n * size_of(compute),
           .gradients = array,
-          .moments = 2 * array,
+          .moments = 2 * model.parameters().moments_size() * size_of(exact),
+          .halves = train.same_bits ? waiting_halves(micro_batches_of(train, 0, n_ranks).run) * array : 0,
           .activations = model.measure_activations(train.micro_batch_size, train.seq_len, train.recompute)};
 }
 
@@ -32,6 +38,7 @@ std::vector<std::string> table_of(const MemoryPlan& plan) {
   entry("bfloat16 weights", plan.weights);
   entry("gradients", plan.gradients);
   entry("moments", plan.moments);
+  entry("halves of gradients", plan.halves);
   entry("activations", plan.activations);
   entry("workspace", plan.workspace.value_or(0));
   entry(plan.workspace ? "total" : "all but workspace", plan.total());
@@ -46,7 +53,7 @@ void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::stri
       "{:.1f}, activations of a micro-batch {:.1f}; use a smaller model, train.micro_batch_size or "
       "train.seq_len, or set train.recompute",
       mib(plan.total()), where, mib(free_bytes),
-      mib(plan.parameters + plan.weights + plan.gradients + plan.moments), mib(plan.activations));
+      mib(plan.parameters + plan.weights + plan.gradients + plan.moments + plan.halves), mib(plan.activations));
 }
 
 }  // namespace switchyard::train

@@ -15,17 +15,19 @@ struct MemoryPlan {
   std::int64_t weights = 0;     // what a bf16 run computes with beside them
   std::int64_t gradients = 0;
   std::int64_t moments = 0;
+  std::int64_t halves = 0;       // with train.same_bits: gradients of micro-batches that wait for others
   std::int64_t activations = 0;  // of one micro-batch
   // What operators take while they run; no value: not known before the first micro-batch has passed.
   std::optional<std::int64_t> workspace = std::nullopt;
 
   std::int64_t total() const {
-    return parameters + weights + gradients + moments + activations + workspace.value_or(0);
+    return parameters + weights + gradients + moments + halves + activations + workspace.value_or(0);
   }
 };
 
-// Of a model that is made for training and not yet allocated.
-MemoryPlan plan_memory(model::Transformer& model, const config::Train& train);
+// Of this rank, one of `n_ranks`; the model is made for training, its parameters are placed and not yet
+// allocated.
+MemoryPlan plan_memory(model::Transformer& model, const config::Train& train, int n_ranks);
 
 // One line an entry, in MiB, and the total: "  parameters        12.3 MiB". What is 0 has no line.
 std::vector<std::string> table_of(const MemoryPlan& plan);
@@ -33,5 +35,8 @@ std::vector<std::string> table_of(const MemoryPlan& plan);
 // Throws InputError, naming the largest entries, where the plan needs more than there is.
 //   where: "NVIDIA H100 80GB HBM3"
 void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::string& where);
+
+// With train.same_bits: how many sums of micro-batches wait for their other half at the same time.
+std::int64_t waiting_halves(std::int64_t micro_batches);
 
 }  // namespace switchyard::train

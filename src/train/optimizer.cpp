@@ -10,42 +10,136 @@
 
 namespace switchyard::train {
 
-AdamW::AdamW(const config::Train& options, const ParameterStore& store) : options_(options) {
+namespace {
+
+// Where the blocks are in the flat arrays, as ops::squares_of_blocks reads it.
+void write_blocks(const std::vector<Block>& blocks, std::int32_t* block_B3) {
+  constexpr std::int64_t kSplit = 1 << 20;
+  for (const Block& block : blocks) {
+    *block_B3++ = static_cast<std::int32_t>(block.range.first / kSplit);
+    *block_B3++ = static_cast<std::int32_t>(block.range.first % kSplit);
+    *block_B3++ = static_cast<std::int32_t>(block.range.count);
+  }
+}
+
+std::vector<parallel::Part> parts_within(const Region& region) {
+  std::vector<parallel::Part> parts;
+  for (const FlatRange& part : region.parts) parts.push_back({part.first - region.all.first, part.count});
+  return parts;
+}
+
+}  // namespace
+
+AdamW::AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
+             bool shard_moments, Device device)
+    : options_(options), mesh_(mesh), shard_moments_(shard_moments) {
+  find_ranges(store);
+  find_blocks(store, device);
+}
+
+void AdamW::find_ranges(const ParameterStore& store) {
   std::vector<const Parameter*> rows;
-  for (const Parameter& row : store.rows()) rows.push_back(&row);
+  for (std::size_t i = 0; i < store.rows().size(); ++i)
+    if (store.is_here(i)) rows.push_back(&store.rows()[i]);
   std::sort(rows.begin(), rows.end(),
             [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
   bool extend = false;  // whether the row before was trained and so belongs to a range
   for (const Parameter* row : rows) {
     if (row->trained && (!extend || ranges_.back().decay != row->weight_decay))
-      ranges_.push_back({row->offset, 0, row->weight_decay});
+      ranges_.push_back({{row->offset, 0}, row->weight_decay});
     extend = row->trained;
     if (!row->trained) continue;
-    ranges_.back().count = row->offset + row->shape.numel() - ranges_.back().first;
+    FlatRange& flat = ranges_.back().flat;
+    flat.count = row->offset + row->shape.numel() - flat.first;
   }
 }
 
+// Each rank has the sums of its own blocks, in an array that is as long on all of them; the index says where
+// among all ranks' arrays, side by side, each block of the model is.
+void AdamW::find_blocks(const ParameterStore& store, Device device) {
+  const std::vector<Block>& own = store.own_blocks();
+  const auto n_ranks = static_cast<std::int64_t>(mesh_.all.size()), M = store.n_blocks();
+  Context ctx;
+  std::vector<std::int32_t> count_N(static_cast<std::size_t>(n_ranks)),
+      mine{static_cast<std::int32_t>(own.size())};
+  const auto tensor = [](std::vector<std::int32_t>& values, Shape shape) {
+    return Tensor(values.data(), shape, DType::i32);
+  };
+  mesh_.all.all_gather(tensor(count_N, {n_ranks, 1}), tensor(mine, {1}), parallel::Traffic::sums, ctx);
+  most_own_blocks_ = *std::max_element(count_N.begin(), count_N.end());
+  std::vector<std::int32_t> number(static_cast<std::size_t>(most_own_blocks_), -1),
+      number_NB(static_cast<std::size_t>(n_ranks * most_own_blocks_));
+  for (std::size_t b = 0; b < own.size(); ++b) number[b] = static_cast<std::int32_t>(own[b].number);
+  mesh_.all.all_gather(tensor(number_NB, {n_ranks, most_own_blocks_}), tensor(number, {most_own_blocks_}),
+                       parallel::Traffic::sums, ctx);
+
+  const std::int64_t B = static_cast<std::int64_t>(own.size());
+  tables_ = allocate_aligned((3 * B + M) * size_of(DType::i32), "tables of the gradient's norm", device);
+  const Tensor all(tables_.get(), Shape{3 * B + M}, DType::i32, device);
+  block_B3_ = all.slice(0, 3 * B).reshape(Shape{B, 3});
+  index_M_ = all.slice(3 * B, M);
+  std::vector<std::int32_t> host(static_cast<std::size_t>(3 * B + M), -1);
+  write_blocks(own, host.data());
+  for (std::size_t at = 0; at < number_NB.size(); ++at)
+    if (number_NB[at] >= 0)
+      host[static_cast<std::size_t>(3 * B + number_NB[at])] = static_cast<std::int32_t>(at);
+  SY_CHECK(std::count(host.begin() + 3 * B, host.end(), -1) == 0, "a block of the model is owned by no rank");
+  copy(all, Tensor(host.data(), all.shape(), DType::i32));
+}
+
+template <class F>
+void AdamW::for_each_region(const ParameterStore& store, F&& f) const {
+  const parallel::Group* groups[] = {&mesh_.all, &mesh_.replicas};
+  for (std::size_t i = 0; i < store.regions().size(); ++i) {
+    const Region& region = store.regions()[i];
+    f(*groups[i], region.all, parts_within(region));
+  }
+}
+
+void AdamW::sum_gradients(ParameterStore& store, Context& ctx) const {
+  for_each_region(store, [&](const parallel::Group& group, const FlatRange& all, const auto& parts) {
+    const Tensor grad_P = store.grads().slice(all.first, all.count);
+    group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
+    if (!shard_moments_) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
+  });
+}
+
 void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const {
-  ops::sum_of_squares(grad_squares_1, store.grads(), ctx);
+  ScratchScope scope(ctx.scratch);
+  const auto n_ranks = static_cast<std::int64_t>(mesh_.all.size());
+  const Tensor square_NB = ctx.scratch.take(Shape{n_ranks, most_own_blocks_}, DType::f64);
+  const Tensor mine_B = square_NB.slice(mesh_.all.place(), 1).reshape(Shape{most_own_blocks_});
+  ops::fill_zero(mine_B, ctx);
+  ops::squares_of_blocks(mine_B.slice(0, block_B3_.rows()), store.grads(), block_B3_, ctx);
+  mesh_.all.all_gather(square_NB, mine_B, parallel::Traffic::sums, ctx);
+  ops::sum_at(grad_squares_1, square_NB.reshape(Shape{n_ranks * most_own_blocks_}), index_M_, ctx);
 }
 
 void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std::int64_t step,
                    Context& ctx) const {
-  ScratchScope scope(ctx.scratch);
-  const Tensor grad_scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
-  ops::clip_factor(grad_scale_1, grad_squares_1, options_.clip_norm, ctx);
-  for (const Range& range : ranges_) {
-    const auto part = [&](const Tensor& flat_P) { return flat_P.slice(range.first, range.count); };
-    ops::adamw_update(part(store.values()), part(store.moments1()), part(store.moments2()), part(store.grads()),
-                      grad_scale_1,
-                      {.lr = lr,
-                       .beta1 = options_.beta1,
-                       .beta2 = options_.beta2,
-                       .eps = options_.eps,
-                       .weight_decay = range.decay ? options_.weight_decay : 0.0,
-                       .step = step},
-                      store.has_rounded_weights() ? part(store.weights()) : Tensor{}, ctx);
+  {
+    ScratchScope scope(ctx.scratch);
+    const Tensor grad_scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
+    ops::clip_factor(grad_scale_1, grad_squares_1, options_.clip_norm, ctx);
+    for (const Range& range : ranges_) {
+      const ops::AdamWStep numbers{.lr = lr,
+                                   .beta1 = options_.beta1,
+                                   .beta2 = options_.beta2,
+                                   .eps = options_.eps,
+                                   .weight_decay = range.decay ? options_.weight_decay : 0.0,
+                                   .step = step};
+      for (const FlatRange& part : store.with_moments(range.flat)) {
+        const auto of = [&](const Tensor& flat_P) { return flat_P.slice(part.first, part.count); };
+        ops::adamw_update(of(store.values()), store.moment1(part), store.moment2(part), of(store.grads()),
+                          grad_scale_1, numbers, store.has_rounded_weights() ? of(store.weights()) : Tensor{},
+                          ctx);
+      }
+    }
   }
+  if (!shard_moments_) return;
+  for_each_region(store, [&](const parallel::Group& group, const FlatRange& all, const auto& parts) {
+    group.all_gather_parts(store.values().slice(all.first, all.count), parts, parallel::Traffic::weights, ctx);
+  });
 }
 
 namespace {

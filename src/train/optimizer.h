@@ -1,4 +1,5 @@
-// AdamW over a parameter store, and the learning rate of each of its steps.
+// AdamW over a parameter store, of one rank or of many that share its work, and the learning rate of each of
+// its steps.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +8,25 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "core/parameters.h"
+#include "parallel/world.h"
 
 namespace switchyard::train {
 
-// AdamW over a parameter store: clip by global norm, then update.
-
+// A step is: sum_gradients(), measure(), update(). A sum over ranks ends at the rank that owns the elements
+// (ParameterStore::regions); where every rank keeps all moments (parallel.zero 0), the sums go to all of them
+// and each updates everything, else each updates what it owns and the values go to all. Both give the same
+// bits.
 class AdamW {
  public:
-  AdamW(const config::Train& options, const ParameterStore& store);
+  // The store has been laid out for the mesh; both outlive this. All ranks construct it together.
+  AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
+        bool shard_moments, Device device);
 
-  // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares.
+  // The gradients of all ranks are added up: what this rank updates is complete on it.
+  void sum_gradients(ParameterStore& store, Context& ctx) const;
+  // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares, the same bits on every
+  // rank and from equal gradients on any number of ranks. Parts of blocks that this rank owns are summed here,
+  // then all blocks are added in the order of the model.
   void measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const;
   // One update with learning rate `lr`; `step` counts updates from 1. Where clip_norm > 0 the gradient is
   // scaled by min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does. grad_squares_1: as
@@ -26,11 +36,22 @@ class AdamW {
  private:
   // Neighbouring rows with one decay setting are one range of the flat arrays.
   struct Range {
-    std::int64_t first, count;
+    FlatRange flat;
     bool decay;
   };
+  void find_ranges(const ParameterStore& store);
+  void find_blocks(const ParameterStore& store, Device device);
+  // Calls f(group, region's part of the flat array, the places' parts of it) for both regions.
+  template <class F>
+  void for_each_region(const ParameterStore& store, F&& f) const;
+
   config::Train options_;
+  const parallel::Mesh& mesh_;
+  bool shard_moments_;
   std::vector<Range> ranges_;
+  AlignedBuffer tables_;
+  Tensor block_B3_, index_M_;         // i32: of ops::squares_of_blocks and ops::sum_at
+  std::int64_t most_own_blocks_ = 0;  // of any rank
 };
 
 // Learning-rate schedules.

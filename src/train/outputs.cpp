@@ -45,6 +45,21 @@ void add_machine(MetricsRecord& record, const StepOutcome& outcome, double flops
     record.add("product_rate_share", 3 * flops_per_token * outcome.tokens_per_second / outcome.product_rate);
 }
 
+// What the ranks sent each other in the step, by kind, beside what the formulas say; how long each waited, and
+// its memory. Nothing with one rank.
+void add_ranks(MetricsRecord& record, const StepOutcome& outcome) {
+  const RankFigures& ranks = outcome.ranks;
+  if (ranks.wait_seconds_N.size() < 2) return;
+  MetricsRecord sent, ideal;
+  for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
+    sent.add(parallel::name_of(static_cast<parallel::Traffic>(kind)), ranks.sent_bytes[kind]);
+  ideal.add("gradients", outcome.ideal_bytes.gradients).add("weights", outcome.ideal_bytes.weights);
+  record.add("sent_bytes", sent)
+      .add("ideal_bytes", ideal)
+      .add("wait_seconds", ranks.wait_seconds_N)
+      .add("memory_bytes_by_rank", ranks.memory_bytes_N);
+}
+
 // The moving average's figures and the step's counts, of each layer with a router.
 std::vector<MetricsRecord> trained_layers(const StepOutcome& outcome, const router::RoutingStep& routing) {
   const auto figures = outcome.load.figures();
@@ -119,6 +134,7 @@ MetricsRecord step_record(const StepOutcome& outcome, const model::Transformer& 
       .add("flops_per_token_static", all)
       .add("flops_saved", 1 - real / all)
       .add("layers", trained_layers(outcome, routing));
+  add_ranks(record, outcome);
   if (outcome.validation) add_validation(record, *outcome.validation, routing);
   return record;
 }

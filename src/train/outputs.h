@@ -29,6 +29,8 @@ struct StepOutcome {
   double product_rate = 0;                 // FLOP/s; 0: not known
   const LoadAverage& load;                 // moving average over steps
   const EvalResult* validation = nullptr;  // where it was evaluated
+  const RankFigures& ranks;
+  IdealBytes ideal_bytes{};
 };
 
 // A line of metrics.jsonl. The headline's balance figures are over the main layers alone, which are what an

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -14,6 +15,7 @@
 #include "config/names.h"
 #include "core/device_memory.h"
 #include "core/log.h"
+#include "core/progress.h"
 #include "core/threads.h"
 #include "ops/device.h"
 #include "ops/linear.h"
@@ -66,19 +68,23 @@ constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff 
 }  // namespace
 
 TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-                         parallel::Communicator& communicator, Device device)
+                         parallel::World& world, Device device)
     : run_(run),
-      communicator_(communicator),
-      data_(run),
-      step_(run_, data_, communicator, device),
+      out_(out),
+      world_(world),
+      all_(parallel::make_mesh(world, 1).all),
+      data_(run, all_),
+      step_(run_, data_, world, device),
       flop_counter_(step_.model()),
       load_average_(step_.model().routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts)),
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
   begin(resume);
   if (device != Device::cpu) step_.rehearse();  // what does not fit is refused before anything is written
-  outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
+  if (is_first())
+    outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
   product_rate_ = product_rate_of(step_.context());
-  describe(resume);
+  all_.sum(Tensor(&product_rate_, Shape{1}, DType::f64), parallel::Traffic::sums, step_.context());
+  if (is_first()) describe(resume);
 }
 
 void TrainingRun::begin(const Resume& resume) {
@@ -123,8 +129,12 @@ void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {
 void TrainingRun::describe(const Resume& resume) const {
   const Device device = step_.context().device;
   if (device != Device::cpu) log_info("computes on " + ops::describe_device(device));
-  log_info(fmt::format("{:.1f}M parameters; {} threads; memory:",
-                       static_cast<double>(step_.model().parameters().count()) * 1e-6, thread_count()));
+  const std::string ranks = world_.size() > 1
+                                ? fmt::format("{} ranks of {} thread{}; memory of a rank:", world_.size(),
+                                              thread_count(), thread_count() == 1 ? "" : "s")
+                                : fmt::format("{} threads; memory:", thread_count());
+  log_info(fmt::format("{:.1f}M parameters; {}", static_cast<double>(step_.model().parameters().count()) * 1e-6,
+                       ranks));
   for (const std::string& line : table_of(step_.memory())) log_info(line);
   if (product_rate_ > 0)
     log_info(fmt::format("this machine multiplies matrices in {} at {:.0f} GFLOP/s", name_of(run_.train.dtype),
@@ -191,7 +201,7 @@ std::string TrainingRun::reason_to_leave_out(const StepResult& result) const {
   const double loss = result.loss + result.mtp_loss;
   const bool finite = std::isfinite(loss) && std::isfinite(result.grad_norm);
   if (!finite && (!detects_spikes() || state_.spikes.losses.size() < kLeastHistory ||
-                  (!step_.weights_are_finite() && !checkpoint::find_latest(outputs_->directory())))) {
+                  (!step_.weights_are_finite() && !find_latest()))) {
     if (!std::isfinite(loss)) stop_for("loss", step_.cause_of_loss());
     stop_for("gradient", step_.cause_of_gradient());
   }
@@ -207,17 +217,22 @@ void TrainingRun::stop_for(const char* what, const std::string& tensor) const {
       state_.step + 1, what, tensor, last_checkpoint_note());
 }
 
+std::optional<std::filesystem::path> TrainingRun::find_latest() const {
+  const auto mine = is_first() ? checkpoint::find_latest(out_) : std::nullopt;
+  const std::string path = all_.text_of_first(mine ? mine->string() : "");
+  return path.empty() ? std::nullopt : std::optional<std::filesystem::path>(path);
+}
+
 std::string TrainingRun::last_checkpoint_note() const {
-  const auto latest = checkpoint::find_latest(outputs_->directory());
+  const auto latest = find_latest();
   return latest ? "the last checkpoint is " + latest->string() : "no checkpoint had been written yet";
 }
 
-void TrainingRun::go_back(const std::string& spike) {
+std::filesystem::path TrainingRun::good_checkpoint(const std::string& spike) const {
   constexpr std::int64_t kMostTimesBack = 3;
-  const std::filesystem::path& directory = outputs_->directory();
   std::vector<std::filesystem::path> good;  // newest first
-  for (const std::int64_t step : checkpoint::checkpoint_steps(directory)) {
-    const std::filesystem::path path = checkpoint::checkpoint_path(directory, step);
+  for (const std::int64_t step : checkpoint::checkpoint_steps(out_)) {
+    const std::filesystem::path path = checkpoint::checkpoint_path(out_, step);
     if (step <= state_.step && checkpoint::read_run_state(path).spikes.skipped_in_row == 0)
       good.insert(good.begin(), path);
   }
@@ -231,7 +246,12 @@ void TrainingRun::go_back(const std::string& spike) {
             : fmt::format("going back {} times has not helped, the last time to {}", times_back_,
                           good[std::min(good.size(), static_cast<std::size_t>(times_back_)) - 1].string()));
   // Each time in a row one checkpoint farther: the newest may have been on its way already.
-  const std::filesystem::path& target = good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
+  return good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
+}
+
+void TrainingRun::go_back(const std::string& spike) {
+  const std::filesystem::path target =
+      all_.text_of_first(is_first() ? good_checkpoint(spike).string() : std::string());
   const checkpoint::RunState before = state_;
   load(checkpoint::Checkpoint(target));
   state_.samples = before.samples;
@@ -239,6 +259,7 @@ void TrainingRun::go_back(const std::string& spike) {
   state_.spikes.skipped = before.spikes.skipped;
   state_.spikes.rollbacks = before.spikes.rollbacks + 1;
   ++times_back_;
+  if (!is_first()) return;
   outputs_->open_logs(state_.step);
   log_warning(
       fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
@@ -254,27 +275,27 @@ std::optional<EvalResult> TrainingRun::evaluate_if_due() {
                               .begin_token = data_.begin_token};
   Context& ctx = step_.context();
   ctx.attention = AttentionBackend::flash;  // as `switchyard eval` computes
-  EvalResult result = evaluate(step_.model(), data_.validation, settings, ctx);
+  EvalResult result = evaluate(step_.model(), data_.validation, settings, ctx, all_);
   ctx.attention = run_.train.attention;
   return result;
 }
 
 void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
-  const double minutes = run_.checkpoint.every_minutes;
-  save_is_due_ =
-      save_is_due_ || due(run_.checkpoint.every) || (minutes > 0 && seconds_since(last_save_) >= 60 * minutes);
+  save_is_due_ = save_is_due_ || due(run_.checkpoint.every);
   // Amid steps that are left out a checkpoint would hold no newer weights, and take the place of one that the
   // run may have to go back to.
   const bool is_good = state_.spikes.skipped_in_row == 0;
   if (!(save_is_due_ && is_good) && !stopped && state_.step != run_.train.steps) return;
   save_is_due_ = false;
-  outputs_->console().clear_bar();
-  outputs_->sync();  // so that the lines up to a checkpoint are on the disk when it is
+  if (is_first()) {
+    outputs_->console().clear_bar();
+    outputs_->sync();  // so that the lines up to a checkpoint are on the disk when it is
+  }
   state_.val_loss = validation ? std::optional(validation->loss) : std::nullopt;
   checkpoint::save_checkpoint(
-      outputs_->directory(), step_.model().parameters(), state_, run_,
+      out_, step_.model().parameters(), state_, run_,
       std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
-  checkpoint::prune_checkpoints(outputs_->directory(), run_.checkpoint);
+  if (is_first()) checkpoint::prune_checkpoints(out_, run_.checkpoint);
   if (is_good) times_back_ = 0;
   last_save_ = Clock::now();
 }
@@ -295,27 +316,40 @@ void TrainingRun::warn_of_steps_left_out() const {
                             spikes.skipped, spikes.rollbacks));
 }
 
+TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
+  const double minutes = run_.checkpoint.every_minutes;
+  const bool save = is_first() && minutes > 0 && seconds_since(last_save_) >= 60 * minutes;
+  std::array<double, 2> wishes = {stop_requested ? 1.0 : 0.0, save ? 1.0 : 0.0};
+  Context ctx;
+  all_.sum(Tensor(wishes.data(), Shape{2}, DType::f64), parallel::Traffic::sums, ctx);
+  return {.stop = wishes[0] > 0, .save = wishes[1] > 0};
+}
+
 RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
-  Console& console = outputs_->console();
-  const model::Transformer& model = step_.model();
   const std::int64_t steps = run_.train.steps;
   const auto tokens_a_step = static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
-  if (state_.step >= steps)
-    console.line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  if (is_first() && state_.step >= steps)
+    outputs_->console().line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
   start_ = last_save_ = Clock::now();
   first_step_ = state_.step;
   Clock::time_point last_step = start_;
   bool stopped = false;
   while (state_.step < steps && !stopped) {
+    mark_step(state_.step + 1);
     const Clock::time_point step_start = Clock::now();
     std::string spike;
     const StepResult result = step(spike);
     const double tokens_per_second = tokens_a_step / seconds_since(step_start);
-    stopped = communicator_.agree(stop_requested != 0);
+    const Wishes wishes = agree_on_wishes(stop_requested != 0);
+    stopped = wishes.stop;
+    save_is_due_ = save_is_due_ || wishes.save;
+    if (run_.log.check_replicas > 0 && state_.step % run_.log.check_replicas == 0)
+      check_replicas(step_.model().parameters(), step_.mesh(), state_.step);
 
     const std::optional<EvalResult> validation = evaluate_if_due();
     state_.train_seconds += seconds_since(last_step);
     last_step = Clock::now();
+    const RankFigures ranks = rank_watch_.gather(world_, all_);
     const StepOutcome outcome{.result = result,
                               .state = state_,
                               .lr = learning_rate(run_.train, state_.step),
@@ -323,24 +357,31 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
                               .epoch = most_epochs(),
                               .product_rate = product_rate_,
                               .load = load_average_,
-                              .validation = validation ? &*validation : nullptr};
-    outputs_->append(state_.step, step_record(outcome, model, flop_counter_));
+                              .validation = validation ? &*validation : nullptr,
+                              .ranks = ranks,
+                              .ideal_bytes = ideal_bytes(step_.model().parameters(), step_.mesh(),
+                                                         run_.parallel.zero > 0 && world_.size() > 1)};
+    if (is_first()) outputs_->append(state_.step, step_record(outcome, step_.model(), flop_counter_));
     if (!spike.empty()) {
-      console.clear_bar();
+      if (is_first()) outputs_->console().clear_bar();
       if (state_.spikes.skipped_in_row >= run_.train.spike.patience || !step_.weights_are_finite()) {
         go_back(spike);
         start_ = Clock::now();
         first_step_ = state_.step;
         continue;
       }
-      log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
+      if (is_first()) log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
     }
     save_if_due(outcome.validation, stopped);
-    console.step(step_report(outcome, model, steps, seconds_left()),
-                 validation || due(run_.log.every) || state_.step == first_step_ + 1);
+    if (is_first())
+      outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
+                               validation || due(run_.log.every) || state_.step == first_step_ + 1);
   }
-  warn_of_steps_left_out();
-  outputs_->close();
+  all_.barrier();  // the others have written what they write
+  if (is_first()) {
+    warn_of_steps_left_out();
+    outputs_->close();
+  }
   return stopped && state_.step < steps ? RunEnd::interrupted : RunEnd::finished;
 }
 

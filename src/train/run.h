@@ -29,12 +29,14 @@ enum class RunEnd { finished, interrupted };
 class TrainingRun {
  public:
   // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws
-  // InputError before anything is written where one of these cannot be.
+  // InputError before anything is written where one of these cannot be. All ranks of `world` construct it with
+  // the same arguments, and call its functions together; rank 0 alone writes logs and to the console.
   TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-              parallel::Communicator& communicator, Device device = Device::cpu);
+              parallel::World& world, Device device = Device::cpu);
 
-  // Trains up to train.steps, or until `stop_requested` reads true after a step; then saves and returns. Throws
-  // RunError where a loss or gradient is not finite and train.spike cannot leave the step out or go back.
+  // Trains up to train.steps, or until `stop_requested` reads true on a rank after a step; then saves and
+  // returns. Throws RunError where a loss or gradient is not finite and train.spike cannot leave the step out
+  // or go back.
   RunEnd run(const volatile std::sig_atomic_t& stop_requested);
 
  private:
@@ -53,6 +55,9 @@ class TrainingRun {
     return run_.train.spike.deviations > 0 || run_.train.spike.grad_norm_factor > 0;
   }
   [[noreturn]] void stop_for(const char* what, const std::string& tensor) const;
+  std::optional<std::filesystem::path> find_latest() const;  // as rank 0 sees it
+  // The checkpoint to go back to, as rank 0 sees them.
+  std::filesystem::path good_checkpoint(const std::string& spike) const;
   std::string last_checkpoint_note() const;
   // After too many steps in a row that were left out: the run stands where its last good checkpoint does, and
   // its data go on behind the ones that were left out. Throws RunError where there is none, or where going back
@@ -64,22 +69,31 @@ class TrainingRun {
   }
   std::optional<EvalResult> evaluate_if_due();
   void save_if_due(const EvalResult* validation, bool stopped);
+  bool is_first() const { return world_.rank() == 0; }
+  // Whether a rank wants to stop, and whether a checkpoint is due by the clock of the first: the same on all.
+  struct Wishes {
+    bool stop, save;
+  };
+  Wishes agree_on_wishes(bool stop_requested) const;
   double epochs_of(std::uint64_t samples, std::size_t domain) const;
   double most_epochs() const;  // of any domain, as far as the run has come
   double seconds_left() const;
   void warn_of_steps_left_out() const;
 
   config::Run run_;
-  parallel::Communicator& communicator_;
+  std::filesystem::path out_;
+  parallel::World& world_;
+  parallel::Group all_;
   TrainingData data_;
   Step step_;
   model::FlopCounter flop_counter_;
   LoadAverage load_average_;
   checkpoint::RunState state_;
   std::string data_fingerprint_;
-  std::optional<Outputs> outputs_;  // always there once constructed
-  double product_rate_ = 0;         // FLOP/s; 0: not known
-  std::int64_t times_back_ = 0;     // since the last good checkpoint
+  std::optional<Outputs> outputs_;  // of rank 0, always there once constructed
+  RankWatch rank_watch_;
+  double product_rate_ = 0;      // FLOP/s; 0: not known
+  std::int64_t times_back_ = 0;  // since the last good checkpoint
   bool save_is_due_ = false;
   Clock::time_point last_save_{};
   // Where the stretch began that seconds_left() is estimated by.

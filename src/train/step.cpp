@@ -6,8 +6,10 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <span>
 
 #include "core/log.h"
+#include "core/progress.h"
 #include "ops/attention.h"
 #include "ops/device.h"
 #include "ops/elementwise.h"
@@ -45,45 +47,58 @@ void check_attention(const config::Run& run, const model::Transformer& model, De
 }
 
 // What the run needs, if the device has so much.
-MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, Device device) {
+MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
+                        Device device) {
   check_attention(run, model, device);
-  MemoryPlan plan = plan_memory(model, run.train);
+  model.parameters().place(placement_of(mesh, run.parallel.zero));
+  MemoryPlan plan = plan_memory(model, run.train, mesh.all.size());
   const auto free_bytes = ops::free_memory(device);
   if (free_bytes) check_fits(plan, *free_bytes, ops::describe_device(device));
   return plan;
 }
 
-double sum_of(const Tensor& losses) {
-  const float* const loss = losses.as<float>();
-  return std::accumulate(loss, loss + losses.numel(), 0.0);
+// The sum of the losses of each sequence, in double.
+std::vector<double> sums_of_sequences(const Tensor& losses, std::int64_t seq_len) {
+  std::vector<double> sums;
+  for (const float* loss = losses.as<float>(); loss < losses.as<float>() + losses.numel(); loss += seq_len)
+    sums.push_back(std::accumulate(loss, loss + seq_len, 0.0));
+  return sums;
 }
+
+// The values of all ranks, of `n` each, one rank after the other.
+std::vector<double> gathered(const parallel::Group& all, std::vector<double> mine, Context& ctx) {
+  const auto n = static_cast<std::int64_t>(mine.size());
+  std::vector<double> values(mine.size() * static_cast<std::size_t>(all.size()));
+  all.all_gather(Tensor(values.data(), Shape{all.size(), n}, DType::f64),
+                 Tensor(mine.data(), Shape{n}, DType::f64), parallel::Traffic::sums, ctx);
+  return values;
+}
+
+double sum_of(std::span<const double> values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
 }  // namespace
 
-Step::Step(const config::Run& run, const TrainingData& data, parallel::Communicator& communicator,
-           Device device)
+Step::Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device)
     : run_(run),
       data_(data),
-      communicator_(communicator),
-      micro_batches_(run.train.global_batch_size / run.train.micro_batch_size / communicator.size()),
+      mesh_(parallel::make_mesh(world, static_cast<int>(run.parallel.expert))),
+      mine_(micro_batches_of(run.train, world.rank(), world.size())),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
-      memory_(checked_plan(model_, run, device)),
-      optimizer_(run.train, model_.parameters()),
+      memory_(checked_plan(model_, run, mesh_, device)),
+      optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero > 0 && world.size() > 1, device),
       buffers_(run.train.micro_batch_size, run.train.seq_len, data.begin_token, run.model.sliding_window,
-               device, micro_batches_),
-      domain_MB_(static_cast<std::size_t>(micro_batches_),
+               device, mine_.run),
+      domain_MB_(static_cast<std::size_t>(mine_.run),
                  std::vector<std::size_t>(static_cast<std::size_t>(run.train.micro_batch_size))),
       window_(static_cast<std::size_t>(run.train.seq_len) + 1),
-      loss_MT_(device, {micro_batches_, micro_tokens()}),
-      mtp_loss_MKT_(device, {micro_batches_, model_.n_mtp_depths(), micro_tokens()}),
-      count_MLBE_(device, {micro_batches_, model_.routing().n_layers(), run.train.micro_batch_size,
-                           run.model.num_experts}),
-      dropped_ML_(device, {micro_batches_, model_.routing().n_layers()}),
-      figures_(device, {kFigures}) {
-  SY_CHECK(micro_batches_ * run.train.micro_batch_size * communicator.size() == run.train.global_batch_size,
-           "a global batch of {} is not cut evenly for {} ranks", run.train.global_batch_size,
-           communicator.size());
+      loss_MT_(device, {mine_.run, micro_tokens()}),
+      mtp_loss_MKT_(device, {mine_.run, model_.n_mtp_depths(), micro_tokens()}),
+      count_MLBE_(device,
+                  {mine_.run, model_.routing().n_layers(), run.train.micro_batch_size, run.model.num_experts}),
+      dropped_ML_(device, {mine_.run, model_.routing().n_layers()}),
+      figure_M3_(device, {mine_.run, kFigures}),
+      grad_squares_1_(device, {1}) {
   ctx_.attention = run.train.attention;
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
   ops::open_stream(ctx_);
@@ -98,6 +113,8 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::Communica
 void Step::take_memory() {
   model_.allocate(ctx_.device);
   const std::int64_t n_depths = model_.n_mtp_depths();
+  micro_figures_ = allocate_aligned(kFigures * size_of(DType::f64), "losses", ctx_.device);
+  figure_3_ = Tensor(micro_figures_.get(), Shape{kFigures}, DType::f64, ctx_.device);
   micro_losses_ =
       allocate_aligned((1 + n_depths) * micro_tokens() * size_of(DType::f32), "losses", ctx_.device);
   const Tensor losses(micro_losses_.get(), Shape{(1 + n_depths) * micro_tokens()}, DType::f32, ctx_.device);
@@ -105,6 +122,12 @@ void Step::take_memory() {
   mtp_loss_KT_ =
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
   model_.plan(run_.train.micro_batch_size, run_.train.seq_len, ctx_, run_.train.recompute);
+  if (!run_.train.same_bits) return;
+  const Tensor sums = model_.routing().n_layers() > 0 ? model_.routing().global_sums() : Tensor{};
+  for (std::int64_t i = 0; i < waiting_halves(mine_.run); ++i)
+    halves_.push_back(
+        allocate_aligned(model_.parameters().grads().nbytes() + (sums.defined() ? sums.nbytes() : 0),
+                         "gradients of halves", ctx_.device));
 }
 
 void Step::rehearse() {
@@ -117,10 +140,14 @@ void Step::rehearse() {
 // This rank's part of the global batch: neighbouring samples, so that any number of ranks trains on the same.
 void Step::read_data(std::int64_t step, std::uint64_t first_sample) {
   const std::int64_t B = run_.train.micro_batch_size;
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    const std::int64_t first = (communicator_.rank() * micro_batches_ + micro) * B;  // in the global batch
+  for (std::int64_t micro = 0; micro < mine_.run; ++micro) {
+    const std::int64_t first = (mine_.first + micro) * B;  // in the global batch
     buffers_.set_rng_offset(step, first, micro);
     for (std::int64_t b = 0; b < B; ++b) {
+      if (micro >= mine_.count) {
+        buffers_.set_sequence(b, {}, micro);
+        continue;
+      }
       const data::Sampler::Sample sample =
           data_.sampler.at(static_cast<std::int64_t>(first_sample) + first + b);
       data_.train[sample.domain].stream.read(sample.window * run_.train.seq_len, window_);
@@ -142,27 +169,54 @@ model::Batch Step::load_micro_batch(std::int64_t micro) {
 std::vector<double> Step::count_mtp_targets() {
   std::vector<double> count_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   if (count_K.empty()) return count_K;
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro)
+  for (std::int64_t micro = 0; micro < mine_.run; ++micro)
     for (std::size_t k = 0; k < count_K.size(); ++k)
       count_K[k] += static_cast<double>(
           model::mtp_target_count(buffers_.on_host(micro), static_cast<std::int64_t>(k) + 1));
-  communicator_.all_reduce_sum(
-      Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64), ctx_);
+  mesh_.all.sum(Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64),
+                parallel::Traffic::sums, ctx_);
   return count_K;
 }
 
 // The counts of the whole global batch before the first backward pass needs them. With one micro-batch its own
 // forward pass gives them; with several, all are run forward once more: exact, for a third more work.
 void Step::count_global_batch() {
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+  for_each_micro_batch(std::array{model_.routing().global_sums()}, [&](std::int64_t micro) {
     const model::Batch batch = load_micro_batch(micro);
     do_or_replay(count_step_, [&] {
       model_.forward(batch, ctx_);
       model_.forward_mtp(batch, ctx_);
       model_.routing().add_micro_batch(ctx_);
     });
-  }
+  });
   sum_routing_over_ranks();
+}
+
+void Step::for_each_micro_batch(std::span<const Tensor> sums,
+                                const std::function<void(std::int64_t)>& micro_step) {
+  if (run_.train.same_bits) return add_by_halves(0, mine_.run, 0, sums, micro_step);
+  for (const Tensor& sum : sums) ops::fill_zero(sum, ctx_);
+  for (std::int64_t micro = 0; micro < mine_.run; ++micro) micro_step(micro);
+}
+
+void Step::add_by_halves(std::int64_t first, std::int64_t last, std::size_t depth, std::span<const Tensor> sums,
+                         const std::function<void(std::int64_t)>& micro_step) {
+  if (last - first == 1) {
+    for (const Tensor& sum : sums) ops::fill_zero(sum, ctx_);
+    return micro_step(first);
+  }
+  const std::int64_t middle = first + (last - first + 1) / 2;
+  const auto for_each_kept = [&](const auto& f) {
+    std::byte* memory = halves_[depth].get();
+    for (const Tensor& sum : sums) {
+      f(Tensor(memory, sum.shape(), sum.dtype(), sum.device()), sum);
+      memory += sum.nbytes();
+    }
+  };
+  add_by_halves(first, middle, depth + 1, sums, micro_step);
+  for_each_kept([&](const Tensor& kept, const Tensor& sum) { ops::copy(kept, sum, ctx_); });
+  add_by_halves(middle, last, depth + 1, sums, micro_step);
+  for_each_kept([&](const Tensor& kept, const Tensor& sum) { ops::add(sum, kept, sum, ctx_); });
 }
 
 void Step::do_or_replay(ops::Replay& replay, const std::function<void()>& work) {
@@ -174,7 +228,8 @@ void Step::do_or_replay(ops::Replay& replay, const std::function<void()>& work) 
 }
 
 void Step::sum_routing_over_ranks() {
-  if (model_.routing().n_layers() > 0) communicator_.all_reduce_sum(model_.routing().global_sums(), ctx_);
+  if (model_.routing().n_layers() > 0)
+    mesh_.all.sum(model_.routing().global_sums(), parallel::Traffic::sums, ctx_);
 }
 
 void Step::forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K) {
@@ -185,7 +240,8 @@ void Step::forward_backward(const model::Batch& batch, bool count_first, std::sp
     routing.add_micro_batch(ctx_);
     if (routing.needs_global_sums()) sum_routing_over_ranks();
   }
-  routing.add_losses(figures_.on_device().slice(kBalance, 3), batch.tokens_B,
+  ops::fill_zero(figure_3_, ctx_);
+  routing.add_losses(figure_3_, batch.tokens_B,
                      {.n_tokens = batch_tokens(), .n_sequences = run_.train.global_batch_size}, ctx_);
   const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
   model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens()), ctx_, &mtp);
@@ -198,28 +254,31 @@ void Step::keep_results(std::int64_t micro) {
   };
   keep(loss_MT_.on_device(), loss_T_);
   keep(mtp_loss_MKT_.on_device(), mtp_loss_KT_);
+  keep(figure_M3_.on_device(), figure_3_);
   if (const router::RoutingStep& routing = model_.routing(); routing.n_layers() > 0) {
     keep(count_MLBE_.on_device(), routing.counts().count_LBE);
     keep(dropped_ML_.on_device(), routing.counts().dropped_L);
   }
 }
 
-// What the step has written on the device: the one place where the host waits for it. Then the sums of ranks.
+// What the step has written on the device: the one place where the host waits for it. Then the sums of ranks:
+// losses by sequence, in the order of the global batch, so that they are the same numbers on any number of
+// ranks.
 StepResult Step::read_back(std::span<const double> mtp_share_K) {
   loss_MT_.read_back();
   mtp_loss_MKT_.read_back();
   count_MLBE_.read_back();
   dropped_ML_.read_back();
-  figures_.read_back();
+  figure_M3_.read_back();
+  grad_squares_1_.read_back();
   const router::RoutingStep& routing = model_.routing();
+  const std::int64_t n_depths = model_.n_mtp_depths();
   StepResult result{.load = LoadCounts(routing.n_layers(), std::max<std::int64_t>(1, run_.model.num_experts),
                                        static_cast<std::int64_t>(data_.train.size()))};
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
-    result.loss += sum_of(loss_MT_.on_host().slice(micro, 1));
-    const Tensor mtp_loss_KT =
-        mtp_loss_MKT_.on_host().slice(micro, 1).reshape(Shape{model_.n_mtp_depths(), micro_tokens()});
-    for (std::size_t k = 0; k < mtp_share_K.size(); ++k)
-      result.mtp_loss += mtp_share_K[k] * sum_of(mtp_loss_KT.slice(static_cast<std::int64_t>(k), 1));
+  // Sums of micro-batch and sequence; of a depth, micro-batch and sequence.
+  std::vector<double> loss_MB = sums_of_sequences(loss_MT_.on_host(), run_.train.seq_len);
+  const std::vector<double> mtp_loss_MKB = sums_of_sequences(mtp_loss_MKT_.on_host(), run_.train.seq_len);
+  for (std::int64_t micro = 0; micro < mine_.run; ++micro) {
     if (routing.n_layers() > 0)
       result.load.add(count_MLBE_.on_host().slice(micro, 1).reshape(routing.counts().count_LBE.shape()),
                       dropped_ML_.on_host().slice(micro, 1).reshape(routing.counts().dropped_L.shape()),
@@ -227,22 +286,25 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
     result.tokens += model::count_tokens(buffers_.on_host(micro));
   }
   // Token counts are far below the 2^53 up to which doubles are exact.
-  std::array<double, 7> sums = {result.loss,
-                                result.mtp_loss,
-                                figures_.values[kBalance],
-                                figures_.values[kZ],
-                                figures_.values[kRouter],
-                                static_cast<double>(result.tokens.tokens),
-                                static_cast<double>(result.tokens.keys)};
-  communicator_.all_reduce_sum(Tensor(sums.data(), Shape{7}, DType::f64), ctx_);
-  if (routing.n_layers() > 0) communicator_.all_reduce_sum(result.load.sums(), ctx_);
-  result.loss = sums[0] / static_cast<double>(batch_tokens());
-  result.mtp_loss = sums[1];
-  result.balance_loss = sums[2];
-  result.z_loss = sums[3];
-  result.router_loss = sums[4];
-  result.tokens = {static_cast<std::int64_t>(sums[5]), static_cast<std::int64_t>(sums[6])};
-  result.grad_norm = std::sqrt(figures_.values[kGradSquares]);
+  std::array<double, 2> counts = {static_cast<double>(result.tokens.tokens),
+                                  static_cast<double>(result.tokens.keys)};
+  mesh_.all.sum(Tensor(counts.data(), Shape{2}, DType::f64), parallel::Traffic::sums, ctx_);
+  result.tokens = {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
+  if (routing.n_layers() > 0) mesh_.all.sum(result.load.sums(), parallel::Traffic::sums, ctx_);
+
+  result.loss = sum_of(gathered(mesh_.all, loss_MB, ctx_)) / static_cast<double>(batch_tokens());
+  const std::vector<double> mtp_loss = gathered(mesh_.all, mtp_loss_MKB, ctx_);
+  const auto B = static_cast<std::size_t>(run_.train.micro_batch_size);
+  for (std::size_t at = 0; at < mtp_loss.size(); at += B)
+    result.mtp_loss +=
+        mtp_share_K[at / B % static_cast<std::size_t>(n_depths)] * sum_of(std::span(mtp_loss).subspan(at, B));
+  const std::vector<double> figures = gathered(mesh_.all, figure_M3_.values, ctx_);
+  for (std::size_t at = 0; at < figures.size(); at += kFigures) {
+    result.balance_loss += figures[at + kBalance];
+    result.z_loss += figures[at + kZ];
+    result.router_loss += figures[at + kRouter];
+  }
+  result.grad_norm = std::sqrt(grad_squares_1_.values[0]);
   return result;
 }
 
@@ -250,8 +312,8 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
   ParameterStore& parameters = model_.parameters();
   router::RoutingStep& routing = model_.routing();
   // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
-  const bool needs_sums = routing.needs_global_sums();
-  const bool count_first = needs_sums && micro_batches_ > 1;
+  const bool needs_sums = routing.n_layers() > 0 && routing.needs_global_sums();
+  const bool count_first = needs_sums && mine_.run > 1;
   const std::int64_t n_depths = model_.n_mtp_depths();
   read_data(step, first_sample);
   // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
@@ -262,51 +324,63 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
     mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
   }
   routing.begin(ctx_);
-  ops::fill_zero(figures_.on_device(), ctx_);
   if (count_first) count_global_batch();
-  ops::fill_zero(parameters.grads(), ctx_);
-  for (std::int64_t micro = 0; micro < micro_batches_; ++micro) {
+  std::vector<Tensor> sums = {parameters.grads()};
+  if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
+  for_each_micro_batch(sums, [&](std::int64_t micro) {
     const model::Batch batch = load_micro_batch(micro);
     do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
     keep_results(micro);
-  }
-  communicator_.all_reduce_sum(parameters.grads(), ctx_);
+  });
+  mark("sum of gradients");
+  optimizer_.sum_gradients(parameters, ctx_);
   if (!needs_sums) sum_routing_over_ranks();
-  optimizer_.measure(parameters, figures_.on_device().slice(kGradSquares, 1), ctx_);
+  optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
   return read_back(mtp_share_K);
 }
 
 void Step::update(double lr, std::int64_t n) {
-  optimizer_.update(model_.parameters(), figures_.on_device().slice(kGradSquares, 1), lr, n, ctx_);
+  mark("optimizer");
+  optimizer_.update(model_.parameters(), grad_squares_1_.on_device(), lr, n, ctx_);
   model_.routing().after_step(ctx_);
 }
 
 bool Step::weights_are_finite() const {
   Context ctx(ctx_.device);
-  return std::isfinite(ops::sum_of_squares(model_.parameters().values(), ctx));
+  return !mesh_.all.any(!std::isfinite(ops::sum_of_squares(model_.parameters().values(), ctx)));
+}
+
+// What the first rank that has found something says.
+std::string Step::first_finding(const std::string& mine, const std::string& nothing) const {
+  for (const std::string& finding : mesh_.all.gather_text(mine))
+    if (!finding.empty()) return finding;
+  return nothing;
 }
 
 std::string Step::cause_of_loss() const {
   Context ctx(ctx_.device);
-  for (std::size_t i = 0; i < model_.parameters().rows().size(); ++i)
-    if (!std::isfinite(ops::sum_of_squares(model_.parameters().value(i), ctx)))
-      return "the weights of " + model_.parameters().rows()[i].name;
-  std::string where = "the logits of lm_head";
-  bool found = false;
-  model_.visit_activations([&](std::int64_t layer, const std::string& name, const Tensor& tensor) {
-    if (found || std::isfinite(ops::sum_of_squares(tensor, ctx))) return;
-    where = layer < 0 ? name : fmt::format("layer {}, {}", layer, name);
-    found = true;
-  });
-  return where;
+  const ParameterStore& parameters = model_.parameters();
+  std::string where;
+  for (const RowPiece& piece : parameters.held(RowArray::value))
+    if (where.empty() && !std::isfinite(ops::sum_of_squares(piece.tensor_N, ctx)))
+      where = "the weights of " + parameters.rows()[piece.row].name;
+  if (where.empty())
+    model_.visit_activations([&](std::int64_t layer, const std::string& name, const Tensor& tensor) {
+      if (!where.empty() || std::isfinite(ops::sum_of_squares(tensor, ctx))) return;
+      where = layer < 0 ? name : fmt::format("layer {}, {}", layer, name);
+    });
+  return first_finding(where, "the logits of lm_head");
 }
 
 std::string Step::cause_of_gradient() const {
   Context ctx(ctx_.device);
-  for (std::size_t i = model_.parameters().rows().size(); i-- > 0;)  // the order of the backward pass
-    if (!std::isfinite(ops::sum_of_squares(model_.parameters().grad(i), ctx)))
-      return model_.parameters().rows()[i].name;
-  return "none alone, only the sum of all overflows";
+  const ParameterStore& parameters = model_.parameters();
+  const std::vector<RowPiece> pieces = parameters.owned(RowArray::gradient);
+  std::string where;
+  for (auto piece = pieces.rbegin(); piece != pieces.rend() && where.empty();
+       ++piece)  // as the backward pass goes
+    if (!std::isfinite(ops::sum_of_squares(piece->tensor_N, ctx))) where = parameters.rows()[piece->row].name;
+  return first_finding(where, "none alone, only the sum of all overflows");
 }
 
 }  // namespace switchyard::train

@@ -16,10 +16,11 @@
 #include "model/cost.h"
 #include "model/transformer.h"
 #include "ops/device.h"
-#include "parallel/communicator.h"
+#include "parallel/world.h"
 #include "train/expert_load.h"
 #include "train/memory_plan.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 #include "train/token_data.h"
 
 namespace switchyard::train {
@@ -55,14 +56,16 @@ struct StepResult {
 class Step {
  public:
   // Makes the model and takes all memory; parameters are not initialised. `data` outlives this. Throws
-  // InputError where the device has not enough of it, or cannot compute as the configuration asks.
-  Step(const config::Run& run, const TrainingData& data, parallel::Communicator& communicator, Device device);
+  // InputError where the device has not enough of it, or cannot compute as the configuration asks. All ranks
+  // call the same functions of it in the same order.
+  Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device);
 
   model::Transformer& model() { return model_; }
   const model::Transformer& model() const { return model_; }
   Context& context() { return ctx_; }
   const Context& context() const { return ctx_; }
   const MemoryPlan& memory() const { return memory_; }
+  const parallel::Mesh& mesh() const { return mesh_; }
 
   // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, and memory()
   // knows it. Throws RunError where it does not fit.
@@ -74,7 +77,7 @@ class Step {
   // Learns from it, with learning rate `lr`; `n` counts updates from 1. Without it the step is left out.
   void update(double lr, std::int64_t n);
 
-  bool weights_are_finite() const;
+  bool weights_are_finite() const;  // of any rank
   // The first tensor of the last step that is not finite, in words: as a loss or a gradient that is not says.
   std::string cause_of_loss() const;
   std::string cause_of_gradient() const;
@@ -87,6 +90,11 @@ class Step {
   // The batch lives until the next one is loaded.
   model::Batch load_micro_batch(std::int64_t micro);
   std::vector<double> count_mtp_targets();
+  // Runs `micro_step` for each micro-batch. Where bits may not depend on the number of ranks, what it adds to
+  // `sums` is added by halves of the numbers, as ranks are; else one after the other.
+  void for_each_micro_batch(std::span<const Tensor> sums, const std::function<void(std::int64_t)>& micro_step);
+  void add_by_halves(std::int64_t first, std::int64_t last, std::size_t depth, std::span<const Tensor> sums,
+                     const std::function<void(std::int64_t)>& micro_step);
   // Whether all micro-batches have the same targets: with a document mask, those of multi-token prediction
   // differ.
   bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !data_.begin_token; }
@@ -97,11 +105,12 @@ class Step {
   void keep_results(std::int64_t micro);
   void sum_routing_over_ranks();
   StepResult read_back(std::span<const double> mtp_share_K);
+  std::string first_finding(const std::string& mine, const std::string& nothing) const;
 
   config::Run run_;
   const TrainingData& data_;
-  parallel::Communicator& communicator_;
-  std::int64_t micro_batches_;  // of this rank
+  parallel::Mesh mesh_;
+  MicroBatches mine_;
   Context ctx_;
   model::Transformer model_;
   MemoryPlan memory_;
@@ -111,12 +120,16 @@ class Step {
   std::vector<std::vector<std::size_t>> domain_MB_;
   std::vector<std::int32_t> window_;
   // What a step writes and the host reads when it is over. Each has a copy where the device writes it.
-  enum Figure { kBalance, kZ, kRouter, kGradSquares, kFigures };
+  enum Figure { kBalance, kZ, kRouter, kFigures };
   HostRecord<float> loss_MT_, mtp_loss_MKT_;
   AlignedBuffer micro_losses_;  // one micro-batch's: the same place in every one
   Tensor loss_T_, mtp_loss_KT_;
   HostRecord<std::int32_t> count_MLBE_, dropped_ML_;
-  HostRecord<double> figures_;
+  HostRecord<double> figure_M3_, grad_squares_1_;
+  AlignedBuffer micro_figures_;
+  Tensor figure_3_;
+  std::vector<AlignedBuffer>
+      halves_;  // with train.same_bits: sums of micro-batches that wait for their other half
 };
 
 }  // namespace switchyard::train

@@ -1,7 +1,10 @@
 #include "train/token_data.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "core/file.h"
 #include "ops/device.h"
 
 namespace switchyard::train {
@@ -32,14 +35,49 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
   return domains;
 }
 
+// Each number is one rank's and 0 on the others: as doubles, they add up exactly.
+void add_over_ranks(std::vector<std::uint32_t>& numbers, const parallel::Group& all) {
+  std::vector<double> sums(numbers.begin(), numbers.end());
+  Context ctx;
+  all.sum(Tensor(sums.data(), Shape{static_cast<std::int64_t>(sums.size())}, DType::f64),
+          parallel::Traffic::sums, ctx);
+  std::transform(sums.begin(), sums.end(), numbers.begin(),
+                 [](double sum) { return static_cast<std::uint32_t>(sum); });
+}
+
+// Throws InputError on all ranks where one of them sees other shards than the first: another number of them,
+// another size, other tokens at the beginning. The rest of a shard is read by one rank alone.
+void expect_same_view(const Domain& domain, const parallel::Group& all) {
+  std::string view;
+  for (const data::Shard& shard : domain.stream.shards()) {
+    const auto head = shard.tokens().first(std::min<std::size_t>(shard.tokens().size(), 64 << 10));
+    view += fmt::format("{} {} {:08x}\n", shard.path().filename().string(), shard.size(), crc32(head));
+  }
+  const std::vector<std::string> views = all.gather_text(view);
+  for (std::size_t rank = 1; rank < views.size(); ++rank)
+    if (views[rank] != views[0])
+      throw_input(
+          "rank {} does not see the shards of domain {} that rank 0 sees, {} from {} on; give all machines the "
+          "same "
+          "files under the same paths",
+          rank, domain.name, domain.stream.shards().size(), domain.stream.shards().front().path().string());
+}
+
 }  // namespace
 
-std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size) {
+std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size,
+                                 const parallel::Group& all) {
   std::vector<Domain> domains;
   for (const DomainFiles& files : find_files(entries)) {
     domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size), {}, {}});
-    domains.back().crc_of_shard = domains.back().stream.verify();
-    domains.back().text = data::text_size_beside(domains.back().stream.shards());
+    Domain& domain = domains.back();
+    expect_same_view(domain, all);
+    for (std::size_t shard = 0; shard < domain.stream.shards().size(); ++shard) {
+      const bool mine = shard % static_cast<std::size_t>(all.size()) == static_cast<std::size_t>(all.place());
+      domain.crc_of_shard.push_back(mine ? domain.stream.verify(shard) : 0);
+    }
+    add_over_ranks(domain.crc_of_shard, all);
+    domain.text = data::text_size_beside(domain.stream.shards());
   }
   return domains;
 }
@@ -79,11 +117,11 @@ data::SpecialTokens special_tokens_of(const config::Data& data) {
   }
 }
 
-TrainingData::TrainingData(const config::Run& run)
+TrainingData::TrainingData(const config::Run& run, const parallel::Group& all)
     : begin_token(run.data.document_mask ? std::optional(find_begin_token(run.data, run.model.vocab_size))
                                          : std::nullopt),
-      train(open_domains(run.data.train, run.model.vocab_size)),
-      validation(open_domains(run.data.validation, run.model.vocab_size)),
+      train(open_domains(run.data.train, run.model.vocab_size, all)),
+      validation(open_domains(run.data.validation, run.model.vocab_size, all)),
       sampler(sampler_domains(train), run.train.seq_len, run.train.seed) {}
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> begin_token,

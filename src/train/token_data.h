@@ -13,6 +13,7 @@
 #include "data/sampler.h"
 #include "data/shard_paths.h"
 #include "model/batch.h"
+#include "parallel/group.h"
 
 namespace switchyard::train {
 
@@ -25,9 +26,10 @@ struct Domain {
 };
 
 // Opens the entries of one list; those of one domain become one stream, in the order of the list. Every token
-// is checked against the vocabulary. Throws InputError: nothing found, a bad shard, a token beyond the
-// vocabulary.
-std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size);
+// is checked against the vocabulary, the shards divided among the ranks of `all`. Throws InputError: nothing
+// found, a bad shard, a token beyond the vocabulary.
+std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, std::int64_t vocab_size,
+                                 const parallel::Group& all);
 
 // The token that begins a document, for data.document_mask: what the configuration says (data.begin_token, or
 // else data.eot_token), or else meta.json beside the shards. Throws InputError where neither knows, or the
@@ -40,8 +42,9 @@ data::SpecialTokens special_tokens_of(const config::Data& data);
 
 // What a run learns from and is evaluated on.
 struct TrainingData {
-  // Throws InputError as open_domains() and find_begin_token() do.
-  explicit TrainingData(const config::Run& run);
+  // Throws InputError as open_domains() and find_begin_token() do, and where the ranks of `all` do not see the
+  // same data.
+  TrainingData(const config::Run& run, const parallel::Group& all);
 
   std::optional<std::int64_t> begin_token;  // with data.document_mask
   std::vector<Domain> train, validation;

@@ -1,0 +1,180 @@
+#include "train/ranks.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "core/device_memory.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/log.h"
+
+namespace switchyard::train {
+
+MicroBatches micro_batches_of(const config::Train& train, int rank, int size) {
+  const std::int64_t all = train.global_batch_size / train.micro_batch_size;
+  const std::int64_t first = all * rank / size;
+  return {.first = first, .count = all * (rank + 1) / size - first, .run = (all + size - 1) / size};
+}
+
+void check_ranks(const config::Run& run, int size, Device device) {
+  const config::Parallel& p = run.parallel;
+  const std::int64_t micro_batches = run.train.global_batch_size / run.train.micro_batch_size;
+  if (p.ranks != 0 && p.ranks != size)
+    throw_input("parallel.ranks: is {}, but {} rank{} started; use mpirun -n {} or --nproc {}, or leave it out",
+                p.ranks, size, size == 1 ? " was" : "s were", p.ranks, p.ranks);
+  if (size % p.expert != 0)
+    throw_input("parallel.expert: {} does not divide the {} rank{}", p.expert, size, size == 1 ? "" : "s");
+  if (p.expert > 1 && run.model.num_experts == 0)
+    throw_input("parallel.expert: is {}, but the model has no experts; leave it out", p.expert);
+  if (run.model.num_experts % p.expert != 0)
+    throw_input("parallel.expert: {} does not divide model.num_experts, {}", p.expert, run.model.num_experts);
+  if (micro_batches < size)
+    throw_input(
+        "train.global_batch_size: {} micro-batch{} for {} ranks: {} would have nothing to do; use at most {}, "
+        "or a "
+        "smaller micro_batch_size",
+        micro_batches, micro_batches == 1 ? "" : "es", size, size - micro_batches, micro_batches);
+  if (run.train.same_bits) {
+    if (p.expert > 1)
+      throw_input("train.same_bits: needs parallel.expert 1, which is {}: experts add up in another order",
+                  p.expert);
+    if (!std::has_single_bit(static_cast<unsigned>(size)) || micro_batches % size != 0)
+      throw_input(
+          "train.same_bits: needs a number of ranks that is a power of two and divides the {} micro-batches of "
+          "a "
+          "step; {} ranks were started",
+          micro_batches, size);
+  }
+  if (size > 1 && device != Device::cpu)
+    throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
+                size);
+  const std::int64_t places = micro_batches_of(run.train, 0, size).run * size;
+  if (places != micro_batches)
+    log_warning(fmt::format(
+        "{} micro-batches do not divide among {} ranks: {:.0f} % of their time is idle; a "
+        "train.global_batch_size of {} would use all of it",
+        micro_batches, size, 100 * (1 - static_cast<double>(micro_batches) / static_cast<double>(places)),
+        places * run.train.micro_batch_size));
+}
+
+Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero) {
+  return {.place = mesh.all.place(),
+          .size = mesh.all.size(),
+          .expert_place = mesh.expert.place(),
+          .expert_size = mesh.expert.size(),
+          .replica_place = mesh.replicas.place(),
+          .replica_size = mesh.replicas.size(),
+          .shard_moments = zero > 0 && mesh.all.size() > 1};
+}
+
+void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
+                            const std::string& advice) {
+  const std::vector<std::string> texts = all.gather_text(mine);
+  for (std::size_t rank = 1; rank < texts.size(); ++rank)
+    if (texts[rank] != texts[0])
+      throw_input("{} of rank {} differ from those of rank 0; {}", what, rank, advice);
+}
+
+IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, bool shard_moments) {
+  // Each element goes from every rank that has a partial sum to its owner, and from the owner to all others. Of
+  // experts, the groups that hold different ones send theirs side by side.
+  const auto sent = [](const parallel::Group& group, const Tensor& all, int groups) {
+    return std::int64_t{group.size() - 1} * all.nbytes() * groups;
+  };
+  const auto& regions = store.regions();
+  const auto part = [&](int i) { return store.values().slice(regions[i].all.first, regions[i].all.count); };
+  const std::int64_t once = sent(mesh.all, part(0), 1) + sent(mesh.replicas, part(1), mesh.expert.size());
+  return shard_moments ? IdealBytes{.gradients = once, .weights = once}
+                       : IdealBytes{.gradients = 2 * once, .weights = 0};
+}
+
+RankFigures RankWatch::gather(const parallel::World& world, const parallel::Group& all) {
+  const parallel::TransportCounts now = world.transport->counts();
+  constexpr std::size_t kFigures = parallel::kTrafficKinds + 2;
+  std::array<double, kFigures> mine{};  // whole numbers far below 2^53
+  for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
+    mine[kind] = static_cast<double>(now.sent_bytes[kind] - before_.sent_bytes[kind]);
+  mine[kFigures - 2] = now.wait_seconds - before_.wait_seconds;
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  mine[kFigures - 1] = static_cast<double>(usage.ru_maxrss) * 1024;
+  before_ = now;
+
+  const auto n = static_cast<std::size_t>(all.size());
+  std::vector<double> of_all(n * kFigures);
+  Context ctx;
+  all.all_gather(Tensor(of_all.data(), Shape{all.size(), static_cast<std::int64_t>(kFigures)}, DType::f64),
+                 Tensor(mine.data(), Shape{static_cast<std::int64_t>(kFigures)}, DType::f64),
+                 parallel::Traffic::sums, ctx);
+  RankFigures figures;
+  for (std::size_t rank = 0; rank < n; ++rank) {
+    const double* const of_rank = of_all.data() + rank * kFigures;
+    for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
+      figures.sent_bytes[kind] += static_cast<std::int64_t>(of_rank[kind]);
+    figures.wait_seconds_N.push_back(of_rank[kFigures - 2]);
+    figures.memory_bytes_N.push_back(static_cast<std::int64_t>(of_rank[kFigures - 1]));
+  }
+  return figures;
+}
+
+namespace {
+
+std::string sum_of(const Tensor& values) {
+  const HostCopy host(values);
+  return fmt::format(
+      "{:08x}", crc32({static_cast<const std::byte*>(host->raw()), static_cast<std::size_t>(host->nbytes())}));
+}
+
+// One text a row of the region that is here.
+std::string sums_of_rows(const ParameterStore& store, const FlatRange& region) {
+  std::string sums;
+  for (std::size_t i = 0; i < store.rows().size(); ++i) {
+    const std::int64_t offset = store.rows()[i].offset;
+    if (offset >= region.first && offset < region.first + region.count) sums += sum_of(store.value(i));
+  }
+  return sums;
+}
+
+std::string name_of_row(const ParameterStore& store, const FlatRange& region, std::size_t number) {
+  for (const Parameter& row : store.rows())
+    if (row.offset >= region.first && row.offset < region.first + region.count && number-- == 0)
+      return row.name;
+  return "?";
+}
+
+// The difference in words; empty: none.
+std::string difference_within(const ParameterStore& store, const parallel::Group& group,
+                              const FlatRange& region) {
+  if (group.size() == 1 || region.count == 0) return "";
+  const std::vector<std::string> sums =
+      group.gather_text(sum_of(store.values().slice(region.first, region.count)));
+  if (std::all_of(sums.begin(), sums.end(), [&](const std::string& sum) { return sum == sums[0]; })) return "";
+  const std::vector<std::string> rows = group.gather_text(sums_of_rows(store, region));
+  for (std::size_t at = 1; at < rows.size(); ++at) {
+    if (rows[at] == rows[0]) continue;
+    const auto differs = std::mismatch(rows[0].begin(), rows[0].end(), rows[at].begin(), rows[at].end());
+    const auto row = static_cast<std::size_t>(differs.first - rows[0].begin()) / 8;
+    return fmt::format("{} of rank {} is not that of rank {}", name_of_row(store, region, row),
+                       group.ranks()[at], group.ranks()[0]);
+  }
+  return "an alignment gap";
+}
+
+}  // namespace
+
+void check_replicas(const ParameterStore& store, const parallel::Mesh& mesh, std::int64_t step) {
+  std::string difference = difference_within(store, mesh.all, store.regions()[0].all);
+  if (difference.empty()) difference = difference_within(store, mesh.replicas, store.regions()[1].all);
+  for (const std::string& found : mesh.all.gather_text(difference))
+    if (!found.empty())
+      throw_run(
+          "step {}: what ranks hold alike is not alike: {}; a processor or its memory may be faulty: go on "
+          "from the "
+          "last checkpoint on other machines",
+          step, found);
+}
+
+}  // namespace switchyard::train

@@ -1,0 +1,60 @@
+// What a run on several ranks adds to a run on one: who does which micro-batches, what configurations refuse,
+// what ranks say of themselves each step, and whether what they hold alike is alike. All of it is true of one
+// rank, too.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/parameters.h"
+#include "parallel/world.h"
+
+namespace switchyard::train {
+
+// The micro-batches of a step are numbered over the global batch, U in all; a rank does neighbours.
+struct MicroBatches {
+  std::int64_t first = 0, count = 0;  // of this rank
+  // That every rank runs: the most that any has. What a rank has less is padding, which counts in nothing.
+  std::int64_t run = 0;
+};
+MicroBatches micro_batches_of(const config::Train& train, int rank, int size);
+
+// Throws InputError where the run cannot be done by so many ranks; warns of those that have less to do.
+void check_ranks(const config::Run& run, int size, Device device);
+
+// Who holds which rows.
+Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero);
+
+// Throws InputError on all ranks, naming the first that differs, where `what` ("the data") is not the same text
+// on all of them.
+void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
+                            const std::string& advice);
+
+// Bytes that all ranks together send in one step, by the formulas of docs/parallel.md.
+struct IdealBytes {
+  std::int64_t gradients = 0, weights = 0;
+};
+IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, bool shard_moments);
+
+// What the ranks say of themselves after a step, on every rank.
+struct RankFigures {
+  std::array<std::int64_t, parallel::kTrafficKinds> sent_bytes{};  // since the last time, of all ranks
+  std::vector<double> wait_seconds_N;                              // since the last time, of each rank
+  std::vector<std::int64_t> memory_bytes_N;                        // the largest resident set of each process
+};
+class RankWatch {
+ public:
+  RankFigures gather(const parallel::World& world, const parallel::Group& all);
+
+ private:
+  parallel::TransportCounts before_;
+};
+
+// Throws RunError on all ranks where the values that several of them hold are not the same bits: names the
+// first such tensor and the ranks that differ from the first of their group.
+void check_replicas(const ParameterStore& store, const parallel::Mesh& mesh, std::int64_t step);
+
+}  // namespace switchyard::train
