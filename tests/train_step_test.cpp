@@ -14,8 +14,8 @@
 #include "router/router.h"
 #include "run_samples.h"
 #include "shards.h"
-#include "tensors.h"
 #include "temp_dir.h"
+#include "tensors.h"
 #include "world_threads.h"
 
 namespace switchyard::train {
@@ -101,37 +101,94 @@ void expect_near(double actual, double expected, const char* what) {
   EXPECT_NEAR(actual, expected, 2e-5 * std::abs(expected) + 1e-12) << what;
 }
 
-TEST_P(Ranks, TwoTrainAsOneDoes) {
+std::vector<Trained> train_on(int size, const config::Run& run) {
+  std::vector<Trained> of_rank(static_cast<std::size_t>(size));
+  test::on_world_threads(size, [&](parallel::World& world) {
+    of_rank[static_cast<std::size_t>(world.rank())] = train(run, world);
+  });
+  return of_rank;
+}
+
+constexpr double StepResult::*kFigures[] = {&StepResult::loss,      &StepResult::mtp_loss,
+                                            &StepResult::grad_norm, &StepResult::balance_loss,
+                                            &StepResult::z_loss,    &StepResult::router_loss};
+
+// Four micro-batches on three ranks: one has two, the others run one of padding beside theirs.
+TEST_P(Ranks, ManyTrainAsOneDoes) {
   const config::Run run = this->run();
-  Trained one, two[2];
-  test::on_world_threads(1, [&](parallel::World& world) { one = train(run, world); });
-  test::on_world_threads(2, [&](parallel::World& world) { two[world.rank()] = train(run, world); });
+  const Trained one = train_on(1, run)[0];
   ASSERT_EQ(one.steps.size(), static_cast<std::size_t>(kSteps));
-  ASSERT_EQ(two[0].steps.size(), one.steps.size());
-  // Both ranks learned the same from the same, to the bit.
-  EXPECT_EQ(two[0].weights, two[1].weights);
-  for (std::size_t s = 0; s < one.steps.size(); ++s) {
-    const StepResult &a = two[0].steps[s], &b = two[1].steps[s], &whole = one.steps[s];
-    for (const auto field : {&StepResult::loss, &StepResult::mtp_loss, &StepResult::grad_norm,
-                             &StepResult::balance_loss, &StepResult::z_loss, &StepResult::router_loss}) {
-      EXPECT_EQ(a.*field, b.*field);
-      // Sums of some hundred float32 terms in another order, of weights that differ as is said below.
-      expect_near(a.*field, whole.*field, ("step " + std::to_string(s)).c_str());
-    }
-    EXPECT_EQ(a.tokens.tokens, whole.tokens.tokens);
-    EXPECT_EQ(a.tokens.keys, whole.tokens.keys);
-    for (std::int64_t l = 0; l < whole.load.n_layers(); ++l) {
-      EXPECT_EQ(a.load.by_domain(l), b.load.by_domain(l));
-      EXPECT_EQ(a.load.slots(l), whole.load.slots(l));
-      // The same weights, sequences, noise and domains: the same choices.
-      if (s == 0) {
-        EXPECT_EQ(a.load.by_domain(l), whole.load.by_domain(l));
+  for (const int size : {2, 3, 4}) {
+    if (size > run.train.global_batch_size / run.train.micro_batch_size) continue;
+    SCOPED_TRACE(size);
+    const std::vector<Trained> many = train_on(size, run);
+    for (const Trained& other : many) {
+      // All ranks learned the same from the same, to the bit.
+      EXPECT_EQ(many[0].weights, other.weights);
+      ASSERT_EQ(other.steps.size(), one.steps.size());
+      for (std::size_t s = 0; s < one.steps.size(); ++s) {
+        const StepResult &a = many[0].steps[s], &b = other.steps[s], &whole = one.steps[s];
+        for (const auto field : kFigures) {
+          EXPECT_EQ(a.*field, b.*field);
+          // Sums of some hundred float32 terms in another order, of weights that differ as is said below.
+          expect_near(a.*field, whole.*field, ("step " + std::to_string(s)).c_str());
+        }
+        EXPECT_EQ(a.tokens.tokens, whole.tokens.tokens);
+        EXPECT_EQ(a.tokens.keys, whole.tokens.keys);
+        for (std::int64_t l = 0; l < whole.load.n_layers(); ++l) {
+          EXPECT_EQ(a.load.by_domain(l), b.load.by_domain(l));
+          EXPECT_EQ(a.load.slots(l), whole.load.slots(l));
+          // The same weights, sequences, noise and domains: the same choices.
+          if (s == 0) {
+            EXPECT_EQ(a.load.by_domain(l), whole.load.by_domain(l));
+          }
+        }
       }
     }
+    // Rounding of 1e-7 in a gradient moves a weight by lr * 1e-4 = 1e-6 a step at most; a gradient that is of
+    // one rank alone moves it by lr, 1e-2.
+    EXPECT_TRUE(test::all_near(many[0].weights, one.weights, 1e-4, 2e-5));
   }
-  // Rounding of 1e-7 in a gradient moves a weight by lr * 1e-4 = 1e-6 a step at most; a gradient that is of one
-  // rank alone moves it by lr, 1e-2.
-  EXPECT_TRUE(test::all_near(two[0].weights, one.weights, 1e-4, 2e-5));
+}
+
+void expect_same_bits(const Trained& a, const Trained& b) {
+  EXPECT_EQ(a.weights, b.weights);
+  ASSERT_EQ(a.steps.size(), b.steps.size());
+  for (std::size_t s = 0; s < a.steps.size(); ++s) {
+    SCOPED_TRACE(::testing::Message() << "step " << s);
+    for (const auto field : kFigures) EXPECT_EQ(a.steps[s].*field, b.steps[s].*field);
+    for (std::int64_t l = 0; l < a.steps[s].load.n_layers(); ++l)
+      EXPECT_EQ(a.steps[s].load.by_domain(l), b.steps[s].load.by_domain(l));
+  }
+}
+
+TEST_P(Ranks, WhereMomentsLieChangesNoBit) {
+  config::Run run = this->run();
+  run.train.clip_norm = 0.1;  // the norm matters
+  for (const int size : {2, 3}) {
+    if (size > run.train.global_batch_size / run.train.micro_batch_size) continue;
+    SCOPED_TRACE(size);
+    run.parallel.zero = 0;
+    const std::vector<Trained> everywhere = train_on(size, run);
+    run.parallel.zero = 1;
+    const std::vector<Trained> sharded = train_on(size, run);
+    for (std::size_t rank = 0; rank < sharded.size(); ++rank) expect_same_bits(everywhere[rank], sharded[rank]);
+  }
+}
+
+TEST_P(Ranks, SameBitsOnAnyNumberOfRanks) {
+  config::Run run = this->run();
+  run.train.same_bits = true;
+  run.train.clip_norm = 0.1;
+  run.train.global_batch_size = 8 * run.train.micro_batch_size;
+  const Trained one = train_on(1, run)[0];
+  for (const int size : {2, 4, 8}) {
+    SCOPED_TRACE(size);
+    for (const Trained& rank : train_on(size, run)) expect_same_bits(one, rank);
+  }
+  // By halves is another order than one after the other, or this shows nothing.
+  run.train.same_bits = false;
+  EXPECT_NE(train_on(1, run)[0].weights, one.weights);
 }
 
 INSTANTIATE_TEST_SUITE_P(

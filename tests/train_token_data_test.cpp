@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "run_samples.h"
 #include "parallel/world.h"
+#include "run_samples.h"
 #include "shards.h"
 #include "tensors.h"
 

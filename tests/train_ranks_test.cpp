@@ -1,0 +1,191 @@
+// What a run on several ranks refuses, counts and compares.
+#include "train/ranks.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "run_samples.h"
+#include "shards.h"
+#include "temp_dir.h"
+#include "tensors.h"
+#include "train/optimizer.h"
+#include "train/token_data.h"
+#include "world_threads.h"
+
+namespace switchyard::train {
+namespace {
+
+using namespace test;
+
+TEST(MicroBatches, AreNeighboursAndEachIsDoneOnce) {
+  config::Train train;
+  train.micro_batch_size = 2;
+  for (const int all : {1, 4, 7, 64}) {
+    train.global_batch_size = 2 * all;
+    for (int size = 1; size <= std::min(all, 9); ++size) {
+      std::int64_t next = 0;
+      for (int rank = 0; rank < size; ++rank) {
+        const MicroBatches mine = micro_batches_of(train, rank, size);
+        EXPECT_EQ(mine.first, next);
+        EXPECT_GE(mine.count, 1);
+        EXPECT_LE(mine.count, mine.run);
+        EXPECT_EQ(mine.run, (all + size - 1) / size);
+        next += mine.count;
+      }
+      EXPECT_EQ(next, all);
+    }
+  }
+}
+
+struct Refusal {
+  const char* what;
+  int size;
+  void (*change)(config::Run&);
+  const char* message;
+};
+const Refusal kRefusals[] = {
+    {"Ranks", 2, [](config::Run& run) { run.parallel.ranks = 4; },
+     "parallel.ranks: is 4, but 2 ranks were started; use mpirun -n 4 or --nproc 4, or leave it out"},
+    {"ExpertOfRanks", 6, [](config::Run& run) { run.parallel.expert = 4; },
+     "parallel.expert: 4 does not divide the 6 ranks"},
+    {"ExpertOfExperts", 4,
+     [](config::Run& run) {
+       run.parallel.expert = 4;
+       run.model.num_experts = 10;
+     },
+     "parallel.expert: 4 does not divide model.num_experts, 10"},
+    {"NoExperts", 2,
+     [](config::Run& run) {
+       run.parallel.expert = 2;
+       run.model.num_experts = 0;
+     },
+     "parallel.expert: is 2, but the model has no experts; leave it out"},
+    {"MicroBatches", 16, [](config::Run&) {},
+     "train.global_batch_size: 8 micro-batches for 16 ranks: 8 would have nothing to do; use at most 8, or a "
+     "smaller "
+     "micro_batch_size"},
+    {"SameBitsOfThree", 3, [](config::Run& run) { run.train.same_bits = true; },
+     "train.same_bits: needs a number of ranks that is a power of two and divides the 8 micro-batches of a "
+     "step; 3 "
+     "ranks were started"},
+    {"SameBitsOfExperts", 2,
+     [](config::Run& run) {
+       run.train.same_bits = true;
+       run.parallel.expert = 2;
+     },
+     "train.same_bits: needs parallel.expert 1, which is 2: experts add up in another order"},
+};
+
+TEST(CheckRanks, RefusesInOneLine) {
+  for (const Refusal& refusal : kRefusals) {
+    config::Run run = small_run();
+    run.train.global_batch_size = 8;
+    run.train.micro_batch_size = 1;
+    EXPECT_NO_THROW(check_ranks(run, 2, Device::cpu));
+    refusal.change(run);
+    const std::string message = message_of<InputError>([&] { check_ranks(run, refusal.size, Device::cpu); });
+    EXPECT_EQ(message, refusal.message) << refusal.what;
+  }
+}
+
+// A store of two layers of experts on four ranks, two of which hold them once.
+struct Store : ParameterStore {
+  explicit Store(const Placement& placement) {
+    for (const char* name : {"a", "b"}) {
+      begin_group();
+      add({.name = name, .shape = {70000, 2}, .init_std = 0.1});
+      for (int e = 0; e < 4; ++e)
+        add({.name = std::string(name) + std::to_string(e),
+             .shape = {30, 11},
+             .init_std = 0.1,
+             .sharding = Sharding::by_expert,
+             .expert = e,
+             .n_experts = 4});
+    }
+    place(placement);
+    allocate(DType::f32, true);
+    initialise(3);
+  }
+};
+
+std::vector<std::string> findings(std::size_t changed_rank, const char* row_name) {
+  return errors_of_ranks(4, [&](parallel::World& world) {
+    const parallel::Mesh mesh = parallel::make_mesh(world, 2);
+    const Store store(placement_of(mesh, 1));
+    check_replicas(store, mesh, 6);
+    for (std::size_t i = 0; i < store.rows().size(); ++i) {
+      if (store.rows()[i].name != row_name || static_cast<std::size_t>(world.rank()) != changed_rank) continue;
+      std::byte* const last = static_cast<std::byte*>(store.value(i).raw()) + store.value(i).nbytes() - 1;
+      *last ^= std::byte{1};
+    }
+    check_replicas(store, mesh, 7);
+  });
+}
+
+TEST(CheckReplicas, FindsOneBit) {
+  struct Case {
+    std::size_t rank;
+    const char* row;
+    const char* words;  // empty: nothing differs
+  };
+  // Ranks 1 and 3 hold experts 2 and 3.
+  for (const Case& c : {Case{2, "b", "b of rank 2 is not that of rank 0"},
+                        Case{3, "a2", "a2 of rank 3 is not that of rank 1"}, Case{0, "nothing", ""}}) {
+    const std::vector<std::string> found = findings(c.rank, c.row);
+    const bool any = std::any_of(found.begin(), found.end(), [](const auto& text) { return !text.empty(); });
+    EXPECT_EQ(any, c.words[0] != 0) << c.row;
+    for (const std::string& text : found)  // those that another has ended say nothing
+      if (!text.empty()) {
+        EXPECT_CONTAINS(text, std::string("step 7: what ranks hold alike is not alike: ") + c.words);
+      }
+  }
+}
+
+TEST(IdealBytes, AreWhatRanksSend) {
+  for (const auto& [size, expert] : {std::pair{1, 1}, {2, 1}, {2, 2}, {3, 1}, {4, 2}})
+    for (const std::int64_t zero : {0, 1}) {
+      SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << expert << ", zero " << zero);
+      on_world_threads(size, [&, expert = expert](parallel::World& world) {
+        const parallel::Mesh mesh = parallel::make_mesh(world, expert);
+        const bool sharded = zero > 0 && world.size() > 1;
+        Store store(placement_of(mesh, zero));
+        const AdamW optimizer({}, store, mesh, sharded, Device::cpu);
+        Context ctx;
+        const OwnedTensor squares({1}, DType::f64);
+        RankWatch watch;
+        watch.gather(world, mesh.all);
+        optimizer.sum_gradients(store, ctx);
+        optimizer.measure(store, squares, ctx);
+        optimizer.update(store, squares, 0.1, 1, ctx);
+        const RankFigures figures = watch.gather(world, mesh.all);
+        const IdealBytes ideal = ideal_bytes(store, mesh, sharded);
+        const auto sent = [&](parallel::Traffic kind) {
+          return figures.sent_bytes[static_cast<std::size_t>(kind)];
+        };
+        EXPECT_EQ(sent(parallel::Traffic::gradients), ideal.gradients);
+        EXPECT_EQ(sent(parallel::Traffic::weights), ideal.weights);
+        EXPECT_EQ(ideal.gradients > 0, world.size() > 1);
+        EXPECT_EQ(std::ssize(figures.wait_seconds_N), world.size());
+      });
+    }
+}
+
+TEST(OpenDomains, RanksThatSeeOtherShardsAreNamed) {
+  const TempDir dir;
+  for (const char* view : {"0", "1"}) std::filesystem::create_directory(dir / view);
+  write_shard(dir / "0" / "a.bin", {1, 2, 3});
+  write_shard(dir / "1" / "a.bin", {1, 2, 4});
+  const std::vector<std::string> errors = errors_of_ranks(2, [&](parallel::World& world) {
+    const auto path = dir / std::to_string(world.rank()) / "a.bin";
+    open_domains({{path.string(), "law", std::nullopt}}, 10, parallel::make_mesh(world, 1).all);
+  });
+  EXPECT_TRUE(std::any_of(errors.begin(), errors.end(), [](const std::string& error) {
+    return error.find("rank 1 does not see the shards of domain law that rank 0 sees") == 0;
+  }));
+}
+
+}  // namespace
+}  // namespace switchyard::train
