@@ -15,7 +15,7 @@
 #include "core/threads.h"
 #include "model/transformer.h"
 #include "ops/device.h"
-#include "parallel/world.h"
+#include "parallel/launch.h"
 #include "train/evaluator.h"
 
 namespace switchyard::commands {
@@ -31,7 +31,8 @@ struct Options {
   std::int64_t threads = 0;     // 0: one a core
   std::string json;             // empty: none; "-": standard output
   std::string device = "auto";
-  std::string dtype;  // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
+  std::int64_t nproc = 0;  // ranks to start; 0: those that mpirun has started, or one
+  std::string dtype;       // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
 };
 
 void describe(CLI::App& app, Options& options) {
@@ -60,6 +61,7 @@ void describe(CLI::App& app, Options& options) {
   app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
       ->type_name("FILE|-");
   describe_device(app, options.device);
+  describe_nproc(app, options.nproc);
   describe_dtype(app, options.dtype);
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once. The loss over all "
@@ -186,8 +188,9 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
   row("mean", router::mean_of(figures));
 }
 
-int run(const Options& options) {
-  set_threads(static_cast<int>(options.threads));
+int run_rank(const Options& options, parallel::World& world) {
+  set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.cores));
+  const parallel::Group all = parallel::make_mesh(world, 1).all;
   const checkpoint::ModelDirectory directory(options.checkpoint);
   const config::Model& config = directory.model();
   // What a run says beside the model; a Hugging Face directory has none.
@@ -220,14 +223,16 @@ int run(const Options& options) {
                             .begin_token = run->data.begin_token};
     settings.begin_token = train::find_begin_token(data, config.vocab_size);
   }
-  parallel::World world = parallel::make_lone_world();
-  const parallel::Group all = parallel::make_mesh(world, 1).all;
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size, all);
 
   Context ctx(ops::choose_device(options.device));
+  if (world.size() > 1 && ctx.device != Device::cpu)
+    throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
+                world.size());
   const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
   model->plan(settings.batch, settings.seq_len, ctx);
   const train::EvalResult result = train::evaluate(*model, domains, settings, ctx, all);
+  if (world.rank() != 0) return 0;
   const bool json_to_stdout = options.json == "-";
   print_table(result, *model, json_to_stdout ? stderr : stdout);
   const std::string text = to_text(to_json(result, *model));
@@ -237,6 +242,11 @@ int run(const Options& options) {
     write_text_file(options.json, text);
   }
   return 0;
+}
+
+int run(const Options& options) {
+  return parallel::run_ranks(static_cast<int>(options.nproc),
+                             [&](parallel::World& world) { return run_rank(options, world); });
 }
 
 }  // namespace

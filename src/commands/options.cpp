@@ -77,6 +77,16 @@ void describe_threads(CLI::App& app, std::int64_t& threads) {
       ->transform(whole_number(0, "0: one a core", kMaxThreads));
 }
 
+void describe_nproc(CLI::App& app, std::int64_t& nproc) {
+  constexpr std::uint64_t kMostRanks = 1024;
+  app.add_option(
+         "--nproc", nproc,
+         "Run as so many processes of this machine, the ranks (default: as many as mpirun has started, or "
+         "one)")
+      ->type_name("N")
+      ->transform(whole_number(1, "", kMostRanks));
+}
+
 void describe_device(CLI::App& app, std::string& device) {
   app.add_option("--device", device, "Where to compute; auto: on a CUDA device if one can be used")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))

@@ -34,6 +34,7 @@ CLI::Validator number_in(const config::Interval& range, const std::string& expec
 CLI::Validator type_name(std::vector<std::string> types);
 
 void describe_threads(CLI::App& app, std::int64_t& threads);  // 0: one a core
+void describe_nproc(CLI::App& app, std::int64_t& nproc);      // 0: not given
 void describe_device(CLI::App& app, std::string& device);     // auto, cpu, cuda
 // float32, bfloat16; empty: on a CUDA device what the run trains in, else float32.
 void describe_dtype(CLI::App& app, std::string& dtype);

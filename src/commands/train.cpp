@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 
@@ -11,7 +12,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/device.h"
-#include "parallel/world.h"
+#include "parallel/launch.h"
 #include "router/router.h"
 #include "tokenizer/tokenizer.h"
 #include "train/ranks.h"
@@ -32,6 +33,7 @@ struct Options {
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
   bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
+  std::int64_t nproc = 0;       // ranks to start; 0: those that mpirun has started, or one
 };
 
 void describe(CLI::App& app, Options& options) {
@@ -58,6 +60,7 @@ void describe(CLI::App& app, Options& options) {
          "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
       ->type_name("DIR");
   describe_device(app, options.device);
+  describe_nproc(app, options.nproc);
   app.footer(
       "Examples:\n"
       "  switchyard train configs/qwen3_moe_cpu_small.json\n"
@@ -121,17 +124,12 @@ void check_tokenizers(const config::Data& data) {
   }
 }
 
-int run(const Options& options) {
-  if (!options.init_from.empty() && !options.resume.empty() && options.resume != "auto")
-    throw_input(
-        "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
-        "remove one",
-        options.init_from, options.resume);
-  if (options.allow_new_data && options.resume.empty())
-    throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
-  const config::Run run = load_run(options);
-  check_tokenizers(run.data);
-  set_threads(static_cast<int>(run.parallel.threads));
+// What ranks must agree on, which only the first one looks for: files change while they look.
+struct Beginning {
+  fs::path out;
+  train::Resume resume;
+};
+Beginning find_beginning(const Options& options) {
   fs::path out =
       options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
   train::Resume resume = find_resume(options, out);
@@ -143,19 +141,66 @@ int run(const Options& options) {
     }
   }
   resume.allow_new_data = options.allow_new_data;
-  parallel::World world = parallel::make_lone_world();
+  return {out, resume};
+}
+
+// The first rank's paths on all of them.
+Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
+  Beginning found;
+  if (all.place() == 0) found = find_beginning(options);
+  const auto path_of_first = [&](const fs::path& mine) { return fs::path(all.text_of_first(mine.string())); };
+  const auto optional_of_first = [&](const std::optional<fs::path>& mine) {
+    const fs::path path = path_of_first(mine.value_or(""));
+    return path.empty() ? std::nullopt : std::optional(path);
+  };
+  Beginning beginning{.out = path_of_first(found.out), .resume = {}};
+  beginning.resume.wanted = !options.resume.empty();
+  beginning.resume.checkpoint = optional_of_first(found.resume.checkpoint);
+  beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
+  beginning.resume.allow_new_data = options.allow_new_data;
+  return beginning;
+}
+
+int run_rank(const Options& options, parallel::World& world) {
+  const parallel::Group all = parallel::make_mesh(world, 1).all;
+  const config::Run run = load_run(options);
+  train::expect_same_everywhere(all, "the configuration", run.resolved_json,
+                                "give all machines the same file and the same --set");
+  if (world.size() > 1)
+    train::expect_same_everywhere(all, "the bytes of the program",
+                                  std::to_string(crc32_of_file("/proc/self/exe")),
+                                  "start the same build everywhere");
   const Device device = ops::choose_device(options.device);
   train::check_ranks(run, world.size(), device);
-  train::TrainingRun training(run, out, resume, world, device);
+  if (world.rank() == 0) check_tokenizers(run.data);
+  set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.cores));
+  const Beginning beginning = beginning_of_all(options, all);
+  train::TrainingRun training(run, beginning.out, beginning.resume, world, device);
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
-  if (training.run(stop_signal) == train::RunEnd::finished) {
-    log_info("done: " + out.string());
+  const train::RunEnd end = training.run(stop_signal);
+  int signal = 0;  // one rank alone may have got it
+  for (const std::string& of_rank : all.gather_text(std::to_string(stop_signal)))
+    signal = std::max(signal, std::stoi(of_rank));
+  if (end == train::RunEnd::finished) {
+    if (world.rank() == 0) log_info("done: " + beginning.out.string());
     return 0;
   }
-  log_warning("stopped by a signal after saving; go on with --resume auto");
-  return 128 + stop_signal;
+  if (world.rank() == 0) log_warning("stopped by a signal after saving; go on with --resume auto");
+  return 128 + signal;
+}
+
+int run(const Options& options) {
+  if (!options.init_from.empty() && !options.resume.empty() && options.resume != "auto")
+    throw_input(
+        "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
+        "remove one",
+        options.init_from, options.resume);
+  if (options.allow_new_data && options.resume.empty())
+    throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
+  return parallel::run_ranks(static_cast<int>(options.nproc),
+                             [&](parallel::World& world) { return run_rank(options, world); });
 }
 
 }  // namespace
