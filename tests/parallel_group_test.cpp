@@ -1,8 +1,12 @@
 // What ranks do with each other, over threads as ranks and their shared memory.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,6 +26,41 @@ TEST_P(GroupChecks, OfThreads) {
     SCOPED_TRACE(size);
     on_world_threads(size, GetParam().check, kSmallRing);
     on_world_threads(size, GetParam().check);
+  }
+}
+// Ranks that come to each exchange at another time: what one has put in before the others look.
+TEST_P(GroupChecks, OfThreadsThatComeLate) {
+  on_world_threads(
+      8,
+      [&](World& world) {
+        std::mt19937 random(static_cast<unsigned>(world.rank()));
+        for (int round = 0; round < 10; ++round) {
+          std::this_thread::sleep_for(std::chrono::microseconds(random() % 500));
+          GetParam().check(world);
+        }
+      },
+      kSmallRing);
+}
+// The mapping is inherited, as with --nproc.
+TEST_P(GroupChecks, OfProcesses) {
+  constexpr int kRanks = 3;
+  parallel::SharedMemory memory(kRanks, kSmallRing);
+  std::vector<pid_t> children;
+  std::fflush(stdout);  // else each child writes what is there, too
+  for (int rank = 0; rank < kRanks; ++rank) {
+    children.push_back(fork());
+    ASSERT_GE(children.back(), 0);
+    if (children.back() > 0) continue;
+    omp_set_num_threads(1);
+    World world = world_of_thread(memory, rank);
+    GetParam().check(world);
+    std::fflush(stdout);
+    _exit(::testing::Test::HasFailure() ? 1 : 0);
+  }
+  for (pid_t child : children) {
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
   }
 }
 INSTANTIATE_TEST_SUITE_P(Each, GroupChecks, ::testing::ValuesIn(kGroupChecks),

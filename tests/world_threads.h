@@ -15,6 +15,16 @@
 
 namespace switchyard::test {
 
+inline parallel::World world_of_thread(parallel::SharedMemory& memory, int rank) {
+  parallel::World world;
+  world.transport = parallel::make_shared_memory_transport(memory, rank);
+  world.launcher = "threads";
+  world.node_rank = rank;
+  world.node_size = memory.ranks();
+  world.cores = 1;
+  return world;
+}
+
 // What each rank has thrown: a text that is empty for those that threw nothing, or were ended by another's.
 // Calls f(world) on `size` threads, each with one OpenMP thread.
 inline std::vector<std::string> errors_of_ranks(int size, const std::function<void(parallel::World&)>& f,
@@ -25,12 +35,7 @@ inline std::vector<std::string> errors_of_ranks(int size, const std::function<vo
   for (int rank = 0; rank < size; ++rank)
     threads.emplace_back([&, rank] {
       omp_set_num_threads(1);
-      parallel::World world;
-      world.transport = parallel::make_shared_memory_transport(memory, rank);
-      world.launcher = "threads";
-      world.node_rank = rank;
-      world.node_size = size;
-      world.cores = 1;
+      parallel::World world = world_of_thread(memory, rank);
       try {
         f(world);
       } catch (const parallel::RunIsOver&) {

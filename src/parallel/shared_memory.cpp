@@ -154,8 +154,8 @@ class SharedMemoryTransport final : public Transport {
       : Transport(rank, memory.ranks()),
         memory_(memory),
         ring_bytes_(memory.header().ring_bytes),
-        // Half a ring at once: while one side copies a half, the other has the other half to copy.
-        chunk_(std::max(ring_bytes_ / 2 / kLine * kLine, kLine)),
+        // A quarter of a ring at once: while one side copies that, the other has something to copy too.
+        chunk_(std::max(ring_bytes_ / 4 / kLine * kLine, kLine)),
         sent_(static_cast<std::size_t>(memory.ranks())),
         received_(static_cast<std::size_t>(memory.ranks())) {}
 
