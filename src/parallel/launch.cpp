@@ -85,12 +85,12 @@ int run_ranks(int nproc, const std::function<int(World&)>& body) {
     throw_input("--nproc {}: {} says that {} copies were started already; use one of the two", nproc,
                 launched.variable, launched.count);
   if (nproc > 1) return run_copies(nproc, body);
-  if (launched.variable == nullptr || nproc == 1) {
+  // One copy needs no MPI, whoever has started it.
+  if (launched.count == 1 || nproc == 1) {
     World world = make_lone_world();
     return body(world);
   }
   World world = make_mpi_world();
-  world.cores = share_of_cores(world.node_size);
   const int code = guarded(body, world);
   if (code == 0) finish_mpi();
   return code;

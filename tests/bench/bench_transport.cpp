@@ -87,7 +87,7 @@ void bench(parallel::World& world, const std::string& name) {
       }));
   const Seconds barrier = measure(group, 1000, [] {});
   if (world.rank() == 0)
-    fmt::print("{}, {} ranks: two barriers   {:.1f} us (median {:.1f})\n", name, n, barrier.best * 1e6,
+    fmt::print("{}, {} ranks: a barrier      {:.1f} us (median {:.1f})\n", name, n, barrier.best * 1e6,
                barrier.median * 1e6);
 }
 

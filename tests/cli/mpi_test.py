@@ -1,4 +1,5 @@
-"""The transport under mpirun: the checks that group_checks.h makes of any transport, between processes that mpirun starts.
+"""Ranks under mpirun: the checks that group_checks.h makes of any transport, between processes that mpirun starts; runs of the
+binary; and what is said of copies that do not know each other.
 
 CTest sets SWITCHYARD_MPI_RANKS (a binary that makes the checks; empty in a build without MPI).
 """
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import unittest
 
-from harness import ROOT, environment
+from harness import BINARY, ROOT, CliTest, environment
 
 RANKS = os.environ.get("SWITCHYARD_MPI_RANKS", str(ROOT / "build" / "tests" / "parallel_mpi_ranks"))
 MPIRUN = shutil.which("mpirun")
@@ -20,41 +21,64 @@ LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "MV2_")
 TIMEOUT = 120  # seconds; the checks take one
 
 
-def launch(command, variables=None):
+def launch(command, variables=None, directory=None):
     clean = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
     return subprocess.run(["timeout", "-k", "5", str(TIMEOUT), *command], env={**clean, **MPI_ENVIRONMENT, **(variables or {})},
-                          capture_output=True, text=True, check=False)
+                          cwd=directory, capture_output=True, text=True, check=False)
 
 
-@unittest.skipUnless(pathlib.Path(RANKS).is_file(), "this build has no MPI (scripts/setup.sh installs it)")
+def mpirun(ranks, *command, directory=None):
+    """The command on so many ranks. They share two cores with other tests, which binding them to cores would not know."""
+    return launch([MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *map(str, command)], directory=directory)
+
+
+HAS_MPI = unittest.skipUnless(pathlib.Path(RANKS).is_file(), "this build has no MPI (scripts/setup.sh installs it)")
+HAS_MPIRUN = unittest.skipUnless(MPIRUN, "mpirun is not installed (scripts/setup.sh)")
+
+
+@HAS_MPI
+@HAS_MPIRUN
 class MpiTransport(unittest.TestCase):
-    def mpirun(self, ranks, *arguments):
-        if not MPIRUN:
-            self.skipTest("mpirun is not installed (scripts/setup.sh)")
-        return launch([MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), RANKS, *arguments])
-
     def test_checks_hold_between_processes(self):
         for ranks, pieces in ((1, []), (2, []), (2, ["1000"]), (3, ["1000"]), (4, ["1000"])):
             with self.subTest(ranks=ranks, pieces=pieces):
-                run = self.mpirun(ranks, *pieces)
+                run = mpirun(ranks, RANKS, *pieces)
                 self.assertEqual(run.returncode, 0, run.stdout[-4000:] + run.stderr[-4000:])
                 ended = sorted(re.findall(r"rank \d+ of \d+ ends with \d+", run.stdout))
                 self.assertEqual(ended, [f"rank {rank} of {ranks} ends with 0" for rank in range(ranks)])
 
     def test_ranks_that_disagree_end_with_both_sides_named(self):
-        run = self.mpirun(2, "disagree")
+        run = mpirun(2, RANKS, "disagree")
         self.assertEqual(run.returncode, 1, run.stdout + run.stderr)
         self.assertRegex(run.stderr, r"error: ranks disagree: rank [01] takes \d+ bytes of weights as message 0 from rank "
                                      r"[01], which has sent \d+ bytes of weights")
 
-    def test_copies_that_do_not_know_each_other_are_refused(self):
-        """As an mpirun of another MPI, or srun without PMI, starts them: each would be the only rank."""
+
+@HAS_MPI
+@HAS_MPIRUN
+class MpiRun(CliTest):
+    def test_bad_input_ends_every_rank(self):
+        run = mpirun(2, BINARY, "train", self.write_config(train__steps=-1), "--out", "run", directory=self.dir)
+        self.assertEqual(run.returncode, 2, run.stdout + run.stderr)
+        self.assertIn("train.steps", run.stderr)
+
+
+class Copies(CliTest):
+    def test_that_do_not_know_each_other_are_refused(self):
+        """As an mpirun of another MPI, or srun without PMI, starts them: each would take itself for the only rank."""
+        config = self.write_config()
         for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
             with self.subTest(variable):
-                run = launch([RANKS], {variable: "4"})
+                run = launch([BINARY, "train", config, "--out", "run"], {variable: "4"}, self.dir)
                 self.assertEqual(run.returncode, 2, run.stdout + run.stderr)
-                self.assertRegex(run.stderr, rf"(?m)^error: 4 copies were started \({variable}\), but they do not know each "
-                                             rf"other: .* --nproc 4$")
+                self.assertRegex(run.stderr, rf"error: 4 copies were started \({variable}\), but they do not know each other: "
+                                             r"this build.* --nproc 4")
+                self.assertFalse((self.dir / "run").exists())
+
+    def test_one_copy_is_a_process_alone(self):
+        """Whatever started it: no MPI is needed, and none that does not fit its launcher gets in the way."""
+        run = launch([BINARY, "train", self.write_config(), "--out", "run"], {"SLURM_STEP_NUM_TASKS": "1"}, self.dir)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
 
 
 if __name__ == "__main__":
