@@ -206,6 +206,16 @@ TEST(SharedMemory, ARankThatFailsDoesNotLeaveTheOthersWaiting) {
   }
 }
 
+TEST(SharedMemory, ManyRanksTakeBoundedMemory) {
+  EXPECT_EQ(parallel::SharedMemory::ring_bytes_for(2), std::size_t{1} << 20);
+  for (int ranks : {1, 2, 9, 10, 64, 1000}) {
+    const std::size_t ring = parallel::SharedMemory::ring_bytes_for(ranks);
+    EXPECT_EQ(ring % 64, 0u);
+    EXPECT_GE(ring, 4096u);
+    EXPECT_LE(ring * static_cast<std::size_t>(ranks - 1), std::size_t{8} << 20) << ranks;
+  }
+}
+
 TEST(SharedMemory, WhatAnotherProcessHasMadeOpensByItsDescriptor) {
   parallel::SharedMemory made(3, 128);
   const int copy = dup(made.descriptor());

@@ -26,10 +26,11 @@ inline parallel::World world_of_thread(parallel::SharedMemory& memory, int rank)
 }
 
 // What each rank has thrown: a text that is empty for those that threw nothing, or were ended by another's.
-// Calls f(world) on `size` threads, each with one OpenMP thread.
+// Calls f(world) on `size` threads, each with one OpenMP thread. ring_bytes 0: as many as for processes.
 inline std::vector<std::string> errors_of_ranks(int size, const std::function<void(parallel::World&)>& f,
-                                                std::size_t ring_bytes = parallel::SharedMemory::kRingBytes) {
-  parallel::SharedMemory memory(size, ring_bytes);
+                                                std::size_t ring_bytes = 0) {
+  parallel::SharedMemory memory(size,
+                                ring_bytes > 0 ? ring_bytes : parallel::SharedMemory::ring_bytes_for(size));
   std::vector<std::string> error_R(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank)
@@ -50,7 +51,7 @@ inline std::vector<std::string> errors_of_ranks(int size, const std::function<vo
 
 // The same; an exception of a rank ends the others and is a failure of the test.
 inline void on_world_threads(int size, const std::function<void(parallel::World&)>& f,
-                             std::size_t ring_bytes = parallel::SharedMemory::kRingBytes) {
+                             std::size_t ring_bytes = 0) {
   const std::vector<std::string> error_R = errors_of_ranks(size, f, ring_bytes);
   for (int rank = 0; rank < size; ++rank)
     EXPECT_EQ(error_R[static_cast<std::size_t>(rank)], "") << "rank " << rank;

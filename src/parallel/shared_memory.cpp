@@ -81,6 +81,12 @@ struct SharedMemory::Ring {
   alignas(kLine) std::atomic<std::uint64_t> taken;  // of the receiver
 };
 
+std::size_t SharedMemory::ring_bytes_for(int ranks) {
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  const auto others = static_cast<std::size_t>(std::max(1, ranks - 1));
+  return std::clamp(8 * kMiB / others / kPage * kPage, kPage, kMiB);
+}
+
 SharedMemory::SharedMemory(int ranks, std::size_t ring_bytes) {
   SY_CHECK(ranks >= 1 && ring_bytes >= 2 * kLine && ring_bytes % kLine == 0, "{} ranks with rings of {} bytes",
            ranks, ring_bytes);

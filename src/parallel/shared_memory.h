@@ -14,11 +14,13 @@ namespace switchyard::parallel {
 // is left when the last process ends. Pages that no message has touched take no room.
 class SharedMemory {
  public:
-  static constexpr std::size_t kRingBytes = std::size_t{1} << 20;
+  // 1 MiB, less with more than 9 ranks: what a rank sends through is at most 8 MiB.
+  static std::size_t ring_bytes_for(int ranks);
 
   // For so many ranks; ring_bytes is a multiple of 64, at least 128. Throws RunError where the system has no
   // room for it.
-  explicit SharedMemory(int ranks, std::size_t ring_bytes = kRingBytes);
+  SharedMemory(int ranks, std::size_t ring_bytes);
+  explicit SharedMemory(int ranks) : SharedMemory(ranks, ring_bytes_for(ranks)) {}
   // What another process has made, by a descriptor that was inherited.
   static SharedMemory open(int descriptor);
   ~SharedMemory();

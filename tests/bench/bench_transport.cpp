@@ -102,7 +102,8 @@ int main(int argc, char** argv) {
       return 0;
     }
     const int ranks = argc > 1 ? std::atoi(argv[1]) : 2;
-    const std::size_t ring = argc > 2 ? std::stoul(argv[2]) << 10 : parallel::SharedMemory::kRingBytes;
+    const std::size_t ring =
+        argc > 2 ? std::stoul(argv[2]) << 10 : parallel::SharedMemory::ring_bytes_for(ranks);
     parallel::SharedMemory memory(ranks, ring);
     for (int rank = 1; rank < ranks; ++rank)
       if (fork() == 0) {
