@@ -39,6 +39,49 @@ const char* advice_for(int error) {
   }
 }
 
+[[noreturn]] void throw_write_error(const std::filesystem::path& path, std::uint64_t at, int error) {
+  throw_input("{}: write failed after {} bytes: {}; {}", path.string(), at, std::strerror(error),
+              advice_for(error));
+}
+
+// A checksum is taken piece by piece just after the piece is written, while it is in the cache.
+constexpr std::size_t kPiece = std::size_t{1} << 20;
+
+// Writes the parts side by side from `offset` on, their pieces in parallel: while one thread's piece is being
+// written, others take their checksums. Returns the CRC-32 of all parts.
+std::uint32_t write_at(int fd, const std::filesystem::path& path, std::uint64_t offset,
+                       std::span<const std::span<const std::byte>> parts) {
+  struct Piece {
+    std::uint64_t offset;
+    std::span<const std::byte> bytes;
+    std::uint32_t crc = 0;
+  };
+  std::vector<Piece> pieces;
+  std::uint64_t end = offset;
+  for (const std::span<const std::byte>& part : parts) {
+    for (std::size_t begin = 0; begin < part.size(); begin += kPiece)
+      pieces.push_back({end + begin, part.subspan(begin, std::min(kPiece, part.size() - begin))});
+    end += part.size();
+  }
+  std::atomic<int> failure = 0;
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    Piece& piece = pieces[i];
+    for (std::size_t done = 0; done < piece.bytes.size() && failure == 0;) {
+      const ssize_t n = ::pwrite(fd, piece.bytes.data() + done, piece.bytes.size() - done,
+                                 static_cast<off_t>(piece.offset + done));
+      if (n < 0 && errno != EINTR) failure = errno;
+      if (n > 0) done += static_cast<std::size_t>(n);
+    }
+    piece.crc = static_cast<std::uint32_t>(
+        ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.bytes.data()), piece.bytes.size()));
+  }
+  if (failure != 0) throw_write_error(path, offset, failure);
+  std::uint32_t crc = 0;
+  for (const Piece& piece : pieces) crc = crc32_of_both(crc, piece.crc, piece.bytes.size());
+  return crc;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
@@ -100,53 +143,23 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  // The checksum is taken piece by piece just after each piece is written, while it is in the cache.
-  constexpr std::size_t kPiece = std::size_t{1} << 20;
-  if (seekable_ && bytes.size() >= 4 * kPiece) return write_large(bytes);
+  if (seekable_ && bytes.size() >= 4 * kPiece) {
+    crc_ = crc32_of_both(crc_, write_at(fd_, path_, written_, std::span(&bytes, 1)), bytes.size());
+    written_ += bytes.size();
+    if (::lseek(fd_, static_cast<off_t>(written_), SEEK_SET) < 0)
+      throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+    return;
+  }
   while (!bytes.empty()) {
     const auto piece = bytes.first(std::min(bytes.size(), kPiece));
     const ssize_t n = ::write(fd_, piece.data(), piece.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0)
-      throw_input("{}: write failed after {} bytes: {}; {}", path_.string(), written_, std::strerror(errno),
-                  advice_for(errno));
+    if (n < 0) throw_write_error(path_, written_, errno);
     const auto done = static_cast<std::size_t>(n);
     crc_ = static_cast<std::uint32_t>(::crc32_z(crc_, reinterpret_cast<const Bytef*>(piece.data()), done));
     written_ += done;
     bytes = bytes.subspan(done);
   }
-}
-
-// Pieces in parallel: while one thread's piece is being written, others take their checksums.
-void OutputFile::write_large(std::span<const std::byte> bytes) {
-  constexpr std::size_t kPiece = std::size_t{1} << 20;
-  const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
-  std::vector<uLong> crcs(static_cast<std::size_t>(pieces));
-  std::atomic<int> failure = 0;
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
-    const auto piece = bytes.subspan(begin, std::min(kPiece, bytes.size() - begin));
-    for (std::size_t done = 0; done < piece.size() && failure == 0;) {
-      const ssize_t n =
-          ::pwrite(fd_, piece.data() + done, piece.size() - done, static_cast<off_t>(written_ + begin + done));
-      if (n < 0 && errno != EINTR) failure = errno;
-      if (n > 0) done += static_cast<std::size_t>(n);
-    }
-    crcs[static_cast<std::size_t>(i)] =
-        ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()), piece.size());
-  }
-  if (failure != 0)
-    throw_input("{}: write failed after {} bytes: {}; {}", path_.string(), written_, std::strerror(failure),
-                advice_for(failure));
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const std::size_t left = bytes.size() - static_cast<std::size_t>(i) * kPiece;
-    crc_ = static_cast<std::uint32_t>(
-        ::crc32_combine(crc_, crcs[static_cast<std::size_t>(i)], static_cast<z_off_t>(std::min(left, kPiece))));
-  }
-  written_ += bytes.size();
-  if (::lseek(fd_, static_cast<off_t>(written_), SEEK_SET) < 0)
-    throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
 }
 
 void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
@@ -161,6 +174,70 @@ void OutputFile::close() {
   sync();
   const bool closed = ::close(std::exchange(fd_, -1)) == 0;
   if (!closed) throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
+void PositionedFile::create(const std::filesystem::path& path, std::uint64_t bytes) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const bool made = fd >= 0 && ::ftruncate(fd, static_cast<off_t>(bytes)) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  if (!made)
+    throw_input("{}: cannot be written: {}; {}", path.string(), std::strerror(error), advice_for(error));
+}
+
+PositionedFile::PositionedFile(std::filesystem::path path) : path_(std::move(path)) {
+  fd_ = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd_ < 0)
+    throw_input("{}: cannot be written: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
+PositionedFile::~PositionedFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+PositionedFile::PositionedFile(PositionedFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+
+std::uint32_t PositionedFile::write(std::uint64_t offset, std::span<const std::span<const std::byte>> parts) {
+  return write_at(fd_, path_, offset, parts);
+}
+
+void PositionedFile::sync() {
+  if (::fsync(fd_) != 0)
+    throw_input("{}: write failed: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+}
+
+void PositionedFile::forget(std::uint64_t offset, std::uint64_t bytes) const {
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+}
+
+std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) const {
+  const auto n_pieces = static_cast<std::size_t>((bytes + kPiece - 1) / kPiece);
+  std::vector<std::uint32_t> crcs(n_pieces);
+  std::atomic<int> failure = 0;
+  const auto length_of = [&](std::size_t i) { return std::min<std::uint64_t>(kPiece, bytes - i * kPiece); };
+#pragma omp parallel
+  {
+    std::vector<std::byte> buffer(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, bytes)));
+#pragma omp for schedule(dynamic)
+    for (std::size_t i = 0; i < n_pieces; ++i) {
+      const auto length = static_cast<std::size_t>(length_of(i));
+      for (std::size_t done = 0; done < length && failure == 0;) {
+        const ssize_t n =
+            ::pread(fd_, buffer.data() + done, length - done, static_cast<off_t>(offset + i * kPiece + done));
+        if (n == 0) failure = ENODATA;
+        if (n < 0 && errno != EINTR) failure = errno;
+        if (n > 0) done += static_cast<std::size_t>(n);
+      }
+      crcs[i] = static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(buffer.data()), length));
+    }
+  }
+  if (failure != 0)
+    throw_input("{}: {} bytes from byte {} on cannot be read back: {}", path_.string(), bytes, offset,
+                std::strerror(failure));
+  std::uint32_t crc = 0;
+  for (std::size_t i = 0; i < n_pieces; ++i) crc = crc32_of_both(crc, crcs[i], length_of(i));
+  return crc;
 }
 
 std::string stand_in(std::span<const std::byte> bytes) {
@@ -204,34 +281,48 @@ void sync_directory(const std::filesystem::path& path) {
 }
 
 // Mapped window by window, so that a large file never counts as this process's memory.
-std::uint32_t crc32_of_file(const std::filesystem::path& path) {
+std::uint32_t crc32_of_file(const std::filesystem::path& path, std::uint64_t offset, std::uint64_t bytes) {
   constexpr std::size_t kWindow = std::size_t{32} << 20;
   const MappedFile file(path);
-  uLong crc = 0;
-  for (std::size_t begin = 0; begin < file.bytes().size(); begin += kWindow) {
-    const auto window = file.bytes().subspan(begin, std::min(kWindow, file.bytes().size() - begin));
-    crc = ::crc32_combine(crc, crc32(window), static_cast<z_off_t>(window.size()));
+  if (offset + bytes > file.bytes().size())
+    throw_input("{}: has {} bytes, expected {}; the file was cut", path.string(), file.bytes().size(),
+                offset + bytes);
+  const auto part = file.bytes().subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(bytes));
+  std::uint32_t crc = 0;
+  for (std::size_t begin = 0; begin < part.size(); begin += kWindow) {
+    const auto window = part.subspan(begin, std::min(kWindow, part.size() - begin));
+    crc = crc32_of_both(crc, crc32(window), window.size());
     file.release(window);
   }
-  return static_cast<std::uint32_t>(crc);
+  return crc;
+}
+
+std::uint32_t crc32_of_file(const std::filesystem::path& path) {
+  return crc32_of_file(path, 0, MappedFile(path).bytes().size());
 }
 
 std::uint32_t crc32(std::span<const std::byte> bytes) {
-  constexpr std::size_t kPiece = std::size_t{4} << 20;
-  const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
-  std::vector<uLong> crcs(static_cast<std::size_t>(pieces));
-#pragma omp parallel for schedule(static) if (pieces > 1)
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const auto piece = bytes.subspan(static_cast<std::size_t>(i) * kPiece);
+  constexpr std::size_t kCrcPiece = std::size_t{4} << 20;
+  const auto n_pieces = static_cast<std::int64_t>((bytes.size() + kCrcPiece - 1) / kCrcPiece);
+  std::vector<std::uint32_t> crcs(static_cast<std::size_t>(n_pieces));
+  const auto piece_of = [&](std::int64_t i) {
+    const std::size_t begin = static_cast<std::size_t>(i) * kCrcPiece;
+    return bytes.subspan(begin, std::min(kCrcPiece, bytes.size() - begin));
+  };
+#pragma omp parallel for schedule(static) if (n_pieces > 1)
+  for (std::int64_t i = 0; i < n_pieces; ++i) {
+    const auto piece = piece_of(i);
     crcs[static_cast<std::size_t>(i)] =
-        ::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()), std::min(piece.size(), kPiece));
+        static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(piece.data()), piece.size()));
   }
-  uLong crc = 0;
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const std::size_t left = bytes.size() - static_cast<std::size_t>(i) * kPiece;
-    crc = ::crc32_combine(crc, crcs[static_cast<std::size_t>(i)], static_cast<z_off_t>(std::min(left, kPiece)));
-  }
-  return static_cast<std::uint32_t>(crc);
+  std::uint32_t crc = 0;
+  for (std::int64_t i = 0; i < n_pieces; ++i)
+    crc = crc32_of_both(crc, crcs[static_cast<std::size_t>(i)], piece_of(i).size());
+  return crc;
+}
+
+std::uint32_t crc32_of_both(std::uint32_t first, std::uint32_t second, std::uint64_t bytes) {
+  return static_cast<std::uint32_t>(::crc32_combine(first, second, static_cast<z_off_t>(bytes)));
 }
 
 void require_free_space(const std::filesystem::path& directory, std::uint64_t needed) {

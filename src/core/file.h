@@ -47,13 +47,35 @@ class OutputFile {
   std::uint32_t crc() const { return crc_; }  // CRC-32 (zlib's) of all that was written through this object
 
  private:
-  void write_large(std::span<const std::byte> bytes);
-
   std::filesystem::path path_;
   int fd_ = -1;
   bool seekable_ = false;  // pieces may be written out of order
   std::uint64_t written_ = 0;
   std::uint32_t crc_ = 0;
+};
+
+// A file of a length that is known before, of which several processes each write their own parts, in any order.
+// Throws InputError like OutputFile.
+class PositionedFile {
+ public:
+  // Makes the file, at its full length, of zeros; one process does so before any opens it.
+  static void create(const std::filesystem::path& path, std::uint64_t bytes);
+  explicit PositionedFile(std::filesystem::path path);
+  ~PositionedFile();
+  PositionedFile(PositionedFile&& other) noexcept;
+  PositionedFile& operator=(PositionedFile&&) = delete;
+
+  // Writes the parts side by side from `offset` on and returns the CRC-32 of all of them.
+  std::uint32_t write(std::uint64_t offset, std::span<const std::span<const std::byte>> parts);
+  void sync();  // to the disk
+  // What was synced of these bytes leaves the system's cache: the next reading is from the disk.
+  void forget(std::uint64_t offset, std::uint64_t bytes) const;
+  // CRC-32 of what the file holds there.
+  std::uint32_t crc(std::uint64_t offset, std::uint64_t bytes) const;
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
 };
 
 // What stands where a file should be and is not it: an empty file, a Git LFS pointer, a page of HTML, an
@@ -63,8 +85,12 @@ std::string stand_in(std::span<const std::byte> bytes);
 std::string read_text_file(const std::filesystem::path& path);                   // throws InputError
 void write_text_file(const std::filesystem::path& path, std::string_view text);  // create, write, sync, close
 void sync_directory(const std::filesystem::path& path);                          // makes renames in it durable
-std::uint32_t crc32_of_file(const std::filesystem::path& path);                  // the same; throws InputError
+std::uint32_t crc32_of_file(const std::filesystem::path& path);                  // throws InputError
+// Of `bytes` of the file from `offset` on, which it has.
+std::uint32_t crc32_of_file(const std::filesystem::path& path, std::uint64_t offset, std::uint64_t bytes);
 std::uint32_t crc32(std::span<const std::byte> bytes);  // multi-threaded over large inputs
+// Of two neighbours from the sums of both; `bytes`: length of the second.
+std::uint32_t crc32_of_both(std::uint32_t first, std::uint32_t second, std::uint64_t bytes);
 
 // True for the name of a file in the same directory: no path, not "." or "..".
 bool is_plain_file_name(std::string_view name);
