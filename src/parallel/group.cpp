@@ -214,6 +214,16 @@ void Group::sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind
   }
 }
 
+void Group::send(int to_place, std::span<const std::byte> bytes, Traffic kind) const {
+  const Outgoing out{ranks_[index(to_place)], bytes};
+  transport_.move(std::span(&out, 1), {}, kind);
+}
+
+void Group::receive(int from_place, std::span<std::byte> bytes, Traffic kind) const {
+  const Incoming in{ranks_[index(from_place)], bytes};
+  transport_.move({}, std::span(&in, 1), kind);
+}
+
 std::vector<std::string> Group::gather_text(const std::string& mine) const {
   std::vector<std::uint64_t> length_N(ranks_.size());
   length_N[index(place_)] = mine.size();

@@ -7,6 +7,7 @@
 //   N ranks of the group, X any shape
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -52,6 +53,10 @@ class Group {
   // This rank's part of x_P := its sum over ranks; the other parts are left undefined. f32 or f64; takes
   // scratch of N pieces of at most 4 MiB, whatever P is.
   void sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const;
+
+  // Bytes of the host, from one place to another: these two ranks call, and no other.
+  void send(int to_place, std::span<const std::byte> bytes, Traffic kind) const;
+  void receive(int from_place, std::span<std::byte> bytes, Traffic kind) const;
 
   // Of the host, and small: what each place has said, on every rank.
   std::vector<std::string> gather_text(const std::string& mine) const;
