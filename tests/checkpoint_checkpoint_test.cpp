@@ -30,6 +30,13 @@ std::vector<std::string> names_in(const fs::path& directory) {
   return names;
 }
 
+// Of the one rank that these tests save and load with; more are in checkpoint_ranks_test.cpp.
+const parallel::Group& alone() {
+  static const auto transport = parallel::make_lone_transport();
+  static const parallel::Group group(*transport, {0});
+  return group;
+}
+
 // A training store with its extra state, and the run around them.
 struct Trained {
   explicit Trained(float salt, std::int64_t wide = 31)
@@ -45,7 +52,7 @@ struct Trained {
     return save(run_directory, {step, step * 1000, static_cast<std::uint64_t>(step) * 4, 5});
   }
   fs::path save(const fs::path& run_directory, const RunState& state) {
-    return save_checkpoint(run_directory, store, state, run, extra());
+    return save_checkpoint(run_directory, store, state, run, extra(), "", alone());
   }
 
   ParameterStore store;
@@ -105,7 +112,7 @@ TEST(Checkpoint, RoundTripIsBitForBit) {
   saved.run.train.seed = 18446744073709551615u;
   const fs::path path =
       save_checkpoint(place.path(), saved.store, {4000, 1 << 30, std::uint64_t{1} << 40, saved.run.train.seed},
-                      saved.run, saved.extra());
+                      saved.run, saved.extra(), "", alone());
   EXPECT_EQ(path, place.path() / "checkpoints" / "step_004000");
   EXPECT_EQ(names_in(path), (std::vector<std::string>{"config.json", "manifest.json", "model.safetensors",
                                                       "run.json", "state.safetensors"}));
@@ -158,7 +165,7 @@ TEST(Checkpoint, WhatIsNotTrainedHasAValueAndNoMoments) {
   };
   ParameterStore saved = make();
   for (std::int64_t i = 0; i < 4; ++i) saved.value(1).as<float>()[i] = 0.25f * static_cast<float>(i);
-  const fs::path path = save_checkpoint(place.path(), saved, {1, 10, 4, 5}, small_run(), {});
+  const fs::path path = save_checkpoint(place.path(), saved, {1, 10, 4, 5}, small_run(), {}, "", alone());
   std::vector<std::string> names;
   const Checkpoint checkpoint(path);
   for (const SafetensorsFile* file : {&checkpoint.weights().files().front(), &checkpoint.state_file()})

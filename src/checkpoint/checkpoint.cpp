@@ -14,12 +14,13 @@
 #include <utility>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/shared_writing.h"
 #include "checkpoint/tokenizer_record.h"
-#include "checkpoint/weights_files.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "parallel/agreement.h"
 #include "router/router.h"
 
 namespace switchyard::checkpoint {
@@ -35,6 +36,11 @@ constexpr const char* kTemporary = ".tmp_";  // being written, or a link about t
 constexpr const char* kReplaced = ".old_";   // a checkpoint that another of the same step takes the place of
 
 std::string step_name(std::int64_t step) { return fmt::format("step_{:06}", step); }
+
+// Where the checkpoint of a step is written, until it is whole.
+fs::path temporary_path(const fs::path& run_directory, std::int64_t step) {
+  return checkpoints_directory(run_directory) / (kTemporary + step_name(step));
+}
 
 // The step of a name "step_NNNNNN", or no value.
 std::optional<std::int64_t> step_of(const std::string& name) {
@@ -87,22 +93,74 @@ void put_in_place(const fs::path& temporary, const fs::path& target, const fs::p
   if (error) throw_input("{}: cannot be put in place: {}", target.string(), error.message());
 }
 
-std::vector<NamedTensor> weight_tensors(const ParameterStore& store) {
-  std::vector<NamedTensor> tensors;
-  for (std::size_t i = 0; i < store.rows().size(); ++i)
-    tensors.push_back({store.rows()[i].name, store.value(i)});
-  return tensors;
+constexpr std::pair<RowArray, const char*> kMoments[] = {{RowArray::moment1, ".exp_avg"},
+                                                         {RowArray::moment2, ".exp_avg_sq"}};
+
+TensorSpec spec_of(std::string name, DType dtype, const Shape& shape) {
+  TensorSpec spec{.name = std::move(name), .type = stored_type(dtype), .shape = {}};
+  for (int i = 0; i < shape.rank(); ++i) spec.shape.push_back(shape[i]);
+  return spec;
 }
 
-std::vector<NamedTensor> state_tensors(const ParameterStore& store, std::span<const NamedTensor> extra) {
-  std::vector<NamedTensor> tensors;
-  for (std::size_t i = 0; i < store.rows().size(); ++i) {
-    if (!store.rows()[i].trained) continue;
-    tensors.push_back({store.rows()[i].name + ".exp_avg", store.moment1(i)});
-    tensors.push_back({store.rows()[i].name + ".exp_avg_sq", store.moment2(i)});
+std::vector<TensorSpec> weight_specs(const ParameterStore& store) {
+  std::vector<TensorSpec> specs;
+  for (const Parameter& row : store.rows())
+    specs.push_back(spec_of(row.name, store.values().dtype(), row.shape));
+  return specs;
+}
+
+// The moments of each trained row, one beside the other, then the extra tensors.
+std::vector<TensorSpec> state_specs(const ParameterStore& store, std::span<const NamedTensor> extra) {
+  std::vector<TensorSpec> specs;
+  for (const Parameter& row : store.rows())
+    for (const auto& [moment, suffix] : kMoments)
+      if (row.trained) specs.push_back(spec_of(row.name + suffix, store.values().dtype(), row.shape));
+  for (const auto& [name, tensor] : extra) specs.push_back(spec_of(name, tensor.dtype(), tensor.shape()));
+  return specs;
+}
+
+// The index in state_specs of the first moment of each row; of rows that are not trained it says nothing.
+std::vector<std::size_t> first_states(const ParameterStore& store) {
+  std::vector<std::size_t> first_R;
+  std::size_t next = 0;
+  for (const Parameter& row : store.rows()) {
+    first_R.push_back(next);
+    if (row.trained) next += std::size(kMoments);
   }
-  tensors.insert(tensors.end(), extra.begin(), extra.end());
-  return tensors;
+  return first_R;
+}
+
+// The tensor files of a checkpoint: those of the weights, and behind them kState.
+struct TensorFiles {
+  TensorFiles(const ParameterStore& store, std::span<const NamedTensor> extra, std::int64_t max_shard_size)
+      : weights(lay_out_weights(weight_specs(store), max_shard_size)),
+        state(lay_out_file(kState, state_specs(store, extra))),
+        files(weights.files) {
+    for (TensorPlace& place : state.place_T) place.file = files.size();
+    files.push_back(state.files[0]);
+  }
+  FilesLayout weights, state;
+  std::vector<FileLayout> files;
+};
+
+// What this rank writes of them. The heads and the extra tensors, which all ranks have, are the first rank's.
+std::vector<FilePiece> own_pieces(const TensorFiles& layout, const ParameterStore& store,
+                                  std::span<const NamedTensor> extra, bool is_first) {
+  std::vector<FilePiece> pieces;
+  for (const RowPiece& piece : store.owned(RowArray::value))
+    pieces.push_back(piece_of(layout.weights.place_T[piece.row], piece.first, piece.tensor_N));
+  const std::vector<std::size_t> first_R = first_states(store);
+  for (std::size_t moment = 0; moment < std::size(kMoments); ++moment)
+    for (const RowPiece& piece : store.owned(kMoments[moment].first))
+      pieces.push_back(
+          piece_of(layout.state.place_T[first_R[piece.row] + moment], piece.first, piece.tensor_N));
+  if (!is_first) return pieces;
+  for (std::size_t file = 0; file < layout.files.size(); ++file)
+    pieces.push_back({.file = file, .bytes = std::as_bytes(std::span(layout.files[file].head))});
+  for (std::size_t i = 0; i < extra.size(); ++i)
+    pieces.push_back(
+        piece_of(layout.state.place_T[layout.state.place_T.size() - extra.size() + i], 0, extra[i].tensor));
+  return pieces;
 }
 
 // RUN/checkpoints/`link` := a relative symlink to the checkpoint of `step`.
@@ -168,53 +226,89 @@ fs::path checkpoint_path(const fs::path& run_directory, std::int64_t step) {
   return checkpoints_directory(run_directory) / step_name(step);
 }
 
+namespace {
+
+// What the first rank does of a save, for all of them.
+class Saving {
+ public:
+  Saving(const fs::path& run_directory, const RunState& state, const config::Run& run, const std::string& data)
+      : run_directory_(run_directory),
+        checkpoints_(checkpoints_directory(run_directory)),
+        step_(state.step),
+        texts_(tokenizer_files(run.data)) {
+    config_ = with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
+                                                    router::router_schemas()),
+                               record_of(texts_));
+    run_ = run_record_json({state, run.resolved_json, data});
+    std::error_code error;
+    fs::create_directories(checkpoints_, error);
+    if (error) throw_input("{}: cannot be created: {}", checkpoints_.string(), error.message());
+    remove_stale(checkpoints_);
+  }
+
+  // Makes the temporary directory where there is room for the tensors.
+  void begin(const TensorFiles& tensors) {
+    // The manifest, the directory itself, blocks begun.
+    const std::uint64_t slack = (64 << 10) + 200 * tensors.weights.place_T.size();
+    require_free_space(checkpoints_,
+                       tensors.weights.bytes() + tensors.state.bytes() + config_.size() + run_.size() + slack);
+    temporary_.emplace(temporary_path(run_directory_, step_));
+  }
+
+  // All files but those of the tensors, whose figures these are; then the directory takes its name.
+  fs::path finish(const TensorFiles& tensors, const std::vector<FileDigest>& digests) {
+    const fs::path directory = temporary_->path();
+    NamedDigests files;
+    files.emplace_back(kConfig, write_text(directory / kConfig, config_));
+    for (std::size_t i = 0; i < digests.size(); ++i) {
+      if (i + 1 == digests.size() && !tensors.weights.index.empty())
+        files.emplace_back(kWeightsIndex, write_text(directory / kWeightsIndex, tensors.weights.index));
+      files.emplace_back(tensors.files[i].name, digests[i]);
+    }
+    files.emplace_back(kRunJson, write_text(directory / kRunJson, run_));
+    for (const auto& [file, text] : texts_) files.emplace_back(file, write_text(directory / file, text));
+    write_text_file(directory / kManifest, manifest_json(files));
+    sync_directory(directory);
+
+    const fs::path target = checkpoint_path(run_directory_, step_);
+    const fs::path replaced = checkpoints_ / (kReplaced + step_name(step_));
+    put_in_place(directory, target, replaced);
+    temporary_->keep();
+    sync_directory(checkpoints_);
+    point_link_to(run_directory_, kLatest, step_);
+    sync_directory(checkpoints_);
+    std::error_code error;
+    fs::remove_all(replaced, error);
+    if (error) throw_input("{}: cannot be removed: {}", replaced.string(), error.message());
+    return target;
+  }
+
+ private:
+  const fs::path run_directory_, checkpoints_;
+  const std::int64_t step_;
+  NamedTexts texts_;
+  std::string config_, run_;
+  std::optional<TemporaryDirectory> temporary_;
+};
+
+}  // namespace
+
 fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& store, const RunState& state,
                          const config::Run& run, std::span<const NamedTensor> extra_state,
-                         const std::string& data) {
+                         const std::string& data, const parallel::Group& all) {
   SY_CHECK(store.training(), "only a training store has moments to save");
   SY_CHECK(state.step >= 0, "step {}", state.step);
-  const fs::path checkpoints = checkpoints_directory(run_directory);
-  const std::string name = step_name(state.step);
-  const fs::path target = checkpoints / name;
-  std::error_code error;
-  fs::create_directories(checkpoints, error);
-  if (error) throw_input("{}: cannot be created: {}", checkpoints.string(), error.message());
-  remove_stale(checkpoints);
-
-  const auto weights = as_written(weight_tensors(store));
-  const auto moments_and_more = as_written(state_tensors(store, extra_state));
-  const auto text_files = tokenizer_files(run.data);
-  const std::string config_text =
-      with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
-                                            router::router_schemas()),
-                       record_of(text_files));
-  const std::string run_text = run_record_json({state, run.resolved_json, data});
-  // The manifest, the directory itself, blocks begun, the index of weights in several files.
-  const std::uint64_t slack = (64 << 10) + 200 * weights.size();
-  require_free_space(checkpoints, safetensors_bytes(weights) + safetensors_bytes(moments_and_more) +
-                                      config_text.size() + run_text.size() + slack);
-
-  TemporaryDirectory temporary(checkpoints / (kTemporary + name));
-  std::vector<std::pair<std::string, FileDigest>> files;
-  files.emplace_back(kConfig, write_text(temporary.path() / kConfig, config_text));
-  for (auto& file : write_weights(temporary.path(), weights, run.checkpoint.max_shard_size))
-    files.push_back(std::move(file));
-  files.emplace_back(kState, write_safetensors(temporary.path() / kState, moments_and_more));
-  files.emplace_back(kRunJson, write_text(temporary.path() / kRunJson, run_text));
-  for (const auto& [file, text] : text_files)
-    files.emplace_back(file, write_text(temporary.path() / file, text));
-  write_text_file(temporary.path() / kManifest, manifest_json(files));
-  sync_directory(temporary.path());
-
-  const fs::path replaced = checkpoints / (kReplaced + name);
-  put_in_place(temporary.path(), target, replaced);
-  temporary.keep();
-  sync_directory(checkpoints);
-  point_link_to(run_directory, kLatest, state.step);
-  sync_directory(checkpoints);
-  fs::remove_all(replaced, error);
-  if (error) throw_input("{}: cannot be removed: {}", replaced.string(), error.message());
-  return target;
+  const TensorFiles tensors(store, extra_state, run.checkpoint.max_shard_size);
+  std::optional<Saving> saving;
+  parallel::by_first(all, [&] {
+    saving.emplace(run_directory, state, run, data);
+    saving->begin(tensors);
+    return "";
+  });
+  const std::vector<FileDigest> digests =
+      write_together(temporary_path(run_directory, state.step), tensors.files,
+                     own_pieces(tensors, store, extra_state, all.place() == 0), run.checkpoint.writers, all);
+  return parallel::by_first(all, [&] { return saving->finish(tensors, digests).string(); });
 }
 
 void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& options) {
@@ -295,12 +389,25 @@ fs::path resolve_checkpoint(const fs::path& path) {
               path.string());
 }
 
-Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
-  if (!has_manifest(path_))
-    throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / kManifest).string());
-  const std::vector<ManifestEntry> files =
-      parse_manifest(read_text_file(path_ / kManifest), (path_ / kManifest).string());
-  total_bytes_ = verify_files(path_, files);
+Checkpoint::Checkpoint(const fs::path& path)
+    : Checkpoint(path, parallel::Group(*parallel::make_lone_transport(), {0})) {}
+
+Checkpoint::Checkpoint(const fs::path& path, const parallel::Group& all)
+    : path_(parallel::by_first(all, [&] { return resolve_checkpoint(path).string(); })) {
+  const fs::path manifest = path_ / kManifest;
+  const std::string manifest_text = parallel::by_first(all, [&] {
+    if (!has_manifest(path_))
+      throw_input("{}: is missing; the checkpoint is not whole, use another one", manifest.string());
+    return read_text_file(manifest);
+  });
+  const std::vector<ManifestEntry> files = parse_manifest(manifest_text, manifest.string());
+  verify_files(path_, files, all);
+  total_bytes_ = manifest_text.size();
+  for (const ManifestEntry& file : files) total_bytes_ += file.bytes;
+  parallel::together(all, [&] { open(files); });
+}
+
+void Checkpoint::open(const std::vector<ManifestEntry>& files) {
   const auto require = [&](const char* name) {
     if (std::none_of(files.begin(), files.end(), [&](const ManifestEntry& file) { return file.name == name; }))
       throw_input("{}: is missing; the checkpoint is not whole, use another one", (path_ / name).string());
@@ -317,7 +424,6 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(resolve_checkpoint(path)) {
   weights_.emplace(path_, weights, has_index);
   state_tensors_.emplace_back(path_ / kState);
   model_json_ = read_text_file(path_ / kConfig);
-
   run_ = read_run_record(path_);
 }
 
@@ -356,7 +462,14 @@ void Checkpoint::load_weights(ParameterStore& store) const { weights_->load(mode
 
 void Checkpoint::load_state(ParameterStore& store, std::span<const NamedTensor> extra_state) const {
   SY_CHECK(store.training(), "only a training store has moments to load");
-  read_all(state_tensors_, state_tensors(store, extra_state), path_);
+  const SafetensorsFile& file = state_tensors_.front();
+  const std::vector<const StoredTensor*> stored = match_all(file, state_specs(store, extra_state));
+  const std::vector<std::size_t> first_R = first_states(store);
+  for (std::size_t moment = 0; moment < std::size(kMoments); ++moment)
+    for (const RowPiece& piece : store.held(kMoments[moment].first))
+      file.read(*stored[first_R[piece.row] + moment], piece.first, piece.tensor_N);
+  for (std::size_t i = 0; i < extra_state.size(); ++i)
+    file.read(*stored[stored.size() - extra_state.size() + i], extra_state[i].tensor);
 }
 
 }  // namespace switchyard::checkpoint

@@ -13,6 +13,10 @@
 // A checkpoint is written under a temporary name beside its own and renamed when every file is on the disk, so
 // a step_NNNNNN is whole or absent. A reader refuses what the manifest does not vouch for. Weights may also be
 // split over several files, model-*.safetensors, all of them in the manifest.
+//
+// A checkpoint does not tell how many ranks wrote it, nor who held what: its bytes are those of one rank, and
+// any number of ranks reads it. Functions that take a group are called by all of its ranks, which see one
+// directory, and throw on all where one fails.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +26,13 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/manifest.h"
 #include "checkpoint/model_weights.h"
 #include "checkpoint/run_state.h"
 #include "checkpoint/safetensors.h"
-#include "checkpoint/weights_files.h"
 #include "config/config.h"
 #include "core/parameters.h"
+#include "parallel/group.h"
 
 namespace switchyard::checkpoint {
 
@@ -35,13 +40,16 @@ std::filesystem::path checkpoints_directory(const std::filesystem::path& run_dir
 std::filesystem::path checkpoint_path(const std::filesystem::path& run_directory, std::int64_t step);
 
 // Writes RUN/checkpoints/step_NNNNNN (replacing one of the same step), points `latest` to it and returns its
-// path. `extra_state` are the tensors beside the moments; the store is a training one. `data`: the data's
-// fingerprint (train/resume_checks.h), or empty. Temporaries that a killed process left are removed first.
+// path. Every rank writes what it owns of the store, which is a training one, or has the first rank write it
+// (run.checkpoint.writers); all else is the first rank's: `extra_state`, the tensors beside the moments, which
+// all ranks have, and `data`, the data's fingerprint (train/resume_checks.h), or empty. Temporaries that a
+// killed process left are removed first. What was written is read back before the checkpoint takes its name.
 // Throws InputError where the place is not writable or too full (checked before the first byte); then the
 // temporary is gone, and `latest` and every earlier checkpoint are as they were.
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory, const ParameterStore& store,
                                       const RunState& state, const config::Run& run,
-                                      std::span<const NamedTensor> extra_state, const std::string& data = "");
+                                      std::span<const NamedTensor> extra_state, const std::string& data,
+                                      const parallel::Group& all);
 
 // The steps with a directory in checkpoints/, ascending, whole or not.
 std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& run_directory);
@@ -78,6 +86,9 @@ class Checkpoint {
  public:
   // `path` as resolve_checkpoint takes it. Throws InputError naming the file and what is wrong with it.
   explicit Checkpoint(const std::filesystem::path& path);
+  // The same by all ranks: the first decides which checkpoint the path means, and each sums a part of the
+  // files.
+  Checkpoint(const std::filesystem::path& path, const parallel::Group& all);
 
   const std::filesystem::path& path() const { return path_; }
   const RunState& state() const { return run_.state; }
@@ -94,13 +105,15 @@ class Checkpoint {
   // Throws InputError, listing every key that differs, where a run of this configuration cannot continue from
   // here: another model or another seed.
   void check_resumable(const config::Run& run) const;
-  // Fills the store's values. Each row is present once, with its shape, and nothing else is; else InputError
-  // with all names that are missing or too many.
+  // Fills the store's values, those that this rank holds. Each row is present once, with its shape, and nothing
+  // else is; else InputError with all names that are missing or too many.
   void load_weights(ParameterStore& store) const;
-  // Fills the moments and the extra tensors; the same rules.
+  // Fills the moments that this rank holds, and the extra tensors; the same rules.
   void load_state(ParameterStore& store, std::span<const NamedTensor> extra_state) const;
 
  private:
+  void open(const std::vector<ManifestEntry>& files);
+
   std::filesystem::path path_;
   RunRecord run_;
   std::string model_json_;

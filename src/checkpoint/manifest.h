@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checkpoint/weights_files.h"
+#include "parallel/group.h"
 
 namespace switchyard::checkpoint {
 
@@ -26,8 +27,9 @@ std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>&
 // Throws InputError naming `origin` where the text is not a manifest of this version.
 std::vector<ManifestEntry> parse_manifest(std::string_view text, const std::string& origin);
 
-// Checks every file of `directory` against its manifest, and that no other file is there. Returns the bytes of
-// all of them, the manifest included. Throws InputError naming the file and what is wrong with it.
-std::uint64_t verify_files(const std::filesystem::path& directory, const std::vector<ManifestEntry>& files);
+// Checks every file of `directory` against its manifest, and that no other file is there; each rank reads a
+// part of the bytes. Throws InputError on every rank, naming the file and what is wrong with it.
+void verify_files(const std::filesystem::path& directory, const std::vector<ManifestEntry>& files,
+                  const parallel::Group& all);
 
 }  // namespace switchyard::checkpoint

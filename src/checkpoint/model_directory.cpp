@@ -13,6 +13,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "model/transformer.h"
+#include "parallel/agreement.h"
 #include "router/router.h"
 
 namespace switchyard::checkpoint {
@@ -84,23 +85,34 @@ bool is_hugging_face(const fs::path& path) {
   return !config::looks_like_run(read_text_file(path / "config.json"), (path / "config.json").string());
 }
 
-ModelDirectory::ModelDirectory(const fs::path& path) : path_(path) {
-  if (std::error_code error; !fs::is_directory(path, error))
-    throw_input("{}: is not a directory; give a checkpoint, a run directory or a Hugging Face model directory",
-                path.string());
-  if (!is_hugging_face(path)) {
-    checkpoint_.emplace(path);
+ModelDirectory::ModelDirectory(const fs::path& path)
+    : ModelDirectory(path, parallel::Group(*parallel::make_lone_transport(), {0})) {}
+
+ModelDirectory::ModelDirectory(const fs::path& path, const parallel::Group& all) : path_(path) {
+  const std::string kind = parallel::by_first(all, [&] {
+    if (std::error_code error; !fs::is_directory(path, error))
+      throw_input(
+          "{}: is not a directory; give a checkpoint, a run directory or a Hugging Face model directory",
+          path.string());
+    return is_hugging_face(path) ? "Hugging Face" : "run";
+  });
+  if (kind == "run") {
+    checkpoint_.emplace(path, all);
     path_ = checkpoint_->path();
     model_ = checkpoint_->model();
     config_json_ = config::state_router(checkpoint_->model_json(), model_, router(), router::router_schemas());
-    return;
+  } else {
+    parallel::together(all, [&] { open_hugging_face(); });
   }
-  const fs::path config = path / "config.json";
+}
+
+void ModelDirectory::open_hugging_face() {
+  const fs::path config = path_ / "config.json";
   config_json_ = read_text_file(config);
   model_ = config::parse_model(config_json_, config.string());
   router();  // refused here where it cannot be read
   refuse_quantised(config_json_, config);
-  weights_.emplace(open_weights(path));
+  weights_.emplace(open_weights(path_));
   // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
   if (!weights_->has_layer(model_.num_hidden_layers)) model_.num_nextn_predict_layers = 0;
 }

@@ -12,6 +12,7 @@
 #include "config/config.h"
 #include "core/context.h"
 #include "core/parameters.h"
+#include "parallel/group.h"
 
 namespace switchyard::model {
 class Transformer;
@@ -28,6 +29,8 @@ class ModelDirectory {
   // A checkpoint as Checkpoint takes it (verified), else a Hugging Face directory. Throws InputError: neither;
   // quantised weights; files that the index does not name or that are not there.
   explicit ModelDirectory(const std::filesystem::path& path);
+  // The same by all ranks of a run.
+  ModelDirectory(const std::filesystem::path& path, const parallel::Group& all);
 
   const std::filesystem::path& path() const { return path_; }
   const std::optional<Checkpoint>& checkpoint() const { return checkpoint_; }  // none: of Hugging Face
@@ -44,6 +47,8 @@ class ModelDirectory {
   void check_model(const config::Model& model) const;
 
  private:
+  void open_hugging_face();
+
   std::filesystem::path path_;
   std::optional<Checkpoint> checkpoint_;
   std::optional<ModelWeights> weights_;  // of Hugging Face

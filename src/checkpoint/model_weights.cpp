@@ -295,26 +295,33 @@ std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
 
 void ModelWeights::load(const config::Model& model, ParameterStore& store) const {
   const std::vector<ModelTensor> matched = match(model, store.rows());
-  for (std::size_t i = 0; i < matched.size(); ++i) matched[i].file->read(matched[i].tensor, store.value(i));
+  for (const RowPiece& piece : store.held(RowArray::value)) {
+    const ModelTensor& source = matched[piece.row];
+    source.file->read(source.tensor, piece.first, piece.tensor_N);
+  }
 }
 
-void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
-              const fs::path& where) {
+std::vector<const StoredTensor*> match_all(const SafetensorsFile& file, std::span<const TensorSpec> specs) {
   Problems problems;
-  auto found = all_tensors(files, problems);
-  std::vector<Found> sources;
-  for (const NamedTensor& target : targets) {
-    const auto it = found.find(target.name);
-    if (it == found.end()) {
-      problems.add(Mismatch::missing, target.name);
-    } else {
-      sources.push_back(it->second);
-      found.erase(it);
+  std::unordered_map<std::string_view, const StoredTensor*> left;
+  for (const StoredTensor& tensor : file.tensors()) left.emplace(tensor.name, &tensor);
+  std::vector<const StoredTensor*> matched;
+  for (const TensorSpec& spec : specs) {
+    const auto it = left.find(spec.name);
+    if (it == left.end()) {
+      problems.add(Mismatch::missing, spec.name);
+      continue;
     }
+    const StoredTensor& tensor = *it->second;
+    if (tensor.shape != spec.shape)
+      problems.add(Mismatch::shape, fmt::format("{} ({}, expected [{}])", spec.name, tensor.shape_string(),
+                                                fmt::join(spec.shape, ", ")));
+    matched.push_back(&tensor);
+    left.erase(it);
   }
-  for (const auto& [name, source] : found) problems.add(Mismatch::unknown, printable(name));
-  problems.stop_if_any(where_of(where, files), "use a checkpoint of the same model");
-  for (std::size_t i = 0; i < targets.size(); ++i) sources[i].file->read(*sources[i].tensor, targets[i].tensor);
+  for (const auto& [name, tensor] : left) problems.add(Mismatch::unknown, printable(name));
+  problems.stop_if_any(file.path().string(), "use a checkpoint of the same model");
+  return matched;
 }
 
 }  // namespace switchyard::checkpoint

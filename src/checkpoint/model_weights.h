@@ -11,8 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/file_layout.h"
 #include "checkpoint/safetensors.h"
-#include "checkpoint/weights_files.h"
 #include "config/config.h"
 #include "core/parameters.h"
 
@@ -41,7 +41,7 @@ class ModelWeights {
   std::vector<ModelTensor> match(const config::Model& model, std::span<const Parameter> rows) const;
   // True where any tensor belongs to this layer.
   bool has_layer(std::int64_t layer) const;
-  // Fills the store's values (f32 or f64) from F32, BF16 or F16.
+  // Fills the store's values (f32 or f64), those that this rank holds, from F32, BF16 or F16.
   void load(const config::Model& model, ParameterStore& store) const;
 
  private:
@@ -50,8 +50,8 @@ class ModelWeights {
   std::map<std::string, std::string> index_;  // empty: none
 };
 
-// Fills each target from the one file that has it; the same accounting, with nothing passed over.
-void read_all(const std::vector<SafetensorsFile>& files, const std::vector<NamedTensor>& targets,
-              const std::filesystem::path& where);
+// The tensor of each spec, in their order. Each is in the file once, with its shape, and nothing else is; else
+// InputError that lists what is not so.
+std::vector<const StoredTensor*> match_all(const SafetensorsFile& file, std::span<const TensorSpec> specs);
 
 }  // namespace switchyard::checkpoint

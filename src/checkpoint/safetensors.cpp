@@ -272,17 +272,28 @@ void convert(std::span<const std::byte> bytes, Tensor out, Convert convert_one) 
   }
 }
 
+void copy_bytes(std::span<const std::byte> bytes, Tensor out) {
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  const auto pieces = static_cast<std::int64_t>((bytes.size() + kPiece - 1) / kPiece);
+  auto* const data = static_cast<std::byte*>(out.raw());
+#pragma omp parallel for schedule(static) if (pieces > 1)
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
+    std::memcpy(data + begin, bytes.data() + begin, std::min(kPiece, bytes.size() - begin));
+  }
+}
+
 template <class T>
-bool widen(const StoredTensor& stored, Tensor out) {
-  switch (stored.type) {
+bool widen(StoredType type, std::span<const std::byte> bytes, Tensor out) {
+  switch (type) {
     case StoredType::bf16:
-      convert<std::uint16_t, T>(stored.bytes, out, float_of_bf16);
+      convert<std::uint16_t, T>(bytes, out, float_of_bf16);
       return true;
     case StoredType::f16:
-      convert<std::uint16_t, T>(stored.bytes, out, float_of_f16);
+      convert<std::uint16_t, T>(bytes, out, float_of_f16);
       return true;
     case StoredType::f32:
-      convert<float, T>(stored.bytes, out, [](float value) { return value; });
+      convert<float, T>(bytes, out, [](float value) { return value; });
       return true;
     default:
       return false;
@@ -293,37 +304,42 @@ bool widen(const StoredTensor& stored, Tensor out) {
 
 void SafetensorsFile::read(const StoredTensor& stored, Tensor out) const {
   SY_CHECK(out.defined() && out.contiguous(), "{} is read into a tensor that is not contiguous", stored.name);
-  if (out.device() != Device::cpu) {
-    const HostCopy host(out);
-    read(stored, host.tensor());
-    host.write_back();
-    return;
-  }
   bool same = static_cast<int>(stored.shape.size()) == out.shape().rank();
   for (int i = 0; same && i < out.shape().rank(); ++i)
     same = stored.shape[static_cast<std::size_t>(i)] == out.dim(i);
   if (!same)
     throw_input("{}: tensor \"{}\" has shape {}, expected {}", path().string(), stored.name,
                 stored.shape_string(), out.shape().to_string());
-  if (stored.type == stored_type(out.dtype())) {
-    constexpr std::size_t kPiece = std::size_t{1} << 20;
-    const auto pieces = static_cast<std::int64_t>((stored.bytes.size() + kPiece - 1) / kPiece);
-    auto* const data = static_cast<std::byte*>(out.raw());
-#pragma omp parallel for schedule(static) if (pieces > 1)
-    for (std::int64_t i = 0; i < pieces; ++i) {
-      const std::size_t begin = static_cast<std::size_t>(i) * kPiece;
-      std::memcpy(data + begin, stored.bytes.data() + begin, std::min(kPiece, stored.bytes.size() - begin));
-    }
-    release(stored);
+  read(stored, 0, out.reshape({out.numel()}));
+}
+
+void SafetensorsFile::read(const StoredTensor& stored, std::int64_t first, Tensor out_N) const {
+  if (out_N.device() != Device::cpu) {
+    const HostCopy host(out_N);
+    read(stored, first, host.tensor());
+    host.write_back();
     return;
   }
-  const bool read = out.dtype() == DType::f32   ? widen<float>(stored, out)
-                    : out.dtype() == DType::f64 ? widen<double>(stored, out)
-                                                : false;
-  if (!read)
+  if (out_N.numel() == 0) return;
+  const auto at = [&](std::int64_t element) {
+    return static_cast<std::size_t>(element * bits_of(stored.type) / 8);
+  };
+  const std::int64_t end = first + out_N.numel();
+  SY_CHECK(first >= 0 && at(end) <= stored.bytes.size(), "elements [{}, {}) of {} {}", first, end, stored.name,
+           stored.shape_string());
+  const std::span<const std::byte> part = stored.bytes.subspan(at(first), at(end) - at(first));
+  bool known = true;
+  if (stored.type == stored_type(out_N.dtype())) {
+    copy_bytes(part, out_N);
+  } else if (out_N.dtype() == DType::f32) {
+    known = widen<float>(stored.type, part, out_N);
+  } else {
+    known = out_N.dtype() == DType::f64 && widen<double>(stored.type, part, out_N);
+  }
+  if (!known)
     throw_input("{}: tensor \"{}\" is {}, which does not become {} without loss", path().string(), stored.name,
-                name_of(stored.type), name_of(stored_type(out.dtype())));
-  release(stored);
+                name_of(stored.type), name_of(stored_type(out_N.dtype())));
+  file_.release(part);
 }
 
 }  // namespace switchyard::checkpoint

@@ -82,6 +82,8 @@ class SafetensorsFile {
   // step from one to the other loses nothing: f16, bf16 -> f32, f64 and f32 -> f64. Any other pair is an
   // InputError.
   void read(const StoredTensor& stored, Tensor out) const;
+  // The same of elements [first, first + N) of the tensor alone.
+  void read(const StoredTensor& stored, std::int64_t first, Tensor out_N) const;
   // Gives the memory of a tensor's pages back; reading it again fetches them again.
   void release(const StoredTensor& stored) const { file_.release(stored.bytes); }
 

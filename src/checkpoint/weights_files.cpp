@@ -1,39 +1,22 @@
 #include "checkpoint/weights_files.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
-#include <unordered_set>
 
 #include "core/device_memory.h"
 #include "core/error.h"
 #include "core/file.h"
-#include "core/json.h"
 
 namespace switchyard::checkpoint {
 
 namespace {
 
-std::string header_of(std::span<const WrittenTensor> tensors) {
-  std::unordered_set<std::string_view> names;
-  std::uint64_t offset = 0;
-  std::string text = R"({"__metadata__":{"format":"pt"})";
-  for (const WrittenTensor& tensor : tensors) {
-    const std::string& name = tensor.from.name;
-    SY_CHECK(name != "__metadata__" && names.insert(name).second, "tensor name {} is taken", name);
-    const std::uint64_t end = offset + tensor.bytes();
-    const Json entry(Json::Object{{"dtype", name_of(tensor.type)},
-                                  {"shape", Json::list(tensor.from.shape)},
-                                  {"data_offsets", Json(Json::Array{offset, end})}});
-    offset = end;
-    text += fmt::format(",{}:{}", json_string(name), to_line(entry));
-  }
-  text += '}';
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begin 8-byte aligned
-  return text;
+std::vector<TensorSpec> specs_of(std::span<const WrittenTensor> tensors) {
+  std::vector<TensorSpec> specs;
+  for (const WrittenTensor& tensor : tensors)
+    specs.push_back({tensor.from.name, tensor.type, tensor.from.shape});
+  return specs;
 }
 
 float float_at(const StoredTensor& tensor, std::size_t i) {
@@ -78,11 +61,6 @@ void write_converted(OutputFile& file, const WrittenTensor& tensor) {
 
 }  // namespace
 
-std::uint64_t WrittenTensor::bytes() const {
-  return from.bytes.size() / static_cast<std::uint64_t>(size_of(from.type)) *
-         static_cast<std::uint64_t>(size_of(type));
-}
-
 std::vector<WrittenTensor> as_written(std::span<const NamedTensor> tensors) {
   std::vector<WrittenTensor> list;
   for (const auto& [name, tensor] : tensors) {
@@ -101,18 +79,12 @@ std::vector<WrittenTensor> as_written(std::span<const NamedTensor> tensors) {
   return list;
 }
 
-std::uint64_t safetensors_bytes(std::span<const WrittenTensor> tensors) {
-  std::uint64_t bytes = sizeof(std::uint64_t) + header_of(tensors).size();
-  for (const WrittenTensor& tensor : tensors) bytes += tensor.bytes();
-  return bytes;
-}
+namespace {
 
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const WrittenTensor> tensors) {
-  const std::string header = header_of(tensors);
-  const std::uint64_t length = header.size();
+FileDigest write_file(const std::filesystem::path& path, const std::string& head,
+                      std::span<const WrittenTensor> tensors) {
   OutputFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(header);
+  file.write(head);
   for (WrittenTensor tensor : tensors) {
     const HostCopy host(tensor.on_device);  // one at a time
     if (tensor.on_device.defined())
@@ -128,43 +100,18 @@ FileDigest write_safetensors(const std::filesystem::path& path, std::span<const 
   return {file.bytes_written(), file.crc()};
 }
 
-FileDigest write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors) {
-  return write_safetensors(path, as_written(tensors));
-}
-
-namespace {
-
-// In order; a new file begins where the next tensor does not fit.
-std::vector<std::span<const WrittenTensor>> cut(const std::vector<WrittenTensor>& tensors,
-                                                std::uint64_t max_bytes) {
-  std::vector<std::span<const WrittenTensor>> shards;
-  std::size_t first = 0;
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (i > first && max_bytes > 0 && bytes + tensors[i].bytes() > max_bytes) {
-      shards.push_back(std::span(tensors).subspan(first, i - first));
-      first = i;
-      bytes = 0;
-    }
-    bytes += tensors[i].bytes();
-  }
-  shards.push_back(std::span(tensors).subspan(first));
-  return shards;
-}
-
 }  // namespace
 
-std::map<std::string, std::string> parse_weights_index(std::string_view text, const std::string& origin) {
-  const Json index = parse_stored_json(text, origin);
-  if (!index["weight_map"].is_object())
-    throw_input("{}: is not an index of weights: it has no object \"weight_map\"", origin);
-  std::map<std::string, std::string> files;
-  for (const auto& [name, file] : index["weight_map"].object()) {
-    if (!file.is_string() || !is_plain_file_name(file.text()))
-      throw_input("{}: the file of tensor {} is not the name of a file beside it", origin, in_quotes(name));
-    files.emplace(name, file.text());
-  }
-  return files;
+std::uint64_t safetensors_bytes(std::span<const WrittenTensor> tensors) {
+  return lay_out_file("", specs_of(tensors)).bytes();
+}
+
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const WrittenTensor> tensors) {
+  return write_file(path, lay_out_file(path.filename(), specs_of(tensors)).files[0].head, tensors);
+}
+
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors) {
+  return write_safetensors(path, as_written(tensors));
 }
 
 FileDigest write_text(const std::filesystem::path& path, const std::string& text) {
@@ -174,29 +121,23 @@ FileDigest write_text(const std::filesystem::path& path, const std::string& text
   return {file.bytes_written(), file.crc()};
 }
 
-std::vector<std::pair<std::string, FileDigest>> write_weights(const std::filesystem::path& directory,
-                                                              const std::vector<WrittenTensor>& tensors,
-                                                              std::int64_t max_shard_size) {
-  const auto shards = cut(tensors, static_cast<std::uint64_t>(max_shard_size));
-  if (shards.size() == 1) return {{kWeightsFile, write_safetensors(directory / kWeightsFile, shards[0])}};
-  std::vector<std::pair<std::string, FileDigest>> files;
-  std::map<std::string, std::string> file_of;  // sorted by name, as Hugging Face writes it
-  std::uint64_t bytes = 0, parameters = 0;
-  for (std::size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    files.emplace_back(name, write_safetensors(directory / name, shards[i]));
-    for (const WrittenTensor& tensor : shards[i]) {
-      file_of.emplace(tensor.from.name, name);
-      bytes += tensor.bytes();
-      parameters += tensor.bytes() / static_cast<std::uint64_t>(size_of(tensor.type));
-    }
+NamedDigests write_weights(const std::filesystem::path& directory, const std::vector<WrittenTensor>& tensors,
+                           std::int64_t max_shard_size) {
+  const FilesLayout layout = lay_out_weights(specs_of(tensors), max_shard_size);
+  NamedDigests files;
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < layout.files.size(); ++i) {
+    const auto begin = layout.place_T.begin() + static_cast<std::ptrdiff_t>(first);
+    const auto end =
+        std::find_if(begin, layout.place_T.end(), [&](const TensorPlace& p) { return p.file != i; });
+    const auto count = static_cast<std::size_t>(end - begin);
+    const FileLayout& file = layout.files[i];
+    files.emplace_back(file.name,
+                       write_file(directory / file.name, file.head, std::span(tensors).subspan(first, count)));
+    first += count;
   }
-  Json::Object weight_map;
-  for (const auto& [name, file] : file_of) weight_map.push_back({name, file});
-  const Json index(
-      Json::Object{{"metadata", Json(Json::Object{{"total_parameters", parameters}, {"total_size", bytes}})},
-                   {"weight_map", Json(std::move(weight_map))}});
-  files.emplace_back(kWeightsIndex, write_text(directory / kWeightsIndex, to_text(index)));
+  if (!layout.index.empty())
+    files.emplace_back(kWeightsIndex, write_text(directory / kWeightsIndex, layout.index));
   return files;
 }
 

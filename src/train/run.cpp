@@ -19,6 +19,7 @@
 #include "core/threads.h"
 #include "ops/device.h"
 #include "ops/linear.h"
+#include "parallel/agreement.h"
 #include "train/evaluator.h"
 #include "train/optimizer.h"
 #include "train/resume_checks.h"
@@ -93,7 +94,7 @@ void TrainingRun::begin(const Resume& resume) {
   if (!resume.checkpoint) {
     model.parameters().initialise(run_.train.seed);
     if (resume.initial_weights) {
-      const checkpoint::ModelDirectory directory(*resume.initial_weights);
+      const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);
       directory.check_model(run_.model);
       directory.weights().load(run_.model, model.parameters());
       log_info(fmt::format("begins with the weights of {}", directory.path().string()));
@@ -102,7 +103,7 @@ void TrainingRun::begin(const Resume& resume) {
     model.round_weights(step_.context());
     return;
   }
-  const checkpoint::Checkpoint checkpoint(*resume.checkpoint);
+  const checkpoint::Checkpoint checkpoint(*resume.checkpoint, all_);
   checkpoint.check_resumable(run_);
   check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
   warn_of_changes(run_, checkpoint);
@@ -253,7 +254,7 @@ void TrainingRun::go_back(const std::string& spike) {
   const std::filesystem::path target =
       all_.text_of_first(is_first() ? good_checkpoint(spike).string() : std::string());
   const checkpoint::RunState before = state_;
-  load(checkpoint::Checkpoint(target));
+  load(checkpoint::Checkpoint(target, all_));
   state_.samples = before.samples;
   state_.train_seconds = before.train_seconds;
   state_.spikes.skipped = before.spikes.skipped;
@@ -294,8 +295,12 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
   state_.val_loss = validation ? std::optional(validation->loss) : std::nullopt;
   checkpoint::save_checkpoint(
       out_, step_.model().parameters(), state_, run_,
-      std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_);
-  if (is_first()) checkpoint::prune_checkpoints(out_, run_.checkpoint);
+      std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_,
+      all_);
+  parallel::by_first(all_, [&] {
+    checkpoint::prune_checkpoints(out_, run_.checkpoint);
+    return "";
+  });
   if (is_good) times_back_ = 0;
   last_save_ = Clock::now();
 }

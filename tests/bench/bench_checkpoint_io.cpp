@@ -37,6 +37,8 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "usage: bench_checkpoint_io CONFIG DIRECTORY [a.b=value ...]\n");
     return 2;
   }
+  const auto transport = parallel::make_lone_transport();
+  const parallel::Group alone(*transport, {0});
   try {
     const config::Run run =
         config::load_run(argv[1], std::vector<std::string>(argv + 3, argv + argc), router::router_schemas());
@@ -53,8 +55,8 @@ int main(int argc, char** argv) {
                static_cast<double>(store.count()) * 1e-6, own_mb);
     for (int round = 0; round < 3; ++round) {
       auto start = Clock::now();
-      const auto path =
-          checkpoint::save_checkpoint(directory, store, {.step = round, .seed = run.train.seed}, run, {});
+      const auto path = checkpoint::save_checkpoint(directory, store, {.step = round, .seed = run.train.seed},
+                                                    run, {}, "", alone);
       const double save = seconds_since(start);
       start = Clock::now();
       const checkpoint::Checkpoint saved(path);

@@ -17,7 +17,7 @@ BELOW = {
     "model": ["core", "config", "ops", "router"],
     "tokenizer": ["core"],
     "generate": ["core", "config", "model"],
-    "checkpoint": ["core", "config", "router", "model", "data", "tokenizer"],
+    "checkpoint": ["core", "config", "router", "model", "data", "tokenizer", "parallel"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
                  "train"],
