@@ -57,6 +57,16 @@ class MpiTransport(unittest.TestCase):
 @HAS_MPI
 @HAS_MPIRUN
 class MpiRun(CliTest):
+    def test_a_run_is_the_one_of_as_many_ranks_without_mpi(self):
+        """Bit for bit: the transports differ, what ranks add and in which order does not."""
+        config = self.write_config(parallel__threads=1, train__global_batch_size=16)
+        for ranks in (2, 4):
+            with self.subTest(ranks=ranks):
+                run = mpirun(ranks, BINARY, "train", config, "--out", f"mpi{ranks}", directory=self.dir)
+                self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+                self.ok("train", config, "--out", f"shm{ranks}", "--nproc", ranks)
+                self.assert_same_run(f"mpi{ranks}", f"shm{ranks}")
+
     def test_bad_input_ends_every_rank(self):
         run = mpirun(2, BINARY, "train", self.write_config(train__steps=-1), "--out", "run", directory=self.dir)
         self.assertEqual(run.returncode, 2, run.stdout + run.stderr)
