@@ -98,6 +98,32 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
+// ---- the experts and the rows of one rank ----
+
+__global__ void __launch_bounds__(kBlockThreads)
+    keep_experts_kernel(int* expert_S, std::int64_t n_slots, int first, int n) {
+  const std::int64_t s = index_of_thread();
+  if (s >= n_slots) return;
+  const int local = expert_S[s] - first;
+  expert_S[s] = local >= 0 && local < n ? local : -1;
+}
+
+// One block: all have read the last offset before it is clipped.
+__global__ void __launch_bounds__(kBlockThreads)
+    limit_offsets_kernel(int* offset_Ep, int* need_1, int n_experts, int room) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0 && offset_Ep[n_experts] > need_1[0]) need_1[0] = offset_Ep[n_experts];
+  __syncthreads();
+  for (int e = thread; e <= n_experts; e += kBlockThreads)
+    if (offset_Ep[e] > room) offset_Ep[e] = room;
+}
+
+__global__ void __launch_bounds__(kBlockThreads)
+    free_slots_kernel(int* slot_row_S, std::int64_t n_slots, int room) {
+  const std::int64_t s = index_of_thread();
+  if (s < n_slots && slot_row_S[s] >= room) slot_row_S[s] = -1;
+}
+
 // ---- rows ----
 
 // A null weight_R: rows alone.
@@ -215,6 +241,18 @@ void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tenso
          n_experts);
   launch("moe_permutation: place", place_kernel, {blocks(n_blocks), threads, kTokenWarps * counter_bytes}, ctx,
          slot_row_TK.as<int>(), expert, offset_Ep.as<int>(), rows_of<const int>(count_EB), n_slots, n_experts);
+}
+
+void keep_experts(Tensor expert_TK, std::int64_t first, std::int64_t n, Context& ctx) {
+  launch("keep_experts", keep_experts_kernel, one_thread_each(expert_TK.numel()), ctx, expert_TK.as<int>(),
+         expert_TK.numel(), first, n);
+}
+
+void limit_rows(Tensor offset_Ep, Tensor slot_row_TK, Tensor need_1, std::int64_t room, Context& ctx) {
+  launch("limit_rows: offsets", limit_offsets_kernel, {1, kBlockThreads}, ctx, offset_Ep.as<int>(),
+         need_1.as<int>(), offset_Ep.rows() - 1, room);
+  launch("limit_rows: slots", free_slots_kernel, one_thread_each(slot_row_TK.numel()), ctx,
+         slot_row_TK.as<int>(), slot_row_TK.numel(), room);
 }
 
 void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,

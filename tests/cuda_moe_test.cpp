@@ -81,6 +81,37 @@ TEST(CudaMoePermutation, DoesNotDependOnTheOrderOfBlocks) {
 }
 #endif
 
+// Whole numbers: exact. No slot, some, more than a block has threads; rooms of nothing, of some rows, of all.
+TEST(CudaMoeOfOneRank, KeptExpertsAndLimitedRowsAreTheCpus) {
+  for (const Sizes& s : {Sizes{0, 2, 4, 0, 0}, Sizes{17, 4, 6, 0, 0}, Sizes{300, 3, 400, 0, 0}}) {
+    for (const std::int64_t room : {std::int64_t{0}, s.tokens, s.tokens * s.slots}) {
+      SCOPED_TRACE(::testing::Message() << s.tokens << " tokens, room for " << room);
+      DeviceContext ctx;
+      Context host_ctx;
+      const OwnedTensor expert = random_experts(s);
+      const DeviceTensor device_expert = DeviceTensor::of(expert, ctx);
+      const std::int64_t first = s.n_experts / 3, n = s.n_experts / 2;
+      ops::cuda::keep_experts(device_expert, first, n, ctx);
+      ops::keep_experts(expert, first, n, host_ctx);
+      EXPECT_EQ(device_expert.values(), values(expert));
+
+      const Permutation p(expert, n, ctx);
+      const OwnedTensor offset({n + 1}, DType::i32), slot_row(expert.view().shape(), DType::i32);
+      fill(offset, p.offset_Ep.values());
+      fill(slot_row, p.slot_row_TK.values());
+      for (const double before : {0.0, 1e6}) {
+        const OwnedTensor need = ints({before});
+        const DeviceTensor device_need = DeviceTensor::of(need, ctx);
+        ops::cuda::limit_rows(p.offset_Ep, p.slot_row_TK, device_need, room, ctx);
+        ops::limit_rows(offset, slot_row, need, room, host_ctx);
+        EXPECT_EQ(p.offset_Ep.values(), values(offset));
+        EXPECT_EQ(p.slot_row_TK.values(), values(slot_row));
+        EXPECT_EQ(device_need.values(), values(need));
+      }
+    }
+  }
+}
+
 // Odd widths, whole packs, widths of several packs a lane, more slots than are loaded at once, rows that are
 // strided.
 const Sizes kSizes[] = {{1, 1, 1, 1, 0},   {7, 3, 4, 17, 5},   {9, 2, 3, 24, 0},   {12, 5, 40, 33, 3},

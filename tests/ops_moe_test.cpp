@@ -328,6 +328,58 @@ TEST(MoeDispatchCombine, AllSlotsFree) {
     for (double value : values(*tensor)) EXPECT_TRUE(std::isnan(value));
 }
 
+TEST(MoeKeepExperts, NumbersThoseThatAreHereAndFreesTheOthers) {
+  PoisonedContext ctx;
+  const OwnedTensor expert = experts(3, 3, {0, 1, 2, 3, 4, 5, -1, 2, 4});
+  ops::keep_experts(expert, 2, 2, ctx);
+  EXPECT_EQ(values(expert), (std::vector<double>{-1, -1, 0, 1, -1, -1, -1, 0, -1}));
+  ops::keep_experts(expert, 0, 0, ctx);
+  EXPECT_EQ(values(expert), std::vector<double>(9, -1));
+}
+
+TEST(MoeLimitRows, ClipsAtTheRoomAndKeepsTheLargestNeed) {
+  PoisonedContext ctx;
+  const std::vector<double> slots = {2, 0, -1, 2, 0, 2, 2, -1}, offsets = {0, 2, 2, 6, 6};
+  const OwnedTensor need = ints({5});
+  struct Case {
+    std::int64_t room;
+    std::vector<double> offset, slot_row;
+    double need;
+  };
+  for (const Case& c :
+       {Case{9, offsets, {2, 0, -1, 3, 1, 4, 5, -1}, 6}, Case{6, offsets, {2, 0, -1, 3, 1, 4, 5, -1}, 6},
+        Case{4, {0, 2, 2, 4, 4}, {2, 0, -1, 3, 1, -1, -1, -1}, 6},
+        Case{1, {0, 1, 1, 1, 1}, {-1, 0, -1, -1, -1, -1, -1, -1}, 6},
+        Case{0, {0, 0, 0, 0, 0}, std::vector<double>(8, -1), 6}}) {
+    SCOPED_TRACE(c.room);
+    const Permutation p(experts(4, 2, slots), 4, ctx);
+    ops::limit_rows(p.offset_Ep, p.slot_row_TK, need, c.room, ctx);
+    EXPECT_EQ(values(p.offset_Ep), c.offset);
+    EXPECT_EQ(values(p.slot_row_TK), c.slot_row);
+    EXPECT_EQ(need[0], c.need);
+  }
+  const Permutation fewer(experts(1, 2, {1, -1}), 4, ctx);
+  ops::limit_rows(fewer.offset_Ep, fewer.slot_row_TK, need, 1, ctx);
+  EXPECT_EQ(need[0], 6);
+}
+
+// More rows than slots, as where a rank has room for what may come: those behind are not touched.
+TEST(MoeDispatchCombine, RoomForMoreRowsThanSlotsChangesNothing) {
+  PoisonedContext ctx;
+  const Permutation p(experts(3, 2, {0, 1, -1, 0, 1, -1}), 2, ctx);
+  const OwnedTensor x = normal({3, 5}, DType::f64, "x"), weight = normal({3, 2}, DType::f64, "weight");
+  const OwnedTensor row({6, 5}, DType::f64), more({9, 5}, DType::f64), row_weight({6}, DType::f64),
+      more_weight({9}, DType::f64), out({3, 5}, DType::f64), out_of_more({3, 5}, DType::f64);
+  ops::moe_dispatch_forward(row, row_weight, x, weight, p.slot_row_TK, ctx);
+  ops::moe_dispatch_forward(more, more_weight, x, weight, p.slot_row_TK, ctx);
+  ops::moe_combine_forward(out, x, row, p.slot_row_TK, ctx);
+  ops::moe_combine_forward(out_of_more, x, more, p.slot_row_TK, ctx);
+  EXPECT_TRUE(same_bits(row.view().slice(0, 4), more.view().slice(0, 4)));
+  EXPECT_TRUE(same_bits(row_weight.view().slice(0, 4), more_weight.view().slice(0, 4)));
+  EXPECT_TRUE(same_bits(out, out_of_more));
+  for (const double value : values(more.view().slice(4, 5))) EXPECT_TRUE(std::isnan(value));
+}
+
 TEST(MoeDispatchCombine, RefusesOtherShapes) {
   PoisonedContext ctx;
   const Permutation p(experts(2, 2, {0, 1, 1, 0}), 2, ctx);

@@ -10,7 +10,7 @@
 namespace switchyard::model {
 
 DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer,
-                           const config::LayerSpec& spec, ParameterStore& store)
+                           const config::LayerSpec& spec, const ExpertRanks& ranks, ParameterStore& store)
     : eps_(model.rms_norm_eps), store_(store) {
   const auto norm = [&](const char* name) {
     store.begin_group();
@@ -26,7 +26,7 @@ DecoderBlock::DecoderBlock(const config::Model& model, const config::Router& rou
     attention_ = std::make_unique<GqaLayer>(model, layer, store);
   ffn_norm_ = norm("post_attention_layernorm.weight");
   if (spec.moe)
-    ffn_ = std::make_unique<MoeLayer>(model, router, layer, store);
+    ffn_ = std::make_unique<MoeLayer>(model, router, layer, ranks, store);
   else
     ffn_ = std::make_unique<DenseLayer>(layer_prefix(layer) + "mlp.", model.hidden_size,
                                         model.intermediate_size, model.initializer_range, store);

@@ -7,6 +7,7 @@
 
 #include "config/config.h"
 #include "core/parameters.h"
+#include "model/expert_ranks.h"
 #include "model/layers.h"
 
 namespace switchyard::model {
@@ -19,9 +20,9 @@ struct LayerCost {
 
 class DecoderBlock {
  public:
-  // Adds the block's rows to the store, under the names of layer `layer`.
+  // Adds the block's rows to the store, under the names of layer `layer`. `ranks`: as in MoeLayer.
   DecoderBlock(const config::Model& model, const config::Router& router, std::int64_t layer,
-               const config::LayerSpec& spec, ParameterStore& store);
+               const config::LayerSpec& spec, const ExpertRanks& ranks, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 

@@ -1,11 +1,8 @@
 #include "model/moe_layer.h"
 
-#include "core/device_memory.h"
 #include "model/names.h"
 #include "ops/elementwise.h"
-#include "ops/linear.h"
 #include "ops/moe.h"
-#include "ops/swiglu.h"
 
 namespace switchyard::model {
 
@@ -32,16 +29,15 @@ Tensor as_router_sees(const Tensor& x_TD, Context& ctx) {
 }  // namespace
 
 MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_options, std::int64_t layer,
-                   ParameterStore& store)
-    : hidden_(model.hidden_size),
-      width_(model.moe_intermediate_size),
+                   const ExpertRanks& ranks, ParameterStore& store)
+    : ranks_(ranks),
       n_experts_(model.num_experts),
-      store_(store) {
+      slot_cost_(static_cast<double>(6 * model.hidden_size * model.moe_intermediate_size)) {
   const std::size_t first_row = store.rows().size();
   router_ =
       std::make_unique<router::RoutedLayer>(router_options,
-                                            router::RouterShape{.hidden_size = hidden_,
-                                                                .n_experts = n_experts_,
+                                            router::RouterShape{.hidden_size = model.hidden_size,
+                                                                .n_experts = model.num_experts,
                                                                 .n_slots = model.num_experts_per_tok,
                                                                 .n_group = model.n_group,
                                                                 .topk_group = model.topk_group,
@@ -50,132 +46,158 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .init_std = model.initializer_range,
                                                                 .layer = layer},
                                             moe_prefix(*model.layout, layer) + "gate.", store);
-  n_slots_ = router_->router().n_slots();
   router_cost_ = 2.0 * static_cast<double>(router_->router().extra_multiply_adds());
   for (std::size_t row = first_row; row < store.rows().size(); ++row)
     if (store.rows()[row].shape.rank() == 2)
       router_cost_ += 2.0 * static_cast<double>(store.rows()[row].shape.numel());
-  const auto matrix = [&](std::int64_t expert, const std::string& name, std::int64_t rows,
-                          std::int64_t columns) {
-    return store.add({.name = name,
-                      .shape = Shape{rows, columns},
-                      .init = Init::normal,
-                      .init_std = model.initializer_range,
-                      .sharding = Sharding::by_expert,
-                      .expert = expert,
-                      .n_experts = n_experts_});
-  };
   if (model.n_shared_experts > 0)
-    shared_ = std::make_unique<DenseLayer>(moe_prefix(*model.layout, layer) + "shared_experts.", hidden_,
-                                           model.n_shared_experts * width_, model.initializer_range, store);
-  store.begin_group();
-  for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(e, expert_names(*model.layout, layer, e).gate, width_, hidden_);
-    if (e == 0) gate_up_ = row;
-    matrix(e, expert_names(*model.layout, layer, e).up, width_, hidden_);
-  }
-  store.begin_group();
-  for (std::int64_t e = 0; e < n_experts_; ++e) {
-    const std::size_t row = matrix(e, expert_names(*model.layout, layer, e).down, hidden_, width_);
-    if (e == 0) down_ = row;
-  }
+    shared_ = std::make_unique<DenseLayer>(
+        moe_prefix(*model.layout, layer) + "shared_experts.", model.hidden_size,
+        model.n_shared_experts * model.moe_intermediate_size, model.initializer_range, store);
+  experts_.emplace(model, layer, store);
 }
 
 void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) {
-  const std::int64_t n_tokens = n_seq * seq_len, max_rows = n_tokens * n_slots_;
+  const std::int64_t K = router_->router().n_slots();
+  n_tokens_ = n_spread_ = n_seq * seq_len;
   router_->plan(arena, n_seq, seq_len, accumulation_dtype(dtype));
   if (shared_) shared_->plan(arena, n_seq, seq_len, dtype, keep);
-  saved_.count_E = arena.take(Shape{n_experts_}, DType::i32);
-  saved_.offset_Ep = arena.take(Shape{n_experts_ + 1}, DType::i32);
-  saved_.slot_row_TK = arena.take(Shape{n_tokens, n_slots_}, DType::i32);
-  saved_.row_RD = keep ? arena.take(Shape{max_rows, hidden_}, dtype) : Tensor{};
-  saved_.weight_R = arena.take(Shape{max_rows}, accumulation_dtype(dtype));
-  saved_.gate_up_R2F = arena.take(Shape{max_rows, 2 * width_}, dtype);
-  saved_.act_RF = keep ? arena.take(Shape{max_rows, width_}, dtype) : Tensor{};
-}
-
-Tensor MoeLayer::kept_or_room(const Tensor& kept, std::int64_t columns, Context& ctx) const {
-  return kept.defined()
-             ? kept
-             : ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), columns}, saved_.gate_up_R2F.dtype());
-}
-
-void MoeLayer::dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const {
-  const router::RoutingDecision& decision = saved_.decision;
-  ScratchScope scope(ctx.scratch);
-  Tensor input_TD = x_TD;
-  if (decision.expert_input_addend_TD.defined()) {
-    input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
-    ops::add(input_TD, x_TD, decision.expert_input_addend_TD, ctx);
+  std::int64_t most_tokens = n_tokens_;
+  if (ranks_.share()) {
+    exchange_.emplace(*ranks_.group, ranks_.way);
+    experts_->hold_part(exchange_->place(), exchange_->size());
+    most_tokens = exchange_->most_tokens(n_tokens_);
   }
-  ops::moe_dispatch_forward(row_RD, saved_.weight_R, input_TD, decision.weight_TK, saved_.slot_row_TK, ctx);
+  experts_->plan(arena, most_tokens, K, ranks_.n_rows(n_tokens_, K, n_experts_), dtype, keep);
+}
+
+MoeLayer::Round MoeLayer::round(std::int64_t number) const {
+  const auto begin = [&](std::int64_t n) { return n_tokens_ * n / ranks_.n_rounds; };
+  return {begin(number), begin(number + 1) - begin(number)};
+}
+
+Tensor MoeLayer::experts_input(Tensor x_TD, Context& ctx) const {
+  if (!decision_.expert_input_addend_TD.defined()) return x_TD;
+  const Tensor input_TD = ctx.scratch.take(x_TD.shape(), x_TD.dtype());
+  ops::add(input_TD, x_TD, decision_.expert_input_addend_TD, ctx);
+  return input_TD;
+}
+
+Tensor MoeLayer::spread(Tensor from_TX, const Round& round, Context& ctx) const {
+  if (!exchange_) return from_TX;
+  const Tensor to_SX = ctx.scratch.take(from_TX.shape().with_rows(n_spread_), from_TX.dtype());
+  exchange_->spread(to_SX, from_TX.slice(round.first, round.count), ctx);
+  return to_SX;
+}
+
+void MoeLayer::collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round,
+                       Context& ctx) const {
+  exchange_->collect(out_TX.slice(round.first, round.count), addend_TX.slice(round.first, round.count), from_SX,
+                     ctx);
+}
+
+void MoeLayer::route(const Round& round, Context& ctx) {
+  if (!exchange_) return experts_->sort(decision_.expert_TK, {}, ctx);
+  const ScratchScope scope(ctx.scratch);
+  n_spread_ = exchange_->route(decision_.expert_TK.slice(round.first, round.count), experts_->n_here(), ctx);
+  const Tensor expert_SK = spread(decision_.expert_TK, round, ctx);
+  ops::keep_experts(expert_SK, experts_->first_here(), experts_->n_here(), ctx);
+  experts_->sort(expert_SK, ranks_.largest_need_1, ctx);
+}
+
+void MoeLayer::fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, Context& ctx) const {
+  const ScratchScope scope(ctx.scratch);
+  const Tensor input_SD = spread(input_TD, round, ctx);
+  experts_->dispatch(rows, input_SD, spread(decision_.weight_TK, round, ctx), ctx);
+}
+
+void MoeLayer::forward_experts(Tensor out_TD, Tensor residual_TD, Tensor input_TD, Context& ctx) {
+  if (ranks_.n_rounds > 1 && !out_TD.defined()) return;  // the backward pass makes each round's again
+  for (std::int64_t number = 0; number < ranks_.n_rounds; ++number) {
+    const ScratchScope scope(ctx.scratch);
+    const Round tokens = round(number);
+    route(tokens, ctx);
+    const Experts::Rows rows = experts_->rows(ctx);
+    fill_rows(rows, input_TD, tokens, ctx);
+    experts_->gate_up(rows, ctx);
+    if (!out_TD.defined()) continue;
+    if (!exchange_) {
+      experts_->combine(out_TD, residual_TD, rows, ctx);
+      continue;
+    }
+    const Tensor out_SD = ctx.scratch.take(out_TD.shape().with_rows(n_spread_), out_TD.dtype());
+    ops::fill_zero(out_SD, ctx);
+    experts_->combine(out_SD, out_SD, rows, ctx);
+    collect(out_TD, residual_TD, out_SD, tokens, ctx);
+  }
+}
+
+void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout_TD, Tensor input_TD,
+                                Context& ctx) {
+  for (std::int64_t number = 0; number < ranks_.n_rounds; ++number) {
+    const ScratchScope scope(ctx.scratch);
+    const Round tokens = round(number);
+    const bool again = ranks_.n_rounds > 1;  // the last round alone has left anything
+    if (again) route(tokens, ctx);
+    const Experts::Rows rows = experts_->rows(ctx);
+    if (again || !experts_->keeps_rows()) fill_rows(rows, input_TD, tokens, ctx);
+    if (again)
+      experts_->gate_up(rows, ctx);
+    else if (!experts_->keeps_rows())
+      experts_->activate(rows, ctx);
+    const Experts::RowGradients gradients = experts_->row_gradients(ctx);
+    {
+      const ScratchScope of_spread(ctx.scratch);
+      experts_->begin_backward(gradients, spread(dout_TD, tokens, ctx), ctx);
+    }
+    experts_->backward(gradients, rows, ctx);
+    if (!exchange_) {
+      experts_->finish_backward(dinput_TD, dweight_TK, gradients, ctx);
+      continue;
+    }
+    const auto of_spread = [&](const Tensor& of_tokens) {
+      return ctx.scratch.take(of_tokens.shape().with_rows(n_spread_), of_tokens.dtype());
+    };
+    const Tensor dinput_SD = of_spread(dinput_TD), dweight_SK = of_spread(dweight_TK);
+    ops::fill_zero(dinput_SD, ctx);
+    experts_->finish_backward(dinput_SD, dweight_SK, gradients, ctx);
+    collect(dinput_TD, dinput_TD, dinput_SD, tokens, ctx);
+    // A slot's weight has a gradient on one rank, zero on all others: the sum is exact.
+    exchange_->collect(dweight_TK.slice(tokens.first, tokens.count), {}, dweight_SK, ctx);
+  }
 }
 
 void MoeLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
-  const Saved& saved = saved_;
   {
     ScratchScope scope(ctx.scratch);
-    saved_.decision = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
+    decision_ = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
   }
-  ops::moe_permutation(saved.count_E, saved.offset_Ep, saved.slot_row_TK, saved.decision.expert_TK, ctx);
   {
     ScratchScope scope(ctx.scratch);
-    const Tensor row_RD = kept_or_room(saved.row_RD, hidden_, ctx);
-    const Tensor act_RF = kept_or_room(saved.act_RF, width_, ctx);
-    dispatch(row_RD, x_TD, ctx);
-    ops::grouped_gate_up_forward(act_RF, saved.gate_up_R2F, row_RD,
-                                 store_.weight_block(gate_up_, gate_up_shape()), saved.weight_R,
-                                 saved.offset_Ep, ctx);
-    if (out_TD.defined()) {
-      const Tensor out_RD = ctx.scratch.take(row_RD.shape(), row_RD.dtype());
-      ops::grouped_linear_forward(out_RD, act_RF, store_.weight_block(down_, down_shape()), saved.offset_Ep,
-                                  ctx);
-      ops::moe_combine_forward(out_TD, residual_TD, out_RD, saved.slot_row_TK, ctx);
-    }
+    forward_experts(out_TD, residual_TD, experts_input(x_TD, ctx), ctx);
   }
   if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
-  const auto& [decision, count_E, offset_Ep, slot_row_TK, kept_row_RD, weight_R, gate_up_R2F, kept_act_RF] =
-      saved_;
   ScratchScope scope(ctx.scratch);
   const auto scratch_like = [&](const Tensor& tensor) {
     return ctx.scratch.take(tensor.shape(), tensor.dtype());
   };
-  const Tensor row_RD = kept_or_room(kept_row_RD, hidden_, ctx),
-               act_RF = kept_or_room(kept_act_RF, width_, ctx);
-  if (!kept_row_RD.defined()) {
-    dispatch(row_RD, x_TD, ctx);
-    ops::expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
-  }
-  const Tensor dweight_TK = scratch_like(decision.weight_TK);
-  const Tensor dweight_R = scratch_like(weight_R);
-  const Tensor dout_RD = scratch_like(row_RD);
-  const Tensor dgate_up_R2F = scratch_like(gate_up_R2F);
-
-  ops::moe_combine_backward(dout_RD, dout_TD, slot_row_TK, ctx);
-  ops::grouped_linear_backward_weight(store_.grad_block(down_, down_shape()), dout_RD, act_RF, offset_Ep, ctx);
-  ops::grouped_down_backward(dgate_up_R2F, dweight_R, dout_RD, store_.weight_block(down_, down_shape()),
-                             gate_up_R2F, weight_R, offset_Ep, ctx);
-  ops::grouped_linear_backward_weight(store_.grad_block(gate_up_, gate_up_shape()), dgate_up_R2F, row_RD,
-                                      offset_Ep, ctx);
-  const Tensor drow_RD = dout_RD;  // its last reader is behind us
-  ops::grouped_linear_backward_input(drow_RD, dgate_up_R2F, store_.weight_block(gate_up_, gate_up_shape()),
-                                     offset_Ep, ctx);
+  const Tensor dweight_TK = scratch_like(decision_.weight_TK);
+  router::RoutingGradient gradient{.dweight_TK = dweight_TK};
   if (shared_)
     shared_->backward(dx_TD, dout_TD, x_TD, batch, ctx);
   else
     ops::fill_zero(dx_TD, ctx);
-  router::RoutingGradient gradient{.dweight_TK = dweight_TK};
-  if (decision.expert_input_addend_TD.defined()) {
+  if (decision_.expert_input_addend_TD.defined()) {
     const Tensor dinput_TD = scratch_like(dx_TD);
     ops::fill_zero(dinput_TD, ctx);
-    ops::moe_dispatch_backward(dinput_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
+    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), ctx);
     ops::add(dx_TD, dx_TD, dinput_TD, ctx);
     gradient.daddend_TD = as_router_sees(dinput_TD, ctx);
   } else {
-    ops::moe_dispatch_backward(dx_TD, dweight_TK, drow_RD, dweight_R, slot_row_TK, ctx);
+    backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, ctx);
   }
   const Tensor seen_TD = as_router_sees(x_TD, ctx);
   if (seen_TD.dtype() == dx_TD.dtype())
@@ -187,16 +209,12 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
 }
 
 FfnCost MoeLayer::cost() const {
-  return {.router = router_cost_,
-          .per_slot = static_cast<double>(6 * hidden_ * width_),
-          .always = shared_ ? shared_->cost().always : 0};
+  return {.router = router_cost_, .per_slot = slot_cost_, .always = shared_ ? shared_->cost().always : 0};
 }
 
 void MoeLayer::visit_saved(const router::TensorVisitor& visit) const {
-  const std::int64_t rows = HostCopy(saved_.offset_Ep)->as<std::int32_t>()[n_experts_];
   router_->visit_saved([&](const std::string& name, const Tensor& tensor) { visit("mlp " + name, tensor); });
-  visit("mlp.experts gate_up_proj output", saved_.gate_up_R2F.slice(0, rows));
-  if (saved_.act_RF.defined()) visit("mlp.experts weighted act_fn output", saved_.act_RF.slice(0, rows));
+  experts_->visit_saved(visit);
   if (shared_)
     shared_->visit_saved(
         [&](const std::string& name, const Tensor& tensor) { visit("shared_experts " + name, tensor); });

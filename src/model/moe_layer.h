@@ -1,21 +1,27 @@
 // A mixture of SwiGLU experts: route, bring tokens to their experts, multiply, bring the weighted results back.
-//   T tokens, D hidden size, E experts, K slots a token, R routed rows, F expert width
+// Where ranks share the experts, tokens go to all of them that have one of a token's experts, and the partial
+// sums come home; all ranks of the group run the same passes of the same layers in the same order, whatever
+// their tokens are, and each decides for its own.
+//   T tokens, S tokens that have come (T where nobody shares), D hidden size, E experts, K slots a token
 #pragma once
 
-#include <cstddef>
 #include <memory>
+#include <optional>
 
 #include "config/config.h"
 #include "core/parameters.h"
 #include "model/dense_layer.h"
+#include "model/expert_ranks.h"
+#include "model/experts.h"
 #include "model/layers.h"
 
 namespace switchyard::model {
 
 class MoeLayer final : public FfnLayer {
  public:
-  // Adds the router's and the experts' rows to the store.
-  MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer, ParameterStore& store);
+  // Adds the router's and the experts' rows to the store. `ranks` outlives this and is set before plan().
+  MoeLayer(const config::Model& model, const config::Router& router, std::int64_t layer,
+           const ExpertRanks& ranks, ParameterStore& store);
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) override;
   void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) override;
@@ -24,29 +30,34 @@ class MoeLayer final : public FfnLayer {
   void visit_saved(const router::TensorVisitor& visit) const override;
 
  private:
-  struct Saved {
-    router::RoutingDecision decision;
-    Tensor count_E, offset_Ep, slot_row_TK;  // i32
-    Tensor row_RD;                           // the experts' inputs, expert after expert
-    Tensor weight_R;                         // the routing weights of the rows
-    Tensor gate_up_R2F;
-    Tensor act_RF;  // weighted, so that the experts' outputs are
+  // Tokens [first, first + count) of this rank, which go to the experts together.
+  struct Round {
+    std::int64_t first, count;
   };
-  // The kept tensor, or room for its rows in scratch.
-  Tensor kept_or_room(const Tensor& kept, std::int64_t columns, Context& ctx) const;
-  // The experts' inputs, and their weights, of the last decision.
-  void dispatch(Tensor row_RD, Tensor x_TD, Context& ctx) const;
-  Shape gate_up_shape() const { return Shape{n_experts_, 2 * width_, hidden_}; }
-  Shape down_shape() const { return Shape{n_experts_, hidden_, width_}; }
+  Round round(std::int64_t number) const;
+  // What the experts see of the last decision's tokens; in scratch where that is not x_TD itself.
+  Tensor experts_input(Tensor x_TD, Context& ctx) const;
+  // The round's rows of from_TX as they have come here; in scratch where ranks share the experts.
+  Tensor spread(Tensor from_TX, const Round& round, Context& ctx) const;
+  // out_TX = addend_TX + the sum over ranks of from_SX, for the round's rows.
+  void collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round, Context& ctx) const;
+  // Says where the round's tokens go, and gives those that come rows.
+  void route(const Round& round, Context& ctx);
+  void fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, Context& ctx) const;
+  // out_TD = residual_TD + experts(input_TD)
+  void forward_experts(Tensor out_TD, Tensor residual_TD, Tensor input_TD, Context& ctx);
+  // dinput_TD is added to, dweight_TK set.
+  void backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout_TD, Tensor input_TD, Context& ctx);
 
-  std::int64_t hidden_, width_, n_experts_, n_slots_;
-  ParameterStore& store_;
+  const ExpertRanks& ranks_;
+  std::int64_t n_experts_;  // on all ranks
   std::unique_ptr<router::RoutedLayer> router_;
-  std::unique_ptr<DenseLayer> shared_;  // the shared experts, one network; null without
-  double router_cost_ = 0;              // FLOPs of a token
-  std::size_t gate_up_ = 0,
-              down_ = 0;  // first rows: gate and up of every expert in turn, then down of every expert
-  Saved saved_;
+  std::unique_ptr<DenseLayer> shared_;               // the shared experts, one network; null without
+  std::optional<Experts> experts_;                   // always there: made last
+  double router_cost_ = 0, slot_cost_ = 0;           // FLOPs of a token, and of a slot
+  std::optional<parallel::TokenExchange> exchange_;  // where ranks share the experts
+  router::RoutingDecision decision_;
+  std::int64_t n_tokens_ = 0, n_spread_ = 0;  // T as planned; S of the tokens routed last
 };
 
 }  // namespace switchyard::model

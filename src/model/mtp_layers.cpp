@@ -10,7 +10,7 @@
 namespace switchyard::model {
 
 MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, std::size_t embedding,
-                     std::size_t head, ParameterStore& store)
+                     std::size_t head, const ExpertRanks& ranks, ParameterStore& store)
     : hidden_(model.hidden_size),
       first_layer_(model.num_hidden_layers),
       eps_(model.rms_norm_eps),
@@ -32,7 +32,7 @@ MtpLayers::MtpLayers(const config::Model& model, const config::Router& router, s
                                            .shape = Shape{hidden_, 2 * hidden_},
                                            .init = Init::normal,
                                            .init_std = model.initializer_range});
-    DecoderBlock block(model, router, layer, model.layers.back(), store);
+    DecoderBlock block(model, router, layer, model.layers.back(), ranks, store);
     depths_.push_back({.enorm = enorm,
                        .hnorm = hnorm,
                        .eh_proj = eh_proj,

@@ -35,9 +35,9 @@ std::int64_t mtp_target_count(const Batch& on_host, std::int64_t depth);
 class MtpLayers {
  public:
   // Adds the rows of model.num_nextn_predict_layers depths, as layers num_hidden_layers and up. `embedding` and
-  // `head`: the main model's rows.
+  // `head`: the main model's rows; `ranks`: as in MoeLayer.
   MtpLayers(const config::Model& model, const config::Router& router, std::size_t embedding, std::size_t head,
-            ParameterStore& store);
+            const ExpertRanks& ranks, ParameterStore& store);
 
   std::int64_t n_depths() const { return static_cast<std::int64_t>(depths_.size()); }
   router::RoutedLayer* router(std::int64_t depth) const {

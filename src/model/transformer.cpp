@@ -30,7 +30,8 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   embedding_ = matrix("model.embed_tokens.weight");
   std::vector<router::RoutedLayer*> routed;
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
-    blocks_.emplace_back(model, router, l, model.layers[static_cast<std::size_t>(l)], parameters_);
+    blocks_.emplace_back(model, router, l, model.layers[static_cast<std::size_t>(l)], expert_ranks_,
+                         parameters_);
     if (blocks_.back().router() != nullptr) routed.push_back(blocks_.back().router());
   }
   parameters_.begin_group();
@@ -39,11 +40,25 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                                  .init = Init::ones,
                                  .weight_decay = false});
   head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
-  if (model.num_nextn_predict_layers > 0) mtp_.emplace(model, router, embedding_, head_, parameters_);
+  if (model.num_nextn_predict_layers > 0)
+    mtp_.emplace(model, router, embedding_, head_, expert_ranks_, parameters_);
   for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth)
     if (mtp_->router(depth)) routed.push_back(mtp_->router(depth));
   routing_.emplace(std::move(routed), router, model);
   parameters_.place({});
+}
+
+void Transformer::share_experts(const parallel::Group& group, parallel::TokenExchange::Way way, double room) {
+  SY_CHECK(!arena_, "experts are shared before there are activations");
+  SY_CHECK(config_.num_experts % group.size() == 0, "{} ranks do not divide {} experts", group.size(),
+           config_.num_experts);
+  SY_CHECK(room >= 1, "room for {} times an even load", room);
+  expert_ranks_ = {.group = &group, .way = way, .room = room};
+}
+
+void Transformer::set_rounds(std::int64_t n) {
+  SY_CHECK(n >= 1 && (n == 1 || expert_ranks_.share()), "{} rounds", n);
+  expert_ranks_.n_rounds = n;
 }
 
 void Transformer::round_weights(Context& ctx) {
@@ -106,6 +121,10 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
   routing_->plan(arena, n_seq, training_, blocks_share_memory());
+  if (expert_ranks_.share() && routing_->n_layers() > 0) {
+    expert_ranks_.largest_need_1 = arena.take(Shape{1}, DType::i32);
+    expert_room_ = expert_ranks_.n_rows(n_tokens, routing_->layer(0).router().n_slots(), config_.num_experts);
+  }
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
     stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -15,6 +16,7 @@
 #include "core/parameters.h"
 #include "model/batch.h"
 #include "model/decoder_block.h"
+#include "model/expert_ranks.h"
 #include "model/mtp_layers.h"
 #include "router/routing_step.h"
 
@@ -37,6 +39,26 @@ class Transformer {
   void allocate(Device device = Device::cpu) {
     parameters_.allocate(accumulation_dtype(dtype_), dtype_, training_, device);
   }
+  // Before measure_activations() and plan(): the ranks of the group hold the experts once, in equal parts of
+  // neighbours, as the store is told by place(), and tokens come to them by `way`. From then on the group's
+  // ranks run the same passes in the same order, each on a batch of its own, all of one shape. `room`, at least
+  // 1: for how many rows a rank's experts have memory, as a multiple of an even load, T * K; infinity: for as
+  // many as there can be. `group` outlives this.
+  void share_experts(const parallel::Group& group, parallel::TokenExchange::Way way,
+                     double room = std::numeric_limits<double>::infinity());
+  // How many rows of a rank's experts there is memory for. After plan(); 0 where nobody shares experts.
+  std::int64_t expert_room() const { return expert_room_; }
+  // i32, where the run computes: the most rows that a layer has had for this rank's experts at once, since it
+  // was zeroed, which is the caller's to do. Where it is more than expert_room() on any rank of the group, rows
+  // were left out on that one: what has been computed since is of no use to any of them and has to be done
+  // again, in rounds.
+  Tensor largest_need_1() const { return expert_ranks_.largest_need_1; }
+  // n > 1: tokens go to the experts in n turns that use the same memory one after the other, and backward
+  // passes make gates and ups again; results are the same to rounding, since gradients of experts add up by
+  // turns. A turn needs about an n-th of the rows, and with as many turns as the group has ranks, room for an
+  // even load takes any routing (where that many divide T). The same on all ranks of the group.
+  void set_rounds(std::int64_t n);
+
   // Refreshes the bf16 weights from the float32 parameters. Call after changing parameters; the optimizer does
   // it itself.
   void round_weights(Context& ctx);
@@ -107,6 +129,8 @@ class Transformer {
   bool training_;
   config::Recompute recompute_ = config::Recompute::none;
   ParameterStore parameters_;
+  ExpertRanks expert_ranks_;  // the blocks know where it is
+  std::int64_t expert_room_ = 0;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
   std::vector<DecoderBlock> blocks_;
   std::optional<MtpLayers> mtp_;

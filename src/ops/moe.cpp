@@ -36,6 +36,27 @@ void moe_permutation_on_cpu(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK
   }
 }
 
+// Both by one thread, as the sort.
+void keep_experts_on_cpu(Tensor expert_TK, std::int64_t first, std::int64_t n) {
+  std::int32_t* expert = expert_TK.as<std::int32_t>();
+  for (std::int64_t s = 0; s < expert_TK.numel(); ++s) {
+    const std::int64_t local = expert[s] - first;
+    expert[s] = local >= 0 && local < n ? static_cast<std::int32_t>(local) : -1;
+  }
+}
+
+void limit_rows_on_cpu(Tensor offset_Ep, Tensor slot_row_TK, Tensor need_1, std::int64_t room) {
+  std::int32_t *offset = offset_Ep.as<std::int32_t>(), *need = need_1.as<std::int32_t>();
+  const std::int32_t rows = offset[offset_Ep.rows() - 1];
+  *need = std::max(*need, rows);
+  if (rows <= room) return;
+  for (std::int64_t e = 0; e < offset_Ep.rows(); ++e)
+    offset[e] = static_cast<std::int32_t>(std::min<std::int64_t>(offset[e], room));
+  std::int32_t* slot_row = slot_row_TK.as<std::int32_t>();
+  for (std::int64_t s = 0; s < slot_row_TK.numel(); ++s)
+    if (slot_row[s] >= room) slot_row[s] = -1;
+}
+
 // row_RD[slot_row_TK[t,k]] = x_TD[t]
 template <class T>
 void copy_to_rows(Tensor row_RD, Tensor x_TD, Tensor slot_row_TK) {
@@ -101,11 +122,14 @@ void moe_combine_backward_on_cpu(Tensor drow_RD, Tensor dout_TD, Tensor slot_row
   copy_to_rows<T>(drow_RD, dout_TD, slot_row_TK);
 }
 
-// Tokens, their slots, and the T*K rows that there is room for.
+// Tokens, their slots, and rows, as many as there is room for: where the host can look, no slot's is beyond.
 void check_rows(Signature& args, const Tensor& token_TD, const Tensor& slot_row_TK, const Tensor& row_RD) {
   const DType real = token_TD.dtype();
-  args(SY_ARG(token_TD), real)(SY_ARG(slot_row_TK), DType::i32);
-  args.bind('R', args['T'] * args['K'])(SY_ARG(row_RD), real);
+  args(SY_ARG(token_TD), real)(SY_ARG(slot_row_TK), DType::i32)(SY_ARG(row_RD), real);
+  if (slot_row_TK.device() != Device::cpu) return;
+  for_each_slot(slot_row_TK, [&](std::int64_t t, std::int64_t k, std::int32_t r) {
+    SY_CHECK(r < row_RD.rows(), "slot {} of token {} has row {} of {}", k, t, r, row_RD.rows());
+  });
 }
 
 }  // namespace
@@ -117,6 +141,21 @@ void moe_permutation(Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tenso
   SY_CHECK(expert_TK.numel() <= std::numeric_limits<std::int32_t>::max(), "{} slots do not fit 32-bit rows",
            expert_TK.numel());
   run<&cuda::moe_permutation>(ctx, moe_permutation_on_cpu, count_E, offset_Ep, slot_row_TK, expert_TK);
+}
+
+void keep_experts(Tensor expert_TK, std::int64_t first, std::int64_t n, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(expert_TK), DType::i32, kContiguous);
+  SY_CHECK(first >= 0 && n >= 0, "experts {} to {}", first, first + n);
+  run<&cuda::keep_experts>(ctx, keep_experts_on_cpu, expert_TK, first, n);
+}
+
+void limit_rows(Tensor offset_Ep, Tensor slot_row_TK, Tensor need_1, std::int64_t room, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(offset_Ep), DType::i32, kContiguous)(SY_ARG(slot_row_TK), DType::i32, kContiguous);
+  args(SY_ARG(need_1), DType::i32);
+  SY_CHECK(room >= 0 && room <= std::numeric_limits<std::int32_t>::max(), "room for {} rows", room);
+  run<&cuda::limit_rows>(ctx, limit_rows_on_cpu, offset_Ep, slot_row_TK, need_1, room);
 }
 
 void moe_dispatch_forward(Tensor row_RD, Tensor weight_R, Tensor x_TD, Tensor weight_TK, Tensor slot_row_TK,

@@ -1,5 +1,5 @@
 // Moving tokens to their experts and back.
-//   T tokens, K slots a token, R <= T*K routed rows, E experts, D width
+//   T tokens, K slots a token, R routed rows, E experts, D width
 // A slot with expert < 0 is free: it takes no row and adds nothing.
 #pragma once
 
@@ -13,8 +13,18 @@ namespace switchyard::ops {
 SY_OPERATOR(moe_permutation, Tensor count_E, Tensor offset_Ep, Tensor slot_row_TK, Tensor expert_TK,
             Context& ctx);
 
-// Below, row_RD and weight_R have room for T*K rows; those from R on are neither read nor written. Beside rows
-// of bf16, weights and their gradients are f32.
+// What a rank that has some of the experts does before and after it: expert_TK and slot_row_TK contiguous, all
+// i32.
+
+// Experts first, first + 1, ..., first + n - 1 become 0, 1, ..., n - 1; slots of all others become free. In
+// place.
+SY_OPERATOR(keep_experts, Tensor expert_TK, std::int64_t first, std::int64_t n, Context& ctx);
+// Where there are more rows than `room`: offset_Ep is clipped at it, and slots of rows from there on become
+// free. In place. need_1 = max(need_1, offset_Ep[E] as it was).
+SY_OPERATOR(limit_rows, Tensor offset_Ep, Tensor slot_row_TK, Tensor need_1, std::int64_t room, Context& ctx);
+
+// Below, row_RD and weight_R have room for at least as many rows as slots have; those behind are neither read
+// nor written. Beside rows of bf16, weights and their gradients are f32.
 
 // The tokens with their weights to the experts, for every slot that is not free:
 //   row_RD[slot_row_TK[t,k]] = x_TD[t];  weight_R[slot_row_TK[t,k]] = weight_TK[t,k]. Both set.

@@ -14,7 +14,7 @@ BELOW = {
     "cuda": ["core", "ops"],
     "parallel": ["core", "ops"],
     "router": ["core", "config", "ops"],
-    "model": ["core", "config", "ops", "router"],
+    "model": ["core", "config", "ops", "parallel", "router"],
     "tokenizer": ["core"],
     "generate": ["core", "config", "model"],
     "checkpoint": ["core", "config", "router", "model", "data", "tokenizer", "parallel"],
