@@ -28,13 +28,13 @@ using Way = parallel::TokenExchange::Way;
 constexpr std::int64_t kSeq = 2, kLen = 6;  // a micro-batch
 constexpr int kMicro = 2;                   // of each rank in a step
 
-struct Setup {
+struct Scene {
   config::Model model;
   config::Router router;
   config::Recompute recompute = config::Recompute::none;
   // Makes of the weights what a case is about.
   std::function<void(ParameterStore&)> change = [](ParameterStore&) {};
-  bool some_without_tokens = false;  // every third micro-batch is padding
+  std::function<bool(int)> is_padding = [](int) { return false; };  // all of a micro-batch
 };
 
 config::Router router_of(const std::string& type, const config::Model& model) {
@@ -44,9 +44,9 @@ config::Router router_of(const std::string& type, const config::Model& model) {
 }
 
 // Tokens that differ from one micro-batch of the step to the next, with some padding.
-TestBatch batch_of(const Setup& setup, int number) {
+TestBatch batch_of(const Scene& scene, int number) {
   TestBatch batch(kSeq, kLen);
-  if (setup.some_without_tokens && number % 3 == 1) return batch;
+  if (scene.is_padding(number)) return batch;
   const auto token = [&](int i) { return (7 * number + 3 * i + i * i) % 11; };
   std::vector<int> first, second;
   for (int i = 0; i < 6; ++i) first.push_back(token(i));
@@ -65,8 +65,8 @@ struct Result {
 // A rank's model, or that of the only one.
 class Member {
  public:
-  Member(const Setup& setup, const parallel::Mesh* mesh, Way way, double room)
-      : mesh_(mesh), model_(setup.model, setup.router, DType::f64, true), setup_(setup) {
+  Member(const Scene& scene, const parallel::Mesh* mesh, Way way, double room, bool training = true)
+      : mesh_(mesh), model_(scene.model, scene.router, DType::f64, training), scene_(scene) {
     if (mesh != nullptr) {
       model_.parameters().place({.place = mesh->all.place(),
                                  .size = mesh->all.size(),
@@ -76,7 +76,7 @@ class Member {
                                  .replica_size = mesh->replicas.size()});
       model_.share_experts(mesh->expert, way, room);
     }
-    model_.measure_activations(kSeq, kLen, setup.recompute);
+    model_.measure_activations(kSeq, kLen, scene.recompute);
     model_.allocate();
     ParameterStore& store = model_.parameters();
     for (std::size_t i = 0; i < store.rows().size(); ++i) {
@@ -84,12 +84,13 @@ class Member {
       const bool norm = store.rows()[i].init == Init::ones;
       test::fill_normal(store.value(i), store.rows()[i].name, norm ? 0.2 : 0.5, norm ? 1.0 : 0.0);
     }
-    setup.change(store);
-    model_.plan(kSeq, kLen, ctx_, setup.recompute);
+    scene.change(store);
+    model_.plan(kSeq, kLen, ctx_, scene.recompute);
     ctx_.scratch.set_poison(true);
   }
 
   Transformer& model() { return model_; }
+  const parallel::Mesh& mesh() const { return *mesh_; }
 
   // Micro-batches [first, last) of a step of `total`.
   Result step(int first, int last, int total) {
@@ -99,7 +100,7 @@ class Member {
                std::vector<double>(static_cast<std::size_t>(model_.parameters().grads().numel())));
     if (model_.largest_need_1().defined()) test::set(model_.largest_need_1(), 0, 0);
     GlobalBatch global{.n_tokens = 0, .n_sequences = total * kSeq};
-    for (int n = 0; n < total; ++n) global.n_tokens += batch_of(setup_, n).tokens();
+    for (int n = 0; n < total; ++n) global.n_tokens += batch_of(scene_, n).tokens();
     routing.begin(ctx_);
     for (int n = first; n < last; ++n) {
       forward(n);
@@ -128,7 +129,7 @@ class Member {
 
  private:
   void forward(int number) {
-    batch_ = std::make_unique<TestBatch>(batch_of(setup_, number));
+    batch_ = std::make_unique<TestBatch>(batch_of(scene_, number));
     test::fill(rng_offset_2_, {3, static_cast<double>(number * kSeq)});
     model_.forward(seen(), ctx_);
     model_.forward_mtp(seen(), ctx_);
@@ -161,25 +162,25 @@ class Member {
   const parallel::Mesh* mesh_;
   Transformer model_;
   Context ctx_;
-  Setup setup_;
+  Scene scene_;
   std::unique_ptr<TestBatch> batch_;
   test::OwnedTensor rng_offset_2_ = test::ints({0, 0});
 };
 
-Result alone(const Setup& setup, int ranks) {
+Result alone(const Scene& scene, int ranks) {
   return test::with_threads(
-      1, [&] { return Member(setup, nullptr, Way::all, 1).step(0, kMicro * ranks, kMicro * ranks); });
+      1, [&] { return Member(scene, nullptr, Way::all, 1).step(0, kMicro * ranks, kMicro * ranks); });
 }
 
 constexpr double kWorst = std::numeric_limits<double>::infinity();
 
 // The same step by `ranks` ranks in expert groups of e: of each rank, done `steps` times over, the last one's.
-std::vector<Result> shared(const Setup& setup, int ranks, int e, Way way, int steps = 1, double room = kWorst,
+std::vector<Result> shared(const Scene& scene, int ranks, int e, Way way, int steps = 1, double room = kWorst,
                            std::int64_t rounds = 1) {
   std::vector<Result> result_R(static_cast<std::size_t>(ranks));
   test::on_world_threads(ranks, [&](World& world) {
     const parallel::Mesh mesh = parallel::make_mesh(world, e);
-    Member member(setup, &mesh, way, room);
+    Member member(scene, &mesh, way, room);
     if (rounds > 1) member.model().set_rounds(rounds);
     for (int s = 0; s < steps; ++s)
       result_R[static_cast<std::size_t>(world.rank())] =
@@ -230,20 +231,20 @@ struct Groups {
 
 // All layouts of ranks that matter: two and four to a group, and two groups of two. Poisoned memory, a second
 // step in it, and both ways for tokens to move.
-void expect_equal_to_one_rank(const Setup& setup, std::vector<Groups> groups = {{2, 2}, {4, 4}, {4, 2}}) {
+void expect_equal_to_one_rank(const Scene& scene, std::vector<Groups> groups = {{2, 2}, {4, 4}, {4, 2}}) {
   for (const Groups& g : groups) {
     SCOPED_TRACE(::testing::Message() << g.ranks << " ranks, groups of " << g.e);
-    const Result one = alone(setup, g.ranks);
-    const std::vector<Result> all = shared(setup, g.ranks, g.e, Way::all);
+    const Result one = alone(scene, g.ranks);
+    const std::vector<Result> all = shared(scene, g.ranks, g.e, Way::all);
     expect_equal(all, one);
     // What a rank has no part in adds nothing, so that both ways add the same numbers in the same order.
-    expect_same_bits(shared(setup, g.ranks, g.e, Way::rows, 2), all);
+    expect_same_bits(shared(scene, g.ranks, g.e, Way::rows, 2), all);
   }
 }
 
 struct Case {
   std::string name;
-  Setup setup;
+  Scene scene;
 };
 
 config::Model changed(const config::Layout& layout, const std::function<void(config::Model&)>& change) {
@@ -252,17 +253,17 @@ config::Model changed(const config::Layout& layout, const std::function<void(con
   return model;
 }
 
-Setup routed(
+Scene routed(
     const std::string& type, const config::RouterOptions& own = {},
     const std::function<void(config::Router&)>& change = [](config::Router&) {}) {
-  Setup setup{.model = tiny_model(config::kQwen3Moe), .router = {}};
-  setup.router = router_of(type, setup.model);
-  for (const auto& [key, value] : own.all()) setup.router.own.set(key, value);
-  change(setup.router);
-  return setup;
+  Scene scene{.model = tiny_model(config::kQwen3Moe), .router = {}};
+  scene.router = router_of(type, scene.model);
+  for (const auto& [key, value] : own.all()) scene.router.own.set(key, value);
+  change(scene.router);
+  return scene;
 }
 
-Setup of_layout(const config::Model& model, config::BalanceScope scope,
+Scene of_layout(const config::Model& model, config::BalanceScope scope,
                 config::Recompute recompute = config::Recompute::none) {
   return {.model = model, .router = default_router(*model.layout, all_losses(scope)), .recompute = recompute};
 }
@@ -305,10 +306,203 @@ std::vector<Case> cases() {
 
 class ExpertParallel : public ::testing::TestWithParam<Case> {};
 
-TEST_P(ExpertParallel, EqualsOneRank) { expect_equal_to_one_rank(GetParam().setup); }
+TEST_P(ExpertParallel, EqualsOneRank) { expect_equal_to_one_rank(GetParam().scene); }
 
-INSTANTIATE_TEST_SUITE_P(Setups, ExpertParallel, ::testing::ValuesIn(cases()),
+INSTANTIATE_TEST_SUITE_P(Scenes, ExpertParallel, ::testing::ValuesIn(cases()),
                          [](const auto& test) { return test.param.name; });
+
+Scene of_six_experts() {
+  return of_layout(changed(config::kQwen3Moe, [](config::Model& model) { model.num_experts = 6; }),
+                   config::BalanceScope::global_batch);
+}
+
+TEST(ExpertParallelGroups, ThreeRanksAndSix) {
+  expect_equal_to_one_rank(of_six_experts(), {{3, 3}, {6, 3}, {6, 6}});
+}
+
+TEST(ExpertParallelGroups, AGroupOfOneRankEqualsThatRankBitForBit) {
+  const Scene scene = of_layout(tiny_model(config::kDeepseekV3), config::BalanceScope::sequence);
+  const Result one = alone(scene, 1);
+  for (const Way way : {Way::all, Way::rows}) {
+    const std::vector<Result> shared_R = shared(scene, 1, 1, way);
+    EXPECT_EQ(shared_R[0].losses, one.losses);
+    EXPECT_EQ(shared_R[0].grads, one.grads);
+  }
+}
+
+TEST(ExpertParallelGroups, PartsAreEqualOrRefused) {
+  const Scene scene = of_layout(tiny_model(config::kQwen3Moe), config::BalanceScope::layer);
+  for (const std::string& error : test::errors_of_ranks(3, [&](World& world) {
+         const parallel::Mesh mesh = parallel::make_mesh(world, 3);
+         Member(scene, &mesh, Way::all, kWorst);
+       }))
+    EXPECT_NE(error.find("3 ranks do not divide 4 experts"), std::string::npos) << error;
+}
+
+// A rank whose tokens are all padding, and one without any of the group's.
+TEST(ExpertParallelTokens, RanksWithoutAnyTakePart) {
+  for (const config::Layout* layout : {&config::kQwen3Moe, &config::kDeepseekV3}) {
+    Scene scene = of_layout(tiny_model(*layout), config::BalanceScope::sequence);
+    scene.is_padding = [](int number) { return number / kMicro % 2 == 1; };
+    expect_equal_to_one_rank(scene);
+    scene.is_padding = [](int number) { return number != 1; };
+    expect_equal_to_one_rank(scene);
+  }
+}
+
+// Every token goes to experts 0 and 1: with two ranks the first one has all the work, with four the last two
+// have none.
+Scene all_to_two_experts() {
+  Scene scene = routed("sigmoid_group");
+  scene.change = [](ParameterStore& store) {
+    for (std::size_t i = 0; i < store.rows().size(); ++i)
+      if (!store.rows()[i].trained) test::fill(store.value(i), {9, 8, 0, 0});
+  };
+  return scene;
+}
+constexpr double kTokens = 10;  // of a micro-batch, without padding
+
+TEST(ExpertParallelTokens, AllToTheExpertsOfOneRank) {
+  const Scene scene = all_to_two_experts();
+  expect_equal_to_one_rank(scene);
+  const std::vector<Result> shared_R = shared(scene, 2, 2, Way::rows);
+  EXPECT_EQ(shared_R[0].need, 2 * kTokens * 2);
+  EXPECT_EQ(shared_R[1].need, 0);
+  for (const auto& [name, grad] : shared_R[1].grads) {
+    if (name.find(".experts.") == std::string::npos) continue;
+    EXPECT_TRUE(std::all_of(grad.begin(), grad.end(), [](double g) { return g == 0; })) << name;
+  }
+}
+
+// A model made for evaluation, whose blocks share memory.
+TEST(ExpertParallelEvaluation, LossesAreThoseOfOneRank) {
+  for (const config::Layout* layout : {&config::kMixtral, &config::kDeepseekV3}) {
+    Scene scene = of_layout(tiny_model(*layout), config::BalanceScope::layer);
+    scene.is_padding = [](int number) { return number == 3; };
+    std::vector<std::vector<double>> losses;
+    Member one(scene, nullptr, Way::all, 1, false);
+    for (int number = 0; number < 4; ++number) losses.push_back(one.losses_of(number));
+    for (const Way way : {Way::all, Way::rows})
+      test::on_world_threads(4, [&](World& world) {
+        const parallel::Mesh mesh = parallel::make_mesh(world, 4);
+        Member member(scene, &mesh, way, kWorst, false);
+        for (int turn = 0; turn < 2; ++turn) {
+          const int number = (world.rank() + turn) % 4;
+          EXPECT_TRUE(test::all_near(member.losses_of(number), losses[static_cast<std::size_t>(number)],
+                                     kRounding, kRounding));
+        }
+      });
+  }
+}
+
+// The gradient of the sum of all ranks' losses by central differences, for some elements of every tensor:
+// tokens of one rank move weights of another.
+void expect_finite_differences(const Scene& scene, Way way) {
+  constexpr int kRanks = 2;
+  test::on_world_threads(kRanks, [&](World& world) {
+    const parallel::Mesh mesh = parallel::make_mesh(world, kRanks);
+    Member member(scene, &mesh, way, kWorst);
+    const auto step = [&] {
+      return member.step(kMicro * world.rank(), kMicro * (world.rank() + 1), kMicro * kRanks);
+    };
+    Context ctx;
+    const auto sum_over_ranks = [&](double x) {
+      mesh.all.sum(Tensor(&x, Shape{1}, DType::f64), Traffic::sums, ctx);
+      return x;
+    };
+    const auto loss = [&] {
+      double sum = 0;
+      for (const std::vector<double>& of_micro : step().losses)
+        for (std::size_t i = 0; i < of_micro.size(); ++i)
+          sum += i < 3 ? of_micro[i] : of_micro[i] / (kTokens * kMicro * kRanks);
+      return sum_over_ranks(sum);
+    };
+    const Result result = step();
+    ParameterStore& store = member.model().parameters();
+    for (std::size_t row = 0; row < store.rows().size(); ++row) {
+      const Parameter& parameter = store.rows()[row];
+      if (!parameter.trained) continue;
+      const std::int64_t n = parameter.shape.numel(), stride = std::max<std::int64_t>(1, n / 2);
+      for (std::int64_t i = 0; i < n; i += stride) {
+        const bool here = store.is_here(row);
+        const double before = here ? test::get(store.value(row), i) : 0;
+        constexpr double kStep = 1e-5;
+        const auto loss_at = [&](double moved) {
+          if (here) test::set(store.value(row), i, before + moved);
+          return loss();
+        };
+        const double numeric = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
+        loss_at(0);
+        const double analytic =
+            sum_over_ranks(here ? result.grads.at(parameter.name)[static_cast<std::size_t>(i)] : 0);
+        // As GradientTolerance: the difference is off by step^2 / 6 and by rounding over the step.
+        EXPECT_NEAR(analytic, numeric, 1e-8 + 1e-6 * std::abs(numeric)) << parameter.name << ' ' << i;
+      }
+    }
+  });
+}
+
+TEST(ExpertParallelGradient, MatchesFiniteDifferencesThroughTheExchange) {
+  expect_finite_differences(of_layout(tiny_model(config::kQwen3Moe), config::BalanceScope::layer), Way::rows);
+  // Without its own losses, through some of whose terms no gradient goes by intent.
+  expect_finite_differences(routed("lpr", {{"latent_dim", std::int64_t{3}}, {"reg_coef", 0.0}}), Way::all);
+}
+
+// ---- room and rounds ----
+
+TEST(ExpertRoom, WhatDoesNotFitIsReportedAndFitsInRounds) {
+  Scene scene = all_to_two_experts();
+  for (const config::Recompute recompute :
+       {config::Recompute::none, config::Recompute::swiglu, config::Recompute::block}) {
+    SCOPED_TRACE(static_cast<int>(recompute));
+    scene.recompute = recompute;
+    const Result one = alone(scene, 2);
+    for (const Way way : {Way::all, Way::rows}) {
+      // Room for an even load, 12 tokens of 2 slots, where twice the tokens that are no padding come.
+      const std::vector<Result> short_R = shared(scene, 2, 2, way, 1, 1.0);
+      EXPECT_EQ(short_R[0].room, 24);
+      EXPECT_EQ(short_R[0].need, 40);
+      EXPECT_EQ(short_R[1].need, 0);
+      const std::vector<Result> again_R = shared(scene, 2, 2, way, 1, 1.0, 2);
+      EXPECT_LE(again_R[0].need, again_R[0].room);
+      expect_equal(again_R, one);
+      expect_same_bits(shared(scene, 2, 2, way, 2, 1.0, 2), again_R);
+    }
+  }
+}
+
+// Rounds of unequal sizes, of one token, and more of them than tokens.
+TEST(ExpertRoom, AnyNumberOfRoundsGivesTheSame) {
+  for (const Scene& scene : {of_layout(tiny_model(config::kDeepseekV3), config::BalanceScope::global_batch),
+                             routed("lpr", {{"latent_dim", std::int64_t{3}}}),
+                             routed("top_p", {{"max_experts", std::int64_t{3}}})}) {
+    const Result one = alone(scene, 2);
+    for (const std::int64_t rounds : {2, 5, 12, 16}) {
+      SCOPED_TRACE(rounds);
+      const std::vector<Result> rounds_R = shared(scene, 2, 2, Way::all, 2, 1.5, rounds);
+      expect_equal(rounds_R, one);
+      expect_same_bits(shared(scene, 2, 2, Way::rows, 1, 1.5, rounds), rounds_R);
+    }
+  }
+}
+
+// A step that does not fit leaves nothing behind: done again in rounds, and the next one without them.
+TEST(ExpertRoom, AStepIsRedoneByTheSameModel) {
+  const Scene scene = all_to_two_experts();
+  const Result one = alone(scene, 2);
+  std::vector<Result> result_R(2);
+  test::on_world_threads(2, [&](World& world) {
+    const parallel::Mesh mesh = parallel::make_mesh(world, 2);
+    Member member(scene, &mesh, Way::rows, 1.0);
+    const auto step = [&] { return member.step(kMicro * world.rank(), kMicro * (world.rank() + 1), 4); };
+    step();
+    member.model().set_rounds(2);
+    result_R[static_cast<std::size_t>(world.rank())] = step();
+    member.model().set_rounds(1);
+    step();
+  });
+  expect_equal(result_R, one);
+}
 
 }  // namespace
 }  // namespace switchyard::model
