@@ -47,6 +47,17 @@ class MpiTransport(unittest.TestCase):
                 ended = sorted(re.findall(r"rank \d+ of \d+ ends with \d+", run.stdout))
                 self.assertEqual(ended, [f"rank {rank} of {ranks} ends with 0" for rank in range(ranks)])
 
+    def test_cores_are_divided_among_the_ranks_that_share_them(self):
+        own = os.sched_getaffinity(0)
+        for ranks, mask in ((1, own), (2, own), (1, {min(own)}), (2, {min(own)})):
+            with self.subTest(ranks=ranks, mask=mask):
+                run = mpirun(ranks, "taskset", "-c", ",".join(map(str, mask)), RANKS)
+                self.assertEqual(run.returncode, 0, run.stdout[-4000:] + run.stderr[-4000:])
+                self.assertEqual(sorted(re.findall(r"rank \d+ of \d+ may use \d+ cores", run.stdout)),
+                                 [f"rank {rank} of {ranks} may use {max(1, len(mask) // ranks)} cores" for rank in range(ranks)])
+                warning = f"{ranks} ranks are bound to {len(mask)} of this machine's {len(own)} cores"
+                self.assertEqual(warning in run.stderr, 2 * len(mask) < len(own), run.stderr)
+
     def test_ranks_that_disagree_end_with_both_sides_named(self):
         run = mpirun(2, RANKS, "disagree")
         self.assertEqual(run.returncode, 1, run.stdout + run.stderr)
@@ -59,9 +70,9 @@ class MpiTransport(unittest.TestCase):
 class MpiRun(CliTest):
     def test_a_run_is_the_one_of_as_many_ranks_without_mpi(self):
         """Bit for bit: the transports differ, what ranks add and in which order does not."""
-        config = self.write_config(parallel__threads=1, train__global_batch_size=16)
-        for ranks in (2, 4):
-            with self.subTest(ranks=ranks):
+        for ranks, expert in ((2, 1), (4, 2)):
+            with self.subTest(ranks=ranks, expert=expert):
+                config = self.write_config(parallel__threads=1, parallel__expert=expert, train__global_batch_size=16)
                 run = mpirun(ranks, BINARY, "train", config, "--out", f"mpi{ranks}", directory=self.dir)
                 self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
                 self.ok("train", config, "--out", f"shm{ranks}", "--nproc", ranks)
