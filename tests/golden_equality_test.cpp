@@ -99,7 +99,7 @@ TEST_P(Golden, WeightsAreEqualAfterFiveSteps) {
   train.clip_norm = options["clip_norm"].number();
   const double lr = options["lr"].number();
   ParameterStore& store = here_.model().parameters();
-  const train::AdamW optimizer(train, store, parallel::lone_mesh(), false, Device::cpu);
+  const train::AdamW optimizer(train, store, parallel::lone_mesh(), 0, Device::cpu);
   const test::OwnedTensor squares({1}, DType::f64);
   for (std::int64_t step = 1; step <= options["steps"].integer(); ++step) {
     ops::fill_zero(store.grads(), here_.ctx());

@@ -43,7 +43,7 @@ config::Train options() {
 }
 
 AdamW adamw(const config::Train& train, const ParameterStore& store) {
-  return AdamW(train, store, parallel::lone_mesh(), false, Device::cpu);
+  return AdamW(train, store, parallel::lone_mesh(), 0, Device::cpu);
 }
 
 void update(const AdamW& optimizer, ParameterStore& store, const Tensor& squares, double lr, std::int64_t step,

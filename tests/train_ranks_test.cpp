@@ -91,10 +91,14 @@ TEST(CheckRanks, RefusesInOneLine) {
   }
 }
 
-// A store of two layers of experts on four ranks, two of which hold them once.
+// A store of two layers of experts, and rows of none, on four ranks, two of which hold them once.
 struct Store : ParameterStore {
   explicit Store(const Placement& placement) {
-    for (const char* name : {"a", "b"}) {
+    for (const char* name : {"a", "b", "c"}) {
+      if (name[0] == 'c')
+        end_layers();
+      else
+        begin_layer();
       begin_group();
       add({.name = name, .shape = {70000, 2}, .init_std = 0.1});
       for (int e = 0; e < 4; ++e)
@@ -146,22 +150,23 @@ TEST(CheckReplicas, FindsOneBit) {
 
 TEST(IdealBytes, AreWhatRanksSend) {
   for (const auto& [size, expert] : {std::pair{1, 1}, {2, 1}, {2, 2}, {3, 1}, {4, 2}})
-    for (const std::int64_t zero : {0, 1}) {
+    for (const std::int64_t zero : {0, 1, 2}) {
       SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << expert << ", zero " << zero);
       on_world_threads(size, [&, expert = expert](parallel::World& world) {
         const parallel::Mesh mesh = parallel::make_mesh(world, expert);
-        const bool sharded = zero > 0 && world.size() > 1;
         Store store(placement_of(mesh, zero));
-        const AdamW optimizer({}, store, mesh, sharded, Device::cpu);
+        const AdamW optimizer({}, store, mesh, zero, Device::cpu);
         Context ctx;
         const OwnedTensor squares({1}, DType::f64);
         RankWatch watch;
         watch.gather(world, mesh.all);
+        for (std::int64_t layer = 0; zero == 2 && world.size() > 1 && layer < store.n_layers(); ++layer)
+          for (const bool add : {false, true}) optimizer.sum_gradients_of_layer(store, layer, add, ctx);
         optimizer.sum_gradients(store, ctx);
         optimizer.measure(store, squares, ctx);
         optimizer.update(store, squares, 0.1, 1, ctx);
         const RankFigures figures = watch.gather(world, mesh.all);
-        const IdealBytes ideal = ideal_bytes(store, mesh, sharded);
+        const IdealBytes ideal = ideal_bytes(store, mesh, world.size() > 1 ? zero : 0, 2);
         const auto sent = [&](parallel::Traffic kind) {
           return figures.sent_bytes[static_cast<std::size_t>(kind)];
         };

@@ -199,7 +199,7 @@ struct Parallel {
   std::int64_t threads = 0;  // of a rank; 0: the cores that it may use, divided by the ranks that share them
   std::int64_t ranks = 0;    // 0: as many as were started; else they must be so many
   std::int64_t expert = 1;   // ranks that together hold each expert once
-  std::int64_t zero = 1;     // 0: every rank has all of AdamW's state; 1: its part of it
+  std::int64_t zero = 1;     // 0: every rank has all of AdamW's state; 1: its part; 2: of gradients, too
   TokenExchange token_exchange = TokenExchange::automatic;
   // Rows that a rank's experts can take, as a multiple of an even load, at least 1.
   static constexpr double kAutoRoom = 0, kWorstRoom = std::numeric_limits<double>::infinity();

@@ -184,9 +184,10 @@ void describe(V& v, Parallel& parallel) {
       parallel.expert, 1, 1 << 20);
   v.integer(
       {"zero",
-       "0: every rank keeps all of AdamW's moments; 1: each keeps those of its part. The same bits either "
-       "way"},
-      parallel.zero, 0, 1);
+       "0: every rank keeps all of AdamW's moments; 1: each keeps those of its part, to the same bits; 2: and "
+       "the gradients of layers, which are then added up after each micro-batch: with several of them a rank "
+       "sends so many times as much, and sums are made in another order"},
+      parallel.zero, 0, 2);
   v.choice(
       {"token_exchange",
        "with `expert` above 1, how tokens come to their experts: `all` tokens to every rank of the expert "

@@ -78,6 +78,7 @@ std::size_t ParameterStore::add(Parameter parameter) {
   SY_CHECK(!memory_, "parameter {} comes after allocate()", parameter.name);
   SY_CHECK(parameter.shape.numel() > 0, "parameter {} of shape {}", parameter.name,
            parameter.shape.to_string());
+  parameter.layer = layer_;
   rows_.push_back(std::move(parameter));
   starts_group_.push_back(std::exchange(group_pending_, false));
   return rows_.size() - 1;
@@ -110,14 +111,17 @@ void ParameterStore::place(const Placement& placement) {
   lay_out(Sharding::replicated, regions_[0], placement.size, placement.place);
   lay_out(Sharding::by_expert, regions_[1], placement.replica_size, placement.replica_place);
   own_blocks_.clear();
+  own_size_ = 0;
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     const FlatRange& own = regions_[i].own_part();
     for (const Block& block : blocks_of(own)) own_blocks_.push_back(block);
     // As far from a line's beginning as the values that the moments belong to.
-    first_moment_[i] = round_up(moments_size_) + own.first % kLine;
-    moments_size_ = first_moment_[i] + own.count;
+    first_own_[i] = round_up(own_size_) + own.first % kLine;
+    own_size_ = first_own_[i] + own.count;
   }
-  moments_size_ = placement.shard_moments ? round_up(moments_size_) : size_;
+  own_size_ = round_up(own_size_);
+  moments_size_ = placement.shard_moments ? own_size_ : size_;
+  find_layers();
 }
 
 void ParameterStore::lay_out(Sharding sharding, Region& region, int size, int place) {
@@ -172,16 +176,99 @@ std::vector<FlatRange> ParameterStore::with_moments(const FlatRange& range) cons
   return ranges;
 }
 
-Tensor ParameterStore::moment(const Tensor& moment_M, const FlatRange& range) const {
-  SY_CHECK(moment_M.defined(), "moments were not allocated");
-  if (!placement_.shard_moments) return moment_M.slice(range.first, range.count);
+std::int64_t ParameterStore::index_of_own(const FlatRange& range) const {
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     const FlatRange& own = regions_[i].own_part();
-    if (overlap(range, own).count == range.count)
-      return moment_M.slice(first_moment_[i] + range.first - own.first, range.count);
+    if (overlap(range, own).count == range.count) return first_own_[i] + range.first - own.first;
   }
-  SY_CHECK(false, "another rank has the moments of {} elements from {}", range.count, range.first);
+  SY_CHECK(false, "another rank owns {} elements from {}", range.count, range.first);
+  return 0;
+}
+
+Tensor ParameterStore::moment(const Tensor& moment_M, const FlatRange& range) const {
+  SY_CHECK(moment_M.defined(), "moments were not allocated");
+  return moment_M.slice(placement_.shard_moments ? index_of_own(range) : range.first, range.count);
+}
+
+// Where the rows of each layer lie, in each region side by side.
+void ParameterStore::find_layers() {
+  layer_ranges_.assign(static_cast<std::size_t>(n_layers_), {});
+  for (const Parameter& row : rows_) {
+    if (row.layer < 0 || row.offset < 0) continue;
+    FlatRange& range =
+        layer_ranges_[static_cast<std::size_t>(row.layer)][row.sharding == Sharding::by_expert ? 1 : 0];
+    if (range.count == 0) range.first = row.offset;
+    range.count = row.offset + row.shape.numel() - range.first;
+  }
+  layer_grads_size_ = 0;
+  grads_size_ = size_;
+  if (!placement_.shard_gradients) return;
+  for (const auto& ranges : layer_ranges_)
+    layer_grads_size_ = std::max(layer_grads_size_, round_up(ranges[0].count) + round_up(ranges[1].count));
+  grads_size_ = 0;
+  for (std::size_t i = 0; i < regions_.size(); ++i)
+    for (const FlatRange& range : ranges_in_grads(i)) grads_size_ += round_up(range.count);
+}
+
+std::array<FlatRange, 2> ParameterStore::layer_ranges(std::int64_t layer) const {
+  return layer_ranges_[static_cast<std::size_t>(layer)];
+}
+
+// What no layer has of a region: all of it, where layers do not share memory.
+std::vector<FlatRange> ParameterStore::ranges_in_grads(std::size_t region) const {
+  const FlatRange& all = regions_[region].all;
+  if (!placement_.shard_gradients) return {all};
+  std::vector<FlatRange> ranges;
+  std::int64_t next = all.first;
+  const auto up_to = [&](std::int64_t end) {
+    if (end > next) ranges.push_back({next, end - next});
+  };
+  for (const auto& layer : layer_ranges_) {
+    if (layer[region].count == 0) continue;
+    up_to(layer[region].first);
+    next = round_up(layer[region].first + layer[region].count);
+  }
+  up_to(all.first + all.count);
+  return ranges;
+}
+
+Tensor ParameterStore::grad(const FlatRange& range) const {
+  SY_CHECK(grad_P_.defined(), "gradients were not allocated");
+  if (!placement_.shard_gradients) return grad_P_.slice(range.first, range.count);
+  for (const auto& layer : layer_ranges_) {
+    for (std::size_t i = 0; i < layer.size(); ++i)
+      if (range.count > 0 && overlap(range, layer[i]).count == range.count)
+        return layer_grad_W_.slice((i == 0 ? 0 : round_up(layer[0].count)) + range.first - layer[i].first,
+                                   range.count);
+  }
+  std::int64_t at = 0;
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    for (const FlatRange& in_grads : ranges_in_grads(i)) {
+      if (overlap(range, in_grads).count == range.count)
+        return grad_P_.slice(at + range.first - in_grads.first, range.count);
+      at += round_up(in_grads.count);
+    }
+  }
+  SY_CHECK(false, "{} elements from {} are not of one layer", range.count, range.first);
   return {};
+}
+
+std::int64_t ParameterStore::index_of_sum(const FlatRange& range) const {
+  return placement_.shard_gradients ? index_of_own(range) : range.first;
+}
+
+Tensor ParameterStore::sum_of_grads(const FlatRange& range) const {
+  return sum_M_.slice(index_of_sum(range), range.count);
+}
+
+std::int64_t ParameterStore::gradients_size() const {
+  return placement_.shard_gradients ? grads_size_ + layer_grads_size_ + own_size_ : size_;
+}
+
+Tensor ParameterStore::grad(std::size_t row) const { return grad(range_of(row)).reshape(rows_[row].shape); }
+
+Tensor ParameterStore::grad_block(std::size_t first, Shape shape) const {
+  return grad(range_of_block(first, shape)).reshape(shape);
 }
 
 Tensor ParameterStore::moment1(std::size_t row) const {
@@ -197,7 +284,7 @@ Tensor ParameterStore::array_part(RowArray array, const FlatRange& range) const 
     case RowArray::value:
       return value_P_.slice(range.first, range.count);
     case RowArray::gradient:
-      return grad_P_.slice(range.first, range.count);
+      return sum_of_grads(range);
     case RowArray::moment1:
       return moment1(range);
     case RowArray::moment2:
@@ -251,7 +338,8 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
   training_ = training;
   const std::int64_t array_bytes = size_ * size_of(dtype), moment_bytes = moments_size_ * size_of(dtype);
   const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
-  const std::int64_t bytes = array_bytes + (training ? array_bytes + 2 * moment_bytes : 0) + weight_bytes;
+  const std::int64_t grad_bytes = gradients_size() * size_of(dtype);
+  const std::int64_t bytes = array_bytes + (training ? grad_bytes + 2 * moment_bytes : 0) + weight_bytes;
   memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters", device);
   zero(memory_.get(), bytes, device);
   const auto flat = [&](std::int64_t first, std::int64_t size) {
@@ -261,9 +349,14 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
   weight_P_ = weight_bytes == 0 ? value_P_
                                 : Tensor(memory_.get() + bytes - weight_bytes, Shape{size_}, compute, device);
   if (!training) return;
-  grad_P_ = flat(array_bytes, size_);
-  moment1_P_ = flat(2 * array_bytes, moments_size_);
-  moment2_P_ = flat(2 * array_bytes + moment_bytes, moments_size_);
+  grad_P_ = flat(array_bytes, grads_size_);
+  sum_M_ = grad_P_;
+  if (placement_.shard_gradients) {
+    sum_M_ = flat(array_bytes + grads_size_ * size_of(dtype), own_size_);
+    layer_grad_W_ = flat(array_bytes + (grads_size_ + own_size_) * size_of(dtype), layer_grads_size_);
+  }
+  moment1_P_ = flat(array_bytes + grad_bytes, moments_size_);
+  moment2_P_ = flat(array_bytes + grad_bytes + moment_bytes, moments_size_);
 }
 
 void ParameterStore::initialise(std::uint64_t seed) {
@@ -286,26 +379,35 @@ std::int64_t ParameterStore::count() const {
   return n;
 }
 
-Tensor ParameterStore::view(const Tensor& flat_P, std::size_t row) const {
+FlatRange ParameterStore::range_of(std::size_t row) const {
   SY_CHECK(row < rows_.size(), "parameter {} of {}", row, rows_.size());
-  SY_CHECK(flat_P.defined(), "{}: this array was not allocated", rows_[row].name);
   SY_CHECK(is_here(row), "{} lies on another rank", rows_[row].name);
-  return flat_P.slice(rows_[row].offset, rows_[row].shape.numel()).reshape(rows_[row].shape);
+  return {rows_[row].offset, rows_[row].shape.numel()};
 }
 
-Tensor ParameterStore::block(const Tensor& flat_P, std::size_t first, Shape shape) const {
-  SY_CHECK(first < rows_.size(), "parameter {} of {}", first, rows_.size());
-  SY_CHECK(flat_P.defined(), "{}: this array was not allocated", rows_[first].name);
-  std::int64_t covered = 0;
-  SY_CHECK(is_here(first), "{} lies on another rank", rows_[first].name);
-  for (std::size_t i = first; covered < shape.numel(); ++i) {
+Tensor ParameterStore::view(const Tensor& flat_P, std::size_t row) const {
+  const FlatRange range = range_of(row);
+  SY_CHECK(flat_P.defined(), "{}: this array was not allocated", rows_[row].name);
+  return flat_P.slice(range.first, range.count).reshape(rows_[row].shape);
+}
+
+FlatRange ParameterStore::range_of_block(std::size_t first, const Shape& shape) const {
+  FlatRange range = range_of(first);
+  range.count = 0;
+  for (std::size_t i = first; range.count < shape.numel(); ++i) {
     SY_CHECK(i < rows_.size() && is_here(i) && (i == first || !starts_group_[i]),
              "block {} from {} leaves its group", shape.to_string(), rows_[first].name);
-    covered += rows_[i].shape.numel();
+    range.count += rows_[i].shape.numel();
   }
-  SY_CHECK(covered == shape.numel() && covered > 0, "block {} from {} ends inside a parameter",
+  SY_CHECK(range.count == shape.numel() && range.count > 0, "block {} from {} ends inside a parameter",
            shape.to_string(), rows_[first].name);
-  return flat_P.slice(rows_[first].offset, covered).reshape(shape);
+  return range;
+}
+
+Tensor ParameterStore::weight_block(std::size_t first, Shape shape) const {
+  const FlatRange range = range_of_block(first, shape);
+  SY_CHECK(weight_P_.defined(), "{}: this array was not allocated", rows_[first].name);
+  return weight_P_.slice(range.first, range.count).reshape(shape);
 }
 
 }  // namespace switchyard

@@ -27,7 +27,9 @@ struct Placement {
   int place = 0, size = 1;                  // among all ranks
   int expert_place = 0, expert_size = 1;    // in its expert group
   int replica_place = 0, replica_size = 1;  // among the ranks that hold the same experts
-  bool shard_moments = false;               // AdamW's moments of the own part alone (ZeRO, arXiv 1910.02054)
+  // ZeRO (arXiv 1910.02054): of the own part alone AdamW's moments; and the sums of the gradients of layers,
+  // too.
+  bool shard_moments = false, shard_gradients = false;
 };
 
 struct Parameter {
@@ -39,6 +41,7 @@ struct Parameter {
   bool trained = true;  // false: has no gradient, and the optimizer leaves it alone (a router's bias)
   Sharding sharding = Sharding::replicated;
   std::int64_t expert = 0, n_experts = 1;  // by_expert: whose it is, and of how many in its layer
+  std::int64_t layer = -1;                 // begin_layer()'s, set by the store; -1: of none
   // Elements from the start of the flat arrays, set by the store; -1: of an expert that another rank holds.
   std::int64_t offset = 0;
 };
@@ -76,6 +79,10 @@ class ParameterStore {
   void begin_group();
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
+  // The rows added from here on, up to the next call or end_layers(), are those of a layer: with
+  // shard_gradients the gradients of all layers are made in one memory, one layer after the other.
+  void begin_layer() { layer_ = n_layers_++; }
+  void end_layers() { layer_ = -1; }
   // Lays the rows out for this rank; without it, for the only one. Only before allocate().
   void place(const Placement& placement);
 
@@ -100,10 +107,24 @@ class ParameterStore {
   // Of the own parts, ascending; and of all ranks together.
   const std::vector<Block>& own_blocks() const { return own_blocks_; }
   std::int64_t n_blocks() const { return n_blocks_; }
+  // Elements of what gradients() and gradients of layers take.
+  std::int64_t gradients_size() const;
   // What of a range of the flat arrays has moments here: all of it, or what lies in an own part.
   std::vector<FlatRange> with_moments(const FlatRange& range) const;
   Tensor moment1(const FlatRange& range) const { return moment(moment1_P_, range); }
   Tensor moment2(const FlatRange& range) const { return moment(moment2_P_, range); }
+
+  // Gradients as the backward pass makes them lie in grads(), which a step zeroes, and in layer_grads(), if
+  // layers share it. Sums over ranks and micro-batches, of an own part, are in sum_of_grads(): the same memory,
+  // or with shard_gradients one of its own, in which the position of an element is index_of_sum().
+  std::int64_t n_layers() const { return n_layers_; }
+  std::array<FlatRange, 2> layer_ranges(std::int64_t layer) const;  // in each region
+  std::vector<FlatRange> ranges_in_grads(std::size_t region) const;
+  Tensor grad(const FlatRange& range) const;  // of a layer, or of what lies in grads()
+  Tensor layer_grads() const { return layer_grad_W_; }
+  Tensor sum_of_grads() const { return sum_M_; }
+  Tensor sum_of_grads(const FlatRange& range) const;
+  std::int64_t index_of_sum(const FlatRange& range) const;
 
   // Of an array, ascending: what this rank saves, so that every element of the model is saved by one rank; and
   // all that lies here, which is what it loads. All but values are of trained rows.
@@ -112,41 +133,47 @@ class ParameterStore {
 
   Tensor value(std::size_t row) const { return view(value_P_, row); }
   Tensor weight(std::size_t row) const { return view(weight_P_, row); }  // the value as a run computes with it
-  Tensor grad(std::size_t row) const { return view(grad_P_, row); }
+  Tensor grad(std::size_t row) const;
   Tensor moment1(std::size_t row) const;  // where moments are not sharded
   Tensor moment2(std::size_t row) const;
 
   // Rows [first, ...) of one group as one tensor of the given shape: fused weights.
-  Tensor weight_block(std::size_t first, Shape shape) const { return block(weight_P_, first, shape); }
-  Tensor grad_block(std::size_t first, Shape shape) const { return block(grad_P_, first, shape); }
+  Tensor weight_block(std::size_t first, Shape shape) const;
+  Tensor grad_block(std::size_t first, Shape shape) const;
 
   Tensor values() const { return value_P_; }    // flat, alignment gaps included (they stay zero)
   Tensor weights() const { return weight_P_; }  // values() itself where a run computes with values
   bool has_rounded_weights() const { return weight_P_.dtype() != value_P_.dtype(); }
-  Tensor grads() const { return grad_P_; }
+  Tensor grads() const { return grad_P_; }        // flat; with shard_gradients of the rows of no layer
   Tensor moments1() const { return moment1_P_; }  // of moments_size() elements
   Tensor moments2() const { return moment2_P_; }
 
  private:
   void lay_out(Sharding sharding, Region& region, int size, int place);
+  void find_layers();
   std::vector<Block> blocks_of(const FlatRange& range) const;
+  std::int64_t index_of_own(const FlatRange& range) const;  // in an array of own parts
   Tensor moment(const Tensor& moment_M, const FlatRange& range) const;
+  FlatRange range_of(std::size_t row) const;
+  FlatRange range_of_block(std::size_t first, const Shape& shape) const;
   Tensor array_part(RowArray array, const FlatRange& range) const;
   std::vector<RowPiece> pieces_of(RowArray array, const FlatRange& range) const;
   Tensor view(const Tensor& flat_P, std::size_t row) const;
-  Tensor block(const Tensor& flat_P, std::size_t first, Shape shape) const;
 
   std::vector<Parameter> rows_;
   std::vector<bool> starts_group_;
   bool group_pending_ = true;
+  std::int64_t layer_ = -1, n_layers_ = 0;
   Placement placement_;
-  std::int64_t size_ = 0, moments_size_ = 0, n_blocks_ = 0;
+  std::int64_t size_ = 0, own_size_ = 0, moments_size_ = 0, n_blocks_ = 0;
+  std::int64_t grads_size_ = 0, layer_grads_size_ = 0;
+  std::vector<std::array<FlatRange, 2>> layer_ranges_;
   std::array<Region, 2> regions_;
-  std::array<std::int64_t, 2> first_moment_{};  // of each region's, where they are sharded
+  std::array<std::int64_t, 2> first_own_{};  // of each region's, in an array of own parts
   std::vector<Block> own_blocks_;
   bool training_ = false;
   AlignedBuffer memory_;
-  Tensor value_P_, weight_P_, grad_P_, moment1_P_, moment2_P_;
+  Tensor value_P_, weight_P_, grad_P_, layer_grad_W_, sum_M_, moment1_P_, moment2_P_;
 };
 
 }  // namespace switchyard

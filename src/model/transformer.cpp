@@ -30,10 +30,12 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   embedding_ = matrix("model.embed_tokens.weight");
   std::vector<router::RoutedLayer*> routed;
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
+    parameters_.begin_layer();
     blocks_.emplace_back(model, router, l, model.layers[static_cast<std::size_t>(l)], expert_ranks_,
                          parameters_);
     if (blocks_.back().router() != nullptr) routed.push_back(blocks_.back().router());
   }
+  parameters_.end_layers();
   parameters_.begin_group();
   final_norm_ = parameters_.add({.name = "model.norm.weight",
                                  .shape = Shape{model.hidden_size},
@@ -210,7 +212,10 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   for (std::size_t l = blocks_.size(); l-- > 0;) {
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
+    const auto layer = static_cast<std::int64_t>(l);
+    if (layer_gradient_.begin) layer_gradient_.begin(layer);
     blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx);
+    if (layer_gradient_.end) layer_gradient_.end(layer);
   }
   ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
 }

@@ -95,6 +95,11 @@ class Transformer {
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                          const MtpLoss* mtp = nullptr);
+  // Called in loss_and_backward before the gradients of a main layer's parameters are made, and once they are.
+  struct LayerGradient {
+    std::function<void(std::int64_t layer)> begin, end;
+  };
+  void on_layer_gradient(LayerGradient calls) { layer_gradient_ = std::move(calls); }
   // logits_NV (f32 in a bf16 model, else the model's type; set): of the last N tokens of the last forward pass,
   // all of them at once.
   void logits(Tensor logits_NV, Context& ctx) const;
@@ -134,6 +139,7 @@ class Transformer {
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
   std::vector<DecoderBlock> blocks_;
   std::optional<MtpLayers> mtp_;
+  LayerGradient layer_gradient_;
   std::optional<router::RoutingStep> routing_;  // always there: made when the layers are
 
   std::unique_ptr<Arena> arena_;

@@ -23,7 +23,7 @@ MemoryPlan plan_memory(model::Transformer& model, const config::Train& train, in
   const std::int64_t array = n * size_of(exact);
   return {.parameters = array,
           .weights = compute == exact ? 0 : n * size_of(compute),
-          .gradients = array,
+          .gradients = model.parameters().gradients_size() * size_of(exact),
           .moments = 2 * model.parameters().moments_size() * size_of(exact),
           .halves = train.same_bits ? waiting_halves(micro_batches_of(train, 0, n_ranks).run) * array : 0,
           .activations = model.measure_activations(train.micro_batch_size, train.seq_len, train.recompute)};

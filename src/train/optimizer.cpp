@@ -12,27 +12,37 @@ namespace switchyard::train {
 
 namespace {
 
-// Where the blocks are in the flat arrays, as ops::squares_of_blocks reads it.
-void write_blocks(const std::vector<Block>& blocks, std::int32_t* block_B3) {
+// Where the own blocks are among the sums of gradients, as ops::squares_of_blocks reads it.
+void write_blocks(const ParameterStore& store, std::int32_t* block_B3) {
   constexpr std::int64_t kSplit = 1 << 20;
-  for (const Block& block : blocks) {
-    *block_B3++ = static_cast<std::int32_t>(block.range.first / kSplit);
-    *block_B3++ = static_cast<std::int32_t>(block.range.first % kSplit);
+  for (const Block& block : store.own_blocks()) {
+    const std::int64_t first = store.index_of_sum(block.range);
+    *block_B3++ = static_cast<std::int32_t>(first / kSplit);
+    *block_B3++ = static_cast<std::int32_t>(first % kSplit);
     *block_B3++ = static_cast<std::int32_t>(block.range.count);
   }
 }
 
-std::vector<parallel::Part> parts_within(const Region& region) {
+FlatRange overlap(const FlatRange& a, const FlatRange& b) {
+  const std::int64_t first = std::max(a.first, b.first);
+  return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
+}
+
+// What the region's ranks own of `range`, counted from its beginning.
+std::vector<parallel::Part> parts_of(const Region& region, const FlatRange& range) {
   std::vector<parallel::Part> parts;
-  for (const FlatRange& part : region.parts) parts.push_back({part.first - region.all.first, part.count});
+  for (const FlatRange& part : region.parts) {
+    const FlatRange own = overlap(part, range);
+    parts.push_back(own.count > 0 ? parallel::Part{own.first - range.first, own.count} : parallel::Part{});
+  }
   return parts;
 }
 
 }  // namespace
 
 AdamW::AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
-             bool shard_moments, Device device)
-    : options_(options), mesh_(mesh), shard_moments_(shard_moments) {
+             std::int64_t zero, Device device)
+    : options_(options), mesh_(mesh), level_(mesh.all.size() > 1 ? zero : 0) {
   find_ranges(store);
   find_blocks(store, device);
 }
@@ -79,7 +89,7 @@ void AdamW::find_blocks(const ParameterStore& store, Device device) {
   block_B3_ = all.slice(0, 3 * B).reshape(Shape{B, 3});
   index_M_ = all.slice(3 * B, M);
   std::vector<std::int32_t> host(static_cast<std::size_t>(3 * B + M), -1);
-  write_blocks(own, host.data());
+  write_blocks(store, host.data());
   for (std::size_t at = 0; at < number_NB.size(); ++at)
     if (number_NB[at] >= 0)
       host[static_cast<std::size_t>(3 * B + number_NB[at])] = static_cast<std::int32_t>(at);
@@ -87,21 +97,36 @@ void AdamW::find_blocks(const ParameterStore& store, Device device) {
   copy(all, Tensor(host.data(), all.shape(), DType::i32));
 }
 
-template <class F>
-void AdamW::for_each_region(const ParameterStore& store, F&& f) const {
-  const parallel::Group* groups[] = {&mesh_.all, &mesh_.replicas};
-  for (std::size_t i = 0; i < store.regions().size(); ++i) {
-    const Region& region = store.regions()[i];
-    f(*groups[i], region.all, parts_within(region));
-  }
+const parallel::Group& AdamW::group_of(std::size_t region) const {
+  return region == 0 ? mesh_.all : mesh_.replicas;
+}
+
+void AdamW::sum_range(ParameterStore& store, std::size_t i, const FlatRange& range, bool add,
+                      Context& ctx) const {
+  if (range.count == 0) return;
+  const Region& region = store.regions()[i];
+  const parallel::Group& group = group_of(i);
+  const Tensor grad_P = store.grad(range);
+  const std::vector<parallel::Part> parts = parts_of(region, range);
+  group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
+  if (level_ == 0) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
+  const FlatRange own = overlap(region.own_part(), range);
+  if (level_ < 2 || own.count == 0) return;
+  const Tensor sum = store.sum_of_grads(own), of_batch = store.grad(own);
+  if (add)
+    ops::add(sum, sum, of_batch, ctx);
+  else
+    ops::copy(sum, of_batch, ctx);
 }
 
 void AdamW::sum_gradients(ParameterStore& store, Context& ctx) const {
-  for_each_region(store, [&](const parallel::Group& group, const FlatRange& all, const auto& parts) {
-    const Tensor grad_P = store.grads().slice(all.first, all.count);
-    group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
-    if (!shard_moments_) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
-  });
+  for (std::size_t i = 0; i < store.regions().size(); ++i)
+    for (const FlatRange& range : store.ranges_in_grads(i)) sum_range(store, i, range, false, ctx);
+}
+
+void AdamW::sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const {
+  const auto ranges = store.layer_ranges(layer);
+  for (std::size_t i = 0; i < ranges.size(); ++i) sum_range(store, i, ranges[i], add, ctx);
 }
 
 void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const {
@@ -110,7 +135,7 @@ void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context&
   const Tensor square_NB = ctx.scratch.take(Shape{n_ranks, most_own_blocks_}, DType::f64);
   const Tensor mine_B = square_NB.slice(mesh_.all.place(), 1).reshape(Shape{most_own_blocks_});
   ops::fill_zero(mine_B, ctx);
-  ops::squares_of_blocks(mine_B.slice(0, block_B3_.rows()), store.grads(), block_B3_, ctx);
+  ops::squares_of_blocks(mine_B.slice(0, block_B3_.rows()), store.sum_of_grads(), block_B3_, ctx);
   mesh_.all.all_gather(square_NB, mine_B, parallel::Traffic::sums, ctx);
   ops::sum_at(grad_squares_1, square_NB.reshape(Shape{n_ranks * most_own_blocks_}), index_M_, ctx);
 }
@@ -130,16 +155,18 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
                                    .step = step};
       for (const FlatRange& part : store.with_moments(range.flat)) {
         const auto of = [&](const Tensor& flat_P) { return flat_P.slice(part.first, part.count); };
-        ops::adamw_update(of(store.values()), store.moment1(part), store.moment2(part), of(store.grads()),
-                          grad_scale_1, numbers, store.has_rounded_weights() ? of(store.weights()) : Tensor{},
-                          ctx);
+        ops::adamw_update(of(store.values()), store.moment1(part), store.moment2(part),
+                          store.sum_of_grads(part), grad_scale_1, numbers,
+                          store.has_rounded_weights() ? of(store.weights()) : Tensor{}, ctx);
       }
     }
   }
-  if (!shard_moments_) return;
-  for_each_region(store, [&](const parallel::Group& group, const FlatRange& all, const auto& parts) {
-    group.all_gather_parts(store.values().slice(all.first, all.count), parts, parallel::Traffic::weights, ctx);
-  });
+  if (level_ == 0) return;
+  for (std::size_t i = 0; i < store.regions().size(); ++i) {
+    const Region& region = store.regions()[i];
+    group_of(i).all_gather_parts(store.values().slice(region.all.first, region.all.count),
+                                 parts_of(region, region.all), parallel::Traffic::weights, ctx);
+  }
 }
 
 namespace {

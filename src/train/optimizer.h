@@ -13,17 +13,21 @@
 namespace switchyard::train {
 
 // A step is: sum_gradients(), measure(), update(). A sum over ranks ends at the rank that owns the elements
-// (ParameterStore::regions); where every rank keeps all moments (parallel.zero 0), the sums go to all of them
-// and each updates everything, else each updates what it owns and the values go to all. Both give the same
-// bits.
+// (ParameterStore::regions). With parallel.zero 0 every rank keeps all moments: the sums go to all of them and
+// each updates everything. With 1 each updates what it owns, and the values go to all: the same bits. With 2
+// the gradients of each layer are added up as soon as its backward pass is done (sum_gradients_of_layer), for
+// each micro-batch: the same bits where a rank has one micro-batch, else the sum in another order.
 class AdamW {
  public:
-  // The store has been laid out for the mesh; both outlive this. All ranks construct it together.
+  // The store has been laid out for the mesh; both outlive this. All ranks construct it together. `zero`: the
+  // level, of no effect with one rank.
   AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
-        bool shard_moments, Device device);
+        std::int64_t zero, Device device);
 
   // The gradients of all ranks are added up: what this rank updates is complete on it.
   void sum_gradients(ParameterStore& store, Context& ctx) const;
+  // With zero 2: those of one layer and micro-batch, added to the sums, or (`add` false) in their place.
+  void sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const;
   // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares, the same bits on every
   // rank and from equal gradients on any number of ranks. Parts of blocks that this rank owns are summed here,
   // then all blocks are added in the order of the model.
@@ -41,13 +45,13 @@ class AdamW {
   };
   void find_ranges(const ParameterStore& store);
   void find_blocks(const ParameterStore& store, Device device);
-  // Calls f(group, region's part of the flat array, the places' parts of it) for both regions.
-  template <class F>
-  void for_each_region(const ParameterStore& store, F&& f) const;
+  const parallel::Group& group_of(std::size_t region) const;
+  void sum_range(ParameterStore& store, std::size_t region, const FlatRange& range, bool add,
+                 Context& ctx) const;
 
   config::Train options_;
   const parallel::Mesh& mesh_;
-  bool shard_moments_;
+  std::int64_t level_;  // of ZeRO
   std::vector<Range> ranges_;
   AlignedBuffer tables_;
   Tensor block_B3_, index_M_;         // i32: of ops::squares_of_blocks and ops::sum_at

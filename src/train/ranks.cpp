@@ -48,6 +48,12 @@ void check_ranks(const config::Run& run, int size, Device device) {
           "step; {} ranks were started",
           micro_batches, size);
   }
+  if (run.train.same_bits && p.zero == 2 && micro_batches > size)
+    throw_input(
+        "train.same_bits: not with parallel.zero 2, which adds the {} micro-batches of a rank in another "
+        "order; set "
+        "parallel.zero to 1",
+        micro_batches / size);
   if (size > 1 && device != Device::cpu)
     throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
                 size);
@@ -67,7 +73,8 @@ Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero) {
           .expert_size = mesh.expert.size(),
           .replica_place = mesh.replicas.place(),
           .replica_size = mesh.replicas.size(),
-          .shard_moments = zero > 0 && mesh.all.size() > 1};
+          .shard_moments = zero > 0 && mesh.all.size() > 1,
+          .shard_gradients = zero > 1 && mesh.all.size() > 1};
 }
 
 void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
@@ -78,17 +85,24 @@ void expect_same_everywhere(const parallel::Group& all, const std::string& what,
       throw_input("{} of rank {} differ from those of rank 0; {}", what, rank, advice);
 }
 
-IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, bool shard_moments) {
+IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, std::int64_t zero,
+                       std::int64_t micro_batches) {
   // Each element goes from every rank that has a partial sum to its owner, and from the owner to all others. Of
   // experts, the groups that hold different ones send theirs side by side.
-  const auto sent = [](const parallel::Group& group, const Tensor& all, int groups) {
-    return std::int64_t{group.size() - 1} * all.nbytes() * groups;
-  };
-  const auto& regions = store.regions();
-  const auto part = [&](int i) { return store.values().slice(regions[i].all.first, regions[i].all.count); };
-  const std::int64_t once = sent(mesh.all, part(0), 1) + sent(mesh.replicas, part(1), mesh.expert.size());
-  return shard_moments ? IdealBytes{.gradients = once, .weights = once}
-                       : IdealBytes{.gradients = 2 * once, .weights = 0};
+  const std::int64_t width = store.values().nbytes() / store.flat_size();
+  IdealBytes bytes;
+  for (std::size_t i = 0; i < store.regions().size(); ++i) {
+    const std::int64_t others =
+        i == 0 ? mesh.all.size() - 1 : std::int64_t{mesh.replicas.size() - 1} * mesh.expert.size();
+    const std::int64_t once = others * width * store.regions()[i].all.count;
+    bytes.weights += zero > 0 ? once : 0;
+    if (zero < 2) bytes.gradients += zero > 0 ? once : 2 * once;
+    if (zero < 2 || others == 0) continue;
+    for (const FlatRange& range : store.ranges_in_grads(i)) bytes.gradients += others * width * range.count;
+    for (std::int64_t layer = 0; layer < store.n_layers(); ++layer)
+      bytes.gradients += micro_batches * others * width * store.layer_ranges(layer)[i].count;
+  }
+  return bytes;
 }
 
 RankFigures RankWatch::gather(const parallel::World& world, const parallel::Group& all) {

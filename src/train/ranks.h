@@ -37,7 +37,9 @@ void expect_same_everywhere(const parallel::Group& all, const std::string& what,
 struct IdealBytes {
   std::int64_t gradients = 0, weights = 0;
 };
-IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, bool shard_moments);
+// micro_batches: that each rank runs.
+IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, std::int64_t zero,
+                       std::int64_t micro_batches);
 
 // What the ranks say of themselves after a step, on every rank.
 struct RankFigures {

@@ -364,8 +364,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
                               .load = load_average_,
                               .validation = validation ? &*validation : nullptr,
                               .ranks = ranks,
-                              .ideal_bytes = ideal_bytes(step_.model().parameters(), step_.mesh(),
-                                                         run_.parallel.zero > 0 && world_.size() > 1)};
+                              .ideal_bytes = step_.ideal_bytes()};
     if (is_first()) outputs_->append(state_.step, step_record(outcome, step_.model(), flop_counter_));
     if (!spike.empty()) {
       if (is_first()) outputs_->console().clear_bar();

@@ -86,7 +86,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       memory_(checked_plan(model_, run, mesh_, device)),
-      optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero > 0 && world.size() > 1, device),
+      optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero, device),
       buffers_(run.train.micro_batch_size, run.train.seq_len, data.begin_token, run.model.sliding_window,
                device, mine_.run),
       domain_MB_(static_cast<std::size_t>(mine_.run),
@@ -328,6 +328,12 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
   std::vector<Tensor> sums = {parameters.grads()};
   if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
   for_each_micro_batch(sums, [&](std::int64_t micro) {
+    if (parameters.layer_grads().defined())
+      model_.on_layer_gradient({.begin = [&](std::int64_t) { ops::fill_zero(parameters.layer_grads(), ctx_); },
+                                .end =
+                                    [&, micro](std::int64_t layer) {
+                                      optimizer_.sum_gradients_of_layer(parameters, layer, micro > 0, ctx_);
+                                    }});
     const model::Batch batch = load_micro_batch(micro);
     do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
     keep_results(micro);

@@ -66,6 +66,9 @@ class Step {
   const Context& context() const { return ctx_; }
   const MemoryPlan& memory() const { return memory_; }
   const parallel::Mesh& mesh() const { return mesh_; }
+  IdealBytes ideal_bytes() const {
+    return train::ideal_bytes(model_.parameters(), mesh_, run_.parallel.zero, mine_.run);
+  }
 
   // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, and memory()
   // knows it. Throws RunError where it does not fit.

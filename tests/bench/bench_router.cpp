@@ -108,7 +108,7 @@ double time_step(const config::Run& run, Context& ctx, std::int64_t& n_routers) 
   model.allocate();
   model.parameters().initialise(run.train.seed);
   model.plan(B, S, ctx);
-  train::AdamW optimizer(run.train, model.parameters(), parallel::lone_mesh(), false, Device::cpu);
+  train::AdamW optimizer(run.train, model.parameters(), parallel::lone_mesh(), 0, Device::cpu);
   router::RoutingStep& routing = model.routing();
   n_routers = routing.n_layers();
   train::BatchBuffers buffers(B, S, std::nullopt, 0);
