@@ -127,6 +127,7 @@ class Writing {
     for (std::uint64_t begin = 0; begin < range.bytes; begin += kPortion) {
       const std::uint64_t bytes = std::min(kPortion, range.bytes - begin);
       mark("checkpoint file", static_cast<std::int64_t>(range.file));
+      if (is_owner(range) || is_writer(range)) attempt([&] { call_hook(WritingStage::write, range); });
       if (const auto crc = portion(range, range.offset + begin, bytes))
         range.meant = crc32_of_both(range.meant, *crc, bytes);
     }
@@ -165,6 +166,7 @@ class Writing {
       const std::uint64_t bytes = std::min(kPortion, range.bytes - begin);
       mark("reading back of checkpoint file", static_cast<std::int64_t>(range.file));
       attempt([&] {
+        call_hook(WritingStage::read_back, range);
         const PositionedFile& file = *open_[range.file];
         if (all_.size() > 1) file.forget(range.offset + begin, bytes);
         range.found = crc32_of_both(range.found, file.crc(range.offset + begin, bytes), bytes);
@@ -193,6 +195,10 @@ class Writing {
       attempt([&] { file(range.file).write(offset, std::span(&received, 1)); });
     }
     return crc;
+  }
+
+  void call_hook(WritingStage stage, const Range& range) const {
+    if (writing_hook != nullptr) writing_hook(stage, directory_ / files_[range.file].name, all_.place());
   }
 
   PositionedFile& file(std::size_t index) {
@@ -240,6 +246,8 @@ void exchange_sums(std::vector<Range>& ranges, const Writing& writing, const par
 }
 
 }  // namespace
+
+WritingHook writing_hook = nullptr;
 
 FilePiece piece_of(const TensorPlace& place, std::int64_t first_element, const Tensor& tensor_N) {
   SY_CHECK(tensor_N.contiguous(), "a tensor that is not contiguous is written");

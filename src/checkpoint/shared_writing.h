@@ -35,4 +35,10 @@ std::vector<FileDigest> write_together(const std::filesystem::path& directory,
                                        const std::vector<FileLayout>& files, std::vector<FilePiece> own,
                                        config::Writers writers, const parallel::Group& all);
 
+// Called on a rank before it writes, sends or reads back a portion of a file, where it is set: tests fill or
+// spoil a disk by it.
+enum class WritingStage { write, read_back };
+using WritingHook = void (*)(WritingStage stage, const std::filesystem::path& file, int place);
+extern WritingHook writing_hook;
+
 }  // namespace switchyard::checkpoint
