@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/model_directory.h"
+#include "checkpoint/shared_directory.h"
 #include "config/names.h"
 #include "core/device_memory.h"
 #include "core/log.h"
@@ -81,8 +82,11 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
   begin(resume);
   if (device != Device::cpu) step_.rehearse();  // what does not fit is refused before anything is written
-  if (is_first())
+  parallel::by_first(all_, [&] {
     outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
+    return "";
+  });
+  checkpoint::check_shared_directory(out_, all_);
   product_rate_ = product_rate_of(step_.context());
   all_.sum(Tensor(&product_rate_, Shape{1}, DType::f64), parallel::Traffic::sums, step_.context());
   if (is_first()) describe(resume);
@@ -106,7 +110,7 @@ void TrainingRun::begin(const Resume& resume) {
   const checkpoint::Checkpoint checkpoint(*resume.checkpoint, all_);
   checkpoint.check_resumable(run_);
   check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
-  warn_of_changes(run_, checkpoint);
+  if (is_first()) warn_of_changes(run_, checkpoint);
   try {
     load(checkpoint);
   } catch (const InputError&) {
