@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "config/load.h"
+#include "config/names.h"
 #include "config/router_section.h"
 #include "core/rng.h"
 #include "router/router.h"
@@ -24,7 +26,8 @@ namespace {
 constexpr std::int64_t kSteps = 4;
 
 struct Trained {
-  std::vector<double> weights;
+  std::vector<double> weights;                         // the flat array
+  std::map<std::string, std::vector<double>> by_name;  // of what lies on this rank
   std::vector<StepResult> steps;
 };
 
@@ -37,7 +40,11 @@ Trained train(const config::Run& run, parallel::World& world) {
     trained.steps.push_back(step.compute(s, static_cast<std::uint64_t>(s * run.train.global_batch_size)));
     step.update(run.train.lr, s + 1);
   }
-  trained.weights = test::values(step.model().parameters().values());
+  const ParameterStore& parameters = step.model().parameters();
+  trained.weights = test::values(parameters.values());
+  for (std::size_t row = 0; row < parameters.rows().size(); ++row)
+    if (parameters.is_here(row))
+      trained.by_name[parameters.rows()[row].name] = test::values(parameters.value(row));
   return trained;
 }
 
@@ -198,6 +205,58 @@ TEST_P(Ranks, SameBitsOnAnyNumberOfRanks) {
   // By halves is another order than one after the other, or this shows nothing.
   run.train.same_bits = false;
   EXPECT_NE(train_on(1, run)[0].weights, one.weights);
+}
+
+void expect_experts_shared(const std::vector<Trained>& ranks, const Trained& one, std::size_t holders) {
+  std::map<std::string, std::size_t> seen;
+  for (const Trained& rank : ranks) {
+    for (std::size_t s = 0; s < one.steps.size(); ++s) {
+      for (const auto field : kFigures)
+        expect_near(rank.steps[s].*field, one.steps[s].*field, ("step " + std::to_string(s)).c_str());
+      if (s > 0) continue;
+      for (std::int64_t l = 0; l < one.steps[s].load.n_layers(); ++l)
+        EXPECT_EQ(rank.steps[s].load.by_domain(l), one.steps[s].load.by_domain(l));
+    }
+    for (const auto& [name, values] : rank.by_name) {
+      ++seen[name];
+      EXPECT_TRUE(test::all_near(values, one.by_name.at(name), 1e-4, 2e-5)) << name;  // as above
+    }
+  }
+  EXPECT_EQ(seen.size(), one.by_name.size());
+  for (const auto& [name, times] : seen)
+    EXPECT_EQ(times, name.find(".experts.") == std::string::npos ? ranks.size() : holders) << name;
+}
+
+TEST_P(Ranks, ThatShareExpertsTrainAsOneDoes) {
+  config::Run run = this->run();
+  run.train.clip_norm = 0.1;  // a norm that left experts out, or counted them twice, would show
+  run.train.global_batch_size = 4 * run.train.micro_batch_size;
+  const Trained one = train_on(1, run)[0];
+  for (const auto& [size, expert] : {std::pair{2, 2}, {4, 2}, {4, 4}})
+    for (const auto exchange : {config::TokenExchange::all, config::TokenExchange::rows}) {
+      SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << expert << ", " << name_of(exchange));
+      run.parallel.expert = expert;
+      run.parallel.token_exchange = exchange;
+      run.parallel.zero = size == 2 ? 0 : expert == 2 ? 2 : 1;
+      const std::vector<Trained> ranks = train_on(size, run);
+      expect_experts_shared(ranks, one, static_cast<std::size_t>(size / expert));
+      for (const StepResult& step : ranks[0].steps) EXPECT_EQ(step.experts.rounds, 1);
+    }
+}
+
+TEST_P(Ranks, WithoutRoomForAllRowsAStepIsDoneAgainInRounds) {
+  config::Run run = this->run();
+  run.train.global_batch_size = 4 * run.train.micro_batch_size;
+  const Trained one = train_on(1, run)[0];
+  run.parallel.expert = 2;
+  run.parallel.expert_room = 1;
+  const std::vector<Trained> ranks = train_on(2, run);
+  expect_experts_shared(ranks, one, 1);
+  std::int64_t redone = 0;
+  for (const StepResult& step : ranks[0].steps) redone += step.experts.rounds > 1 ? 1 : 0;
+  EXPECT_GT(redone, 0);  // no router is so even that each rank's rows are an even load
+  const std::vector<Trained> again = train_on(2, run);
+  for (std::size_t rank = 0; rank < again.size(); ++rank) EXPECT_EQ(again[rank].weights, ranks[rank].weights);
 }
 
 INSTANTIATE_TEST_SUITE_P(

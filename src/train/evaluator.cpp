@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/progress.h"
+#include "train/ranks.h"
 
 namespace switchyard::train {
 
@@ -79,7 +80,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
         buffers.set_sequence(b, tokens);
       }
       const model::Batch batch = buffers.load(ctx);
-      model.forward(batch, ctx);
+      in_rounds(model, settings.batch * settings.seq_len, all, ctx, [&] { model.forward(batch, ctx); });
       model.loss(loss_T.tensor(), batch, ctx);
       loss_T.write_back();
       result.load.add(model.routing().counts(), domain_B);

@@ -58,6 +58,11 @@ void add_ranks(MetricsRecord& record, const StepOutcome& outcome) {
       .add("ideal_bytes", ideal)
       .add("wait_seconds", ranks.wait_seconds_N)
       .add("memory_bytes_by_rank", ranks.memory_bytes_N);
+  if (outcome.expert_ranks == 1) return;
+  record.add("rank_load", rank_load(outcome.result.load, outcome.expert_ranks))
+      .add("room_needed", static_cast<double>(outcome.result.experts.rows) / outcome.even_rows)
+      .add("rounds", outcome.result.experts.rounds)
+      .add("steps_redone", outcome.steps_redone);
 }
 
 // The moving average's figures and the step's counts, of each layer with a router.

@@ -31,6 +31,9 @@ struct StepOutcome {
   const EvalResult* validation = nullptr;  // where it was evaluated
   const RankFigures& ranks;
   IdealBytes ideal_bytes{};
+  int expert_ranks = 1;           // that hold the experts once
+  double even_rows = 1;           // of a rank's experts, for one micro-batch
+  std::int64_t steps_redone = 0;  // in rounds, since the process began
 };
 
 // A line of metrics.jsonl. The headline's balance figures are over the main layers alone, which are what an

@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include "core/device_memory.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "ops/elementwise.h"
 
 namespace switchyard::train {
 
@@ -83,6 +85,63 @@ void expect_same_everywhere(const parallel::Group& all, const std::string& what,
   for (std::size_t rank = 1; rank < texts.size(); ++rank)
     if (texts[rank] != texts[0])
       throw_input("{} of rank {} differ from those of rank 0; {}", what, rank, advice);
+}
+
+void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh) {
+  if (mesh.expert.size() == 1) return;
+  using Way = parallel::TokenExchange::Way;
+  // On a CPU pages that nobody touches cost nothing: room for all rows that there can be is room for those that
+  // come.
+  const double room =
+      parallel.expert_room == config::Parallel::kAutoRoom ? config::Parallel::kWorstRoom : parallel.expert_room;
+  model.share_experts(mesh.expert, parallel.token_exchange == config::TokenExchange::all ? Way::all : Way::rows,
+                      room);
+}
+
+ExpertNeed in_rounds(model::Transformer& model, std::int64_t n_tokens, const parallel::Group& all, Context& ctx,
+                     const std::function<void()>& work) {
+  ExpertNeed need;
+  if (!model.largest_need_1().defined()) {
+    work();
+    return need;
+  }
+  Context host;
+  std::vector<double> rows_N(static_cast<std::size_t>(all.size()));
+  for (;;) {
+    model.set_rounds(need.rounds);
+    ops::fill_zero(model.largest_need_1(), ctx);
+    work();
+    double mine = HostCopy(model.largest_need_1())->as<std::int32_t>()[0];
+    all.all_gather(Tensor(rows_N.data(), Shape{all.size(), 1}, DType::f64), Tensor(&mine, Shape{1}, DType::f64),
+                   parallel::Traffic::sums, host);
+    const auto rows = static_cast<std::int64_t>(*std::max_element(rows_N.begin(), rows_N.end()));
+    if (need.rounds == 1) need.rows = rows;
+    if (rows <= model.expert_room()) break;
+    SY_CHECK(need.rounds < n_tokens, "{} rows do not fit into {} in {} rounds", rows, model.expert_room(),
+             need.rounds);
+    const std::int64_t more =
+        need.rounds > 1 ? 2 * need.rounds : (rows + model.expert_room() - 1) / model.expert_room();
+    need.rounds = std::min(std::max<std::int64_t>(2, more), n_tokens);
+  }
+  model.set_rounds(1);
+  return need;
+}
+
+std::vector<double> rank_load(const LoadCounts& load, int expert_ranks) {
+  std::vector<double> load_L;
+  for (std::int64_t l = 0; l < load.n_layers(); ++l) {
+    const std::vector<double> load_E = load.layer(l);
+    const std::size_t each = load_E.size() / static_cast<std::size_t>(expert_ranks);
+    double most = 0, all = 0;
+    for (std::size_t first = 0; first < load_E.size(); first += each) {
+      const double rows = std::accumulate(load_E.begin() + static_cast<std::ptrdiff_t>(first),
+                                          load_E.begin() + static_cast<std::ptrdiff_t>(first + each), 0.0);
+      most = std::max(most, rows);
+      all += rows;
+    }
+    load_L.push_back(all > 0 ? most * expert_ranks / all : 1);
+  }
+  return load_L;
 }
 
 IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, std::int64_t zero,

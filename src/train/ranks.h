@@ -5,12 +5,15 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "config/config.h"
 #include "core/parameters.h"
+#include "model/transformer.h"
 #include "parallel/world.h"
+#include "train/expert_load.h"
 
 namespace switchyard::train {
 
@@ -32,6 +35,23 @@ Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero);
 // on all of them.
 void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
                             const std::string& advice);
+
+// The ranks that share experts know of each other. Before the model is measured and planned; the mesh outlives
+// it.
+void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh);
+
+// What the tokens of a pass have needed.
+struct ExpertNeed {
+  std::int64_t rounds = 1;  // in how many turns it was done in the end
+  std::int64_t rows = 0;    // that the busiest rank would have had at once; 0: nobody shares experts
+};
+// Does `work`, passes of the model, and again in rounds for as long as a rank of `all` has had no room for its
+// rows: the last time is complete on every rank. n_tokens: of a batch.
+ExpertNeed in_rounds(model::Transformer& model, std::int64_t n_tokens, const parallel::Group& all, Context& ctx,
+                     const std::function<void()>& work);
+
+// Rows of the busiest rank over the mean, of each layer with a router; of all experts' counts by layer.
+std::vector<double> rank_load(const LoadCounts& load, int expert_ranks);
 
 // Bytes that all ranks together send in one step, by the formulas of docs/parallel.md.
 struct IdealBytes {

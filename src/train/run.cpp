@@ -325,6 +325,22 @@ void TrainingRun::warn_of_steps_left_out() const {
                             spikes.skipped, spikes.rollbacks));
 }
 
+// Rounds do not stay: which steps are done in rounds follows from the step alone, so that a resumed run repeats
+// it.
+void TrainingRun::count_redone(const ExpertNeed& experts) {
+  if (experts.rounds == 1) return;
+  ++steps_redone_;
+  constexpr std::int64_t kOften = 50;
+  if (!is_first() || warned_of_redone_ || steps_redone_ * kOften < state_.step - first_step_ ||
+      steps_redone_ < 3)
+    return;
+  warned_of_redone_ = true;
+  log_warning(fmt::format(
+      "step {}: {} of {} steps had to be done again in rounds, since a rank's experts had no room for "
+      "their rows; the result is right, but slow: raise parallel.expert_room, which is {}",
+      state_.step, steps_redone_, state_.step - first_step_, run_.parallel.expert_room));
+}
+
 TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
   const double minutes = run_.checkpoint.every_minutes;
   const bool save = is_first() && minutes > 0 && seconds_since(last_save_) >= 60 * minutes;
@@ -348,6 +364,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     const Clock::time_point step_start = Clock::now();
     std::string spike;
     const StepResult result = step(spike);
+    count_redone(result.experts);
     const double tokens_per_second = tokens_a_step / seconds_since(step_start);
     const Wishes wishes = agree_on_wishes(stop_requested != 0);
     stopped = wishes.stop;
@@ -359,16 +376,21 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     state_.train_seconds += seconds_since(last_step);
     last_step = Clock::now();
     const RankFigures ranks = rank_watch_.gather(world_, all_);
-    const StepOutcome outcome{.result = result,
-                              .state = state_,
-                              .lr = learning_rate(run_.train, state_.step),
-                              .tokens_per_second = tokens_per_second,
-                              .epoch = most_epochs(),
-                              .product_rate = product_rate_,
-                              .load = load_average_,
-                              .validation = validation ? &*validation : nullptr,
-                              .ranks = ranks,
-                              .ideal_bytes = step_.ideal_bytes()};
+    const StepOutcome outcome{
+        .result = result,
+        .state = state_,
+        .lr = learning_rate(run_.train, state_.step),
+        .tokens_per_second = tokens_per_second,
+        .epoch = most_epochs(),
+        .product_rate = product_rate_,
+        .load = load_average_,
+        .validation = validation ? &*validation : nullptr,
+        .ranks = ranks,
+        .ideal_bytes = step_.ideal_bytes(),
+        .expert_ranks = step_.mesh().expert.size(),
+        .even_rows = static_cast<double>(run_.train.micro_batch_size * run_.train.seq_len *
+                                         config::slots_per_token(run_.router, run_.model)),
+        .steps_redone = steps_redone_};
     if (is_first()) outputs_->append(state_.step, step_record(outcome, step_.model(), flop_counter_));
     if (!spike.empty()) {
       if (is_first()) outputs_->console().clear_bar();

@@ -51,6 +51,7 @@ MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const
                         Device device) {
   check_attention(run, model, device);
   model.parameters().place(placement_of(mesh, run.parallel.zero));
+  share_experts(model, run.parallel, mesh);
   MemoryPlan plan = plan_memory(model, run.train, mesh.all.size());
   const auto free_bytes = ops::free_memory(device);
   if (free_bytes) check_fits(plan, *free_bytes, ops::describe_device(device));
@@ -308,21 +309,12 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
   return result;
 }
 
-StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
+// All micro-batches forward and backward: gradients, and the sums of routing if no gradient needs them first.
+void Step::run_micro_batches(std::span<const double> mtp_dloss_K) {
   ParameterStore& parameters = model_.parameters();
   router::RoutingStep& routing = model_.routing();
-  // Whether a gradient needs sums over the whole global batch, and whether one forward pass gives them all.
-  const bool needs_sums = routing.n_layers() > 0 && routing.needs_global_sums();
-  const bool count_first = needs_sums && mine_.run > 1;
-  const std::int64_t n_depths = model_.n_mtp_depths();
-  read_data(step, first_sample);
-  // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
-  // nothing.
-  std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
-  for (double& share : mtp_share_K) {
-    share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
-    mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
-  }
+  // Whether a gradient needs sums over the whole global batch that one forward pass does not give.
+  const bool count_first = needs_global_sums() && mine_.run > 1;
   routing.begin(ctx_);
   if (count_first) count_global_batch();
   std::vector<Tensor> sums = {parameters.grads()};
@@ -338,11 +330,32 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
     do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
     keep_results(micro);
   });
+}
+
+bool Step::needs_global_sums() const {
+  return model_.routing().n_layers() > 0 && model_.routing().needs_global_sums();
+}
+
+StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
+  ParameterStore& parameters = model_.parameters();
+  const std::int64_t n_depths = model_.n_mtp_depths();
+  read_data(step, first_sample);
+  // A depth's mean is over the positions that have a target; one without any (all documents are short) adds
+  // nothing.
+  std::vector<double> mtp_share_K = count_mtp_targets(), mtp_dloss_K;
+  for (double& share : mtp_share_K) {
+    share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
+    mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
+  }
+  const ExpertNeed experts =
+      in_rounds(model_, micro_tokens(), mesh_.all, ctx_, [&] { run_micro_batches(mtp_dloss_K); });
   mark("sum of gradients");
   optimizer_.sum_gradients(parameters, ctx_);
-  if (!needs_sums) sum_routing_over_ranks();
+  if (!needs_global_sums()) sum_routing_over_ranks();
   optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
-  return read_back(mtp_share_K);
+  StepResult result = read_back(mtp_share_K);
+  result.experts = experts;
+  return result;
 }
 
 void Step::update(double lr, std::int64_t n) {

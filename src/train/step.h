@@ -51,6 +51,7 @@ struct StepResult {
   double router_loss = 0;  // the routers' own
   LoadCounts load;
   model::TokenCounts tokens{};
+  ExpertNeed experts{};
 };
 
 class Step {
@@ -104,9 +105,11 @@ class Step {
   void count_global_batch();
   // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
   void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
+  void run_micro_batches(std::span<const double> mtp_dloss_K);
   void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
   void keep_results(std::int64_t micro);
   void sum_routing_over_ranks();
+  bool needs_global_sums() const;  // a gradient does, before it can be made
   StepResult read_back(std::span<const double> mtp_share_K);
   std::string first_finding(const std::string& mine, const std::string& nothing) const;
 
