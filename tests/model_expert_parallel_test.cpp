@@ -486,6 +486,20 @@ TEST(ExpertRoom, AnyNumberOfRoundsGivesTheSame) {
   }
 }
 
+TEST(ExpertRoom, IsAtLeastOneTokenOfEachRank) {
+  ExpertRanks lone;
+  EXPECT_EQ(lone.n_rows(6, 2, 8), 12);
+  test::on_world_threads(4, [&](World& world) {
+    const parallel::Mesh mesh = parallel::make_mesh(world, 4);
+    ExpertRanks ranks{.group = &mesh.expert};
+    EXPECT_EQ(ranks.n_rows(6, 2, 8), 4 * 6 * 2);  // two experts here: both slots of all tokens
+    EXPECT_EQ(ranks.n_rows(6, 2, 4), 4 * 6);      // one expert here: one slot of each
+    ranks.room = 1.3;
+    EXPECT_EQ(ranks.n_rows(6, 2, 8), 16);  // 15.6
+    EXPECT_EQ(ranks.n_rows(2, 2, 8), 8);   // 5.2, but a token of each rank may need 8
+  });
+}
+
 // A step that does not fit leaves nothing behind: done again in rounds, and the next one without them.
 TEST(ExpertRoom, AStepIsRedoneByTheSameModel) {
   const Scene scene = all_to_two_experts();

@@ -23,12 +23,14 @@ struct ExpertRanks {
   Tensor largest_need_1{};
 
   bool share() const { return group != nullptr && group->size() > 1; }
-  // Rows that there is memory for, at most as many as there can be. n_tokens: of a rank; n_experts: of all.
+  // Rows that there is memory for: at most as many as there can be, at least as many as one token of each rank
+  // may need, so that rounds always end. n_tokens: of a rank; n_experts: of all.
   std::int64_t n_rows(std::int64_t n_tokens, std::int64_t n_slots, std::int64_t n_experts) const {
     if (!share()) return n_tokens * n_slots;
-    const std::int64_t worst = group->size() * n_tokens * std::min(n_slots, n_experts / group->size());
-    const double most = std::ceil(room * static_cast<double>(n_tokens * n_slots));
-    return most < static_cast<double>(worst) ? static_cast<std::int64_t>(most) : worst;
+    const std::int64_t of_tokens = group->size() * std::min(n_slots, n_experts / group->size());
+    const double wanted = std::ceil(room * static_cast<double>(n_tokens * n_slots));
+    return std::max(of_tokens,
+                    static_cast<std::int64_t>(std::min(wanted, static_cast<double>(of_tokens * n_tokens))));
   }
 };
 
