@@ -101,8 +101,10 @@ void TrainingRun::begin(const Resume& resume) {
       const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);
       directory.check_model(run_.model);
       directory.weights().load(run_.model, model.parameters());
-      log_info(fmt::format("begins with the weights of {}", directory.path().string()));
-      warn_of_other_tokens(run_.data, directory.path());
+      if (is_first()) {
+        log_info(fmt::format("begins with the weights of {}", directory.path().string()));
+        warn_of_other_tokens(run_.data, directory.path());
+      }
     }
     model.round_weights(step_.context());
     return;
