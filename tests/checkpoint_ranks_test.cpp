@@ -30,6 +30,16 @@ struct Layout {
   std::string name() const { return fmt::format("{} ranks, expert {}, zero {}", ranks, expert, zero); }
 };
 
+void place_store(ParameterStore& store, const parallel::Mesh& mesh, int zero) {
+  store.place({.place = mesh.all.place(),
+               .size = mesh.all.size(),
+               .expert_place = mesh.expert.place(),
+               .expert_size = mesh.expert.size(),
+               .replica_place = mesh.replicas.place(),
+               .replica_size = mesh.replicas.size(),
+               .shard_moments = zero > 0});
+}
+
 // One layer of four experts. Some rows are several blocks of the store, which ranks divide, others are smaller
 // than one; a bias is not trained and has no moments.
 constexpr int kExperts = 4;
@@ -53,30 +63,33 @@ ParameterStore store_of(const parallel::Mesh& mesh, int zero) {
   }
   store.begin_group();
   store.add({.name = "model.norm.weight", .shape = {13}});
-  store.place({.place = mesh.all.place(),
-               .size = mesh.all.size(),
-               .expert_place = mesh.expert.place(),
-               .expert_size = mesh.expert.size(),
-               .replica_place = mesh.replicas.place(),
-               .replica_size = mesh.replicas.size(),
-               .shard_moments = zero > 0});
+  place_store(store, mesh, zero);
   store.allocate(DType::f32, true);
   return store;
 }
 
 constexpr RowArray kArrays[] = {RowArray::value, RowArray::moment1, RowArray::moment2};
 
-// What element i of a row is, whoever holds it: no two of the model's are alike but by chance.
-float number(const ParameterStore& store, RowArray array, std::size_t row, std::int64_t i) {
-  const Rng rng(static_cast<std::uint64_t>(array), RngPurpose::init, hash_name(store.rows()[row].name));
-  return static_cast<float>(rng.uniform(static_cast<std::uint64_t>(i)));
-}
+// What the elements of a row are, whoever holds them: no two of the model's are alike but by chance.
+class Numbers {
+ public:
+  Numbers(const ParameterStore& store, RowArray array, std::size_t row)
+      : seed_(hash_name(store.rows()[row].name) + static_cast<std::uint64_t>(array)) {}
+  float operator()(std::int64_t i) const {
+    return static_cast<float>(((seed_ + static_cast<std::uint64_t>(i)) * 0x9E3779B97F4A7C15u) >> 40);
+  }
+
+ private:
+  std::uint64_t seed_;
+};
 
 void fill_store(ParameterStore& store) {
   for (const RowArray array : kArrays)
-    for (const RowPiece& piece : store.held(array))
-      for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i)
-        piece.tensor_N.as<float>()[i] = number(store, array, piece.row, piece.first + i);
+    for (const RowPiece& piece : store.held(array)) {
+      const Numbers number(store, array, piece.row);
+      float* const data = piece.tensor_N.as<float>();
+      for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i) data[i] = number(piece.first + i);
+    }
 }
 
 void poison(ParameterStore& store) {
@@ -88,9 +101,11 @@ void poison(ParameterStore& store) {
 std::int64_t wrong_numbers(const ParameterStore& store) {
   std::int64_t wrong = 0;
   for (const RowArray array : kArrays)
-    for (const RowPiece& piece : store.held(array))
-      for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i)
-        wrong += piece.tensor_N.as<float>()[i] != number(store, array, piece.row, piece.first + i);
+    for (const RowPiece& piece : store.held(array)) {
+      const Numbers number(store, array, piece.row);
+      const float* const data = piece.tensor_N.as<float>();
+      for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i) wrong += data[i] != number(piece.first + i);
+    }
   return wrong;
 }
 
@@ -193,6 +208,47 @@ TEST(CheckpointOfRanks, LoadsOnAnyOtherLayout) {
     save(from, place.path(), run_of(config::Writers::all, kManyFiles));
     EXPECT_EQ(wrong_after_loading(to, place.path()), 0);
   }
+}
+
+// --init-from: experts stacked in one bfloat16 tensor, of which each rank reads those that it holds.
+TEST(CheckpointOfRanks, StackedExpertsInBfloat16BeginARunOnRanks) {
+  constexpr std::int64_t kWide = 3, kHidden = 7;
+  const auto stacked = [](std::int64_t e, std::int64_t row, std::int64_t column) {
+    return static_cast<float>(e * 64 + row * 8 + column);  // whole numbers below 256: bfloat16 holds them
+  };
+  const TempDir place;
+  std::vector<float> gate_up;
+  for (std::int64_t e = 0; e < kExperts; ++e)
+    for (std::int64_t row = 0; row < 2 * kWide; ++row)
+      for (std::int64_t column = 0; column < kHidden; ++column) gate_up.push_back(stacked(e, row, column));
+  std::vector<WrittenTensor> tensors = as_written(
+      std::vector<NamedTensor>{{"model.layers.0.mlp.experts.gate_up_proj",
+                                Tensor(gate_up.data(), {kExperts, 2 * kWide, kHidden}, DType::f32)}});
+  tensors[0].type = StoredType::bf16;
+  write_weights(place.path(), tensors, kOneFile);
+
+  on_world_threads(4, [&](parallel::World& world) {
+    ParameterStore store;
+    store.begin_group();
+    for (std::int64_t e = 0; e < kExperts; ++e)
+      for (const char* projection : {"gate_proj", "up_proj"})
+        store.add({.name = fmt::format("model.layers.0.mlp.experts.{}.{}.weight", e, projection),
+                   .shape = {kWide, kHidden},
+                   .sharding = Sharding::by_expert,
+                   .expert = e,
+                   .n_experts = kExperts});
+    place_store(store, parallel::make_mesh(world, 2), /*zero=*/1);
+    store.allocate(DType::f32, false);
+    ModelWeights(place.path(), {kWeightsFile}, false).load(small_run().model, store);
+    for (std::size_t i = 0; i < store.rows().size(); ++i) {
+      const std::int64_t expert = store.rows()[i].expert, first_row = i % 2 == 0 ? 0 : kWide;
+      ASSERT_EQ(store.is_here(i), expert / 2 == world.rank() % 2);
+      if (!store.is_here(i)) continue;
+      for (std::int64_t row = 0; row < kWide; ++row)
+        for (std::int64_t column = 0; column < kHidden; ++column)
+          EXPECT_EQ(store.value(i).row<float>(row)[column], stacked(expert, first_row + row, column));
+    }
+  });
 }
 
 // ---- failures

@@ -106,6 +106,43 @@ TEST(MappedFile, MovesItsMapping) {
   EXPECT_EQ(b.path(), dir / "b");
 }
 
+// Two writers, out of order, of several parts each: more than one piece, and pieces that end inside a part.
+TEST(PositionedFile, SeveralWritersMakeOneFile) {
+  const TempDir dir;
+  const std::vector<std::byte> bytes = random_bytes((std::size_t{5} << 20) + 13);
+  const std::span<const std::byte> all(bytes);
+  const std::size_t cut = (std::size_t{2} << 20) + 7;
+  PositionedFile::create(dir / "file", bytes.size());
+  PositionedFile first(dir / "file"), second(dir / "file");
+  const std::span<const std::byte> behind[] = {all.subspan(cut, 1000), all.subspan(cut + 1000)};
+  const std::span<const std::byte> before[] = {all.first(3), all.subspan(3, 0), all.subspan(3, cut - 3)};
+  const std::uint32_t crc_behind = second.write(cut, behind), crc_before = first.write(0, before);
+  first.sync();
+  first.forget(0, bytes.size());
+  EXPECT_EQ(crc_before, crc32(all.first(cut)));
+  EXPECT_EQ(crc_behind, crc32(all.subspan(cut)));
+  EXPECT_EQ(crc32_of_both(crc_before, crc_behind, bytes.size() - cut), crc32(all));
+  EXPECT_EQ(first.crc(0, bytes.size()), crc32(all));
+  EXPECT_EQ(second.crc(cut, 1000), crc32(behind[0]));
+  EXPECT_EQ(crc32_of_file(dir / "file"), crc32(all));
+  EXPECT_EQ(crc32_of_file(dir / "file", cut, 1000), crc32(behind[0]));
+  EXPECT_EQ(crc32_of_file(dir / "file", 0, 0), 0u);
+}
+
+TEST(PositionedFile, WhatIsNotThereIsAnInputErrorWithPath) {
+  const TempDir dir;
+  EXPECT_CONTAINS(message_of<InputError>([&] { PositionedFile file(dir / "none"); }), (dir / "none").string());
+  PositionedFile::create(dir / "short", 10);
+  const PositionedFile file(dir / "short");
+  EXPECT_CONTAINS(message_of<InputError>([&] { file.crc(5, 6); }), (dir / "short").string());
+  EXPECT_CONTAINS(message_of<InputError>([&] { crc32_of_file(dir / "short", 5, 6); }), "the file was cut");
+  PositionedFile full("/dev/full");
+  const std::span<const std::byte> part = std::as_bytes(std::span("x", 1));
+  const std::string message = message_of<InputError>([&] { full.write(0, std::span(&part, 1)); });
+  EXPECT_CONTAINS(message, "/dev/full");
+  EXPECT_CONTAINS(message, "No space left on device");
+}
+
 TEST(DiskSpace, TooLittleIsReportedWithBothFigures) {
   const TempDir place;
   EXPECT_NO_THROW(require_free_space(place.path(), 1));
