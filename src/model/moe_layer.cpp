@@ -83,9 +83,15 @@ Tensor MoeLayer::experts_input(Tensor x_TD, Context& ctx) const {
   return input_TD;
 }
 
+// Of as much memory as there could be tokens, so that a first step without any takes what all others need.
+Tensor MoeLayer::room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const {
+  const Shape most = of_tokens_TX.shape().with_rows(exchange_->most_tokens(n_tokens_));
+  return ctx.scratch.take(most, of_tokens_TX.dtype()).slice(0, n_spread_);
+}
+
 Tensor MoeLayer::spread(Tensor from_TX, const Round& round, Context& ctx) const {
   if (!exchange_) return from_TX;
-  const Tensor to_SX = ctx.scratch.take(from_TX.shape().with_rows(n_spread_), from_TX.dtype());
+  const Tensor to_SX = room_for_spread(from_TX, ctx);
   exchange_->spread(to_SX, from_TX.slice(round.first, round.count), ctx);
   return to_SX;
 }
@@ -125,7 +131,7 @@ void MoeLayer::forward_experts(Tensor out_TD, Tensor residual_TD, Tensor input_T
       experts_->combine(out_TD, residual_TD, rows, ctx);
       continue;
     }
-    const Tensor out_SD = ctx.scratch.take(out_TD.shape().with_rows(n_spread_), out_TD.dtype());
+    const Tensor out_SD = room_for_spread(out_TD, ctx);
     ops::fill_zero(out_SD, ctx);
     experts_->combine(out_SD, out_SD, rows, ctx);
     collect(out_TD, residual_TD, out_SD, tokens, ctx);
@@ -155,10 +161,7 @@ void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout
       experts_->finish_backward(dinput_TD, dweight_TK, gradients, ctx);
       continue;
     }
-    const auto of_spread = [&](const Tensor& of_tokens) {
-      return ctx.scratch.take(of_tokens.shape().with_rows(n_spread_), of_tokens.dtype());
-    };
-    const Tensor dinput_SD = of_spread(dinput_TD), dweight_SK = of_spread(dweight_TK);
+    const Tensor dinput_SD = room_for_spread(dinput_TD, ctx), dweight_SK = room_for_spread(dweight_TK, ctx);
     ops::fill_zero(dinput_SD, ctx);
     experts_->finish_backward(dinput_SD, dweight_SK, gradients, ctx);
     collect(dinput_TD, dinput_TD, dinput_SD, tokens, ctx);

@@ -37,6 +37,8 @@ class MoeLayer final : public FfnLayer {
   Round round(std::int64_t number) const;
   // What the experts see of the last decision's tokens; in scratch where that is not x_TD itself.
   Tensor experts_input(Tensor x_TD, Context& ctx) const;
+  // In scratch: a row of what has come for each row that T tokens have.
+  Tensor room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const;
   // The round's rows of from_TX as they have come here; in scratch where ranks share the experts.
   Tensor spread(Tensor from_TX, const Round& round, Context& ctx) const;
   // out_TX = addend_TX + the sum over ranks of from_SX, for the round's rows.

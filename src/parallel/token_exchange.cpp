@@ -59,12 +59,16 @@ std::int64_t TokenExchange::route(Tensor expert_TK, std::int64_t experts_each, C
   return std::accumulate(receive_N_.begin(), receive_N_.end(), std::int64_t{0});
 }
 
+Tensor TokenExchange::room_for(const Tensor& token_TX, Context& ctx) const {
+  return ctx.scratch.take(token_TX.shape().with_rows(most_tokens(token_TX.rows())), token_TX.dtype());
+}
+
 void TokenExchange::spread(Tensor to_SX, Tensor from_TX, Context& ctx) const {
   if (way_ == Way::all) return group_.all_gather(to_SX, from_TX, Traffic::tokens, ctx);
   SY_CHECK(from_TX.contiguous(), "ranks exchange contiguous tensors");
   const auto n_sent = static_cast<std::int64_t>(sent_.size());
   const ScratchScope scope(ctx.scratch);
-  const Tensor row_MX = ctx.scratch.take(from_TX.shape().with_rows(n_sent), from_TX.dtype());
+  const Tensor row_MX = room_for(from_TX, ctx).slice(0, n_sent);
   const auto row_bytes = from_TX.row_size() * size_of(from_TX.dtype());
   auto* const to = static_cast<std::byte*>(row_MX.raw());
   const auto* const from = static_cast<const std::byte*>(from_TX.raw());
@@ -95,8 +99,7 @@ void TokenExchange::collect_rows(Tensor out_TX, Tensor addend_TX, Tensor from_SX
            "{} cannot be collected", out_TX.shape().to_string());
   const std::int64_t n = group_.size(), width = out_TX.row_size();
   const ScratchScope scope(ctx.scratch);
-  const Tensor row_MX =
-      ctx.scratch.take(out_TX.shape().with_rows(static_cast<std::int64_t>(sent_.size())), out_TX.dtype());
+  const Tensor row_MX = room_for(out_TX, ctx).slice(0, static_cast<std::int64_t>(sent_.size()));
   group_.exchange_rows(row_MX, from_SX, send_N_, receive_N_, Traffic::tokens, ctx);
   ops::with_scalar(out_TX.dtype(), [&]<class T>() {
     T* const rows = row_MX.as<T>();

@@ -39,6 +39,9 @@ class TokenExchange {
   void collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, Context& ctx) const;
 
  private:
+  // Scratch for rows of all the tokens that may go or come, so that it is as large in every step: how many do
+  // differs from step to step.
+  Tensor room_for(const Tensor& token_TX, Context& ctx) const;
   void collect_all(Tensor out_TX, Tensor addend_TX, Tensor from_SX, Context& ctx) const;
   void collect_rows(Tensor out_TX, Tensor addend_TX, Tensor from_SX, Context& ctx) const;
 
