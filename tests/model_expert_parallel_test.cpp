@@ -90,7 +90,6 @@ class Member {
   }
 
   Transformer& model() { return model_; }
-  std::int64_t workspace() const { return ctx_.scratch.reserved(); }
 
   // Micro-batches [first, last) of a step of `total`.
   Result step(int first, int last, int total) {
@@ -361,24 +360,6 @@ Scene all_to_two_experts() {
   return scene;
 }
 constexpr double kTokens = 10;  // of a micro-batch, without padding
-
-// A run rehearses with padding, and plans memory by what that took.
-TEST(ExpertParallelTokens, WorkspaceDoesNotGrowWithTokens) {
-  Scene scene = all_to_two_experts();
-  scene.is_padding = [](int number) { return number < 2 * kMicro; };
-  test::on_world_threads(2, [&](World& world) {
-    const parallel::Mesh mesh = parallel::make_mesh(world, 2);
-    Member member(scene, &mesh, Way::rows, kWorst);
-    const auto step_from = [&](int first) {
-      const int mine = first + kMicro * world.rank();
-      member.step(mine, mine + kMicro, 4 * kMicro);
-    };
-    step_from(0);
-    const std::int64_t rehearsed = member.workspace();
-    step_from(2 * kMicro);
-    EXPECT_EQ(member.workspace(), rehearsed);
-  });
-}
 
 TEST(ExpertParallelTokens, AllToTheExpertsOfOneRank) {
   const Scene scene = all_to_two_experts();

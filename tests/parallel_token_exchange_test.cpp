@@ -136,6 +136,23 @@ TEST_P(EveryWay, CollectAddsByHalves) {
     });
 }
 
+// A run rehearses with padding, which goes nowhere, and plans memory by what that took.
+TEST_P(EveryWay, WorkspaceDoesNotGrowWithTokens) {
+  for_all_sizes(GetParam(), [&](const Sizes& s, const Group&, TokenExchange& exchange, int rank, Context& ctx) {
+    const test::OwnedTensor nowhere({s.tokens, s.slots}, DType::i32);
+    test::fill(nowhere, std::vector<double>(static_cast<std::size_t>(s.tokens * s.slots), -1));
+    const test::OwnedTensor x = test::normal({s.tokens, s.width}, DType::f64, "x");
+    const auto workspace_for = [&](const Tensor& expert_TK) {
+      const test::OwnedTensor spread({exchange.route(expert_TK, s.experts_each, ctx), s.width}, DType::f64);
+      exchange.spread(spread, x, ctx);
+      exchange.collect(x, {}, spread, ctx);
+      return ctx.scratch.reserved();
+    };
+    const std::int64_t rehearsed = workspace_for(nowhere);
+    EXPECT_EQ(workspace_for(experts_of(s, rank)), rehearsed);
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Ways, EveryWay, ::testing::Values(Way::all, Way::rows),
                          [](const auto& test) { return test.param == Way::all ? "All" : "Rows"; });
 
