@@ -240,8 +240,36 @@ def other_figures(runs, view):
     return figures
 
 
+def rank_lines(name, lines, view):
+    """A line for each of several ranks or layers."""
+    series = []
+    for color, points in enumerate(lines):
+        label = f"{name} {color}"
+        series.append(Series(label, points if view.smooth is None else smoothed(points, view.smooth), color))
+    return series
+
+
+def rank_figures(run, index, view):
+    """What ranks waited, and how evenly experts load them; nothing of a run on one rank."""
+    waits, loads = run.waits_by_rank(), run.loads_by_layer()
+    figures = []
+    if waits:
+        svg = line_chart(f"{run.name}: time that ranks wait", rank_lines("rank", waits, view), AXES[run.axis][1],
+                         "share of the step", low=0, y_format=percent)
+        figures.append(Figure(f"waits-{index}", f"{run.name}: time that ranks wait",
+                              "A rank waits when it has nothing to copy until another comes: the one that waits least is the "
+                              "one that the others wait for.", svg))
+    if loads:
+        svg = line_chart(f"{run.name}: load of the busiest rank", rank_lines("layer", loads, view), AXES[run.axis][1],
+                         "rows over the mean", low=1)
+        figures.append(Figure(f"rank-load-{index}", f"{run.name}: load of the busiest rank",
+                              "Rows of the rank whose experts got most, over the mean of the ranks that share them.", svg))
+    return figures
+
+
 def sections(runs, view=View()):
     """[(heading, [Figure])] of everything."""
+    ranks = [figure for i, run in enumerate(runs) for figure in rank_figures(run, i, view)]
     return [
         ("Loss", [loss_figure(runs, view)]),
         ("Balance", [gini_figure(runs), min_max_figure(runs)]),
@@ -250,6 +278,7 @@ def sections(runs, view=View()):
                                                                       for i, run in enumerate(runs)]),
         ("Work per token", [experts_per_token_figure(runs, view), flops_figure(runs, view)]),
         ("The run itself", other_figures(runs, view)),
+        *([("Ranks", ranks)] if ranks else []),
     ]
 
 

@@ -92,6 +92,23 @@ class Run:
                     and line["flops_per_token_static"] and self.at(line) is not None]
         return self.series("flops_saved")
 
+    def waits_by_rank(self):
+        """One list a rank of [(x, share of the step that it waited for others)]; empty for a run on one rank."""
+        lines = [line for line in self.steps if isinstance(line.get("wait_seconds"), list) and self.at(line) is not None
+                 and is_number(line.get("tokens_per_second")) and line["tokens_per_second"] > 0 and line.get("step")]
+        ranks = max((len(line["wait_seconds"]) for line in lines), default=0)
+        # A step's tokens are those so far over the steps so far: every step has as many.
+        return [[(self.at(line), line["wait_seconds"][rank] * line["tokens_per_second"] * line["step"] / line["tokens"])
+                 for line in lines if rank < len(line["wait_seconds"]) and is_number(line["wait_seconds"][rank])]
+                for rank in range(ranks)]
+
+    def loads_by_layer(self):
+        """One list a layer of [(x, rows of the busiest rank over the mean)]; empty where ranks do not share experts."""
+        lines = [line for line in self.steps if isinstance(line.get("rank_load"), list) and self.at(line) is not None]
+        layers = max((len(line["rank_load"]) for line in lines), default=0)
+        return [[(self.at(line), line["rank_load"][layer]) for line in lines
+                 if layer < len(line["rank_load"]) and is_number(line["rank_load"][layer])] for layer in range(layers)]
+
     def final_saved_share(self):
         """Of the evaluation, or else of the last step; None: not counted."""
         flops = (self.evaluation or {}).get("flops", {})

@@ -243,6 +243,21 @@ class Report(unittest.TestCase):
         self.assertIn("<svg", self.figure(page, "flops-saved"))
         self.assertIn(">25 %<", page)
 
+    def test_ranks(self):
+        lines = [step_line(step, [[100, 100], [50, 50]], tokens_per_second=50.0, wait_seconds=[0.5, 1.0], rank_load=[1.0, 1.5])
+                 for step in range(1, 4)]
+        run = run_metrics.load_run(self.write_run(lines=lines))
+        # A step is 100 tokens, which take two seconds.
+        self.assertEqual(run.waits_by_rank(), [[(100, 0.25), (200, 0.25), (300, 0.25)], [(100, 0.5), (200, 0.5), (300, 0.5)]])
+        self.assertEqual(run.loads_by_layer(), [[(100, 1.0), (200, 1.0), (300, 1.0)], [(100, 1.5), (200, 1.5), (300, 1.5)]])
+        _, page = self.report(self.dir / "run")
+        self.assertIn("rank 1", self.figure(page, "waits-0"))
+        self.assertIn("layer 1", self.figure(page, "rank-load-0"))
+
+    def test_a_run_on_one_rank_has_no_figures_of_ranks(self):
+        _, page = self.report(self.write_run(lines=[step_line(1, [[1, 3]])]))
+        self.assertNotIn("Ranks", page)
+
     def test_work_of_an_evaluation(self):
         layer = {"layer": 0, "attention": 10.0, "router": 1.0, "experts": 30.0, "always": 9.0, "static": 80.0}
         flops = {"per_token": 70.0, "per_token_static": 100.0, "saved": 0.3, "head": 20.0, "layers": [layer]}
