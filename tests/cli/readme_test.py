@@ -21,6 +21,7 @@ NOT_RUN = {
     "pip install": "it needs a network",
     "streamlit run": "it needs streamlit; tests/tools/test_dashboard.py runs the page",
     "tools/compare_hf.py": "it needs transformers; tests/tools/test_compare_hf.py runs what does not",
+    "mpirun": "it needs Open MPI and other machines; mpi_test.py runs it where it is installed",
 }
 NEEDS_PACKAGES = {"--train-bpe": "tokenizers", ".parquet": "pyarrow"}
 STEPS = 4
@@ -57,7 +58,7 @@ class Readme(CliTest):
         (self.dir / "build").mkdir()
         wrapper = self.dir / "build" / "switchyard"
         wrapper.write_text("#!/bin/sh\nif [ \"$1\" = train ]; then\n"
-                           f"  set -- \"$@\" --set train.steps={STEPS} --set train.seq_len=16 --set train.micro_batch_size=2"
+                           f"  set -- \"$@\" --set train.steps={STEPS} --set train.seq_len=16 --set train.micro_batch_size=1"
                            " --set train.global_batch_size=2 --set train.eval_every=2 --set train.eval_tokens=64"
                            " --set checkpoint.every=2\nfi\n"
                            f"exec {shlex.quote(harness.BINARY)} \"$@\"\n")
