@@ -1,4 +1,5 @@
 // How fast ranks of one machine move bytes, as a share of what the same ranks copy by memcpy at the same time.
+// With OMP_NUM_THREADS=1, as a rank on a core of its own: more threads than cores spin against each other.
 //   bench_transport RANKS [RING_KIB]          shared memory, as with --nproc
 //   mpirun -n RANKS bench_transport           MPI
 #include <fmt/core.h>
