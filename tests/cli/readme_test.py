@@ -33,7 +33,7 @@ def commands():
     for block in re.findall(r"^```(?:sh)?\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True, posix=False)
-            if words and re.match(r"(build/|tools/|scripts/|cmake |pip |streamlit )", " ".join(words)):
+            if words and re.match(r"(build/|tools/|scripts/|cmake |pip |streamlit |mpirun )", " ".join(words)):
                 lines.append(" ".join(words))
     return lines
 
