@@ -20,7 +20,7 @@ void check_host(const Tensor& x) {
   SY_CHECK(x.device() == Device::cpu, "ranks exchange tensors of host memory, not of {}", name_of(x.device()));
 }
 void check_summed(const Tensor& x) {
-  check_host(x);
+  SY_CHECK(x.contiguous(), "ranks add contiguous tensors");
   SY_CHECK(x.dtype() == DType::f32 || x.dtype() == DType::f64, "ranks add f32 or f64, not {}",
            name_of(x.dtype()));
 }
@@ -81,7 +81,11 @@ Group::Group(Transport& transport, std::vector<int> ranks) : transport_(transpor
   place_ = static_cast<int>(mine - ranks_.begin());
 }
 
-void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context&) const {
+void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const {
+  if (size() == 1 && from_X.device() != Device::cpu) {  // a rank alone may compute on a device
+    if (to_NX.raw() != from_X.raw()) ops::copy(to_NX.reshape(from_X.shape()), from_X, ctx);
+    return;
+  }
   check_host(to_NX);
   check_host(from_X);
   const std::int64_t piece = from_X.numel();
@@ -103,6 +107,7 @@ void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context&) cons
 }
 
 void Group::all_gather_parts(Tensor to_P, std::span<const Part> part_N, Traffic kind, Context&) const {
+  if (size() == 1) return;
   check_host(to_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   const Part& own = part_N[index(place_)];
@@ -171,7 +176,8 @@ void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int
 
 void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
   check_summed(x);
-  if (size() == 1 || x.numel() == 0) return;
+  if (size() == 1 || x.numel() == 0) return;  // a rank alone may compute on a device
+  check_host(x);
   const ScratchScope scope(ctx.scratch);
   const Tensor piece_NX = ctx.scratch.take({size(), x.numel()}, x.dtype());
   all_gather(piece_NX, x, kind, ctx);
@@ -182,6 +188,7 @@ void Group::sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind
   check_summed(x_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   if (size() == 1) return;
+  check_host(x_P);
   std::int64_t longest = 0;
   for (const Part& part : part_N) longest = std::max(longest, part.count);
   const std::int64_t piece = std::min(longest, kSumPieceBytes / size_of(x_P.dtype()));
