@@ -40,6 +40,7 @@ std::vector<std::string> table_of(const MemoryPlan& plan) {
   entry("moments", plan.moments);
   entry("halves of gradients", plan.halves);
   entry("activations", plan.activations);
+  entry("  at an even load", plan.even_activations);
   entry("workspace", plan.workspace.value_or(0));
   entry(plan.workspace ? "total" : "all but workspace", plan.total());
   return lines;

@@ -17,6 +17,8 @@ struct MemoryPlan {
   std::int64_t moments = 0;
   std::int64_t halves = 0;       // with train.same_bits: gradients of micro-batches that wait for others
   std::int64_t activations = 0;  // of one micro-batch
+  // Of these, what is touched where every rank's experts get as many rows; 0: ranks do not share experts.
+  std::int64_t even_activations = 0;
   // What operators take while they run; no value: not known before the first micro-batch has passed.
   std::optional<std::int64_t> workspace = std::nullopt;
 

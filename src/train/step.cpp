@@ -51,8 +51,17 @@ MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const
                         Device device) {
   check_attention(run, model, device);
   model.parameters().place(placement_of(mesh, run.parallel.zero));
+  // Room that no row needs is memory that nobody touches.
+  config::Parallel even = run.parallel;
+  even.expert_room = 1;
+  share_experts(model, even, mesh);
+  const std::int64_t even_activations =
+      mesh.expert.size() > 1
+          ? model.measure_activations(run.train.micro_batch_size, run.train.seq_len, run.train.recompute)
+          : 0;
   share_experts(model, run.parallel, mesh);
   MemoryPlan plan = plan_memory(model, run.train, mesh.all.size());
+  plan.even_activations = even_activations;
   const auto free_bytes = ops::free_memory(device);
   if (free_bytes) check_fits(plan, *free_bytes, ops::describe_device(device));
   return plan;
