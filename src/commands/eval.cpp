@@ -189,7 +189,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 }
 
 int run_rank(const Options& options, parallel::World& world) {
-  set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.cores));
+  set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.threads()));
   const parallel::Group all = parallel::make_mesh(world, 1).all;
   const checkpoint::ModelDirectory directory(options.checkpoint);
   const config::Model& config = directory.model();

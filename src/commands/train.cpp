@@ -13,6 +13,7 @@
 #include "core/threads.h"
 #include "ops/device.h"
 #include "parallel/launch.h"
+#include "parallel/watch.h"
 #include "router/router.h"
 #include "tokenizer/tokenizer.h"
 #include "train/ranks.h"
@@ -166,6 +167,7 @@ int run_rank(const Options& options, parallel::World& world) {
   const config::Run run = load_run(options);
   train::expect_same_everywhere(all, "the configuration", run.resolved_json,
                                 "give all machines the same file and the same --set");
+  parallel::set_patience(run.parallel.patience);
   if (world.size() > 1)
     train::expect_same_everywhere(all, "the bytes of the program",
                                   std::to_string(crc32_of_file("/proc/self/exe")),
@@ -173,12 +175,13 @@ int run_rank(const Options& options, parallel::World& world) {
   const Device device = ops::choose_device(options.device);
   train::check_ranks(run, world.size(), device);
   if (world.rank() == 0) check_tokenizers(run.data);
-  set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.cores));
+  set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
   const Beginning beginning = beginning_of_all(options, all);
   train::TrainingRun training(run, beginning.out, beginning.resume, world, device);
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
+  std::signal(SIGUSR1, request_stop);
   const train::RunEnd end = training.run(stop_signal);
   int signal = 0;  // one rank alone may have got it
   for (const std::string& of_rank : all.gather_text(std::to_string(stop_signal)))

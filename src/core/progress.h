@@ -2,6 +2,7 @@
 // found by its marks, and named with the last one.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -24,6 +25,17 @@ struct Progress {
 };
 Progress progress();                             // from any thread
 std::string describe(const Progress& progress);  // "step 120, backward of layer 7"
+
+// Where the marks are kept: in memory of the process' own, or in memory that it shares with the one that has
+// forked it, which so knows the newest mark of a process that is dead. `place` is the same address in both.
+struct ProgressCell {
+  std::atomic<std::int64_t> marks{0}, step{0}, index{-1};
+  std::atomic<const char*> place{"start"};
+  std::atomic<bool> waiting{false};
+  Progress read() const;
+};
+// From now on, as long as the process lives; before a thread looks at progress().
+void keep_progress_in(ProgressCell& cell);
 
 // Called at each mark, where it is set: tests break a rank at a given place by it.
 using ProgressHook = void (*)(const Progress& at);

@@ -1,99 +1,97 @@
 #include "parallel/launch.h"
 
-#include <sched.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cerrno>
-#include <csignal>
-#include <cstring>
-#include <memory>
-#include <vector>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <thread>
+#include <utility>
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/progress.h"
 #include "parallel/mpi.h"
-#include "parallel/shared_memory.h"
+#include "parallel/processes.h"
+#include "parallel/rendezvous.h"
+#include "parallel/watch.h"
 
 namespace switchyard::parallel {
 
 namespace {
 
-constexpr int kExitRun = 1, kExitInput = 2;
+using Body = std::function<int(World&)>;
 
-// A rank's share of the cores that its machine's ranks may use.
-int share_of_cores(int node_size) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int cores = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  return std::max(1, cores / node_size);
-}
+constexpr double kWaitForEnd = 8;      // more than a monitor waits before it says that the run is over
+constexpr double kMonitorLingers = 3;  // after the end of a run, so that what it has said arrives
 
-int guarded(const std::function<int(World&)>& body, World& world) {
+// The body, watched. `finish`: what all ranks do together when it has gone well.
+int run_watched(const Body& body, World& world, Watch& watch, const std::function<void()>& finish) {
+  log_as_rank(world.rank());
   try {
-    return body(world);
+    const int code = body(world);
+    mark_waiting("the end of the other ranks");
+    finish();
+    watch.goodbye(code);
+    return code;
   } catch (const RunIsOver&) {
-    return kExitRun;
+    return watch.wait_until_over(kWaitForEnd, kExitRun);
   } catch (const InputError& error) {
-    log_error(error.what());
-    return kExitInput;
+    watch.alarm(error.what(), kExitInput);
+    return watch.wait_until_over(kWaitForEnd, kExitInput);
+  } catch (const std::bad_alloc&) {
+    watch.alarm("out of memory", kExitRun);
   } catch (const std::exception& error) {
-    log_error(error.what());
-    return kExitRun;
+    watch.alarm(error.what(), kExitRun);
   }
+  return watch.wait_until_over(kWaitForEnd, kExitRun);
 }
 
-int run_child(SharedMemory& memory, int rank, int nproc, const std::function<int(World&)>& body) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  World world;
-  world.transport = make_shared_memory_transport(memory, rank);
-  world.launcher = "--nproc";
-  world.node_rank = rank;
-  world.node_size = nproc;
-  world.cores = share_of_cores(nproc);
-  return guarded(body, world);
+int run_copies(int nproc, const Body& body) {
+  return run_processes(nproc, [&](World& world, Line line, RankName monitor) {
+    // Left behind where the run fails: it then ends this process if nothing else does.
+    static Watch* watch = nullptr;
+    watch = new Watch(std::move(line), world.rank(), std::move(monitor), false);
+    const int code = run_watched(body, world, *watch, [] {});
+    if (watch->said_goodbye()) delete std::exchange(watch, nullptr);
+    return code;
+  });
 }
 
-int run_copies(int nproc, const std::function<int(World&)>& body) {
-  SharedMemory memory(nproc);
-  std::vector<pid_t> children;
-  for (int rank = 0; rank < nproc; ++rank) {
-    const pid_t child = ::fork();
-    if (child < 0) throw_run("rank {} cannot be started: {}", rank, std::strerror(errno));
-    if (child == 0) std::exit(run_child(memory, rank, nproc, body));
-    children.push_back(child);
-  }
-  int code = 0;
-  for (std::size_t left = children.size(); left > 0; --left) {
-    int status = 0;
-    if (::wait(&status) < 0) break;
-    const int ended = WIFEXITED(status) ? WEXITSTATUS(status) : kExitRun;
-    if (ended == 0) continue;
-    if (code == 0) code = ended;
-    memory.end_run();
-  }
-  return code;
+int run_launched(const Body& body) {
+  log_as_rank(launched_copies().number);  // what fails until ranks know each other does so on all of them
+  World world = make_mpi_world();
+  log_as_rank(world.rank());
+  Rendezvous met = meet(world);
+  std::thread monitor_thread;
+  if (met.monitor)
+    monitor_thread = std::thread([&monitor = *met.monitor] {
+      while (!monitor.all_gone() && monitor.seconds_over() < kMonitorLingers) monitor.watch(50);
+    });
+  Watch watch(std::move(met.line), world.rank(), met.first, world.rank() == 1);
+  const int code = run_watched(body, world, watch, finish_mpi);
+  if (monitor_thread.joinable()) monitor_thread.join();
+  if (watch.said_goodbye()) return met.monitor && met.monitor->is_over() ? met.monitor->exit_code() : code;
+  // MPI would wait for ranks that have failed.
+  std::fflush(nullptr);
+  ::_exit(code);
 }
 
 }  // namespace
 
-int run_ranks(int nproc, const std::function<int(World&)>& body) {
-  const LaunchedCopies launched = launched_copies();
-  if (nproc > 0 && launched.count > 1)
-    throw_input("--nproc {}: {} says that {} copies were started already; use one of the two", nproc,
-                launched.variable, launched.count);
-  if (nproc > 1) return run_copies(nproc, body);
-  // One copy needs no MPI, whoever has started it.
-  if (launched.count == 1 || nproc == 1) {
-    World world = make_lone_world();
-    return body(world);
+int run_ranks(int nproc, const Body& body) {
+  const LaunchedCopies copies = launched_copies();
+  if (nproc > 0 && copies.count > 1) {
+    log_as_rank(copies.number);
+    throw_input(
+        "--nproc {}: {} copies of the program were started already ({}); use either --nproc or a launcher as "
+        "mpirun",
+        nproc, copies.count, copies.variable);
   }
-  World world = make_mpi_world();
-  const int code = guarded(body, world);
-  if (code == 0) finish_mpi();
-  return code;
+  if (nproc > 1) return run_copies(nproc, body);
+  if (copies.count > 1) return run_launched(body);
+  World world = make_lone_world();
+  return body(world);
 }
 
 }  // namespace switchyard::parallel

@@ -9,13 +9,14 @@ namespace switchyard::parallel {
 
 // Runs `body` on every rank and returns the exit code of this process.
 //   nproc 0: as many ranks as mpirun (or another launcher that MPI knows) started, one without any
-//   nproc N: N ranks on this machine, copies of this process; this one watches them and never runs `body`
-// `patience`: seconds without a mark (core/progress.h) after which a rank counts as hung, from when body calls
-// set_patience; before, kStartPatience.
+//   nproc N: N ranks on this machine, copies of this process, which so must have started no thread yet; this
+//   one
+//            watches them and never runs `body`. 1: the same as 0
+// A rank that sets no mark (core/progress.h) for a time counts as hung: body says for how long (watch.h).
 // An exception of `body` ends all ranks within seconds, with one line on the console, that of the first to
 // fail; InputError gives exit code 2 on all, others 1. The same happens where a rank dies, stops or hangs: the
 // line says which rank, on which machine, in which step and where. Throws InputError where the way in which the
-// processes were started cannot work.
+// processes were started cannot work. With one rank alone body is called, and nothing else happens.
 int run_ranks(int nproc, const std::function<int(World&)>& body);
 
 }  // namespace switchyard::parallel

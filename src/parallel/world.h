@@ -16,6 +16,8 @@ struct World {
   int cores = 0;                         // that this rank may use: its share, where ranks share them
   int rank() const { return transport->rank(); }
   int size() const { return transport->size(); }
+  // What a rank uses if nothing else is said; 0: what the system gives (core/threads.h), as to a process alone.
+  int threads() const { return size() > 1 ? cores : 0; }
 };
 World make_lone_world();
 

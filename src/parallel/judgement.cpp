@@ -1,0 +1,48 @@
+#include "parallel/judgement.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace switchyard::parallel {
+
+double patience_for(std::span<const RankSeen> seen_R, double patience) {
+  double longest_gap = 0;
+  bool all_have_done_a_step = true;
+  for (const RankSeen& seen : seen_R) {
+    longest_gap = std::max(longest_gap, seen.longest_gap);
+    all_have_done_a_step = all_have_done_a_step && seen.first_step_done;
+  }
+  return std::max(all_have_done_a_step ? patience : 4 * patience, 5 * longest_gap);
+}
+
+double longest_silence(double patience) { return std::min(patience, kLongestSilence); }
+
+std::optional<Culprit> find_culprit(std::span<const RankSeen> seen_R, double patience) {
+  if (patience <= 0) return std::nullopt;
+  const double limit = patience_for(seen_R, patience);
+  // Who is farthest behind, of those of a kind.
+  const RankSeen *silent = nullptr, *stuck = nullptr, *behind = nullptr;
+  bool all_stand = true;
+  const auto work_done = [](const RankSeen& seen) {
+    // Whoever waits in a later exchange has done more, whatever else it has marked.
+    return std::pair(seen.progress.waiting ? seen.progress.index : -1, seen.progress.marks);
+  };
+  for (const RankSeen& seen : seen_R) {
+    if (seen.ended) continue;
+    if (seen.silence > longest_silence(patience) && (!silent || seen.silence > silent->silence)) silent = &seen;
+    const bool stands = seen.since_mark > limit;
+    all_stand = all_stand && stands;
+    if (stands && !seen.progress.waiting && (!stuck || seen.progress.marks < stuck->progress.marks))
+      stuck = &seen;
+    if (stands && (!behind || work_done(seen) < work_done(*behind))) behind = &seen;
+  }
+  const auto culprit = [&](const RankSeen* seen, Culprit::Why why, double seconds) {
+    return Culprit{static_cast<int>(seen - seen_R.data()), why, seconds};
+  };
+  if (silent) return culprit(silent, Culprit::Why::silent, silent->silence);
+  if (stuck) return culprit(stuck, Culprit::Why::stuck, stuck->since_mark);
+  if (behind && all_stand) return culprit(behind, Culprit::Why::in_vain, behind->since_mark);
+  return std::nullopt;
+}
+
+}  // namespace switchyard::parallel
