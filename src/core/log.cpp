@@ -21,21 +21,22 @@ spdlog::logger& logger() {
   return *instance;
 }
 
-int log_rank = 0;
+int own_rank = 0;
 
 }  // namespace
 
 void log_info(const std::string& message) {
-  if (log_rank == 0) logger().info(message);
+  if (own_rank == 0) logger().info(message);
 }
 void log_warning(const std::string& message) {
-  logger().warn(log_rank == 0 ? message : fmt::format("rank {}: {}", log_rank, message));
+  logger().warn(own_rank == 0 ? message : fmt::format("rank {}: {}", own_rank, message));
 }
 void log_error(const std::string& message) {
-  if (log_rank == 0) logger().error(message);
+  if (own_rank == 0) logger().error(message);
 }
 void log_error_of_run(const std::string& message) { logger().error(message); }
-void log_as_rank(int rank) { log_rank = rank; }
+void log_as_rank(int rank) { own_rank = rank; }
+int log_rank() { return own_rank; }
 
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds >= 1e15) return "?";

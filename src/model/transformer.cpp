@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include "core/progress.h"
 #include "model/rope_frequencies.h"
 #include "ops/classifier.h"
 #include "ops/elementwise.h"
@@ -172,8 +173,10 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
   const std::int64_t first = batch.n_past.value_or(0);
   const RopeTable rope = {rope_.cos_SP.slice(first, batch.seq_len), rope_.sin_SP.slice(first, batch.seq_len)};
   ops::embedding_forward(stream_.front(), batch.token_T, parameters_.weight(embedding_), ctx);
-  for (std::size_t l = 0; l < blocks_.size(); ++l)
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    mark("forward of layer", static_cast<std::int64_t>(l));
     blocks_[l].forward(stream_[l + 1], stream_[l], rope, batch, ctx);
+  }
   ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.weight(final_norm_),
                        config_.rms_norm_eps, ctx);
 }
@@ -199,6 +202,7 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   const auto grad = [&](std::size_t row) { return parameters_.grad(row); };
   ScratchScope scope(ctx.scratch);
   const Tensor dstream_TD = ctx.scratch.take(final_TD_.shape(), dtype_);  // gradient of the residual stream
+  mark("classifier");
   {
     ScratchScope of_head(ctx.scratch);
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
@@ -210,6 +214,7 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
                           weight(final_norm_), ctx);
   }
   for (std::size_t l = blocks_.size(); l-- > 0;) {
+    mark("backward of layer", static_cast<std::int64_t>(l));
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
     const auto layer = static_cast<std::int64_t>(l);

@@ -9,9 +9,9 @@ namespace switchyard::parallel {
 
 // Runs `body` on every rank and returns the exit code of this process.
 //   nproc 0: as many ranks as mpirun (or another launcher that MPI knows) started, one without any
-//   nproc N: N ranks on this machine, copies of this process, which so must have started no thread yet; this
-//   one
-//            watches them and never runs `body`. 1: the same as 0
+//   nproc N: N ranks on this machine, copies of this process, which so may have no threads yet; this one
+//   watches
+//            them and never runs `body`. 1: the same as 0
 // A rank that sets no mark (core/progress.h) for a time counts as hung: body says for how long (watch.h).
 // An exception of `body` ends all ranks within seconds, with one line on the console, that of the first to
 // fail; InputError gives exit code 2 on all, others 1. The same happens where a rank dies, stops or hangs: the
