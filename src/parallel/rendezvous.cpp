@@ -170,6 +170,7 @@ Rendezvous meet(World& world) {
   const std::vector<std::string> errors = all.gather_text(error);
   for (std::size_t rank = errors.size(); rank-- > 0;)  // what others say tells more than that they are missing
     if (!errors[rank].empty()) throw_run("the control line between ranks: {}", errors[rank]);
+  world.transport->forget_counts();
   return met;
 }
 

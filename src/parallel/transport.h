@@ -53,6 +53,7 @@ class Transport {
   void move(std::span<const Outgoing> out, std::span<const Incoming> in, Traffic kind);
 
   const TransportCounts& counts() const { return counts_; }
+  void forget_counts() { counts_ = {}; }  // of what is not the run's
 
  protected:
   Transport(int rank, int size) : rank_(rank), size_(size) {}

@@ -23,7 +23,7 @@ MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIR
 LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "MV2_")
 GONE = 60  # seconds in which everyone is gone, whatever happens
 RANKS = 3
-PATIENCE = "1.5"
+PATIENCE = "1"
 WHERE = r"step 3, forward of layer 1"
 
 
@@ -65,7 +65,7 @@ class Ranks(unittest.TestCase):
     def check(self, code, line, *arguments, **start):
         """A run that ends with this code and one line of error that matches all of it; None: no error."""
         found, out, errors = self.finish(self.start(*arguments, **start))
-        self.assertEqual(found, code, self.everything)
+        self.assertIn(found, code if isinstance(code, tuple) else (code,), self.everything)
         self.assertEqual(len(errors), 0 if line is None else 1, self.everything)
         if line is not None:
             self.assertRegex(errors[0], f"^error: {line}$", self.everything)
@@ -175,10 +175,11 @@ class Mpirun(Ranks):
         self.check(2, rf"rank 1: the test does not like its input \({WHERE}\)", "5", "1", "3", "input")
 
     def test_a_rank_that_ends_without_a_word(self):
-        """Rank 0 is the one in whose process the monitor is; 137 is what mpirun makes of signal 9."""
+        """Rank 0 is the one in whose process the monitor is. mpirun makes 137 of signal 9, but another rank's 1 may reach
+        it first."""
         for rank in range(RANKS):
             with self.subTest(rank=rank):
-                self.check(137, rf"rank {rank} \(host \S+, process \d+\) ended without a word, last heard of .*", "5",
+                self.check((1, 137), rf"rank {rank} \(host \S+, process \d+\) ended without a word, last heard of .*", "5",
                            str(rank), "3", "kill")
 
     def test_a_rank_that_is_stopped_or_hangs(self):
