@@ -24,7 +24,9 @@ constexpr double kLongRound = 2;
 
 std::string text_of_alarm(int rank, const std::string& text, int exit_code, const Progress& at) {
   const bool is_input = exit_code == kExitInput;
-  std::string line = rank == 0 && is_input ? text : fmt::format("rank {}: {}", rank, text);
+  // Before the first step, all ranks look at the same input; what ranks tell each other names the rank already.
+  const bool is_plain = (rank == 0 && is_input && at.step == 0) || text.starts_with("rank ");
+  std::string line = is_plain ? text : fmt::format("rank {}: {}", rank, text);
   const bool says_step = at.step > 0 && text.find(fmt::format("step {}", at.step)) != std::string::npos;
   if (!says_step && (at.step > 0 || !is_input)) line += fmt::format(" ({})", switchyard::describe(at));
   return line;
