@@ -107,42 +107,49 @@ bool Line::flush(double seconds) {
   return true;
 }
 
-bool Line::receive(std::vector<Word>& words) {
-  bool open = is_open();
-  for (char bytes[4096]; open;) {
+bool Line::take_in() {
+  while (is_open()) {
+    char bytes[4096];
     const ssize_t got = ::recv(descriptor_, bytes, sizeof(bytes), MSG_DONTWAIT);
-    if (got > 0) {
+    if (got > 0)
       received_.append(bytes, static_cast<std::size_t>(got));
-    } else if (got == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK)) {
-      open = false;
-    } else if (errno != EINTR) {
-      break;
-    }
+    else if (got == 0 || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK))
+      return false;
+    else if (errno != EINTR)
+      return true;
   }
-  for (Header header; received_.size() >= sizeof(header);) {
-    std::memcpy(&header, received_.data(), sizeof(header));
-    if (header.text_bytes > kMostText) return false;  // not one of us
-    if (received_.size() < sizeof(header) + header.text_bytes) break;
-    words.push_back(
-        {static_cast<Say>(header.say), header.number, received_.substr(sizeof(header), header.text_bytes)});
-    received_.erase(0, sizeof(header) + header.text_bytes);
+  return false;
+}
+
+bool Line::next(Word& word) {
+  Header header;
+  if (received_.size() < sizeof(header)) return false;
+  std::memcpy(&header, received_.data(), sizeof(header));
+  if (header.text_bytes > kMostText) {  // not one of us
+    received_.clear();
+    return false;
   }
+  if (received_.size() < sizeof(header) + header.text_bytes) return false;
+  word = {static_cast<Say>(header.say), header.number, received_.substr(sizeof(header), header.text_bytes)};
+  received_.erase(0, sizeof(header) + header.text_bytes);
+  return true;
+}
+
+bool Line::receive(std::vector<Word>& words) {
+  const bool open = take_in();
+  for (Word word; next(word);) words.push_back(word);
   return open;
 }
 
 bool Line::receive_one(Word& word, double seconds) {
   const double end = seconds_now() + seconds;
-  for (;;) {
-    std::vector<Word> words;
-    const bool open = receive(words);
-    if (!words.empty()) {
-      word = words.front();
-      return true;
-    }
+  while (!next(word)) {
     const double left = end - seconds_now();
-    if (!open || left <= 0) return false;
+    if (left <= 0) return false;
     wait_for_lines({this}, static_cast<int>(left * 1000) + 1);
+    if (!take_in()) return next(word);
   }
+  return true;
 }
 
 void wait_for_lines(const std::vector<const Line*>& lines, int milliseconds) {

@@ -19,6 +19,7 @@ enum class Say : std::uint8_t {
   note,       // text: where a run that ends here goes on from
   patience,   // number 0: milliseconds
   goodbye,    // number 0: the exit code
+  spoken,     // the monitor's process was taken for dead, and the line about it is printed
   // The monitor to a rank.
   welcome,  // number 0: the monitor's process; text: the run's token, a space, its host
   over,     // number 0: the exit code
@@ -53,10 +54,13 @@ class Line {
   bool flush(double seconds);
   // Adds what has arrived; false: the other side has closed, and there will be no more.
   bool receive(std::vector<Word>& words);
-  // The next word, or none after so many seconds or where the other side closes.
+  // The next word alone; false: none within so many seconds, or the other side has closed.
   bool receive_one(Word& word, double seconds);
 
  private:
+  bool take_in();         // what has arrived; false: the other side has closed
+  bool next(Word& word);  // the first that is whole, of what was taken in
+
   int descriptor_ = -1;
   std::string unsent_, received_;
 };

@@ -66,14 +66,11 @@ void Monitor::watch(int milliseconds) {
   for (const Rank& rank : ranks_) lines.push_back(&rank.line);
   wait_for_lines(lines, milliseconds);
   const double time = now();
-  if (const double round = time - last_round_; round > kLongRound) {
+  if (const double round = time - last_round_; round > kLongRound)
     for (Rank& rank : ranks_) {
       rank.heard += round;
       rank.marked += round;
     }
-    // Ranks that would have taken this process for dead have said so, and ended.
-    if (of(0).closing_is_death && patience_ > 0 && round > longest_silence(patience_)) end("", kExitRun);
-  }
   last_round_ = time;
   for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
     Rank& rank = of(r);
@@ -111,6 +108,9 @@ void Monitor::hear(int r, const Word& word) {
     case Say::goodbye:
       rank.seen.ended = true;
       rank.promised_exit_code = static_cast<int>(word.number[0]);
+      break;
+    case Say::spoken:
+      end("", kExitRun);
       break;
     case Say::hello:
     case Say::welcome:

@@ -88,9 +88,11 @@ void Watch::over(int exit_code) {
 
 // Rank 1 alone prints; where it is dead too, nobody is left who could be told to.
 void Watch::end_by_monitor(const char* how) {
-  if (speaks_for_monitor_)
+  if (speaks_for_monitor_) {
     log_error_of_run(fmt::format("{} {}, last heard of {}{}", describe(0, monitor_), how,
                                  during(progress_of_first_), note_.empty() ? "" : "; " + note_));
+    say({Say::spoken, {}, ""});  // to a process that is stopped and may go on
+  }
   over(kExitRun);
 }
 
