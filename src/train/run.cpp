@@ -21,6 +21,7 @@
 #include "ops/device.h"
 #include "ops/linear.h"
 #include "parallel/agreement.h"
+#include "parallel/watch.h"
 #include "train/evaluator.h"
 #include "train/optimizer.h"
 #include "train/resume_checks.h"
@@ -89,6 +90,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   checkpoint::check_shared_directory(out_, all_);
   product_rate_ = product_rate_of(step_.context());
   all_.sum(Tensor(&product_rate_, Shape{1}, DType::f64), parallel::Traffic::sums, step_.context());
+  parallel::set_checkpoint_note(last_checkpoint_note());
   if (is_first()) describe(resume);
 }
 
@@ -307,6 +309,9 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
     checkpoint::prune_checkpoints(out_, run_.checkpoint);
     return "";
   });
+  if (is_first())
+    parallel::set_checkpoint_note("the last checkpoint is " +
+                                  checkpoint::checkpoint_path(out_, state_.step).string());
   if (is_good) times_back_ = 0;
   last_save_ = Clock::now();
 }
