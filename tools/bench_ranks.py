@@ -48,7 +48,8 @@ CASES = {
     "memory": Case("memory of a rank, zero 1, expert 2, over that of one process, 16 sequences a step", "<= 0.60",
                    way(1, 2, 16), way(2, 1, 16, expert=2, zero=1),
                    lambda base, other: max(r["memory"] for r in other) / max(r["memory"] for r in base)),
-    "memory2": Case("the same with zero 2", "", way(1, 2, 16), way(2, 1, 16, expert=2, zero=2),
+    "memory2": Case("the same with zero 2, and micro-batches of half the size", "", way(1, 2, 16),
+                    way(2, 1, 16, expert=2, zero=2, micro=2),
                     lambda base, other: max(r["memory"] for r in other) / max(r["memory"] for r in base)),
     "four": Case("4 ranks over 2 ranks on the same cores, 32 sequences a step, expert 2: time", "<= 1.5",
                  way(2, 1, 32, expert=2), way(4, 1, 32, expert=2), lambda base, other: 1 / speedup(base, other)),
@@ -63,6 +64,8 @@ def run_once(args, given, directory):
     settings = {"train.steps": args.steps + WARM_UP, "train.global_batch_size": given["sequences"],
                 "parallel.threads": given["threads"], "parallel.expert": given.get("expert", 1),
                 "parallel.zero": given.get("zero", 1), "train.dtype": args.dtype, "checkpoint.every_minutes": 0}
+    if "micro" in given:
+        settings["train.micro_batch_size"] = given["micro"]
     command = [args.binary, "train", args.config, "--out", out]
     if given["ranks"] > 1:
         command += ["--nproc", str(given["ranks"])]
