@@ -371,7 +371,7 @@ TEST(CheckpointOfRanks, ADamagedFileIsNamedByAllRanks) {
   const TempDir place;
   const fs::path path = checkpoint_path(place.path(), 1);
   const auto open = [&](parallel::World& world) {
-    const Checkpoint checkpoint(place.path(), parallel::make_mesh(world, 1).all);
+    const Checkpoint checkpoint(place.path(), parallel::all_ranks(world));
   };
   for (const std::string name : {"state.safetensors", "config.json", "model-00003-of-00007.safetensors"}) {
     save({}, place.path(), run_of(config::Writers::all, kManyFiles));
@@ -401,7 +401,7 @@ TEST(CheckpointOfRanks, AFileLargerThanAPortionIsSummedByAllRanks) {
   std::ofstream(place.path() / kManifest) << "{}";
   for (const int ranks : {1, 2, 4})
     on_world_threads(ranks, [&](parallel::World& world) {
-      verify_files(place.path(), {{"large", bytes.size(), sum}}, parallel::make_mesh(world, 1).all);
+      verify_files(place.path(), {{"large", bytes.size(), sum}}, parallel::all_ranks(world));
     });
   // In the second portion, which rank 1 of 3 sums.
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
@@ -409,7 +409,7 @@ TEST(CheckpointOfRanks, AFileLargerThanAPortionIsSummedByAllRanks) {
   file.put('x');
   file.close();
   const std::vector<std::string> message_R = messages(3, [&](parallel::World& world) {
-    verify_files(place.path(), {{"large", bytes.size(), sum}}, parallel::make_mesh(world, 1).all);
+    verify_files(place.path(), {{"large", bytes.size(), sum}}, parallel::all_ranks(world));
   });
   for (const std::string& message : message_R) EXPECT_CONTAINS(message, path.string() + ": has CRC-32 ");
 }
@@ -418,20 +418,18 @@ TEST(CheckpointOfRanks, TheFirstRankDecidesWhichCheckpointIsRead) {
   const TempDir place, other;
   save({}, place.path(), run_of(config::Writers::all, kOneFile));
   on_world_threads(2, [&](parallel::World& world) {
-    const Checkpoint checkpoint(world.rank() == 0 ? place.path() : other.path(),
-                                parallel::make_mesh(world, 1).all);
+    const Checkpoint checkpoint(world.rank() == 0 ? place.path() : other.path(), parallel::all_ranks(world));
     EXPECT_EQ(checkpoint.path(), checkpoint_path(place.path(), 1));
   });
 }
 
 TEST(SharedDirectory, IsOneForAllRanks) {
   const TempDir place, other;
-  on_world_threads(3, [&](parallel::World& world) {
-    check_shared_directory(place.path(), parallel::make_mesh(world, 1).all);
-  });
+  on_world_threads(
+      3, [&](parallel::World& world) { check_shared_directory(place.path(), parallel::all_ranks(world)); });
   EXPECT_EQ(names_in(place.path()), std::vector<std::string>());
   const std::vector<std::string> message_R = messages(3, [&](parallel::World& world) {
-    check_shared_directory(world.rank() == 2 ? other.path() : place.path(), parallel::make_mesh(world, 1).all,
+    check_shared_directory(world.rank() == 2 ? other.path() : place.path(), parallel::all_ranks(world),
                            std::chrono::milliseconds(100));
   });
   for (const std::string& message : message_R) {

@@ -18,14 +18,14 @@
 namespace switchyard::test {
 
 using parallel::Group;
-using parallel::Part;
+using Part = FlatRange;
 using parallel::Traffic;
 using parallel::World;
 
 // Nothing, less than a line, whole lines, odd ones, several rings of the smallest size.
 inline constexpr std::int64_t kCounts[] = {0, 1, 15, 16, 17, 333, 1024};
 
-inline Group all_of(World& world) { return parallel::make_mesh(world, 1).all; }
+inline Group all_of(World& world) { return parallel::all_ranks(world); }
 
 // Element i of what rank `rank` has: values whose sums depend on the order of additions.
 inline double element(int rank, std::int64_t i) {

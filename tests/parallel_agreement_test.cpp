@@ -15,7 +15,7 @@ using namespace test;
 template <class Error>
 void expect_error(const std::string& text, const std::function<void(const Group&, int rank)>& f) {
   on_world_threads(3, [&](World& world) {
-    const Group all = make_mesh(world, 1).all;
+    const Group all = all_ranks(world);
     EXPECT_EQ(message_of<Error>([&] { f(all, world.rank()); }), text);
     EXPECT_FALSE(all.any(false));  // and all go on together
   });
@@ -23,7 +23,7 @@ void expect_error(const std::string& text, const std::function<void(const Group&
 
 TEST(Agreement, GathersWhatEachRankSays) {
   on_world_threads(3, [](World& world) {
-    const Group all = make_mesh(world, 1).all;
+    const Group all = all_ranks(world);
     EXPECT_EQ(gather(all, [&] { return std::string(static_cast<std::size_t>(world.rank()), 'x'); }),
               (std::vector<std::string>{"", "x", "xx"}));
     EXPECT_EQ(by_first(all, [&] { return world.rank() == 0 ? "of the first" : "not called"; }), "of the first");
@@ -60,7 +60,7 @@ TEST(Agreement, OtherErrorsEndTheRunAsItsOwn) {
 
 TEST(Agreement, ARankAloneThrowsWhatWasThrown) {
   World world = make_lone_world();
-  const Group all = make_mesh(world, 1).all;
+  const Group all = all_ranks(world);
   EXPECT_EQ(message_of<std::logic_error>([&] { together(all, [] { throw std::logic_error("a fault"); }); }),
             "a fault");
 }

@@ -50,13 +50,14 @@ const Refusal kRefusals[] = {
     {"Ranks", 2, [](config::Run& run) { run.parallel.ranks = 4; },
      "parallel.ranks: is 4, but 2 ranks were started; use mpirun -n 4 or --nproc 4, or leave it out"},
     {"ExpertOfRanks", 6, [](config::Run& run) { run.parallel.expert = 4; },
-     "parallel.expert: 4 does not divide the 6 ranks"},
+     "parallel.expert: 4 does not divide the 6 ranks; start a multiple of 4 with --nproc or mpirun -n, or set "
+     "it to 1"},
     {"ExpertOfExperts", 4,
      [](config::Run& run) {
        run.parallel.expert = 4;
        run.model.num_experts = 10;
      },
-     "parallel.expert: 4 does not divide model.num_experts, 10"},
+     "parallel.expert: 4 does not divide model.num_experts, 10; choose a number that does"},
     {"NoExperts", 2,
      [](config::Run& run) {
        run.parallel.expert = 2;
@@ -178,6 +179,18 @@ TEST(IdealBytes, AreWhatRanksSend) {
     }
 }
 
+TEST(ExpectSameEverywhere, NamesTheFirstRankThatDiffers) {
+  const std::vector<std::string> errors = errors_of_ranks(3, [](parallel::World& world) {
+    const parallel::Group all = parallel::all_ranks(world);
+    expect_same_everywhere(all, "the weather", "fine", "move");
+    expect_same_everywhere(all, "the program", world.rank() < 2 ? "a" : "b", "start the same build everywhere");
+  });
+  const auto is_it = [](const std::string& error) {
+    return error == "the program of rank 2 is not that of rank 0; start the same build everywhere";
+  };
+  EXPECT_TRUE(std::any_of(errors.begin(), errors.end(), is_it));
+}
+
 TEST(OpenDomains, RanksThatSeeOtherShardsAreNamed) {
   const TempDir dir;
   for (const char* view : {"0", "1"}) std::filesystem::create_directory(dir / view);
@@ -185,7 +198,7 @@ TEST(OpenDomains, RanksThatSeeOtherShardsAreNamed) {
   write_shard(dir / "1" / "a.bin", {1, 2, 4});
   const std::vector<std::string> errors = errors_of_ranks(2, [&](parallel::World& world) {
     const auto path = dir / std::to_string(world.rank()) / "a.bin";
-    open_domains({{path.string(), "law", std::nullopt}}, 10, parallel::make_mesh(world, 1).all);
+    open_domains({{path.string(), "law", std::nullopt}}, 10, parallel::all_ranks(world));
   });
   EXPECT_TRUE(std::any_of(errors.begin(), errors.end(), [](const std::string& error) {
     return error.find("rank 1 does not see the shards of domain law that rank 0 sees") == 0;

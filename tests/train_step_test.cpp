@@ -32,7 +32,7 @@ struct Trained {
 };
 
 Trained train(const config::Run& run, parallel::World& world) {
-  const TrainingData data(run, parallel::make_mesh(world, 1).all);
+  const TrainingData data(run, parallel::all_ranks(world));
   Step step(run, data, world, Device::cpu);
   step.model().parameters().initialise(run.train.seed);
   Trained trained;

@@ -1,9 +1,7 @@
 #include "checkpoint/shared_directory.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <array>
 #include <fstream>
 #include <random>
 #include <string>
@@ -13,17 +11,13 @@
 #include "core/file.h"
 #include "core/progress.h"
 #include "parallel/agreement.h"
+#include "parallel/world.h"
 
 namespace switchyard::checkpoint {
 
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unnamed machine";
-}
 
 bool is_seen(const fs::path& path, const std::string& content, std::chrono::milliseconds patience) {
   const auto start = std::chrono::steady_clock::now();
@@ -63,7 +57,7 @@ void check_shared_directory(const fs::path& run_directory, const parallel::Group
     const fs::path directory = fs::absolute(run_directory);
     return is_seen(directory / token, token, patience)
                ? ""
-               : fmt::format("{} does not see {}", host_name(), directory.string());
+               : fmt::format("{} does not see {}", parallel::host_name(), directory.string());
   });
   for (std::size_t place = 0; place < missed.size(); ++place)
     if (!missed[place].empty())

@@ -190,7 +190,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 
 int run_rank(const Options& options, parallel::World& world) {
   set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.threads()));
-  const parallel::Group all = parallel::make_mesh(world, 1).all;
+  const parallel::Group all = parallel::all_ranks(world);
   const checkpoint::ModelDirectory directory(options.checkpoint);
   const config::Model& config = directory.model();
   // What a run says beside the model; a Hugging Face directory has none.

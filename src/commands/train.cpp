@@ -163,18 +163,20 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
 }
 
 int run_rank(const Options& options, parallel::World& world) {
-  const parallel::Group all = parallel::make_mesh(world, 1).all;
+  const parallel::Group all = parallel::all_ranks(world);
   const config::Run run = load_run(options);
   train::expect_same_everywhere(all, "the configuration", run.resolved_json,
                                 "give all machines the same file and the same --set");
   parallel::set_patience(run.parallel.patience);
   if (world.size() > 1)
-    train::expect_same_everywhere(all, "the bytes of the program",
-                                  std::to_string(crc32_of_file("/proc/self/exe")),
+    train::expect_same_everywhere(all, "the program", std::to_string(crc32_of_file("/proc/self/exe")),
                                   "start the same build everywhere");
   const Device device = ops::choose_device(options.device);
   train::check_ranks(run, world.size(), device);
-  if (world.rank() == 0) check_tokenizers(run.data);
+  if (world.rank() == 0) {
+    train::warn_of_idle_ranks(run.train, world.size());
+    check_tokenizers(run.data);
+  }
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
   const Beginning beginning = beginning_of_all(options, all);
   train::TrainingRun training(run, beginning.out, beginning.resume, world, device);
@@ -183,9 +185,9 @@ int run_rank(const Options& options, parallel::World& world) {
   std::signal(SIGTERM, request_stop);
   std::signal(SIGUSR1, request_stop);
   const train::RunEnd end = training.run(stop_signal);
-  int signal = 0;  // one rank alone may have got it
-  for (const std::string& of_rank : all.gather_text(std::to_string(stop_signal)))
-    signal = std::max(signal, std::stoi(of_rank));
+  const double own_signal = stop_signal;  // one rank alone may have got it
+  const std::vector<double> signals = all.gather_numbers(std::span(&own_signal, 1));
+  const int signal = static_cast<int>(*std::max_element(signals.begin(), signals.end()));
   if (end == train::RunEnd::finished) {
     if (world.rank() == 0) log_info("done: " + beginning.out.string());
     return 0;

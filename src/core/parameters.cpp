@@ -72,6 +72,11 @@ void initialise_row(const Parameter& row, Tensor out, std::uint64_t seed) {
 
 }  // namespace
 
+FlatRange overlap(const FlatRange& a, const FlatRange& b) {
+  const std::int64_t first = std::max(a.first, b.first);
+  return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
+}
+
 void ParameterStore::begin_group() { group_pending_ = true; }
 
 std::size_t ParameterStore::add(Parameter parameter) {
@@ -94,11 +99,6 @@ std::int64_t blocks_of_row(const Parameter& row) { return (row.shape.numel() + k
 bool holds(const Placement& placement, const Parameter& row) {
   return row.sharding == Sharding::replicated ||
          row.expert * placement.expert_size / row.n_experts == placement.expert_place;
-}
-
-FlatRange overlap(const FlatRange& a, const FlatRange& b) {
-  const std::int64_t first = std::max(a.first, b.first);
-  return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
 }
 
 }  // namespace
@@ -272,11 +272,11 @@ Tensor ParameterStore::grad_block(std::size_t first, Shape shape) const {
 }
 
 Tensor ParameterStore::moment1(std::size_t row) const {
-  return moment1(FlatRange{rows_[row].offset, rows_[row].shape.numel()}).reshape(rows_[row].shape);
+  return moment1(range_of(row)).reshape(rows_[row].shape);
 }
 
 Tensor ParameterStore::moment2(std::size_t row) const {
-  return moment2(FlatRange{rows_[row].offset, rows_[row].shape.numel()}).reshape(rows_[row].shape);
+  return moment2(range_of(row)).reshape(rows_[row].shape);
 }
 
 Tensor ParameterStore::array_part(RowArray array, const FlatRange& range) const {

@@ -50,6 +50,7 @@ struct Parameter {
 struct FlatRange {
   std::int64_t first = 0, count = 0;
 };
+FlatRange overlap(const FlatRange& a, const FlatRange& b);  // count 0: none
 
 // Rows that the same ranks share, and what each of these ranks owns of them, in the order of their places.
 struct Region {

@@ -32,11 +32,8 @@ std::span<std::byte> bytes_of(const Tensor& x, std::int64_t first, std::int64_t 
   const std::int64_t size = size_of(x.dtype());
   return {static_cast<std::byte*>(x.raw()) + first * size, static_cast<std::size_t>(count * size)};
 }
-Tensor elements(const Tensor& x, Part part) { return x.reshape({x.numel()}).slice(part.first, part.count); }
-
-template <class T>
-std::span<const std::byte> bytes_of(const std::vector<T>& values) {
-  return std::as_bytes(std::span(values));
+Tensor elements(const Tensor& x, FlatRange part) {
+  return x.reshape({x.numel()}).slice(part.first, part.count);
 }
 
 // The sum of leaf_N[first, first + count) by halves, left in its first leaf.
@@ -61,7 +58,7 @@ void add_leaves(const Tensor& sum, std::span<const Tensor> leaf_N, Context& ctx)
 
 }  // namespace
 
-Part part_of(std::int64_t total, std::int64_t block, int n, int place) {
+FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place) {
   SY_CHECK(total >= 0 && block >= 1 && n >= 1 && place >= 0 && place < n, "part {} of {} of {} elements", place,
            n, total);
   const std::int64_t blocks = (total + block - 1) / block;
@@ -81,6 +78,18 @@ Group::Group(Transport& transport, std::vector<int> ranks) : transport_(transpor
   place_ = static_cast<int>(mine - ranks_.begin());
 }
 
+template <class F>
+void Group::tell_all(std::span<const std::byte> mine, F&& place_of, Traffic kind) const {
+  std::vector<Outgoing> out;
+  std::vector<Incoming> in;
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    out.push_back({ranks_[index(p)], mine});
+    in.push_back({ranks_[index(p)], place_of(p)});
+  }
+  transport_.move(out, in, kind);
+}
+
 void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const {
   if (size() == 1 && from_X.device() != Device::cpu) {  // a rank alone may compute on a device
     if (to_NX.raw() != from_X.raw()) ops::copy(to_NX.reshape(from_X.shape()), from_X, ctx);
@@ -92,56 +101,27 @@ void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) 
   SY_CHECK(to_NX.dtype() == from_X.dtype() && to_NX.numel() == size() * piece,
            "{} pieces of {} {} do not make {} {}", size(), from_X.shape().to_string(), name_of(from_X.dtype()),
            to_NX.shape().to_string(), name_of(to_NX.dtype()));
-  std::vector<Outgoing> out;
-  std::vector<Incoming> in;
-  for (int p = 0; p < size(); ++p) {
-    const std::span<std::byte> place = bytes_of(to_NX, p * piece, piece);
-    if (p == place_) {
-      if (!place.empty() && place.data() != from_X.raw()) std::memcpy(place.data(), from_X.raw(), place.size());
-    } else {
-      out.push_back({ranks_[index(p)], bytes_of(from_X, 0, piece)});
-      in.push_back({ranks_[index(p)], place});
-    }
-  }
-  transport_.move(out, in, kind);
+  const auto place_of = [&](int p) { return bytes_of(to_NX, p * piece, piece); };
+  const std::span<std::byte> own = place_of(place_);
+  if (!own.empty() && own.data() != from_X.raw()) std::memcpy(own.data(), from_X.raw(), own.size());
+  tell_all(bytes_of(from_X, 0, piece), place_of, kind);
 }
 
-void Group::all_gather_parts(Tensor to_P, std::span<const Part> part_N, Traffic kind, Context&) const {
+void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context&) const {
   if (size() == 1) return;
   check_host(to_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
-  const Part& own = part_N[index(place_)];
-  std::vector<Outgoing> out;
-  std::vector<Incoming> in;
-  for (int p = 0; p < size(); ++p) {
-    if (p == place_) continue;
-    const Part& part = part_N[index(p)];
-    out.push_back({ranks_[index(p)], bytes_of(to_P, own.first, own.count)});
-    in.push_back({ranks_[index(p)], bytes_of(to_P, part.first, part.count)});
-  }
-  transport_.move(out, in, kind);
+  const auto place_of = [&](int p) { return bytes_of(to_P, part_N[index(p)].first, part_N[index(p)].count); };
+  tell_all(place_of(place_), place_of, kind);
 }
 
-void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context&) const {
-  check_host(to_NX);
-  check_host(from_NX);
+void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const {
   SY_CHECK(to_NX.dtype() == from_NX.dtype() && to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0,
            "{} {} and {} {} are not {} equal pieces", from_NX.shape().to_string(), name_of(from_NX.dtype()),
            to_NX.shape().to_string(), name_of(to_NX.dtype()), size());
-  const std::int64_t piece = to_NX.numel() / size();
-  std::vector<Outgoing> out;
-  std::vector<Incoming> in;
-  for (int p = 0; p < size(); ++p) {
-    const std::span<std::byte> to = bytes_of(to_NX, p * piece, piece),
-                               from = bytes_of(from_NX, p * piece, piece);
-    if (p == place_) {
-      if (!to.empty()) std::memcpy(to.data(), from.data(), to.size());
-    } else {
-      out.push_back({ranks_[index(p)], from});
-      in.push_back({ranks_[index(p)], to});
-    }
-  }
-  transport_.move(out, in, kind);
+  const Shape pieces{size(), to_NX.numel() / size()};
+  const std::vector<std::int64_t> one_N(ranks_.size(), 1);
+  exchange_rows(to_NX.reshape(pieces), from_NX.reshape(pieces), one_N, one_N, kind, ctx);
 }
 
 void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
@@ -184,24 +164,24 @@ void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
   add_by_halves(x, piece_NX, ctx);
 }
 
-void Group::sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const {
+void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
   check_summed(x_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   if (size() == 1) return;
   check_host(x_P);
   std::int64_t longest = 0;
-  for (const Part& part : part_N) longest = std::max(longest, part.count);
+  for (const FlatRange& part : part_N) longest = std::max(longest, part.count);
   const std::int64_t piece = std::min(longest, kSumPieceBytes / size_of(x_P.dtype()));
   const ScratchScope scope(ctx.scratch);
   const Tensor others_NX = ctx.scratch.take({size(), piece}, x_P.dtype());
   // Piece after piece of all parts at once. What has been sent of x_P is not read again, and the own part takes
   // its sum where it lies.
   for (std::int64_t start = 0; start < longest; start += piece) {
-    const auto piece_of = [&](const Part& part) {
+    const auto piece_of = [&](const FlatRange& part) {
       const std::int64_t skipped = std::min(start, part.count);
-      return Part{part.first + skipped, std::min(piece, part.count - skipped)};
+      return FlatRange{part.first + skipped, std::min(piece, part.count - skipped)};
     };
-    const Part own = piece_of(part_N[index(place_)]);
+    const FlatRange own = piece_of(part_N[index(place_)]);
     const Tensor sum = elements(x_P, own);
     std::vector<Outgoing> out;
     std::vector<Incoming> in;
@@ -211,7 +191,7 @@ void Group::sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind
         leaf_N.push_back(sum);
         continue;
       }
-      const Part theirs = piece_of(part_N[index(p)]);
+      const FlatRange theirs = piece_of(part_N[index(p)]);
       leaf_N.push_back(elements(others_NX, {p * piece, own.count}));
       out.push_back({ranks_[index(p)], bytes_of(x_P, theirs.first, theirs.count)});
       in.push_back({ranks_[index(p)], bytes_of(others_NX, p * piece, own.count)});
@@ -233,27 +213,33 @@ void Group::receive(int from_place, std::span<std::byte> bytes, Traffic kind) co
 
 std::vector<std::string> Group::gather_text(const std::string& mine) const {
   std::vector<std::uint64_t> length_N(ranks_.size());
-  length_N[index(place_)] = mine.size();
-  std::vector<Outgoing> out;
-  std::vector<Incoming> in;
-  for (int p = 0; p < size(); ++p) {
-    if (p == place_) continue;
-    out.push_back({ranks_[index(p)], std::as_bytes(std::span(&length_N[index(place_)], 1))});
-    in.push_back({ranks_[index(p)], std::as_writable_bytes(std::span(&length_N[index(p)], 1))});
-  }
-  transport_.move(out, in, Traffic::control);
+  const std::uint64_t length = mine.size();
+  tell_all(
+      std::as_bytes(std::span(&length, 1)),
+      [&](int p) { return std::as_writable_bytes(std::span(&length_N[index(p)], 1)); }, Traffic::control);
   std::vector<std::string> text_N(ranks_.size());
+  for (std::size_t p = 0; p < text_N.size(); ++p) text_N[p].resize(length_N[p]);
   text_N[index(place_)] = mine;
-  out.clear();
-  in.clear();
-  for (int p = 0; p < size(); ++p) {
-    if (p == place_) continue;
-    text_N[index(p)].resize(length_N[index(p)]);
-    out.push_back({ranks_[index(p)], std::as_bytes(std::span(mine))});
-    in.push_back({ranks_[index(p)], std::as_writable_bytes(std::span(text_N[index(p)]))});
-  }
-  transport_.move(out, in, Traffic::control);
+  tell_all(
+      std::as_bytes(std::span(mine)),
+      [&](int p) { return std::as_writable_bytes(std::span(text_N[index(p)])); }, Traffic::control);
   return text_N;
+}
+
+std::vector<double> Group::gather_numbers(std::span<const double> mine) const {
+  const std::size_t n = mine.size();
+  std::vector<double> numbers(n * ranks_.size());
+  const auto place_of = [&](int p) { return std::span(numbers).subspan(index(p) * n, n); };
+  std::copy(mine.begin(), mine.end(), place_of(place_).begin());
+  tell_all(
+      std::as_bytes(mine), [&](int p) { return std::as_writable_bytes(place_of(p)); }, Traffic::sums);
+  return numbers;
+}
+
+void Group::sum_numbers(std::span<double> numbers) const {
+  Context host;
+  sum(Tensor(numbers.data(), Shape{static_cast<std::int64_t>(numbers.size())}, DType::f64), Traffic::sums,
+      host);
 }
 
 std::string Group::text_of_first(const std::string& mine) const {
@@ -275,14 +261,8 @@ std::string Group::text_of_first(const std::string& mine) const {
 bool Group::any(bool flag) const {
   std::vector<std::byte> flag_N(ranks_.size());
   flag_N[index(place_)] = static_cast<std::byte>(flag);
-  std::vector<Outgoing> out;
-  std::vector<Incoming> in;
-  for (int p = 0; p < size(); ++p) {
-    if (p == place_) continue;
-    out.push_back({ranks_[index(p)], std::span(&flag_N[index(place_)], 1)});
-    in.push_back({ranks_[index(p)], std::span(&flag_N[index(p)], 1)});
-  }
-  transport_.move(out, in, Traffic::control);
+  const auto place_of = [&](int p) { return std::span(&flag_N[index(p)], 1); };
+  tell_all(place_of(place_), place_of, Traffic::control);
   return std::any_of(flag_N.begin(), flag_N.end(), [](std::byte each) { return each != std::byte{0}; });
 }
 

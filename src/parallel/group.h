@@ -14,16 +14,14 @@
 #include <vector>
 
 #include "core/context.h"
+#include "core/parameters.h"
 #include "parallel/transport.h"
 
 namespace switchyard::parallel {
 
-// The part [first, first + count) of a whole of `total` elements.
-struct Part {
-  std::int64_t first = 0, count = 0;
-};
-// The parts of N neighbours: whole blocks of `block` elements each, as even as that allows.
-Part part_of(std::int64_t total, std::int64_t block, int n, int place);
+// What each of N neighbours has of a whole of `total` elements: whole blocks of `block` elements, as even as
+// that allows.
+FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place);
 
 class Group {
  public:
@@ -40,7 +38,7 @@ class Group {
   void all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const;
   // The same of pieces of different sizes: part p of to_P := what place p has there. Each rank's own part of
   // to_P is set already.
-  void all_gather_parts(Tensor to_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const;
+  void all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const;
   // Piece p of to_NX := piece (own place) of from_NX of place p; any type. The two do not overlap.
   void exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const;
   // Rows from_RX go to the places in turn, send_N[p] of them to place p; to_RX takes them likewise,
@@ -52,7 +50,7 @@ class Group {
   void sum(Tensor x, Traffic kind, Context& ctx) const;
   // This rank's part of x_P := its sum over ranks; the other parts are left undefined. f32 or f64; takes
   // scratch of N pieces of at most 4 MiB, whatever P is.
-  void sum_to_owners(Tensor x_P, std::span<const Part> part_N, Traffic kind, Context& ctx) const;
+  void sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const;
 
   // Bytes of the host, from one place to another: these two ranks call, and no other.
   void send(int to_place, std::span<const std::byte> bytes, Traffic kind) const;
@@ -60,6 +58,9 @@ class Group {
 
   // Of the host, and small: what each place has said, on every rank.
   std::vector<std::string> gather_text(const std::string& mine) const;
+  // The same of as many numbers on each rank, place after place; and their sums over ranks, number by number.
+  std::vector<double> gather_numbers(std::span<const double> mine) const;
+  void sum_numbers(std::span<double> numbers) const;
   // What place 0 has said, on every rank.
   std::string text_of_first(const std::string& mine) const;
   // True on every rank where it is true on one.
@@ -67,6 +68,10 @@ class Group {
   void barrier() const { any(false); }
 
  private:
+  // mine goes to all others, and what place p has for all comes to place_of(p).
+  template <class F>
+  void tell_all(std::span<const std::byte> mine, F&& place_of, Traffic kind) const;
+
   Transport& transport_;
   std::vector<int> ranks_;
   int place_ = 0;

@@ -36,12 +36,6 @@ std::string text_of_alarm(int rank, const std::string& text, int exit_code, cons
 
 std::string during(const Progress& at) { return (at.step == 0 ? "" : "during ") + switchyard::describe(at); }
 
-std::string host_name() {
-  char name[256] = "";
-  ::gethostname(name, sizeof(name) - 1);
-  return name;
-}
-
 std::string describe(int rank, const RankName& name) {
   return fmt::format("rank {} (host {}, process {})", rank, name.host, name.process);
 }

@@ -17,7 +17,6 @@ struct RankName {
   std::string host;
   std::int64_t process = 0;
 };
-std::string host_name();
 // "rank 3 (host b, process 4711)"
 std::string describe(int rank, const RankName& name);
 std::string during(const Progress& at);  // "during step 120, backward of layer 7"

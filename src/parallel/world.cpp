@@ -1,5 +1,7 @@
 #include "parallel/world.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 #include <thread>
@@ -15,17 +17,27 @@ World make_lone_world() {
   return world;
 }
 
+Group all_ranks(const World& world) {
+  std::vector<int> ranks(static_cast<std::size_t>(world.size()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return {*world.transport, std::move(ranks)};
+}
+
+std::string host_name() {
+  char name[256] = "";
+  ::gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
 Mesh make_mesh(World& world, int expert) {
   const int size = world.size(), rank = world.rank();
   SY_CHECK(expert >= 1 && size % expert == 0, "{} ranks do not make expert groups of {}", size, expert);
-  std::vector<int> all(static_cast<std::size_t>(size)), neighbours(static_cast<std::size_t>(expert));
-  std::iota(all.begin(), all.end(), 0);
+  std::vector<int> neighbours(static_cast<std::size_t>(expert));
   std::iota(neighbours.begin(), neighbours.end(), rank - rank % expert);
   std::vector<int> replicas;
   for (int other = rank % expert; other < size; other += expert) replicas.push_back(other);
   Transport& transport = *world.transport;
-  return {Group(transport, std::move(all)), Group(transport, std::move(neighbours)),
-          Group(transport, std::move(replicas))};
+  return {all_ranks(world), Group(transport, std::move(neighbours)), Group(transport, std::move(replicas))};
 }
 
 const Mesh& lone_mesh() {

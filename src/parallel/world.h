@@ -20,6 +20,8 @@ struct World {
   int threads() const { return size() > 1 ? cores : 0; }
 };
 World make_lone_world();
+Group all_ranks(const World& world);
+std::string host_name();  // of this machine
 
 // `expert` ranks that follow one another hold the experts once: they are an expert group. Ranks of the same
 // place in theirs hold the same experts: they are replicas.

@@ -28,12 +28,6 @@ std::optional<data::TextSize> sum_of(const std::optional<data::TextSize>& a,
   return data::TextSize{a->bytes + b->bytes, a->is_estimate || b->is_estimate};
 }
 
-void sum_over_ranks(std::vector<double>& values, const parallel::Group& all) {
-  Context host;
-  all.sum(Tensor(values.data(), Shape{static_cast<std::int64_t>(values.size())}, DType::f64),
-          parallel::Traffic::sums, host);
-}
-
 }  // namespace
 
 std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
@@ -91,7 +85,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
             std::accumulate(of_window, of_window + settings.seq_len, 0.0);
       }
     }
-    sum_over_ranks(loss_of_window, all);  // each was one rank's, and 0 elsewhere
+    all.sum_numbers(loss_of_window);  // each was one rank's, and 0 elsewhere
     const double domain_sum = std::accumulate(loss_of_window.begin(), loss_of_window.end(), 0.0);
     if (!std::isfinite(domain_sum))
       throw_run("the loss over {} is not finite; the weights of this model have diverged",
@@ -105,7 +99,7 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
   if (result.load.n_layers() > 0) all.sum(result.load.sums(), parallel::Traffic::sums, host);
   std::vector<double> counts = {static_cast<double>(result.counts.tokens),
                                 static_cast<double>(result.counts.keys)};
-  sum_over_ranks(counts, all);
+  all.sum_numbers(counts);
   result.counts = {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
   result.loss = loss_sum / static_cast<double>(result.tokens);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

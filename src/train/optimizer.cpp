@@ -23,17 +23,12 @@ void write_blocks(const ParameterStore& store, std::int32_t* block_B3) {
   }
 }
 
-FlatRange overlap(const FlatRange& a, const FlatRange& b) {
-  const std::int64_t first = std::max(a.first, b.first);
-  return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
-}
-
 // What the region's ranks own of `range`, counted from its beginning.
-std::vector<parallel::Part> parts_of(const Region& region, const FlatRange& range) {
-  std::vector<parallel::Part> parts;
+std::vector<FlatRange> parts_of(const Region& region, const FlatRange& range) {
+  std::vector<FlatRange> parts;
   for (const FlatRange& part : region.parts) {
     const FlatRange own = overlap(part, range);
-    parts.push_back(own.count > 0 ? parallel::Part{own.first - range.first, own.count} : parallel::Part{});
+    parts.push_back(own.count > 0 ? FlatRange{own.first - range.first, own.count} : FlatRange{});
   }
   return parts;
 }
@@ -107,7 +102,7 @@ void AdamW::sum_range(ParameterStore& store, std::size_t i, const FlatRange& ran
   const Region& region = store.regions()[i];
   const parallel::Group& group = group_of(i);
   const Tensor grad_P = store.grad(range);
-  const std::vector<parallel::Part> parts = parts_of(region, range);
+  const std::vector<FlatRange> parts = parts_of(region, range);
   group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
   if (level_ == 0) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
   const FlatRange own = overlap(region.own_part(), range);

@@ -28,11 +28,16 @@ void check_ranks(const config::Run& run, int size, Device device) {
     throw_input("parallel.ranks: is {}, but {} rank{} started; use mpirun -n {} or --nproc {}, or leave it out",
                 p.ranks, size, size == 1 ? " was" : "s were", p.ranks, p.ranks);
   if (size % p.expert != 0)
-    throw_input("parallel.expert: {} does not divide the {} rank{}", p.expert, size, size == 1 ? "" : "s");
+    throw_input(
+        "parallel.expert: {} does not divide the {} rank{}; start a multiple of {} with --nproc or mpirun -n, "
+        "or "
+        "set it to 1",
+        p.expert, size, size == 1 ? "" : "s", p.expert);
   if (p.expert > 1 && run.model.num_experts == 0)
     throw_input("parallel.expert: is {}, but the model has no experts; leave it out", p.expert);
   if (run.model.num_experts % p.expert != 0)
-    throw_input("parallel.expert: {} does not divide model.num_experts, {}", p.expert, run.model.num_experts);
+    throw_input("parallel.expert: {} does not divide model.num_experts, {}; choose a number that does",
+                p.expert, run.model.num_experts);
   if (micro_batches < size)
     throw_input(
         "train.global_batch_size: {} micro-batch{} for {} ranks: {} would have nothing to do; use at most {}, "
@@ -59,13 +64,17 @@ void check_ranks(const config::Run& run, int size, Device device) {
   if (size > 1 && device != Device::cpu)
     throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
                 size);
-  const std::int64_t places = micro_batches_of(run.train, 0, size).run * size;
+}
+
+void warn_of_idle_ranks(const config::Train& train, int size) {
+  const std::int64_t micro_batches = train.global_batch_size / train.micro_batch_size;
+  const std::int64_t places = micro_batches_of(train, 0, size).run * size;
   if (places != micro_batches)
     log_warning(fmt::format(
         "{} micro-batches do not divide among {} ranks: {:.0f} % of their time is idle; a "
         "train.global_batch_size of {} would use all of it",
         micro_batches, size, 100 * (1 - static_cast<double>(micro_batches) / static_cast<double>(places)),
-        places * run.train.micro_batch_size));
+        places * train.micro_batch_size));
 }
 
 Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero) {
@@ -83,8 +92,7 @@ void expect_same_everywhere(const parallel::Group& all, const std::string& what,
                             const std::string& advice) {
   const std::vector<std::string> texts = all.gather_text(mine);
   for (std::size_t rank = 1; rank < texts.size(); ++rank)
-    if (texts[rank] != texts[0])
-      throw_input("{} of rank {} differ from those of rank 0; {}", what, rank, advice);
+    if (texts[rank] != texts[0]) throw_input("{} of rank {} is not that of rank 0; {}", what, rank, advice);
 }
 
 void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh) {
@@ -105,15 +113,12 @@ ExpertNeed in_rounds(model::Transformer& model, std::int64_t n_tokens, const par
     work();
     return need;
   }
-  Context host;
-  std::vector<double> rows_N(static_cast<std::size_t>(all.size()));
   for (;;) {
     model.set_rounds(need.rounds);
     ops::fill_zero(model.largest_need_1(), ctx);
     work();
-    double mine = HostCopy(model.largest_need_1())->as<std::int32_t>()[0];
-    all.all_gather(Tensor(rows_N.data(), Shape{all.size(), 1}, DType::f64), Tensor(&mine, Shape{1}, DType::f64),
-                   parallel::Traffic::sums, host);
+    const double mine = HostCopy(model.largest_need_1())->as<std::int32_t>()[0];
+    const std::vector<double> rows_N = all.gather_numbers(std::span(&mine, 1));
     const auto rows = static_cast<std::int64_t>(*std::max_element(rows_N.begin(), rows_N.end()));
     if (need.rounds == 1) need.rows = rows;
     if (rows <= model.expert_room()) break;
@@ -176,14 +181,9 @@ RankFigures RankWatch::gather(const parallel::World& world, const parallel::Grou
   mine[kFigures - 1] = static_cast<double>(usage.ru_maxrss) * 1024;
   before_ = now;
 
-  const auto n = static_cast<std::size_t>(all.size());
-  std::vector<double> of_all(n * kFigures);
-  Context ctx;
-  all.all_gather(Tensor(of_all.data(), Shape{all.size(), static_cast<std::int64_t>(kFigures)}, DType::f64),
-                 Tensor(mine.data(), Shape{static_cast<std::int64_t>(kFigures)}, DType::f64),
-                 parallel::Traffic::sums, ctx);
+  const std::vector<double> of_all = all.gather_numbers(mine);
   RankFigures figures;
-  for (std::size_t rank = 0; rank < n; ++rank) {
+  for (std::size_t rank = 0; rank < of_all.size() / kFigures; ++rank) {
     const double* const of_rank = of_all.data() + rank * kFigures;
     for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
       figures.sent_bytes[kind] += static_cast<std::int64_t>(of_rank[kind]);

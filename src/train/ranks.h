@@ -25,14 +25,16 @@ struct MicroBatches {
 };
 MicroBatches micro_batches_of(const config::Train& train, int rank, int size);
 
-// Throws InputError where the run cannot be done by so many ranks; warns of those that have less to do.
+// Throws InputError where the run cannot be done by so many ranks.
 void check_ranks(const config::Run& run, int size, Device device);
+// Warns where micro-batches do not divide among the ranks: some then wait for others.
+void warn_of_idle_ranks(const config::Train& train, int size);
 
 // Who holds which rows.
 Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero);
 
-// Throws InputError on all ranks, naming the first that differs, where `what` ("the data") is not the same text
-// on all of them.
+// Throws InputError on all ranks, naming the first that differs, where `what` ("the program") is not the same
+// text on all of them.
 void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
                             const std::string& advice);
 

@@ -75,7 +75,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
     : run_(run),
       out_(out),
       world_(world),
-      all_(parallel::make_mesh(world, 1).all),
+      all_(parallel::all_ranks(world)),
       data_(run, all_),
       step_(run_, data_, world, device),
       flop_counter_(step_.model()),
@@ -89,7 +89,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   });
   checkpoint::check_shared_directory(out_, all_);
   product_rate_ = product_rate_of(step_.context());
-  all_.sum(Tensor(&product_rate_, Shape{1}, DType::f64), parallel::Traffic::sums, step_.context());
+  all_.sum_numbers(std::span(&product_rate_, 1));
   parallel::set_checkpoint_note(last_checkpoint_note());
   if (is_first()) describe(resume);
 }
@@ -352,8 +352,7 @@ TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
   const double minutes = run_.checkpoint.every_minutes;
   const bool save = is_first() && minutes > 0 && seconds_since(last_save_) >= 60 * minutes;
   std::array<double, 2> wishes = {stop_requested ? 1.0 : 0.0, save ? 1.0 : 0.0};
-  Context ctx;
-  all_.sum(Tensor(wishes.data(), Shape{2}, DType::f64), parallel::Traffic::sums, ctx);
+  all_.sum_numbers(wishes);
   return {.stop = wishes[0] > 0, .save = wishes[1] > 0};
 }
 

@@ -75,15 +75,6 @@ std::vector<double> sums_of_sequences(const Tensor& losses, std::int64_t seq_len
   return sums;
 }
 
-// The values of all ranks, of `n` each, one rank after the other.
-std::vector<double> gathered(const parallel::Group& all, std::vector<double> mine, Context& ctx) {
-  const auto n = static_cast<std::int64_t>(mine.size());
-  std::vector<double> values(mine.size() * static_cast<std::size_t>(all.size()));
-  all.all_gather(Tensor(values.data(), Shape{all.size(), n}, DType::f64),
-                 Tensor(mine.data(), Shape{n}, DType::f64), parallel::Traffic::sums, ctx);
-  return values;
-}
-
 double sum_of(std::span<const double> values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
 }  // namespace
@@ -112,7 +103,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
   ctx_.attention = run.train.attention;
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
   ops::open_stream(ctx_);
-  if (!ops::has_fast_matmul(ctx_.matmul, ctx_.device))
+  if (world.rank() == 0 && !ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
         "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
         "operands "
@@ -183,8 +174,7 @@ std::vector<double> Step::count_mtp_targets() {
     for (std::size_t k = 0; k < count_K.size(); ++k)
       count_K[k] += static_cast<double>(
           model::mtp_target_count(buffers_.on_host(micro), static_cast<std::int64_t>(k) + 1));
-  mesh_.all.sum(Tensor(count_K.data(), Shape{static_cast<std::int64_t>(count_K.size())}, DType::f64),
-                parallel::Traffic::sums, ctx_);
+  mesh_.all.sum_numbers(count_K);
   return count_K;
 }
 
@@ -298,17 +288,17 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
   // Token counts are far below the 2^53 up to which doubles are exact.
   std::array<double, 2> counts = {static_cast<double>(result.tokens.tokens),
                                   static_cast<double>(result.tokens.keys)};
-  mesh_.all.sum(Tensor(counts.data(), Shape{2}, DType::f64), parallel::Traffic::sums, ctx_);
+  mesh_.all.sum_numbers(counts);
   result.tokens = {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
   if (routing.n_layers() > 0) mesh_.all.sum(result.load.sums(), parallel::Traffic::sums, ctx_);
 
-  result.loss = sum_of(gathered(mesh_.all, loss_MB, ctx_)) / static_cast<double>(batch_tokens());
-  const std::vector<double> mtp_loss = gathered(mesh_.all, mtp_loss_MKB, ctx_);
+  result.loss = sum_of(mesh_.all.gather_numbers(loss_MB)) / static_cast<double>(batch_tokens());
+  const std::vector<double> mtp_loss = mesh_.all.gather_numbers(mtp_loss_MKB);
   const auto B = static_cast<std::size_t>(run_.train.micro_batch_size);
   for (std::size_t at = 0; at < mtp_loss.size(); at += B)
     result.mtp_loss +=
         mtp_share_K[at / B % static_cast<std::size_t>(n_depths)] * sum_of(std::span(mtp_loss).subspan(at, B));
-  const std::vector<double> figures = gathered(mesh_.all, figure_M3_.values, ctx_);
+  const std::vector<double> figures = mesh_.all.gather_numbers(figure_M3_.values);
   for (std::size_t at = 0; at < figures.size(); at += kFigures) {
     result.balance_loss += figures[at + kBalance];
     result.z_loss += figures[at + kZ];

@@ -38,9 +38,7 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
 // Each number is one rank's and 0 on the others: as doubles, they add up exactly.
 void add_over_ranks(std::vector<std::uint32_t>& numbers, const parallel::Group& all) {
   std::vector<double> sums(numbers.begin(), numbers.end());
-  Context ctx;
-  all.sum(Tensor(sums.data(), Shape{static_cast<std::int64_t>(sums.size())}, DType::f64),
-          parallel::Traffic::sums, ctx);
+  all.sum_numbers(sums);
   std::transform(sums.begin(), sums.end(), numbers.begin(),
                  [](double sum) { return static_cast<std::uint32_t>(sum); });
 }

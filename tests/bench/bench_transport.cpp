@@ -60,7 +60,7 @@ Seconds measure(const parallel::Group& group, int rounds, const std::function<vo
 void bench(parallel::World& world, const std::string& name) {
   Context ctx;
   const int n = world.size();
-  const parallel::Group group = parallel::make_mesh(world, 1).all;
+  const parallel::Group group = parallel::all_ranks(world);
   std::vector<float> a(static_cast<std::size_t>(n * kPiece / 4), 1.0f), b(a.size(), 2.0f);
   const Tensor a_NX(a.data(), {n, kPiece / 4}, DType::f32), b_NX(b.data(), {n, kPiece / 4}, DType::f32);
   const double received = static_cast<double>((n - 1) * kPiece);
