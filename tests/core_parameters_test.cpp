@@ -142,6 +142,7 @@ ParameterStore with_experts(const Placement& placement) {
   store.begin_group();
   store.add({.name = "embedding", .shape = {3, 50000}, .init_std = 0.5});
   for (int layer = 0; layer < 2; ++layer) {
+    store.begin_layer();
     store.begin_group();
     for (int e = 0; e < 4; ++e)
       for (const char* matrix : {"gate", "up"})
@@ -214,7 +215,7 @@ TEST(ParameterStore, EveryElementIsOwnedByOneRank) {
       for (const Block& block : store.own_blocks()) {
         ++block_owners[static_cast<std::size_t>(block.number)];
         elements += block.range.count;
-        EXPECT_EQ(store.with_moments(block.range).size(), 1u);
+        EXPECT_EQ(store.updated(block.range).size(), 1u);
         EXPECT_EQ(store.moment1(block.range).numel(), block.range.count);
         // Vectors of both arrays begin alike.
         const auto place_in_line = [](const Tensor& t) {
@@ -227,6 +228,42 @@ TEST(ParameterStore, EveryElementIsOwnedByOneRank) {
     }
     for (const auto& row : owners) EXPECT_EQ(std::count(row.begin(), row.end(), 1), std::ssize(row));
     EXPECT_EQ(std::count(block_owners.begin(), block_owners.end(), 1), lone.n_blocks());
+  }
+}
+
+// Where ranks share the gradients of layers, only what several ranks hold takes that memory, the sums of the
+// own parts lie in one array, each element once, and less is taken than by whole gradients.
+TEST(ParameterStore, LayersOfSeveralRanksShareTheMemoryOfGradients) {
+  for (const auto& [size, experts] : {std::pair{2, 1}, {2, 2}, {4, 2}, {8, 4}}) {
+    SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << experts);
+    for (int place = 0; place < size; ++place) {
+      Placement placement{.place = place,
+                          .size = size,
+                          .expert_place = place % experts,
+                          .expert_size = experts,
+                          .replica_place = place / experts,
+                          .replica_size = size / experts,
+                          .shard_moments = true};
+      const std::int64_t whole = with_experts(placement).gradients_size();
+      placement.shard_gradients = true;
+      ParameterStore store = with_experts(placement);
+      store.allocate(DType::f32, true);
+      EXPECT_LE(store.gradients_size(), whole + 64);  // lines that are not full
+      const bool experts_are_shared = size > experts;
+      EXPECT_EQ(store.layer_ranges(0)[1].count > 0, experts_are_shared);
+      EXPECT_GT(store.layer_ranges(0)[0].count, 0);
+      std::vector<int> taken(static_cast<std::size_t>(store.sum_of_grads().numel()), 0);
+      for (const RowPiece& piece : store.owned(RowArray::gradient)) {
+        const std::int64_t first = piece.tensor_N.as<float>() - store.sum_of_grads().as<float>();
+        for (std::int64_t i = 0; i < piece.tensor_N.numel(); ++i) ++taken[static_cast<std::size_t>(first + i)];
+        const Parameter& row = store.rows()[piece.row];
+        const FlatRange range{row.offset + piece.first, piece.tensor_N.numel()};
+        EXPECT_EQ(store.index_of_sum(range), first);
+        const bool in_place = row.layer < 0 || (row.sharding == Sharding::by_expert && !experts_are_shared);
+        EXPECT_EQ(store.grad(range).raw() == piece.tensor_N.raw(), in_place) << row.name;
+      }
+      EXPECT_LE(*std::max_element(taken.begin(), taken.end()), 1);
+    }
   }
 }
 

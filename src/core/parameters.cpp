@@ -168,11 +168,16 @@ std::vector<Block> ParameterStore::blocks_of(const FlatRange& range) const {
   return blocks;
 }
 
-std::vector<FlatRange> ParameterStore::with_moments(const FlatRange& range) const {
-  if (!placement_.shard_moments) return {range};
+std::vector<FlatRange> ParameterStore::updated(const FlatRange& range) const {
   std::vector<FlatRange> ranges;
-  for (const Region& region : regions_)
-    if (const FlatRange part = overlap(range, region.own_part()); part.count > 0) ranges.push_back(part);
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const FlatRange own = overlap(range, placement_.shard_moments ? regions_[i].own_part() : regions_[i].all);
+    const auto add = [&](const FlatRange& piece) {
+      if (const FlatRange part = overlap(own, piece); part.count > 0) ranges.push_back(part);
+    };
+    for (const auto& layer : layer_ranges_) add(layer[i]);
+    for (const FlatRange& in_grads : ranges_in_grads(i)) add(in_grads);
+  }
   return ranges;
 }
 
@@ -190,34 +195,44 @@ Tensor ParameterStore::moment(const Tensor& moment_M, const FlatRange& range) co
   return moment_M.slice(placement_.shard_moments ? index_of_own(range) : range.first, range.count);
 }
 
-// Where the rows of each layer lie, in each region side by side.
+bool ParameterStore::shares_layers(std::size_t region) const {
+  return placement_.shard_gradients && regions_[region].parts.size() > 1;
+}
+
+// Where the rows of each layer that share a memory lie, in each region side by side.
 void ParameterStore::find_layers() {
   layer_ranges_.assign(static_cast<std::size_t>(n_layers_), {});
   for (const Parameter& row : rows_) {
-    if (row.layer < 0 || row.offset < 0) continue;
-    FlatRange& range =
-        layer_ranges_[static_cast<std::size_t>(row.layer)][row.sharding == Sharding::by_expert ? 1 : 0];
+    const std::size_t region = row.sharding == Sharding::by_expert ? 1 : 0;
+    if (row.layer < 0 || row.offset < 0 || !shares_layers(region)) continue;
+    FlatRange& range = layer_ranges_[static_cast<std::size_t>(row.layer)][region];
     if (range.count == 0) range.first = row.offset;
     range.count = row.offset + row.shape.numel() - range.first;
   }
-  layer_grads_size_ = 0;
-  grads_size_ = size_;
-  if (!placement_.shard_gradients) return;
-  for (const auto& ranges : layer_ranges_)
-    layer_grads_size_ = std::max(layer_grads_size_, round_up(ranges[0].count) + round_up(ranges[1].count));
-  grads_size_ = 0;
+  grads_size_ = layer_grads_size_ = layer_sums_size_ = 0;
   for (std::size_t i = 0; i < regions_.size(); ++i)
     for (const FlatRange& range : ranges_in_grads(i)) grads_size_ += round_up(range.count);
+  first_sum_.assign(layer_ranges_.size(), {});
+  for (std::size_t layer = 0; layer < layer_ranges_.size(); ++layer) {
+    const auto& ranges = layer_ranges_[layer];
+    layer_grads_size_ = std::max(layer_grads_size_, round_up(ranges[0].count) + round_up(ranges[1].count));
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      const FlatRange own = overlap(ranges[i], regions_[i].own_part());
+      first_sum_[layer][i] = grads_size_ + layer_sums_size_;
+      // As far from a line's beginning as the values that the sums belong to.
+      if (own.count > 0) first_sum_[layer][i] += own.first % kLine;
+      if (own.count > 0) layer_sums_size_ += round_up(own.first % kLine + own.count);
+    }
+  }
 }
 
 std::array<FlatRange, 2> ParameterStore::layer_ranges(std::int64_t layer) const {
   return layer_ranges_[static_cast<std::size_t>(layer)];
 }
 
-// What no layer has of a region: all of it, where layers do not share memory.
+// What of a region is not in the memory of layers.
 std::vector<FlatRange> ParameterStore::ranges_in_grads(std::size_t region) const {
   const FlatRange& all = regions_[region].all;
-  if (!placement_.shard_gradients) return {all};
   std::vector<FlatRange> ranges;
   std::int64_t next = all.first;
   const auto up_to = [&](std::int64_t end) {
@@ -232,37 +247,60 @@ std::vector<FlatRange> ParameterStore::ranges_in_grads(std::size_t region) const
   return ranges;
 }
 
-Tensor ParameterStore::grad(const FlatRange& range) const {
-  SY_CHECK(grad_P_.defined(), "gradients were not allocated");
-  if (!placement_.shard_gradients) return grad_P_.slice(range.first, range.count);
-  for (const auto& layer : layer_ranges_) {
-    for (std::size_t i = 0; i < layer.size(); ++i)
-      if (range.count > 0 && overlap(range, layer[i]).count == range.count)
-        return layer_grad_W_.slice((i == 0 ? 0 : round_up(layer[0].count)) + range.first - layer[i].first,
-                                   range.count);
-  }
+std::size_t ParameterStore::region_of(const FlatRange& range) const {
+  return overlap(range, regions_[0].all).count == range.count ? 0 : 1;
+}
+
+std::int64_t ParameterStore::layer_of(std::size_t region, const FlatRange& range) const {
+  for (std::size_t layer = 0; layer < layer_ranges_.size(); ++layer)
+    if (range.count > 0 && overlap(range, layer_ranges_[layer][region]).count == range.count)
+      return static_cast<std::int64_t>(layer);
+  return -1;
+}
+
+std::int64_t ParameterStore::index_in_grads(const FlatRange& range) const {
   std::int64_t at = 0;
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     for (const FlatRange& in_grads : ranges_in_grads(i)) {
-      if (overlap(range, in_grads).count == range.count)
-        return grad_P_.slice(at + range.first - in_grads.first, range.count);
+      if (overlap(range, in_grads).count == range.count) return at + range.first - in_grads.first;
       at += round_up(in_grads.count);
     }
   }
   SY_CHECK(false, "{} elements from {} are not of one layer", range.count, range.first);
-  return {};
+  return 0;
+}
+
+Tensor ParameterStore::grad(const FlatRange& range) const {
+  SY_CHECK(grad_P_.defined(), "gradients were not allocated");
+  const std::size_t region = region_of(range);
+  const std::int64_t layer = layer_of(region, range);
+  if (layer < 0) return grad_P_.slice(index_in_grads(range), range.count);
+  const auto ranges = layer_ranges(layer);
+  return layer_grad_W_.slice((region == 0 ? 0 : round_up(ranges[0].count)) + range.first - ranges[region].first,
+                             range.count);
+}
+
+Tensor ParameterStore::layer_grads(std::int64_t layer) const {
+  const auto ranges = layer_ranges(layer);
+  return layer_grad_W_.slice(0, round_up(ranges[0].count) + round_up(ranges[1].count));
 }
 
 std::int64_t ParameterStore::index_of_sum(const FlatRange& range) const {
-  return placement_.shard_gradients ? index_of_own(range) : range.first;
+  const std::size_t region = region_of(range);
+  const std::int64_t layer = layer_of(region, range);
+  if (layer < 0) return index_in_grads(range);
+  const FlatRange own = overlap(layer_ranges(layer)[region], regions_[region].own_part());
+  SY_CHECK(overlap(range, own).count == range.count, "another rank owns {} elements from {}", range.count,
+           range.first);
+  return first_sum_[static_cast<std::size_t>(layer)][region] + range.first - own.first;
 }
 
 Tensor ParameterStore::sum_of_grads(const FlatRange& range) const {
-  return sum_M_.slice(index_of_sum(range), range.count);
+  return sum_S_.slice(index_of_sum(range), range.count);
 }
 
 std::int64_t ParameterStore::gradients_size() const {
-  return placement_.shard_gradients ? grads_size_ + layer_grads_size_ + own_size_ : size_;
+  return grads_size_ + layer_sums_size_ + layer_grads_size_;
 }
 
 Tensor ParameterStore::grad(std::size_t row) const { return grad(range_of(row)).reshape(rows_[row].shape); }
@@ -350,11 +388,8 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
                                 : Tensor(memory_.get() + bytes - weight_bytes, Shape{size_}, compute, device);
   if (!training) return;
   grad_P_ = flat(array_bytes, grads_size_);
-  sum_M_ = grad_P_;
-  if (placement_.shard_gradients) {
-    sum_M_ = flat(array_bytes + grads_size_ * size_of(dtype), own_size_);
-    layer_grad_W_ = flat(array_bytes + (grads_size_ + own_size_) * size_of(dtype), layer_grads_size_);
-  }
+  sum_S_ = flat(array_bytes, grads_size_ + layer_sums_size_);
+  layer_grad_W_ = flat(array_bytes + (grads_size_ + layer_sums_size_) * size_of(dtype), layer_grads_size_);
   moment1_P_ = flat(array_bytes + grad_bytes, moments_size_);
   moment2_P_ = flat(array_bytes + grad_bytes + moment_bytes, moments_size_);
 }

@@ -80,9 +80,10 @@ class ParameterStore {
   void begin_group();
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
-  // The rows added from here on, up to the next call or end_layers(), are those of a layer: with
-  // shard_gradients the gradients of all layers are made in one memory, one layer after the other.
-  void begin_layer() { layer_ = n_layers_++; }
+  // The rows added from here on, up to the next call or end_layers(), are those of a layer, whose number it
+  // returns: with shard_gradients, and where several ranks share the rows, the gradients of all layers are made
+  // in one memory, one layer after the other.
+  std::int64_t begin_layer() { return layer_ = n_layers_++; }
   void end_layers() { layer_ = -1; }
   // Lays the rows out for this rank; without it, for the only one. Only before allocate().
   void place(const Placement& placement);
@@ -110,20 +111,23 @@ class ParameterStore {
   std::int64_t n_blocks() const { return n_blocks_; }
   // Elements of what gradients() and gradients of layers take.
   std::int64_t gradients_size() const;
-  // What of a range of the flat arrays has moments here: all of it, or what lies in an own part.
-  std::vector<FlatRange> with_moments(const FlatRange& range) const;
+  // What of a range of the flat arrays is updated here: all of it, or what lies in an own part; in pieces of
+  // which each has its moments, and its sums of gradients, side by side.
+  std::vector<FlatRange> updated(const FlatRange& range) const;
   Tensor moment1(const FlatRange& range) const { return moment(moment1_P_, range); }
   Tensor moment2(const FlatRange& range) const { return moment(moment2_P_, range); }
 
-  // Gradients as the backward pass makes them lie in grads(), which a step zeroes, and in layer_grads(), if
-  // layers share it. Sums over ranks and micro-batches, of an own part, are in sum_of_grads(): the same memory,
-  // or with shard_gradients one of its own, in which the position of an element is index_of_sum().
+  // Gradients as the backward pass makes them lie in grads(), which a step zeroes, and of layers that share a
+  // memory in layer_grads(). Sums over ranks and micro-batches, of an own part, are in sum_of_grads(): those of
+  // grads() in their place, and behind them those of the layers; index_of_sum() is the position of an element.
   std::int64_t n_layers() const { return n_layers_; }
-  std::array<FlatRange, 2> layer_ranges(std::int64_t layer) const;  // in each region
+  bool layers_share_gradients() const { return layer_grads_size_ > 0; }
+  // What is in layer_grads() of each region; count 0: nothing.
+  std::array<FlatRange, 2> layer_ranges(std::int64_t layer) const;
   std::vector<FlatRange> ranges_in_grads(std::size_t region) const;
   Tensor grad(const FlatRange& range) const;  // of a layer, or of what lies in grads()
-  Tensor layer_grads() const { return layer_grad_W_; }
-  Tensor sum_of_grads() const { return sum_M_; }
+  Tensor layer_grads(std::int64_t layer) const;
+  Tensor sum_of_grads() const { return sum_S_; }
   Tensor sum_of_grads(const FlatRange& range) const;
   std::int64_t index_of_sum(const FlatRange& range) const;
 
@@ -154,6 +158,11 @@ class ParameterStore {
   void find_layers();
   std::vector<Block> blocks_of(const FlatRange& range) const;
   std::int64_t index_of_own(const FlatRange& range) const;  // in an array of own parts
+  bool shares_layers(std::size_t region) const;
+  // The layer in whose part of a region the range lies; -1: it is in grads().
+  std::int64_t layer_of(std::size_t region, const FlatRange& range) const;
+  std::size_t region_of(const FlatRange& range) const;
+  std::int64_t index_in_grads(const FlatRange& range) const;
   Tensor moment(const Tensor& moment_M, const FlatRange& range) const;
   FlatRange range_of(std::size_t row) const;
   FlatRange range_of_block(std::size_t first, const Shape& shape) const;
@@ -167,14 +176,15 @@ class ParameterStore {
   std::int64_t layer_ = -1, n_layers_ = 0;
   Placement placement_;
   std::int64_t size_ = 0, own_size_ = 0, moments_size_ = 0, n_blocks_ = 0;
-  std::int64_t grads_size_ = 0, layer_grads_size_ = 0;
+  std::int64_t grads_size_ = 0, layer_grads_size_ = 0, layer_sums_size_ = 0;
   std::vector<std::array<FlatRange, 2>> layer_ranges_;
+  std::vector<std::array<std::int64_t, 2>> first_sum_;  // of what a layer has in an own part, in sum_of_grads()
   std::array<Region, 2> regions_;
   std::array<std::int64_t, 2> first_own_{};  // of each region's, in an array of own parts
   std::vector<Block> own_blocks_;
   bool training_ = false;
   AlignedBuffer memory_;
-  Tensor value_P_, weight_P_, grad_P_, layer_grad_W_, sum_M_, moment1_P_, moment2_P_;
+  Tensor value_P_, weight_P_, grad_P_, layer_grad_W_, sum_S_, moment1_P_, moment2_P_;
 };
 
 }  // namespace switchyard

@@ -21,17 +21,21 @@ MatmulType matmul_type_of(config::ComputeType type) {
 
 Transformer::Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training)
     : config_(model), dtype_(dtype), training_(training) {
-  const auto matrix = [&](const char* name) {
+  // Multi-token prediction and tied weights come back to them, so that their gradients are never done sooner.
+  const bool are_layers = !model.tie_word_embeddings && model.num_nextn_predict_layers == 0;
+  const auto matrix = [&](const char* name, std::int64_t& layer) {
+    if (are_layers) layer = parameters_.begin_layer();
     parameters_.begin_group();
     return parameters_.add({.name = name,
                             .shape = Shape{model.vocab_size, model.hidden_size},
                             .init = Init::normal,
                             .init_std = model.initializer_range});
   };
-  embedding_ = matrix("model.embed_tokens.weight");
+  embedding_ = matrix("model.embed_tokens.weight", layers_.embedding);
   std::vector<router::RoutedLayer*> routed;
   for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
-    parameters_.begin_layer();
+    const std::int64_t layer = parameters_.begin_layer();
+    if (l == 0) layers_.first_block = layer;
     blocks_.emplace_back(model, router, l, model.layers[static_cast<std::size_t>(l)], expert_ranks_,
                          parameters_);
     if (blocks_.back().router() != nullptr) routed.push_back(blocks_.back().router());
@@ -42,7 +46,8 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
                                  .shape = Shape{model.hidden_size},
                                  .init = Init::ones,
                                  .weight_decay = false});
-  head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
+  head_ = model.tie_word_embeddings ? embedding_ : matrix("lm_head.weight", layers_.head);
+  parameters_.end_layers();
   if (model.num_nextn_predict_layers > 0)
     mtp_.emplace(model, router, embedding_, head_, expert_ranks_, parameters_);
   for (std::int64_t depth = 0; depth < n_mtp_depths(); ++depth)
@@ -206,8 +211,10 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   {
     ScratchScope of_head(ctx.scratch);
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
-    ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, weight(head_), batch.target_T,
-                                     dloss, ctx);
+    with_gradient(layers_.head, [&] {
+      ops::classifier_forward_backward(loss_T, dfinal_TD, grad(head_), final_TD_, weight(head_), batch.target_T,
+                                       dloss, ctx);
+    });
     if (mtp && n_mtp_depths() > 0) mtp_->loss_and_backward(dfinal_TD, *mtp, final_TD_, rope_, ctx);
     ops::fill_zero(dstream_TD, ctx);
     ops::rmsnorm_backward(dstream_TD, grad(final_norm_), dfinal_TD, stream_.back(), final_rstd_T1_,
@@ -217,12 +224,18 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
     mark("backward of layer", static_cast<std::int64_t>(l));
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
-    const auto layer = static_cast<std::int64_t>(l);
-    if (layer_gradient_.begin) layer_gradient_.begin(layer);
-    blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx);
-    if (layer_gradient_.end) layer_gradient_.end(layer);
+    with_gradient(layers_.first_block + static_cast<std::int64_t>(l),
+                  [&] { blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx); });
   }
-  ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx);
+  mark("backward of the embedding");
+  with_gradient(layers_.embedding,
+                [&] { ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx); });
+}
+
+void Transformer::with_gradient(std::int64_t layer, const std::function<void()>& make) {
+  if (layer >= 0 && layer_gradient_.begin) layer_gradient_.begin(layer);
+  make();
+  if (layer >= 0 && layer_gradient_.end) layer_gradient_.end(layer);
 }
 
 void Transformer::logits(Tensor logits_NV, Context& ctx) const {

@@ -95,7 +95,7 @@ class Transformer {
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                          const MtpLoss* mtp = nullptr);
-  // Called in loss_and_backward before the gradients of a main layer's parameters are made, and once they are.
+  // Called in loss_and_backward before the gradients of a layer of parameters() are made, and once they are.
   struct LayerGradient {
     std::function<void(std::int64_t layer)> begin, end;
   };
@@ -125,6 +125,7 @@ class Transformer {
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
+  void with_gradient(std::int64_t layer, const std::function<void()>& make);
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
   void prepare(const Batch& batch);
@@ -137,6 +138,10 @@ class Transformer {
   ExpertRanks expert_ranks_;  // the blocks know where it is
   std::int64_t expert_room_ = 0;
   std::size_t embedding_, final_norm_, head_;  // rows; head_ is embedding_ where they are tied
+  // Layers of parameters_, of which the blocks have one each; -1: of none.
+  struct {
+    std::int64_t embedding = -1, first_block = -1, head = -1;
+  } layers_;
   std::vector<DecoderBlock> blocks_;
   std::optional<MtpLayers> mtp_;
   LayerGradient layer_gradient_;

@@ -96,32 +96,33 @@ const parallel::Group& AdamW::group_of(std::size_t region) const {
   return region == 0 ? mesh_.all : mesh_.replicas;
 }
 
-void AdamW::sum_range(ParameterStore& store, std::size_t i, const FlatRange& range, bool add,
-                      Context& ctx) const {
-  if (range.count == 0) return;
+void AdamW::sum_range(ParameterStore& store, std::size_t i, const FlatRange& range, Context& ctx) const {
   const Region& region = store.regions()[i];
   const parallel::Group& group = group_of(i);
   const Tensor grad_P = store.grad(range);
   const std::vector<FlatRange> parts = parts_of(region, range);
   group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
   if (level_ == 0) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
-  const FlatRange own = overlap(region.own_part(), range);
-  if (level_ < 2 || own.count == 0) return;
-  const Tensor sum = store.sum_of_grads(own), of_batch = store.grad(own);
-  if (add)
-    ops::add(sum, sum, of_batch, ctx);
-  else
-    ops::copy(sum, of_batch, ctx);
 }
 
 void AdamW::sum_gradients(ParameterStore& store, Context& ctx) const {
   for (std::size_t i = 0; i < store.regions().size(); ++i)
-    for (const FlatRange& range : store.ranges_in_grads(i)) sum_range(store, i, range, false, ctx);
+    for (const FlatRange& range : store.ranges_in_grads(i)) sum_range(store, i, range, ctx);
 }
 
 void AdamW::sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const {
   const auto ranges = store.layer_ranges(layer);
-  for (std::size_t i = 0; i < ranges.size(); ++i) sum_range(store, i, ranges[i], add, ctx);
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    if (ranges[i].count == 0) continue;
+    sum_range(store, i, ranges[i], ctx);
+    const FlatRange own = overlap(store.regions()[i].own_part(), ranges[i]);
+    if (own.count == 0) continue;
+    const Tensor sum = store.sum_of_grads(own), of_batch = store.grad(own);
+    if (add)
+      ops::add(sum, sum, of_batch, ctx);
+    else
+      ops::copy(sum, of_batch, ctx);
+  }
 }
 
 void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const {
@@ -148,7 +149,7 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
                                    .eps = options_.eps,
                                    .weight_decay = range.decay ? options_.weight_decay : 0.0,
                                    .step = step};
-      for (const FlatRange& part : store.with_moments(range.flat)) {
+      for (const FlatRange& part : store.updated(range.flat)) {
         const auto of = [&](const Tensor& flat_P) { return flat_P.slice(part.first, part.count); };
         ops::adamw_update(of(store.values()), store.moment1(part), store.moment2(part),
                           store.sum_of_grads(part), grad_scale_1, numbers,

@@ -26,7 +26,8 @@ class AdamW {
 
   // The gradients of all ranks are added up: what this rank updates is complete on it.
   void sum_gradients(ParameterStore& store, Context& ctx) const;
-  // With zero 2: those of one layer and micro-batch, added to the sums, or (`add` false) in their place.
+  // Where layers share the memory of their gradients: those of one layer and micro-batch, added to the sums, or
+  // (`add` false) in their place.
   void sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const;
   // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares, the same bits on every
   // rank and from equal gradients on any number of ranks. Parts of blocks that this rank owns are summed here,
@@ -46,8 +47,7 @@ class AdamW {
   void find_ranges(const ParameterStore& store);
   void find_blocks(const ParameterStore& store, Device device);
   const parallel::Group& group_of(std::size_t region) const;
-  void sum_range(ParameterStore& store, std::size_t region, const FlatRange& range, bool add,
-                 Context& ctx) const;
+  void sum_range(ParameterStore& store, std::size_t region, const FlatRange& range, Context& ctx) const;
 
   config::Train options_;
   const parallel::Mesh& mesh_;

@@ -135,6 +135,7 @@ void Step::rehearse() {
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
   do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
+  ctx_.scratch.settle();
   memory_.workspace = ctx_.scratch.reserved();
 }
 
@@ -319,8 +320,12 @@ void Step::run_micro_batches(std::span<const double> mtp_dloss_K) {
   std::vector<Tensor> sums = {parameters.grads()};
   if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
   for_each_micro_batch(sums, [&](std::int64_t micro) {
-    if (parameters.layer_grads().defined())
-      model_.on_layer_gradient({.begin = [&](std::int64_t) { ops::fill_zero(parameters.layer_grads(), ctx_); },
+    if (parameters.layers_share_gradients())
+      model_.on_layer_gradient({.begin =
+                                    [&](std::int64_t layer) {
+                                      if (parameters.layer_grads(layer).numel() > 0)
+                                        ops::fill_zero(parameters.layer_grads(layer), ctx_);
+                                    },
                                 .end =
                                     [&, micro](std::int64_t layer) {
                                       optimizer_.sum_gradients_of_layer(parameters, layer, micro > 0, ctx_);
@@ -354,6 +359,7 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
   optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
   StepResult result = read_back(mtp_share_K);
   result.experts = experts;
+  if (ctx_.device == Device::cpu) ctx_.scratch.settle();  // a device's graphs keep what rehearse() settled
   return result;
 }
 
