@@ -94,6 +94,29 @@ TEST(Scratch, LiveTensorsDoNotOverlap) {
     for (std::int64_t i = 0; i < tensor.numel(); ++i) ASSERT_EQ(tensor.as<std::int32_t>()[i], tensor.numel());
 }
 
+TEST(Scratch, SettlesInWhatWasInUseAtOnce) {
+  Scratch scratch;
+  {
+    const ScratchScope outer(scratch);
+    scratch.take({100}, DType::f64);
+    for (int i = 0; i < 2; ++i) {  // one after the other
+      const ScratchScope inner(scratch);
+      scratch.take({200 + i}, DType::f64);
+    }
+    EXPECT_THROW(scratch.settle(), std::logic_error);
+  }
+  const std::int64_t grown = scratch.reserved();
+  scratch.settle();
+  EXPECT_EQ(scratch.reserved(), 832 + 1664);  // 100 and 201 of 8 bytes, to whole lines
+  EXPECT_LT(scratch.reserved(), grown);
+  {
+    const ScratchScope outer(scratch);
+    const Tensor first = scratch.take({100}, DType::f64), second = scratch.take({201}, DType::f64);
+    EXPECT_EQ(static_cast<std::byte*>(second.raw()) - static_cast<std::byte*>(first.raw()), 832);
+  }
+  EXPECT_EQ(scratch.reserved(), 832 + 1664);
+}
+
 TEST(Scratch, PoisonsWhatItHandsOut) {
   Scratch scratch;
   scratch.set_poison(true);

@@ -38,6 +38,14 @@ def speedup(base, other):
     return speed(other) / speed(base)
 
 
+def memory(runs):
+    return max(run["memory"] for run in runs) / 2**20
+
+
+def memory_share(base, other):
+    return memory(other) / memory(base)
+
+
 CASES = {
     "experts": Case("2 ranks x 1 thread over 1 rank x 2 threads, expert 2, 16 sequences a step: tokens/s", ">= 0.90",
                     way(1, 2, 16), way(2, 1, 16, expert=2), speedup),
@@ -45,12 +53,13 @@ CASES = {
                  way(1, 2, 64), way(2, 1, 64), speedup),
     "weak": Case("weak scaling, 1 to 2 ranks of 1 thread, 16 sequences a rank and step: tokens/s a rank", ">= 0.85",
                  way(1, 1, 16), way(2, 1, 32), lambda base, other: speedup(base, other) / 2),
-    "memory": Case("memory of a rank, zero 1, expert 2, over that of one process, 16 sequences a step", "<= 0.60",
-                   way(1, 2, 16), way(2, 1, 16, expert=2, zero=1),
-                   lambda base, other: max(r["memory"] for r in other) / max(r["memory"] for r in base)),
-    "memory2": Case("the same with zero 2, and micro-batches of half the size", "", way(1, 2, 16),
-                    way(2, 1, 16, expert=2, zero=2, micro=2),
-                    lambda base, other: max(r["memory"] for r in other) / max(r["memory"] for r in base)),
+    "memory": Case("memory of a rank, zero 1, expert 2, over that of one process: 16 sequences a step, 8 of them a rank's", "<= 0.60",
+                   way(1, 2, 16, micro=16), way(2, 1, 16, expert=2, zero=1, micro=8), memory_share),
+    "memory_4": Case("the same in micro-batches of 4 sequences everywhere", "", way(1, 2, 16), way(2, 1, 16, expert=2, zero=1),
+                     memory_share),
+    "memory_4_2": Case("the same, one process in micro-batches of 4 and ranks of 2", "", way(1, 2, 16),
+                       way(2, 1, 16, expert=2, zero=1, micro=2), memory_share),
+    "zero_2": Case("the same with zero 2", "", way(1, 2, 16), way(2, 1, 16, expert=2, zero=2, micro=2), memory_share),
     "four": Case("4 ranks over 2 ranks on the same cores, 32 sequences a step, expert 2: time", "<= 1.5",
                  way(2, 1, 32, expert=2), way(4, 1, 32, expert=2), lambda base, other: 1 / speedup(base, other)),
     "eight": Case("8 ranks over 2 ranks on the same cores, 32 sequences a step, expert 2: time", "<= 1.5",
@@ -99,7 +108,7 @@ def main():
     make_shard("data/bench/train.bin", run_config.read(args.config)["model"]["vocab_size"])
 
     print(f"{args.config}, {args.dtype}, {len(os.sched_getaffinity(0))} cores, medians of {args.rounds} rounds of {args.steps} steps\n")
-    print("| | bar | measured | tokens/s | wait |\n|---|---|---|---|---|")
+    print("| | bar | measured | tokens/s | MiB | wait |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         for name in args.cases or CASES:
             case = CASES[name]
@@ -108,8 +117,8 @@ def main():
                 base.append(run_once(args, case.base, directory))
                 other.append(run_once(args, case.other, directory))
             wait = statistics.median(run["wait"] for run in other)
-            print(f"| {case.name} | {case.bar} | {case.ratio(base, other):.2f} | {speed(base):.0f}, {speed(other):.0f} | {wait:.0%} |",
-                  flush=True)
+            print(f"| {case.name} | {case.bar} | {case.ratio(base, other):.2f} | {speed(base):.0f}, {speed(other):.0f} "
+                  f"| {memory(base):.0f}, {memory(other):.0f} | {wait:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

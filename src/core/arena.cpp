@@ -41,6 +41,8 @@ Tensor Scratch::take(Shape shape, DType dtype) {
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
   used_ += bytes;
+  in_use_ += bytes;
+  peak_ = std::max(peak_, in_use_);
   if (poison_) fill_bytes(p, kPoisonByte, bytes, device_);
   return Tensor(p, shape, dtype, device_);
 }
@@ -51,9 +53,17 @@ std::int64_t Scratch::reserved() const {
   return bytes;
 }
 
+void Scratch::settle() {
+  SY_CHECK(in_use_ == 0, "{} bytes of scratch space are in use", in_use_);
+  if (chunks_.size() < 2) return;
+  chunks_.clear();  // before the new one is asked for: both at once may be too much
+  chunks_.push_back({allocate_aligned(peak_, "the operators' scratch space", device_), peak_});
+}
+
 ScratchScope::~ScratchScope() {
   scratch_.chunk_ = chunk_;
   scratch_.used_ = used_;
+  scratch_.in_use_ = in_use_;
 }
 
 }  // namespace switchyard

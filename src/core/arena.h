@@ -44,6 +44,8 @@ class Scratch {
   // When set, every tensor handed out is filled with NaN first.
   void set_poison(bool on) { poison_ = on; }
   std::int64_t reserved() const;  // bytes that it has grown to
+  // While nothing is taken: one piece of memory instead of those it grew by, as large as was in use at once.
+  void settle();
 
  private:
   friend class ScratchScope;
@@ -53,15 +55,17 @@ class Scratch {
   };
   Device device_;
   std::vector<Chunk> chunks_;
-  std::size_t chunk_ = 0;  // the one in use
-  std::int64_t used_ = 0;  // bytes used in it
+  std::size_t chunk_ = 0;               // the one in use
+  std::int64_t used_ = 0;               // bytes used in it
+  std::int64_t in_use_ = 0, peak_ = 0;  // bytes of all chunks, and the most of them so far
   bool poison_ = false;
 };
 
 // Gives back, at the end of a block, all that was taken from a Scratch within it.
 class ScratchScope {
  public:
-  explicit ScratchScope(Scratch& scratch) : scratch_(scratch), chunk_(scratch.chunk_), used_(scratch.used_) {}
+  explicit ScratchScope(Scratch& scratch)
+      : scratch_(scratch), chunk_(scratch.chunk_), used_(scratch.used_), in_use_(scratch.in_use_) {}
   ~ScratchScope();
   ScratchScope(const ScratchScope&) = delete;
   ScratchScope& operator=(const ScratchScope&) = delete;
@@ -69,7 +73,7 @@ class ScratchScope {
  private:
   Scratch& scratch_;
   std::size_t chunk_;
-  std::int64_t used_;
+  std::int64_t used_, in_use_;
 };
 
 }  // namespace switchyard
