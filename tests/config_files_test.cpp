@@ -272,6 +272,7 @@ TEST(ConfigFiles, ThePageHasEveryWordOfEveryOption) {
   expect_all(kComputeTypes, known["train.dtype"]);
   expect_all(kAttentionBackends, known["train.attention"]);
   expect_all(kTokenExchanges, known["parallel.token_exchange"]);
+  expect_all(kSums, known["parallel.sums"]);
   expect_all(kWriters, known["checkpoint.writers"]);
 }
 

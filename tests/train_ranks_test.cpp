@@ -78,6 +78,9 @@ const Refusal kRefusals[] = {
        run.parallel.expert = 2;
      },
      "train.same_bits: needs parallel.expert 1, which is 2: experts add up in another order"},
+    {"LibrarySumsOnCpu", 2, [](config::Run& run) { run.parallel.sums = config::Sums::library; },
+     "parallel.sums: \"library\" is of ranks on CUDA devices, and these compute on the CPU; set it to "
+     "\"ordered\""},
 };
 
 TEST(CheckRanks, RefusesInOneLine) {
@@ -162,7 +165,7 @@ TEST(IdealBytes, AreWhatRanksSend) {
         RankWatch watch;
         watch.gather(world, mesh.all);
         for (std::int64_t layer = 0; zero == 2 && world.size() > 1 && layer < store.n_layers(); ++layer)
-          for (const bool add : {false, true}) optimizer.sum_gradients_of_layer(store, layer, add, ctx);
+          for (int micro = 0; micro < 2; ++micro) optimizer.sum_gradients_of_layer(store, layer, ctx);
         optimizer.sum_gradients(store, ctx);
         optimizer.measure(store, squares, ctx);
         optimizer.update(store, squares, 0.1, 1, ctx);

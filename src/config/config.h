@@ -194,6 +194,8 @@ struct Train {
 // How tokens come to the ranks that hold their experts (parallel/token_exchange.h); automatic: rows on a CPU,
 // all on a device.
 enum class TokenExchange { automatic, all, rows };
+// How ranks on devices add up: by our operators in one order, or by NCCL in its own.
+enum class Sums { ordered, library };
 
 struct Parallel {
   std::int64_t threads = 0;  // of a rank; 0: the cores that it may use, divided by the ranks that share them
@@ -201,6 +203,7 @@ struct Parallel {
   std::int64_t expert = 1;   // ranks that together hold each expert once
   std::int64_t zero = 1;     // 0: every rank has all of AdamW's state; 1: its part; 2: of gradients, too
   TokenExchange token_exchange = TokenExchange::automatic;
+  Sums sums = Sums::ordered;
   // Rows that a rank's experts can take, as a multiple of an even load, at least 1.
   static constexpr double kAutoRoom = 0, kWorstRoom = std::numeric_limits<double>::infinity();
   double expert_room = kAutoRoom;

@@ -193,6 +193,11 @@ void describe(V& v, Parallel& parallel) {
        "with `expert` above 1, how tokens come to their experts: `all` tokens to every rank of the expert "
        "group, or `rows` where they are needed, each token once; `auto`: `rows` on a CPU, `all` on a device"},
       parallel.token_exchange, kTokenExchanges);
+  v.choice(
+      {"sums",
+       "how ranks on CUDA devices add gradients and counts: `ordered`, in one order, to the same bits in every "
+       "run; or `library`, as NCCL does, which may be faster and may give other bits each time"},
+      parallel.sums, kSums);
   v.room(
       {"expert_room",
        "with `expert` above 1, the rows that a rank's experts can take, as a multiple of an even load; a step "

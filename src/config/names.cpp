@@ -85,6 +85,17 @@ std::string_view name_of(TokenExchange exchange) {
   return "";
 }
 
+std::string_view name_of(Sums sums) {
+  switch (sums) {
+    case Sums::ordered:
+      return "ordered";
+    case Sums::library:
+      return "library";
+  }
+  SY_CHECK(false, "no such sums");
+  return "";
+}
+
 std::string_view name_of(Writers writers) {
   switch (writers) {
     case Writers::all:

@@ -16,6 +16,7 @@ inline constexpr Recompute kRecomputes[] = {Recompute::none, Recompute::swiglu, 
 inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16};
 inline constexpr TokenExchange kTokenExchanges[] = {TokenExchange::automatic, TokenExchange::all,
                                                     TokenExchange::rows};
+inline constexpr Sums kSums[] = {Sums::ordered, Sums::library};
 inline constexpr Writers kWriters[] = {Writers::all, Writers::first};
 inline constexpr AttentionBackend kAttentionBackends[] = {AttentionBackend::flash, AttentionBackend::cudnn};
 
@@ -26,6 +27,7 @@ std::string_view name_of(Recompute recompute);       // "none", "swiglu", "block
 std::string_view name_of(ComputeType type);          // "float32", "bfloat16"
 std::string_view name_of(AttentionBackend backend);  // "flash", "cudnn"
 std::string_view name_of(TokenExchange exchange);    // "auto", "all", "rows"
+std::string_view name_of(Sums sums);                 // "ordered", "library"
 std::string_view name_of(Writers writers);           // "all", "first"
 
 // The full name of a type of numbers that is often written short: bf16, fp32, f32, float, fp16, f16, half.

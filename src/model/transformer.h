@@ -58,6 +58,7 @@ class Transformer {
   // turns. A turn needs about an n-th of the rows, and with as many turns as the group has ranks, room for an
   // even load takes any routing (where that many divide T). The same on all ranks of the group.
   void set_rounds(std::int64_t n);
+  bool in_rounds() const { return expert_ranks_.n_rounds > 1; }
 
   // Refreshes the bf16 weights from the float32 parameters. Call after changing parameters; the optimizer does
   // it itself.

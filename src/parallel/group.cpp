@@ -15,9 +15,11 @@ constexpr std::int64_t kSumPieceBytes = std::int64_t{4} << 20;  // of each part,
 
 std::size_t index(int place) { return static_cast<std::size_t>(place); }
 
-void check_host(const Tensor& x) {
-  SY_CHECK(x.contiguous(), "ranks exchange contiguous tensors");
-  SY_CHECK(x.device() == Device::cpu, "ranks exchange tensors of host memory, not of {}", name_of(x.device()));
+bool on_host(const Tensor& x) { return x.device() == Device::cpu; }
+void check_moved(const Tensor& to, const Tensor& from) {
+  SY_CHECK(to.contiguous() && from.contiguous(), "ranks exchange contiguous tensors");
+  SY_CHECK(to.device() == from.device() && to.dtype() == from.dtype(), "{} of {} does not become {} of {}",
+           name_of(from.dtype()), name_of(from.device()), name_of(to.dtype()), name_of(to.device()));
 }
 void check_summed(const Tensor& x) {
   SY_CHECK(x.contiguous(), "ranks add contiguous tensors");
@@ -67,7 +69,9 @@ FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place) {
   return {first, start(place + 1) - first};
 }
 
-Group::Group(Transport& transport, std::vector<int> ranks) : transport_(transport), ranks_(std::move(ranks)) {
+Group::Group(Transport& transport, std::vector<int> ranks, std::shared_ptr<ops::DeviceGroup> device,
+             bool library_sums)
+    : transport_(transport), ranks_(std::move(ranks)), device_(std::move(device)), library_sums_(library_sums) {
   SY_CHECK(std::is_sorted(ranks_.begin(), ranks_.end()) &&
                std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end(),
            "the ranks of a group ascend");
@@ -90,35 +94,75 @@ void Group::tell_all(std::span<const std::byte> mine, F&& place_of, Traffic kind
   transport_.move(out, in, kind);
 }
 
-void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const {
-  if (size() == 1 && from_X.device() != Device::cpu) {  // a rank alone may compute on a device
-    if (to_NX.raw() != from_X.raw()) ops::copy(to_NX.reshape(from_X.shape()), from_X, ctx);
-    return;
+ops::DeviceGroup& Group::device_of(const Tensor& x) const {
+  SY_CHECK(device_ != nullptr, "these ranks do not meet on {}", name_of(x.device()));
+  return *device_;
+}
+
+void Group::move(const Tensor& of, std::span<const Piece> out, std::span<const Piece> in, Traffic kind,
+                 Context& ctx) const {
+  if (on_host(of)) {
+    std::vector<Outgoing> sent;
+    std::vector<Incoming> received;
+    for (const Piece& piece : out) sent.push_back({ranks_[index(piece.place)], piece.bytes});
+    for (const Piece& piece : in) received.push_back({ranks_[index(piece.place)], piece.bytes});
+    return transport_.move(sent, received, kind);
   }
-  check_host(to_NX);
-  check_host(from_X);
+  const auto messages = [](std::span<const Piece> pieces) {
+    std::vector<ops::DeviceGroup::Message> some;
+    for (const Piece& piece : pieces)
+      if (!piece.bytes.empty())
+        some.push_back({piece.place, piece.bytes.data(), static_cast<std::int64_t>(piece.bytes.size())});
+    return some;
+  };
+  const auto sent = messages(out), received = messages(in);
+  if (!sent.empty() || !received.empty()) device_of(of).move(sent, received, ctx);
+  for (const auto& message : sent) count(kind, message.bytes);
+}
+
+void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const {
+  check_moved(to_NX, from_X);
   const std::int64_t piece = from_X.numel();
-  SY_CHECK(to_NX.dtype() == from_X.dtype() && to_NX.numel() == size() * piece,
-           "{} pieces of {} {} do not make {} {}", size(), from_X.shape().to_string(), name_of(from_X.dtype()),
-           to_NX.shape().to_string(), name_of(to_NX.dtype()));
+  SY_CHECK(to_NX.numel() == size() * piece, "{} pieces of {} do not make {}", size(),
+           from_X.shape().to_string(), to_NX.shape().to_string());
+  if (!on_host(to_NX) && size() > 1) {
+    device_of(to_NX).all_gather(to_NX, from_X, ctx);
+    return count(kind, (size() - 1) * from_X.nbytes());
+  }
+  const Tensor own = elements(to_NX, {place_ * piece, piece});
+  if (piece > 0 && own.raw() != from_X.raw()) {
+    if (on_host(to_NX))
+      std::memcpy(own.raw(), from_X.raw(), static_cast<std::size_t>(own.nbytes()));
+    else
+      ops::copy(own, from_X.reshape(own.shape()), ctx);
+  }
+  if (size() == 1) return;
   const auto place_of = [&](int p) { return bytes_of(to_NX, p * piece, piece); };
-  const std::span<std::byte> own = place_of(place_);
-  if (!own.empty() && own.data() != from_X.raw()) std::memcpy(own.data(), from_X.raw(), own.size());
   tell_all(bytes_of(from_X, 0, piece), place_of, kind);
 }
 
-void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context&) const {
+void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
   if (size() == 1) return;
-  check_host(to_P);
+  check_moved(to_P, to_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
-  const auto place_of = [&](int p) { return bytes_of(to_P, part_N[index(p)].first, part_N[index(p)].count); };
-  tell_all(place_of(place_), place_of, kind);
+  const auto part = [&](int p) { return bytes_of(to_P, part_N[index(p)].first, part_N[index(p)].count); };
+  std::vector<Piece> out, in;
+  for (int p = 0; p < size(); ++p) {
+    if (p == place_) continue;
+    out.push_back({p, part(place_)});
+    in.push_back({p, part(p)});
+  }
+  move(to_P, out, in, kind, ctx);
 }
 
 void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const {
-  SY_CHECK(to_NX.dtype() == from_NX.dtype() && to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0,
-           "{} {} and {} {} are not {} equal pieces", from_NX.shape().to_string(), name_of(from_NX.dtype()),
-           to_NX.shape().to_string(), name_of(to_NX.dtype()), size());
+  check_moved(to_NX, from_NX);
+  SY_CHECK(to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0, "{} and {} are not {} equal pieces",
+           from_NX.shape().to_string(), to_NX.shape().to_string(), size());
+  if (!on_host(to_NX) && size() > 1) {
+    device_of(to_NX).exchange(to_NX, from_NX, ctx);
+    return count(kind, from_NX.nbytes() / size() * (size() - 1));
+  }
   const Shape pieces{size(), to_NX.numel() / size()};
   const std::vector<std::int64_t> one_N(ranks_.size(), 1);
   exchange_rows(to_NX.reshape(pieces), from_NX.reshape(pieces), one_N, one_N, kind, ctx);
@@ -126,11 +170,10 @@ void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) c
 
 void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
                           std::span<const std::int64_t> send_N, Traffic kind, Context&) const {
-  check_host(to_RX);
-  check_host(from_RX);
-  SY_CHECK(to_RX.dtype() == from_RX.dtype() && to_RX.row_size() == from_RX.row_size(),
-           "rows of {} {} become rows of {} {}", from_RX.row_size(), name_of(from_RX.dtype()), to_RX.row_size(),
-           name_of(to_RX.dtype()));
+  check_moved(to_RX, from_RX);
+  SY_CHECK(on_host(to_RX), "the host does not exchange rows of {}", name_of(to_RX.device()));
+  SY_CHECK(to_RX.row_size() == from_RX.row_size(), "rows of {} become rows of {}", from_RX.row_size(),
+           to_RX.row_size());
   SY_CHECK(receive_N.size() == ranks_.size() && send_N.size() == ranks_.size(), "{} and {} counts for {} ranks",
            receive_N.size(), send_N.size(), size());
   SY_CHECK(receive_N[index(place_)] == send_N[index(place_)], "{} rows to itself, but {} from itself",
@@ -156,8 +199,11 @@ void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int
 
 void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
   check_summed(x);
-  if (size() == 1 || x.numel() == 0) return;  // a rank alone may compute on a device
-  check_host(x);
+  if (size() == 1 || x.numel() == 0) return;
+  if (library_sums_ && !on_host(x)) {
+    device_of(x).sum(x, ctx);
+    return count(kind, 2 * (size() - 1) * x.nbytes() / size());  // what a ring of ranks sends
+  }
   const ScratchScope scope(ctx.scratch);
   const Tensor piece_NX = ctx.scratch.take({size(), x.numel()}, x.dtype());
   all_gather(piece_NX, x, kind, ctx);
@@ -168,7 +214,12 @@ void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic
   check_summed(x_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   if (size() == 1) return;
-  check_host(x_P);
+  if (library_sums_ && !on_host(x_P)) {
+    device_of(x_P).sum_to_owners(x_P, part_N, ctx);
+    for (const FlatRange& part : part_N)
+      if (&part != &part_N[index(place_)]) count(kind, part.count * size_of(x_P.dtype()));
+    return;
+  }
   std::int64_t longest = 0;
   for (const FlatRange& part : part_N) longest = std::max(longest, part.count);
   const std::int64_t piece = std::min(longest, kSumPieceBytes / size_of(x_P.dtype()));
@@ -183,8 +234,7 @@ void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic
     };
     const FlatRange own = piece_of(part_N[index(place_)]);
     const Tensor sum = elements(x_P, own);
-    std::vector<Outgoing> out;
-    std::vector<Incoming> in;
+    std::vector<Piece> out, in;
     std::vector<Tensor> leaf_N;
     for (int p = 0; p < size(); ++p) {
       if (p == place_) {
@@ -193,10 +243,10 @@ void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic
       }
       const FlatRange theirs = piece_of(part_N[index(p)]);
       leaf_N.push_back(elements(others_NX, {p * piece, own.count}));
-      out.push_back({ranks_[index(p)], bytes_of(x_P, theirs.first, theirs.count)});
-      in.push_back({ranks_[index(p)], bytes_of(others_NX, p * piece, own.count)});
+      out.push_back({p, bytes_of(x_P, theirs.first, theirs.count)});
+      in.push_back({p, bytes_of(others_NX, p * piece, own.count)});
     }
-    transport_.move(out, in, kind);
+    move(x_P, out, in, kind, ctx);
     add_leaves(sum, leaf_N, ctx);
   }
 }

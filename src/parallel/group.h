@@ -9,12 +9,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/context.h"
 #include "core/parameters.h"
+#include "ops/device_group.h"
 #include "parallel/transport.h"
 
 namespace switchyard::parallel {
@@ -25,14 +27,17 @@ FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place);
 
 class Group {
  public:
-  // `ranks` of the transport, ascending; its own is among them.
-  Group(Transport& transport, std::vector<int> ranks);
+  // `ranks` of the transport, ascending; its own is among them. `device`: the same ranks, where they compute on
+  // devices. With library_sums tensors there are added by the library (parallel.sums), in an order of its own.
+  Group(Transport& transport, std::vector<int> ranks, std::shared_ptr<ops::DeviceGroup> device = nullptr,
+        bool library_sums = false);
 
   int place() const { return place_; }
   int size() const { return static_cast<int>(ranks_.size()); }
   const std::vector<int>& ranks() const { return ranks_; }
 
-  // Tensors below are contiguous and lie where the run computes.
+  // Tensors below are contiguous and lie where the run computes, or on the host. On a device everything is work
+  // on the run's stream, which may be recorded, but for exchange_rows(), which is of the host alone.
 
   // Piece p of to_NX := from_X of place p; any type. from_X may be the own piece of to_NX.
   void all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const;
@@ -71,9 +76,20 @@ class Group {
   // mine goes to all others, and what place p has for all comes to place_of(p).
   template <class F>
   void tell_all(std::span<const std::byte> mine, F&& place_of, Traffic kind) const;
+  // Bytes for and from places of the group, where the tensor lies that they are of.
+  struct Piece {
+    int place;
+    std::span<std::byte> bytes;
+  };
+  void move(const Tensor& of, std::span<const Piece> out, std::span<const Piece> in, Traffic kind,
+            Context& ctx) const;
+  ops::DeviceGroup& device_of(const Tensor& x) const;
+  void count(Traffic kind, std::int64_t bytes) const { transport_.count_sent(kind, bytes); }
 
   Transport& transport_;
   std::vector<int> ranks_;
+  std::shared_ptr<ops::DeviceGroup> device_;
+  bool library_sums_ = false;
   int place_ = 0;
 };
 

@@ -53,6 +53,10 @@ class Transport {
   void move(std::span<const Outgoing> out, std::span<const Incoming> in, Traffic kind);
 
   const TransportCounts& counts() const { return counts_; }
+  // What has gone another way, from device to device.
+  void count_sent(Traffic kind, std::int64_t bytes) {
+    counts_.sent_bytes[static_cast<std::size_t>(kind)] += bytes;
+  }
   void forget_counts() { counts_ = {}; }  // of what is not the run's
 
  protected:

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/agreement.h"
+
 namespace switchyard::parallel {
 
 World make_lone_world() {
@@ -29,7 +31,7 @@ std::string host_name() {
   return name;
 }
 
-Mesh make_mesh(World& world, int expert) {
+Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
   const int size = world.size(), rank = world.rank();
   SY_CHECK(expert >= 1 && size % expert == 0, "{} ranks do not make expert groups of {}", size, expert);
   std::vector<int> neighbours(static_cast<std::size_t>(expert));
@@ -37,7 +39,16 @@ Mesh make_mesh(World& world, int expert) {
   std::vector<int> replicas;
   for (int other = rank % expert; other < size; other += expert) replicas.push_back(other);
   Transport& transport = *world.transport;
-  return {all_ranks(world), Group(transport, std::move(neighbours)), Group(transport, std::move(replicas))};
+  const Group all = all_ranks(world);
+  std::shared_ptr<ops::DeviceGroup> all_there, expert_there, replicas_there;
+  if (device != Device::cpu && size > 1) {
+    all_there = ops::make_device_group(by_first(all, [] { return ops::make_device_group_id(); }), rank, size);
+    expert_there = all_there->split(rank / expert);
+    replicas_there = all_there->split(rank % expert);
+  }
+  return {Group(transport, all.ranks(), all_there, library_sums),
+          Group(transport, std::move(neighbours), expert_there, library_sums),
+          Group(transport, std::move(replicas), replicas_there, library_sums)};
 }
 
 const Mesh& lone_mesh() {

@@ -28,7 +28,9 @@ std::string host_name();  // of this machine
 struct Mesh {
   Group all, expert, replicas;
 };
-Mesh make_mesh(World& world, int expert);  // expert divides the number of ranks
+// expert divides the number of ranks. Ranks that compute on devices meet there, too: all ranks call, each with
+// its device chosen (ops/device.h). `library_sums`: parallel.sums (group.h).
+Mesh make_mesh(World& world, int expert, Device device = Device::cpu, bool library_sums = false);
 
 // Of a process alone.
 const Mesh& lone_mesh();

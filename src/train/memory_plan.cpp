@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "core/error.h"
 #include "train/ranks.h"
 
@@ -41,6 +43,8 @@ std::vector<std::string> table_of(const MemoryPlan& plan) {
   entry("halves of gradients", plan.halves);
   entry("activations", plan.activations);
   entry("  at an even load", plan.even_activations);
+  if (plan.expert_room > 0 && std::isfinite(plan.expert_room))
+    lines.push_back(fmt::format("    with room for {:.2f} times an even load of experts", plan.expert_room));
   entry("workspace", plan.workspace.value_or(0));
   entry(plan.workspace ? "total" : "all but workspace", plan.total());
   return lines;

@@ -19,6 +19,7 @@ struct MemoryPlan {
   std::int64_t activations = 0;  // of one micro-batch
   // Of these, what is touched where every rank's experts get as many rows; 0: ranks do not share experts.
   std::int64_t even_activations = 0;
+  double expert_room = 0;  // rows that a rank's experts can take, as a multiple of an even load; the same
   // What operators take while they run; no value: not known before the first micro-batch has passed.
   std::optional<std::int64_t> workspace = std::nullopt;
 

@@ -110,18 +110,15 @@ void AdamW::sum_gradients(ParameterStore& store, Context& ctx) const {
     for (const FlatRange& range : store.ranges_in_grads(i)) sum_range(store, i, range, ctx);
 }
 
-void AdamW::sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const {
+void AdamW::sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, Context& ctx) const {
   const auto ranges = store.layer_ranges(layer);
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     if (ranges[i].count == 0) continue;
     sum_range(store, i, ranges[i], ctx);
     const FlatRange own = overlap(store.regions()[i].own_part(), ranges[i]);
     if (own.count == 0) continue;
-    const Tensor sum = store.sum_of_grads(own), of_batch = store.grad(own);
-    if (add)
-      ops::add(sum, sum, of_batch, ctx);
-    else
-      ops::copy(sum, of_batch, ctx);
+    const Tensor sum = store.sum_of_grads(own);
+    ops::add(sum, sum, store.grad(own), ctx);
   }
 }
 

@@ -26,9 +26,8 @@ class AdamW {
 
   // The gradients of all ranks are added up: what this rank updates is complete on it.
   void sum_gradients(ParameterStore& store, Context& ctx) const;
-  // Where layers share the memory of their gradients: those of one layer and micro-batch, added to the sums, or
-  // (`add` false) in their place.
-  void sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, bool add, Context& ctx) const;
+  // Where layers share the memory of their gradients: those of one layer and micro-batch, added to the sums.
+  void sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, Context& ctx) const;
   // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares, the same bits on every
   // rank and from equal gradients on any number of ranks. Parts of blocks that this rank owns are summed here,
   // then all blocks are added in the order of the model.

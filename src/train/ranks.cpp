@@ -61,9 +61,23 @@ void check_ranks(const config::Run& run, int size, Device device) {
         "order; set "
         "parallel.zero to 1",
         micro_batches / size);
-  if (size > 1 && device != Device::cpu)
-    throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
-                size);
+  if (size > 1 && device == Device::cpu && p.sums == config::Sums::library)
+    throw_input(
+        "parallel.sums: \"library\" is of ranks on CUDA devices, and these compute on the CPU; set it to "
+        "\"ordered\"");
+  if (run.train.same_bits && p.sums == config::Sums::library)
+    throw_input(
+        "train.same_bits: not with parallel.sums \"library\", which adds in an order of its own; set it to "
+        "\"ordered\"");
+  if (size > 1 && device != Device::cpu && p.token_exchange == config::TokenExchange::rows && p.expert > 1)
+    throw_input(
+        "parallel.token_exchange: \"rows\" asks the host, which a device does not wait for; set it to \"all\"");
+  if (size > 1 && device != Device::cpu && ops::device_group_version() == 0)
+    throw_input(
+        "{} ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use --device cpu, "
+        "or "
+        "one rank",
+        size);
 }
 
 void warn_of_idle_ranks(const config::Train& train, int size) {
@@ -95,15 +109,23 @@ void expect_same_everywhere(const parallel::Group& all, const std::string& what,
     if (texts[rank] != texts[0]) throw_input("{} of rank {} is not that of rank 0; {}", what, rank, advice);
 }
 
-void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh) {
+void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh,
+                   double room, Device device) {
   if (mesh.expert.size() == 1) return;
   using Way = parallel::TokenExchange::Way;
-  // On a CPU pages that nobody touches cost nothing: room for all rows that there can be is room for those that
-  // come.
-  const double room =
-      parallel.expert_room == config::Parallel::kAutoRoom ? config::Parallel::kWorstRoom : parallel.expert_room;
-  model.share_experts(mesh.expert, parallel.token_exchange == config::TokenExchange::all ? Way::all : Way::rows,
-                      room);
+  bool all = parallel.token_exchange == config::TokenExchange::all;
+  if (parallel.token_exchange == config::TokenExchange::automatic) all = device != Device::cpu;
+  model.share_experts(mesh.expert, all ? Way::all : Way::rows, room);
+}
+
+double largest_room(const parallel::Mesh& mesh, const std::function<bool(double)>& fits) {
+  constexpr int kTries = 16;
+  const double most = mesh.expert.size();
+  for (int i = 0; i < kTries; ++i) {
+    const double room = most - (most - 1) * i / kTries;
+    if (!mesh.all.any(!fits(room))) return room;
+  }
+  return 1;
 }
 
 ExpertNeed in_rounds(model::Transformer& model, std::int64_t n_tokens, const parallel::Group& all, Context& ctx,

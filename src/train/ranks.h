@@ -38,9 +38,13 @@ Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero);
 void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,
                             const std::string& advice);
 
-// The ranks that share experts know of each other. Before the model is measured and planned; the mesh outlives
-// it.
-void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh);
+// The ranks that share experts know of each other, and have room for so many times an even load of rows. Before
+// the model is measured and planned; the mesh outlives it.
+void share_experts(model::Transformer& model, const config::Parallel& parallel, const parallel::Mesh& mesh,
+                   double room, Device device);
+// The largest room, at most as many times an even load as there can be and at least 1, of which fits(room) says
+// on every rank that it fits. All ranks call.
+double largest_room(const parallel::Mesh& mesh, const std::function<bool(double)>& fits);
 
 // What the tokens of a pass have needed.
 struct ExpertNeed {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <span>
 
 #include "core/log.h"
@@ -46,23 +47,30 @@ void check_attention(const config::Run& run, const model::Transformer& model, De
   if (!reason.empty()) throw_input("train.attention: is \"cudnn\": {}; or set it to \"flash\"", reason);
 }
 
+// Of a device's free memory, what is planned for: operators take workspace, too.
+constexpr double kPlanned = 0.85;
+
 // What the run needs, if the device has so much.
 MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
                         Device device) {
   check_attention(run, model, device);
   model.parameters().place(placement_of(mesh, run.parallel.zero));
-  // Room that no row needs is memory that nobody touches.
-  config::Parallel even = run.parallel;
-  even.expert_room = 1;
-  share_experts(model, even, mesh);
-  const std::int64_t even_activations =
-      mesh.expert.size() > 1
-          ? model.measure_activations(run.train.micro_batch_size, run.train.seq_len, run.train.recompute)
-          : 0;
-  share_experts(model, run.parallel, mesh);
-  MemoryPlan plan = plan_memory(model, run.train, mesh.all.size());
-  plan.even_activations = even_activations;
+  const auto plan_with = [&](double room) {
+    share_experts(model, run.parallel, mesh, room, device);
+    return plan_memory(model, run.train, mesh.all.size());
+  };
   const auto free_bytes = ops::free_memory(device);
+  const std::int64_t even_activations = mesh.expert.size() > 1 ? plan_with(1).activations : 0;
+  double room = run.parallel.expert_room;
+  if (room == config::Parallel::kAutoRoom) room = config::Parallel::kWorstRoom;
+  // On a CPU pages that nobody touches cost nothing. On a device there is room for what fits.
+  if (free_bytes && run.parallel.expert_room == config::Parallel::kAutoRoom && mesh.expert.size() > 1)
+    room = largest_room(mesh, [&](double some) {
+      return static_cast<double>(plan_with(some).total()) <= kPlanned * static_cast<double>(*free_bytes);
+    });
+  MemoryPlan plan = plan_with(room);
+  plan.even_activations = even_activations;
+  plan.expert_room = mesh.expert.size() > 1 ? room : 0;
   if (free_bytes) check_fits(plan, *free_bytes, ops::describe_device(device));
   return plan;
 }
@@ -82,7 +90,9 @@ double sum_of(std::span<const double> values) { return std::accumulate(values.be
 Step::Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device)
     : run_(run),
       data_(data),
-      mesh_(parallel::make_mesh(world, static_cast<int>(run.parallel.expert))),
+      transport_(*world.transport),
+      mesh_(parallel::make_mesh(world, static_cast<int>(run.parallel.expert), device,
+                                run.parallel.sums == config::Sums::library)),
       mine_(micro_batches_of(run.train, world.rank(), world.size())),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
@@ -123,11 +133,19 @@ void Step::take_memory() {
   mtp_loss_KT_ =
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
   model_.plan(run_.train.micro_batch_size, run_.train.seq_len, ctx_, run_.train.recompute);
+  if (ParameterStore& parameters = model_.parameters(); parameters.layers_share_gradients())
+    model_.on_layer_gradient(
+        {.begin =
+             [&](std::int64_t layer) {
+               if (parameters.layer_grads(layer).numel() > 0)
+                 ops::fill_zero(parameters.layer_grads(layer), ctx_);
+             },
+         .end = [&](std::int64_t layer) { optimizer_.sum_gradients_of_layer(parameters, layer, ctx_); }});
   if (!run_.train.same_bits) return;
   const Tensor sums = model_.routing().n_layers() > 0 ? model_.routing().global_sums() : Tensor{};
   for (std::int64_t i = 0; i < waiting_halves(mine_.run); ++i)
     halves_.push_back(
-        allocate_aligned(model_.parameters().grads().nbytes() + (sums.defined() ? sums.nbytes() : 0),
+        allocate_aligned(model_.parameters().sum_of_grads().nbytes() + (sums.defined() ? sums.nbytes() : 0),
                          "gradients of halves", ctx_.device));
 }
 
@@ -220,12 +238,22 @@ void Step::add_by_halves(std::int64_t first, std::int64_t last, std::size_t dept
   for_each_kept([&](const Tensor& kept, const Tensor& sum) { ops::add(sum, kept, sum, ctx_); });
 }
 
-void Step::do_or_replay(ops::Replay& replay, const std::function<void()>& work) {
-  if (!steps_are_alike()) return work();
-  const bool was_recorded = replay.n_recorded() > 0;
-  replay.run(ctx_, work);
-  if (!was_recorded && replay.n_recorded() > 0)
-    log_info(fmt::format("a micro-batch is replayed as a CUDA graph of {} operations", replay.n_recorded()));
+void Step::do_or_replay(Recorded& recorded, const std::function<void()>& work) {
+  if (!steps_are_alike() || model_.in_rounds()) return work();
+  const bool was_recorded = recorded.replay.n_recorded() > 0;
+  const parallel::TransportCounts before = transport_.counts();
+  recorded.replay.run(ctx_, work);
+  // What is replayed sends without saying so.
+  for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind) {
+    std::int64_t& bytes = recorded.sent_bytes[kind];
+    if (was_recorded)
+      transport_.count_sent(static_cast<parallel::Traffic>(kind), bytes);
+    else
+      bytes = transport_.counts().sent_bytes[kind] - before.sent_bytes[kind];
+  }
+  if (!was_recorded && recorded.replay.n_recorded() > 0 && mesh_.all.place() == 0)
+    log_info(fmt::format("a micro-batch is replayed as a CUDA graph of {} operations",
+                         recorded.replay.n_recorded()));
 }
 
 void Step::sum_routing_over_ranks() {
@@ -317,19 +345,9 @@ void Step::run_micro_batches(std::span<const double> mtp_dloss_K) {
   const bool count_first = needs_global_sums() && mine_.run > 1;
   routing.begin(ctx_);
   if (count_first) count_global_batch();
-  std::vector<Tensor> sums = {parameters.grads()};
+  std::vector<Tensor> sums = {parameters.sum_of_grads()};
   if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
   for_each_micro_batch(sums, [&](std::int64_t micro) {
-    if (parameters.layers_share_gradients())
-      model_.on_layer_gradient({.begin =
-                                    [&](std::int64_t layer) {
-                                      if (parameters.layer_grads(layer).numel() > 0)
-                                        ops::fill_zero(parameters.layer_grads(layer), ctx_);
-                                    },
-                                .end =
-                                    [&, micro](std::int64_t layer) {
-                                      optimizer_.sum_gradients_of_layer(parameters, layer, micro > 0, ctx_);
-                                    }});
     const model::Batch batch = load_micro_batch(micro);
     do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
     keep_results(micro);
@@ -351,16 +369,24 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
     share = share > 0 ? 1.0 / (share * static_cast<double>(n_depths)) : 0.0;
     mtp_dloss_K.push_back(run_.train.mtp_loss_coef * share);
   }
-  const ExpertNeed experts =
-      in_rounds(model_, micro_tokens(), mesh_.all, ctx_, [&] { run_micro_batches(mtp_dloss_K); });
-  mark("sum of gradients");
-  optimizer_.sum_gradients(parameters, ctx_);
-  if (!needs_global_sums()) sum_routing_over_ranks();
-  optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
-  StepResult result = read_back(mtp_share_K);
-  result.experts = experts;
+  std::optional<StepResult> result;
+  const auto finish = [&] {
+    mark("sum of gradients");
+    optimizer_.sum_gradients(parameters, ctx_);
+    if (!needs_global_sums()) sum_routing_over_ranks();
+    optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
+    result.emplace(read_back(mtp_share_K));
+  };
+  // A device is waited for once a step: there it is finished before anyone knows whether all rows had room.
+  const bool on_device = ctx_.device != Device::cpu;
+  const ExpertNeed experts = in_rounds(model_, micro_tokens(), mesh_.all, ctx_, [&] {
+    run_micro_batches(mtp_dloss_K);
+    if (on_device) finish();
+  });
+  if (!on_device) finish();
+  result->experts = experts;
   if (ctx_.device == Device::cpu) ctx_.scratch.settle();  // a device's graphs keep what rehearse() settled
-  return result;
+  return *result;
 }
 
 void Step::update(double lr, std::int64_t n) {

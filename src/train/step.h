@@ -104,7 +104,11 @@ class Step {
   bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !data_.begin_token; }
   void count_global_batch();
   // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
-  void do_or_replay(ops::Replay& replay, const std::function<void()>& work);
+  struct Recorded {
+    ops::Replay replay;
+    std::array<std::int64_t, parallel::kTrafficKinds> sent_bytes{};  // to other ranks, of one time
+  };
+  void do_or_replay(Recorded& recorded, const std::function<void()>& work);
   void run_micro_batches(std::span<const double> mtp_dloss_K);
   void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
   void keep_results(std::int64_t micro);
@@ -115,6 +119,7 @@ class Step {
 
   config::Run run_;
   const TrainingData& data_;
+  parallel::Transport& transport_;
   parallel::Mesh mesh_;
   MicroBatches mine_;
   Context ctx_;
@@ -122,7 +127,7 @@ class Step {
   MemoryPlan memory_;
   AdamW optimizer_;
   BatchBuffers buffers_;
-  ops::Replay micro_step_, count_step_;
+  Recorded micro_step_, count_step_;
   std::vector<std::vector<std::size_t>> domain_MB_;
   std::vector<std::int32_t> window_;
   // What a step writes and the host reads when it is over. Each has a copy where the device writes it.

@@ -1,0 +1,254 @@
+// Ranks on devices by NCCL: bytes from one device's memory to another's, and its own sums where they are asked
+// for. Blocking communicators: one that is not would have to be polled in the middle of a recording; who waits
+// too long for the others in making one is found by the run's watch.
+#include "ops/device_group.h"
+
+#include "core/error.h"
+
+#ifdef SWITCHYARD_HAS_NCCL
+
+#include <nccl.h>
+
+#ifndef SWITCHYARD_SIMT
+#include <dlfcn.h>
+#endif
+
+#include <cstring>
+#include <filesystem>
+
+#include "launch.h"
+
+namespace switchyard::ops::cuda {
+
+namespace {
+
+// The library is opened when ranks first ask for it, so that a run on one device does without.
+#define SY_NCCL_FUNCTIONS(each)                                                                        \
+  each(ncclGetVersion) each(ncclGetUniqueId) each(ncclCommInitRankConfig) each(ncclCommSplit)          \
+      each(ncclCommGetAsyncError) each(ncclCommCount) each(ncclCommUserRank) each(ncclGetErrorString)  \
+          each(ncclGetLastError) each(ncclGroupStart) each(ncclGroupEnd) each(ncclSend) each(ncclRecv) \
+              each(ncclAllGather) each(ncclAllReduce) each(ncclReduce)
+
+struct Library {
+#define SY_DECLARE(name) decltype(&::name) name = nullptr;
+  SY_NCCL_FUNCTIONS(SY_DECLARE)
+#undef SY_DECLARE
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+  decltype(&::ncclAlltoAll) ncclAlltoAll = nullptr;  // null: it is older
+#endif
+  bool found = false;
+};
+
+#ifdef SWITCHYARD_SIMT
+Library open_library() {
+  Library library;
+#define SY_FIND(name) library.name = ::name;
+  SY_NCCL_FUNCTIONS(SY_FIND)
+#undef SY_FIND
+  int version = 0;
+  if (::ncclGetVersion(&version) == ncclSuccess && version >= 22800) library.ncclAlltoAll = ::ncclAlltoAll;
+  library.found = true;
+  return library;
+}
+#else
+Library open_library() {
+  Library library;
+  void* handle = nullptr;
+  for (const char* const name : {"libnccl.so.2", SWITCHYARD_NCCL_LIBRARY})
+    if (handle == nullptr) handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) return library;
+  library.found = true;
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)> >(dlsym(handle, name));
+    return function != nullptr;
+  };
+#define SY_FIND(name) library.found = find(library.name, #name) && library.found;
+  SY_NCCL_FUNCTIONS(SY_FIND)
+#undef SY_FIND
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+  find(library.ncclAlltoAll, "ncclAlltoAll");
+#endif
+  return library;
+}
+#endif
+
+const Library& nccl() {
+  static const Library library = open_library();
+  return library;
+}
+
+constexpr int kOldestVersion = 21800;  // ncclCommSplit
+
+std::string words_of(int version) {
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+[[noreturn]] void throw_nccl(ncclResult_t error, ncclComm_t comm, const char* call, const char* file,
+                             int line) {
+  const char* const detail = nccl().ncclGetLastError(comm);
+  throw_run("NCCL {}: {} failed with '{}'{}{} ({}:{}); run with NCCL_DEBUG=INFO to see what it tried",
+            words_of(device_group_version()), call, nccl().ncclGetErrorString(error),
+            detail != nullptr && *detail != 0 ? ": " : "", detail != nullptr ? detail : "",
+            std::filesystem::path(file).filename().string(), line);
+}
+
+#define SY_NCCL(comm, call)                                              \
+  do {                                                                   \
+    const ncclResult_t sy_nccl_error = (call);                           \
+    if (sy_nccl_error != ncclSuccess && sy_nccl_error != ncclInProgress) \
+      throw_nccl(sy_nccl_error, comm, #call, __FILE__, __LINE__);        \
+  } while (0)
+
+ncclDataType_t type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return ncclFloat32;
+    case DType::f64:
+      return ncclFloat64;
+    case DType::bf16:
+    case DType::i32:
+      break;
+  }
+  SY_CHECK(false, "ranks add f32 or f64, not {}", name_of(dtype));
+  return ncclFloat32;
+}
+
+std::size_t bytes_of(const Tensor& x) { return static_cast<std::size_t>(x.nbytes()); }
+
+class NcclGroup final : public DeviceGroup {
+ public:
+  explicit NcclGroup(ncclComm_t comm) : comm_(comm) {
+    SY_NCCL(comm, nccl().ncclCommCount(comm, &size_));
+    SY_NCCL(comm, nccl().ncclCommUserRank(comm, &place_));
+  }
+  // The communicator stays until the process ends. Destroying it waits for other ranks, which may be gone, and
+  // for recordings; aborting it has hung where one of them was (NVIDIA/nccl issues 863, 992, 1777).
+  ~NcclGroup() override = default;
+
+  void all_gather(const Tensor& to_NX, const Tensor& from_X, Context& ctx) override {
+    SY_NCCL(comm_, nccl().ncclAllGather(from_X.raw(), to_NX.raw(), bytes_of(from_X), ncclUint8, comm_,
+                                        stream_of(ctx)));
+  }
+
+  void exchange(const Tensor& to_NX, const Tensor& from_NX, Context& ctx) override {
+    const std::size_t piece = bytes_of(from_NX) / static_cast<std::size_t>(size_);
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+    if (nccl().ncclAlltoAll != nullptr) {
+      SY_NCCL(comm_, nccl().ncclAlltoAll(from_NX.raw(), to_NX.raw(), piece, ncclUint8, comm_, stream_of(ctx)));
+      return;
+    }
+#endif
+    SY_NCCL(comm_, nccl().ncclGroupStart());
+    for (int p = 0; p < size_; ++p) {
+      const std::size_t first = static_cast<std::size_t>(p) * piece;
+      send(static_cast<const std::byte*>(from_NX.raw()) + first, piece, p, ctx);
+      receive(static_cast<std::byte*>(to_NX.raw()) + first, piece, p, ctx);
+    }
+    SY_NCCL(comm_, nccl().ncclGroupEnd());
+  }
+
+  void move(std::span<const Message> out, std::span<const Message> in, Context& ctx) override {
+    SY_NCCL(comm_, nccl().ncclGroupStart());
+    for (const Message& message : out)
+      send(message.data, static_cast<std::size_t>(message.bytes), message.place, ctx);
+    for (const Message& message : in)
+      receive(message.data, static_cast<std::size_t>(message.bytes), message.place, ctx);
+    SY_NCCL(comm_, nccl().ncclGroupEnd());
+  }
+
+  void sum(const Tensor& x, Context& ctx) override {
+    SY_NCCL(comm_, nccl().ncclAllReduce(x.raw(), x.raw(), static_cast<std::size_t>(x.numel()),
+                                        type_of(x.dtype()), ncclSum, comm_, stream_of(ctx)));
+  }
+
+  // Parts differ in size, which a reduce-scatter does not allow: each is reduced to its owner, all at once.
+  void sum_to_owners(const Tensor& x_P, std::span<const FlatRange> part_N, Context& ctx) override {
+    SY_NCCL(comm_, nccl().ncclGroupStart());
+    for (std::size_t p = 0; p < part_N.size(); ++p) {
+      if (part_N[p].count == 0) continue;
+      void* const part = static_cast<std::byte*>(x_P.raw()) + part_N[p].first * size_of(x_P.dtype());
+      SY_NCCL(comm_,
+              nccl().ncclReduce(part, part, static_cast<std::size_t>(part_N[p].count), type_of(x_P.dtype()),
+                                ncclSum, static_cast<int>(p), comm_, stream_of(ctx)));
+    }
+    SY_NCCL(comm_, nccl().ncclGroupEnd());
+  }
+
+  std::unique_ptr<DeviceGroup> split(int color) override {
+    ncclComm_t part = nullptr;
+    SY_NCCL(comm_, nccl().ncclCommSplit(comm_, color, place_, &part, nullptr));
+    return std::make_unique<NcclGroup>(part);
+  }
+
+  void check() override {
+    ncclResult_t error = ncclSuccess;
+    SY_NCCL(comm_, nccl().ncclCommGetAsyncError(comm_, &error));
+    SY_NCCL(comm_, error);
+  }
+
+ private:
+  void send(const void* data, std::size_t bytes, int place, Context& ctx) {
+    SY_NCCL(comm_, nccl().ncclSend(data, bytes, ncclUint8, place, comm_, stream_of(ctx)));
+  }
+  void receive(void* data, std::size_t bytes, int place, Context& ctx) {
+    SY_NCCL(comm_, nccl().ncclRecv(data, bytes, ncclUint8, place, comm_, stream_of(ctx)));
+  }
+
+  ncclComm_t comm_;
+  int size_ = 0, place_ = 0;
+};
+
+}  // namespace
+
+int device_group_version() {
+  static const int version = [] {
+    int found = 0;
+    if (!nccl().found) return 0;
+    return nccl().ncclGetVersion(&found) == ncclSuccess ? found : 0;
+  }();
+  return version;
+}
+
+std::string make_device_group_id() {
+  if (device_group_version() == 0)
+    throw_run(
+        "ranks on devices need NCCL, and libnccl.so.2 was not found; install it, name its directory in "
+        "LD_LIBRARY_PATH, or use --device cpu");
+  if (device_group_version() < kOldestVersion)
+    throw_run("NCCL {} is too old: {} or newer is needed for ranks on devices; install it, or use --device cpu",
+              words_of(device_group_version()), words_of(kOldestVersion));
+  ncclUniqueId id;
+  SY_NCCL(nullptr, nccl().ncclGetUniqueId(&id));
+  return std::string(id.internal, sizeof id.internal);
+}
+
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size) {
+  ncclUniqueId unique;
+  SY_CHECK(id.size() == sizeof unique.internal, "an id of {} bytes", id.size());
+  std::memcpy(unique.internal, id.data(), id.size());
+  ncclComm_t comm = nullptr;
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 1;
+  SY_NCCL(nullptr, nccl().ncclCommInitRankConfig(&comm, size, unique, rank, &config));
+  return std::make_unique<NcclGroup>(comm);
+}
+
+}  // namespace switchyard::ops::cuda
+
+#else
+
+namespace switchyard::ops::cuda {
+
+int device_group_version() { return 0; }
+
+std::string make_device_group_id() {
+  throw_run(
+      "this program was built without NCCL, by which ranks on devices meet; build it with NCCL, or use "
+      "--device cpu");
+}
+
+std::unique_ptr<DeviceGroup> make_device_group(const std::string&, int, int) { return {}; }
+
+}  // namespace switchyard::ops::cuda
+
+#endif

@@ -1,0 +1,70 @@
+// Ranks that compute on a CUDA device each: how bytes get from one device's memory to another's, by a library
+// (NCCL). parallel/group.h decides what ranks do with each other; this is what it asks for on a device.
+//
+// Everything is work on the run's stream: it is started, not waited for, and may be recorded (ops/device.h)
+// where all ranks of the group record the same. All of them call the same functions in the same order, with the
+// same sizes.
+//   N ranks of the group, X any shape
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/parameters.h"
+#include "ops/operator.h"
+
+namespace switchyard::ops {
+
+class DeviceGroup {
+ public:
+  virtual ~DeviceGroup() = default;
+  DeviceGroup() = default;
+  DeviceGroup(const DeviceGroup&) = delete;
+  DeviceGroup& operator=(const DeviceGroup&) = delete;
+
+  // Tensors are contiguous and lie on the device.
+
+  // Piece p of to_NX := from_X of place p; from_X may be the own piece of to_NX.
+  virtual void all_gather(const Tensor& to_NX, const Tensor& from_X, Context& ctx) = 0;
+  // Piece p of to_NX := piece (own place) of from_NX of place p. The two do not overlap.
+  virtual void exchange(const Tensor& to_NX, const Tensor& from_NX, Context& ctx) = 0;
+  // Bytes for and from other places, all at once.
+  struct Message {
+    int place;
+    void* data;
+    std::int64_t bytes;
+  };
+  virtual void move(std::span<const Message> out, std::span<const Message> in, Context& ctx) = 0;
+
+  // The library's own sums, in an order that it chooses; f32 or f64.
+  // x := its sum over ranks.
+  virtual void sum(const Tensor& x, Context& ctx) = 0;
+  // Part p of x_P := its sum over ranks, on place p alone.
+  virtual void sum_to_owners(const Tensor& x_P, std::span<const FlatRange> part_N, Context& ctx) = 0;
+
+  // The ranks that name the same `color` are a group of their own, in the order of their places. All ranks
+  // call.
+  virtual std::unique_ptr<DeviceGroup> split(int color) = 0;
+
+  // Throws RunError where the library has met an error since, of another rank, say. From any thread; never
+  // waits.
+  virtual void check() = 0;
+};
+
+// What all ranks of a run must know to find each other: the first makes it and tells the others. Throws
+// RunError where the library cannot be used.
+std::string make_device_group_id();
+// All ranks together, each with its device chosen (ops/device.h); waits until all have come. Throws RunError.
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
+// The library's version: 22809 is 2.28.9. 0: this program was built without it.
+int device_group_version();
+
+namespace cuda {
+std::string make_device_group_id();
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
+int device_group_version();
+}  // namespace cuda
+
+}  // namespace switchyard::ops
