@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -73,6 +74,15 @@ class Memory {
     pieces_.erase(piece);
   }
 
+  bool is_allocated(const std::byte* data, std::size_t bytes) const {
+    if (!has(data)) return false;
+    const auto at = static_cast<std::size_t>(data - range_);
+    const auto after = pieces_.upper_bound(at);
+    if (after == pieces_.begin()) return false;
+    const auto& [place, piece] = *std::prev(after);
+    return at >= place + kMarkBytes && at + bytes <= place + kMarkBytes + piece.bytes;
+  }
+
   std::size_t allocated_bytes() const {
     std::size_t bytes = 0;
     for (const auto& [place, piece] : pieces_) bytes += piece.bytes;
@@ -136,6 +146,9 @@ DeviceAccess::~DeviceAccess() { memory().close(); }
 void* allocate(std::size_t bytes) { return memory().allocate(bytes); }
 void release(void* data) {
   if (data) memory().release(static_cast<std::byte*>(data));
+}
+bool is_allocated(const void* data, std::size_t bytes) {
+  return memory().is_allocated(static_cast<const std::byte*>(data), bytes);
 }
 std::size_t allocated_bytes() { return memory().allocated_bytes(); }
 void check_memory(const char* kernel) { memory().check(kernel); }

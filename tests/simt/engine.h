@@ -102,8 +102,9 @@ class DeviceAccess {
   DeviceAccess(const DeviceAccess&) = delete;
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
-void* allocate(std::size_t bytes);  // filled with NaN
-void release(void* memory);         // of allocate(), or null
+void* allocate(std::size_t bytes);                         // filled with NaN
+void release(void* memory);                                // of allocate(), or null
+bool is_allocated(const void* memory, std::size_t bytes);  // all of it in one live piece
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;
 std::size_t allocated_bytes();
 // Throws where a mark around a piece of device memory was overwritten.

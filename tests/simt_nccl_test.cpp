@@ -1,0 +1,532 @@
+// The stand-in for NCCL: what moves between ranks, and that it says what is wrong where ranks do not do the
+// same. Each rank is a process that this one forks, with an emulated device of its own.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+#include <nccl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+void ok(ncclResult_t result) {
+  if (result != ncclSuccess) throw std::runtime_error(ncclGetLastError(nullptr));
+}
+void ok(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+void expect(bool holds, const std::string& what) {
+  if (!holds) throw std::runtime_error("not so: " + what);
+}
+
+// Device memory of a rank.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(std::vector<T> values) : size_(values.size()) {
+    void* memory = nullptr;
+    ok(cudaMalloc(&memory, size_ * sizeof(T)));
+    data_ = static_cast<T*>(memory);
+    put(values);
+  }
+  explicit Buffer(std::size_t size) : Buffer(std::vector<T>(size)) {}
+  ~Buffer() { (void)cudaFree(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void put(const std::vector<T>& values) {
+    ok(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  std::vector<T> get() const {
+    std::vector<T> values(size_);
+    ok(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+  }
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+  std::size_t size_;
+};
+
+// A rank's own view of a test.
+struct Rank {
+  int rank, size;
+  ncclUniqueId id;
+  cudaStream_t stream = nullptr;
+  ncclComm_t world = nullptr;
+
+  void join() {
+    ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    ok(ncclCommInitRankConfig(&world, size, id, rank, nullptr));
+  }
+  void all_gather(const Buffer<float>& to, const Buffer<float>& from, std::size_t count) const {
+    ok(ncclAllGather(from.data(), to.data(), count, ncclFloat32, world, stream));
+  }
+  cudaGraphExec_t record(const std::function<void()>& body) const {
+    ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    body();
+    cudaGraph_t graph = nullptr;
+    ok(cudaStreamEndCapture(stream, &graph));
+    cudaGraphExec_t exec = nullptr;
+    ok(cudaGraphInstantiate(&exec, graph, 0));
+    ok(cudaGraphDestroy(graph));
+    return exec;
+  }
+};
+
+constexpr unsigned kRankSeconds = 60;  // then a rank that hangs is killed, far beyond what any takes
+
+// Runs body on each of n ranks; what each of them threw, "" if nothing.
+std::vector<std::string> run_unjoined(int n, const std::function<void(Rank&)>& body) {
+  ncclUniqueId id;
+  ok(ncclGetUniqueId(&id));
+  std::vector<int> read_end;
+  std::vector<pid_t> process;
+  for (int rank = 0; rank < n; ++rank) {
+    int ends[2];
+    if (pipe(ends) != 0) throw std::runtime_error("no pipe");
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(kRankSeconds);
+      std::string error;
+      try {
+        Rank self{rank, n, id};
+        body(self);
+      } catch (const std::exception& thrown) {
+        error = thrown.what();
+      }
+      const bool told = write(ends[1], error.data(), error.size()) == static_cast<ssize_t>(error.size());
+      _exit(told ? 0 : 1);
+    }
+    close(ends[1]);
+    read_end.push_back(ends[0]);
+    process.push_back(child);
+  }
+  std::vector<std::string> errors;
+  for (std::size_t r = 0; r < process.size(); ++r) {
+    std::string error;
+    char buffer[1024];
+    for (ssize_t got; (got = read(read_end[r], buffer, sizeof buffer)) > 0;)
+      error.append(buffer, static_cast<std::size_t>(got));
+    close(read_end[r]);
+    int status = 0;
+    waitpid(process[r], &status, 0);
+    errors.push_back(status == 0 ? error : "ended with status " + std::to_string(status));
+  }
+  return errors;
+}
+std::vector<std::string> run_ranks(int n, const std::function<void(Rank&)>& body) {
+  return run_unjoined(n, [&](Rank& self) {
+    self.join();
+    body(self);
+  });
+}
+void expect_fine(int n, const std::function<void(Rank&)>& body) {
+  EXPECT_EQ(run_ranks(n, body), std::vector<std::string>(static_cast<std::size_t>(n)));
+}
+void expect_words(const std::string& text, const std::vector<std::string>& words) {
+  for (const std::string& word : words)
+    EXPECT_NE(text.find(word), std::string::npos) << word << "\n  in: " << text;
+}
+// Each rank fails with a message that names all of `words`.
+void expect_refused(const std::vector<std::string>& errors, const std::vector<std::string>& words) {
+  for (const std::string& error : errors) expect_words(error, words);
+}
+
+std::vector<float> numbers(std::size_t count, float first) {
+  std::vector<float> values(count);
+  std::iota(values.begin(), values.end(), first);
+  return values;
+}
+
+TEST(SimtNccl, AllGatherBringsThePieceOfEachRankAlsoInPlace) {
+  expect_fine(3, [](Rank& self) {
+    const Buffer<float> from(numbers(5, 10.0f * static_cast<float>(self.rank))), to(15);
+    self.all_gather(to, from, 5);
+    const std::vector<float> want{0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24};
+    expect(to.get() == want, "all-gather");
+    std::vector<float> own(15, -1.0f);
+    for (std::size_t i = 0; i < 5; ++i) own[static_cast<std::size_t>(self.rank) * 5 + i] = want[i];
+    Buffer<float> both(own);
+    ok(ncclAllGather(both.data() + 5 * self.rank, both.data(), 5, ncclFloat32, self.world, self.stream));
+    expect(both.get() == std::vector<float>{0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4}, "in place");
+  });
+}
+
+TEST(SimtNccl, AllToAllSendsAPieceToEachRank) {
+  expect_fine(3, [](Rank& self) {
+    std::vector<std::int8_t> mine;
+    for (int p = 0; p < 3; ++p) mine.insert(mine.end(), 2, static_cast<std::int8_t>(10 * self.rank + p));
+    const Buffer<std::int8_t> from(mine), to(6);
+    ok(ncclAlltoAll(from.data(), to.data(), 2, ncclUint8, self.world, self.stream));
+    const auto r = static_cast<std::int8_t>(self.rank), r10 = static_cast<std::int8_t>(10 + r),
+               r20 = static_cast<std::int8_t>(20 + r);
+    expect(to.get() == std::vector<std::int8_t>{r, r, r10, r10, r20, r20}, "all-to-all");
+  });
+}
+
+TEST(SimtNccl, MessagesOfAGroupMoveAtOnceHoweverLongTheyAre) {
+  constexpr std::size_t kLong = 300'000;  // floats: several times what lies between two ranks at once
+  expect_fine(3, [](Rank& self) {
+    const int next = (self.rank + 1) % 3, previous = (self.rank + 2) % 3;
+    const auto count = [](int rank) { return kLong / 3 * static_cast<std::size_t>(rank) + 7; };
+    const Buffer<float> from(numbers(kLong, static_cast<float>(self.rank)));
+    const Buffer<float> to(count(previous)), tail(3), own(2);
+    ok(ncclGroupStart());
+    ok(ncclSend(from.data(), count(self.rank), ncclFloat32, next, self.world, self.stream));
+    ok(ncclSend(from.data() + 1, 3, ncclFloat32, next, self.world, self.stream));
+    ok(ncclSend(from.data(), 2, ncclFloat32, self.rank, self.world, self.stream));
+    ok(ncclSend(nullptr, 0, ncclFloat32, previous, self.world, self.stream));
+    ok(ncclRecv(nullptr, 0, ncclFloat32, next, self.world, self.stream));
+    ok(ncclRecv(own.data(), 2, ncclFloat32, self.rank, self.world, self.stream));
+    ok(ncclRecv(to.data(), count(previous), ncclFloat32, previous, self.world, self.stream));
+    ok(ncclRecv(tail.data(), 3, ncclFloat32, previous, self.world, self.stream));
+    expect(to.get() == std::vector<float>(count(previous)), "nothing moves before the group ends");
+    ok(ncclGroupEnd());
+    expect(to.get() == numbers(count(previous), static_cast<float>(previous)), "the long message");
+    expect(tail.get() == numbers(3, static_cast<float>(previous + 1)), "the second message");
+    expect(own.get() == numbers(2, static_cast<float>(self.rank)), "the message to itself");
+  });
+}
+
+// Small whole numbers: all sums are exact.
+TEST(SimtNccl, SumsOfThreeTypes) {
+  expect_fine(3, [](Rank& self) {
+    const auto r = static_cast<float>(self.rank);
+    const Buffer<float> x(std::vector<float>{r, 10 * r, 1, 2, 3, 4});
+    ok(ncclAllReduce(x.data(), x.data(), 6, ncclFloat32, ncclSum, self.world, self.stream));
+    expect(x.get() == std::vector<float>{3, 30, 3, 6, 9, 12}, "all-reduce of f32");
+
+    const Buffer<double> d(std::vector<double>{r, 1 + r, 2 * r, 3 * r, 1, 1}), part(2);
+    ok(ncclReduceScatter(d.data(), part.data(), 2, ncclFloat64, ncclSum, self.world, self.stream));
+    const std::vector<std::vector<double>> want{{3, 6}, {6, 9}, {3, 3}};
+    expect(part.get() == want[static_cast<std::size_t>(self.rank)], "reduce-scatter of f64");
+
+    const Buffer<__nv_bfloat16> b({__float2bfloat16_rn(1 + r), __float2bfloat16_rn(0.5f)});
+    ok(ncclAllReduce(b.data(), b.data(), 2, ncclBfloat16, ncclSum, self.world, self.stream));
+    const std::vector<__nv_bfloat16> got = b.get();
+    expect(__bfloat162float(got[0]) == 6 && __bfloat162float(got[1]) == 1.5f, "all-reduce of bf16");
+
+    const Buffer<float> parts(numbers(5, r));
+    ok(ncclGroupStart());
+    ok(ncclReduce(parts.data(), parts.data(), 2, ncclFloat32, ncclSum, 1, self.world, self.stream));
+    ok(ncclReduce(parts.data() + 2, parts.data() + 2, 3, ncclFloat32, ncclSum, 2, self.world, self.stream));
+    ok(ncclGroupEnd());
+    std::vector<float> reduced = numbers(5, r);
+    if (self.rank == 1) reduced = {3, 6, 3, 4, 5};
+    if (self.rank == 2) reduced = {2, 3, 9, 12, 15};
+    expect(parts.get() == reduced, "two reduces, each to its root alone");
+  });
+}
+
+TEST(SimtNccl, SplitMakesCommunicatorsInTheOrderOfKeys) {
+  expect_fine(4, [](Rank& self) {
+    ncclComm_t pair = nullptr, some = nullptr;
+    ok(ncclCommSplit(self.world, self.rank % 2, -self.rank, &pair, nullptr));
+    ok(ncclCommSplit(self.world, self.rank == 3 ? NCCL_SPLIT_NOCOLOR : 7, 0, &some, nullptr));
+    expect((some == nullptr) == (self.rank == 3), "a rank without a colour has no communicator");
+    int count = 0, place = -1;
+    ok(ncclCommCount(pair, &count));
+    ok(ncclCommUserRank(pair, &place));
+    expect(count == 2 && place == (self.rank < 2 ? 1 : 0), "the greater rank has the lesser key");
+    const auto r = static_cast<float>(self.rank);
+    const Buffer<float> from(std::vector<float>{r}), two(2), three(3), four(4);
+    ok(ncclAllGather(from.data(), two.data(), 1, ncclFloat32, pair, self.stream));
+    if (some != nullptr) ok(ncclAllGather(from.data(), three.data(), 1, ncclFloat32, some, self.stream));
+    self.all_gather(four, from, 1);
+    const float other = self.rank < 2 ? r + 2 : r - 2;
+    expect(two.get() == std::vector<float>{std::max(r, other), std::min(r, other)}, "of a pair");
+    if (some != nullptr) expect(three.get() == std::vector<float>{0, 1, 2}, "of three");
+    expect(four.get() == std::vector<float>{0, 1, 2, 3}, "of all");
+  });
+}
+
+TEST(SimtNccl, ARecordingMovesWhatIsThereWhenItIsReplayed) {
+  expect_fine(2, [](Rank& self) {
+    const auto r = static_cast<float>(self.rank);
+    Buffer<float> from(1);
+    const Buffer<float> to(2), sum(1);
+    const cudaGraphExec_t exec = self.record([&] {
+      self.all_gather(to, from, 1);
+      ok(ncclAllReduce(from.data(), sum.data(), 1, ncclFloat32, ncclSum, self.world, self.stream));
+    });
+    expect(to.get() == std::vector<float>(2), "nothing moves while it is recorded");
+    for (float turn = 1; turn <= 3; ++turn) {
+      from.put({10 * turn + r});
+      ok(cudaGraphLaunch(exec, self.stream));
+      expect(to.get() == std::vector<float>{10 * turn, 10 * turn + 1}, "all-gather of a replay");
+      expect(sum.get() == std::vector<float>{20 * turn + 1}, "all-reduce of a replay");
+    }
+    ok(cudaGraphExecDestroy(exec));
+  });
+}
+
+TEST(SimtNccl, NapsChangeNothing) {
+  expect_fine(4, [](Rank& self) {
+    setenv("SIMT_NCCL_DELAY", "3", 1);
+    const Buffer<float> from(std::vector<float>{static_cast<float>(self.rank)}), to(4);
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 20; ++i) self.all_gather(to, from, 1);
+    expect(to.get() == std::vector<float>{0, 1, 2, 3}, "all-gather");
+    // 20 naps below 3 ms of each of four ranks, the longest of which counts.
+    expect(std::chrono::steady_clock::now() - start > std::chrono::milliseconds(10), "ranks nap");
+  });
+}
+
+TEST(SimtNccl, CallsThatDifferAreRefusedOnBothSides) {
+  expect_refused(
+      run_ranks(2,
+                [](Rank& self) {
+                  const Buffer<float> a(8), b(8);
+                  if (self.rank == 0) self.all_gather(a, b, 4);
+                  ok(ncclAlltoAll(a.data(), b.data(), 4, ncclFloat32, self.world, self.stream));
+                }),
+      {"rank 0", "rank 1", "all-gather of 16 bytes", "all-to-all of 16 bytes", "call 0", "communicator world"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> a(8), b(8);
+                             self.all_gather(a, b, self.rank == 0 ? 4 : 3);
+                           }),
+                 {"rank 0", "rank 1", "all-gather of 16 bytes", "all-gather of 12 bytes"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<double> a(2);
+                             const std::size_t n = self.rank == 0 ? 2 : 1;
+                             ok(ncclAllReduce(a.data(), a.data(), n, self.rank == 0 ? ncclFloat32 : ncclFloat64,
+                                              ncclSum, self.world, self.stream));
+                           }),
+                 {"rank 0", "rank 1", "all-reduce of 8 bytes of type 7", "all-reduce of 8 bytes of type 8"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> a(8);
+                             if (self.rank == 0) {
+                               ok(ncclSend(a.data(), 4, ncclFloat32, 1, self.world, self.stream));
+                             } else {
+                               ok(ncclRecv(a.data(), 8, ncclFloat32, 0, self.world, self.stream));
+                             }
+                           }),
+                 {"rank 0", "rank 1", "message of 16 bytes", "message of 32 bytes"});
+}
+
+TEST(SimtNccl, CallsOfOtherCommunicatorsAreRefused) {
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             ncclComm_t copy = nullptr;
+                             ok(ncclCommSplit(self.world, 0, 0, &copy, nullptr));
+                             const Buffer<float> a(2), b(2);
+                             ok(ncclAllGather(a.data(), b.data(), 1, ncclFloat32,
+                                              self.rank == 0 ? copy : self.world, self.stream));
+                           }),
+                 {"rank 0", "rank 1", "communicator world,", "communicator world.0:0,"});
+}
+
+TEST(SimtNccl, RecordingsReplayedInAnotherOrderAreRefused) {
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> a(2), b(2);
+                             const cudaGraphExec_t first = self.record([&] { self.all_gather(a, b, 1); });
+                             const cudaGraphExec_t second = self.record([&] { self.all_gather(a, b, 1); });
+                             ok(cudaGraphLaunch(self.rank == 0 ? first : second, self.stream));
+                           }),
+                 {"rank 0", "rank 1", "call 0 of", "call 1 of", "turn 0"});
+}
+
+TEST(SimtNccl, ACallThatIsRecordedOnOneRankAloneIsRefused) {
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> a(2), b(2);
+                             if (self.rank == 0) self.all_gather(a, b, 1);
+                             ok(cudaGraphLaunch(self.record([&] { self.all_gather(a, b, 1); }), self.stream));
+                           }),
+                 {"rank 0", "rank 1", "world, recorded", "world, not recorded"});
+}
+
+TEST(SimtNccl, ARankThatNeverComesIsNamed) {
+  const auto errors = run_ranks(3, [](Rank& self) {
+    setenv("SIMT_NCCL_PATIENCE", "0.3", 1);
+    const Buffer<float> a(3), b(1);
+    if (self.rank != 1) self.all_gather(a, b, 1);
+  });
+  EXPECT_EQ(errors[1], "");
+  expect_refused({errors[0], errors[2]},
+                 {"rank 1 did not come to all-gather of 4 bytes", "call 0 of communicator world"});
+
+  // Two messages that wait for each other, each to be taken.
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             setenv("SIMT_NCCL_PATIENCE", "0.3", 1);
+                             const Buffer<float> a(1), b(1);
+                             ok(ncclSend(a.data(), 1, ncclFloat32, 1 - self.rank, self.world, self.stream));
+                             ok(ncclRecv(b.data(), 1, ncclFloat32, 1 - self.rank, self.world, self.stream));
+                           }),
+                 {"did not come to message of 4 bytes"});
+}
+
+TEST(SimtNccl, MemoryThatIsNotALivePieceOfTheDeviceIsRefused) {
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             const std::vector<float> host(4);
+                             const Buffer<float> to(4);
+                             ok(ncclAllGather(host.data(), to.data(), 4, ncclFloat32, self.world, self.stream));
+                           }),
+                 {"rank 0", "no live piece of device memory has these 16 bytes"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> to(7), from(4);
+                             self.all_gather(to, from, 4);
+                           }),
+                 {"no live piece of device memory has these 32 bytes"});
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             cudaGraphExec_t exec = nullptr;
+                             const Buffer<float> to(4);
+                             {
+                               const Buffer<float> from(4);
+                               exec = self.record([&] { self.all_gather(to, from, 4); });
+                             }
+                             ok(cudaGraphLaunch(exec, self.stream));
+                           }),
+                 {"device memory of call 0 is released"});
+  expect_refused(
+      run_ranks(2,
+                [](Rank& self) {
+                  const Buffer<float> both(8);
+                  ok(ncclAllGather(both.data() + 1, both.data(), 4, ncclFloat32, self.world, self.stream));
+                }),
+      {"what it reads overlaps what it writes"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Buffer<float> a(4);
+                             ok(ncclGroupStart());
+                             ok(ncclSend(a.data(), 2, ncclFloat32, 1 - self.rank, self.world, self.stream));
+                             ok(ncclRecv(a.data() + 1, 2, ncclFloat32, 1 - self.rank, self.world, self.stream));
+                             ok(ncclGroupEnd());
+                           }),
+                 {"a call of a group writes memory of another one"});
+}
+
+TEST(SimtNccl, ACallThatIsRefusedWithinAGroupRefusesTheGroup) {
+  expect_refused(
+      run_ranks(1,
+                [](Rank& self) {
+                  const Buffer<float> a(4);
+                  ok(ncclGroupStart());
+                  expect(ncclSend(a.data(), 4, ncclFloat32, 1, self.world, self.stream) == ncclInvalidArgument,
+                         "there is no second rank");
+                  ok(ncclGroupEnd());
+                }),
+      {"there is no place 1"});
+}
+
+TEST(SimtNccl, ACommunicatorThatIsNoMoreIsRefused) {
+  const std::pair<ncclResult_t (*)(ncclComm_t), const char*> ends[] = {
+      {ncclCommFinalize, "finalized"}, {ncclCommDestroy, "destroyed"}, {ncclCommAbort, "aborted"}};
+  for (const auto& [end, word] : ends) {
+    expect_refused(run_ranks(1,
+                             [end = end](Rank& self) {
+                               const Buffer<float> a(1), b(1);
+                               self.all_gather(a, b, 1);
+                               ok(end(self.world));
+                               self.all_gather(a, b, 1);
+                             }),
+                   {std::string("the communicator is ") + word});
+    expect_refused(run_ranks(1,
+                             [end = end](Rank& self) {
+                               const Buffer<float> a(1), b(1);
+                               const cudaGraphExec_t exec = self.record([&] { self.all_gather(a, b, 1); });
+                               ok(end(self.world));
+                               ok(cudaGraphLaunch(exec, self.stream));
+                             }),
+                   {std::string("the communicator is ") + word});
+  }
+}
+
+TEST(SimtNccl, ThereIsNoAllToAllInOlderVersions) {
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             setenv("SIMT_NCCL_VERSION", "21805", 1);
+                             int version = 0;
+                             ok(ncclGetVersion(&version));
+                             expect(version == 21805, "the version");
+                             const Buffer<float> a(1), b(1);
+                             ok(ncclAlltoAll(a.data(), b.data(), 1, ncclFloat32, self.world, self.stream));
+                           }),
+                 {"none in version 21805"});
+}
+
+// The call returns when the communicator is aborted, from another thread; the error is seen before.
+TEST(SimtNccl, AnErrorOfAnotherRankStopsACallUntilAbort) {
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             setenv("SIMT_NCCL_REMOTE_ERROR_AFTER", "2", 1);
+                             const Buffer<float> a(2), b(1);
+                             self.all_gather(a, b, 1);
+                             self.all_gather(a, b, 1);
+                             ncclResult_t error = ncclRemoteError;
+                             ok(ncclCommGetAsyncError(self.world, &error));
+                             expect(error == ncclSuccess, "no error yet");
+                             std::atomic<bool> seen = false;
+                             std::thread other([&] {
+                               for (ncclResult_t now = ncclSuccess; now != ncclRemoteError;)
+                                 (void)ncclCommGetAsyncError(self.world, &now);
+                               seen = true;
+                               (void)ncclCommAbort(self.world);
+                             });
+                             std::string words;
+                             try {
+                               self.all_gather(a, b, 1);
+                             } catch (const std::runtime_error& stopped) {
+                               words = stopped.what();
+                             }
+                             other.join();
+                             expect(seen, "the error is seen before the call returns");
+                             throw std::runtime_error(words);
+                           }),
+                 {"communicator world", "aborted"});
+}
+
+TEST(SimtNccl, AnAbortMayHang) {
+  expect_fine(1, [](Rank& self) {
+    setenv("SIMT_NCCL_ABORT_HANGS", "1", 1);
+    static std::atomic<bool> returned = false;
+    std::thread([&] {
+      (void)ncclCommAbort(self.world);
+      returned = true;
+    }).detach();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // an abort takes less than a microsecond
+    expect(!returned, "the abort hangs");
+  });
+}
+
+TEST(SimtNccl, RanksThatDoNotComeToInitAreNamed) {
+  const auto errors = run_unjoined(2, [](Rank& self) {
+    setenv("SIMT_NCCL_PATIENCE", "0.3", 1);
+    setenv("SIMT_NCCL_INIT_HANGS_ON", "1", 1);
+    if (self.rank == 1) alarm(1);  // ends what hangs
+    self.join();
+  });
+  expect_words(errors[0], {"rank 1 has not come to the unique id"});
+  EXPECT_EQ(errors[1], "ended with status " + std::to_string(SIGALRM));
+
+  expect_refused(run_unjoined(2,
+                              [](Rank& self) {
+                                self.size += self.rank;
+                                self.join();
+                              }),
+                 {"rank 0", "as one of 2", "rank 1", "as one of 3"});
+  const auto twice = run_unjoined(2, [](Rank& self) {
+    self.rank = 0;
+    self.join();
+  });
+  expect_refused(twice, {"two processes", "rank 0"});
+}
+
+}  // namespace
