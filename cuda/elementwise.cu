@@ -63,6 +63,71 @@ struct Add {
   }
 };
 
+// f64 is added as it is, the others in float.
+template <class T>
+using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <class T>
+__device__ __forceinline__ SumOf<T> widen(T x) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+template <class T>
+__device__ __forceinline__ T narrow(SumOf<T> x) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return x;
+  } else {
+    return from_float<T>(x);
+  }
+}
+
+// Of two leaves, the usual number of small groups: nothing but registers.
+template <class T, int kSize>
+struct SumOfTwo {
+  T* out;
+  const T *addend, *first, *second;  // addend may be null
+
+  __device__ void operator()(std::int64_t, std::int64_t column) const {
+    const auto x = load<kSize>(first + column), y = load<kSize>(second + column);
+    Elements<T, kSize> z{}, sum;
+    if (addend != nullptr) z = load<kSize>(addend + column);
+    for (int i = 0; i < kSize; ++i) {
+      SumOf<T> of_both = widen(x.element[i]) + widen(y.element[i]);
+      if (addend != nullptr) of_both = widen(z.element[i]) + of_both;
+      sum.element[i] = narrow<T>(of_both);
+    }
+    store<kSize>(out + column, sum);
+  }
+};
+
+template <class T, int kSize>
+struct SumByHalves {
+  T* out;
+  const T* addend;  // may be null
+  int n;
+  const T* leaf[kMostLeaves];
+  std::uint8_t sums_after[kMostLeaves];
+
+  __device__ void operator()(std::int64_t, std::int64_t column) const {
+    SumOf<T> stack[kStackOfLeaves + 1][kSize];
+    int top = 0;
+    for (int l = 0; l < n; ++l) {
+      const auto x = load<kSize>(leaf[l] + column);
+      for (int i = 0; i < kSize; ++i) stack[top][i] = widen(x.element[i]);
+      ++top;
+      for (int s = 0; s < sums_after[l]; ++s, --top)
+        for (int i = 0; i < kSize; ++i) stack[top - 2][i] += stack[top - 1][i];
+    }
+    Elements<T, kSize> z{}, sum;
+    if (addend != nullptr) z = load<kSize>(addend + column);
+    for (int i = 0; i < kSize; ++i)
+      sum.element[i] = narrow<T>(addend != nullptr ? widen(z.element[i]) + stack[0][i] : stack[0][i]);
+    store<kSize>(out + column, sum);
+  }
+};
+
 struct Accumulate {
   double* sum_N;
   const double* value_N;
@@ -215,6 +280,39 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
                            Add<T, T, kSize>{rows_of<T>(out), rows_of<const T>(a), rows_of<const T>(b)});
     });
   });
+}
+
+namespace {
+
+template <class T, int kSize>
+void sum_by_halves_of(const Tensor& out, const Tensor& addend, std::span<const Tensor> leaf_N, Context& ctx) {
+  T* const to = out.as<T>();
+  const T* const plus = addend.defined() ? addend.as<T>() : nullptr;
+  const auto each = [&](const auto& f) { for_each_pack<kSize>("sum_by_halves", 1, out.numel(), ctx, f); };
+  if (leaf_N.size() == 2) return each(SumOfTwo<T, kSize>{to, plus, leaf_N[0].as<T>(), leaf_N[1].as<T>()});
+  const int n = static_cast<int>(leaf_N.size());
+  SumByHalves<T, kSize> f{to, plus, n, {}, {}};
+  const auto sums_after = sums_after_leaves(n);
+  for (int l = 0; l < n; ++l) {
+    f.leaf[l] = leaf_N[static_cast<std::size_t>(l)].as<T>();
+    f.sums_after[l] = sums_after[static_cast<std::size_t>(l)];
+  }
+  each(f);
+}
+
+}  // namespace
+
+void sum_by_halves(Tensor out, Tensor addend, std::span<const Tensor> leaf_N, Context& ctx) {
+  const auto start = [&]<class T>() {
+    const auto is_packs = [&](const Tensor& x) {
+      return reinterpret_cast<std::uintptr_t>(x.raw()) % 16 == 0 && x.numel() % kPack<T> == 0;
+    };
+    bool packs = is_packs(out) && (!addend.defined() || is_packs(addend));
+    for (const Tensor& leaf : leaf_N) packs = packs && is_packs(leaf);
+    with_pack<T>(packs, [&]<int kSize>() { sum_by_halves_of<T, kSize>(out, addend, leaf_N, ctx); });
+  };
+  if (out.dtype() == DType::f64) return start.template operator()<double>();
+  with_element(out.dtype(), start);
 }
 
 void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {

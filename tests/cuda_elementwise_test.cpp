@@ -129,6 +129,43 @@ TEST(CudaElementwise, AddOfFloatToBf16RoundsOnce) {
 const std::int64_t kCounts[] = {0, 1, 3, 17, 2047, 2049, 20001};
 
 // Small integers: every partial sum is exact, so each element must be in it exactly once.
+// Equal to the CPU's, bit for bit: the order is the definition's. bf16 is added in float and rounded once.
+TEST(CudaElementwise, SumByHalvesEqualsTheCpu) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16})
+    for (const int n : {1, 2, 3, 5, 8, 13, 37})
+      for (const std::int64_t count : {1, 17, 256, 1000})
+        for (const bool with_addend : {false, true})
+          for (const bool into_leaf : {false, true}) {
+            SCOPED_TRACE(::testing::Message() << name_of(dtype) << " " << n << " x " << count);
+            DeviceContext ctx;
+            Context host_ctx;
+            const DType exact = dtype == DType::f64 ? DType::f64 : DType::f32;
+            std::vector<DeviceTensor> leaf_there;
+            std::vector<OwnedTensor> leaf_here;
+            std::vector<Tensor> leaves_there, leaves_here;
+            const auto on_host = [&](const DeviceTensor& x) {
+              OwnedTensor host({count}, exact);
+              fill(host, x.values());
+              return host;
+            };
+            for (int l = 0; l < n; ++l) {
+              leaf_there.push_back(
+                  DeviceTensor::of(normal({count}, DType::f64, "leaf" + std::to_string(l)), dtype, ctx));
+              leaf_here.push_back(on_host(leaf_there.back()));
+            }
+            for (const auto& leaf : leaf_there) leaves_there.push_back(leaf);
+            for (const auto& leaf : leaf_here) leaves_here.push_back(leaf);
+            const auto addend_there = DeviceTensor::of(normal({count}, DType::f64, "addend"), dtype, ctx);
+            const OwnedTensor addend_here = on_host(addend_there), expected({count}, exact);
+            const DeviceTensor apart({count}, dtype, ctx);
+            const DeviceTensor& sum = into_leaf ? leaf_there.back() : apart;
+            ops::sum_by_halves(expected, with_addend ? addend_here.view() : Tensor{}, leaves_here, host_ctx);
+            ops::cuda::sum_by_halves(sum, with_addend ? addend_there.view() : Tensor{}, leaves_there, ctx);
+            const DeviceTensor rounded = DeviceTensor::of(expected, dtype, ctx);
+            EXPECT_EQ(sum.values(), rounded.values());
+          }
+}
+
 TEST(CudaElementwise, SumOfSquaresCountsEveryElementOnce) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const std::int64_t count : kCounts) {

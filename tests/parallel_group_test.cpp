@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "group_checks.h"
+#include "ops/elementwise.h"
 #include "world_threads.h"
 
 namespace switchyard::test {
@@ -94,7 +95,7 @@ TEST(Group, AddsByHalvesInTheOrderOfTheDefinition) {
         for (int rank = 0; rank < n; ++rank)
           for (std::int64_t i = 0; i < count; ++i) set(piece_NX, rank * count + i, element(rank, i));
         const Tensor sum = into_first ? piece_NX.view().slice(0, 1).reshape({count}) : apart.view();
-        parallel::add_by_halves(sum, piece_NX, ctx);
+        ops::sum_by_halves(sum, {}, parallel::leaves(piece_NX, n), ctx);
         for (std::int64_t i = 0; i < count; ++i) EXPECT_EQ(get(sum, i), sum_over_ranks(dtype, n, i)) << n;
       }
 }

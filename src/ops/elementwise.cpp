@@ -75,6 +75,40 @@ void add_on_cpu(Tensor out, Tensor a, Tensor b) {
                  });
 }
 
+// Of a piece of all leaves at once, so that what is on the stack stays in a near cache.
+template <class T>
+void sum_by_halves_on_cpu(Tensor out, Tensor addend, std::span<const Tensor> leaf_N) {
+  constexpr std::int64_t kPiece = 1024;
+  const auto sums_after = sums_after_leaves(static_cast<int>(leaf_N.size()));
+  T* const to = out.as<T>();
+  const T* const plus = addend.defined() ? addend.as<T>() : nullptr;
+  const std::int64_t n = out.numel(), pieces = (n + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(static) if (n >= kParallelElements)
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    const std::int64_t first = piece * kPiece, count = std::min(kPiece, n - first);
+    T stack[kStackOfLeaves][kPiece];
+    int top = 0;
+    const auto add = [count](T* sum, const T* x, const T* y) {
+#pragma omp simd
+      for (std::int64_t i = 0; i < count; ++i) sum[i] = x[i] + y[i];
+    };
+    for (std::size_t leaf = 0; leaf < leaf_N.size(); ++leaf) {
+      const T* const from = leaf_N[leaf].as<T>() + first;
+      if (sums_after[leaf] == 0) {
+        std::copy_n(from, count, stack[top++]);
+        continue;
+      }
+      add(stack[top - 1], stack[top - 1], from);
+      for (int sum = 1; sum < sums_after[leaf]; ++sum, --top)
+        add(stack[top - 2], stack[top - 2], stack[top - 1]);
+    }
+    if (plus != nullptr)
+      add(to + first, plus + first, stack[0]);
+    else
+      std::copy_n(stack[0], count, to + first);
+  }
+}
+
 void accumulate_on_cpu(Tensor sum_N, Tensor value_N, double factor) {
   double* sum = sum_N.as<double>();
   const double* value = value_N.as<double>();
@@ -141,6 +175,28 @@ void copy(Tensor out, Tensor in, Context& ctx) {
 void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   Signature(ctx).like(a, SY_ARG(a)).like(a, SY_ARG(out))(SY_ARG(b), a.shape(), b.dtype());
   run<&cuda::add>(ctx, out.dtype(), SY_CPU(add_on_cpu), out, a, b);
+}
+
+std::array<std::uint8_t, kMostLeaves> sums_after_leaves(int n) {
+  SY_CHECK(n >= 1 && n <= kMostLeaves, "a sum of {} leaves", n);
+  std::array<std::uint8_t, kMostLeaves> sums{};
+  const auto halve = [&](const auto& self, int first, int count) -> void {
+    if (count == 1) return;
+    const int half = (count + 1) / 2;
+    self(self, first, half);
+    self(self, first + half, count - half);
+    ++sums[static_cast<std::size_t>(first + count - 1)];
+  };
+  halve(halve, 0, n);
+  return sums;
+}
+
+void sum_by_halves(Tensor out, Tensor addend, std::span<const Tensor> leaf_N, Context& ctx) {
+  SY_CHECK(!leaf_N.empty() && leaf_N.size() <= kMostLeaves, "a sum of {} leaves", leaf_N.size());
+  Signature args(ctx);
+  args.like(out, SY_ARG(out), kContiguous).like(out, SY_ARG(addend), kContiguous | kOptional);
+  for (const Tensor& leaf : leaf_N) args.like(out, SY_ARG(leaf), kContiguous);
+  run<&cuda::sum_by_halves>(ctx, out.dtype(), SY_CPU(sum_by_halves_on_cpu), out, addend, leaf_N);
 }
 
 void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {

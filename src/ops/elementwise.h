@@ -1,7 +1,9 @@
 // Element by element: zeros, copies, sums, biases, noise.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <span>
 
 #include "core/rng.h"
 #include "ops/operator.h"
@@ -15,6 +17,15 @@ SY_OPERATOR(fill_zero, Tensor out, Context& ctx);  // any shape; all bytes zero
 SY_OPERATOR(copy, Tensor out, Tensor in, Context& ctx);
 // out = a + b; out may be a or b. On a device b may be f32 where the others are bf16.
 SY_OPERATOR(add, Tensor out, Tensor a, Tensor b, Context& ctx);
+// out = addend + the sum of N leaves by halves of their numbers: of the first (N + 1) / 2, and of the others,
+// each the same way; added in float32 where they are bf16, and rounded once. One type and number of elements,
+// contiguous; at most kMostLeaves. `addend` may be undefined; out may be it or one of the leaves. On the CPU
+// f32 or f64.
+constexpr int kMostLeaves = 256;
+SY_OPERATOR(sum_by_halves, Tensor out, Tensor addend, std::span<const Tensor> leaf_N, Context& ctx);
+// Leaves go onto a stack in turn; this many pairs at its top are added after each. n in [1, kMostLeaves].
+std::array<std::uint8_t, kMostLeaves> sums_after_leaves(int n);
+constexpr int kStackOfLeaves = 9;  // that are on it at once: log2 of kMostLeaves, and the one that comes
 // sum_N += factor * value_N; f64, contiguous.
 SY_OPERATOR(accumulate, Tensor sum_N, Tensor value_N, double factor, Context& ctx);
 // Sum of squares of a contiguous tensor, in double, in fixed blocks whose sums are added in ascending order.

@@ -38,26 +38,6 @@ Tensor elements(const Tensor& x, FlatRange part) {
   return x.reshape({x.numel()}).slice(part.first, part.count);
 }
 
-// The sum of leaf_N[first, first + count) by halves, left in its first leaf.
-Tensor add_halves(std::span<const Tensor> leaf_N, Context& ctx) {
-  if (leaf_N.size() == 1) return leaf_N[0];
-  const std::size_t half = (leaf_N.size() + 1) / 2;
-  const Tensor first = add_halves(leaf_N.first(half), ctx), second = add_halves(leaf_N.subspan(half), ctx);
-  ops::add(first, first, second, ctx);
-  return first;
-}
-// sum may be one of the leaves: what it held has been added when it is written.
-void add_leaves(const Tensor& sum, std::span<const Tensor> leaf_N, Context& ctx) {
-  if (sum.numel() == 0) return;
-  if (leaf_N.size() == 1) {
-    if (sum.raw() != leaf_N[0].raw()) ops::copy(sum, leaf_N[0], ctx);
-    return;
-  }
-  const std::size_t half = (leaf_N.size() + 1) / 2;
-  const Tensor first = add_halves(leaf_N.first(half), ctx), second = add_halves(leaf_N.subspan(half), ctx);
-  ops::add(sum, first, second, ctx);
-}
-
 }  // namespace
 
 FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place) {
@@ -207,7 +187,7 @@ void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
   const ScratchScope scope(ctx.scratch);
   const Tensor piece_NX = ctx.scratch.take({size(), x.numel()}, x.dtype());
   all_gather(piece_NX, x, kind, ctx);
-  add_by_halves(x, piece_NX, ctx);
+  ops::sum_by_halves(elements(x, {0, x.numel()}), {}, leaves(piece_NX, size()), ctx);
 }
 
 void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
@@ -247,7 +227,7 @@ void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic
       in.push_back({p, bytes_of(others_NX, p * piece, own.count)});
     }
     move(x_P, out, in, kind, ctx);
-    add_leaves(sum, leaf_N, ctx);
+    if (own.count > 0) ops::sum_by_halves(sum, {}, leaf_N, ctx);
   }
 }
 
@@ -316,13 +296,13 @@ bool Group::any(bool flag) const {
   return std::any_of(flag_N.begin(), flag_N.end(), [](std::byte each) { return each != std::byte{0}; });
 }
 
-void add_by_halves(Tensor sum_X, Tensor piece_NX, Context& ctx) {
-  const std::int64_t n = piece_NX.rows(), piece = sum_X.numel();
-  SY_CHECK(n >= 1 && piece_NX.numel() == n * piece && piece_NX.contiguous() && sum_X.contiguous(),
-           "{} is not a number of {}", piece_NX.shape().to_string(), sum_X.shape().to_string());
+std::vector<Tensor> leaves(const Tensor& piece_NX, std::int64_t n) {
+  SY_CHECK(n >= 1 && piece_NX.contiguous() && piece_NX.numel() % n == 0, "{} are not {} equal pieces",
+           piece_NX.shape().to_string(), n);
+  const std::int64_t piece = piece_NX.numel() / n;
   std::vector<Tensor> leaf_N;
   for (std::int64_t p = 0; p < n; ++p) leaf_N.push_back(elements(piece_NX, {p * piece, piece}));
-  add_leaves(elements(sum_X, {0, piece}), leaf_N, ctx);
+  return leaf_N;
 }
 
 }  // namespace switchyard::parallel

@@ -93,8 +93,7 @@ class Group {
   int place_ = 0;
 };
 
-// sum := the sum of piece_NX over N by halves: of the first (N + 1) / 2 and of the others, each the same way.
-// piece_NX is overwritten; sum may be its first piece.
-void add_by_halves(Tensor sum_X, Tensor piece_NX, Context& ctx);
+// The N equal pieces of a contiguous tensor, as ops::sum_by_halves takes them: each all its elements in a row.
+std::vector<Tensor> leaves(const Tensor& piece_NX, std::int64_t n);
 
 }  // namespace switchyard::parallel

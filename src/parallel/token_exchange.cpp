@@ -87,11 +87,8 @@ void TokenExchange::collect_all(Tensor out_TX, Tensor addend_TX, Tensor from_SX,
   const ScratchScope scope(ctx.scratch);
   const Tensor piece_NX = ctx.scratch.take(from_SX.shape(), from_SX.dtype());
   group_.exchange(piece_NX, from_SX, Traffic::tokens, ctx);
-  const Tensor pieces = piece_NX.reshape(Shape{group_.size(), out_TX.numel()});
-  if (!addend_TX.defined()) return add_by_halves(out_TX, pieces, ctx);
-  const Tensor sum_TX = piece_NX.slice(0, out_TX.rows());
-  add_by_halves(sum_TX, pieces, ctx);
-  ops::add(out_TX, addend_TX, sum_TX, ctx);
+  const auto flat = [](const Tensor& x) { return x.defined() ? x.reshape(Shape{x.numel()}) : x; };
+  ops::sum_by_halves(flat(out_TX), flat(addend_TX), leaves(piece_NX, group_.size()), ctx);
 }
 
 void TokenExchange::collect_rows(Tensor out_TX, Tensor addend_TX, Tensor from_SX, Context& ctx) const {
