@@ -82,7 +82,10 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
       load_average_(step_.model().routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts)),
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
   begin(resume);
-  if (device != Device::cpu) step_.rehearse();  // what does not fit is refused before anything is written
+  if (device != Device::cpu) {
+    step_.rehearse();  // what does not fit is refused before anything is written
+    world.transport->forget_counts();
+  }
   parallel::by_first(all_, [&] {
     outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
     return "";

@@ -235,7 +235,9 @@ void Step::add_by_halves(std::int64_t first, std::int64_t last, std::size_t dept
   add_by_halves(first, middle, depth + 1, sums, micro_step);
   for_each_kept([&](const Tensor& kept, const Tensor& sum) { ops::copy(kept, sum, ctx_); });
   add_by_halves(middle, last, depth + 1, sums, micro_step);
-  for_each_kept([&](const Tensor& kept, const Tensor& sum) { ops::add(sum, kept, sum, ctx_); });
+  for_each_kept([&](const Tensor& kept, const Tensor& sum) {
+    ops::sum_by_halves(sum, {}, std::array{kept, sum}, ctx_);
+  });
 }
 
 void Step::do_or_replay(Recorded& recorded, const std::function<void()>& work) {
@@ -319,7 +321,8 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
                                   static_cast<double>(result.tokens.keys)};
   mesh_.all.sum_numbers(counts);
   result.tokens = {static_cast<std::int64_t>(counts[0]), static_cast<std::int64_t>(counts[1])};
-  if (routing.n_layers() > 0) mesh_.all.sum(result.load.sums(), parallel::Traffic::sums, ctx_);
+  Context host;
+  if (routing.n_layers() > 0) mesh_.all.sum(result.load.sums(), parallel::Traffic::sums, host);
 
   result.loss = sum_of(mesh_.all.gather_numbers(loss_MB)) / static_cast<double>(batch_tokens());
   const std::vector<double> mtp_loss = mesh_.all.gather_numbers(mtp_loss_MKB);

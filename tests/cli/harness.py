@@ -134,6 +134,9 @@ class CliTest(unittest.TestCase):
     """A test with a directory of its own, which holds train and validation shards and is where commands run."""
 
     maxDiff = 2000
+    # What another way to compute adds: its program, arguments of every command, variables of the environment, and how much
+    # longer a command may take.
+    binary, always, variables, patience = BINARY, [], {}, 1
 
     def setUp(self):
         self.assertTrue(os.access(BINARY, os.X_OK), f"{BINARY} is not there; build it, or set SWITCHYARD_BIN")
@@ -154,17 +157,17 @@ class CliTest(unittest.TestCase):
 
     def start(self, *arguments, **popen):
         arguments = [str(argument) for argument in arguments]
-        return subprocess.Popen([BINARY, *arguments], cwd=self.dir, env=environment(),
+        return subprocess.Popen([self.binary, *arguments, *self.always], cwd=self.dir, env={**environment(), **self.variables},
                                 **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
                                    "text": True, **popen})
 
     def finish(self, process):
         try:
-            out, err = process.communicate(timeout=TIMEOUT)
+            out, err = process.communicate(timeout=TIMEOUT * self.patience)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            self.fail(f"no end after {TIMEOUT} s: {' '.join(process.args)}\n{out}\n{err}")
+            self.fail(f"no end after {TIMEOUT * self.patience} s: {' '.join(process.args)}\n{out}\n{err}")
         finished = Finished(process.args[1:], process.returncode, out, err)
         for trace in ("Sanitizer", "runtime error:", "terminate called", "std::", "core dumped"):
             self.assertNotIn(trace, err, finished)

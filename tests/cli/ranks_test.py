@@ -32,7 +32,7 @@ def tensors_of(path):
     return tensors
 
 
-class Ranks(CliTest):
+class RankRuns(CliTest):
     def config(self, **changes):
         return self.write_config(**{"train__steps": 6, "train__micro_batch_size": 1, "train__global_batch_size": 8,
                                     "train__eval_every": 3, "checkpoint__every": 3, "parallel__threads": 1, **changes})
@@ -64,6 +64,8 @@ class Ranks(CliTest):
                 if key in b:
                     self.assertAlmostEqual(a[key], b[key], delta=2e-4 * b[key], msg=key)
 
+
+class Ranks(RankRuns):
     def test_same_bits_on_1_2_4_and_8_ranks(self):
         for name, model, router, changes in (
                 ("softmax", QWEN3_MOE, {"type": "softmax_topk", "balance_coef": 0.01, "jitter": 0.1}, {}),

@@ -1,0 +1,113 @@
+"""`--device cuda` with several ranks, which NCCL lets meet: the same training as of one rank, recorded with its exchanges.
+
+CTest sets SWITCHYARD_DEVICE_BIN: one whose devices are the emulator's of tests/simt, and meet by its stand-in for NCCL; or the
+binary itself where it was built for CUDA, which needs four devices.
+"""
+
+import json
+import os
+import unittest
+
+import harness
+import ranks_test
+from harness import MIXTRAL, QWEN3_MOE
+
+DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
+RANKS = 4  # at most
+LPR = {"type": "lpr", "latent_dim": 8, "reg_coef": 0.1, "bias": "quantile"}
+RUNS = {
+    "qwen3_moe": {"model": QWEN3_MOE, "router": {"type": "softmax_topk", "balance_coef": 0.01, "balance_scope": "global_batch"}},
+    "mixtral": {"model": {**MIXTRAL, "sliding_window": 9}, "data__document_mask": True, "data__eot_token": 40},
+    "deepseek_v3": {"model": ranks_test.DEEPSEEK, "router": {"type": "sigmoid_group"}, "train__mtp_loss_coef": 0.3,
+                    "train__recompute": "block"},
+    "lpr": {"model": QWEN3_MOE, "router": LPR},
+}
+# Whole runs take minutes under the sanitizers; the stand-in and the sums have tests of their own there.
+long_run = unittest.skipIf(harness.SANITIZED, "takes too long under the sanitizers")
+
+
+@unittest.skipUnless(DEVICE_BINARY, "SWITCHYARD_DEVICE_BIN is not set")
+class RanksOnDevices(ranks_test.RankRuns):
+    binary, always, patience = DEVICE_BINARY, ["--device", "cuda"], 10
+    variables = {"SIMT_DEVICES": str(RANKS)}
+
+    def setUp(self):
+        super().setUp()
+        if DEVICE_BINARY == harness.BINARY:
+            probe = self.run_binary("train", self.config(), "--out", "probe", "--nproc", RANKS)
+            if probe.code == 2:
+                self.skipTest(probe.err.strip())
+
+    def config(self, **changes):
+        return super().config(**{"train__steps": 2, "train__seq_len": 16, "train__global_batch_size": 4, "train__eval_every": 0,
+                                 "checkpoint__every": 2, "data__validation": None, **changes})
+
+    @long_run
+    def test_every_layout_trains_as_on_one_device(self):
+        for name, run in RUNS.items():
+            one = self.train(name, 1, **run)
+            for ranks, expert, zero in ((2, 2, 1), (4, 2, 2)):
+                with self.subTest(name, ranks=ranks, expert=expert, zero=zero):
+                    self.assert_near(self.train(f"{name}{ranks}", ranks, parallel__expert=expert, parallel__zero=zero, **run), one)
+
+    def test_a_micro_batch_is_recorded_with_its_exchanges(self):
+        """And what is replayed counts what it sends, as the formulas say."""
+        config = self.config(parallel__expert=2, parallel__zero=2, router__balance_scope="global_batch", train__global_batch_size=8)
+        done = self.ok("train", config, "--out", "run", "--nproc", 2)
+        self.assertIn("replayed as a CUDA graph", done.err)
+        micro_batches, tokens = 4, 16
+        width, slots = QWEN3_MOE["hidden_size"], QWEN3_MOE["num_experts_per_tok"]
+        passes = 2 * (2 * width + 2 * slots) + 2 * width + slots  # counts of the global batch take one more forward pass
+        for line in (json.loads(text) for text in (self.dir / "run" / "metrics.jsonl").read_text().splitlines()):
+            self.assertEqual(line["sent_bytes"]["tokens"],
+                             2 * micro_batches * tokens * QWEN3_MOE["num_hidden_layers"] * 4 * passes)
+            for kind in ("gradients", "weights"):
+                self.assertEqual(line["sent_bytes"][kind], line["ideal_bytes"][kind], kind)
+
+    @long_run
+    def test_same_bits_on_1_2_and_4_devices(self):
+        given = {"train__same_bits": True, **RUNS["qwen3_moe"]}
+        one = self.train("one", 1, **given)
+        for ranks in (2, 4):
+            self.assert_same_bits(self.train(f"run{ranks}", ranks, **given), one)
+
+    @long_run
+    def test_moments_and_gradients_may_lie_anywhere_to_the_bit(self):
+        whole = self.train("zero0", 4, parallel__zero=0)
+        for zero in (1, 2):
+            self.assert_same_bits(self.train(f"zero{zero}", 4, parallel__zero=zero), whole)
+
+    @long_run
+    def test_sums_of_the_library_are_near_those_in_order(self):
+        self.assert_near(self.train("library", 4, parallel__sums="library", parallel__expert=2),
+                         self.train("ordered", 4, parallel__expert=2))
+
+    @long_run
+    def test_rows_without_room_are_done_again(self):
+        one = self.train("one", 1)
+        tight = self.train("tight", 2, parallel__expert=2, parallel__expert_room=1)
+        self.assert_near(tight, one)
+        last = json.loads((tight / "metrics.jsonl").read_text().splitlines()[-1])
+        self.assertGreater(last["steps_redone"], 0)
+
+    @long_run
+    def test_older_versions_of_the_library_exchange_the_same(self):
+        new = self.train("new", 2, parallel__expert=2)
+        self.variables = {**self.variables, "SIMT_NCCL_VERSION": "21805"}
+        self.assert_same_bits(self.train("old", 2, parallel__expert=2), new)
+
+    @long_run
+    def test_ranks_that_dawdle_come_to_the_same(self):
+        prompt = self.train("prompt", 4, parallel__expert=2)
+        self.variables = {**self.variables, "SIMT_NCCL_DELAY": "5"}
+        self.assert_same_bits(self.train("dawdling", 4, parallel__expert=2), prompt)
+
+    def test_refused_in_one_line(self):
+        self.fails(2, "train", self.config(parallel__expert=2, parallel__token_exchange="rows"), "--out", "refused", "--nproc", 2,
+                   names=[r'parallel\.token_exchange: "rows" asks the host'])
+        self.fails(2, "train", self.config(train__same_bits=True, parallel__sums="library"), "--out", "refused", "--nproc", 2,
+                   names=[r'train\.same_bits: not with parallel\.sums "library"'])
+
+
+if __name__ == "__main__":
+    harness.main()
