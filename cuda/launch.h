@@ -41,8 +41,7 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
   const bool asks = shape.shared_bytes > 48 * 1024;
   if (asks) check_shared_bytes(op, shape.shared_bytes);
 #ifdef SWITCHYARD_SIMT
-  (void)ctx;
-  simt::enqueue([=] {
+  simt::enqueue(stream_of(ctx), [=] {
     simt::launch(op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes,
                  [&] { kernel(static_cast<P>(args)...); });
   });

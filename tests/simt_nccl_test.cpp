@@ -64,6 +64,7 @@ struct Rank {
   ncclComm_t world = nullptr;
 
   void join() {
+    ok(cudaSetDevice(rank));
     ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     ok(ncclCommInitRankConfig(&world, size, id, rank, nullptr));
   }
@@ -96,6 +97,7 @@ std::vector<std::string> run_unjoined(int n, const std::function<void(Rank&)>& b
     const pid_t child = fork();
     if (child == 0) {
       alarm(kRankSeconds);
+      setenv("SIMT_DEVICES", "4", 1);
       std::string error;
       try {
         Rank self{rank, n, id};
@@ -411,6 +413,17 @@ TEST(SimtNccl, MemoryThatIsNotALivePieceOfTheDeviceIsRefused) {
                              ok(ncclGroupEnd());
                            }),
                  {"a call of a group writes memory of another one"});
+}
+
+TEST(SimtNccl, AllCommunicationIsOnOneStream) {
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             const Buffer<float> a(1), b(1);
+                             self.all_gather(a, b, 1);
+                             ok(cudaStreamCreateWithFlags(&self.stream, cudaStreamNonBlocking));
+                             self.all_gather(a, b, 1);
+                           }),
+                 {"rank 0", "a call on another stream than the calls before"});
 }
 
 TEST(SimtNccl, ACallThatIsRefusedWithinAGroupRefusesTheGroup) {

@@ -147,6 +147,7 @@ void* allocate(std::size_t bytes) { return memory().allocate(bytes); }
 void release(void* data) {
   if (data) memory().release(static_cast<std::byte*>(data));
 }
+bool is_device_memory(const void* data) { return memory().has(data); }
 bool is_allocated(const void* data, std::size_t bytes) {
   return memory().is_allocated(static_cast<const std::byte*>(data), bytes);
 }

@@ -355,22 +355,6 @@ void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_share
   check_memory(kernel);
 }
 
-namespace {
-std::unique_ptr<Recording> recording;
-}
-
-void enqueue(std::function<void()> work) {
-  const auto on_device = [work = std::move(work)] {
-    const DeviceAccess access;
-    work();
-  };
-  if (recording) return recording->work.push_back(on_device);
-  on_device();
-}
-void begin_recording() { recording = std::make_unique<Recording>(); }
-Recording* end_recording() { return recording.release(); }
-bool is_recording() { return recording != nullptr; }
-
 const Dim3& thread_index() { return engine().current->index; }
 const Dim3& block_index() { return engine().block_index; }
 const Dim3& block_dim() { return engine().block; }

@@ -49,15 +49,6 @@ std::size_t max_shared_bytes();
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body);
 
-// Streams are in order because all is done at once, but while work is recorded (a CUDA graph): then it is kept.
-struct Recording {
-  std::vector<std::function<void()>> work;
-};
-void enqueue(std::function<void()> work);
-void begin_recording();
-Recording* end_recording();  // the caller's; null: nothing was begun
-bool is_recording();
-
 // Below, only within a kernel.
 
 const Dim3& thread_index();
@@ -104,6 +95,7 @@ class DeviceAccess {
 };
 void* allocate(std::size_t bytes);                         // filled with NaN
 void release(void* memory);                                // of allocate(), or null
+bool is_device_memory(const void* memory);                 // live or not
 bool is_allocated(const void* memory, std::size_t bytes);  // all of it in one live piece
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;
 std::size_t allocated_bytes();

@@ -74,7 +74,8 @@ struct Meeting::Header {
 // Who has put something into a ring of this rank, or taken something out, rings.
 struct alignas(kLine) Meeting::Bell {
   std::atomic<std::uint32_t> count, asleep;
-  std::atomic<std::int32_t> n_ranks;  // what this rank has come with; 0: it has not come
+  std::atomic<std::int32_t> device;   // what this rank has come with
+  std::atomic<std::int32_t> n_ranks;  // the same; 0: it has not come
 
   // In this order, as wait() does it in the other: either the sleeper is seen here, or the kernel sees the
   // count there.
@@ -107,7 +108,9 @@ std::string Meeting::make_id() {
   return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file) + " " + std::to_string(key);
 }
 
-Meeting::Meeting(const std::string& id, int rank, int n_ranks) : rank_(rank), n_ranks_(n_ranks) {
+int Meeting::device_of(int rank) const { return shared_->bells[rank].device.load(); }
+
+Meeting::Meeting(const std::string& id, int rank, int n_ranks, int device) : rank_(rank), n_ranks_(n_ranks) {
   const std::string path = id.substr(0, id.find(' ')), key = id.substr(std::min(id.find(' ') + 1, id.size()));
   const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
   void* const base =
@@ -117,6 +120,7 @@ Meeting::Meeting(const std::string& id, int rank, int n_ranks) : rank_(rank), n_
     throw std::runtime_error("nccl: rank " + std::to_string(rank) + ": no rank waits at the unique id '" + id +
                              "': its process has ended, or the id was not told whole");
   shared_ = static_cast<Layout*>(base);
+  shared_->bells[rank].device = device;
   if (shared_->bells[rank].n_ranks.exchange(n_ranks) != 0)
     fail("two processes of one unique id say that they are rank " + std::to_string(rank));
   for (Bell& bell : shared_->bells) bell.ring();

@@ -42,10 +42,11 @@ class Meeting {
 
   static std::string make_id();  // below 128 characters
   // Waits until all ranks have come. Throws std::runtime_error, as all others do.
-  Meeting(const std::string& id, int rank, int n_ranks);
+  Meeting(const std::string& id, int rank, int n_ranks, int device);
 
   int rank() const { return rank_; }
   int n_ranks() const { return n_ranks_; }
+  int device_of(int rank) const;  // what it has come with
 
   // Bytes for and from other ranks or this one, all at once; those of one pair in this order on both sides. A
   // message is done when the other rank has taken all of it.

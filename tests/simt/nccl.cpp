@@ -263,9 +263,9 @@ ncclResult_t end_group() {
     }
   for (Operation& o : operations) {
     o.call.number = o.count->made++;
-    o.call.replayed = simt::is_recording();
+    o.call.replayed = simt::is_recording(line.stream);
   }
-  simt::enqueue([operations = std::move(operations)] {
+  simt::enqueue(line.stream, [operations = std::move(operations)] {
     try {
       perform(operations);
     } catch (const std::exception& error) {
@@ -356,7 +356,11 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int n_ranks, ncclUniqueId 
   id.internal[sizeof id.internal - 1] = 0;
   std::vector<int> ranks(static_cast<std::size_t>(n_ranks));
   std::iota(ranks.begin(), ranks.end(), 0);
-  const auto meeting = std::make_shared<Meeting>(id.internal, rank, n_ranks);
+  cudaDeviceProp prop;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&prop, device) != cudaSuccess)
+    return refuse(ncclUnhandledCudaError, "rank " + std::to_string(rank) + " has no device");
+  const auto meeting = std::make_shared<Meeting>(id.internal, rank, n_ranks, prop.pciBusID);
   *comm = communicators().emplace_back(std::make_unique<ncclComm>(meeting, "world", ranks, rank)).get();
   return ncclSuccess;
 } catch (const std::runtime_error& error) {
@@ -385,6 +389,7 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* part
     out.push_back({comm->rank_of[p], call, reinterpret_cast<const std::byte*>(&mine), sizeof mine});
     in.push_back({comm->rank_of[p], call, reinterpret_cast<std::byte*>(&choices[p]), sizeof mine});
   }
+  simt::finish(line.stream);  // its calls come before this one
   comm->meeting->exchange(std::move(out), std::move(in), [&] { check_alive(*comm); });
   if (color == NCCL_SPLIT_NOCOLOR) return ncclSuccess;
   std::erase_if(choices, [&](const Choice& choice) { return choice.color != color; });

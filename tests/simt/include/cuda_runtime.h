@@ -1,6 +1,6 @@
 // What switchyard's kernels and their launchers use of the CUDA toolkit, for a plain C++ compiler: kernels run
-// on the CPU (../engine.h), device memory is host memory with marks around it, streams are in order because all
-// is done at once. Names and meanings are the toolkit's (CUDA C++ Programming Guide); what is not here is not
+// on the CPU (../engine.h), device memory is host memory with marks around it, work is done when it is given
+// (../streams.h). Names and meanings are the toolkit's (CUDA C++ Programming Guide); what is not here is not
 // emulated.
 #pragma once
 
@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "../engine.h"
+#include "../streams.h"
 
 // ---- the language ----
 #define __global__
@@ -243,155 +244,112 @@ T atomicCAS(T* p, T compare, T value) {
   return old;
 }
 
-// ---- the runtime ----
+// ---- the runtime: ../runtime.cpp, and ../streams.cpp for what has to do with streams ----
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
-  cudaErrorStreamCaptureUnsupported = 900
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorNotReady = 600,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureUnmatched = 903,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorStreamCaptureImplicit = 906,
+  cudaErrorCapturedEvent = 907
 };
-struct CUstream_st;
-using cudaStream_t = CUstream_st*;
-enum cudaMemcpyKind {
-  cudaMemcpyHostToDevice = 1,
-  cudaMemcpyDeviceToHost = 2,
-  cudaMemcpyDeviceToDevice = 3,
-  cudaMemcpyDefault = 4
-};
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-
-inline const char* cudaGetErrorString(cudaError_t error) {
-  if (error == cudaErrorStreamCaptureUnsupported) return "operation not permitted when stream is capturing";
-  return error == cudaSuccess ? "no error" : "an error of the emulator";
-}
+const char* cudaGetErrorString(cudaError_t error);
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+using cudaStream_t = CUstream_st*;
+struct CUevent_st;
+using cudaEvent_t = CUevent_st*;
+
+// Devices: SIMT_DEVICES of them (1), of which CUDA_VISIBLE_DEVICES, a list of numbers, lets the process see
+// some. SIMT_SAME_UUID: all have one uuid. SIMT_NO_PEERS: none reads another's memory. One process uses one of
+// them.
+struct cudaUUID_t {
+  char bytes[16];
+};
 struct cudaDeviceProp {
   char name[256];
+  cudaUUID_t uuid;
   std::size_t totalGlobalMem;
   int major, minor;
+  int pciDomainID, pciBusID, pciDeviceID;
 };
-inline cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
-  *prop = {"the emulator", simt::kDeviceBytes, simt::capability.major, simt::capability.minor};
-  return cudaSuccess;
-}
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = simt::capability.multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = simt::capability.major;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = simt::capability.minor;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(simt::max_shared_bytes());
-      return cudaSuccess;
-  }
-  return cudaErrorInvalidValue;
-}
-inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
-  if (simt::allocated_bytes() + bytes > simt::kDeviceBytes) return cudaErrorMemoryAllocation;
-  *memory = simt::allocate(bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFree(void* memory) {
-  simt::release(memory);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *total = simt::kDeviceBytes;
-  *free = *total - simt::allocated_bytes();
-  return cudaSuccess;
-}
-inline cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
-  *memory = std::malloc(bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFreeHost(void* memory) {
-  std::free(memory);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t) {
-  simt::enqueue([=] {
-    if (bytes > 0) std::memmove(to, from, bytes);
-  });
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
-  simt::enqueue([=] {
-    if (bytes > 0) std::memset(to, byte, bytes);
-  });
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
-  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
-}
-inline cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) {
-  if (simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
-  return cudaMemsetAsync(to, byte, bytes, nullptr);
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return simt::is_recording() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
-}
-inline cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(nullptr); }
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int device);
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
 
+// Memory.
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost = 2,
+  cudaMemcpyDeviceToDevice = 3,
+  cudaMemcpyDefault = 4
+};
+enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaMalloc(void** memory, std::size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes);
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags);
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
+cudaError_t cudaMemset(void* to, int byte, std::size_t bytes);
+
+// Streams and events.
 enum { cudaStreamNonBlocking = 1 };
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  static char streams[1];
-  *stream = reinterpret_cast<cudaStream_t>(streams);
-  return cudaSuccess;
-}
+enum { cudaEventDefault = 0, cudaEventDisableTiming = 2 };
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
+cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
 
-// ---- graphs ----
+// Graphs.
 using cudaGraph_t = simt::Recording*;
 using cudaGraphExec_t = simt::Recording*;
 using cudaGraphNode_t = void*;
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
-inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || simt::is_recording()) return cudaErrorStreamCaptureUnsupported;
-  simt::begin_recording();
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
-  *graph = simt::end_recording();
-  return *graph != nullptr ? cudaSuccess : cudaErrorInvalidValue;
-}
-inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new simt::Recording(*graph);
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, std::size_t* n_nodes) {
-  *n_nodes = graph->work.size();
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-  for (const auto& work : exec->work) work();
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
-}
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone = 0,
+  cudaStreamCaptureStatusActive = 1,
+  cudaStreamCaptureStatusInvalidated = 2
+};
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* n_nodes);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);

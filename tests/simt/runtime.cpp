@@ -1,0 +1,222 @@
+// Devices, their memory and copies to and from it, as the CUDA runtime gives them.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "include/cuda_runtime.h"
+
+namespace {
+
+int current = 0;  // as the process counts them
+
+std::vector<int> visible_devices() {
+  const char* const set = std::getenv("SIMT_DEVICES");
+  const int n = set ? std::atoi(set) : 1;
+  std::vector<int> devices;
+  const char* rest = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (rest == nullptr) {
+    for (int device = 0; device < n; ++device) devices.push_back(device);
+    return devices;
+  }
+  for (char* end = nullptr;; rest = end + 1) {
+    const long device = std::strtol(rest, &end, 10);
+    if (end == rest || device < 0 || device >= n) break;  // what comes behind is not seen either
+    devices.push_back(static_cast<int>(device));
+    if (*end != ',') break;
+  }
+  return devices;
+}
+bool is_seen(int device) { return device >= 0 && device < static_cast<int>(visible_devices().size()); }
+
+cudaError_t refuse_in_recording() {
+  simt::spoil_recording();
+  return cudaErrorStreamCaptureUnsupported;
+}
+
+// Page-locked memory of the host, by where it begins.
+std::map<const std::byte*, std::size_t>& locked() {
+  static auto& pieces = *new std::map<const std::byte*, std::size_t>;
+  return pieces;
+}
+// Pageable: the host waits until copies from and to it are done.
+bool is_pageable(const void* memory) {
+  if (simt::is_device_memory(memory)) return false;
+  const auto after = locked().upper_bound(static_cast<const std::byte*>(memory));
+  if (after == locked().begin()) return true;
+  const auto& [data, bytes] = *std::prev(after);
+  return memory >= data + bytes;
+}
+
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
+    case cudaErrorNotReady:
+      return "device not ready";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureUnmatched:
+      return "capture was not ended in the same stream as it began";
+    case cudaErrorStreamCaptureUnjoined:
+      return "capturing stream has unjoined work";
+    case cudaErrorStreamCaptureIsolation:
+      return "dependency created on uncaptured work in another stream";
+    case cudaErrorStreamCaptureImplicit:
+      return "operation would make the legacy stream depend on a capturing blocking stream";
+    case cudaErrorCapturedEvent:
+      return "operation not permitted on an event last recorded in a capturing stream";
+  }
+  return "an error of the emulator";
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = static_cast<int>(visible_devices().size());
+  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current;
+  return is_seen(current) ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaSetDevice(int device) {
+  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  if (device != current && simt::allocated_bytes() > 0)
+    throw std::runtime_error("emulator: device " + std::to_string(device) +
+                             " is chosen while memory of device " + std::to_string(current) +
+                             " is held; a process uses one device");
+  current = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
+  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  const int number = visible_devices()[static_cast<std::size_t>(device)];
+  *prop = {"the emulator",         {}, simt::kDeviceBytes, simt::capability.major,
+           simt::capability.minor, 0,  16 * number + 16,   0};
+  std::memcpy(prop->uuid.bytes, "emulated device", 15);
+  prop->uuid.bytes[15] = static_cast<char>(std::getenv("SIMT_SAME_UUID") ? 0 : number);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = simt::capability.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = simt::capability.major;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = simt::capability.minor;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(simt::max_shared_bytes());
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int device) {
+  cudaDeviceProp prop;
+  if (const cudaError_t error = cudaGetDeviceProperties(&prop, device)) return error;
+  const int length = std::snprintf(
+      text, static_cast<std::size_t>(bytes), "%04X:%02X:%02X.0", static_cast<unsigned>(prop.pciDomainID),
+      static_cast<unsigned>(prop.pciBusID), static_cast<unsigned>(prop.pciDeviceID));
+  return length < bytes ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  if (!is_seen(device) || !is_seen(peer)) return cudaErrorInvalidDevice;
+  *can = device != peer && !std::getenv("SIMT_NO_PEERS");
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (simt::is_recording()) return refuse_in_recording();
+  if (simt::allocated_bytes() + bytes > simt::kDeviceBytes) return cudaErrorMemoryAllocation;
+  *memory = simt::allocate(bytes);
+  return cudaSuccess;
+}
+// What frees memory waits for what may still use it; destructors do, so that an error there is no exception.
+static cudaError_t finish_before_release() try {
+  if (!simt::is_recording()) simt::finish_all();
+  return cudaSuccess;
+} catch (const std::runtime_error&) {
+  return cudaErrorLaunchFailure;
+}
+cudaError_t cudaFree(void* memory) {
+  const cudaError_t error = finish_before_release();
+  simt::release(memory);
+  return error;
+}
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *total = simt::kDeviceBytes;
+  *free = *total - simt::allocated_bytes();
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) { return cudaHostAlloc(memory, bytes, 0); }
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  *memory = std::malloc(bytes);
+  locked()[static_cast<const std::byte*>(*memory)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  if (host == nullptr || is_pageable(host)) return cudaErrorInvalidValue;
+  *device = host;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  const cudaError_t error = finish_before_release();
+  locked().erase(static_cast<const std::byte*>(memory));
+  std::free(memory);
+  return error;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  simt::enqueue(stream, [=] {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  });
+  if (!simt::is_recording(stream) && (is_pageable(to) || is_pageable(from))) simt::finish(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream) {
+  simt::enqueue(stream, [=] {
+    if (bytes > 0) std::memset(to, byte, bytes);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  if (simt::is_recording()) return refuse_in_recording();
+  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  simt::finish(nullptr);
+  return error;
+}
+cudaError_t cudaMemset(void* to, int byte, std::size_t bytes) {
+  if (simt::is_recording()) return refuse_in_recording();
+  const cudaError_t error = cudaMemsetAsync(to, byte, bytes, nullptr);
+  simt::finish(nullptr);
+  return error;
+}
