@@ -1,11 +1,12 @@
 #include "device.h"
 
 #include <filesystem>
+#include <utility>
 
 #include "core/error.h"
+#include "core/polling.h"
 #include "error.h"
 #include "launch.h"
-#include "ops/device.h"
 
 namespace switchyard::ops::cuda {
 
@@ -32,47 +33,129 @@ void* allocate_staging(std::int64_t bytes) {
 }
 void release_staging(void* memory) { (void)cudaFreeHost(memory); }
 
+// Empty: whoever waits blocks.
+std::function<void()> wait_check;
+
+bool is_done(cudaStream_t stream) {
+  const cudaError_t error = cudaStreamQuery(stream);
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // else the next launch would take it for a failure of its own
+    return false;
+  }
+  SY_CUDA(error);
+  return true;
+}
+
+void wait_for(cudaStream_t stream) {
+  if (!wait_check) {
+    SY_CUDA(cudaStreamSynchronize(stream));
+  } else {
+    poll([&] { return is_done(stream); }, wait_check);
+  }
+}
+
+// For work on the run's stream and on the default stream, on which those who have opened none put theirs.
+void wait_for_device() {
+  if (!wait_check) {
+    SY_CUDA(cudaDeviceSynchronize());
+    return;
+  }
+  wait_for(static_cast<cudaStream_t>(run_stream()));
+  wait_for(nullptr);
+}
+
 // The run's stream may be any: both wait for all of them.
 void fill(void* memory, int byte, std::int64_t bytes) {
-  SY_CUDA(cudaDeviceSynchronize());
-  SY_CUDA(cudaMemset(memory, byte, static_cast<std::size_t>(bytes)));
-  SY_CUDA(cudaDeviceSynchronize());
+  wait_for_device();
+  SY_CUDA(cudaMemsetAsync(memory, byte, static_cast<std::size_t>(bytes), nullptr));
+  wait_for_device();
 }
 void copy(void* to, const void* from, std::int64_t bytes) {
-  SY_CUDA(cudaDeviceSynchronize());
-  SY_CUDA(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault));
-  SY_CUDA(cudaDeviceSynchronize());  // from pageable memory it may return before the last byte has arrived
+  wait_for_device();
+  SY_CUDA(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault, nullptr));
+  wait_for_device();
 }
 
 constexpr int kOldestMajor = 8;  // compute capability: bf16 products and asynchronous copies
 
-cudaDeviceProp properties() {
-  cudaDeviceProp prop;
-  SY_CUDA(cudaGetDeviceProperties(&prop, 0));
-  return prop;
+int current_device() {
+  int device = 0;
+  SY_CUDA(cudaGetDevice(&device));
+  return device;
 }
 
+cudaDeviceProp properties_of(int device) {
+  cudaDeviceProp prop;
+  SY_CUDA(cudaGetDeviceProperties(&prop, device));
+  return prop;
+}
+cudaDeviceProp properties() { return properties_of(current_device()); }
+
 int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  SY_CUDA(cudaGetDevice(&device));
-  SY_CUDA(cudaDeviceGetAttribute(&value, name, device));
+  int value = 0;
+  SY_CUDA(cudaDeviceGetAttribute(&value, name, current_device()));
   return value;
 }
 
-}  // namespace
-
-std::string unavailable_reason() {
+// Empty: some.
+std::string reason_for_none() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess)
     return fmt::format("no CUDA device can be used ({}); install or update NVIDIA's driver",
                        cudaGetErrorString(error));
-  if (count == 0) return "there is no CUDA device on this machine";
-  const cudaDeviceProp prop = properties();
+  return count == 0 ? "there is no CUDA device on this machine" : "";
+}
+
+std::string reason_against(const cudaDeviceProp& prop) {
   if (prop.major >= kOldestMajor) return "";
   return fmt::format("{} has compute capability {}.{}, {}.0 or newer is needed", prop.name, prop.major,
                      prop.minor, kOldestMajor);
 }
+
+// As NVIDIA's tools write it: "GPU-1c5b7a0e-0c5b-...".
+std::string words_of(const cudaUUID_t& uuid) {
+  std::string text = "GPU";
+  for (std::size_t i = 0; i < sizeof uuid.bytes; ++i) {
+    if (i == 0 || (i >= 4 && i <= 10 && i % 2 == 0)) text += '-';
+    text += fmt::format("{:02x}", static_cast<unsigned char>(uuid.bytes[i]));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string unavailable_reason() {
+  const std::string reason = reason_for_none();
+  return reason.empty() ? reason_against(properties()) : reason;
+}
+
+DeviceInventory inventory() {
+  DeviceInventory all;
+  all.unusable = reason_for_none();
+  if (!all.unusable.empty()) return all;
+  int count = 0;
+  SY_CUDA(cudaGetDeviceCount(&count));
+  SY_CUDA(cudaDriverGetVersion(&all.driver));
+  for (int device = 0; device < count; ++device) {
+    const cudaDeviceProp prop = properties_of(device);
+    all.device.push_back(
+        {.name = prop.name,
+         .uuid = words_of(prop.uuid),
+         .pci = fmt::format("{:04x}:{:02x}:{:02x}.0", prop.pciDomainID, prop.pciBusID, prop.pciDeviceID),
+         .capability = fmt::format("{}.{}", prop.major, prop.minor),
+         .unusable = reason_against(prop)});
+    for (int other = 0; other < device; ++other) {
+      int there = 0, back = 0;
+      SY_CUDA(cudaDeviceCanAccessPeer(&there, other, device));
+      SY_CUDA(cudaDeviceCanAccessPeer(&back, device, other));
+      if (there == 0 || back == 0) all.apart.push_back({other, device});
+    }
+  }
+  return all;
+}
+
+void use_device(int number) { SY_CUDA(cudaSetDevice(number)); }
 
 std::string description() {
   const cudaDeviceProp prop = properties();
@@ -105,7 +188,8 @@ std::int64_t free_memory() {
 }
 
 void use_device_memory() {
-  set_device_memory(Device::cuda, {allocate, release, fill, copy, allocate_staging, release_staging});
+  set_device_memory(Device::cuda,
+                    {allocate, release, fill, copy, allocate_staging, release_staging, free_memory});
 }
 
 void upload(Tensor to, Tensor from, Context& ctx) {
@@ -113,7 +197,9 @@ void upload(Tensor to, Tensor from, Context& ctx) {
                           stream_of(ctx)));
 }
 
-void synchronise(Context& ctx) { SY_CUDA(cudaStreamSynchronize(stream_of(ctx))); }
+void set_wait_check(std::function<void()> check) { wait_check = std::move(check); }
+
+void synchronise(Context& ctx) { wait_for(stream_of(ctx)); }
 
 Graph::~Graph() {
   if (exec_ != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(exec_));

@@ -3,17 +3,24 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "core/context.h"
 #include "core/device_memory.h"
+#include "ops/device.h"
 
 namespace switchyard::ops::cuda {
+
+// Below, "the device" is the current one: that of use_device(), or else the first that the process sees.
 
 // Why no device can be used: no driver, no device, or one that is too old. Empty: one can.
 std::string unavailable_reason();
 // Its name and memory.
 std::string description();
+
+DeviceInventory inventory();  // ops::device_inventory()
+void use_device(int number);
 
 // Whether code for sm_90a runs here: on compute capability 9.0 and nothing else.
 bool device_has_wgmma();
@@ -27,6 +34,9 @@ std::int64_t free_memory();  // bytes
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
 // before the first of them.
 void use_device_memory();
+
+// How whoever waits does so: ops::set_device_wait_check().
+void set_wait_check(std::function<void()> check);
 
 // Waits for all work on the run's stream. Throws RunError where a kernel has failed.
 void synchronise(Context& ctx);

@@ -19,7 +19,8 @@ void copy_host(void* to, const void* from, std::int64_t bytes) {
   std::memmove(to, from, static_cast<std::size_t>(bytes));
 }
 
-DeviceMemory memories[] = {{allocate_host, std::free, fill_host, copy_host, allocate_host, std::free}, {}};
+DeviceMemory memories[] = {{allocate_host, std::free, fill_host, copy_host, allocate_host, std::free, nullptr},
+                           {}};
 
 const DeviceMemory& memory_of(Device device) {
   const DeviceMemory& memory = memories[static_cast<std::size_t>(device)];
@@ -39,11 +40,16 @@ void AlignedFree::operator()(std::byte* p) const {
 
 namespace {
 
+double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
 AlignedBuffer buffer_of(void* p, std::int64_t bytes, const char* what, const char* kind, AlignedFree free) {
-  if (!p)
+  if (!p) {
+    const DeviceMemory& memory = memory_of(free.device);
     throw_run(
-        "out of {}memory: {} needs {:.1f} MiB; use a smaller model, train.micro_batch_size or train.seq_len",
-        kind, what, static_cast<double>(bytes) / (1 << 20));
+        "out of {}memory: {} needs {:.1f} MiB{}; use a smaller model, train.micro_batch_size or train.seq_len",
+        kind, what, mib(bytes),
+        memory.free && !free.staging ? fmt::format(", {:.1f} MiB are free", mib(memory.free())) : "");
+  }
   return AlignedBuffer(static_cast<std::byte*>(p), free);
 }
 

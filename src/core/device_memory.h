@@ -39,6 +39,7 @@ struct DeviceMemory {
   void (*copy)(void* to, const void* from, std::int64_t bytes);  // any of the two on the device
   void* (*allocate_staging)(std::int64_t bytes);
   void (*release_staging)(void* memory);
+  std::int64_t (*free)();  // bytes that are left; null: not known
 };
 void set_device_memory(Device device, const DeviceMemory& memory);
 

@@ -1,13 +1,22 @@
 #include "ops/device.h"
 
+#include <utility>
+
 #include "cuda/device.h"
 
 namespace switchyard::ops {
 
+namespace {
+
+constexpr const char* kNoBackend =
+    "this program was built without the CUDA backend; build it with the preset 'cuda'";
+
+}  // namespace
+
 Device choose_device(const std::string& requested) {
   SY_CHECK(requested == "auto" || requested == "cpu" || requested == "cuda", "device \"{}\"", requested);
   if (requested == "cpu") return Device::cpu;
-  std::string reason = "this program was built without the CUDA backend; build it with the preset 'cuda'";
+  std::string reason = kNoBackend;
   if constexpr (kHasCuda) reason = cuda::unavailable_reason();
   if (!reason.empty()) {
     if (requested == "cuda") throw_input("--device cuda: {}; or use --device cpu", reason);
@@ -15,6 +24,24 @@ Device choose_device(const std::string& requested) {
   }
   if constexpr (kHasCuda) cuda::use_device_memory();
   return Device::cuda;
+}
+
+DeviceInventory device_inventory() {
+  if constexpr (kHasCuda) return cuda::inventory();
+  DeviceInventory none;
+  none.unusable = kNoBackend;
+  return none;
+}
+
+void use_device([[maybe_unused]] int number) {
+  if constexpr (kHasCuda) {
+    cuda::use_device(number);
+    cuda::use_device_memory();
+  }
+}
+
+void set_device_wait_check([[maybe_unused]] std::function<void()> check) {
+  if constexpr (kHasCuda) cuda::set_wait_check(std::move(check));
 }
 
 std::string describe_device(Device device) {

@@ -1,11 +1,13 @@
 // Where a run computes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ops/operator.h"
 
@@ -15,11 +17,36 @@ class Graph;
 
 namespace switchyard::ops {
 
-// The device that was requested: "cpu"; "cuda"; "auto": cuda where a usable one is found, the CPU
-// elsewhere. Makes memory of that device possible (core/device_memory.h).
+// The device that was requested of a process alone: "cpu"; "cuda"; "auto": cuda where a usable one is found,
+// the CPU elsewhere. Makes memory of that device possible (core/device_memory.h). Of several ranks each has its
+// own (parallel/devices.h).
 //   Throws InputError where "cuda" is requested and unavailable: no CUDA backend in this program, no driver, no
 //   device, or one older than compute capability 8.0.
 Device choose_device(const std::string& requested);
+
+// What can be known of CUDA devices before one is chosen.
+struct DeviceFacts {
+  std::string name;        // "NVIDIA H100 80GB HBM3"
+  std::string uuid;        // the same in every process that sees the device, and no other's
+  std::string pci;         // "0000:18:00.0"
+  std::string capability;  // "9.0"
+  std::string unusable;    // why it cannot be used; empty: it can
+};
+struct DeviceInventory {
+  std::string unusable;  // why there is none: no CUDA backend, no driver, no device; empty: there are
+  std::vector<DeviceFacts> device;        // by number: those that this process sees
+  std::vector<std::array<int, 2>> apart;  // pairs of numbers: neither reaches the other's memory directly
+  int driver = 0;                         // the newest CUDA that the driver knows: 12080 is 12.8
+};
+DeviceInventory device_inventory();
+// This process computes on the CUDA device of that number from here on: before anything else that touches one.
+// Makes memory of it possible.
+void use_device(int number);
+
+// In a run of several ranks a device may wait for another rank for ever, and so nobody may block on it: once
+// this is set, whoever waits for the device asks it again and again, and calls `check` every 10 ms. What that
+// throws ends the waiting. An empty one: waiting blocks.
+void set_device_wait_check(std::function<void()> check);
 
 // What there is to say of a device at the start of a run: "NVIDIA H100 80GB HBM3, 79.1 GiB".
 std::string describe_device(Device device);
