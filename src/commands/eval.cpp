@@ -14,7 +14,7 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "model/transformer.h"
-#include "ops/device.h"
+#include "parallel/devices.h"
 #include "parallel/launch.h"
 #include "train/evaluator.h"
 
@@ -225,10 +225,9 @@ int run_rank(const Options& options, parallel::World& world) {
   }
   const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size, all);
 
-  Context ctx(ops::choose_device(options.device));
-  if (world.size() > 1 && ctx.device != Device::cpu)
-    throw_input("{} ranks: several ranks compute on the CPU alone in this build; use --device cpu, or one rank",
-                world.size());
+  const parallel::DeviceChoice devices = parallel::take_device(options.device, world);
+  parallel::log_devices(devices, world);
+  Context ctx(devices.device);
   const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
   model->plan(settings.batch, settings.seq_len, ctx);
   const train::EvalResult result = train::evaluate(*model, domains, settings, ctx, all);

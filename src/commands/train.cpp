@@ -11,7 +11,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/threads.h"
-#include "ops/device.h"
+#include "parallel/devices.h"
 #include "parallel/launch.h"
 #include "parallel/watch.h"
 #include "router/router.h"
@@ -171,15 +171,16 @@ int run_rank(const Options& options, parallel::World& world) {
   if (world.size() > 1)
     train::expect_same_everywhere(all, "the program", std::to_string(crc32_of_file("/proc/self/exe")),
                                   "start the same build everywhere");
-  const Device device = ops::choose_device(options.device);
-  train::check_ranks(run, world.size(), device);
+  const parallel::DeviceChoice devices = parallel::take_device(options.device, world);
+  train::check_ranks(run, world.size(), devices.device);
+  parallel::log_devices(devices, world);
   if (world.rank() == 0) {
     train::warn_of_idle_ranks(run.train, world.size());
     check_tokenizers(run.data);
   }
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
   const Beginning beginning = beginning_of_all(options, all);
-  train::TrainingRun training(run, beginning.out, beginning.resume, world, device);
+  train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device);
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/agreement.h"
+#include "parallel/devices.h"
 
 namespace switchyard::parallel {
 
@@ -45,6 +46,7 @@ Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
     all_there = ops::make_device_group(by_first(all, [] { return ops::make_device_group_id(); }), rank, size);
     expert_there = all_there->split(rank / expert);
     replicas_there = all_there->split(rank % expert);
+    check_while_waiting({all_there, expert_there, replicas_there});
   }
   return {Group(transport, all.ranks(), all_there, library_sums),
           Group(transport, std::move(neighbours), expert_there, library_sums),

@@ -8,12 +8,19 @@
 
 namespace switchyard::parallel {
 
+// The CUDA device that a rank computes on.
+struct RankDevice {
+  int number = 0;   // among those that its process sees
+  int sharing = 1;  // ranks that compute on it
+};
+
 // What launch.h makes of the way in which the program was started; one a process, and it outlives the run.
 struct World {
   std::unique_ptr<Transport> transport;  // host memory
   std::string launcher;                  // "mpirun", "--nproc", or empty: a process alone
   int node_rank = 0, node_size = 1;      // this rank's place among those of its machine
   int cores = 0;                         // that this rank may use: its share, where ranks share them
+  RankDevice device;                     // of a run on devices (devices.h)
   int rank() const { return transport->rank(); }
   int size() const { return transport->size(); }
   // What a rank uses if nothing else is said; 0: what the system gives (core/threads.h), as to a process alone.

@@ -72,12 +72,6 @@ void check_ranks(const config::Run& run, int size, Device device) {
   if (size > 1 && device != Device::cpu && p.token_exchange == config::TokenExchange::rows && p.expert > 1)
     throw_input(
         "parallel.token_exchange: \"rows\" asks the host, which a device does not wait for; set it to \"all\"");
-  if (size > 1 && device != Device::cpu && ops::device_group_version() == 0)
-    throw_input(
-        "{} ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use --device cpu, "
-        "or "
-        "one rank",
-        size);
 }
 
 void warn_of_idle_ranks(const config::Train& train, int size) {

@@ -140,7 +140,8 @@ void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {
 
 void TrainingRun::describe(const Resume& resume) const {
   const Device device = step_.context().device;
-  if (device != Device::cpu) log_info("computes on " + ops::describe_device(device));
+  // Of several ranks, each with its own device, it has been said already (parallel/devices.h).
+  if (device != Device::cpu && world_.size() == 1) log_info("computes on " + ops::describe_device(device));
   const std::string ranks = world_.size() > 1
                                 ? fmt::format("{} ranks of {} thread{}; memory of a rank:", world_.size(),
                                               thread_count(), thread_count() == 1 ? "" : "s")
