@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "train/ranks.h"
@@ -59,6 +61,27 @@ void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::stri
       "train.seq_len, or set train.recompute",
       mib(plan.total()), where, mib(free_bytes),
       mib(plan.parameters + plan.weights + plan.gradients + plan.moments + plan.halves), mib(plan.activations));
+}
+
+void check_fits_everywhere(const MemoryPlan& plan, std::optional<std::int64_t> free_bytes,
+                           const std::string& where, const std::string& who, const parallel::Group& all) {
+  if (all.size() == 1) {
+    if (free_bytes) check_fits(plan, *free_bytes, where);
+    return;
+  }
+  double spare = std::numeric_limits<double>::infinity();
+  std::string lack;
+  if (free_bytes) {
+    spare = static_cast<double>(*free_bytes - plan.total());
+    try {
+      check_fits(plan, *free_bytes, where);
+    } catch (const InputError& error) {
+      lack = who + ": " + error.what();
+    }
+  }
+  const std::vector<double> spare_R = all.gather_numbers(std::span(&spare, 1));
+  const auto least = std::min_element(spare_R.begin(), spare_R.end());
+  if (*least < 0) throw_input("{}", all.gather_text(lack)[static_cast<std::size_t>(least - spare_R.begin())]);
 }
 
 }  // namespace switchyard::train

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/transformer.h"
+#include "parallel/group.h"
 
 namespace switchyard::train {
 
@@ -38,6 +39,12 @@ std::vector<std::string> table_of(const MemoryPlan& plan);
 // Throws InputError, naming the largest entries, where the plan needs more than there is.
 //   where: "NVIDIA H100 80GB HBM3"
 void check_fits(const MemoryPlan& plan, std::int64_t free_bytes, const std::string& where);
+
+// The same for all ranks of a run, each with its own plan and device, before any of them takes memory: throws
+// on all of them what the one says that has least to spare, with its name before it. All ranks call it.
+//   who: "rank 2 (host b, GPU 2)"; free_bytes: no value where the device does not say, as the CPU
+void check_fits_everywhere(const MemoryPlan& plan, std::optional<std::int64_t> free_bytes,
+                           const std::string& where, const std::string& who, const parallel::Group& all);
 
 // With train.same_bits: how many sums of micro-batches wait for their other half at the same time.
 std::int64_t waiting_halves(std::int64_t micro_batches);

@@ -15,6 +15,7 @@
 #include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
+#include "parallel/devices.h"
 
 namespace switchyard::train {
 
@@ -52,14 +53,14 @@ constexpr double kPlanned = 0.85;
 
 // What the run needs, if the device has so much.
 MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
-                        Device device) {
+                        const parallel::World& world, Device device) {
   check_attention(run, model, device);
   model.parameters().place(placement_of(mesh, run.parallel.zero));
   const auto plan_with = [&](double room) {
     share_experts(model, run.parallel, mesh, room, device);
     return plan_memory(model, run.train, mesh.all.size());
   };
-  const auto free_bytes = ops::free_memory(device);
+  const auto free_bytes = parallel::free_memory(world, device);
   const std::int64_t even_activations = mesh.expert.size() > 1 ? plan_with(1).activations : 0;
   double room = run.parallel.expert_room;
   if (room == config::Parallel::kAutoRoom) room = config::Parallel::kWorstRoom;
@@ -71,7 +72,8 @@ MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const
   MemoryPlan plan = plan_with(room);
   plan.even_activations = even_activations;
   plan.expert_room = mesh.expert.size() > 1 ? room : 0;
-  if (free_bytes) check_fits(plan, *free_bytes, ops::describe_device(device));
+  check_fits_everywhere(plan, free_bytes, ops::describe_device(device), parallel::describe_rank(world, device),
+                        mesh.all);
   return plan;
 }
 
@@ -96,7 +98,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       mine_(micro_batches_of(run.train, world.rank(), world.size())),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
-      memory_(checked_plan(model_, run, mesh_, device)),
+      memory_(checked_plan(model_, run, mesh_, world, device)),
       optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero, device),
       buffers_(run.train.micro_batch_size, run.train.seq_len, data.begin_token, run.model.sliding_window,
                device, mine_.run),
