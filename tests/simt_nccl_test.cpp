@@ -66,6 +66,7 @@ struct Rank {
   void join() {
     ok(cudaSetDevice(rank));
     ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    const Buffer<float> first(1);  // the emulator takes long for it under the sanitizers, and others would wait
     ok(ncclCommInitRankConfig(&world, size, id, rank, nullptr));
   }
   void all_gather(const Buffer<float>& to, const Buffer<float>& from, std::size_t count) const {
@@ -268,6 +269,58 @@ TEST(SimtNccl, ARecordingMovesWhatIsThereWhenItIsReplayed) {
       expect(sum.get() == std::vector<float>{20 * turn + 1}, "all-reduce of a replay");
     }
     ok(cudaGraphExecDestroy(exec));
+  });
+}
+
+// The last element that a rank copies out of what it was sent, turn after turn, where the exchange has a stream
+// of its own between two copies of the main stream. With `joined` the second copy waits for it.
+std::vector<float> turns_beside(Rank& self, bool joined) {
+  const cudaStream_t main = self.stream;
+  ok(cudaStreamCreateWithFlags(&self.stream, cudaStreamNonBlocking));
+  cudaEvent_t there = nullptr, back = nullptr;
+  ok(cudaEventCreateWithFlags(&there, cudaEventDisableTiming));
+  ok(cudaEventCreateWithFlags(&back, cudaEventDisableTiming));
+  Buffer<float> source(1);
+  const Buffer<float> from(1), to(2), out(1);
+  const auto copy = [&](float* target, const float* data) {
+    ok(cudaMemcpyAsync(target, data, sizeof(float), cudaMemcpyDeviceToDevice, main));
+  };
+  ok(cudaStreamBeginCapture(main, cudaStreamCaptureModeGlobal));
+  copy(from.data(), source.data());
+  ok(cudaEventRecord(there, main));
+  ok(cudaStreamWaitEvent(self.stream, there));
+  self.all_gather(to, from, 1);
+  ok(cudaEventRecord(back, self.stream));
+  if (joined) ok(cudaStreamWaitEvent(main, back));
+  copy(out.data(), to.data() + 1);
+  if (!joined) ok(cudaStreamWaitEvent(main, back));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  ok(cudaStreamEndCapture(main, &graph));
+  ok(cudaGraphInstantiate(&exec, graph, 0));
+  ok(cudaGraphDestroy(graph));
+  std::vector<float> turns;
+  for (int turn = 1; turn <= 2; ++turn) {
+    source.put({static_cast<float>(10 * turn + self.rank)});
+    ok(cudaGraphLaunch(exec, main));
+    ok(cudaStreamSynchronize(main));
+    turns.push_back(out.get()[0]);
+  }
+  ok(cudaGraphExecDestroy(exec));
+  return turns;
+}
+
+TEST(SimtNccl, AnExchangeBesideOtherWorkNeedsItsEvents) {
+  for (const char* const order : {"", "lazy", "eager"}) {
+    expect_fine(2, [order](Rank& self) {
+      setenv("SIMT_STREAMS", order, 1);
+      expect(turns_beside(self, true) == std::vector<float>{11, 21}, std::string("joined ") + order);
+    });
+  }
+  expect_fine(2, [](Rank& self) {
+    setenv("SIMT_STREAMS", "lazy", 1);
+    expect(turns_beside(self, false) == std::vector<float>{0, 11},
+           "without its event the copy comes too early");
   });
 }
 

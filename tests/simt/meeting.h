@@ -49,7 +49,7 @@ class Meeting {
   int device_of(int rank) const;  // what it has come with
 
   // Bytes for and from other ranks or this one, all at once; those of one pair in this order on both sides. A
-  // message is done when the other rank has taken all of it.
+  // message that is no part of a call of all ranks is done when the other rank has taken all of it.
   struct Outgoing {
     int to;
     Call call;
