@@ -588,6 +588,17 @@ TEST(SimtNccl, RanksThatDoNotComeToInitAreNamed) {
                                 self.join();
                               }),
                  {"rank 0", "as one of 2", "rank 1", "as one of 3"});
+  const std::function<void(Rank&)> on_one_device = [](Rank& self) {
+    setenv("SIMT_DEVICES", "1", 1);
+    ok(ncclCommInitRankConfig(&self.world, self.size, self.id, self.rank, nullptr));
+  };
+  expect_refused(run_unjoined(2, on_one_device), {"Duplicate GPU detected: rank 0 and rank 1"});
+  EXPECT_EQ(run_unjoined(2,
+                         [&](Rank& self) {
+                           setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 1);
+                           on_one_device(self);
+                         }),
+            std::vector<std::string>(2));
   const auto twice = run_unjoined(2, [](Rank& self) {
     self.rank = 0;
     self.join();

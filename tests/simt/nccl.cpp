@@ -15,6 +15,7 @@
 //                                        the call does not return
 //   SIMT_NCCL_ABORT_HANGS=1              ncclCommAbort does not return
 //   SIMT_NCCL_INIT_HANGS_ON=R            ncclCommInitRankConfig of rank R does not return
+// As of NCCL itself: with NCCL_MULTI_RANK_GPU_ENABLE several ranks may share a device.
 #include "include/nccl.h"
 
 #include <unistd.h>
@@ -361,6 +362,14 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int n_ranks, ncclUniqueId 
   if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&prop, device) != cudaSuccess)
     return refuse(ncclUnhandledCudaError, "rank " + std::to_string(rank) + " has no device");
   const auto meeting = std::make_shared<Meeting>(id.internal, rank, n_ranks, prop.pciBusID);
+  for (int a = 0; a < n_ranks && !setting("NCCL_MULTI_RANK_GPU_ENABLE"); ++a)
+    for (int b = 0; b < a; ++b) {
+      if (meeting->device_of(a) == meeting->device_of(b))
+        return refuse(ncclInvalidUsage, "Duplicate GPU detected: rank " + std::to_string(b) + " and rank " +
+                                            std::to_string(a) + " both on the device of PCI bus " +
+                                            std::to_string(meeting->device_of(a)) +
+                                            "; SIMT_DEVICES=N gives each process N devices to choose from");
+    }
   *comm = communicators().emplace_back(std::make_unique<ncclComm>(meeting, "world", ranks, rank)).get();
   return ncclSuccess;
 } catch (const std::runtime_error& error) {
