@@ -11,6 +11,7 @@
 #include <chrono>
 #include <functional>
 #include <numeric>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -333,6 +334,60 @@ TEST(SimtNccl, NapsChangeNothing) {
     expect(to.get() == std::vector<float>{0, 1, 2, 3}, "all-gather");
     // 20 naps below 3 ms of each of four ranks, the longest of which counts.
     expect(std::chrono::steady_clock::now() - start > std::chrono::milliseconds(10), "ranks nap");
+  });
+}
+
+// Calls drawn at random, the same on all ranks, of two communicators, some recorded: each rank's value says who
+// it is and which call this is, and all of them must come through.
+TEST(SimtNccl, RandomCallsComeThrough) {
+  expect_fine(4, [](Rank& self) {
+    setenv("SIMT_NCCL_DELAY", "11", 1);
+    std::minstd_rand random(5);
+    const auto below = [&](unsigned n) { return static_cast<std::size_t>(random() % n); };
+    ncclComm_t pair = nullptr;
+    ok(ncclCommSplit(self.world, self.rank / 2, 0, &pair, nullptr));
+    constexpr std::size_t kMost = 100'000;
+    Buffer<float> from(4 * kMost);
+    const Buffer<float> to(4 * kMost);
+    for (int turn = 0; turn < 40; ++turn) {
+      const bool in_pair = below(2) == 0, records = below(3) == 0;
+      const std::size_t kind = below(3), count = below(2) == 0 ? below(kMost) + 1 : below(9) + 1;
+      const ncclComm_t comm = in_pair ? pair : self.world;
+      const int n = in_pair ? 2 : 4, first = in_pair ? self.rank / 2 * 2 : 0, place = self.rank - first;
+      const auto value = [&](int rank, int piece) {
+        return static_cast<float>(100 * turn + 10 * rank + piece);
+      };
+      std::vector<float> mine;
+      for (int p = 0; p < n; ++p) mine.insert(mine.end(), count, value(self.rank, kind == 0 ? 0 : p));
+      mine.resize(4 * kMost);
+      from.put(mine);
+      const auto call = [&] {
+        if (kind == 0) ok(ncclAllGather(from.data(), to.data(), count, ncclFloat32, comm, self.stream));
+        if (kind == 1) ok(ncclAlltoAll(from.data(), to.data(), count, ncclFloat32, comm, self.stream));
+        if (kind != 2) return;
+        ok(ncclGroupStart());
+        for (int p = n - 1; p >= 0; --p) {
+          const std::size_t at = static_cast<std::size_t>(p) * count;
+          ok(ncclSend(from.data() + at, count, ncclFloat32, p, comm, self.stream));
+          ok(ncclRecv(to.data() + at, count, ncclFloat32, p, comm, self.stream));
+        }
+        ok(ncclGroupEnd());
+      };
+      if (records) {
+        const cudaGraphExec_t exec = self.record(call);
+        ok(cudaGraphLaunch(exec, self.stream));
+        ok(cudaGraphExecDestroy(exec));
+      } else {
+        call();
+      }
+      const std::vector<float> got = to.get();
+      for (int p = 0; p < n; ++p) {
+        const auto piece = got.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(p) * count);
+        const std::vector<float> want(count, value(first + p, kind == 0 ? 0 : place));
+        expect(std::equal(want.begin(), want.end(), piece),
+               "turn " + std::to_string(turn) + ", piece " + std::to_string(p));
+      }
+    }
   });
 }
 
