@@ -4,7 +4,19 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <functional>
+#include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "cuda_support.h"
+#include "ops/device.h"
+#include "temp_dir.h"
+
+#ifdef SWITCHYARD_SIMT
+#include "hang.h"
+#endif
 
 namespace switchyard::test {
 namespace {
@@ -20,6 +32,92 @@ const auto* const needs_device = ::testing::AddGlobalTestEnvironment(new NeedsDe
 TEST(CudaDevice, HasANameAndMemory) {
   EXPECT_NE(ops::cuda::description().find(" GiB"), std::string::npos) << ops::cuda::description();
 }
+
+TEST(CudaDevice, IsListedBeforeItIsChosen) {
+  const ops::DeviceInventory all = ops::cuda::inventory();
+  EXPECT_EQ(all.unusable, "");
+  ASSERT_GE(all.device.size(), 1u);
+  EXPECT_GE(all.driver, 12000);
+  for (const ops::DeviceFacts& device : all.device) {
+    EXPECT_EQ(device.unusable, "");
+    EXPECT_EQ(device.uuid.size(), 40u) << device.uuid;
+    EXPECT_EQ(device.uuid.substr(0, 4), "GPU-");
+    EXPECT_EQ(device.pci.size(), 12u) << device.pci;
+    EXPECT_GE(device.capability, "8.0");
+  }
+  ops::cuda::use_device(0);
+  EXPECT_NE(ops::cuda::description().find(all.device[0].name), std::string::npos);
+}
+
+// What waits for the device does so in another way once there is a check, and gives the same.
+struct WaitCheck : ::testing::Test {
+  ~WaitCheck() override { ops::cuda::set_wait_check({}); }
+};
+
+TEST_F(WaitCheck, ThePolledDeviceGivesWhatTheBlockedOneGives) {
+  DeviceContext ctx;
+  ctx.stream = ops::cuda::run_stream();
+  for (const bool polls : {false, true}) {
+    if (polls) ops::cuda::set_wait_check([] {});
+    const OwnedTensor host(Shape{3}, DType::f32), back(Shape{3}, DType::f32);
+    fill(host, {1, 2, 3});
+    const DeviceTensor there(Shape{3}, DType::f32, ctx);
+    copy(there, host);
+    copy(back, there);
+    EXPECT_EQ(values(back), (std::vector<double>{1, 2, 3}));
+    fill_bytes(there.view().raw(), 0, there.view().nbytes(), Device::cuda);
+    EXPECT_EQ(there.values(), (std::vector<double>{0, 0, 0}));
+    ops::cuda::upload(there, host, ctx);
+    ops::cuda::synchronise(ctx);
+    EXPECT_EQ(there.values(), (std::vector<double>{1, 2, 3}));
+  }
+}
+
+#ifdef SWITCHYARD_SIMT
+// The run's stream waits for a rank that is gone.
+struct HungDevice : WaitCheck {
+  HungDevice() { ctx.stream = ops::cuda::run_stream(); }
+  ~HungDevice() override { let_go(); }
+  void hang() { simt::hang(static_cast<simt::Stream*>(ctx.stream), true); }
+  void let_go() { simt::hang(static_cast<simt::Stream*>(ctx.stream), false); }
+
+  DeviceContext ctx;
+  const OwnedTensor host{Shape{3}, DType::f32};
+  const DeviceTensor there{Shape{3}, DType::f32, ctx};
+};
+
+TEST_F(HungDevice, NobodyBlocksOnIt) {
+  int checks = 0;
+  ops::cuda::set_wait_check([&] {
+    if (++checks == 3) throw std::runtime_error("the run is over");
+  });
+  hang();
+  const std::array<std::function<void()>, 4> ways = {
+      [&] { ops::cuda::synchronise(ctx); }, [&] { copy(host, there); }, [&] { copy(there, host); },
+      [&] { fill_bytes(there.view().raw(), 0, there.view().nbytes(), Device::cuda); }};
+  for (const auto& way : ways) {
+    checks = 0;
+    EXPECT_EQ(message_of<std::runtime_error>(way), "the run is over");
+    EXPECT_EQ(checks, 3);
+  }
+}
+
+TEST_F(HungDevice, WorkThatEndsIsWaitedFor) {
+  int checks = 0;
+  ops::cuda::set_wait_check([&] {
+    if (++checks == 3) let_go();
+  });
+  hang();
+  copy(host, there);
+  EXPECT_EQ(checks, 3);
+}
+
+TEST_F(HungDevice, ARankAloneBlocks) {
+  hang();
+  EXPECT_EQ(message_of<std::runtime_error>([&] { ops::cuda::synchronise(ctx); }),
+            "emulator: the host blocks on a stream that hangs");
+}
+#endif
 
 }  // namespace
 }  // namespace switchyard::test

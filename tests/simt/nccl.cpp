@@ -13,6 +13,7 @@
 //   SIMT_NCCL_REMOTE_ERROR_AFTER=N[@R]   at call N, counted from 0, (of rank R) there is an error of another
 //   rank, and
 //                                        the call does not return
+//   SIMT_NCCL_REMOTE_ERROR_RETURNS=1     or does, and what the stream was given does not end
 //   SIMT_NCCL_ABORT_HANGS=1              ncclCommAbort does not return
 //   SIMT_NCCL_INIT_HANGS_ON=R            ncclCommInitRankConfig of rank R does not return
 // As of NCCL itself: with NCCL_MULTI_RANK_GPU_ENABLE several ranks may share a device.
@@ -34,6 +35,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "hang.h"
 #include "include/cuda_bf16.h"
 #include "meeting.h"
 
@@ -190,14 +192,19 @@ void nap(const Meeting& meeting) {
   std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
 }
 
-void meet_remote_error(const std::vector<Operation>& operations) {
+// Whether the call is over with that: its work never ends.
+bool meets_remote_error(const std::vector<Operation>& operations) {
   const std::string set =
       setting("SIMT_NCCL_REMOTE_ERROR_AFTER") ? setting("SIMT_NCCL_REMOTE_ERROR_AFTER") : "";
-  if (set.empty() || n_done < std::strtoull(set.c_str(), nullptr, 10)) return;
+  if (set.empty() || n_done < std::strtoull(set.c_str(), nullptr, 10)) return false;
   const std::size_t at = set.find('@');
   if (at != std::string::npos && std::stoi(set.substr(at + 1)) != operations.front().comm->meeting->rank())
-    return;
+    return false;
   for (const Operation& o : operations) o.comm->remote_error = true;
+  if (setting("SIMT_NCCL_REMOTE_ERROR_RETURNS")) {
+    simt::hang_all();
+    return true;
+  }
   for (;; std::this_thread::sleep_for(std::chrono::milliseconds(5)))
     for (const Operation& o : operations) check_alive(*o.comm);
 }
@@ -239,7 +246,7 @@ void perform(const std::vector<Operation>& operations) {
     }
   }
   nap(meeting);
-  meet_remote_error(operations);
+  if (meets_remote_error(operations)) return;
   ++n_done;
   meeting.exchange(std::move(out), std::move(in), [&] {
     for (const Operation& o : operations) check_alive(*o.comm);

@@ -1,4 +1,5 @@
 // Devices, their memory and copies to and from it, as the CUDA runtime gives them.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,6 +31,21 @@ std::vector<int> visible_devices() {
     if (*end != ',') break;
   }
   return devices;
+}
+// SIMT_DEVICE_BYTES: of each device, "1000000,500000"; the last number holds for those behind, too.
+std::size_t device_bytes(int device) {
+  std::size_t bytes = simt::kDeviceBytes;
+  const char* rest = std::getenv("SIMT_DEVICE_BYTES");
+  for (int i = 0; rest != nullptr && i <= visible_devices()[static_cast<std::size_t>(device)]; ++i) {
+    char* end = nullptr;
+    bytes = std::min<std::size_t>(std::strtoull(rest, &end, 10), simt::kDeviceBytes);
+    rest = *end == ',' ? end + 1 : nullptr;
+  }
+  return bytes;
+}
+std::size_t free_bytes() {
+  const std::size_t all = device_bytes(current), taken = simt::allocated_bytes();
+  return all > taken ? all - taken : 0;
 }
 bool is_seen(int device) { return device >= 0 && device < static_cast<int>(visible_devices().size()); }
 
@@ -110,8 +126,8 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
   if (!is_seen(device)) return cudaErrorInvalidDevice;
   const int number = visible_devices()[static_cast<std::size_t>(device)];
-  *prop = {"the emulator",         {}, simt::kDeviceBytes, simt::capability.major,
-           simt::capability.minor, 0,  16 * number + 16,   0};
+  *prop = {"the emulator",         {}, device_bytes(device), simt::capability.major,
+           simt::capability.minor, 0,  16 * number + 16,     0};
   std::memcpy(prop->uuid.bytes, "emulated device", 15);
   prop->uuid.bytes[15] = static_cast<char>(std::getenv("SIMT_SAME_UUID") ? 0 : number);
   return cudaSuccess;
@@ -155,7 +171,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(ve
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   if (simt::is_recording()) return refuse_in_recording();
-  if (simt::allocated_bytes() + bytes > simt::kDeviceBytes) return cudaErrorMemoryAllocation;
+  if (bytes > free_bytes()) return cudaErrorMemoryAllocation;
   *memory = simt::allocate(bytes);
   return cudaSuccess;
 }
@@ -172,8 +188,8 @@ cudaError_t cudaFree(void* memory) {
   return error;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *total = simt::kDeviceBytes;
-  *free = *total - simt::allocated_bytes();
+  *total = device_bytes(current);
+  *free = free_bytes();
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) { return cudaHostAlloc(memory, bytes, 0); }

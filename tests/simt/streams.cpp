@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <set>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "engine.h"
+#include "hang.h"
 #include "include/cuda_runtime.h"
 
 namespace simt {
@@ -27,6 +30,11 @@ std::vector<std::unique_ptr<Stream>>& streams() {
   return all;
 }
 Stream* known(Stream* stream) { return stream ? stream : streams()[0].get(); }
+
+std::set<const Stream*>& hung() {
+  static auto& some = *new std::set<const Stream*>;
+  return some;
+}
 
 std::unique_ptr<Recording> recording;
 std::uint64_t n_recordings = 0;
@@ -70,11 +78,25 @@ void enqueue(Stream* stream, std::function<void()> work) {
                         {}});
 }
 
+void hang(Stream* stream, bool hangs) {
+  if (hangs)
+    hung().insert(known(stream));
+  else
+    hung().erase(known(stream));
+}
+
+void hang_all() {
+  for (const auto& stream : streams()) hung().insert(stream.get());
+}
+
 void finish(Stream* stream) {
+  if (hung().count(known(stream)) > 0)
+    throw std::runtime_error("emulator: the host blocks on a stream that hangs");
   if (order() == Order::eager) finish_all();
   advance(*known(stream), known(stream)->given);
 }
 void finish_all() {
+  if (!hung().empty()) throw std::runtime_error("emulator: the host blocks on a stream that hangs");
   for (std::size_t i = streams().size(); i-- > 0;) advance(*streams()[i], streams()[i]->given);
 }
 
@@ -149,6 +171,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
+  if (simt::hung().count(simt::known(stream)) > 0) return cudaErrorNotReady;
   const bool ready = simt::known(stream)->waiting.empty();
   simt::finish(stream);
   return ready ? cudaSuccess : cudaErrorNotReady;
