@@ -183,7 +183,11 @@ class NcclGroup final : public DeviceGroup {
   void check() override {
     ncclResult_t error = ncclSuccess;
     SY_NCCL(comm_, nccl().ncclCommGetAsyncError(comm_, &error));
-    SY_NCCL(comm_, error);
+    if (error == ncclSuccess || error == ncclInProgress) return;
+    throw_run(
+        "NCCL {} has met '{}' while ranks exchanged: a rank, its device or what connects them has failed; run "
+        "with NCCL_DEBUG=INFO to see which",
+        words_of(device_group_version()), nccl().ncclGetErrorString(error));
   }
 
  private:
@@ -203,14 +207,13 @@ class NcclGroup final : public DeviceGroup {
 int device_group_version() {
   static const int version = [] {
     int found = 0;
-    if (!nccl().found) return 0;
-    return nccl().ncclGetVersion(&found) == ncclSuccess ? found : 0;
+    return nccl().found && nccl().ncclGetVersion(&found) == ncclSuccess ? found : -1;
   }();
   return version;
 }
 
 std::string make_device_group_id() {
-  if (device_group_version() == 0)
+  if (device_group_version() < 0)
     throw_run(
         "ranks on devices need NCCL, and libnccl.so.2 was not found; install it, name its directory in "
         "LD_LIBRARY_PATH, or use --device cpu");

@@ -58,7 +58,7 @@ class DeviceGroup {
 std::string make_device_group_id();
 // All ranks together, each with its device chosen (ops/device.h); waits until all have come. Throws RunError.
 std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
-// The library's version: 22809 is 2.28.9. 0: this program was built without it.
+// The library's version: 22809 is 2.28.9. 0: this program was built without it; -1: it is not on this machine.
 int device_group_version();
 
 namespace cuda {

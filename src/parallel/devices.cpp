@@ -107,18 +107,26 @@ bool may_share(Ranks rank_R) {
          std::all_of(rank_R.begin(), rank_R.end(), [](const RankInventory& rank) { return rank.may_share; });
 }
 
+std::vector<std::string> seen_by(const RankInventory& rank) {
+  std::vector<std::string> uuids;
+  for (const ops::DeviceFacts& device : rank.seen.device) uuids.push_back(device.uuid);
+  return uuids;
+}
+
 [[noreturn]] void refuse_sharing(const std::string& launcher, Ranks rank_R, std::size_t a, std::size_t b) {
   const RankInventory& rank = rank_R[a];
-  std::set<std::string> devices;
-  for (const RankInventory& other : rank_R)
-    if (other.host == rank.host)
-      for (const ops::DeviceFacts& device : other.seen.device) devices.insert(device.uuid);
+  const std::vector<std::string> seen = seen_by(rank);
+  const std::size_t n_devices = std::set(seen.begin(), seen.end()).size();
   const auto n_ranks = static_cast<std::size_t>(rank.node_size);
-  if (devices.size() < n_ranks)
-    throw_input("{} {}: {} has {} for {}; start {}{}, or use --device cpu",
+  const bool all_see_these = std::all_of(rank_R.begin(), rank_R.end(), [&](const RankInventory& other) {
+    return other.host != rank.host || seen_by(other) == seen;
+  });
+  if (rank.host == rank_R[b].host && all_see_these && n_devices < n_ranks)
+    throw_input("{} {}: {} has {} for {}{}; start {}{}, or use --device cpu",
                 launcher == "mpirun" ? "mpirun -n" : launcher, rank_R.size(), rank.host,
-                count_of(devices.size(), "CUDA device"), count_of(n_ranks, "rank"),
-                count_of(devices.size(), "rank"), n_ranks < rank_R.size() ? " there" : "");
+                count_of(n_devices, "CUDA device"), count_of(n_ranks, "rank"),
+                rank.visible.empty() ? "" : fmt::format(" (CUDA_VISIBLE_DEVICES is {})", rank.visible),
+                count_of(n_devices, "rank"), n_ranks < rank_R.size() ? " there" : "");
   const ops::DeviceFacts& device = device_of(rank);
   throw_input(
       "{} and {} would compute on the same device: GPU {} of {}, {}, {}; give each rank its own "
@@ -225,6 +233,7 @@ RankInventory own_inventory(const std::string& requested, const World& world) {
   if (requested == "cpu") return own;
   own.seen = ops::device_inventory();
   if (own.seen.device.empty()) return own;
+  if (const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES")) own.visible = visible;
   own.nccl = ops::device_group_version();
   const char* const share = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
   own.may_share = share != nullptr && std::string(share) == "1";
@@ -261,6 +270,7 @@ std::string text_of(const RankInventory& rank) {
                               {"host", rank.host},
                               {"node_rank", rank.node_rank},
                               {"node_size", rank.node_size},
+                              {"visible", rank.visible},
                               {"unusable", rank.seen.unusable},
                               {"devices", std::move(devices)},
                               {"apart", std::move(apart)},
@@ -281,6 +291,7 @@ RankInventory inventory_of_text(const std::string& text) {
                      .nccl = number(json["nccl"]),
                      .may_share = json["may_share"].boolean(),
                      .cores = cores_of_list(json["cores"].text())};
+  rank.visible = json["visible"].text();
   rank.seen.unusable = json["unusable"].text();
   rank.seen.driver = number(json["driver"]);
   for (const Json& device : json["devices"].array())
@@ -314,10 +325,10 @@ DeviceChoice take_device(const std::string& requested, World& world) {
 }
 
 void check_while_waiting(const std::vector<std::shared_ptr<ops::DeviceGroup>>& groups) {
-  ops::set_device_wait_check([groups] {
-    if (run_is_over()) throw RunIsOver();
+  set_wait_check([groups] {
     for (const auto& group : groups) group->check();
   });
+  ops::set_device_wait_check(look_while_waiting);
 }
 
 void log_devices(const DeviceChoice& choice, const World& world) {

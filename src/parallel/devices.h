@@ -22,8 +22,9 @@ struct RankInventory {
   std::string host;
   int node_rank = 0, node_size = 1;
   ops::DeviceInventory seen = {};
-  int nccl = 0;            // ops::device_group_version()
-  bool may_share = false;  // NCCL_MULTI_RANK_GPU_ENABLE=1
+  std::string visible = {};  // CUDA_VISIBLE_DEVICES
+  int nccl = 0;              // ops::device_group_version()
+  bool may_share = false;    // NCCL_MULTI_RANK_GPU_ENABLE=1
   std::vector<int> cores = {};
   std::vector<NumaPlace> place = {};  // of each device that it sees
 };
@@ -48,8 +49,8 @@ DeviceChoice choose_devices(const std::string& launcher, std::span<const RankInv
 // those of the rank's device. Whoever waits for that throws RunIsOver where the run is over because of another
 // rank. A rank alone: ops::choose_device().
 DeviceChoice take_device(const std::string& requested, World& world);
-// The same where the library by which ranks on devices meet has met an error in one of these groups, which are
-// kept from here on.
+// From here on whoever waits, for the device or for other ranks, throws where the library by which ranks on
+// devices meet has met an error in one of these groups, which it keeps.
 void check_while_waiting(const std::vector<std::shared_ptr<ops::DeviceGroup>>& groups);
 // From the first rank.
 void log_devices(const DeviceChoice& choice, const World& world);

@@ -185,6 +185,7 @@ class MpiTransport final : public Transport {
       }
       // Naps that grow with the time waited cost a small share of it.
       if (now - moved > kSpin) {
+        look_while_waiting();
         std::this_thread::sleep_for(std::clamp<Clock::duration>((now - moved) / 16, kShortestNap, kLongestNap));
         now = Clock::now();
       }

@@ -283,7 +283,8 @@ class SharedMemoryTransport final : public Transport {
         pause_briefly();
         continue;
       }
-      if (memory_.run_ended() || run_is_over()) break;
+      if (memory_.run_ended()) break;
+      look_while_waiting();
       bell.wait(seen);
     }
     counts_.wait_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -14,6 +14,7 @@ namespace {
 
 std::atomic<bool> run_over{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
+std::function<void()> wait_check;
 
 class LoneTransport final : public Transport {
  public:
@@ -29,6 +30,12 @@ class LoneTransport final : public Transport {
 
 void set_run_over() { run_over.store(true, std::memory_order_release); }
 bool run_is_over() { return run_over.load(std::memory_order_acquire); }
+
+void set_wait_check(std::function<void()> check) { wait_check = std::move(check); }
+void look_while_waiting() {
+  if (run_is_over()) throw RunIsOver();
+  if (wait_check) wait_check();
+}
 
 const char* name_of(Traffic kind) {
   switch (kind) {
