@@ -125,14 +125,11 @@ const Refusal kRefusals[] = {
      "--nproc 4: a has 2 CUDA devices for 4 ranks; start 2 ranks, or use --device cpu", "--nproc"},
     {"FewerOnOneOfTwoMachines", changed(machine(2, 2, "a") + machine(1, 2, "b"), as_it_is),
      "mpirun -n 4: b has 1 CUDA device for 2 ranks; start 1 rank there, or use --device cpu"},
+    {"FewerAreShown", changed(machine(2, 3), [](auto& rank_R) { rank_R[0].visible = "4,5"; }),
+     "mpirun -n 3: a has 2 CUDA devices for 3 ranks (CUDA_VISIBLE_DEVICES is 4,5); start 2 ranks, or use "
+     "--device cpu"},
     {"TwoRanksOnOneDevice",
-     changed(machine(1, 2),
-             [](auto& rank_R) {
-               // Each has been given one device, and both the same, of two that others see.
-               rank_R = machine(1, 3);
-               rank_R[2].seen.device = {h100(1), h100(2)};
-               rank_R[2].node_rank = 1;
-             }),
+     changed(machine(1, 4), [](auto& rank_R) { rank_R[3].seen.device = rank_R[2].seen.device = {h100(1)}; }),
      "rank 0 (host a) and rank 1 (host a) would compute on the same device: GPU 0 of a, NVIDIA H100 80GB HBM3, "
      "0000:10:00.0; give each rank its own (CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1), or use --device "
      "cpu"},
@@ -257,6 +254,7 @@ TEST(RankInventory, ArrivesAsItWasSaid) {
   rank.seen.apart = {{0, 1}};
   rank.seen.device[1].unusable = "it \"is\" too old";
   rank.may_share = true;
+  rank.visible = "2,3";
   rank.cores = {0, 1, 5};
   rank.place = {{-1, {}}, {1, {4, 5}}};
   const RankInventory there = inventory_of_text(text_of(rank));
@@ -271,6 +269,7 @@ TEST(RankInventory, ArrivesAsItWasSaid) {
   EXPECT_EQ(there.seen.driver, 12080);
   EXPECT_EQ(there.nccl, 22809);
   EXPECT_TRUE(there.may_share);
+  EXPECT_EQ(there.visible, "2,3");
   EXPECT_EQ(there.cores, rank.cores);
   EXPECT_EQ(there.place[0].node, -1);
   EXPECT_EQ(there.place[1].cores, rank.place[1].cores);
