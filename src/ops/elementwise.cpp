@@ -177,20 +177,6 @@ void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
   run<&cuda::add>(ctx, out.dtype(), SY_CPU(add_on_cpu), out, a, b);
 }
 
-std::array<std::uint8_t, kMostLeaves> sums_after_leaves(int n) {
-  SY_CHECK(n >= 1 && n <= kMostLeaves, "a sum of {} leaves", n);
-  std::array<std::uint8_t, kMostLeaves> sums{};
-  const auto halve = [&](const auto& self, int first, int count) -> void {
-    if (count == 1) return;
-    const int half = (count + 1) / 2;
-    self(self, first, half);
-    self(self, first + half, count - half);
-    ++sums[static_cast<std::size_t>(first + count - 1)];
-  };
-  halve(halve, 0, n);
-  return sums;
-}
-
 void sum_by_halves(Tensor out, Tensor addend, std::span<const Tensor> leaf_N, Context& ctx) {
   SY_CHECK(!leaf_N.empty() && leaf_N.size() <= kMostLeaves, "a sum of {} leaves", leaf_N.size());
   Signature args(ctx);

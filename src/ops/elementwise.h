@@ -23,8 +23,21 @@ SY_OPERATOR(add, Tensor out, Tensor a, Tensor b, Context& ctx);
 // f32 or f64.
 constexpr int kMostLeaves = 256;
 SY_OPERATOR(sum_by_halves, Tensor out, Tensor addend, std::span<const Tensor> leaf_N, Context& ctx);
-// Leaves go onto a stack in turn; this many pairs at its top are added after each. n in [1, kMostLeaves].
-std::array<std::uint8_t, kMostLeaves> sums_after_leaves(int n);
+// Leaves go onto a stack in turn; this many pairs at its top are added after each. n in [1, kMostLeaves]. Here
+// for the backend, too, which is linked without the operators.
+inline std::array<std::uint8_t, kMostLeaves> sums_after_leaves(int n) {
+  SY_CHECK(n >= 1 && n <= kMostLeaves, "a sum of {} leaves", n);
+  std::array<std::uint8_t, kMostLeaves> sums{};
+  const auto halve = [&](const auto& self, int first, int count) -> void {
+    if (count == 1) return;
+    const int half = (count + 1) / 2;
+    self(self, first, half);
+    self(self, first + half, count - half);
+    ++sums[static_cast<std::size_t>(first + count - 1)];
+  };
+  halve(halve, 0, n);
+  return sums;
+}
 constexpr int kStackOfLeaves = 9;  // that are on it at once: log2 of kMostLeaves, and the one that comes
 // sum_N += factor * value_N; f64, contiguous.
 SY_OPERATOR(accumulate, Tensor sum_N, Tensor value_N, double factor, Context& ctx);
