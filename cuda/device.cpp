@@ -1,10 +1,12 @@
 #include "device.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <utility>
 
 #include "core/error.h"
 #include "core/polling.h"
+#include "core/progress.h"
 #include "error.h"
 #include "launch.h"
 
@@ -50,7 +52,12 @@ void wait_for(cudaStream_t stream) {
   if (!wait_check) {
     SY_CUDA(cudaStreamSynchronize(stream));
   } else {
+    if (is_done(stream)) return;
+    // Perhaps for another rank: whoever looks for one that hangs (core/progress.h) looks elsewhere first.
+    const Progress before = progress();
+    mark_waiting(before.place);
     poll([&] { return is_done(stream); }, wait_check);
+    mark(before.place, before.index);
   }
 }
 
@@ -101,10 +108,15 @@ int attribute(cudaDeviceAttr name) {
 std::string reason_for_none() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
+    const char* const shown = std::getenv("CUDA_VISIBLE_DEVICES");
+    return shown != nullptr ? fmt::format("CUDA_VISIBLE_DEVICES, which is \"{}\", shows no CUDA device", shown)
+                            : "there is no CUDA device on this machine";
+  }
   if (error != cudaSuccess)
     return fmt::format("no CUDA device can be used ({}); install or update NVIDIA's driver",
                        cudaGetErrorString(error));
-  return count == 0 ? "there is no CUDA device on this machine" : "";
+  return "";
 }
 
 std::string reason_against(const cudaDeviceProp& prop) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/progress.h"
 #include "cuda_support.h"
 #include "ops/device.h"
 #include "temp_dir.h"
@@ -110,6 +111,23 @@ TEST_F(HungDevice, WorkThatEndsIsWaitedFor) {
   hang();
   copy(host, there);
   EXPECT_EQ(checks, 3);
+}
+
+TEST_F(HungDevice, WhoWaitsForItIsNotTheOneThatHangs) {
+  mark("backward of layer", 3);
+  Progress at;
+  ops::cuda::set_wait_check([&] {
+    at = progress();
+    let_go();
+  });
+  ops::cuda::synchronise(ctx);
+  EXPECT_FALSE(at.waiting) << "there is nothing to wait for";
+  hang();
+  ops::cuda::synchronise(ctx);
+  EXPECT_TRUE(at.waiting);
+  EXPECT_STREQ(at.place, "backward of layer");
+  EXPECT_FALSE(progress().waiting);
+  EXPECT_EQ(progress().index, 3);
 }
 
 TEST_F(HungDevice, ARankAloneBlocks) {
