@@ -523,15 +523,107 @@ TEST(SimtNccl, MemoryThatIsNotALivePieceOfTheDeviceIsRefused) {
                  {"a call of a group writes memory of another one"});
 }
 
-TEST(SimtNccl, AllCommunicationIsOnOneStream) {
+// A call on one stream, and what comes next on another; `wait` makes it follow, or does not.
+std::vector<std::string> run_on_two_streams(
+    const std::function<void(Rank&, cudaStream_t first, const std::function<void()>& call)>& next) {
+  return run_ranks(2, [&](Rank& self) {
+    const Buffer<float> a(2), b(1);
+    const std::function<void()> call = [&] { self.all_gather(a, b, 1); };
+    call();
+    const cudaStream_t first = self.stream;
+    ok(cudaStreamCreateWithFlags(&self.stream, cudaStreamNonBlocking));
+    next(self, first, call);
+  });
+}
+void follow(cudaStream_t stream, cudaStream_t other) {
+  cudaEvent_t event = nullptr;
+  ok(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  ok(cudaEventRecord(event, other));
+  ok(cudaStreamWaitEvent(stream, event));
+  ok(cudaEventDestroy(event));
+}
+
+TEST(SimtNccl, CallsOnTwoStreamsFollowEachOther) {
+  using Call = std::function<void()>;
+  const std::vector<std::string> fine(2);
+  const std::string refusal = "a call that may overtake the one before";
+  expect_refused(run_on_two_streams([](Rank&, cudaStream_t, const Call& call) { call(); }),
+                 {"of communicator world", refusal});
+  EXPECT_EQ(run_on_two_streams([](Rank& self, cudaStream_t first, const Call& call) {
+              follow(self.stream, first);
+              call();
+            }),
+            fine);
+  EXPECT_EQ(run_on_two_streams([](Rank&, cudaStream_t first, const Call& call) {
+              ok(cudaStreamSynchronize(first));
+              call();
+            }),
+            fine);
+  // An event from before the call is none behind it.
+  expect_refused(run_on_two_streams([](Rank& self, cudaStream_t first, const Call& call) {
+                   follow(self.stream, first);
+                   std::swap(self.stream, first);
+                   call();
+                   std::swap(self.stream, first);
+                   call();
+                 }),
+                 {refusal});
+}
+
+TEST(SimtNccl, CallsOfARecordingFollowThoseOfOtherStreams) {
+  using Call = std::function<void()>;
+  const std::vector<std::string> fine(2);
+  const auto launched = [](const std::function<void(Rank&, cudaStream_t)>& wait) {
+    return run_on_two_streams([&](Rank& self, cudaStream_t first, const Call& call) {
+      const cudaGraphExec_t exec = self.record(call);
+      wait(self, first);
+      ok(cudaGraphLaunch(exec, self.stream));
+      std::swap(self.stream, first);
+      follow(self.stream, first);
+      call();
+    });
+  };
+  expect_refused(launched([](Rank&, cudaStream_t) {}), {"exchanges of a recording may overtake one"});
+  EXPECT_EQ(launched([](Rank& self, cudaStream_t first) { follow(self.stream, first); }), fine);
+  // What comes next does not wait for the recording.
+  expect_refused(run_on_two_streams([](Rank& self, cudaStream_t first, const Call& call) {
+                   const cudaGraphExec_t exec = self.record(call);
+                   follow(self.stream, first);
+                   ok(cudaGraphLaunch(exec, self.stream));
+                   self.stream = first;
+                   call();
+                 }),
+                 {"a call that may overtake the one before"});
+  // Within one: the first call comes behind the fork.
+  const auto recorded = [](bool waits) {
+    return run_on_two_streams([waits](Rank& self, cudaStream_t other, const Call& call) {
+      const cudaStream_t own = self.stream;
+      ok(cudaStreamSynchronize(other));
+      (void)self.record([&] {
+        follow(other, own);
+        call();
+        if (waits) follow(other, own);
+        self.stream = other;
+        call();
+        self.stream = own;
+        follow(own, other);
+      });
+    });
+  };
+  EXPECT_EQ(recorded(true), fine);
+  expect_refused(recorded(false), {"a call that may overtake the one before"});
+}
+
+TEST(SimtNccl, CallsOfAGroupAreOnOneStream) {
   expect_refused(run_ranks(1,
                            [](Rank& self) {
                              const Buffer<float> a(1), b(1);
+                             ok(ncclGroupStart());
                              self.all_gather(a, b, 1);
                              ok(cudaStreamCreateWithFlags(&self.stream, cudaStreamNonBlocking));
                              self.all_gather(a, b, 1);
                            }),
-                 {"rank 0", "a call on another stream than the calls before"});
+                 {"rank 0", "another stream than the others of its group"});
 }
 
 TEST(SimtNccl, ACallThatIsRefusedWithinAGroupRefusesTheGroup) {

@@ -1,18 +1,19 @@
 // NCCL for ranks on emulated devices. What moves is work of the emulator: done at once, or recorded and
-// replayed as kernels are. Where NCCL would hang or go on, this says what is wrong:
-//   - in what the call returns, and ncclGetLastError: memory that is not a live piece of device memory, or
-//   overlaps
-//     where it must not; a stream other than that of all calls before, since calls of two streams may meet in
-//     any order; a communicator that is no more;
-//   - in a std::runtime_error out of the work, as of a kernel: ranks whose calls differ in kind, size, type,
-//   number, or
-//     in that one is recorded; a rank that does not come within SIMT_NCCL_PATIENCE seconds (30).
+// replayed as kernels are. Where NCCL would hang or go on, this says what is wrong.
+//
+// In what a call returns, and ncclGetLastError:
+//   - memory that is no live piece of device memory, or overlaps where it must not;
+//   - a call on another stream than the one before, which no event makes it follow: it may overtake it;
+//   - a communicator that is no more.
+// In a std::runtime_error out of the work, as of a kernel:
+//   - ranks whose calls differ in kind, size, type or number, or in that one is recorded and one is not;
+//   - a rank that does not come within SIMT_NCCL_PATIENCE seconds (30).
+//
 // For tests of what goes wrong, from the environment:
 //   SIMT_NCCL_DELAY=SEED                 naps before calls, of other lengths on each rank
 //   SIMT_NCCL_VERSION=21805              the library is of that version
-//   SIMT_NCCL_REMOTE_ERROR_AFTER=N[@R]   at call N, counted from 0, (of rank R) there is an error of another
-//   rank, and
-//                                        the call does not return
+//   SIMT_NCCL_REMOTE_ERROR_AFTER=N[@R]   call N, counted from 0, (of rank R) meets an error of another rank
+//                                        and does not return
 //   SIMT_NCCL_REMOTE_ERROR_RETURNS=1     or does, and what the stream was given does not end
 //   SIMT_NCCL_ABORT_HANGS=1              ncclCommAbort does not return
 //   SIMT_NCCL_INIT_HANGS_ON=R            ncclCommInitRankConfig of rank R does not return
@@ -102,10 +103,7 @@ int group_depth = 0;
 std::vector<Operation> group;
 ncclResult_t group_error = ncclSuccess;
 std::uint64_t n_done = 0;  // groups of calls, of all communicators
-struct {
-  bool known = false;
-  cudaStream_t stream = nullptr;
-} line;  // of all communication
+cudaStream_t group_stream = nullptr;
 
 ncclResult_t refuse(ncclResult_t error, const std::string& what) {
   last_error = what;
@@ -269,11 +267,15 @@ ncclResult_t end_group() {
         return refuse(ncclInvalidUsage,
                       side(*a.comm) + ": a call of a group writes memory of another one of it");
     }
+  const std::string who = side(*operations.front().comm);
+  if (!simt::may_exchange(group_stream))
+    return refuse(ncclInvalidUsage,
+                  who + ": a call that may overtake the one before, on another stream: no event makes it wait");
   for (Operation& o : operations) {
     o.call.number = o.count->made++;
-    o.call.replayed = simt::is_recording(line.stream);
+    o.call.replayed = simt::is_recording(group_stream);
   }
-  simt::enqueue(line.stream, [operations = std::move(operations)] {
+  simt::enqueue_exchange(group_stream, [operations = std::move(operations)] {
     try {
       perform(operations);
     } catch (const std::exception& error) {
@@ -285,7 +287,7 @@ ncclResult_t end_group() {
 }
 
 ncclResult_t refuse_call(ncclResult_t error, const ncclComm& comm, const std::string& what) {
-  group_error = error;
+  if (group_depth > 0) group_error = error;
   return refuse(error, side(comm) + ": " + what);
 }
 
@@ -301,9 +303,9 @@ ncclResult_t add(CallKind kind, const void* from, std::size_t from_pieces, void*
     return refuse_call(ncclInvalidArgument, *comm, "elements of type " + std::to_string(type));
   if (place < 0 || place >= comm->size())
     return refuse_call(ncclInvalidArgument, *comm, "there is no place " + std::to_string(place));
-  if (std::exchange(line.known, true) && line.stream != stream)
-    return refuse_call(ncclInvalidUsage, *comm, "a call on another stream than the calls before");
-  line.stream = stream;
+  if (!group.empty() && group_stream != stream)
+    return refuse_call(ncclInvalidUsage, *comm, "a call on another stream than the others of its group");
+  group_stream = stream;
 
   const bool sends = kind == CallKind::message && to_pieces == 0;
   const auto peer = static_cast<std::size_t>(place);
@@ -405,7 +407,7 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* part
     out.push_back({comm->rank_of[p], call, reinterpret_cast<const std::byte*>(&mine), sizeof mine});
     in.push_back({comm->rank_of[p], call, reinterpret_cast<std::byte*>(&choices[p]), sizeof mine});
   }
-  simt::finish(line.stream);  // its calls come before this one
+  simt::finish_exchanges();  // that came before
   comm->meeting->exchange(std::move(out), std::move(in), [&] { check_alive(*comm); });
   if (color == NCCL_SPLIT_NOCOLOR) return ncclSuccess;
   std::erase_if(choices, [&](const Choice& choice) { return choice.color != color; });

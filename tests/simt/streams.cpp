@@ -38,6 +38,8 @@ std::set<const Stream*>& hung() {
 
 std::unique_ptr<Recording> recording;
 std::uint64_t n_recordings = 0;
+Clock host_waited_for;
+Place last_exchange;  // that was given, not recorded
 
 void merge(Clock& clock, const Clock& other) {
   for (const auto& [stream, count] : other) clock[stream] = std::max(clock[stream], count);
@@ -53,6 +55,11 @@ void advance(Stream& stream, std::uint64_t count) {
     }
     if (item.work) item.work();
   }
+}
+
+void host_waits_for(Stream& stream) {
+  merge(host_waited_for, {{&stream, stream.given}});
+  merge(host_waited_for, stream.waited_for);
 }
 
 void give(Stream& stream, Item item) {
@@ -94,15 +101,47 @@ void finish(Stream* stream) {
     throw std::runtime_error("emulator: the host blocks on a stream that hangs");
   if (order() == Order::eager) finish_all();
   advance(*known(stream), known(stream)->given);
+  host_waits_for(*known(stream));
 }
 void finish_all() {
   if (!hung().empty()) throw std::runtime_error("emulator: the host blocks on a stream that hangs");
   for (std::size_t i = streams().size(); i-- > 0;) advance(*streams()[i], streams()[i]->given);
+  for (const auto& stream : streams()) host_waits_for(*stream);
 }
 
 void spoil_recording() {
   if (recording) recording->invalid = true;
 }
+namespace {
+
+bool is_before(const Clock& clock, const Place& place) {
+  const auto found = clock.find(place.stream);
+  return found != clock.end() && found->second >= place.count;
+}
+Place& last_exchange_of(Stream& stream) { return stream.recorded ? recording->exchange : last_exchange; }
+// What the stream is given next is an exchange.
+void note_exchange(Stream& stream) {
+  const std::uint64_t before = stream.recorded ? recording->items[&stream].size() : stream.given;
+  last_exchange_of(stream) = {&stream, before + 1};
+}
+
+}  // namespace
+
+bool may_exchange(Stream* to) {
+  const Stream& stream = *known(to);
+  const Place& last = last_exchange_of(*known(to));
+  if (last.stream == nullptr || last.stream == &stream) return true;
+  if (stream.recorded) return is_before(stream.clock, last);
+  return is_before(stream.waited_for, last) || is_before(host_waited_for, last);
+}
+void enqueue_exchange(Stream* stream, std::function<void()> work) {
+  note_exchange(*known(stream));
+  enqueue(stream, std::move(work));
+}
+void finish_exchanges() {
+  if (last_exchange.stream) finish(last_exchange.stream);
+}
+
 bool is_recording() { return recording != nullptr; }
 bool is_recording(Stream* stream) { return known(stream)->recorded; }
 
@@ -172,9 +211,12 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
   if (simt::hung().count(simt::known(stream)) > 0) return cudaErrorNotReady;
-  const bool ready = simt::known(stream)->waiting.empty();
+  if (simt::known(stream)->waiting.empty()) {
+    simt::host_waits_for(*simt::known(stream));
+    return cudaSuccess;
+  }
   simt::finish(stream);
-  return ready ? cudaSuccess : cudaErrorNotReady;
+  return cudaErrorNotReady;
 }
 cudaError_t cudaDeviceSynchronize() {
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
@@ -193,8 +235,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
   simt::Stream& from = *simt::known(stream);
-  *event = {true, from.recorded ? recording->number : 0,
-            from.recorded ? from.clock : simt::Clock{{&from, from.given}}};
+  *event = {true, from.recorded ? recording->number : 0, from.recorded ? from.clock : from.waited_for};
+  if (!from.recorded) event->clock[&from] = from.given;
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -202,6 +244,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   simt::Stream& to = *simt::known(stream);
   if (event->recording == 0) {
     if (to.recorded) return invalidate(cudaErrorStreamCaptureIsolation);
+    simt::merge(to.waited_for, event->clock);
     if (event->set) simt::give(to, {nullptr, event->clock});
     return cudaSuccess;
   }
@@ -220,6 +263,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     ready = ready && stream->given - stream->waiting.size() >= count;
     simt::advance(*stream, count);
   }
+  simt::merge(simt::host_waited_for, event->clock);
   return ready ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -270,6 +314,13 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, std::size_t* 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
   if (simt::is_recording(stream)) return invalidate(cudaErrorStreamCaptureUnsupported);
+  if (exec->exchange.stream) {
+    if (!simt::may_exchange(stream))
+      throw std::runtime_error(
+          "emulator: exchanges of a recording may overtake one that another stream was given: no event makes "
+          "them wait");
+    simt::note_exchange(*simt::known(stream));
+  }
   simt::give(*simt::known(stream), {[recorded = *exec] { recorded.replay(); }, {}});
   return cudaSuccess;
 }

@@ -28,8 +28,15 @@ struct Item {
   Clock after;
 };
 
+// Some work: the first `count` items of a stream end with it.
+struct Place {
+  Stream* stream = nullptr;
+  std::uint64_t count = 0;
+};
+
 struct Recording {
   std::uint64_t number = 0;
+  Place exchange;  // the last one between ranks; no stream: there is none
   Stream* origin = nullptr;
   std::map<Stream*, std::vector<Item>> items;
   std::vector<Stream*> order;  // in which the items came
@@ -45,6 +52,13 @@ void finish(Stream* stream);
 void finish_all();
 bool is_recording();  // on some stream
 bool is_recording(Stream* stream);
+// Work in which ranks meet. On each rank one such follows the other, by the order of a stream, by events or
+// because the host has waited: else two of them could meet in one order here and in another there. So
+// may_exchange() comes first; a recording that is launched although there is an exchange that it may overtake
+// is a std::runtime_error.
+bool may_exchange(Stream* stream);
+void enqueue_exchange(Stream* stream, std::function<void()> work);
+void finish_exchanges();
 void spoil_recording();  // something was asked for that cannot be recorded; nothing where nothing is recorded
 
 }  // namespace simt
@@ -52,6 +66,7 @@ void spoil_recording();  // something was asked for that cannot be recorded; not
 struct CUstream_st {
   bool recorded = false;           // its work goes to the recording
   simt::Clock clock;               // what comes before its next work, in the recording
+  simt::Clock waited_for;          // the same of other streams, where none is under way
   std::deque<simt::Item> waiting;  // given, but not done
   std::uint64_t given = 0;
   bool destroyed = false;

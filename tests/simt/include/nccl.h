@@ -1,5 +1,4 @@
-// What cuda/nccl.cpp uses of NCCL 2.28: ranks are processes with an emulated device each, and meet in a memory
-// file
+// What cuda/nccl.cpp uses of NCCL 2.28, for ranks that are processes with an emulated device each
 // (../nccl.cpp). Names, values and meanings are NCCL's (its nccl.h and user guide); what is not here is not
 // emulated. It refuses more than NCCL does, which would hang or go on with wrong numbers: ../nccl.cpp says
 // what.
