@@ -34,7 +34,6 @@ class Memory {
     void* const range = mmap(nullptr, kRange, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) throw std::runtime_error("no addresses for the emulator's device memory");
     range_ = static_cast<std::byte*>(range);
-    ASAN_POISON_MEMORY_REGION(range_, kRange);
   }
 
   void open() {
@@ -54,6 +53,8 @@ class Memory {
     if (place + size > kRange) throw std::runtime_error("no addresses left for the emulator's device memory");
     pieces_.emplace(place, Piece{size, bytes});
     if (place + size > used_) {
+      // What lies behind is protected all the time; to poison all of it would take a third of a second.
+      ASAN_POISON_MEMORY_REGION(range_ + used_, place + size - used_);
       used_ = place + size;
       if (depth_ > 0) protect(PROT_READ | PROT_WRITE);
     }
