@@ -52,7 +52,6 @@ void wait_for(cudaStream_t stream) {
   if (!wait_check) {
     SY_CUDA(cudaStreamSynchronize(stream));
   } else {
-    if (is_done(stream)) return;
     // Perhaps for another rank: whoever looks for one that hangs (core/progress.h) looks elsewhere first.
     const Progress before = progress();
     mark_waiting(before.place);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/progress.h"
 #include "parallel/agreement.h"
 #include "parallel/devices.h"
 
@@ -43,9 +44,14 @@ Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
   const Group all = all_ranks(world);
   std::shared_ptr<ops::DeviceGroup> all_there, expert_there, replicas_there;
   if (device != Device::cpu && size > 1) {
-    all_there = ops::make_device_group(by_first(all, [] { return ops::make_device_group_id(); }), rank, size);
+    const std::string id = by_first(all, [] { return ops::make_device_group_id(); });
+    // Each waits for all in there, and none of them can tell which one does not come.
+    const Progress before = progress();
+    mark_waiting("start of NCCL, which tells more with NCCL_DEBUG=INFO");
+    all_there = ops::make_device_group(id, rank, size);
     expert_there = all_there->split(rank / expert);
     replicas_there = all_there->split(rank % expert);
+    mark(before.place, before.index);
     check_while_waiting({all_there, expert_there, replicas_there});
   }
   return {Group(transport, all.ranks(), all_there, library_sums),
