@@ -164,11 +164,10 @@ const Refusal kRefusals[] = {
              [](auto& rank_R) {
                for (auto& rank : rank_R) rank.nccl = 0;
              }),
-     "2 ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use --device cpu, or "
-     "one "
-     "rank"},
+     "2 ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use "
+     "--device cpu, or one rank"},
     {"NcclNotFound", changed(machine(2, 2), [](auto& rank_R) { rank_R[1].nccl = -1; }),
-     "rank 1 (host a) finds no NCCL, by which ranks on devices meet; install it, name its folder in "
+     "rank 1 (host a) finds no libnccl.so.2, by which ranks on devices meet; install it, name its folder in "
      "LD_LIBRARY_PATH, or use --device cpu"},
     {"OldNccl",
      changed(machine(2, 2),

@@ -35,7 +35,7 @@ std::string name_of(Ranks rank_R, std::size_t rank) {
 std::string count_of(std::size_t n, const char* what) {
   return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
 }
-// "; so it is with 3 more": of a warning that stands for several.
+// "; 3 more are like that", of a warning that stands for several.
 std::string and_more(std::size_t n) { return n > 1 ? fmt::format("; {} more are like that", n - 1) : ""; }
 
 int number_for(const RankInventory& rank) {
@@ -82,15 +82,13 @@ void check_nccl(Ranks rank_R) {
     const int other = rank_R[r].nccl;
     if (other == 0)
       throw_input(
-          "{} ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use --device "
-          "cpu, or "
-          "one rank",
+          "{} ranks: several ranks compute on the CPU alone in this build, which has no NCCL; use "
+          "--device cpu, or one rank",
           rank_R.size());
     if (other < 0)
       throw_input(
-          "{} finds no NCCL, by which ranks on devices meet; install it, name its folder in LD_LIBRARY_PATH, "
-          "or "
-          "use --device cpu",
+          "{} finds no libnccl.so.2, by which ranks on devices meet; install it, name its folder in "
+          "LD_LIBRARY_PATH, or use --device cpu",
           name_of(rank_R, r));
   }
   for (std::size_t r = 1; r < rank_R.size(); ++r)
