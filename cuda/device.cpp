@@ -242,13 +242,34 @@ void Graph::launch(Context& ctx) {
   SY_CUDA(cudaGraphLaunch(static_cast<cudaGraphExec_t>(exec_), stream_of(ctx)));
 }
 
+namespace {
+
+cudaStream_t make_stream() {
+  cudaStream_t made = nullptr;
+  SY_CUDA(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+  return made;
+}
+
+}  // namespace
+
 void* run_stream() {
-  static cudaStream_t stream = [] {
-    cudaStream_t made = nullptr;
-    SY_CUDA(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+  static cudaStream_t stream = make_stream();
+  return stream;
+}
+void* stream_beside() {
+  static cudaStream_t stream = make_stream();
+  return stream;
+}
+
+void wait_for_stream(void* stream, void* other) {
+  // One event serves all: a stream waits for what it was recorded as when the wait was asked for.
+  static cudaEvent_t event = [] {
+    cudaEvent_t made = nullptr;
+    SY_CUDA(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
     return made;
   }();
-  return stream;
+  SY_CUDA(cudaEventRecord(event, static_cast<cudaStream_t>(other)));
+  SY_CUDA(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event, 0));
 }
 
 void throw_cuda(cudaError_t error, const char* call, const char* file, int line) {

@@ -65,6 +65,9 @@ class Graph {
 
 // The stream of a run: the default stream cannot be recorded. One for the process.
 void* run_stream();
+void* stream_beside();
+// What is started on `stream` from here on waits for what was started on `other` up to here.
+void wait_for_stream(void* stream, void* other);
 
 // Small arguments and results that live on the host: a table's frequencies, sums that all ranks add up. An
 // operator that takes them from the device as well neither copies nor waits then.

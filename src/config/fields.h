@@ -198,6 +198,12 @@ void describe(V& v, Parallel& parallel) {
        "how ranks on CUDA devices add gradients and counts: `ordered`, in one order, to the same bits in every "
        "run; or `library`, as NCCL does, which may be faster and may give other bits each time"},
       parallel.sums, kSums);
+  v.boolean(
+      {"overlap",
+       "with `expert` above 1 on CUDA devices, tokens go to and come from the experts beside what does not "
+       "need "
+       "them: shared experts, and the gradients of weights. The same bits; it has not run on several GPUs yet"},
+      parallel.overlap);
   v.room(
       {"expert_room",
        "with `expert` above 1, the rows that a rank's experts can take, as a multiple of an even load; a step "

@@ -12,13 +12,19 @@ enum class MatmulType : std::uint8_t { f32, bf16 };  // bf16: operands rounded t
 enum class AttentionBackend : std::uint8_t { flash, cudnn };
 
 struct Context {
-  explicit Context(Device where = Device::cpu) : device(where), scratch(where) {}
+  explicit Context(Device where = Device::cpu) : device(where), scratch(where), beside{Scratch(where)} {}
 
   Device device;
   MatmulType matmul = MatmulType::f32;
   AttentionBackend attention = AttentionBackend::flash;
   Scratch scratch;
   void* stream = nullptr;  // the device's own handle of the queue that all of the run's work goes to
+  // A second queue and its scratch space: ops/device.h, Beside.
+  struct {
+    Scratch scratch;
+    void* stream = nullptr;
+    bool is_used = false;
+  } beside;
 };
 
 // Matrix products of a block in float32, whatever the run has chosen: a router's logits are float32 everywhere.

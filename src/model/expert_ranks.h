@@ -17,6 +17,7 @@ struct ExpertRanks {
   parallel::TokenExchange::Way way = parallel::TokenExchange::Way::all;
   // Rows that the experts of a rank can take, as a multiple of an even load.
   double room = std::numeric_limits<double>::infinity();
+  bool overlap = false;  // exchanges go on beside what does not need them, where the device can
   // Above 1: tokens go to the experts in so many turns, which share one turn's memory.
   std::int64_t n_rounds = 1;
   // i32: the most rows that a layer has had for this rank at once. Defined where ranks share.

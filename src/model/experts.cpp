@@ -92,28 +92,35 @@ void Experts::combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Context
   ops::moe_combine_forward(out_SD, addend_SD, out_RD, slot_row_SK_, ctx);
 }
 
-Experts::RowGradients Experts::row_gradients(Context& ctx) const {
-  const Tensor drow_RD =
-      ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), hidden_}, saved_.gate_up_R2F.dtype());
-  return {drow_RD, ctx.scratch.take(saved_.weight_R.shape(), saved_.weight_R.dtype())};
+Experts::RowGradients Experts::row_gradients(bool apart, Context& ctx) const {
+  const auto rows = [&] {
+    return ctx.scratch.take(Shape{saved_.gate_up_R2F.rows(), hidden_}, saved_.gate_up_R2F.dtype());
+  };
+  const Tensor dout_RD = rows(), drow_RD = apart ? rows() : dout_RD;
+  return {dout_RD, drow_RD, ctx.scratch.take(saved_.weight_R.shape(), saved_.weight_R.dtype())};
 }
 
 void Experts::begin_backward(const RowGradients& gradients, Tensor dout_SD, Context& ctx) const {
-  ops::moe_combine_backward(gradients.drow_RD, dout_SD, slot_row_SK_, ctx);
+  ops::moe_combine_backward(gradients.dout_RD, dout_SD, slot_row_SK_, ctx);
 }
 
-void Experts::backward(const RowGradients& gradients, const Rows& rows, Context& ctx) const {
-  const ScratchScope scope(ctx.scratch);
-  const Tensor dout_RD = gradients.drow_RD;
+Tensor Experts::gate_up_gradient(const RowGradients& gradients, Context& ctx) const {
   const Tensor dgate_up_R2F = ctx.scratch.take(saved_.gate_up_R2F.shape(), saved_.gate_up_R2F.dtype());
-  ops::grouped_linear_backward_weight(store_.grad_block(down_row(), down_shape()), dout_RD, rows.act_RF,
-                                      saved_.offset_Ep, ctx);
-  ops::grouped_down_backward(dgate_up_R2F, gradients.dweight_R, dout_RD,
+  ops::grouped_down_backward(dgate_up_R2F, gradients.dweight_R, gradients.dout_RD,
                              store_.weight_block(down_row(), down_shape()), saved_.gate_up_R2F, saved_.weight_R,
                              saved_.offset_Ep, ctx);
+  return dgate_up_R2F;
+}
+
+void Experts::backward_weights(const RowGradients& gradients, Tensor dgate_up_R2F, const Rows& rows,
+                               Context& ctx) const {
+  ops::grouped_linear_backward_weight(store_.grad_block(down_row(), down_shape()), gradients.dout_RD,
+                                      rows.act_RF, saved_.offset_Ep, ctx);
   ops::grouped_linear_backward_weight(store_.grad_block(gate_up_row(), gate_up_shape()), dgate_up_R2F,
                                       rows.row_RD, saved_.offset_Ep, ctx);
-  // dout_RD's last reader is behind us.
+}
+
+void Experts::backward_input(const RowGradients& gradients, Tensor dgate_up_R2F, Context& ctx) const {
   ops::grouped_linear_backward_input(gradients.drow_RD, dgate_up_R2F,
                                      store_.weight_block(gate_up_row(), gate_up_shape()), saved_.offset_Ep,
                                      ctx);

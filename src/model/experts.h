@@ -45,12 +45,18 @@ class Experts {
   void combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Context& ctx) const;
 
   struct RowGradients {
-    Tensor drow_RD;  // of the experts' outputs, then of their inputs
+    Tensor dout_RD;  // of the experts' outputs
+    Tensor drow_RD;  // of their inputs; the same memory, or apart
     Tensor dweight_R;
   };
-  RowGradients row_gradients(Context& ctx) const;  // room in scratch
+  RowGradients row_gradients(bool apart, Context& ctx) const;  // room in scratch
   void begin_backward(const RowGradients& gradients, Tensor dout_SD, Context& ctx) const;
-  void backward(const RowGradients& gradients, const Rows& rows, Context& ctx) const;  // weights' are added
+  // Of gates and ups, in scratch; sets gradients.dweight_R.
+  Tensor gate_up_gradient(const RowGradients& gradients, Context& ctx) const;
+  // Added to the weights'. Where inputs' and outputs' gradients are not apart, before the next.
+  void backward_weights(const RowGradients& gradients, Tensor dgate_up_R2F, const Rows& rows,
+                        Context& ctx) const;
+  void backward_input(const RowGradients& gradients, Tensor dgate_up_R2F, Context& ctx) const;
   // dx_SD is added to, dweight_SK set.
   void finish_backward(Tensor dx_SD, Tensor dweight_SK, const RowGradients& gradients, Context& ctx) const;
 

@@ -1,6 +1,7 @@
 #include "model/moe_layer.h"
 
 #include "model/names.h"
+#include "ops/device.h"
 #include "ops/elementwise.h"
 #include "ops/moe.h"
 
@@ -85,89 +86,119 @@ Tensor MoeLayer::experts_input(Tensor x_TD, Context& ctx) const {
 
 // Of as much memory as there could be tokens, so that a first step without any takes what all others need.
 Tensor MoeLayer::room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const {
+  if (!exchange_) return of_tokens_TX;
   const Shape most = of_tokens_TX.shape().with_rows(exchange_->most_tokens(n_tokens_));
   return ctx.scratch.take(most, of_tokens_TX.dtype()).slice(0, n_spread_);
 }
 
-Tensor MoeLayer::spread(Tensor from_TX, const Round& round, Context& ctx) const {
-  if (!exchange_) return from_TX;
-  const Tensor to_SX = room_for_spread(from_TX, ctx);
-  exchange_->spread(to_SX, from_TX.slice(round.first, round.count), ctx);
-  return to_SX;
+void MoeLayer::spread(Tensor to_SX, Tensor from_TX, const Round& round, Context& ctx) const {
+  if (exchange_) exchange_->spread(to_SX, from_TX.slice(round.first, round.count), ctx);
 }
 
 void MoeLayer::collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round,
                        Context& ctx) const {
-  exchange_->collect(out_TX.slice(round.first, round.count), addend_TX.slice(round.first, round.count), from_SX,
-                     ctx);
+  exchange_->collect(out_TX.slice(round.first, round.count),
+                     addend_TX.defined() ? addend_TX.slice(round.first, round.count) : Tensor{}, from_SX, ctx);
 }
 
-void MoeLayer::route(const Round& round, Context& ctx) {
-  if (!exchange_) return experts_->sort(decision_.expert_TK, {}, ctx);
+void MoeLayer::fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, bool route,
+                         const Work& meanwhile, Context& ctx) {
   const ScratchScope scope(ctx.scratch);
-  n_spread_ = exchange_->route(decision_.expert_TK.slice(round.first, round.count), experts_->n_here(), ctx);
-  const Tensor expert_SK = spread(decision_.expert_TK, round, ctx);
-  ops::keep_experts(expert_SK, experts_->first_here(), experts_->n_here(), ctx);
-  experts_->sort(expert_SK, ranks_.largest_need_1, ctx);
+  if (exchange_ && route)
+    n_spread_ = exchange_->route(decision_.expert_TK.slice(round.first, round.count), experts_->n_here(), ctx);
+  const Tensor expert_SK = route ? room_for_spread(decision_.expert_TK, ctx) : Tensor{};
+  const Tensor input_SD = room_for_spread(input_TD, ctx), weight_SK = room_for_spread(decision_.weight_TK, ctx);
+  ops::Beside beside(ctx);
+  if (route) spread(expert_SK, decision_.expert_TK, round, ctx);
+  spread(input_SD, input_TD, round, ctx);
+  spread(weight_SK, decision_.weight_TK, round, ctx);
+  beside.end();
+  meanwhile();
+  beside.join();
+  if (route) {
+    if (exchange_) ops::keep_experts(expert_SK, experts_->first_here(), experts_->n_here(), ctx);
+    experts_->sort(expert_SK, exchange_ ? ranks_.largest_need_1 : Tensor{}, ctx);
+  }
+  experts_->dispatch(rows, input_SD, weight_SK, ctx);
 }
 
-void MoeLayer::fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, Context& ctx) const {
-  const ScratchScope scope(ctx.scratch);
-  const Tensor input_SD = spread(input_TD, round, ctx);
-  experts_->dispatch(rows, input_SD, spread(decision_.weight_TK, round, ctx), ctx);
-}
-
-void MoeLayer::forward_experts(Tensor out_TD, Tensor residual_TD, Tensor input_TD, Context& ctx) {
-  if (ranks_.n_rounds > 1 && !out_TD.defined()) return;  // the backward pass makes each round's again
-  for (std::int64_t number = 0; number < ranks_.n_rounds; ++number) {
+void MoeLayer::forward_experts(Tensor out_TD, Tensor addend_TD, Tensor input_TD, const Work& first,
+                               Context& ctx) {
+  if (!overlaps()) first();
+  const bool later = ranks_.n_rounds > 1 && !out_TD.defined();  // the backward pass makes each round's again
+  if (later && overlaps()) first();
+  for (std::int64_t number = 0; number < (later ? 0 : ranks_.n_rounds); ++number) {
     const ScratchScope scope(ctx.scratch);
     const Round tokens = round(number);
-    route(tokens, ctx);
     const Experts::Rows rows = experts_->rows(ctx);
-    fill_rows(rows, input_TD, tokens, ctx);
+    fill_rows(
+        rows, input_TD, tokens, true, number == 0 && overlaps() ? first : [] {}, ctx);
     experts_->gate_up(rows, ctx);
     if (!out_TD.defined()) continue;
     if (!exchange_) {
-      experts_->combine(out_TD, residual_TD, rows, ctx);
+      experts_->combine(out_TD, addend_TD, rows, ctx);
       continue;
     }
     const Tensor out_SD = room_for_spread(out_TD, ctx);
     ops::fill_zero(out_SD, ctx);
     experts_->combine(out_SD, out_SD, rows, ctx);
-    collect(out_TD, residual_TD, out_SD, tokens, ctx);
+    collect(out_TD, addend_TD, out_SD, tokens, ctx);
   }
 }
 
 void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout_TD, Tensor input_TD,
-                                Context& ctx) {
+                                const Work& first, Context& ctx) {
+  if (!overlaps()) first();
   for (std::int64_t number = 0; number < ranks_.n_rounds; ++number) {
     const ScratchScope scope(ctx.scratch);
     const Round tokens = round(number);
     const bool again = ranks_.n_rounds > 1;  // the last round alone has left anything
-    if (again) route(tokens, ctx);
     const Experts::Rows rows = experts_->rows(ctx);
-    if (again || !experts_->keeps_rows()) fill_rows(rows, input_TD, tokens, ctx);
+    if (again || !experts_->keeps_rows())
+      fill_rows(
+          rows, input_TD, tokens, again, [] {}, ctx);
     if (again)
       experts_->gate_up(rows, ctx);
     else if (!experts_->keeps_rows())
       experts_->activate(rows, ctx);
-    const Experts::RowGradients gradients = experts_->row_gradients(ctx);
+    const Experts::RowGradients gradients = experts_->row_gradients(overlaps(), ctx);
     {
       const ScratchScope of_spread(ctx.scratch);
-      experts_->begin_backward(gradients, spread(dout_TD, tokens, ctx), ctx);
+      const Tensor dout_SD = room_for_spread(dout_TD, ctx);
+      ops::Beside beside(ctx);
+      spread(dout_SD, dout_TD, tokens, ctx);
+      beside.end();
+      if (number == 0 && overlaps()) first();
+      beside.join();
+      experts_->begin_backward(gradients, dout_SD, ctx);
     }
-    experts_->backward(gradients, rows, ctx);
-    if (!exchange_) {
-      experts_->finish_backward(dinput_TD, dweight_TK, gradients, ctx);
-      continue;
-    }
-    const Tensor dinput_SD = room_for_spread(dinput_TD, ctx), dweight_SK = room_for_spread(dweight_TK, ctx);
-    ops::fill_zero(dinput_SD, ctx);
-    experts_->finish_backward(dinput_SD, dweight_SK, gradients, ctx);
-    collect(dinput_TD, dinput_TD, dinput_SD, tokens, ctx);
-    // A slot's weight has a gradient on one rank, zero on all others: the sum is exact.
-    exchange_->collect(dweight_TK.slice(tokens.first, tokens.count), {}, dweight_SK, ctx);
+    backward_rows(dinput_TD, dweight_TK, gradients, rows, tokens, ctx);
   }
+}
+
+void MoeLayer::backward_rows(Tensor dinput_TD, Tensor dweight_TK, const Experts::RowGradients& gradients,
+                             const Experts::Rows& rows, const Round& round, Context& ctx) {
+  if (!overlaps()) {
+    {
+      const ScratchScope scope(ctx.scratch);
+      const Tensor dgate_up_R2F = experts_->gate_up_gradient(gradients, ctx);
+      experts_->backward_weights(gradients, dgate_up_R2F, rows, ctx);
+      experts_->backward_input(gradients, dgate_up_R2F, ctx);
+    }
+    if (!exchange_) return experts_->finish_backward(dinput_TD, dweight_TK, gradients, ctx);
+  }
+  const Tensor dgate_up_R2F = overlaps() ? experts_->gate_up_gradient(gradients, ctx) : Tensor{};
+  if (overlaps()) experts_->backward_input(gradients, dgate_up_R2F, ctx);
+  const Tensor dinput_SD = room_for_spread(dinput_TD, ctx), dweight_SK = room_for_spread(dweight_TK, ctx);
+  ops::fill_zero(dinput_SD, ctx);
+  experts_->finish_backward(dinput_SD, dweight_SK, gradients, ctx);
+  ops::Beside beside(ctx);
+  collect(dinput_TD, dinput_TD, dinput_SD, round, ctx);
+  // A slot's weight has a gradient on one rank, zero on all others: the sum is exact.
+  collect(dweight_TK, {}, dweight_SK, round, ctx);
+  beside.end();
+  if (overlaps()) experts_->backward_weights(gradients, dgate_up_R2F, rows, ctx);
+  beside.join();
 }
 
 void MoeLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
@@ -175,11 +206,11 @@ void MoeLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Bat
     ScratchScope scope(ctx.scratch);
     decision_ = router_->forward(as_router_sees(x_TD, ctx), router_batch(batch), ctx);
   }
-  {
-    ScratchScope scope(ctx.scratch);
-    forward_experts(out_TD, residual_TD, experts_input(x_TD, ctx), ctx);
-  }
-  if (shared_) shared_->forward(out_TD, out_TD, x_TD, batch, ctx);
+  const ScratchScope scope(ctx.scratch);
+  const auto shared = [&] {
+    if (shared_) shared_->forward(out_TD, residual_TD, x_TD, batch, ctx);
+  };
+  forward_experts(out_TD, shared_ ? out_TD : residual_TD, experts_input(x_TD, ctx), shared, ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
@@ -189,18 +220,20 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   };
   const Tensor dweight_TK = scratch_like(decision_.weight_TK);
   router::RoutingGradient gradient{.dweight_TK = dweight_TK};
-  if (shared_)
-    shared_->backward(dx_TD, dout_TD, x_TD, batch, ctx);
-  else
-    ops::fill_zero(dx_TD, ctx);
+  const auto shared = [&] {
+    if (shared_)
+      shared_->backward(dx_TD, dout_TD, x_TD, batch, ctx);
+    else
+      ops::fill_zero(dx_TD, ctx);
+  };
   if (decision_.expert_input_addend_TD.defined()) {
     const Tensor dinput_TD = scratch_like(dx_TD);
     ops::fill_zero(dinput_TD, ctx);
-    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), ctx);
+    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), shared, ctx);
     ops::add(dx_TD, dx_TD, dinput_TD, ctx);
     gradient.daddend_TD = as_router_sees(dinput_TD, ctx);
   } else {
-    backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, ctx);
+    backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, shared, ctx);
   }
   const Tensor seen_TD = as_router_sees(x_TD, ctx);
   if (seen_TD.dtype() == dx_TD.dtype())

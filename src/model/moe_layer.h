@@ -5,6 +5,7 @@
 //   T tokens, S tokens that have come (T where nobody shares), D hidden size, E experts, K slots a token
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -37,19 +38,27 @@ class MoeLayer final : public FfnLayer {
   Round round(std::int64_t number) const;
   // What the experts see of the last decision's tokens; in scratch where that is not x_TD itself.
   Tensor experts_input(Tensor x_TD, Context& ctx) const;
-  // In scratch: a row of what has come for each row that T tokens have.
+  using Work = std::function<void()>;
+  bool overlaps() const { return exchange_ && ranks_.overlap; }
+  // In scratch: a row of what has come for each row that T tokens have. The tensor itself where nobody shares.
   Tensor room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const;
-  // The round's rows of from_TX as they have come here; in scratch where ranks share the experts.
-  Tensor spread(Tensor from_TX, const Round& round, Context& ctx) const;
+  // to_SX = the round's rows of from_TX as they have come here.
+  void spread(Tensor to_SX, Tensor from_TX, const Round& round, Context& ctx) const;
   // out_TX = addend_TX + the sum over ranks of from_SX, for the round's rows.
   void collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round, Context& ctx) const;
-  // Says where the round's tokens go, and gives those that come rows.
-  void route(const Round& round, Context& ctx);
-  void fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, Context& ctx) const;
-  // out_TD = residual_TD + experts(input_TD)
-  void forward_experts(Tensor out_TD, Tensor residual_TD, Tensor input_TD, Context& ctx);
-  // dinput_TD is added to, dweight_TK set.
-  void backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout_TD, Tensor input_TD, Context& ctx);
+  // Brings the round's tokens to the experts' rows; with `route` says first where they go and gives them rows.
+  // While they are under way, where that is beside, it does `meanwhile`.
+  void fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, bool route,
+                 const Work& meanwhile, Context& ctx);
+  // out_TD = addend_TD + experts(input_TD), once `first` is done, which may set the addend.
+  void forward_experts(Tensor out_TD, Tensor addend_TD, Tensor input_TD, const Work& first, Context& ctx);
+  // dinput_TD is added to once `first` is done, dweight_TK set.
+  void backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout_TD, Tensor input_TD, const Work& first,
+                        Context& ctx);
+  // From the gradient of the experts' outputs, in `gradients`, to those of their inputs, which come home, and
+  // of their weights.
+  void backward_rows(Tensor dinput_TD, Tensor dweight_TK, const Experts::RowGradients& gradients,
+                     const Experts::Rows& rows, const Round& round, Context& ctx);
 
   const ExpertRanks& ranks_;
   std::int64_t n_experts_;  // on all ranks

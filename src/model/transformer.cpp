@@ -56,12 +56,13 @@ Transformer::Transformer(const config::Model& model, const config::Router& route
   parameters_.place({});
 }
 
-void Transformer::share_experts(const parallel::Group& group, parallel::TokenExchange::Way way, double room) {
+void Transformer::share_experts(const parallel::Group& group, parallel::TokenExchange::Way way, double room,
+                                bool overlap) {
   SY_CHECK(!arena_, "experts are shared before there are activations");
   SY_CHECK(config_.num_experts % group.size() == 0, "{} ranks do not divide {} experts", group.size(),
            config_.num_experts);
   SY_CHECK(room >= 1, "room for {} times an even load", room);
-  expert_ranks_ = {.group = &group, .way = way, .room = room};
+  expert_ranks_ = {.group = &group, .way = way, .room = room, .overlap = overlap};
 }
 
 void Transformer::set_rounds(std::int64_t n) {

@@ -43,9 +43,10 @@ class Transformer {
   // neighbours, as the store is told by place(), and tokens come to them by `way`. From then on the group's
   // ranks run the same passes in the same order, each on a batch of its own, all of one shape. `room`, at least
   // 1: for how many rows a rank's experts have memory, as a multiple of an even load, T * K; infinity: for as
-  // many as there can be. `group` outlives this.
+  // many as there can be. With `overlap` exchanges go on beside what does not need them, on a device
+  // (ops/device.h). `group` outlives this.
   void share_experts(const parallel::Group& group, parallel::TokenExchange::Way way,
-                     double room = std::numeric_limits<double>::infinity());
+                     double room = std::numeric_limits<double>::infinity(), bool overlap = false);
   // How many rows of a rank's experts there is memory for. After plan(); 0 where nobody shares experts.
   std::int64_t expert_room() const { return expert_room_; }
   // i32, where the run computes: the most rows that a layer has had for this rank's experts at once, since it

@@ -60,7 +60,33 @@ std::optional<std::int64_t> free_memory(Device device) {
 
 void open_stream(Context& ctx) {
   if constexpr (kHasCuda) {
-    if (ctx.device == Device::cuda) ctx.stream = cuda::run_stream();
+    if (ctx.device == Device::cuda) {
+      ctx.stream = cuda::run_stream();
+      ctx.beside.stream = cuda::stream_beside();
+    }
+  }
+}
+
+Beside::Beside(Context& ctx) : ctx_(ctx), is_own_(ctx.beside.stream != nullptr && !ctx.beside.is_used) {
+  if (!is_own_) return;
+  if constexpr (kHasCuda) cuda::wait_for_stream(ctx.beside.stream, ctx.stream);
+  swap();
+}
+
+void Beside::swap() {
+  is_open_ = ctx_.beside.is_used = !is_open_;
+  std::swap(ctx_.stream, ctx_.beside.stream);
+  std::swap(ctx_.scratch, ctx_.beside.scratch);
+}
+
+void Beside::end() {
+  if (is_open_) swap();
+}
+
+void Beside::join() {
+  end();
+  if constexpr (kHasCuda) {
+    if (is_own_) cuda::wait_for_stream(ctx_.stream, ctx_.beside.stream);
   }
 }
 

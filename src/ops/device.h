@@ -54,8 +54,28 @@ std::string describe_device(Device device);
 // Bytes that can still be taken on a device; no value: of the CPU, which does not say.
 std::optional<std::int64_t> free_memory(Device device);
 
-// Gives the run the stream that all of its work goes to. On the CPU: nothing.
+// Gives the run the streams that all of its work goes to. On the CPU: nothing.
 void open_stream(Context& ctx);
+
+// Work that goes on beside the run's other work, on a queue of its own: exchanges between devices, of which all
+// are started on this one queue, so that all ranks start them in one order. Up to end() operators go there, and
+// after what was started before; what is started later waits for them from join() on. What they read and write
+// is left alone until then: scratch space that they take is their own. On the CPU all is done in turn. Within
+// another one, this does nothing.
+class Beside {
+ public:
+  explicit Beside(Context& ctx);
+  ~Beside() { end(); }
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
+  void end();
+  void join();
+
+ private:
+  void swap();
+  Context& ctx_;
+  bool is_own_ = false, is_open_ = false;
+};
 
 // to = from in the run's order: from lies in staging memory (core/device_memory.h) and must not change until
 // the run has been waited for. Contiguous, same shape and dtype. On the CPU a copy.

@@ -109,7 +109,7 @@ void share_experts(model::Transformer& model, const config::Parallel& parallel, 
   using Way = parallel::TokenExchange::Way;
   bool all = parallel.token_exchange == config::TokenExchange::all;
   if (parallel.token_exchange == config::TokenExchange::automatic) all = device != Device::cpu;
-  model.share_experts(mesh.expert, all ? Way::all : Way::rows, room);
+  model.share_experts(mesh.expert, all ? Way::all : Way::rows, room, parallel.overlap && device != Device::cpu);
 }
 
 double largest_room(const parallel::Mesh& mesh, const std::function<bool(double)>& fits) {

@@ -156,7 +156,7 @@ void Step::rehearse() {
   const model::Batch batch = load_micro_batch(0);
   do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
   ctx_.scratch.settle();
-  memory_.workspace = ctx_.scratch.reserved();
+  memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
 }
 
 // This rank's part of the global batch: neighbouring samples, so that any number of ranks trains on the same.

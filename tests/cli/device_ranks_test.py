@@ -78,6 +78,16 @@ class RanksOnDevices(ranks_test.RankRuns):
             self.assert_same_bits(self.train(f"zero{zero}", 4, parallel__zero=zero), whole)
 
     @long_run
+    def test_exchanges_beside_the_work_change_no_bit(self):
+        for name, streams in (("qwen3_moe", "lazy"), ("deepseek_v3", "eager"), ("lpr", "lazy")):
+            with self.subTest(name, streams=streams):
+                given = {"parallel__expert": 2, **RUNS[name]}
+                in_turn = self.train(f"{name}inturn", 2, **given)
+                # The emulator's streams run as late or as early as events allow: a missing one shows.
+                self.variables = {**RanksOnDevices.variables, "SIMT_STREAMS": streams}
+                self.assert_same_bits(self.train(f"{name}beside", 2, parallel__overlap=True, **given), in_turn)
+
+    @long_run
     def test_sums_of_the_library_are_near_those_in_order(self):
         self.assert_near(self.train("library", 4, parallel__sums="library", parallel__expert=2),
                          self.train("ordered", 4, parallel__expert=2))
