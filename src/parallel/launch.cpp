@@ -1,5 +1,6 @@
 #include "parallel/launch.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "parallel/mpi.h"
 #include "parallel/processes.h"
 #include "parallel/rendezvous.h"
+#include "parallel/start_limit.h"
 #include "parallel/watch.h"
 
 namespace switchyard::parallel {
@@ -58,11 +60,41 @@ int run_copies(int nproc, const Body& body) {
   });
 }
 
+struct Start {
+  World world;
+  Rendezvous met;
+};
+
+// A rank that fails before it knows the others has nobody to speak for it, and MPI would wait for it.
+[[noreturn]] void fail_alone(const std::string& text) {
+  log_error_of_run(fmt::format("rank {}: {} ({})", log_rank(), text, switchyard::describe(progress())));
+  std::fflush(nullptr);
+  ::_exit(kExitRun);
+}
+
+Start start_and_meet() {
+  StartLimit limit(log_rank());
+  try {
+    mark("start of MPI");
+    Start start;
+    start.world = make_mpi_world();
+    log_as_rank(start.world.rank());
+    limit.says("the ranks have not found each other");
+    start.met = meet(start.world, limit);
+    return start;
+  } catch (const InputError&) {
+    throw;  // of how the copies were started: all of them find it, and the first says it
+  } catch (const std::bad_alloc&) {
+    fail_alone("out of memory");
+  } catch (const std::exception& error) {
+    fail_alone(error.what());
+  }
+}
+
 int run_launched(const Body& body) {
-  log_as_rank(launched_copies().number);  // what fails until ranks know each other does so on all of them
-  World world = make_mpi_world();
-  log_as_rank(world.rank());
-  Rendezvous met = meet(world);
+  log_as_rank(launched_copies().number);
+  auto [world, met] = start_and_meet();
+  if (!met.error.empty()) throw_run("the control line between ranks: {}", met.error);
   std::thread monitor_thread;
   if (met.monitor)
     monitor_thread = std::thread([&monitor = *met.monitor] {

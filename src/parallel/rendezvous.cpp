@@ -12,19 +12,19 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
 #include <utility>
 
 #include "core/error.h"
+#include "core/progress.h"
 
 namespace switchyard::parallel {
 
 namespace {
 
-constexpr double kConnectSeconds = 3, kHelloSeconds = 3, kMeetSeconds = 30;
+constexpr double kConnectSeconds = 3, kHelloSeconds = 3, kMeetSeconds = 25;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -99,7 +99,13 @@ std::string take_connections(Monitor& monitor, int listener, int ranks, const st
   int missing = ranks - 1;
   for (const double end = now() + kMeetSeconds; missing > 0;) {
     const double left = end - now();
-    if (left <= 0) return fmt::format("{} ranks have not reached rank 0 within {} s", missing, kMeetSeconds);
+    if (left <= 0) {
+      std::string missed;
+      for (int rank = 1; rank < ranks; ++rank)
+        if (!here[static_cast<std::size_t>(rank)])
+          missed += fmt::format("{}{}", missed.empty() ? "" : ", ", rank);
+      return fmt::format("rank {} has not reached rank 0", missed);
+    }
     pollfd polled{listener, POLLIN, 0};
     if (::poll(&polled, 1, static_cast<int>(left * 1000) + 1) != 1) continue;
     const int descriptor = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
@@ -117,12 +123,45 @@ std::string take_connections(Monitor& monitor, int listener, int ranks, const st
   return "";
 }
 
+// Of rank 0; an error in words, or nothing.
+std::string meet_others(Rendezvous& met, int listener, int ranks, const std::string& token) {
+  int ends[2] = {-1, -1};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    return fmt::format("rank 0 has no connection to itself: {}", std::strerror(errno));
+  met.monitor = std::make_unique<Monitor>(ranks);
+  met.first = {host_name(), ::getpid()};
+  met.monitor->add(0, Line(ends[0]), met.first, nullptr, true);
+  met.line = Line(ends[1]);
+  return take_connections(*met.monitor, listener, ranks, token);
+}
+
+// Of any other rank: by one of these addresses.
+std::string reach_first(Rendezvous& met, const World& world, std::istream& words, int port,
+                        const std::string& token) {
+  std::vector<std::string> addresses;
+  for (std::string address; words >> address;) addresses.push_back(address);
+  // Ranks of one machine have the shortest way where there is no other machine.
+  if (world.node_size == world.size() && addresses.size() > 1) std::swap(addresses.front(), addresses.back());
+  std::string tried;
+  for (const std::string& each : addresses) {
+    Line line = connect_to(each, port);
+    Word word;
+    line.send({Say::hello, {world.rank(), ::getpid()}, introduction(token)});
+    if (line.is_open() && line.receive_one(word, kHelloSeconds) && introduces(word, token)) {
+      met.line = std::move(line);
+      met.first = name_from(word, token, word.number[0]);
+      return "";
+    }
+    tried += (tried.empty() ? "" : ", ") + each + (line.is_open() ? " (no answer)" : "");
+  }
+  return fmt::format("rank {} (host {}) cannot reach rank 0 at {}, port {}; open it for this user's ports",
+                     world.rank(), host_name(), tried, port);
+}
+
 }  // namespace
 
-Rendezvous meet(World& world) {
-  std::vector<int> ranks(static_cast<std::size_t>(world.size()));
-  std::iota(ranks.begin(), ranks.end(), 0);
-  const Group all(*world.transport, ranks);
+Rendezvous meet(World& world, StartLimit& limit) {
+  const Group all = all_ranks(world);
   Rendezvous met;
   std::string error;
   int listener = -1, port = 0;
@@ -134,42 +173,18 @@ Rendezvous meet(World& world) {
     for (const std::string& address : own_addresses()) offer += " " + address;
   }
   std::istringstream words(all.text_of_first(offer));
-  std::string token, address;
+  std::string token;
   words >> token >> port;
-  if (world.rank() == 0) {
-    int ends[2] = {-1, -1};
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
-      error = fmt::format("rank 0 has no connection to itself: {}", std::strerror(errno));
-    met.monitor = std::make_unique<Monitor>(world.size());
-    met.first = {host_name(), ::getpid()};
-    met.monitor->add(0, Line(ends[0]), met.first, nullptr, true);
-    met.line = Line(ends[1]);
-    if (error.empty()) error = take_connections(*met.monitor, listener, world.size(), token);
-    if (listener >= 0) ::close(listener);
-  } else {
-    std::vector<std::string> addresses;
-    while (words >> address) addresses.push_back(address);
-    // Ranks of one machine have the shortest way where there is no other machine.
-    if (world.node_size == world.size() && addresses.size() > 1) std::swap(addresses.front(), addresses.back());
-    std::string tried;
-    for (const std::string& each : addresses) {
-      Line line = connect_to(each, port);
-      Word word;
-      line.send({Say::hello, {world.rank(), ::getpid()}, introduction(token)});
-      if (line.is_open() && line.receive_one(word, kHelloSeconds) && introduces(word, token)) {
-        met.line = std::move(line);
-        met.first = name_from(word, token, word.number[0]);
-        break;
-      }
-      tried += (tried.empty() ? "" : ", ") + each;
-    }
-    if (!met.line.is_open())
-      error = fmt::format("rank {} (host {}) cannot reach rank 0 at {}, port {}; open it for this user's ports",
-                          world.rank(), host_name(), tried, port);
-  }
+  mark("meeting of the ranks");
+  if (world.rank() > 0)
+    error = reach_first(met, world, words, port, token);
+  else if (error.empty())
+    error = meet_others(met, listener, world.size(), token);
+  if (listener >= 0) ::close(listener);
+  if (!error.empty()) limit.says(error);
   const std::vector<std::string> errors = all.gather_text(error);
-  for (std::size_t rank = errors.size(); rank-- > 0;)  // what others say tells more than that they are missing
-    if (!errors[rank].empty()) throw_run("the control line between ranks: {}", errors[rank]);
+  for (std::size_t rank = errors.size(); rank-- > 0 && met.error.empty();)
+    met.error = errors[rank];  // what others say tells more than that they are missing
   world.transport->forget_counts();
   return met;
 }
