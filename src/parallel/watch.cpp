@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kHeartbeatMilliseconds = 250;
 constexpr double kFlushSeconds = 2;
+// Others leave so much later than the rank that speaks where the monitor is gone: a launcher ends all ranks
+// when the first has left, and by then that rank has to have spoken.
+constexpr double kLaterSeconds = 2;
 
 std::atomic<Watch*> the_watch{nullptr};
 
@@ -97,7 +100,7 @@ void Watch::end_by_monitor(const char* how) {
 }
 
 void Watch::run() {
-  double heard = now(), last_round = heard, last_beat = 0;
+  double heard = now(), open_time = heard, last_round = heard, last_beat = 0;
   bool open = true;
   while (!leave_) {
     std::vector<Word> words;
@@ -123,9 +126,11 @@ void Watch::run() {
     }
     const double patience = patience_;
     if (exit_code_ == kNotOver && !leave_) {
-      if (!open)
+      if (open) open_time = time;
+      const double later = speaks_for_monitor_ ? 0 : kLaterSeconds;
+      if (!open && time - open_time >= later)
         end_by_monitor("ended without a word");
-      else if (patience > 0 && time - heard > longest_silence(patience) + 1)
+      else if (open && patience > 0 && time - heard > longest_silence(patience) + 1 + later)
         end_by_monitor("is stopped, or its machine is gone");
     }
     if (exit_code_ != kNotOver && now() - over_time_ > kGoodbyeSeconds) ::_exit(exit_code_);
