@@ -20,6 +20,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/progress.h"
 #include "parallel/agreement.h"
 #include "router/router.h"
 
@@ -465,9 +466,12 @@ void Checkpoint::load_state(ParameterStore& store, std::span<const NamedTensor> 
   const SafetensorsFile& file = state_tensors_.front();
   const std::vector<const StoredTensor*> stored = match_all(file, state_specs(store, extra_state));
   const std::vector<std::size_t> first_R = first_states(store);
+  std::int64_t number = 0;
   for (std::size_t moment = 0; moment < std::size(kMoments); ++moment)
-    for (const RowPiece& piece : store.held(kMoments[moment].first))
+    for (const RowPiece& piece : store.held(kMoments[moment].first)) {
+      mark("reading of moments", number++);
       file.read(*stored[first_R[piece.row] + moment], piece.first, piece.tensor_N);
+    }
   for (std::size_t i = 0; i < extra_state.size(); ++i)
     file.read(*stored[stored.size() - extra_state.size() + i], extra_state[i].tensor);
 }

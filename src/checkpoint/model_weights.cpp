@@ -16,6 +16,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "core/progress.h"
 
 namespace switchyard::checkpoint {
 
@@ -295,7 +296,9 @@ std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
 
 void ModelWeights::load(const config::Model& model, ParameterStore& store) const {
   const std::vector<ModelTensor> matched = match(model, store.rows());
+  std::int64_t number = 0;
   for (const RowPiece& piece : store.held(RowArray::value)) {
+    mark("reading of weights", number++);
     const ModelTensor& source = matched[piece.row];
     source.file->read(source.tensor, piece.first, piece.tensor_N);
   }

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "core/progress.h"
 #include "core/threads.h"
 #include "parallel/devices.h"
 #include "parallel/launch.h"
@@ -164,6 +165,7 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
 
 int run_rank(const Options& options, parallel::World& world) {
   const parallel::Group all = parallel::all_ranks(world);
+  mark("configuration");
   const config::Run run = load_run(options);
   train::expect_same_everywhere(all, "the configuration", run.resolved_json,
                                 "give all machines the same file and the same --set");
@@ -179,6 +181,7 @@ int run_rank(const Options& options, parallel::World& world) {
     check_tokenizers(run.data);
   }
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
+  mark("which run it is");
   const Beginning beginning = beginning_of_all(options, all);
   train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device);
 

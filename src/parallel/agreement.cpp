@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <new>
 
 #include "core/error.h"
 
@@ -20,6 +21,8 @@ std::string report_of(const std::function<std::string()>& f) {
     throw;
   } catch (const InputError& error) {
     return std::string(1, kInputError) + error.what();
+  } catch (const std::bad_alloc&) {
+    return std::string(1, kOtherError) + "out of memory";
   } catch (const std::exception& error) {
     return std::string(1, kOtherError) + error.what();
   }

@@ -8,7 +8,8 @@
 
 namespace switchyard::parallel {
 
-constexpr double kStartPatience = 45;  // seconds, until the configuration says another number
+// Seconds, until the configuration says another number; four times that, since no step has been done.
+constexpr double kStartPatience = 12;
 constexpr double kLongestSilence = 15;
 
 // What a monitor knows of a rank; seconds by its own clock.

@@ -86,6 +86,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
     step_.rehearse();  // what does not fit is refused before anything is written
     world.transport->forget_counts();
   }
+  mark("run directory");
   parallel::by_first(all_, [&] {
     outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
     return "";
@@ -101,6 +102,7 @@ void TrainingRun::begin(const Resume& resume) {
   model::Transformer& model = step_.model();
   state_.seed = run_.train.seed;
   if (!resume.checkpoint) {
+    mark("initial weights");
     model.parameters().initialise(run_.train.seed);
     if (resume.initial_weights) {
       const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);

@@ -124,6 +124,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
 }
 
 void Step::take_memory() {
+  mark("memory of the model");
   model_.allocate(ctx_.device);
   const std::int64_t n_depths = model_.n_mtp_depths();
   micro_figures_ = allocate_aligned(kFigures * size_of(DType::f64), "losses", ctx_.device);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/file.h"
+#include "core/progress.h"
 #include "ops/device.h"
 
 namespace switchyard::train {
@@ -69,6 +70,7 @@ std::vector<Domain> open_domains(const std::vector<config::DataEntry>& entries, 
   for (const DomainFiles& files : find_files(entries)) {
     domains.push_back({files.name, files.weight, data::TokenStream(files.paths, vocab_size), {}, {}});
     Domain& domain = domains.back();
+    mark("opening of domain", std::ssize(domains) - 1);
     expect_same_view(domain, all);
     for (std::size_t shard = 0; shard < domain.stream.shards().size(); ++shard) {
       const bool mine = shard % static_cast<std::size_t>(all.size()) == static_cast<std::size_t>(all.place());
