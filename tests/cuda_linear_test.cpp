@@ -354,6 +354,38 @@ TEST_P(CudaLinearTypes, DownBackwardEqualsItsParts) {
   }
 }
 
+// What a row becomes is up to its expert's weight and to itself: not to the rows and experts that a rank holds
+// beside it.
+TEST_P(CudaLinearTypes, ARowIsTheSameBitsWhateverRowsAndExpertsAreBesideIt) {
+  const GroupedCase c{{40, 0, 130, 1}, 0, 40, 136};
+  const Grouped g(c);
+  const auto in = DeviceTensor::of(g.in, dtype(), ctx), dout = DeviceTensor::of(g.dout, dtype(), ctx),
+             weight = DeviceTensor::of(g.weight, dtype(), ctx);
+  // Rows from `first` on, of so many experts from `expert` on: outputs and gradients of inputs.
+  const auto compute = [&](std::int64_t first, std::int64_t expert, const std::vector<double>& offsets) {
+    const auto rows = static_cast<std::int64_t>(offsets.back()), n = std::ssize(offsets) - 1;
+    const auto offset = DeviceTensor::of(ints(offsets), ctx);
+    const DeviceTensor out({rows, c.outputs}, dtype(), ctx), din({rows, c.inputs}, dtype(), ctx);
+    const Tensor weight_n = weight.view().slice(expert, n);
+    ops::cuda::grouped_linear_forward(out, in.view().slice(first, rows), weight_n, offset, ctx);
+    ops::cuda::grouped_linear_backward_input(din, dout.view().slice(first, rows), weight_n, offset, ctx);
+    return std::pair(out.values(), din.values());
+  };
+  const auto [out, din] = compute(0, 0, values(g.offset));
+  const auto part = [](const std::vector<double>& values, std::int64_t first, std::int64_t n) {
+    return std::vector<double>(values.begin() + first, values.begin() + first + n);
+  };
+  for (const std::int64_t expert : {0, 2, 3}) {
+    const auto first = static_cast<std::int64_t>(get(g.offset, expert));
+    const std::int64_t all = c.counts[static_cast<std::size_t>(expert)];
+    for (const std::int64_t rows : {std::int64_t{1}, (all + 1) / 2, all}) {
+      const auto [alone, dalone] = compute(first, expert, {0, static_cast<double>(rows)});
+      EXPECT_EQ(alone, part(out, first * c.outputs, rows * c.outputs)) << rows << " rows of expert " << expert;
+      EXPECT_EQ(dalone, part(din, first * c.inputs, rows * c.inputs)) << rows << " rows of expert " << expert;
+    }
+  }
+}
+
 #ifdef SWITCHYARD_SIMT
 TEST_P(CudaLinearTypes, SameBitsInAnyOrderOfBlocks) {
   const GroupedCase c{{40, 0, 130, 1}, 2, 40, 136};

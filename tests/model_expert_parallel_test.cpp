@@ -338,6 +338,37 @@ TEST(ExpertParallelGroups, PartsAreEqualOrRefused) {
     EXPECT_NE(error.find("3 ranks do not divide 4 experts"), std::string::npos) << error;
 }
 
+// Experts 1 to 3 have equal scores of every token, and two of them or one are chosen: by their numbers alone. A
+// block that is made again chooses the same ones, whose weights differ, or the bits of gradients would not be
+// those of blocks that are kept.
+TEST(ExpertParallelTies, AreDecidedAgainAsTheFirstTime) {
+  for (const Way way : {Way::all, Way::rows}) {
+    Scene scene = of_layout(tiny_model(config::kQwen3Moe), config::BalanceScope::sequence);
+    ASSERT_EQ(scene.model.num_experts, 4);
+    ASSERT_EQ(scene.model.num_experts_per_tok, 2);
+    scene.change = [](ParameterStore& store) {
+      for (std::size_t i = 0; i < store.rows().size(); ++i) {
+        if (!store.rows()[i].name.ends_with("mlp.gate.weight") || !store.is_here(i)) continue;
+        const Tensor weight_ED = store.value(i);
+        for (const std::int64_t e : {2, 3})
+          test::fill(weight_ED.slice(e, 1), test::values(weight_ED.slice(1, 1)));
+      }
+    };
+    const std::vector<Result> kept_R = shared(scene, 2, 2, way);
+    scene.recompute = config::Recompute::block;
+    const std::vector<Result> again_R = shared(scene, 2, 2, way);
+    expect_same_bits(again_R, kept_R);
+    // Counts come first, by layer and expert: the last of those that tie is never chosen, the first one always.
+    const std::vector<double>& count_LE = again_R[0].sums;
+    for (std::int64_t l = 0; l < scene.model.num_hidden_layers; ++l) {
+      const double* const count_E = count_LE.data() + 4 * l;
+      EXPECT_EQ(count_E[3], 0);
+      EXPECT_GT(count_E[2], 0) << "no token has chosen two of those that tie, one on each rank";
+      EXPECT_EQ(count_E[0] + count_E[1] + count_E[2], 2 * kMicro * 2 * 10) << "10 tokens a micro-batch";
+    }
+  }
+}
+
 // A rank whose tokens are all padding, and one without any of the group's.
 TEST(ExpertParallelTokens, RanksWithoutAnyTakePart) {
   for (const config::Layout* layout : {&config::kQwen3Moe, &config::kDeepseekV3}) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "gradient_check.h"
@@ -319,6 +320,40 @@ TEST(GroupedLinear, IsALoopOverExperts) {
     EXPECT_TRUE(same_bits(dweight, loop_dweight));
     EXPECT_TRUE(g.spare_rows_are_nan(out) && g.spare_rows_are_nan(din));
     EXPECT_TRUE(out.margins_untouched() && din.margins_untouched());
+  }
+}
+
+// A rank that holds other experts beside one computes the same bits of that one's rows: products are cut by the
+// expert's own rows alone. (By how many these are, oneDNN may choose another order of the sum.)
+TEST(GroupedLinear, AnExpertsRowsAreTheSameBitsWhateverExpertsAreBesideIt) {
+  for (const MatmulType type : {MatmulType::f32, MatmulType::bf16}) {
+    for (const GroupedCase& c : kGroupedCases) {
+      PoisonedContext ctx;
+      ctx.matmul = type;
+      const Grouped g(c, DType::f32);
+      // Rows of experts [first, last): outputs and gradients of inputs.
+      const auto compute = [&](std::int64_t first, std::int64_t last) {
+        const std::int64_t before = g.first_of(first), rows = g.first_of(last) - before;
+        std::vector<double> offsets;
+        for (std::int64_t e = first; e <= last; ++e)
+          offsets.push_back(static_cast<double>(g.first_of(e) - before));
+        const OwnedTensor offset = ints(offsets), out({rows, c.outputs}, DType::f32),
+                          din({rows, c.inputs}, DType::f32);
+        const Tensor weight = g.weight.view().slice(first, last - first);
+        ops::grouped_linear_forward(out, g.in.view().slice(before, rows), weight, offset, ctx);
+        ops::grouped_linear_backward_input(din, g.dout.view().slice(before, rows), weight, offset, ctx);
+        return std::pair(values(out), values(din));
+      };
+      const auto [out, din] = compute(0, g.n_experts);
+      std::vector<double> outs, dins;
+      for (std::int64_t e = 0; e < g.n_experts; ++e) {
+        const auto [alone, dalone] = compute(e, e + 1);
+        outs.insert(outs.end(), alone.begin(), alone.end());
+        dins.insert(dins.end(), dalone.begin(), dalone.end());
+      }
+      EXPECT_EQ(outs, out) << g.n_routed << " rows of " << g.n_experts << " experts";
+      EXPECT_EQ(dins, din) << g.n_routed << " rows of " << g.n_experts << " experts";
+    }
   }
 }
 
