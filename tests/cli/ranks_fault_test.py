@@ -244,7 +244,7 @@ class FaultsUnderMpirun(Workplace):
     def test_a_few(self):
         self.suffer([Fault(2, 1, 3, "backward of layer", 2, "kill", launcher="mpirun"),
                      Fault(2, 1, 0, "meeting of the ranks", 1, "throw", launcher="mpirun"),
-                     Fault(2, 1, 0, "reading of weights", 1, "stop", resumed=True, launcher="mpirun")])
+                     Fault(2, 1, 0, "reading of weights", 1, "kill", resumed=True, launcher="mpirun")])
 
     def test_two_builds_that_differ_do_not_train_together(self):
         """The program with faults in it, where none happens, is another build."""
