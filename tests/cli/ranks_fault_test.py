@@ -144,13 +144,16 @@ class Campaign:
             run = self.command(fault.ranks, out, *more, launcher=fault.launcher, binary=FAULTS, SWITCHYARD_FAULT=fault.variable())
         except subprocess.TimeoutExpired as expired:
             raise AssertionError(f"{fault}: still there after {GONE} s\n{expired.stderr}") from expired
-        seconds = time.monotonic() - begin
-        everything = f"{fault}\nexit code {run.returncode} after {seconds:.1f} s\n{run.stderr}"
+        everything = f"{fault}\nexit code {run.returncode} after {time.monotonic() - begin:.1f} s\n{run.stderr}"
 
         def require(condition, what):
             if not condition:
                 raise AssertionError(f"{what}\n{everything}")
 
+        # mpirun may be gone a moment before the ranks that it has killed are.
+        while self.alive(out) and time.monotonic() < begin + GONE:
+            time.sleep(0.1)
+        seconds = time.monotonic() - begin
         require(self.alive(out) == [], "processes are left")
         fired = re.search(r"(?m)^fault: (?:step (\d+)|before the first step), (.*)$", run.stderr)
         require(fired, "the fault did not happen")
