@@ -10,6 +10,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "core/error.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "parallel/monitor.h"
@@ -56,6 +57,17 @@ std::string stopped_rank() {
 
 }  // namespace
 
+double start_seconds() {
+  constexpr double kUsual = 40;
+  const char* const given = std::getenv("SWITCHYARD_START_SECONDS");
+  if (given == nullptr) return kUsual;
+  char* end = nullptr;
+  const double seconds = std::strtod(given, &end);
+  if (end == given || *end != 0 || !(seconds > 0) || seconds > 1e6)
+    throw_input("SWITCHYARD_START_SECONDS is '{}'; set it to a number of seconds above 0, or unset it", given);
+  return seconds;
+}
+
 StartLimit::StartLimit(int rank, double seconds) : rank_(rank), thread_([this, seconds] { run(seconds); }) {}
 
 StartLimit::~StartLimit() {
@@ -83,7 +95,7 @@ void StartLimit::run(double seconds) {
     waited += round > kLongRound ? kRound : round;  // this process itself was stopped, and others have spoken
   }
   if (rank_ < 2)
-    log_error_of_run(fmt::format("{}{}, for {:.0f} s, {}{}",
+    log_error_of_run(fmt::format("{}{}, for {:.0f} s (SWITCHYARD_START_SECONDS allows more), {}{}",
                                  what_.starts_with("rank ") ? "" : fmt::format("rank {}: ", rank_), what_,
                                  limit, switchyard::describe(progress()), stopped_rank()));
   ::_exit(kExitRun);

@@ -9,13 +9,16 @@
 
 namespace switchyard::parallel {
 
-constexpr double kStartSeconds = 40;  // of rank 0; others leave the word to it for a few more
+// How long rank 0 waits; others leave the word to it for a few seconds more. 40, or what the environment
+// variable SWITCHYARD_START_SECONDS says, for clusters on which MPI takes longer to start. Throws InputError
+// where that is no number above 0.
+double start_seconds();
 
 class StartLimit {
  public:
   // From here to its destruction this process has so many seconds; then it says why, if it is the first rank
   // (or the second, where the first is stopped), and exits with code 1.
-  explicit StartLimit(int rank, double seconds = kStartSeconds);
+  explicit StartLimit(int rank, double seconds = start_seconds());
   ~StartLimit();
   StartLimit(const StartLimit&) = delete;
   StartLimit& operator=(const StartLimit&) = delete;
