@@ -4,7 +4,8 @@
 #   scripts/gpu_check.sh                         builds with nvcc for the card that is there, runs every stage
 #   scripts/gpu_check.sh --bundle DIR            makes a bundle of binaries, on a machine where switchyard can be built
 #   scripts/gpu_check.sh --from DIR              uses that bundle: the machine needs a driver, cuBLAS and Python alone
-#     --only STAGE,STAGE   of: card build tests cli memcheck racecheck synccheck initcheck kernels steps transformers
+#     --only STAGE,STAGE   of: card build tests cli memcheck racecheck synccheck initcheck kernels steps ranks scaling
+#                          transformers
 #     --out DIR            where results go: summary.txt, summary.json, log.txt and the JSON of the benchmarks (gpu_check)
 #     --arch LIST          CMAKE_CUDA_ARCHITECTURES; default: the card's, in a bundle all that are usual
 #     --limit SECONDS      no stage may take longer
@@ -14,9 +15,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stages=(card build tests cli memcheck racecheck synccheck initcheck kernels steps transformers)
+stages=(card build tests cli memcheck racecheck synccheck initcheck kernels steps ranks scaling transformers)
 declare -A limits=([card]=30 [build]=1800 [tests]=300 [cli]=400 [memcheck]=300 [racecheck]=300 [synccheck]=300
-  [initcheck]=120 [kernels]=500 [steps]=580 [transformers]=580)
+  [initcheck]=120 [kernels]=500 [steps]=580 [ranks]=400 [scaling]=580 [transformers]=580)
 only='' out=gpu_check from='' bundle='' arch='' limit='' smoke=''
 while (($#)); do
   case $1 in
@@ -26,7 +27,7 @@ while (($#)); do
       shift 2
       ;;
     --smoke) smoke=--smoke; shift ;;
-    -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "gpu_check: unknown option '$1'; --help lists them" >&2; exit 2 ;;
   esac
 done
@@ -37,8 +38,8 @@ done
 
 # --- the bundle ---------------------------------------------------------------------------------------------------
 
-# Of the C and C++ libraries every machine has its own, of cuBLAS one that fits its driver.
-left_out='^(ld-linux.*|libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libcublas|libcublasLt)\.so'
+# Of the C and C++ libraries every machine has its own, of cuBLAS one that fits its driver, of NCCL one that fits its network.
+left_out='^(ld-linux.*|libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libcublas|libcublasLt|libnccl)\.so'
 
 newest_symbol() { # newest_symbol PREFIX FILE...: the newest version of a library's symbols that the files ask for
   local prefix=$1
@@ -47,13 +48,13 @@ newest_symbol() { # newest_symbol PREFIX FILE...: the newest version of a librar
 }
 
 make_bundle() {
-  local build=build-bundle directory
+  local build=build-bundle directory nccl
   cmake --preset cuda -B $build -DSWITCHYARD_NATIVE=OFF -DSWITCHYARD_CUDNN=OFF -DSWITCHYARD_MPI=OFF ${arch:+-DCMAKE_CUDA_ARCHITECTURES="$arch"}
-  cmake --build $build --target switchyard cuda_test bench_cuda
+  cmake --build $build --target switchyard cuda_test bench_cuda bench_exchange
   directory=$(mktemp -d)
   trap 'rm -rf "$directory"' RETURN
   mkdir "$directory/bin" "$directory/lib"
-  cp $build/switchyard $build/bench_cuda $build/tests/cuda_test "$directory/bin"
+  cp $build/switchyard $build/bench_cuda $build/bench_exchange $build/tests/cuda_test "$directory/bin"
   ldd "$directory"/bin/* | awk '$2 == "=>" && $3 ~ /^\// {print $1, $3}' | sort -u | while read -r name path; do
     [[ $name =~ $left_out ]] || cp -L "$path" "$directory/lib/$name"
   done
@@ -65,6 +66,12 @@ make_bundle() {
     echo "toolkit" $(sed -n 's/^set(CMAKE_CUDA_COMPILER_VERSION "\(.*\)")/\1/p' $build/CMakeFiles/*/CMakeCUDACompiler.cmake)
     echo "needs" $(newest_symbol GLIBC "$directory"/*/*) $(newest_symbol GLIBCXX "$directory"/*/*) \
       $(objdump -p "$directory"/bin/switchyard | sed -n 's/^ *NEEDED *\(libcublasLt.*\)/\1/p')
+    nccl=$(sed -n 's/^SWITCHYARD_NCCL_HEADER:INTERNAL=//p' $build/CMakeCache.txt)
+    if [[ -n $nccl ]]; then
+      echo "several ranks by NCCL, header $nccl; libnccl.so.2 is left to the machine"
+    else
+      echo "several ranks: no, NCCL was not found"
+    fi
   } > "$directory/bundle.txt"
   mkdir -p "$bundle"
   # In one stream, so that the kernels, which are in each of the binaries, are stored once.
@@ -88,24 +95,27 @@ BUILD=$ROOT/build-gpu
 if [[ -n $from ]]; then
   UNPACKED=$work/bundle
   SWITCHYARD=$UNPACKED/bin/switchyard BENCH_CUDA=$UNPACKED/bin/bench_cuda CUDA_TEST=$UNPACKED/bin/cuda_test
+  BENCH_EXCHANGE=$UNPACKED/bin/bench_exchange
 else
   UNPACKED=''
   SWITCHYARD=$BUILD/switchyard BENCH_CUDA=$BUILD/bench_cuda CUDA_TEST=$BUILD/tests/cuda_test
+  BENCH_EXCHANGE=$BUILD/bench_exchange
 fi
 TOOLKIT=$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")
-export ROOT OUT WORK FROM ARCH SMOKE BUILD UNPACKED SWITCHYARD BENCH_CUDA CUDA_TEST TOOLKIT
+export ROOT OUT WORK FROM ARCH SMOKE BUILD UNPACKED SWITCHYARD BENCH_CUDA BENCH_EXCHANGE CUDA_TEST TOOLKIT
 
 remark() { echo "$*" > "$WORK/remark"; } # what the summary says beside a stage's result
 skip() { remark "$*"; echo "$*"; exit 3; }
 fail() { remark "$*"; echo "$*"; exit 1; }
 
-# A directory that holds cuBLAS: the toolkit's, or that of a Python package. Printed; nothing where none is found.
-cublas_directory() {
+# A directory that holds the library of that name: the toolkit's, or that of a Python package. Printed; nothing where none is
+# found.
+directory_of() { # directory_of NAME, cublasLt or nccl
   local directory packages
   packages=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2> /dev/null || true)
   for directory in "$TOOLKIT"/../lib64 "$TOOLKIT"/../targets/x86_64-linux/lib /usr/local/cuda/lib64 \
-    "$packages"/nvidia/cu13/lib "$packages"/nvidia/cublas/lib; do
-    if compgen -G "$directory/libcublasLt.so.*" > /dev/null; then
+    "$packages"/nvidia/cu13/lib "$packages"/nvidia/cublas/lib "$packages"/nvidia/nccl/lib; do
+    if compgen -G "$directory/lib$1.so.*" > /dev/null; then
       (cd "$directory" && pwd)
       return
     fi
@@ -114,9 +124,11 @@ cublas_directory() {
 
 # Not exported to all: PyTorch brings libraries of its own.
 with_libraries() {
-  local path
-  path=${UNPACKED:+$UNPACKED/lib:}$(cublas_directory)
-  LD_LIBRARY_PATH="${path%:}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
+  local path='' directory
+  for directory in ${UNPACKED:+"$UNPACKED/lib"} "$(directory_of cublasLt)" "$(directory_of nccl)" "${LD_LIBRARY_PATH-}"; do
+    path+=${directory:+${path:+:}$directory}
+  done
+  LD_LIBRARY_PATH=$path "$@"
 }
 
 # --- the stages ---------------------------------------------------------------------------------------------------
@@ -146,10 +158,10 @@ stage_build() {
     [[ -n $architecture ]] || architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
     cmake --preset cuda -B "$BUILD" -DCMAKE_CUDA_ARCHITECTURES="$architecture" ||
       fail "cannot be configured here; make a bundle where it can: scripts/gpu_check.sh --bundle DIR, then --from DIR"
-    cmake --build "$BUILD" --target switchyard cuda_test bench_cuda
+    cmake --build "$BUILD" --target switchyard cuda_test bench_cuda bench_exchange
   fi
   local lacking
-  lacking=$(with_libraries ldd "$SWITCHYARD" "$BENCH_CUDA" "$CUDA_TEST" 2>&1 | grep 'not found' | sort -u | head -n 3 || true)
+  lacking=$(with_libraries ldd "$SWITCHYARD" "$BENCH_CUDA" "$BENCH_EXCHANGE" "$CUDA_TEST" 2>&1 | grep 'not found' | sort -u | head -n 3 || true)
   [[ -z $lacking ]] || fail "the binaries lack: $(tr -s '\t\n ' ' ' <<< "$lacking")"
   remark "$(with_libraries "$SWITCHYARD" --version)"
 }
@@ -224,13 +236,41 @@ stage_steps() {
   with_libraries python3 -B tools/bench_gpu_steps.py --binary "$SWITCHYARD" "${kernels[@]}" $SMOKE --json "$OUT/steps.json"
 }
 
+# NCCL by a rank alone, recorded too; then two ranks: on two cards, or on one where NCCL lets them.
+stage_ranks() {
+  local alone devices code=0
+  with_libraries "$CUDA_TEST" --gtest_filter='CudaDeviceGroup.*' --gtest_brief=1 2>&1 | tee "$WORK/alone" ||
+    fail "a rank alone does not exchange with itself by NCCL: $(grep -m 1 -iE 'failure|failed with' "$WORK/alone" || true)"
+  # The reason of a test stands on a line of its own, that of all tests behind the word.
+  ! grep -q '^\[  SKIPPED' "$WORK/alone" ||
+    skip "$(sed -nE 's/^(\[  SKIPPED \] )?((there is no|no CUDA|CUDA_VISIBLE).*)/\2/p' "$WORK/alone" | head -n 1)"
+  grep -qE '^\[  PASSED  \] [1-9]' "$WORK/alone" || fail "cuda_test ran no test of NCCL"
+  alone="alone by NCCL: same bits, recorded too"
+  devices=$(with_libraries "$BENCH_EXCHANGE" --devices)
+  ((devices > 0)) || skip "there is no CUDA device"
+  with_libraries python3 -B tools/check_gpu_ranks.py --binary "$SWITCHYARD" --devices "$devices" | tee "$WORK/ranks" || code=${PIPESTATUS[0]}
+  case $code in
+    0) remark "$alone; $(tail -n 1 "$WORK/ranks")" ;;
+    3) remark "$alone; two ranks skipped: $(tail -n 1 "$WORK/ranks")" ;;
+    *) fail "$(tail -n 1 "$WORK/ranks")" ;;
+  esac
+}
+
+stage_scaling() {
+  local devices
+  devices=$(with_libraries "$BENCH_EXCHANGE" --devices)
+  ((devices > 1)) || skip "CUDA devices: $devices; several are wanted"
+  with_libraries python3 -B tools/bench_gpu_ranks.py --binary "$SWITCHYARD" --exchange "$BENCH_EXCHANGE" --devices "$devices" $SMOKE \
+    --json "$OUT/scaling.json"
+}
+
 stage_transformers() {
   local steps=()
   [[ ! -f $OUT/steps.json ]] || steps=(--steps-json "$OUT/steps.json")
   python3 -B tools/bench_transformers.py configs/qwen3_moe_0.6b.json --device cuda --micro-batch 32 "${steps[@]}" --json "$OUT/transformers.json"
 }
 
-export -f remark skip fail cublas_directory with_libraries sanitize
+export -f remark skip fail directory_of with_libraries sanitize
 for name in "${stages[@]}"; do export -f "stage_$name"; done
 
 # --- one after the other ------------------------------------------------------------------------------------------

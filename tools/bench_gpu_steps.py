@@ -60,13 +60,13 @@ def read_steps(path):
     return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
 
-def attempt(binary, device, config, overrides, micro_batch, n_steps, limit):
-    """-> (the timed steps' metrics, None) or (None, why there are none)."""
+def attempt(binary, device, config, overrides, micro_batch, n_steps, limit, ranks=1, micro_batches=1):
+    """-> (the timed steps' metrics, None) or (None, why there are none). micro_batches: of a step, on all ranks together."""
     with tempfile.TemporaryDirectory() as directory:
         out, messages = os.path.join(directory, "run"), os.path.join(directory, "messages")
         command = [binary, "train", os.path.join(ROOT, config), "--device", device, "--out", out, *settings({
-            **overrides, "train.micro_batch_size": micro_batch, "train.global_batch_size": micro_batch,
-            "train.steps": 1_000_000})]
+            **overrides, "train.micro_batch_size": micro_batch, "train.global_batch_size": micro_batch * micro_batches,
+            "train.steps": 1_000_000}), *(("--nproc", str(ranks)) if ranks > 1 else ())]
         with open(messages, "w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         end, steps = time.monotonic() + limit, []
@@ -81,7 +81,8 @@ def attempt(binary, device, config, overrides, micro_batch, n_steps, limit):
         if code is None:
             return None, f"{len(steps)} steps in {limit} s, {WARM_UP + n_steps} are wanted"
         with open(messages) as file:
-            errors = [line.strip() for line in file if line.strip()]
+            lines = [line.strip() for line in file if line.strip()]
+        errors = [line for line in lines if "error" in line] or lines
         return None, errors[-1] if errors else f"exit code {code} and no message"
 
 

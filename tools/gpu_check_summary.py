@@ -49,6 +49,27 @@ def step_lines(steps):
         yield line
 
 
+def scaling_lines(scaling):
+    if not scaling["measured"]:
+        yield "several ranks: tiny models or the emulator, no measurement"
+        return
+    for exchange in scaling["exchanges"]:
+        for row in exchange["rows"]:
+            yield (f"  {exchange['ranks']} ranks, {row['what']:<32} {row['bytes_per_second'] * 1e-9:8.1f} GB/s received a rank, "
+                   f"{row['share']:.2f} of NCCL's all-gather")
+    for case in scaling["cases"]:
+        line = f"  {case['ranks']} ranks, expert {case['expert']:<23} "
+        if "error" in case:
+            yield line + "FAILED: " + case["error"]
+            continue
+        line += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {case['strong']:.2f}, "
+                 f"waits {100 * case['waits']:.0f} %, exchanges {100 * case['exchanges']:.0f} %")
+        if "reached" in case:
+            line += (f"  weak {case['bars']['weak']:.2f}, waits below {100 * case['bars']['waits']:.0f} % "
+                     f"{verdict(case['reached'])}")
+        yield line
+
+
 def transformers_lines(comparison):
     for way in comparison["ways"]:
         name = f"  transformers {comparison['transformers']}, {way['way']:<20} "
@@ -69,7 +90,8 @@ def main():
     lines += [f"{s['stage']:<13} {s['result']:<11} {s['seconds']:>5}  {s['remark']}" for s in stages]
     summary = {"stages": stages}
     ran = {stage["stage"] for stage in stages}  # files of an earlier call are not this one's results
-    for name, describe in (("kernels", kernel_lines), ("steps", step_lines), ("transformers", transformers_lines)):
+    for name, describe in (("kernels", kernel_lines), ("steps", step_lines), ("scaling", scaling_lines),
+                           ("transformers", transformers_lines)):
         content = read_json(out, f"{name}.json") if name in ran else None
         if content is not None:
             summary[name] = content

@@ -1,7 +1,7 @@
 """What measures a GPU, without one: bench_cuda on the emulator runs every case; scripts/gpu_check.sh goes through its
 stages with binaries that it is given, says what failed and goes on.
 
-CTest sets SWITCHYARD_BENCH_CUDA and SWITCHYARD_DEVICE_BIN.
+CTest sets SWITCHYARD_BENCH_CUDA, SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN.
 """
 
 import json
@@ -14,6 +14,7 @@ import harness
 from harness import ROOT, CliTest
 
 BENCH_CUDA = os.environ.get("SWITCHYARD_BENCH_CUDA", "")
+BENCH_EXCHANGE = os.environ.get("SWITCHYARD_BENCH_EXCHANGE", "")
 DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
 SLOW = 10 * harness.TIMEOUT
 
@@ -63,11 +64,11 @@ class GpuCheck(CliTest):
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def check(self, only, *options, code=0):
+    def check(self, only, *options, code=0, **variables):
         """-> the summary's stages by name, and its text."""
         done = subprocess.run([str(ROOT / "scripts" / "gpu_check.sh"), "--from", str(self.bundle), "--out",
                                str(self.dir / "out"), "--only", only, *options], text=True, capture_output=True,
-                              timeout=SLOW, env=harness.environment())
+                              timeout=SLOW, env={**harness.environment(), **variables})
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
         summary = json.loads((self.dir / "out" / "summary.json").read_text())
         text = (self.dir / "out" / "summary.txt").read_text()
@@ -121,6 +122,48 @@ class GpuCheck(CliTest):
             self.assertNotIn("reached", run)  # of a tiny model
             self.assertAlmostEqual(run["utilisation"], 3 * run["flops_per_token"] * run["tokens_per_second"] /
                                    json.loads((self.dir / "out" / "kernels.json").read_text())["product_flops"])
+
+    def use_emulated_ranks(self):
+        if DEVICE_BINARY == harness.BINARY:
+            self.skipTest("this program is not built for the emulator")
+        self.program("switchyard", f'exec "{DEVICE_BINARY}" "$@"')
+        self.program("bench_exchange", f'exec "{BENCH_EXCHANGE}" "$@"')
+
+    @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
+    @unittest.skipUnless(BENCH_EXCHANGE and DEVICE_BINARY, "SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN are not set")
+    def test_ranks_and_scaling_on_the_emulator(self):
+        self.use_emulated_ranks()
+        stages, text = self.check("ranks,scaling", "--smoke", SIMT_DEVICES="2")
+        self.assertEqual({stage["result"] for stage in stages.values()}, {"ok"}, text)
+        self.assertRegex(stages["ranks"]["remark"], "alone by NCCL: same bits, recorded too; two ranks on two cards: losses of one rank "
+                                                    r"to \S+, same bits again, recorded; one killed: all gone after \d+ s")
+        scaling = json.loads((self.dir / "out" / "scaling.json").read_text())
+        self.assertFalse(scaling["measured"])
+        self.assertEqual([(case["ranks"], case["expert"]) for case in scaling["cases"]], [(2, 1), (2, 2)])
+        for case in scaling["cases"]:
+            self.assertNotIn("reached", case)
+            self.assertGreater(min(case["weak"], case["strong"], case["exchanges"]), 0, case)
+        (exchange,) = scaling["exchanges"]
+        self.assertEqual([row["what"] for row in exchange["rows"]],
+                         ["NCCL's all-gather", "all-gather", "all-gather of unequal parts", "exchange of tokens",
+                          "sum to owners, in order", "sum to owners, NCCL's", "sum on all, NCCL's", "all-gather of 4 KiB"])
+
+    @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
+    @unittest.skipUnless(BENCH_EXCHANGE and DEVICE_BINARY, "SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN are not set")
+    def test_two_ranks_on_one_card_are_an_experiment_of_newer_versions(self):
+        self.use_emulated_ranks()
+        stages, _ = self.check("ranks,scaling", "--smoke", SIMT_DEVICES="1", SIMT_NCCL_VERSION="22907")
+        self.assertEqual((stages["ranks"]["result"], stages["scaling"]["result"]), ("ok", "skipped"))
+        self.assertRegex(stages["ranks"]["remark"], "two ranks skipped: 2 ranks: --nproc 2: .* has 1 CUDA device for 2 ranks")
+        self.assertEqual(stages["scaling"]["remark"], "CUDA devices: 1; several are wanted")
+        stages, _ = self.check("ranks", "--smoke", SIMT_DEVICES="1", SIMT_NCCL_VERSION="23001")
+        self.assertRegex(stages["ranks"]["remark"], r"two ranks on one card \(experimental\): .*all gone after")
+
+    def test_no_nccl_is_no_failure(self):
+        self.program("cuda_test", 'echo "cuda_device_group_test.cpp:7: Skipped"; echo "there is no NCCL here"; '
+                     'echo "[  SKIPPED ] CudaDeviceGroup.A (0 ms)"; echo "[  PASSED  ] 0 tests."')
+        stages, _ = self.check("ranks")
+        self.assertEqual((stages["ranks"]["result"], stages["ranks"]["remark"]), ("skipped", "there is no NCCL here"))
 
     def test_an_unknown_stage_is_refused(self):
         done = subprocess.run([str(ROOT / "scripts" / "gpu_check.sh"), "--only", "speed"], text=True, capture_output=True)

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Measures what several GPUs of one machine gain: strong and weak scaling of training steps, and the rate of each exchange.
+
+    tools/bench_gpu_ranks.py --binary build-cuda/switchyard --exchange build-cuda/bench_exchange --devices 8
+
+With N ranks a step has 2 N micro-batches. Weak: N ranks over one rank with 2, tokens/s a rank. Strong: over one rank with all
+2 N. `waits` is the share of a step in which a rank's host waited for others (metrics.jsonl), `exchanges` the share that its bytes
+take at the rates measured first, as if nothing else ran meanwhile. Standard library alone.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import run_config
+from bench_gpu_steps import ROOT, SMOKE, attempt
+from bench_report import make_shard
+
+CONFIG = "configs/qwen3_moe_0.6b.json"
+MICRO_BATCHES = 2  # of a rank and step
+SIZES = (32, 16, 8, 4)  # sequences of a micro-batch, tried from the first on
+WEAK_BAR = 0.85  # of N times one, where the experts are divided among all, and there are 8
+WAIT_BAR = 0.10
+# By which of the exchanges that are measured each kind of traffic goes.
+GOES_BY = {"gradients": "sum to owners, in order", "weights": "all-gather of unequal parts", "tokens": "exchange of tokens"}
+
+
+def counts_of_ranks(devices):
+    return sorted({n for n in (2, 4, 8) if n <= devices} | {devices})
+
+
+def measure_exchanges(args, ranks, directory):
+    path = os.path.join(directory, "exchange.json")
+    done = subprocess.run([args.exchange, "--nproc", str(ranks), "--json", path, *(["--smoke"] if args.smoke else [])],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=args.limit, check=False)
+    print(done.stdout, end="")
+    if done.returncode != 0:
+        sys.exit(f"{args.exchange} ended with exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    with open(path) as file:
+        return json.load(file)
+
+
+class Bench:
+    def __init__(self, args, directory):
+        self.args, self.alone = args, {}
+        shard = os.path.join(directory, "data", "train.bin")
+        vocab = SMOKE["model.vocab_size"] if args.smoke else run_config.read(os.path.join(ROOT, CONFIG))["model"]["vocab_size"]
+        make_shard(shard, vocab)
+        self.overrides = {**(SMOKE if args.smoke else {}), "data.train": [shard], "data.validation": [], "train.eval_every": 0}
+        self.size = None
+
+    def steps(self, ranks, micro_batches, size, expert=1):
+        overrides = {**self.overrides, "parallel.expert": expert}
+        return attempt(self.args.binary, "cuda", CONFIG, overrides, size, 1 if self.args.smoke else self.args.steps, self.args.limit,
+                       ranks, micro_batches)
+
+    def find_size(self):
+        """The largest micro-batch that one rank has memory for, by which all are measured."""
+        for size in (2,) if self.args.smoke else SIZES:
+            steps, why = self.steps(1, MICRO_BATCHES, size)
+            if steps is not None:
+                self.size, self.alone[MICRO_BATCHES] = size, speed(steps)
+                return
+            print(f"one rank, micro-batch {size}: {why}")
+        sys.exit("one rank has no figure")
+
+    def speed_alone(self, micro_batches):
+        if micro_batches not in self.alone:
+            steps, why = self.steps(1, micro_batches, self.size)
+            if steps is None:
+                sys.exit(f"one rank with {micro_batches} micro-batches: {why}")
+            self.alone[micro_batches] = speed(steps)
+        return self.alone[micro_batches]
+
+    def case(self, ranks, expert, exchanges):
+        result = {"ranks": ranks, "expert": expert, "micro_batch": self.size}
+        steps, why = self.steps(ranks, ranks * MICRO_BATCHES, self.size, expert)
+        if steps is None:
+            return result | {"error": why}
+        together = speed(steps)
+        seconds = [step["tokens"] / step["step"] / step["tokens_per_second"] for step in steps]
+        rate = {row["what"]: row["bytes_per_second"] for row in exchanges["rows"]}
+        sent = [sum(step["sent_bytes"][kind] / ranks / rate[what] for kind, what in GOES_BY.items()) for step in steps]
+        result |= {"tokens_per_second": together, "weak": together / ranks / self.speed_alone(MICRO_BATCHES),
+                   "strong": together / ranks / self.speed_alone(ranks * MICRO_BATCHES),
+                   "waits": statistics.median(sum(step["wait_seconds"]) / ranks / each for step, each in zip(steps, seconds)),
+                   "exchanges": statistics.median(took / each for took, each in zip(sent, seconds))}
+        for step in steps:
+            for kind, ideal in step["ideal_bytes"].items():
+                if step["sent_bytes"][kind] != ideal:
+                    return result | {"error": f"{kind}: {step['sent_bytes'][kind]} bytes were sent, the formula says {ideal}"}
+        if not self.args.smoke and ranks == 8 and expert == 8:
+            result["bars"] = {"weak": WEAK_BAR, "waits": WAIT_BAR}
+            result["reached"] = result["weak"] >= WEAK_BAR and result["waits"] < WAIT_BAR
+        return result
+
+
+def speed(steps):
+    return statistics.median(step["tokens_per_second"] for step in steps)
+
+
+def show(case):
+    name = f"{case['ranks']} ranks, expert {case['expert']}, micro-batch {case['micro_batch']}: "
+    if "tokens_per_second" in case:
+        name += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {case['strong']:.2f}, "
+                 f"waits {case['waits']:.0%}, exchanges {case['exchanges']:.0%}")
+    if "reached" in case:
+        name += f"; weak >= {WEAK_BAR}, waits < {WAIT_BAR:.0%} {'reached' if case['reached'] else 'MISSED'}"
+    print(name + (f"  FAILED: {case['error']}" if "error" in case else ""), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True, help="the switchyard executable")
+    parser.add_argument("--exchange", required=True, help="bench_exchange")
+    parser.add_argument("--devices", type=int, required=True, help="that there are; at least 2")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps")
+    parser.add_argument("--limit", type=int, default=100, help="seconds that one run may take")
+    parser.add_argument("--json", help="write the figures to a file as well")
+    parser.add_argument("--smoke", action="store_true", help="tiny models: to see that it runs; no measurement")
+    args = parser.parse_args()
+    results = {"measured": not args.smoke, "exchanges": [], "cases": []}
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(args, directory)
+        for ranks in counts_of_ranks(args.devices):
+            results["exchanges"].append(measure_exchanges(args, ranks, directory))
+            if bench.size is None:
+                bench.find_size()
+            for expert in (1, ranks):
+                results["cases"].append(bench.case(ranks, expert, results["exchanges"][-1]))
+                show(results["cases"][-1])
+                if args.json:  # after each, since a stage's time may end
+                    with open(args.json, "w") as file:
+                        json.dump(results, file, indent=1)
+    cases = results["cases"]
+    reached = [case["reached"] for case in cases if "reached" in case]
+    print("SMOKE: tiny models, no measurement" if args.smoke else
+          f"{sum('error' not in case for case in cases)} of {len(cases)} have a figure; {sum(reached)} of {len(reached)} bars reached")
+    sys.exit(1 if any("error" in case for case in cases) else 0)
+
+
+if __name__ == "__main__":
+    main()
