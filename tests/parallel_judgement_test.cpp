@@ -53,6 +53,19 @@ TEST(Judgement, OfRanksThatAllWaitTheOneBehindIsNamed) {
   EXPECT_EQ(culprit->rank, 2);
 }
 
+TEST(Judgement, OfRanksThatAllWaitForTheirDevicesInOnePlaceNoneIsBehind) {
+  // How many marks each has set on its way there says nothing: the first rank does more than others.
+  std::vector<RankSeen> seen_R = {waiting(900, -1, 50), waiting(800, -1, 50)};
+  auto culprit = find_culprit(seen_R, 45);
+  ASSERT_TRUE(culprit);
+  EXPECT_EQ(culprit->why, Culprit::Why::alike);
+  seen_R[0].progress.place = "optimizer";
+  culprit = find_culprit(seen_R, 45);
+  ASSERT_TRUE(culprit);
+  EXPECT_EQ(culprit->why, Culprit::Why::in_vain) << "one has come further";
+  EXPECT_EQ(culprit->rank, 1);
+}
+
 TEST(Judgement, OfSeveralThatAreStuckTheOneWithTheFewestMarksIsNamed) {
   const auto culprit = find_culprit(std::vector{working(900, 50), working(700, 47), working(800, 60)}, 45);
   ASSERT_TRUE(culprit);

@@ -1,6 +1,7 @@
 #include "parallel/judgement.h"
 
 #include <algorithm>
+#include <string_view>
 #include <utility>
 
 namespace switchyard::parallel {
@@ -41,8 +42,14 @@ std::optional<Culprit> find_culprit(std::span<const RankSeen> seen_R, double pat
   };
   if (silent) return culprit(silent, Culprit::Why::silent, silent->silence);
   if (stuck) return culprit(stuck, Culprit::Why::stuck, stuck->since_mark);
-  if (behind && all_stand) return culprit(behind, Culprit::Why::in_vain, behind->since_mark);
-  return std::nullopt;
+  if (!behind || !all_stand) return std::nullopt;
+  // Of exchanges they keep count, and marks tell who has come to one too early. Of a device nothing is known.
+  const bool alike = std::all_of(seen_R.begin(), seen_R.end(), [&](const RankSeen& seen) {
+    const Progress &one = seen.progress, &other = behind->progress;
+    return seen.ended || (one.waiting && other.waiting && one.step == other.step && one.index < 0 &&
+                          other.index < 0 && std::string_view(one.place) == other.place);
+  });
+  return culprit(behind, alike ? Culprit::Why::alike : Culprit::Why::in_vain, behind->since_mark);
 }
 
 }  // namespace switchyard::parallel

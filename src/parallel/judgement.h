@@ -31,7 +31,8 @@ double longest_silence(double patience);
 struct Culprit {
   int rank = 0;
   // silent: no heartbeat. stuck: at work, but no new mark. in_vain: all ranks wait, and this one is behind.
-  enum class Why { silent, stuck, in_vain } why = Why::stuck;
+  // alike: all wait for their devices in the same place, and which is at fault is not known.
+  enum class Why { silent, stuck, in_vain, alike } why = Why::stuck;
   double seconds = 0;
 };
 // None where the run does not hang. A rank that waits is never stuck while another sets marks: that one works.

@@ -179,6 +179,10 @@ void Monitor::judge_hangs() {
       line = fmt::format("all ranks wait for each other, for {:.0f} s; the one behind is {}, {}",
                          culprit->seconds, who, where);
       break;
+    case Culprit::Why::alike:
+      line = fmt::format("all ranks wait for each other, for {:.0f} s, and none is behind the others, {}",
+                         culprit->seconds, where);
+      break;
   }
   end(with_note(line), kExitRun);
 }
