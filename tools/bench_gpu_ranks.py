@@ -69,11 +69,12 @@ class Bench:
         sys.exit("one rank has no figure")
 
     def speed_alone(self, micro_batches):
+        """Tokens/s of one rank; None where so many micro-batches take too long."""
         if micro_batches not in self.alone:
             steps, why = self.steps(1, micro_batches, self.size)
             if steps is None:
-                sys.exit(f"one rank with {micro_batches} micro-batches: {why}")
-            self.alone[micro_batches] = speed(steps)
+                print(f"one rank with {micro_batches} micro-batches: {why}")
+            self.alone[micro_batches] = speed(steps) if steps else None
         return self.alone[micro_batches]
 
     def case(self, ranks, expert, exchanges):
@@ -85,8 +86,9 @@ class Bench:
         seconds = [step["tokens"] / step["step"] / step["tokens_per_second"] for step in steps]
         rate = {row["what"]: row["bytes_per_second"] for row in exchanges["rows"]}
         sent = [sum(step["sent_bytes"][kind] / ranks / rate[what] for kind, what in GOES_BY.items()) for step in steps]
+        strong_base = self.speed_alone(ranks * MICRO_BATCHES)
         result |= {"tokens_per_second": together, "weak": together / ranks / self.speed_alone(MICRO_BATCHES),
-                   "strong": together / ranks / self.speed_alone(ranks * MICRO_BATCHES),
+                   "strong": together / ranks / strong_base if strong_base else None,
                    "waits": statistics.median(sum(step["wait_seconds"]) / ranks / each for step, each in zip(steps, seconds)),
                    "exchanges": statistics.median(took / each for took, each in zip(sent, seconds))}
         for step in steps:
@@ -103,10 +105,14 @@ def speed(steps):
     return statistics.median(step["tokens_per_second"] for step in steps)
 
 
+def shown(strong):
+    return "without a figure" if strong is None else f"{strong:.2f}"
+
+
 def show(case):
     name = f"{case['ranks']} ranks, expert {case['expert']}, micro-batch {case['micro_batch']}: "
     if "tokens_per_second" in case:
-        name += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {case['strong']:.2f}, "
+        name += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {shown(case['strong'])}, "
                  f"waits {case['waits']:.0%}, exchanges {case['exchanges']:.0%}")
     if "reached" in case:
         name += f"; weak >= {WEAK_BAR}, waits < {WAIT_BAR:.0%} {'reached' if case['reached'] else 'MISSED'}"

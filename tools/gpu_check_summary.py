@@ -62,7 +62,8 @@ def scaling_lines(scaling):
         if "error" in case:
             yield line + "FAILED: " + case["error"]
             continue
-        line += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {case['strong']:.2f}, "
+        strong = "without a figure" if case["strong"] is None else f"{case['strong']:.2f}"
+        line += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {strong}, "
                  f"waits {100 * case['waits']:.0f} %, exchanges {100 * case['exchanges']:.0f} %")
         if "reached" in case:
             line += (f"  weak {case['bars']['weak']:.2f}, waits below {100 * case['bars']['waits']:.0f} % "

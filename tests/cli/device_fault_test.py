@@ -14,6 +14,7 @@ import time
 import unittest
 
 import harness
+import mpi_test
 from harness import CliTest
 
 FAULTS = os.environ.get("SWITCHYARD_DEVICE_FAULTS", "")
@@ -111,6 +112,19 @@ class FaultsOnDevices(CliTest):
         self.assertEqual(run.returncode, 128 + 15, run.stderr)
         self.assertNotIn("error:", run.stderr)
         self.assertEqual(self.latest("run").name, "step_000003")
+
+    @mpi_test.HAS_MPI
+    @mpi_test.HAS_MPIRUN
+    def test_under_mpirun(self):
+        run = mpi_test.launch([mpi_test.MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", "2", FAULTS, "train", self.config, "--out",
+                               "run", "--device", "cuda"],
+                              {**self.environment, **fault(1, 3, "sum of gradients", "kill")}, self.dir)
+        self.assertEqual(self.left("run"), [], run.stderr)
+        errors = [each for each in run.stderr.splitlines() if each.startswith("error:")]
+        self.assertEqual(len(errors), 1, run.stderr)
+        # What rank 1 was last heard of may be older than where it was killed.
+        self.assertRegex(errors[0], r"rank 1 .*ended without a word, last heard of")
+        self.assertEqual(self.latest("run").name, "step_000002")
 
 
 if __name__ == "__main__":
