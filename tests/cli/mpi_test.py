@@ -8,7 +8,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 import unittest
 
 from harness import BINARY, ROOT, CliTest, environment
@@ -100,6 +103,112 @@ class Copies(CliTest):
         """Whatever started it: no MPI is needed, and none that does not fit its launcher gets in the way."""
         run = launch([BINARY, "train", self.write_config(), "--out", "run"], {"SLURM_STEP_NUM_TASKS": "1"}, self.dir)
         self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+
+
+class Machines:
+    """Two machines as far as MPI and the program can tell: a network and a host name each, and a cable between them. Needs root."""
+
+    ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+    def __init__(self, directory):
+        self.names = [f"switchyard{os.getpid()}{letter}" for letter in "ab"]
+        self.host_names = [directory / f"host name of {number}" for number in range(2)]
+        self.agent = directory / "agent"
+
+    def run(self, *command):
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+    def start(self):
+        for number, (name, host_name) in enumerate(zip(self.names, self.host_names)):
+            self.run("ip", "netns", "add", name)
+            host_name.touch()
+            self.run("unshare", f"--uts={host_name}", "hostname", f"machine{number}")
+        self.run("ip", "link", "add", "cable", "netns", self.names[0], "type", "veth", "peer", "name", "cable", "netns", self.names[1])
+        for name, address in zip(self.names, self.ADDRESSES):
+            self.run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+            for link in ("lo", "cable"):
+                self.run("ip", "-n", name, "link", "set", link, "up")
+        # In place of ssh: HOST COMMAND...
+        places = "\n".join(f"  {address}) {self.enter(number)} bash -c \"$*\" ;;" for number, address in enumerate(self.ADDRESSES))
+        self.agent.write_text(f"#!/bin/bash\nhost=$1\nshift\ncase $host in\n{places}\nesac\n")
+        self.agent.chmod(0o755)
+
+    def enter(self, number):
+        return f"nsenter --net=/run/netns/{self.names[number]} '--uts={self.host_names[number]}'"
+
+    def cut(self):
+        self.run("ip", "-n", self.names[1], "link", "set", "cable", "down")
+
+    def stop(self):
+        for name, host_name in zip(self.names, self.host_names):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+            subprocess.run(["umount", host_name], check=False, capture_output=True)
+
+    def mpirun(self, ranks, *command):
+        each = ranks // 2
+        return ["nsenter", f"--net=/run/netns/{self.names[0]}", f"--uts={self.host_names[0]}", MPIRUN, "-n", str(ranks), "--host",
+                ",".join(f"{address}:{each}" for address in self.ADDRESSES), "--bind-to", "none", "--mca", "plm_rsh_agent",
+                str(self.agent), "--mca", "btl", "tcp,self", "--mca", "oob_tcp_if_include", "cable", "--mca", "btl_tcp_if_include",
+                "cable", *map(str, command)]
+
+
+@HAS_MPI
+@HAS_MPIRUN
+class TwoMachines(CliTest):
+    def setUp(self):
+        super().setUp()
+        plain = tempfile.TemporaryDirectory(prefix="switchyard-machines-")  # mpirun's agent may hold no space
+        self.addCleanup(plain.cleanup)
+        self.machines = Machines(pathlib.Path(plain.name))
+        self.addCleanup(self.machines.stop)
+        try:
+            self.machines.start()
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.skipTest(f"two networks on one machine cannot be made here: {error}")
+
+    def test_a_run_is_the_one_of_one_machine(self):
+        config = self.write_config(parallel__threads=1, parallel__expert=2, train__global_batch_size=16)
+        run = launch(self.machines.mpirun(4, BINARY, "train", config, "--out", "tcp4"), directory=self.dir)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        self.ok("train", config, "--out", "shm4", "--nproc", 4)
+        self.assertEqual(self.losses("tcp4"), self.losses("shm4"))
+        self.assertEqual(self.weights("tcp4"), self.weights("shm4"))
+
+    def test_a_machine_that_is_cut_off_ends_all_ranks(self):
+        config = self.write_config(parallel__threads=1, parallel__patience=5, train__steps=100000, train__global_batch_size=8)
+        out = self.dir / "cut"
+        clean = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
+        process = subprocess.Popen(self.machines.mpirun(4, BINARY, "train", config, "--out", out), cwd=self.dir,
+                                   env={**clean, **MPI_ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+        self.addCleanup(process.wait)
+        self.addCleanup(lambda: os.killpg(process.pid, signal.SIGKILL))  # mpirun itself waits for the machine that is gone
+        self.wait_until(lambda: (out / "checkpoints" / "latest").exists(), "no checkpoint")
+        self.machines.cut()
+        self.wait_until(lambda: not self.ranks_of(out), "ranks are left")
+        os.set_blocking(process.stderr.fileno(), False)
+        errors = re.findall(r"error: rank .*", process.stderr.read())
+        self.assertEqual(len(errors), 1, errors)
+        self.assertRegex(errors[0], r"rank [23] \(host machine1, process \d+\) .* last .*during step \d+, .*the last checkpoint is ")
+
+    def wait_until(self, ready, otherwise):
+        for _ in range(10 * 60):
+            if ready():
+                return
+            time.sleep(0.1)
+        self.fail(f"{otherwise} after 60 s")
+
+    @staticmethod
+    def ranks_of(out):
+        found = []
+        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = entry.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0] == BINARY.encode() and str(out).encode() in words:
+                found.append(entry.parent.name)
+        return found
 
 
 if __name__ == "__main__":
