@@ -210,7 +210,7 @@ void MoeLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Bat
   const auto shared = [&] {
     if (shared_) shared_->forward(out_TD, residual_TD, x_TD, batch, ctx);
   };
-  forward_experts(out_TD, shared_ ? out_TD : residual_TD, experts_input(x_TD, ctx), shared, ctx);
+  forward_experts(out_TD, shared_ ? out_TD : residual_TD, experts_input(x_TD, ctx), std::ref(shared), ctx);
 }
 
 void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& batch, Context& ctx) {
@@ -229,11 +229,11 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   if (decision_.expert_input_addend_TD.defined()) {
     const Tensor dinput_TD = scratch_like(dx_TD);
     ops::fill_zero(dinput_TD, ctx);
-    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), shared, ctx);
+    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), std::ref(shared), ctx);
     ops::add(dx_TD, dx_TD, dinput_TD, ctx);
     gradient.daddend_TD = as_router_sees(dinput_TD, ctx);
   } else {
-    backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, shared, ctx);
+    backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, std::ref(shared), ctx);
   }
   const Tensor seen_TD = as_router_sees(x_TD, ctx);
   if (seen_TD.dtype() == dx_TD.dtype())

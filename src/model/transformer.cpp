@@ -200,6 +200,13 @@ void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
   ops::classifier_forward(loss_T, final_TD_, parameters_.weight(head_), batch.target_T, ctx);
 }
 
+template <class F>
+void Transformer::with_gradient(std::int64_t layer, F&& make) {
+  if (layer >= 0 && layer_gradient_.begin) layer_gradient_.begin(layer);
+  make();
+  if (layer >= 0 && layer_gradient_.end) layer_gradient_.end(layer);
+}
+
 void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                                     const MtpLoss* mtp) {
   check_batch(batch);
@@ -231,12 +238,6 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   mark("backward of the embedding");
   with_gradient(layers_.embedding,
                 [&] { ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx); });
-}
-
-void Transformer::with_gradient(std::int64_t layer, const std::function<void()>& make) {
-  if (layer >= 0 && layer_gradient_.begin) layer_gradient_.begin(layer);
-  make();
-  if (layer >= 0 && layer_gradient_.end) layer_gradient_.end(layer);
 }
 
 void Transformer::logits(Tensor logits_NV, Context& ctx) const {

@@ -127,7 +127,8 @@ class Transformer {
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
-  void with_gradient(std::int64_t layer, const std::function<void()>& make);
+  template <class F>
+  void with_gradient(std::int64_t layer, F&& make);
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
   void prepare(const Batch& batch);
