@@ -54,7 +54,7 @@ void wait_for(cudaStream_t stream) {
   } else {
     // Perhaps for another rank: whoever looks for one that hangs (core/progress.h) looks elsewhere first.
     const Progress before = progress();
-    mark_waiting(before.place);
+    mark_waiting(before.place, kOnDevice);
     poll([&] { return is_done(stream); }, wait_check);
     mark(before.place, before.index);
   }

@@ -69,6 +69,10 @@ void* stream_beside();
 // What is started on `stream` from here on waits for what was started on `other` up to here.
 void wait_for_stream(void* stream, void* other);
 
+// The device counts that it has come to an exchange; and where it counts, on the host.
+void count_exchange(Context& ctx);
+const std::int64_t* exchanges_begun();
+
 // Small arguments and results that live on the host: a table's frequencies, sums that all ranks add up. An
 // operator that takes them from the device as well neither copies nor waits then.
 

@@ -4,6 +4,7 @@
 #include "ops/device_group.h"
 
 #include "core/error.h"
+#include "core/progress.h"
 
 #ifdef SWITCHYARD_HAS_NCCL
 
@@ -16,6 +17,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "device.h"
 #include "launch.h"
 #include "ops/device.h"
 
@@ -130,6 +132,7 @@ class NcclGroup final : public DeviceGroup {
 
   void all_gather(const Tensor& to_NX, const Tensor& from_X, Context& ctx) override {
     Beside beside(ctx);
+    count_exchange(ctx);
     SY_NCCL(comm_, nccl().ncclAllGather(from_X.raw(), to_NX.raw(), bytes_of(from_X), ncclUint8, comm_,
                                         stream_of(ctx)));
     beside.join();
@@ -137,6 +140,7 @@ class NcclGroup final : public DeviceGroup {
 
   void exchange(const Tensor& to_NX, const Tensor& from_NX, Context& ctx) override {
     Beside beside(ctx);
+    count_exchange(ctx);
     const std::size_t piece = bytes_of(from_NX) / static_cast<std::size_t>(size_);
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
     if (nccl().ncclAlltoAll != nullptr) {
@@ -156,6 +160,7 @@ class NcclGroup final : public DeviceGroup {
 
   void move(std::span<const Message> out, std::span<const Message> in, Context& ctx) override {
     Beside beside(ctx);
+    count_exchange(ctx);
     SY_NCCL(comm_, nccl().ncclGroupStart());
     for (const Message& message : out)
       send(message.data, static_cast<std::size_t>(message.bytes), message.place, ctx);
@@ -167,6 +172,7 @@ class NcclGroup final : public DeviceGroup {
 
   void sum(const Tensor& x, Context& ctx) override {
     Beside beside(ctx);
+    count_exchange(ctx);
     SY_NCCL(comm_, nccl().ncclAllReduce(x.raw(), x.raw(), static_cast<std::size_t>(x.numel()),
                                         type_of(x.dtype()), ncclSum, comm_, stream_of(ctx)));
     beside.join();
@@ -175,6 +181,7 @@ class NcclGroup final : public DeviceGroup {
   // Parts differ in size, which a reduce-scatter does not allow: each is reduced to its owner, all at once.
   void sum_to_owners(const Tensor& x_P, std::span<const FlatRange> part_N, Context& ctx) override {
     Beside beside(ctx);
+    count_exchange(ctx);
     SY_NCCL(comm_, nccl().ncclGroupStart());
     for (std::size_t p = 0; p < part_N.size(); ++p) {
       if (part_N[p].count == 0) continue;
@@ -242,6 +249,7 @@ std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, 
   ncclUniqueId unique;
   SY_CHECK(id.size() == sizeof unique.internal, "an id of {} bytes", id.size());
   std::memcpy(unique.internal, id.data(), id.size());
+  count_exchanges_in(exchanges_begun());
   ncclComm_t comm = nullptr;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 1;

@@ -66,6 +66,25 @@ TEST(Judgement, OfRanksThatAllWaitForTheirDevicesInOnePlaceNoneIsBehind) {
   EXPECT_EQ(culprit->rank, 1);
 }
 
+TEST(Judgement, OfDevicesTheOneThatHasNotComeToTheExchangeIsNamed) {
+  std::vector<RankSeen> seen_R = {waiting(900, 37, 50), waiting(800, 36, 50), waiting(700, 37, 50)};
+  for (RankSeen& seen : seen_R) seen.progress.place = kExchangeOfDevices;
+  auto culprit = find_culprit(seen_R, 45);
+  ASSERT_TRUE(culprit);
+  EXPECT_EQ(culprit->rank, 1);
+  EXPECT_EQ(culprit->why, Culprit::Why::in_vain);
+  // A host that waits for that of a rank whose device hangs: its exchanges have other numbers.
+  seen_R[1].progress.index = 37;
+  seen_R[2].progress.place = "exchange", seen_R[2].progress.index = 12;
+  culprit = find_culprit(seen_R, 45);
+  ASSERT_TRUE(culprit);
+  EXPECT_NE(culprit->rank, 2);
+  seen_R[2] = seen_R[0];
+  culprit = find_culprit(seen_R, 45);
+  ASSERT_TRUE(culprit);
+  EXPECT_EQ(culprit->why, Culprit::Why::alike);
+}
+
 TEST(Judgement, OfSeveralThatAreStuckTheOneWithTheFewestMarksIsNamed) {
   const auto culprit = find_culprit(std::vector{working(900, 50), working(700, 47), working(800, 60)}, 45);
   ASSERT_TRUE(culprit);

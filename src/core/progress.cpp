@@ -8,6 +8,7 @@ namespace {
 
 ProgressCell own_cell;
 ProgressCell* cell = &own_cell;
+std::atomic<const std::int64_t*> begun_on_device{nullptr};
 
 void set(const char* place, std::int64_t index, bool waits) {
   // Read by another thread or process: each field is whole, and all of them belong together but for a moment in
@@ -28,13 +29,22 @@ void mark_waiting(const char* place, std::int64_t index) { set(place, index, tru
 void mark_step(std::int64_t step) { cell->step.store(step, std::memory_order_relaxed); }
 
 Progress ProgressCell::read() const {
-  return {.marks = marks.load(std::memory_order_acquire),
-          .step = step.load(std::memory_order_relaxed),
-          .place = place.load(std::memory_order_relaxed),
-          .index = index.load(std::memory_order_relaxed),
-          .waiting = waiting.load(std::memory_order_relaxed)};
+  const std::int64_t begun = exchanges.load(std::memory_order_relaxed);
+  Progress at = {.marks = marks.load(std::memory_order_acquire) + begun,
+                 .step = step.load(std::memory_order_relaxed),
+                 .place = place.load(std::memory_order_relaxed),
+                 .index = index.load(std::memory_order_relaxed),
+                 .waiting = waiting.load(std::memory_order_relaxed)};
+  if (begun > 0 && at.waiting && at.index == kOnDevice) at.place = kExchangeOfDevices, at.index = begun;
+  return at;
 }
-Progress progress() { return cell->read(); }
+Progress progress() {
+  // A device writes it at any time.
+  if (const std::int64_t* const begun = begun_on_device.load())
+    cell->exchanges.store(*static_cast<const volatile std::int64_t*>(begun), std::memory_order_relaxed);
+  return cell->read();
+}
+void count_exchanges_in(const std::int64_t* begun) { begun_on_device.store(begun); }
 void keep_progress_in(ProgressCell& other) { cell = &other; }
 
 std::string describe(const Progress& at) {

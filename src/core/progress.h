@@ -13,6 +13,13 @@ namespace switchyard {
 void mark(const char* place, std::int64_t index = -1);
 // The same, of a place where this process waits for others: it has done its own part.
 void mark_waiting(const char* place, std::int64_t index = -1);
+// As the index of mark_waiting(): for a device, which may wait for those of others.
+constexpr std::int64_t kOnDevice = -2;
+// Where the device counts the exchanges with others that it has come to. Each counts as a mark, and who waits
+// for its device is in `kExchangeOfDevices` of that number: whose number is lowest has not come to what the
+// others wait in.
+void count_exchanges_in(const std::int64_t* begun);
+inline constexpr const char* kExchangeOfDevices = "exchange of devices";
 // The optimizer step that the following marks belong to, from 1; 0: before the first.
 void mark_step(std::int64_t step);
 
@@ -30,6 +37,7 @@ std::string describe(const Progress& progress);  // "step 120, backward of layer
 // forked it, which so knows the newest mark of a process that is dead. `place` is the same address in both.
 struct ProgressCell {
   std::atomic<std::int64_t> marks{0}, step{0}, index{-1};
+  std::atomic<std::int64_t> exchanges{0};  // begun by the device, as progress() has last seen it
   std::atomic<const char*> place{"start"};
   std::atomic<bool> waiting{false};
   Progress read() const;

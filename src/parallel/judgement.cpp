@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <string_view>
-#include <utility>
+#include <tuple>
 
 namespace switchyard::parallel {
 
@@ -25,8 +25,10 @@ std::optional<Culprit> find_culprit(std::span<const RankSeen> seen_R, double pat
   const RankSeen *silent = nullptr, *stuck = nullptr, *behind = nullptr;
   bool all_stand = true;
   const auto work_done = [](const RankSeen& seen) {
-    // Whoever waits in a later exchange has done more, whatever else it has marked.
-    return std::pair(seen.progress.waiting ? seen.progress.index : -1, seen.progress.marks);
+    // Whoever waits in a later exchange has done more, whatever else it has marked. Exchanges of hosts and of
+    // devices are counted apart: where a host waits for another, it is that one's device that is waited for.
+    const bool of_hosts = seen.progress.waiting && seen.progress.place != std::string_view(kExchangeOfDevices);
+    return std::tuple(of_hosts, seen.progress.waiting ? seen.progress.index : -1, seen.progress.marks);
   };
   for (const RankSeen& seen : seen_R) {
     if (seen.ended) continue;
@@ -43,11 +45,13 @@ std::optional<Culprit> find_culprit(std::span<const RankSeen> seen_R, double pat
   if (silent) return culprit(silent, Culprit::Why::silent, silent->silence);
   if (stuck) return culprit(stuck, Culprit::Why::stuck, stuck->since_mark);
   if (!behind || !all_stand) return std::nullopt;
-  // Of exchanges they keep count, and marks tell who has come to one too early. Of a device nothing is known.
+  // Exchanges are counted, and of hosts marks tell who has come to one too early. Of devices in one exchange,
+  // or in none, nothing is known.
   const bool alike = std::all_of(seen_R.begin(), seen_R.end(), [&](const RankSeen& seen) {
     const Progress &one = seen.progress, &other = behind->progress;
-    return seen.ended || (one.waiting && other.waiting && one.step == other.step && one.index < 0 &&
-                          other.index < 0 && std::string_view(one.place) == other.place);
+    const bool on_device = one.index < 0 || one.place == std::string_view(kExchangeOfDevices);
+    return seen.ended || (one.waiting && other.waiting && one.step == other.step && on_device &&
+                          one.index == other.index && std::string_view(one.place) == other.place);
   });
   return culprit(behind, alike ? Culprit::Why::alike : Culprit::Why::in_vain, behind->since_mark);
 }

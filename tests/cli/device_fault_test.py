@@ -39,6 +39,9 @@ BROKEN = {
     "is stopped": (2, fault(1, 3, "optimizer", "stop"), r"rank 1 .*is stopped, for \d+ s, during step 3, optimizer", 2),
     # Who only waits is not to be named: rank 1 waits on its device for rank 0.
     "hangs": (2, fault(0, 3, "sum of gradients", "hang"), r"rank 0 .*come no further for \d+ s, during step 3, sum of gradients", 2),
+    # A device that hangs in the middle of what is replayed: by the exchange that it has not come to.
+    "hangs on its device": (2, {"SIMT_NCCL_HANGS_AFTER": "70@1", "SIMT_NCCL_PATIENCE": "120"},
+                            r"all ranks wait .* the one behind is rank 1 .*step [34], exchange of devices \d+; the last", 2),
     "has no memory left": (2, fault(1, 3, "optimizer", "no_memory"), r"rank 1: out of memory \(step 3, optimizer\)", 2),
     # Whoever ended a communicator would hang: nobody does.
     "meets an error of NCCL, and ending NCCL hangs": (

@@ -207,6 +207,14 @@ bool meets_remote_error(const std::vector<Operation>& operations) {
     for (const Operation& o : operations) check_alive(*o.comm);
 }
 
+// Whether the device hangs after this call, in whatever comes next, without an error.
+bool hangs_after(const Meeting& meeting) {
+  const std::string set = setting("SIMT_NCCL_HANGS_AFTER") ? setting("SIMT_NCCL_HANGS_AFTER") : "";
+  const std::size_t at = set.find('@');
+  return at != std::string::npos && n_done > std::strtoull(set.c_str(), nullptr, 10) &&
+         std::stoi(set.substr(at + 1)) == meeting.rank();
+}
+
 std::size_t n_of(const ncclComm* comm) { return comm != nullptr ? comm->rank_of.size() : 0; }
 
 bool is_whole(const void* memory, std::size_t bytes) { return bytes == 0 || simt::is_allocated(memory, bytes); }
@@ -253,6 +261,7 @@ void perform(const std::vector<Operation>& operations) {
     const Operation& o = operations[i];
     if (!pieces[i].empty()) add_up(o.call.type, o.to, pieces[i], o.comm->rank_of.size());
   }
+  if (hangs_after(meeting)) hang();
 }
 
 // What was collected since the group began becomes one piece of work.
