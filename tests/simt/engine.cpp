@@ -63,8 +63,6 @@ struct Meeting {
 
 class Engine {
  public:
-  ~Engine();
-
   BlockOrder order = BlockOrder::ascending;
   std::size_t max_shared_bytes = kMaxSharedBytes;
 
@@ -95,7 +93,7 @@ class Engine {
   unsigned n_threads_ = 0, n_waiting_ = 0, n_finished_ = 0;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
-  bool abandoned_ = false, quit_ = false;
+  bool abandoned_ = false;
   context::fiber scheduler_;
 #if defined(__SANITIZE_ADDRESS__)
   void* scheduler_fake_stack_ = nullptr;
@@ -112,7 +110,8 @@ class Engine {
 };
 
 Engine& engine() {
-  static Engine instance;
+  // Never destroyed: its threads are parked, and have nothing to do when the process ends.
+  static Engine& instance = *new Engine;
   return instance;
 }
 
@@ -125,12 +124,12 @@ void Engine::make_fiber(Thread& thread) {
 #endif
   thread.fiber =
       context::fiber(std::allocator_arg, context::preallocated(stack.sp, stack.size, stack), stacks,
-                     [this, &thread](context::fiber&& back) {
+                     [this, &thread](context::fiber&& back) -> context::fiber {
                        scheduler_ = std::move(back);
 #if defined(__SANITIZE_ADDRESS__)
                        __sanitizer_finish_switch_fiber(thread.fake_stack, &scheduler_bottom_, &scheduler_size_);
 #endif
-                       while (!quit_) {  // one turn for each block: stacks are made once
+                       for (;;) {  // one turn for each block: stacks are made once
                          thread.in_kernel = true;
                          try {
                            (*body_)();
@@ -143,16 +142,7 @@ void Engine::make_fiber(Thread& thread) {
                          ++n_finished_;
                          pause();
                        }
-#if defined(__SANITIZE_ADDRESS__)
-                       __sanitizer_start_switch_fiber(nullptr, scheduler_bottom_, scheduler_size_);
-#endif
-                       return std::move(scheduler_);
                      });
-}
-
-Engine::~Engine() {
-  quit_ = true;
-  for (const auto& thread : threads_) resume(*thread);
 }
 
 void Engine::resume(Thread& thread) {
