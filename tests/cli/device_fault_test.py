@@ -7,10 +7,8 @@ SWITCHYARD_DEVICE_FAULTS, the program with tests/faults.cpp and the emulator's d
 
 import concurrent.futures
 import os
-import pathlib
 import re
 import subprocess
-import time
 import unittest
 
 import harness
@@ -70,25 +68,13 @@ class FaultsOnDevices(CliTest):
                               cwd=self.dir, env={**self.environment, **variables}, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, check=False, timeout=GONE)
 
-    def left(self, out):
-        """Processes of this run, by their command line."""
-        found = []
-        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = entry.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if out.encode() in words and self.config.encode() in words:
-                found.append(int(entry.parent.name))
-        return found
-
     def break_one(self, name, whole):
         ranks, variables, line, newest = BROKEN[name]
         out = name.replace(" ", "_")
         patience = 2 if newest is None else PATIENCE
         run = self.train(ranks, out, "--set", f"parallel.patience={patience}", **variables)
         said = f"{name}: exit code {run.returncode}\n{run.stderr}"
-        self.assertEqual(self.left(out), [], said)
+        self.assertEqual(harness.processes_of(out, self.config), [], said)
         self.assertEqual(run.returncode, 1, said)
         errors = [each for each in run.stderr.splitlines() if each.startswith("error:")]
         self.assertEqual(len(errors), 1, said)
@@ -122,7 +108,7 @@ class FaultsOnDevices(CliTest):
         run = mpi_test.launch([mpi_test.MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", "2", FAULTS, "train", self.config, "--out",
                                "run", "--device", "cuda"],
                               {**self.environment, **fault(1, 3, "sum of gradients", "kill")}, self.dir)
-        self.assertEqual(self.left("run"), [], run.stderr)
+        self.assertEqual(harness.processes_of("run", self.config), [], run.stderr)
         errors = [each for each in run.stderr.splitlines() if each.startswith("error:")]
         self.assertEqual(len(errors), 1, run.stderr)
         # What rank 1 was last heard of may be older than where it was killed.

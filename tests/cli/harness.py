@@ -119,6 +119,19 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "LC_ALL": "C.UTF-8"}
 
 
+def processes_of(*words, program=None):
+    """The numbers of all processes whose command lines hold each of the words, and begin with the program."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if program in (None, line[0].decode(errors="replace")) and all(word.encode() in line for word in words):
+            found.append(int(entry.parent.name))
+    return found
+
+
 class Finished:
     """A command that has ended."""
 

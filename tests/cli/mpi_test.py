@@ -14,7 +14,7 @@ import tempfile
 import time
 import unittest
 
-from harness import BINARY, ROOT, CliTest, environment
+from harness import BINARY, ROOT, CliTest, environment, processes_of
 
 RANKS = os.environ.get("SWITCHYARD_MPI_RANKS", str(ROOT / "build" / "tests" / "parallel_mpi_ranks"))
 MPIRUN = shutil.which("mpirun")
@@ -185,7 +185,7 @@ class TwoMachines(CliTest):
         self.addCleanup(lambda: os.killpg(process.pid, signal.SIGKILL))  # mpirun itself waits for the machine that is gone
         self.wait_until(lambda: (out / "checkpoints" / "latest").exists(), "no checkpoint")
         self.machines.cut()
-        self.wait_until(lambda: not self.ranks_of(out), "ranks are left")
+        self.wait_until(lambda: not processes_of(str(out), program=BINARY), "ranks are left")
         os.set_blocking(process.stderr.fileno(), False)
         errors = re.findall(r"error: rank .*", process.stderr.read())
         self.assertEqual(len(errors), 1, errors)
@@ -197,18 +197,6 @@ class TwoMachines(CliTest):
                 return
             time.sleep(0.1)
         self.fail(f"{otherwise} after 60 s")
-
-    @staticmethod
-    def ranks_of(out):
-        found = []
-        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = entry.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if words[0] == BINARY.encode() and str(out).encode() in words:
-                found.append(entry.parent.name)
-        return found
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import time
 import unittest
 
 import harness
-from harness import BINARY, ROOT, SANITIZED, CliTest, environment
+from harness import BINARY, ROOT, SANITIZED, CliTest, environment, processes_of
 from mpi_test import HAS_MPI, HAS_MPIRUN, LAUNCHERS, MPI_ENVIRONMENT, MPIRUN, launch
 
 FAULTS = os.environ.get("SWITCHYARD_FAULTS", str(ROOT / "build" / "tests" / "switchyard_faults"))
@@ -88,7 +88,7 @@ class Campaign:
             return subprocess.run(train, cwd=self.dir, env={**clean, "OMP_NUM_THREADS": "1", **variables},
                                   stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=GONE)
         except subprocess.TimeoutExpired:
-            for process in self.alive(out):
+            for process in processes_of(out, "train"):
                 os.kill(process, signal.SIGKILL)
             raise
 
@@ -117,18 +117,6 @@ class Campaign:
             (checkpoints / name).unlink(missing_ok=True)
         (checkpoints / "latest").symlink_to(f"step_{RESUMED_AT:06d}")
 
-    def alive(self, out):
-        """Processes that were started for this run, by their command line."""
-        found = []
-        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = entry.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if out.encode() in words and b"train" in words:
-                found.append(int(entry.parent.name))
-        return found
-
     def suffer(self, fault):
         """Raises AssertionError where one of the promises is not kept. The line that was printed, if one was."""
         whole = self.whole_run(fault.ranks)
@@ -151,10 +139,10 @@ class Campaign:
                 raise AssertionError(f"{what}\n{everything}")
 
         # mpirun may be gone a moment before the ranks that it has killed are.
-        while self.alive(out) and time.monotonic() < begin + GONE:
+        while processes_of(out, "train") and time.monotonic() < begin + GONE:
             time.sleep(0.1)
         seconds = time.monotonic() - begin
-        require(self.alive(out) == [], "processes are left")
+        require(processes_of(out, "train") == [], "processes are left")
         fired = re.search(r"(?m)^fault: (?:step (\d+)|before the first step), (.*)$", run.stderr)
         require(fired, "the fault did not happen")
         step = int(fired[1] or 0)
