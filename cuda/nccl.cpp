@@ -80,8 +80,6 @@ const Library& nccl() {
   return library;
 }
 
-constexpr int kOldestVersion = 21800;  // ncclCommSplit
-
 std::string words_of(int version) {
   return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
@@ -233,13 +231,7 @@ int device_group_version() {
 }
 
 std::string make_device_group_id() {
-  if (device_group_version() < 0)
-    throw_run(
-        "ranks on devices need NCCL, and libnccl.so.2 was not found; install it, name its directory in "
-        "LD_LIBRARY_PATH, or use --device cpu");
-  if (device_group_version() < kOldestVersion)
-    throw_run("NCCL {} is too old: {} or newer is needed for ranks on devices; install it, or use --device cpu",
-              words_of(device_group_version()), words_of(kOldestVersion));
+  SY_CHECK(nccl().found, "ranks meet by NCCL, which was not found");
   ncclUniqueId id;
   SY_NCCL(nullptr, nccl().ncclGetUniqueId(&id));
   return std::string(id.internal, sizeof id.internal);
@@ -266,9 +258,8 @@ namespace switchyard::ops::cuda {
 int device_group_version() { return 0; }
 
 std::string make_device_group_id() {
-  throw_run(
-      "this program was built without NCCL, by which ranks on devices meet; build it with NCCL, or use "
-      "--device cpu");
+  SY_CHECK(false, "ranks meet by NCCL, without which this program was built");
+  return {};
 }
 
 std::unique_ptr<DeviceGroup> make_device_group(const std::string&, int, int) { return {}; }

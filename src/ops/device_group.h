@@ -53,8 +53,8 @@ class DeviceGroup {
   virtual void check() = 0;
 };
 
-// What all ranks of a run must know to find each other: the first makes it and tells the others. Throws
-// RunError where the library cannot be used.
+// What all ranks of a run must know to find each other: the first makes it and tells the others. Only where the
+// library can be used (parallel/devices.h). Throws RunError.
 std::string make_device_group_id();
 // All ranks together, each with its device chosen (ops/device.h); waits until all have come. Throws RunError.
 std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);

@@ -94,11 +94,7 @@ class RanksOnDevices(ranks_test.RankRuns):
 
     @long_run
     def test_rows_without_room_are_done_again(self):
-        one = self.train("one", 1)
-        tight = self.train("tight", 2, parallel__expert=2, parallel__expert_room=1)
-        self.assert_near(tight, one)
-        last = json.loads((tight / "metrics.jsonl").read_text().splitlines()[-1])
-        self.assertGreater(last["steps_redone"], 0)
+        self.check_rows_without_room()
 
     @long_run
     def test_older_versions_of_the_library_exchange_the_same(self):
