@@ -145,7 +145,7 @@ void expert_sums(Tensor sum_ED, Tensor count_E, Tensor x_TD, Tensor expert_TK, C
   const Tensor partial_BE = ctx.scratch.take({range.blocks, experts}, DType::f64);
   with_pack<float>(rows_are_packs<float>(x_TD), [&]<int kSize>() {
     launch("expert_sums", expert_sums_kernel<kSize>,
-           {{blocks(ceil_div(width, kWarp * kSize)), blocks(range.blocks), 1}, kThreads}, ctx,
+           {{blocks(ceil_div(width, kWarp * kSize)), blocks_across(range.blocks), 1}, kThreads}, ctx,
            rows_of<double>(partial_BN), rows_of<double>(partial_BE), rows_of<const float>(x_TD),
            rows_of<const std::int32_t>(expert_TK), tokens, range.rows, slots, experts, width);
   });

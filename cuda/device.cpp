@@ -2,9 +2,12 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/polling.h"
 #include "core/progress.h"
 #include "error.h"
@@ -14,26 +17,33 @@ namespace switchyard::ops::cuda {
 
 namespace {
 
-void* allocate(std::int64_t bytes) {
-  void* memory = nullptr;
-  const cudaError_t error = cudaMalloc(&memory, static_cast<std::size_t>(bytes));
-  if (error == cudaErrorMemoryAllocation) return nullptr;
+// Whether there was memory. An error that is handled is taken away: else the next launch is charged with it.
+bool allocated(cudaError_t error) {
+  if (error == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    return false;
+  }
   SY_CUDA(error);
-  return memory;
+  return true;
+}
+// What a destructor calls must not throw. A failure here is one of the device, which the next call sees too.
+void released(cudaError_t error) {
+  if (error != cudaSuccess) (void)cudaGetLastError();
 }
 
-// What a destructor calls must not throw; a failure here is seen by the next call.
-void release(void* memory) { (void)cudaFree(memory); }
+void* allocate(std::int64_t bytes) {
+  void* memory = nullptr;
+  return allocated(cudaMalloc(&memory, static_cast<std::size_t>(bytes))) ? memory : nullptr;
+}
+
+void release(void* memory) { released(cudaFree(memory)); }
 
 // Page-locked: copies from it go on while the host does.
 void* allocate_staging(std::int64_t bytes) {
   void* memory = nullptr;
-  const cudaError_t error = cudaMallocHost(&memory, static_cast<std::size_t>(bytes));
-  if (error == cudaErrorMemoryAllocation) return nullptr;
-  SY_CUDA(error);
-  return memory;
+  return allocated(cudaMallocHost(&memory, static_cast<std::size_t>(bytes))) ? memory : nullptr;
 }
-void release_staging(void* memory) { (void)cudaFreeHost(memory); }
+void release_staging(void* memory) { released(cudaFreeHost(memory)); }
 
 // Empty: whoever waits blocks.
 std::function<void()> wait_check;
@@ -173,7 +183,17 @@ std::string description() {
   return fmt::format("{}, {:.1f} GiB", prop.name, static_cast<double>(prop.totalGlobalMem) / (1 << 30));
 }
 
+bool is_turned_off(const char* variable) {
+  static std::set<std::string> said;
+  const char* const value = std::getenv(variable);
+  if (value == nullptr || std::string(value) == "0") return false;
+  if (said.insert(variable).second)
+    log_warning(fmt::format("{} is set: the run is slower than it could be", variable));
+  return true;
+}
+
 bool device_has_wgmma() {
+  if (is_turned_off("SWITCHYARD_NO_WGMMA")) return false;
   return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
@@ -183,13 +203,28 @@ std::size_t shared_bytes_of_block() {
   return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
 
-void check_shared_bytes(const char* op, std::size_t bytes) {
-  const std::size_t most = shared_bytes_of_block();
+void ask_for_shared_bytes(const char* op, const void* kernel, std::size_t dynamic_bytes) {
+  struct Asked {
+    std::size_t static_bytes = 0, dynamic_bytes = 0;
+  };
+  static std::unordered_map<const void*, Asked> asked_of;
+  Asked& asked = asked_of[kernel];
+  if (asked.dynamic_bytes == 0) {
+    cudaFuncAttributes attributes{};
+    SY_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+    asked.static_bytes = attributes.sharedSizeBytes;
+  }
+  const std::size_t bytes = asked.static_bytes + dynamic_bytes, most = shared_bytes_of_block();
   if (bytes > most)
     throw_run(
         "{}: a block needs {} KiB of shared memory, {} gives {}; use narrower heads or layers, or a device of "
         "compute capability 8.0 (163 KiB) or 9.0 (227 KiB)",
         op, (bytes + 1023) / 1024, properties().name, most / 1024);
+  // Never less than before: what is recorded may be replayed after a launch that needs less.
+  if (dynamic_bytes <= asked.dynamic_bytes) return;
+  SY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(dynamic_bytes)));
+  asked.dynamic_bytes = dynamic_bytes;
 }
 
 std::int64_t free_memory() {
@@ -216,12 +251,17 @@ Graph::~Graph() {
   if (exec_ != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(exec_));
 }
 
-void Graph::begin(Context& ctx) {
-  SY_CUDA(cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeGlobal));
-}
-
-void Graph::end(Context& ctx) {
+void Graph::record(Context& ctx, const std::function<void()>& work) {
   cudaGraph_t graph = nullptr;
+  // Other threads may do what they like: a profiler's, say.
+  SY_CUDA(cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeThreadLocal));
+  try {
+    work();
+  } catch (...) {
+    if (cudaStreamEndCapture(stream_of(ctx), &graph) == cudaSuccess) (void)cudaGraphDestroy(graph);
+    (void)cudaGetLastError();  // what has failed is on its way as an exception
+    throw;
+  }
   SY_CUDA(cudaStreamEndCapture(stream_of(ctx), &graph));
   std::size_t n_nodes = 0;
   cudaGraphExec_t exec = nullptr;
@@ -230,12 +270,6 @@ void Graph::end(Context& ctx) {
   SY_CUDA(cudaGraphDestroy(graph));
   exec_ = exec;
   n_nodes_ = static_cast<std::int64_t>(n_nodes);
-}
-
-void Graph::abandon(Context& ctx) noexcept {
-  cudaGraph_t graph = nullptr;
-  if (cudaStreamEndCapture(stream_of(ctx), &graph) == cudaSuccess) (void)cudaGraphDestroy(graph);
-  (void)cudaGetLastError();  // what has failed is on its way as an exception
 }
 
 void Graph::launch(Context& ctx) {
@@ -273,6 +307,7 @@ void wait_for_stream(void* stream, void* other) {
 }
 
 void throw_cuda(cudaError_t error, const char* call, const char* file, int line) {
+  (void)cudaGetLastError();  // on its way as an exception: nobody else is charged with it
   const char* advice = error == cudaErrorMemoryAllocation
                            ? "use a smaller model, train.micro_batch_size or train.seq_len"
                            : "run the same under compute-sanitizer to find the kernel";

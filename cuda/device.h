@@ -22,13 +22,18 @@ std::string description();
 DeviceInventory inventory();  // ops::device_inventory()
 void use_device(int number);
 
-// Whether code for sm_90a runs here: on compute capability 9.0 and nothing else.
+// Whether code for sm_90a runs here: on compute capability 9.0 and nothing else, unless SWITCHYARD_NO_WGMMA
+// turns it off.
 bool device_has_wgmma();
 int multiprocessors();
 // The most shared memory that a block may ask for.
 std::size_t shared_bytes_of_block();
-// Throws RunError, naming the operator, where a block of it asks for more.
-void check_shared_bytes(const char* op, std::size_t bytes);
+// From here on a block of the kernel may have so much dynamic shared memory, beside its static. Throws
+// RunError, naming the operator, where the device has less.
+void ask_for_shared_bytes(const char* op, const void* kernel, std::size_t dynamic_bytes);
+// Whether somebody has turned a part of the backend off, to find out which one is to blame: the variable is set
+// in the environment, to anything but 0. Says so once.
+bool is_turned_off(const char* variable);
 std::int64_t free_memory();  // bytes
 
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
@@ -50,11 +55,9 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // What follows on the run's stream is recorded and not done, up to end(). Throws RunError, as whatever waits
-  // for the device or allocates its memory in between does.
-  void begin(Context& ctx);
-  void end(Context& ctx);
-  void abandon(Context& ctx) noexcept;  // in place of end(): forgets what was recorded
+  // What `work` starts on the run's stream is recorded and not done. Throws RunError, as whatever in it waits
+  // for the device or allocates its memory does; what `work` throws is passed on.
+  void record(Context& ctx, const std::function<void()>& work);
   void launch(Context& ctx);
   std::int64_t n_nodes() const { return n_nodes_; }
 

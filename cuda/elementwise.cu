@@ -427,8 +427,8 @@ void bias_backward(Tensor dbias_N, Tensor dout_TN, Context& ctx) {
       const RowRange range(n_rows, kFewestRows, std::max<std::int64_t>(kBlocks / column_blocks, 1));
       const Tensor partial_BN = ctx.scratch.take({range.blocks, width}, DType::f32);
       launch("bias_backward", bias_backward_kernel<T, kSize>,
-             {{blocks(column_blocks), blocks(range.blocks)}, kBiasThreads}, ctx, rows_of<float>(partial_BN),
-             rows_of<const T>(dout_TN), n_rows, range.rows, width);
+             {{blocks(column_blocks), blocks_across(range.blocks)}, kBiasThreads}, ctx,
+             rows_of<float>(partial_BN), rows_of<const T>(dout_TN), n_rows, range.rows, width);
       sum_partials<float, float>("bias_backward: blocks", dbias_N, partial_BN, Partials::add, ctx);
     });
   });

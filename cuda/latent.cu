@@ -77,10 +77,10 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     moments_kernel(Rows<double> partial_BN, Rows<const float> unit_Rd, Counted counts, std::int64_t n_rows,
                    std::int64_t rows_a_block, int width) {
-  const int entry = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+  const int entry = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int i = entry / width, j = entry % width;
   if (i > width) return;
-  const std::int64_t first = std::int64_t{blockIdx.x} * rows_a_block;
+  const std::int64_t first = std::int64_t{blockIdx.y} * rows_a_block;
   const std::int64_t last = first + rows_a_block < n_rows ? first + rows_a_block : n_rows;
   double sum = 0;
   for (std::int64_t r = first; r < last; ++r) {
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
     const float* const row = unit_Rd[r];
     sum += (i < width ? static_cast<double>(row[i]) : 1.0) * static_cast<double>(row[j]);
   }
-  partial_BN[blockIdx.x][entry] = sum;
+  partial_BN[blockIdx.y][entry] = sum;
 }
 
 constexpr int kAffineRows = 4;  // of a thread: each element of the matrix serves as many
@@ -389,7 +389,7 @@ void row_moments(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor token_R, C
   const Tensor gram = device_buffer_for(gram_dd, ctx), sum = device_buffer_for(sum_d, ctx);
   const Tensor partial_BN = ctx.scratch.take({range.blocks, entries}, DType::f64);
   launch("row_moments", moments_kernel,
-         {{blocks(range.blocks), blocks(ceil_div(entries, kThreads)), 1}, kThreads}, ctx,
+         {{blocks(ceil_div(entries, kThreads)), blocks_across(range.blocks), 1}, kThreads}, ctx,
          rows_of<double>(partial_BN), rows_of<const float>(unit_Rd), counted(token_R), n_rows, range.rows,
          width);
   sum_partials<double, double>("row_moments: gram", gram, partial_BN.columns(0, width * width), Partials::set,
@@ -427,8 +427,8 @@ void pair_distance_sum(Tensor sum_1, Tensor Y_Rd, Tensor token_R, Context& ctx) 
 void pair_distance_backward(Tensor dY_Rd, Tensor Y_Rd, Tensor token_R, Tensor scale_1, Context& ctx) {
   ScratchScope scope(ctx.scratch);
   launch("pair_distance_backward", distance_backward_kernel,
-         {{blocks(ceil_div(Y_Rd.rows(), kTile)), blocks(ceil_div(Y_Rd.dim(1), kDepth)), 1}, kThreads}, ctx,
-         rows_of<float>(dY_Rd), pairs_of(Y_Rd, token_R), on_device(scale_1, ctx).as<double>());
+         {{blocks(ceil_div(Y_Rd.rows(), kTile)), blocks_across(ceil_div(Y_Rd.dim(1), kDepth)), 1}, kThreads},
+         ctx, rows_of<float>(dY_Rd), pairs_of(Y_Rd, token_R), on_device(scale_1, ctx).as<double>());
 }
 
 void sample_latent(Tensor z_Td, Tensor mean_Td, Tensor log_var_Td, Tensor epsilon_Td, Context& ctx) {
@@ -463,7 +463,7 @@ void routed_sums(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chosen_TK, T
   const Tensor partial_BN = ctx.scratch.take({n_blocks, (experts + 1) * (width + 1)}, DType::f64);
   const Tensor sum_N = ctx.scratch.take({(experts + 1) * (width + 1)}, DType::f64);
   launch("routed_sums", routed_kernel,
-         {{blocks(n_blocks), blocks(ceil_div(width + 1, kWarp)), 1}, kThreads, sizeof(RoutedSlots)}, ctx,
+         {{blocks(n_blocks), blocks_across(ceil_div(width + 1, kWarp)), 1}, kThreads, sizeof(RoutedSlots)}, ctx,
          rows_of<double>(partial_BN), rows_of<const float>(z_Td), rows_of<const float>(chosen_TK),
          rows_of<const std::int32_t>(expert_TK), tokens, tokens_a_block, slots, experts, width);
   sum_partials<double, double>("routed_sums: blocks", sum_N, partial_BN, Partials::set, ctx);

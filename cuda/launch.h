@@ -21,45 +21,52 @@ inline cudaStream_t stream_of(const Context& ctx) { return static_cast<cudaStrea
 // How many pieces of `size` cover n; n >= 0, size > 0.
 constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 
-// The number as a grid dimension. Throws std::logic_error beyond what a grid's first dimension may be.
+// The number as a grid's first dimension. Throws std::logic_error beyond what that may be.
 inline unsigned blocks(std::int64_t n) {
   SY_CHECK(n >= 0 && n <= 0x7fffffff, "a grid of {} blocks", n);
+  return static_cast<unsigned>(n);
+}
+// The same of its second and third.
+inline unsigned blocks_across(std::int64_t n) {
+  SY_CHECK(n >= 0 && n <= 65535, "a grid of {} blocks across", n);
   return static_cast<unsigned>(n);
 }
 
 struct Launch {
   dim3 grid;                     // no blocks: nothing is started
   unsigned threads;              // of a block
-  std::size_t shared_bytes = 0;  // dynamic; above 48 KiB it is asked for
+  std::size_t shared_bytes = 0;  // dynamic
 };
+
+// A block has 48 KiB of shared memory, static and dynamic together, unless more is asked for. No kernel with
+// dynamic shared memory has more than 32 KiB of static: with so much of the dynamic there is no need to ask.
+constexpr std::size_t kUnaskedDynamicBytes = 16 * 1024;
 
 // Starts kernel(args...), each argument converted to the parameter's type.
 template <class... P, class... A>
 void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& ctx, A... args) {
   static_assert(sizeof...(P) == sizeof...(A));
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  const bool asks = shape.shared_bytes > 48 * 1024;
-  if (asks) check_shared_bytes(op, shape.shared_bytes);
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  if (shape.shared_bytes > kUnaskedDynamicBytes) ask_for_shared_bytes(op, function, shape.shared_bytes);
 #ifdef SWITCHYARD_SIMT
   simt::enqueue(stream_of(ctx), [=] {
-    simt::launch(op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes,
-                 [&] { kernel(static_cast<P>(args)...); });
+    simt::launch(
+        op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes, [&] { kernel(static_cast<P>(args)...); },
+        function);
   });
+  const cudaError_t started = cudaSuccess;
 #else
-  if (asks) {
-    SY_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shape.shared_bytes)));
-  }
   const auto start = [&](P... values) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))...};
-    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid, dim3(shape.threads), pointers,
-                            shape.shared_bytes, stream_of(ctx));
+    return cudaLaunchKernel(function, shape.grid, dim3(shape.threads), pointers, shape.shared_bytes,
+                            stream_of(ctx));
   };
-  cudaError_t error = start(static_cast<P>(args)...);
-  if (error == cudaSuccess) error = cudaGetLastError();
-  if (error != cudaSuccess) throw_cuda(error, op, __FILE__, __LINE__);
+  const cudaError_t started = start(static_cast<P>(args)...);
 #endif
+  const cudaError_t left = cudaGetLastError();  // always: what nobody asks for is charged to the next launch
+  if (started != cudaSuccess || left != cudaSuccess)
+    throw_cuda(started != cudaSuccess ? started : left, op, __FILE__, __LINE__);
 }
 
 // Shared memory of a block, typed: a kernel's static shared memory is one struct, which says what each part is

@@ -102,7 +102,7 @@ __device__ __forceinline__ Piece piece_of_block(int pieces, int tokens) {
           tokens - first < kTokens ? tokens - first : kTokens};
 }
 Launch grid_of_pieces(std::int64_t pieces, std::int64_t tokens, std::int64_t heads) {
-  return {{blocks(pieces * ceil_div(tokens, kTokens)), blocks(heads), 1}, kThreads};
+  return {{blocks(pieces * ceil_div(tokens, kTokens)), blocks_across(heads), 1}, kThreads};
 }
 
 template <int kSize>

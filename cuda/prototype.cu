@@ -319,7 +319,8 @@ void prototype_similarity_forward(Tensor score_TE, GaussianRows token_Td, Gaussi
                                   const PrototypeMetric& metric, Context& ctx) {
   with_term(metric.similarity, [&]<class Term>() {
     launch("prototype_similarity_forward", forward_kernel<Term>,
-           {{blocks(ceil_div(score_TE.rows(), kTile)), blocks(ceil_div(score_TE.dim(1), kTile)), 1}, kThreads},
+           {{blocks(ceil_div(score_TE.rows(), kTile)), blocks_across(ceil_div(score_TE.dim(1), kTile)), 1},
+            kThreads},
            ctx, rows_of<float>(score_TE), table_of(token_Td), table_of(key_Ed), metric_of(metric));
   });
 }

@@ -152,10 +152,18 @@ void expect_equals_the_cpu(const Case& c, DType dtype, std::int64_t margin, cons
 // Tiles of these kernels are 32 x 32: lengths on both sides of the borders, groups that do not divide them,
 // widths that are no multiple of anything, and more keys than queries.
 const Case kAnyCases[] = {
-    {1, 1, 1, 1, 1, 1, Mask::causal},       {2, 33, 3, 1, 5, 7, Mask::causal},
-    {1, 70, 4, 2, 33, 3, Mask::scattered},  {3, 32, 2, 2, 16, 40, Mask::window},
-    {1, 75, 2, 1, 8, 9, Mask::documents},   {2, 1, 6, 2, 20, 12, Mask::causal, 40},
+    {1, 1, 1, 1, 1, 1, Mask::causal},
+    {2, 33, 3, 1, 5, 7, Mask::causal},
+    {1, 70, 4, 2, 33, 3, Mask::scattered},
+    {3, 32, 2, 2, 16, 40, Mask::window},
+    {1, 75, 2, 1, 8, 9, Mask::documents},
+    {2, 1, 6, 2, 20, 12, Mask::causal, 40},
     {1, 5, 5, 1, 36, 32, Mask::window, 31},
+    // Static and dynamic shared memory on both sides of 48 KiB together.
+    {1, 40, 2, 1, 128, 128, Mask::causal},
+    {1, 3, 1, 1, 192, 128, Mask::causal},
+    {1, 3, 1, 1, 256, 256, Mask::causal},
+    {1, 3, 1, 1, 126, 126, Mask::causal},
 };
 
 TEST(CudaAttention, AnyHeadsInFloatEqualTheCpu) {

@@ -40,9 +40,7 @@ struct Alone {
     copy(a_was, a_before);
     copy(b_was, b_before);
     ops::cuda::Graph graph;
-    graph.begin(ctx);
-    work();
-    graph.end(ctx);
+    graph.record(ctx, work);
     EXPECT_EQ(b.values(), values(b_before)) << "nothing is done while it is recorded";
     for (int replay = 0; replay < 2; ++replay) {
       copy(a_was, a_before);

@@ -13,6 +13,7 @@
 #include "core/progress.h"
 #include "cuda_support.h"
 #include "ops/device.h"
+#include "ops/elementwise.h"
 #include "temp_dir.h"
 
 #ifdef SWITCHYARD_SIMT
@@ -74,10 +75,37 @@ TEST_F(WaitCheck, ThePolledDeviceGivesWhatTheBlockedOneGives) {
   }
 }
 
+// An error that somebody has handled, or that is an exception already, is not the next kernel's.
+TEST(CudaDevice, ALaunchIsNotChargedWithAnEarlierFailure) {
+  DeviceContext ctx;
+  const OwnedTensor ones(Shape{3}, DType::f32);
+  fill(ones, {1, 1, 1});
+  const DeviceTensor x = DeviceTensor::of(ones, DType::f32, ctx), one = DeviceTensor::of(ones, DType::f32, ctx);
+  const std::array<std::function<void()>, 3> failures = {
+      [] { ops::cuda::use_device(1000); },                                      // SY_CUDA
+      [] { allocate_aligned(std::int64_t{1} << 50, "a test", Device::cuda); },  // no memory
+      [&] {
+        ops::cuda::Graph graph;
+        graph.record(ctx, [&] { HostCopy(x.view()); });
+      }};
+  ctx.stream = ops::cuda::run_stream();
+  double expected = 1;
+  for (const auto& failure : failures) {
+    EXPECT_THROW(failure(), RunError);
+    EXPECT_NO_THROW(ops::cuda::add(x, x, one, ctx));
+    ++expected;
+    EXPECT_EQ(x.values(), (std::vector<double>(3, expected)));
+  }
+}
+
 #ifdef SWITCHYARD_SIMT
 // The run's stream waits for a rank that is gone.
 struct HungDevice : WaitCheck {
-  HungDevice() { ctx.stream = ops::cuda::run_stream(); }
+  HungDevice() {
+    ctx.stream = ops::cuda::run_stream();
+    static const std::int64_t none = 0;
+    count_exchanges_in(&none);  // in place of those of groups that other tests have made
+  }
   ~HungDevice() override { let_go(); }
   void hang() { simt::hang(static_cast<simt::Stream*>(ctx.stream), true); }
   void let_go() { simt::hang(static_cast<simt::Stream*>(ctx.stream), false); }

@@ -24,10 +24,10 @@ struct Recorded {
 
 TEST(CudaGraph, DoesWhatWasRecordedOnceALaunch) {
   Recorded r;
-  r.graph.begin(r.ctx);
-  ops::cuda::add(r.a, r.a, r.b, r.ctx);
-  ops::cuda::copy(r.b, r.a, r.ctx);
-  r.graph.end(r.ctx);
+  r.graph.record(r.ctx, [&] {
+    ops::cuda::add(r.a, r.a, r.b, r.ctx);
+    ops::cuda::copy(r.b, r.a, r.ctx);
+  });
   EXPECT_EQ(r.graph.n_nodes(), 2);
   EXPECT_EQ(r.a.values(), (std::vector<double>{1, 2, 3}));
   r.graph.launch(r.ctx);
@@ -38,10 +38,8 @@ TEST(CudaGraph, DoesWhatWasRecordedOnceALaunch) {
 
 TEST(CudaGraph, NothingMayWaitOrAllocateWhileItIsRecorded) {
   Recorded r;
-  r.graph.begin(r.ctx);
-  EXPECT_THROW(HostCopy(r.a.view()), RunError);
-  EXPECT_THROW(allocate_aligned(64, "a test", Device::cuda), RunError);
-  r.graph.abandon(r.ctx);
+  EXPECT_THROW(r.graph.record(r.ctx, [&] { HostCopy(r.a.view()); }), RunError);
+  EXPECT_THROW(r.graph.record(r.ctx, [&] { allocate_aligned(64, "a test", Device::cuda); }), RunError);
   ops::cuda::add(r.a, r.a, r.b, r.ctx);  // done again, not recorded
   EXPECT_EQ(r.a.values(), (std::vector<double>{11, 22, 33}));
 }

@@ -15,8 +15,10 @@ constexpr double kEps = 1e-5;
 struct Sizes {
   std::int64_t rows, width, margin;
 };
-// Odd widths, packs with and without a margin, a row wider than a block, rows that fill several blocks, no row.
-const Sizes kSizes[] = {{1, 5, 0}, {3, 33, 5}, {20, 64, 8}, {62, 24, 0}, {9, 600, 4}, {12, 129, 0}, {0, 8, 0}};
+// Odd widths, packs with and without a margin, a row wider than a block, rows that fill several blocks, no row,
+// and one whose dynamic shared memory is 48 KiB, beside which there is static.
+const Sizes kSizes[] = {{1, 5, 0},   {3, 33, 5},   {20, 64, 8}, {62, 24, 0},
+                        {9, 600, 4}, {12, 129, 0}, {0, 8, 0},   {2, 6144, 0}};
 
 struct Case {
   DeviceContext ctx;

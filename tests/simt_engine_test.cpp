@@ -201,15 +201,63 @@ TEST(Simt, TooMuchSharedMemoryIsReported) {
               run(
                   "greedy", 1, 32, [] {}, 228 * 1024);
             }),
-            "greedy, block (0, 0, 0): 233472 bytes of dynamic shared memory");
+            "greedy, block (0, 0, 0): 0 bytes of static and 233472 of dynamic shared memory, of which 232448 "
+            "were asked "
+            "for");
   simt::set_max_shared_bytes(163 * 1024);
   EXPECT_EQ(simt::max_shared_bytes(), 163 * 1024);
   EXPECT_EQ(error_of([] {
               run(
                   "greedy", 1, 32, [] {}, 164 * 1024);
             }),
-            "greedy, block (0, 0, 0): 167936 bytes of dynamic shared memory");
+            "greedy, block (0, 0, 0): 0 bytes of static and 167936 of dynamic shared memory, of which 232448 "
+            "were asked "
+            "for");
   simt::set_max_shared_bytes(simt::kMaxSharedBytes);
+}
+
+// 48 KiB are of static and dynamic memory together, unless the function was allowed more.
+TEST(Simt, SharedMemoryThatNobodyAskedForIsReported) {
+  struct Piece {
+    char bytes[1024];
+  };
+  static const char function = 0;
+  const auto with_dynamic = [&](std::size_t bytes) {
+    return error_of([&] {
+      simt::launch(
+          "kernel", {1, 1, 1}, {32, 1, 1}, bytes, [] { static_shared<Piece>(); }, &function);
+    });
+  };
+  EXPECT_EQ(with_dynamic(47 * 1024), "no error");
+  EXPECT_EQ(with_dynamic(47 * 1024 + 1),
+            "kernel, block (0, 0, 0): 1024 bytes of static and 48129 of dynamic shared memory, of which 0 were "
+            "asked for");
+  cudaFuncAttributes attributes{};
+  EXPECT_EQ(cudaFuncGetAttributes(&attributes, &function), cudaSuccess);
+  EXPECT_EQ(attributes.sharedSizeBytes, 1024u);
+  const auto ask = [&](int bytes) {
+    return cudaFuncSetAttribute(&function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  };
+  EXPECT_EQ(ask(227 * 1024), cudaErrorInvalidValue) << "with its static memory it is more than there is";
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
+  EXPECT_EQ(ask(48 * 1024), cudaSuccess);
+  EXPECT_EQ(with_dynamic(48 * 1024), "no error");
+  EXPECT_NE(with_dynamic(48 * 1024 + 1), "no error");
+}
+
+TEST(Simt, AnErrorStaysUntilItIsAskedFor) {
+  int n = 0;
+  EXPECT_EQ(cudaSetDevice(99), cudaErrorInvalidDevice);
+  EXPECT_EQ(cudaGetDeviceCount(&n), cudaSuccess);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidDevice);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
+
+TEST(Simt, AGridOfTooManyBlocksIsReported) {
+  EXPECT_EQ(error_of([] {
+              simt::launch("wide", {1, 65536, 1}, {32, 1, 1}, 0, [] {});
+            }),
+            "wide, block (0, 0, 0): a grid of 1 x 65536 x 1 blocks");
 }
 
 TEST(Simt, AnErrorInAKernelLeavesTheEmulatorUsable) {

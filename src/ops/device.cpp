@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "core/error.h"
+#include "core/log.h"
 #include "cuda/device.h"
 
 namespace switchyard::ops {
@@ -58,6 +60,12 @@ std::optional<std::int64_t> free_memory(Device device) {
   return std::nullopt;
 }
 
+void synchronise([[maybe_unused]] Context& ctx) {
+  if constexpr (kHasCuda) {
+    if (ctx.device == Device::cuda) cuda::synchronise(ctx);
+  }
+}
+
 void open_stream(Context& ctx) {
   if constexpr (kHasCuda) {
     if (ctx.device == Device::cuda) {
@@ -96,28 +104,42 @@ void upload(Tensor to, Tensor from, Context& ctx) {
   run<&cuda::upload>(ctx, upload_on_cpu, to, from);
 }
 
-void Replay::run(Context& ctx, const std::function<void()>& work) {
-  if (graph_) {
-    if constexpr (kHasCuda) graph_->launch(ctx);
-    return;
+void Replay::run(Context& ctx, const std::function<void()>& work,
+                 const std::function<bool(bool)>& on_any_rank) {
+  if constexpr (kHasCuda) {
+    if (ctx.device == Device::cpu || is_called_) return work();
+    if (!std::exchange(warm_, true)) {
+      is_called_ = cuda::is_turned_off("SWITCHYARD_NO_GRAPH");
+      return work();
+    }
+    if (!graph_) {
+      const std::string reason = record(ctx, work);
+      if (!reason.empty())
+        log_warning("a step is not recorded, and each of its kernels started by the host, which is slower: " +
+                    reason);
+      is_called_ = on_any_rank(!reason.empty());
+      if (is_called_) {
+        graph_.reset();
+        return work();
+      }
+    }
+    graph_->launch(ctx);
+  } else {
+    work();
   }
-  if (ctx.device == Device::cpu || !warm_) {
-    warm_ = true;
-    return work();
-  }
+}
+
+std::string Replay::record([[maybe_unused]] Context& ctx, [[maybe_unused]] const std::function<void()>& work) {
   if constexpr (kHasCuda) {
     auto graph = std::make_shared<cuda::Graph>();
-    graph->begin(ctx);
     try {
-      work();
-    } catch (...) {
-      graph->abandon(ctx);
-      throw;
+      graph->record(ctx, work);
+    } catch (const RunError& error) {
+      return error.what();
     }
-    graph->end(ctx);
     graph_ = std::move(graph);
-    graph_->launch(ctx);
   }
+  return "";
 }
 
 std::int64_t Replay::n_recorded() const { return graph_ ? graph_->n_nodes() : 0; }

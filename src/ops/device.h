@@ -54,6 +54,9 @@ std::string describe_device(Device device);
 // Bytes that can still be taken on a device; no value: of the CPU, which does not say.
 std::optional<std::int64_t> free_memory(Device device);
 
+// Waits for all that the run has started. Throws RunError where a kernel has failed. On the CPU: nothing.
+void synchronise(Context& ctx);
+
 // Gives the run the streams that all of its work goes to. On the CPU: nothing.
 void open_stream(Context& ctx);
 
@@ -88,13 +91,19 @@ class Replay {
   // Does `work`: on the CPU always by calling it. On a device the first time, too (scratch space grows); the
   // second time what it starts is recorded, and from then on it is replayed without calling it. So every call
   // must start the same operators on the same memory, with the same numbers, and neither wait for the device
-  // nor allocate; what it does on the host it does twice. Throws RunError where it cannot be recorded.
-  void run(Context& ctx, const std::function<void()>& work);
+  // nor allocate; what it does on the host it does twice.
+  //   Where recording fails, which a warning says with the reason, or SWITCHYARD_NO_GRAPH is set in the
+  // environment, it is called each time. A recording of several ranks is one of all: `on_any_rank` says whether
+  // it failed on one of them.
+  void run(Context& ctx, const std::function<void()>& work, const std::function<bool(bool)>& on_any_rank);
 
   std::int64_t n_recorded() const;  // operations of the device; 0: nothing is recorded yet
 
  private:
-  bool warm_ = false;
+  // Empty: it is recorded.
+  std::string record(Context& ctx, const std::function<void()>& work);
+
+  bool warm_ = false, is_called_ = false;
   std::shared_ptr<cuda::Graph> graph_;  // shared: a program without the backend does not know how to delete one
 };
 

@@ -156,6 +156,7 @@ void Step::rehearse() {
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
   do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
+  ops::synchronise(ctx_);  // a kernel that fails does so here, and the staging memory is free again
   ctx_.scratch.settle();
   memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
 }
@@ -246,16 +247,19 @@ void Step::add_by_halves(std::int64_t first, std::int64_t last, std::size_t dept
 void Step::do_or_replay(Recorded& recorded, const std::function<void()>& work) {
   if (!steps_are_alike() || model_.in_rounds()) return work();
   const bool was_recorded = recorded.replay.n_recorded() > 0;
-  const parallel::TransportCounts before = transport_.counts();
-  recorded.replay.run(ctx_, work);
-  // What is replayed sends without saying so.
-  for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind) {
-    std::int64_t& bytes = recorded.sent_bytes[kind];
-    if (was_recorded)
-      transport_.count_sent(static_cast<parallel::Traffic>(kind), bytes);
-    else
-      bytes = transport_.counts().sent_bytes[kind] - before.sent_bytes[kind];
-  }
+  const auto sent = [&] { return transport_.counts().sent_bytes; };
+  const auto before = sent();
+  const auto counted_work = [&] {
+    const auto before_work = sent();
+    work();
+    for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
+      recorded.sent_bytes[kind] = sent()[kind] - before_work[kind];
+  };
+  recorded.replay.run(ctx_, std::ref(counted_work), [&](bool failed) { return mesh_.all.any(failed); });
+  // What is replayed sends without saying so, and a recording that fails says so without sending.
+  for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
+    transport_.count_sent(static_cast<parallel::Traffic>(kind),
+                          recorded.sent_bytes[kind] - (sent()[kind] - before[kind]));
   if (!was_recorded && recorded.replay.n_recorded() > 0 && mesh_.all.place() == 0)
     log_info(fmt::format("a micro-batch is replayed as a CUDA graph of {} operations",
                          recorded.replay.n_recorded()));

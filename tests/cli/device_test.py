@@ -49,13 +49,14 @@ class OnTheDevice(CliTest):
             if probe.code == 2 and "CUDA device" in probe.err:
                 self.skipTest(probe.err.strip())
 
-    def run_on_device(self, *arguments):
+    def run_on_device(self, *arguments, **variables):
         done = subprocess.run([DEVICE_BINARY, *map(str, arguments), "--device", "cuda"], cwd=self.dir, text=True,
-                              capture_output=True, env=harness.environment(), timeout=10 * harness.TIMEOUT)
+                              capture_output=True, env={**harness.environment(), **variables},
+                              timeout=10 * harness.TIMEOUT)
         return harness.Finished(list(map(str, arguments)), done.returncode, done.stdout, done.stderr)
 
-    def on_device(self, *arguments):
-        done = self.run_on_device(*arguments)
+    def on_device(self, *arguments, **variables):
+        done = self.run_on_device(*arguments, **variables)
         self.assertEqual(done.code, 0, str(done))
         return done
 
@@ -116,6 +117,20 @@ class OnTheDevice(CliTest):
             done = self.on_device("train", self.config(model, router, train__steps=1), "--out", name)
             self.assertIn("replayed as a CUDA graph", done.err, name)
 
+    def test_what_is_not_recorded_learns_the_same(self):
+        config = self.config(harness.QWEN3_MOE, LPR)
+        self.on_device("train", config, "--out", "recorded")
+        done = self.on_device("train", config, "--out", "called", SWITCHYARD_NO_GRAPH="1")
+        self.assertIn("SWITCHYARD_NO_GRAPH is set", done.err)
+        self.assertNotIn("replayed", done.err)
+        self.assert_same_run("called", "recorded")
+        if DEVICE_BINARY == harness.BINARY:
+            return  # a device records whatever may be recorded
+        done = self.on_device("train", config, "--out", "failed", SIMT_FAIL_CAPTURE="1")
+        self.assertIn("a step is not recorded, and each of its kernels started by the host, which is slower: "
+                      "CUDA: cudaStreamEndCapture", done.err)
+        self.assert_same_run("failed", "recorded")
+
     @long_run
     def test_every_router_is_replayed_and_learns_what_it_learns_on_the_cpu(self):
         routers = {
@@ -170,11 +185,26 @@ class OnTheDevice(CliTest):
                 self.assert_same_run(f"{place}_{recompute}", f"{place}_none")
 
     def test_a_model_that_does_not_fit_is_refused_with_the_numbers(self):
-        done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 4096, "vocab_size": 60000}),
+        done = self.run_on_device("train", self.config({**harness.QWEN3_MOE, "hidden_size": 16384, "vocab_size": 4000000}),
                                   "--out", "large")
         self.assertEqual(done.code, 2, str(done))
-        self.assertRegex(done.err, r"too little memory: the run needs [0-9.]+ MiB on the emulator.*, of which [0-9.]+ MiB are free")
+        self.assertRegex(done.err, r"too little memory: the run needs [0-9.]+ MiB on .*, of which [0-9.]+ MiB are free")
         self.assertFalse((self.dir / "large").exists())
+
+    @unittest.skipIf(DEVICE_BINARY == harness.BINARY, "the emulator alone can be told to have no memory")
+    def test_memory_that_runs_out_in_the_middle_is_said_of_what_asked_for_it(self):
+        config = self.config(harness.QWEN3_MOE, LPR)
+        said = set()
+        for number in range(1, 40):
+            done = self.run_on_device("train", config, "--out", f"run{number}", SIMT_FAIL_MALLOC=str(number))
+            if done.code == 0:
+                break  # so often is memory asked for
+            self.assertEqual(done.code, 1, str(done))
+            line = done.err.strip().splitlines()[-1]
+            self.assertRegex(line, r"out of .*memory: .* needs [0-9.]+ MiB")
+            said.add(line.split(" needs ")[0])
+        self.assertEqual(done.code, 0, str(done))
+        self.assertGreater(len(said), 3, said)
 
     def test_a_program_without_cudnn_says_what_to_build_with(self):
         if DEVICE_BINARY == harness.BINARY:

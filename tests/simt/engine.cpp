@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <boost/context/fiber.hpp>
 #include <boost/context/preallocated.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
@@ -71,7 +72,12 @@ class Engine {
   Thread* current = nullptr;
   std::unique_ptr<BlockState> block_state;
 
-  void run_grid(std::size_t dynamic_bytes, const std::function<void()>& body);
+  struct Function {
+    std::size_t static_bytes = 0, asked_bytes = 0;
+  };
+  std::map<const void*, Function> functions;
+
+  void run_grid(std::size_t dynamic_bytes, const std::function<void()>& body, const void* function);
   void sync_block();
   void wait_until(const std::function<bool()>& ready, const std::string& what);
   void meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const*));
@@ -89,7 +95,8 @@ class Engine {
   std::vector<std::vector<Meeting>> meetings_;  // of each warp
   std::map<const void*, Marked> static_pieces_;
   std::unique_ptr<Marked> dynamic_piece_;
-  std::size_t dynamic_bytes_ = 0;
+  std::size_t dynamic_bytes_ = 0, static_bytes_ = 0;
+  Function* function_ = nullptr;  // of the kernel that runs
   unsigned n_threads_ = 0, n_waiting_ = 0, n_finished_ = 0;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
@@ -106,6 +113,7 @@ class Engine {
   void pause();  // back to the scheduler, until resumed
   void make_fiber(Thread& thread);
   void check_shared() const;
+  void check_shared_bytes(std::size_t static_bytes) const;
   [[noreturn]] void fail_stuck() const;
 };
 
@@ -171,6 +179,7 @@ void Engine::pause() {
 void Engine::run_block() {
   n_waiting_ = n_finished_ = 0;
   static_pieces_.clear();
+  static_bytes_ = 0;
   dynamic_piece_ = dynamic_bytes_ > 0 ? std::make_unique<Marked>(dynamic_bytes_) : nullptr;
   for (auto& meetings : meetings_) meetings.clear();
   block_state = nullptr;
@@ -226,11 +235,15 @@ void Engine::check_shared() const {
     fail("writes outside its " + std::to_string(dynamic_bytes_) + " bytes of dynamic shared memory");
 }
 
-void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& body) {
+void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& body, const void* function) {
   n_threads_ = block.x * block.y * block.z;
   if (n_threads_ == 0 || n_threads_ > 1024) fail("a block of " + std::to_string(n_threads_) + " threads");
-  if (dynamic_bytes > max_shared_bytes) fail(std::to_string(dynamic_bytes) + " bytes of dynamic shared memory");
+  if (grid.x > kMostBlocks || grid.y > kMostBlocksAcross || grid.z > kMostBlocksAcross)
+    fail("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+         std::to_string(grid.z) + " blocks");
   dynamic_bytes_ = dynamic_bytes;
+  function_ = function ? &functions[function] : nullptr;
+  check_shared_bytes(0);
   body_ = &body;
   meetings_.resize((n_threads_ + kWarpSize - 1) / kWarpSize);
   while (threads_.size() < n_threads_) {
@@ -307,12 +320,23 @@ void Engine::meet_warp(unsigned mask, const char* operation, void* args, void (*
 void* Engine::static_shared(const void* key, std::size_t bytes) {
   auto found = static_pieces_.find(key);
   if (found == static_pieces_.end()) {
-    std::size_t used = bytes;
-    for (const auto& [other, piece] : static_pieces_) used += piece.bytes;
-    if (used > kStaticSharedBytes) fail("more than 48 KiB of static shared memory");
+    // Each piece where the next multiple of what the compiler aligns it to begins.
+    const std::size_t alignment = dynamic_bytes_ > 0 ? 128 : 16;
+    static_bytes_ += (bytes + alignment - 1) / alignment * alignment;
+    check_shared_bytes(static_bytes_);
+    if (function_) function_->static_bytes = std::max(function_->static_bytes, static_bytes_);
     found = static_pieces_.emplace(key, Marked(bytes)).first;
   }
   return found->second.data();
+}
+
+void Engine::check_shared_bytes(std::size_t static_bytes) const {
+  if (static_bytes > kUnaskedSharedBytes) fail("more than 48 KiB of static shared memory");
+  const std::size_t asked = function_ ? function_->asked_bytes : kMaxSharedBytes;
+  const std::size_t most = asked > 0 ? max_shared_bytes : kUnaskedSharedBytes;
+  if (static_bytes + dynamic_bytes_ <= most && (asked == 0 || dynamic_bytes_ <= asked)) return;
+  fail(std::to_string(static_bytes) + " bytes of static and " + std::to_string(dynamic_bytes_) +
+       " of dynamic shared memory, of which " + std::to_string(asked) + " were asked for");
 }
 
 void* Engine::dynamic_shared() {
@@ -334,15 +358,19 @@ void set_max_shared_bytes(std::size_t bytes) { engine().max_shared_bytes = bytes
 std::size_t max_shared_bytes() { return engine().max_shared_bytes; }
 
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
-            const std::function<void()>& body) {
+            const std::function<void()>& body, const void* function) {
   const DeviceAccess access;
   Engine& e = engine();
   e.kernel = kernel;
   e.grid = grid;
   e.block = block;
   e.block_index = {0, 0, 0};
-  e.run_grid(dynamic_shared_bytes, body);
+  e.run_grid(dynamic_shared_bytes, body, function);
   check_memory(kernel);
+}
+std::size_t static_shared_bytes(const void* function) { return engine().functions[function].static_bytes; }
+void ask_for_shared_bytes(const void* function, std::size_t dynamic_bytes) {
+  engine().functions[function].asked_bytes = dynamic_bytes;
 }
 
 const Dim3& thread_index() { return engine().current->index; }

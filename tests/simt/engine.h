@@ -6,7 +6,8 @@
 //   - a barrier or a warp-wide operation that some of its threads never reach;
 //   - lanes of one warp that meet in different warp-wide operations;
 //   - writes outside device memory and shared memory, by marks around each piece, looked at after each block;
-//   - more shared memory than the launch asked for or the device has.
+//   - more shared memory than the launch asked for or the device has, static and dynamic together;
+//   - a grid of more blocks than a device's dimensions hold.
 // Everywhere else the host reads and writes no device memory: its pages are protected.
 // Shared memory is filled with NaN when a block starts and fresh device memory is, too.
 #pragma once
@@ -34,8 +35,9 @@ struct Capability {
 // What the device says of itself.
 inline Capability capability{9, 0, 2};
 
-constexpr std::size_t kMaxSharedBytes = 227 * 1024;    // of a block, on a device of compute capability 9.0
-constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // of it, what needs no wish at launch
+constexpr std::size_t kMaxSharedBytes = 227 * 1024;     // of a block, on a device of compute capability 9.0
+constexpr std::size_t kUnaskedSharedBytes = 48 * 1024;  // static and dynamic together, where none was asked for
+constexpr unsigned kMostBlocks = 0x7fffffff, kMostBlocksAcross = 65535;  // of a grid's x; of its y and z
 
 enum class BlockOrder { ascending, descending };
 // The order in which blocks run: a result that depends on it is a race between blocks. Default: ascending.
@@ -45,9 +47,14 @@ void set_block_order(BlockOrder order);
 void set_max_shared_bytes(std::size_t bytes);
 std::size_t max_shared_bytes();
 
-// Runs `body` once for each thread of the grid.
+// Runs `body` once for each thread of the grid. `function` is what stands for the kernel where its attributes
+// are asked for or set (cudaFuncSetAttribute); none: as if all shared memory had been asked for.
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
-            const std::function<void()>& body);
+            const std::function<void()>& body, const void* function = nullptr);
+// A kernel's static shared memory, as far as its blocks have used any: what they did not reach is not known.
+std::size_t static_shared_bytes(const void* function);
+// From here on a launch of it may have so much dynamic shared memory.
+void ask_for_shared_bytes(const void* function, std::size_t dynamic_bytes);
 
 // Below, only within a kernel.
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "include/cuda_runtime.h"
@@ -14,6 +15,7 @@
 namespace {
 
 int current = 0;  // as the process counts them
+cudaError_t last_error = cudaSuccess;
 
 std::vector<int> visible_devices() {
   const char* const set = std::getenv("SIMT_DEVICES");
@@ -51,7 +53,7 @@ bool is_seen(int device) { return device >= 0 && device < static_cast<int>(visib
 
 cudaError_t refuse_in_recording() {
   simt::spoil_recording();
-  return cudaErrorStreamCaptureUnsupported;
+  return simt::failed(cudaErrorStreamCaptureUnsupported);
 }
 
 // Page-locked memory of the host, by where it begins.
@@ -69,6 +71,9 @@ bool is_pageable(const void* memory) {
 }
 
 }  // namespace
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t simt::failed(cudaError_t error) { return last_error = error; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -108,14 +113,14 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = static_cast<int>(visible_devices().size());
-  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+  return *count > 0 ? cudaSuccess : simt::failed(cudaErrorNoDevice);
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = current;
-  return is_seen(current) ? cudaSuccess : cudaErrorNoDevice;
+  return is_seen(current) ? cudaSuccess : simt::failed(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device) {
-  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  if (!is_seen(device)) return simt::failed(cudaErrorInvalidDevice);
   if (device != current && simt::allocated_bytes() > 0)
     throw std::runtime_error("emulator: device " + std::to_string(device) +
                              " is chosen while memory of device " + std::to_string(current) +
@@ -124,7 +129,7 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
-  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  if (!is_seen(device)) return simt::failed(cudaErrorInvalidDevice);
   const int number = visible_devices()[static_cast<std::size_t>(device)];
   *prop = {"the emulator",         {}, device_bytes(device), simt::capability.major,
            simt::capability.minor, 0,  16 * number + 16,     0};
@@ -133,7 +138,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (!is_seen(device)) return cudaErrorInvalidDevice;
+  if (!is_seen(device)) return simt::failed(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = simt::capability.multiprocessors;
@@ -148,7 +153,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
       *value = static_cast<int>(simt::max_shared_bytes());
       return cudaSuccess;
   }
-  return cudaErrorInvalidValue;
+  return simt::failed(cudaErrorInvalidValue);
 }
 cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int device) {
   cudaDeviceProp prop;
@@ -156,10 +161,10 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int device) {
   const int length = std::snprintf(
       text, static_cast<std::size_t>(bytes), "%04X:%02X:%02X.0", static_cast<unsigned>(prop.pciDomainID),
       static_cast<unsigned>(prop.pciBusID), static_cast<unsigned>(prop.pciDeviceID));
-  return length < bytes ? cudaSuccess : cudaErrorInvalidValue;
+  return length < bytes ? cudaSuccess : simt::failed(cudaErrorInvalidValue);
 }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
-  if (!is_seen(device) || !is_seen(peer)) return cudaErrorInvalidDevice;
+  if (!is_seen(device) || !is_seen(peer)) return simt::failed(cudaErrorInvalidDevice);
   *can = device != peer && !std::getenv("SIMT_NO_PEERS");
   return cudaSuccess;
 }
@@ -169,9 +174,24 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  *attributes = {simt::static_shared_bytes(function)};
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int value) {
+  const auto bytes = static_cast<std::size_t>(value);
+  if (simt::static_shared_bytes(function) + bytes > simt::max_shared_bytes())
+    return simt::failed(cudaErrorInvalidValue);
+  simt::ask_for_shared_bytes(function, bytes);
+  return cudaSuccess;
+}
+
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  static int number = 0;
+  const char* const failing = std::getenv("SIMT_FAIL_MALLOC");
   if (simt::is_recording()) return refuse_in_recording();
-  if (bytes > free_bytes()) return cudaErrorMemoryAllocation;
+  if (++number == (failing ? std::atoi(failing) : 0) || bytes > free_bytes())
+    return simt::failed(cudaErrorMemoryAllocation);
   *memory = simt::allocate(bytes);
   return cudaSuccess;
 }
@@ -180,7 +200,7 @@ static cudaError_t finish_before_release() try {
   if (!simt::is_recording()) simt::finish_all();
   return cudaSuccess;
 } catch (const std::runtime_error&) {
-  return cudaErrorLaunchFailure;
+  return simt::failed(cudaErrorLaunchFailure);
 }
 cudaError_t cudaFree(void* memory) {
   const cudaError_t error = finish_before_release();
@@ -199,7 +219,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
-  if (host == nullptr || is_pageable(host)) return cudaErrorInvalidValue;
+  if (host == nullptr || is_pageable(host)) return simt::failed(cudaErrorInvalidValue);
   *device = host;
   return cudaSuccess;
 }

@@ -184,39 +184,40 @@ using simt::recording;
 namespace {
 cudaError_t invalidate(cudaError_t error) {
   simt::spoil_recording();
-  return error;
+  return simt::failed(error);
 }
 bool is_dead(cudaStream_t stream) { return stream != nullptr && stream->destroyed; }
 }  // namespace
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  if (flags != cudaStreamNonBlocking) return cudaErrorInvalidValue;  // others wait for the default stream
+  if (flags != cudaStreamNonBlocking)
+    return simt::failed(cudaErrorInvalidValue);  // others wait for the default stream
   *stream = simt::streams().emplace_back(std::make_unique<simt::Stream>()).get();
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  if (stream == nullptr || is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (stream == nullptr || is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   if (stream->recorded) return invalidate(cudaErrorStreamCaptureUnsupported);
   simt::finish(stream);
   stream->destroyed = true;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
   simt::finish(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
-  if (simt::hung().count(simt::known(stream)) > 0) return cudaErrorNotReady;
+  if (simt::hung().count(simt::known(stream)) > 0) return simt::failed(cudaErrorNotReady);
   if (simt::known(stream)->waiting.empty()) {
     simt::host_waits_for(*simt::known(stream));
     return cudaSuccess;
   }
   simt::finish(stream);
-  return cudaErrorNotReady;
+  return simt::failed(cudaErrorNotReady);
 }
 cudaError_t cudaDeviceSynchronize() {
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
@@ -233,14 +234,14 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   simt::Stream& from = *simt::known(stream);
   *event = {true, from.recorded ? recording->number : 0, from.recorded ? from.clock : from.waited_for};
   if (!from.recorded) event->clock[&from] = from.given;
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   simt::Stream& to = *simt::known(stream);
   if (event->recording == 0) {
     if (to.recorded) return invalidate(cudaErrorStreamCaptureIsolation);
@@ -257,23 +258,25 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (recording) return invalidate(cudaErrorStreamCaptureUnsupported);
-  if (event->recording != 0) return cudaErrorCapturedEvent;
+  if (event->recording != 0) return simt::failed(cudaErrorCapturedEvent);
   bool ready = true;
   for (const auto& [stream, count] : event->clock) {
     ready = ready && stream->given - stream->waiting.size() >= count;
     simt::advance(*stream, count);
   }
   simt::merge(simt::host_waited_for, event->clock);
-  return ready ? cudaSuccess : cudaErrorNotReady;
+  return ready ? cudaSuccess : simt::failed(cudaErrorNotReady);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const cudaError_t error = cudaEventQuery(event);
-  return error == cudaErrorNotReady ? cudaSuccess : error;
+  if (error != cudaErrorNotReady) return error;
+  (void)cudaGetLastError();
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
-  if (stream == nullptr || recording) return cudaErrorStreamCaptureUnsupported;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
+  if (stream == nullptr || recording) return simt::failed(cudaErrorStreamCaptureUnsupported);
   recording = std::make_unique<simt::Recording>();
   recording->number = ++simt::n_recordings;
   recording->origin = stream;
@@ -283,7 +286,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = nullptr;
-  if (!recording) return cudaErrorInvalidValue;
+  if (!recording) return simt::failed(cudaErrorInvalidValue);
   if (stream != recording->origin) return invalidate(cudaErrorStreamCaptureUnmatched);
   std::unique_ptr<simt::Recording> done = std::move(recording);
   bool joined = true;
@@ -292,8 +295,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     other->recorded = false;
     other->clock.clear();
   }
-  if (done->invalid) return cudaErrorStreamCaptureInvalidated;
-  if (!joined) return cudaErrorStreamCaptureUnjoined;
+  if (done->invalid || std::getenv("SIMT_FAIL_CAPTURE")) return simt::failed(cudaErrorStreamCaptureInvalidated);
+  if (!joined) return simt::failed(cudaErrorStreamCaptureUnjoined);
   *graph = done.release();
   return cudaSuccess;
 }
@@ -312,7 +315,7 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, std::size_t* 
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  if (is_dead(stream)) return cudaErrorInvalidResourceHandle;
+  if (is_dead(stream)) return simt::failed(cudaErrorInvalidResourceHandle);
   if (simt::is_recording(stream)) return invalidate(cudaErrorStreamCaptureUnsupported);
   if (exec->exchange.stream) {
     if (!simt::may_exchange(stream))

@@ -263,7 +263,11 @@ enum cudaError_t {
   cudaErrorCapturedEvent = 907
 };
 const char* cudaGetErrorString(cudaError_t error);
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// A call that fails leaves its error behind until somebody asks for it, whatever succeeds in between.
+cudaError_t cudaGetLastError();
+namespace simt {
+cudaError_t failed(cudaError_t error);  // leaves it behind
+}
 
 using cudaStream_t = CUstream_st*;
 struct CUevent_st;
@@ -298,7 +302,15 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 
-// Memory.
+// Kernels. What stands for one is the address of its function.
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;  // static: what its blocks have used
+};
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function);
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value);
+
+// Memory. SIMT_FAIL_MALLOC: the number, from 1, of the cudaMalloc that finds no memory.
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
   cudaMemcpyDeviceToHost = 2,
@@ -306,7 +318,6 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault = 4
 };
 enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 cudaError_t cudaMalloc(void** memory, std::size_t bytes);
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
@@ -339,7 +350,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 using cudaGraph_t = simt::Recording*;
 using cudaGraphExec_t = simt::Recording*;
 using cudaGraphNode_t = void*;
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone = 0,
   cudaStreamCaptureStatusActive = 1,
