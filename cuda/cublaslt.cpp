@@ -41,14 +41,16 @@ using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy<cub
 struct Matrix {
   DType dtype;
   std::int64_t rows, columns, stride;
-  std::uint32_t alignment;  // bytes; cuBLASLt tells apart up to 256
+  // Bytes. cuBLASLt tells apart up to 256; every tensor begins at a multiple of kAlignment, and what more it
+  // has by chance would choose another algorithm, with other bits, for the same tensor in another place.
+  std::uint32_t alignment;
 
   explicit Matrix(const Tensor& t)
       : dtype(t.dtype()),
         rows(t.rows()),
         columns(t.row_size()),
         stride(t.rows() > 1 ? t.row_stride() : t.row_size()) {
-    const auto address = reinterpret_cast<std::uintptr_t>(t.raw()) | 256;
+    const auto address = reinterpret_cast<std::uintptr_t>(t.raw()) | kAlignment;
     alignment = static_cast<std::uint32_t>(address & (~address + 1));  // the lowest bit that is set
   }
   auto operator<=>(const Matrix&) const = default;
@@ -149,6 +151,7 @@ class Library {
 
 bool cublaslt_multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tensor& a, const Tensor& b,
                        const Tensor& addend_MN, Context& ctx) {
+  if (is_turned_off("SWITCHYARD_NO_CUBLASLT")) return false;
   thread_local Library library(op);
   const Tensor& added = addend_MN.defined() ? addend_MN : c_MN;  // not read where beta is 0
   const Plan& plan = library.plan_for({layout, Matrix(c_MN), Matrix(a), Matrix(b), Matrix(added)}, op);
