@@ -10,14 +10,16 @@
 #include <algorithm>
 
 #include "core/context.h"
+#include "divisor.h"
 #include "elements.h"
 #include "reduce.h"
 
 namespace switchyard::ops::cuda {
 
 struct AttentionSizes {
-  int seq_len, n_past;    // queries of a sequence; keys of it before them
-  int n_kv_heads, group;  // query heads that read one key-value head
+  int seq_len, n_past;  // queries of a sequence; keys of it before them
+  int n_kv_heads;
+  Divisor group;  // query heads that read one key-value head
   int width_N, width_M;
   float scale;
   __host__ __device__ int rows() const { return seq_len * group; }
@@ -38,7 +40,8 @@ template <class T>
 struct QueryRows {
   T* data;
   std::int64_t stride;
-  int group, width;
+  Divisor group;
+  int width;
   __device__ __forceinline__ T* operator[](int r) const {
     return data + r / group * stride + r % group * width;
   }

@@ -4,7 +4,8 @@
 //   - Output and dq: a block has 128 query rows. The scores of the next keys are multiplied while those of the
 //     keys before are weighed and added up (as FlashAttention-3 does, arXiv 2407.08608, section 3.2).
 //   - dk and dv: a block has 128 keys. Query rows of a group of heads lie apart in memory, so a whole
-//     warpgroup copies them, 16 bytes a thread, instead of one bulk copy.
+//     warpgroup copies them, 16 bytes a thread, instead of one bulk copy. A tile is handed over as soon as it
+//     has landed, whatever the consumers do: what it takes to start the next one falls into their time.
 // Legend: as attention.cu. Compiled for sm_90a alone (CMakeLists.txt).
 #include "attention_softmax.h"
 #include "attention_tiles.h"
@@ -24,7 +25,7 @@ constexpr int kThreads = kConsumers + kGroupThreads;
 constexpr int kBulkRegisters = 24, kBulkSumRegisters = 240, kPieceRegisters = 40, kPieceSumRegisters = 232;
 static_assert(kBulkRegisters + kGroups * kBulkSumRegisters == (1 + kGroups) * 168);
 static_assert(kPieceRegisters + kGroups * kPieceSumRegisters == (1 + kGroups) * 168);
-constexpr int kStages = 2;
+constexpr int kStages = 2, kPieceStages = 3;
 constexpr int kLineBytes = 2 * kBoxColumns, kInstructionK = 16, kChunk = kPack<bf16>;
 
 // A tile as products read it: blocks of 64 columns, in each a line for each row.
@@ -346,10 +347,10 @@ struct BackwardKv {
   struct Shared {
     Lines<kKeys, kN> k;
     Lines<kKeys, kM> v;
-    Lines<kRows, kN> q[kStages];
-    Lines<kRows, kM> dout[kStages];
-    RowFacts facts[kStages][kRows];
-    Barrier full[kStages], empty[kStages];
+    Lines<kRows, kN> q[kPieceStages];
+    Lines<kRows, kM> dout[kPieceStages];
+    RowFacts facts[kPieceStages][kRows];
+    Barrier full[kPieceStages], empty[kPieceStages];
   };
 };
 
@@ -365,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int key0 = place.tile * B::kKeys, warp = static_cast<int>(threadIdx.x) / kWarp;
   const TileRows rows = rows_of_keys<kThreads>(kv_begin_S, sizes, key0, key0 + B::kKeys);
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < kPieceStages; ++stage) {
       barrier_init(shared.full[stage], kGroupThreads);
       barrier_init(shared.empty[stage], kConsumerWarps);
     }
@@ -377,29 +378,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto q = query_rows(in.q_THN, sizes, place, kN);
     const auto dout = query_rows(gradients.dout_THM, sizes, place, kM);
     const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
-    // A tile is handed over when the copies of the one after it are under way.
     const auto hand_over = [&](int stage) {
+      async_wait<0>();
       fence_proxy_async();
       barrier_arrive(shared.full[stage]);
     };
-    Ring<kStages> ring;
+    const auto facts_of = [&](int row0) {
+      return facts_of_row(gradients, kv_begin_S, sizes, place,
+                          thread < B::kRows && row0 + thread < rows.end ? row0 + thread : -1);
+    };
+    Ring<kPieceStages> ring;
     int before = -1;
+    RowFacts facts = facts_of(rows.begin);  // read a turn before they are needed
     for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
+      if (before >= 0) hand_over(before);
       barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
       start_lines<B::kRows>(shared.q[ring.stage], 0, q, row0, rows.end);
       start_lines<B::kRows>(shared.dout[ring.stage], 0, dout, row0, rows.end);
       async_commit();
-      if (thread < B::kRows)
-        shared.facts[ring.stage][thread] =
-            facts_of_row(gradients, kv_begin_S, sizes, place, row0 + thread < rows.end ? row0 + thread : -1);
-      if (before >= 0) {
-        async_wait<1>();
-        hand_over(before);
-      }
+      if (thread < B::kRows) shared.facts[ring.stage][thread] = facts;
+      facts = facts_of(row0 + B::kRows);
       before = ring.stage;
       ring.advance();
     }
-    async_wait<0>();
     if (before >= 0) hand_over(before);
     return;
   }
@@ -419,7 +420,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Sums<1, kM> dv{};
   Sums<1, B::kRows> score, dprob;
   LeftOperand<B::kRows> prob, dscore;
-  Ring<kStages> ring;
+  Ring<kPieceStages> ring;
   for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
     barrier_wait(shared.full[ring.stage], ring.parity);
     const RowFacts* const facts = shared.facts[ring.stage];

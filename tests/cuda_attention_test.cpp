@@ -9,6 +9,9 @@
 
 #include "core/rng.h"
 #include "cuda/attention_cudnn.h"
+#ifdef SWITCHYARD_SIMT
+#include "cuda/divisor.h"
+#endif
 #include "cuda_support.h"
 
 #ifdef SWITCHYARD_SIMT
@@ -186,6 +189,22 @@ const Case kTensorCoreCases[] = {
     {1, 33, 2, 2, 40, 200, Mask::causal},      {2, 1, 6, 2, 64, 64, Mask::window, 150},
     {1, 5, 4, 1, 128, 128, Mask::causal, 130}, {1, 128, 2, 2, 32, 32, Mask::window},
 };
+
+#ifdef SWITCHYARD_SIMT
+TEST(CudaAttention, DivisionByGroupsIsExact) {
+  for (int d : {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 31, 64, 127, 128, 1000003, 1 << 30, 0x7fffffff}) {
+    const ops::cuda::Divisor by(d);
+    std::vector<std::int64_t> numbers = {0, 1, 0x7ffffffe, 0x7fffffff};
+    for (std::int64_t i = 0; i < 300; ++i)  // around multiples, small and large
+      for (std::int64_t side : {-1, 0, 1}) numbers.push_back(d * (i < 150 ? i : 0x7fffffff / d - i) + side);
+    for (std::int64_t n : numbers) {
+      if (n < 0 || n > 0x7fffffff) continue;
+      EXPECT_EQ(static_cast<int>(n) / by, n / d) << n << " / " << d;
+      EXPECT_EQ(static_cast<int>(n) % by, n % d) << n << " % " << d;
+    }
+  }
+}
+#endif
 
 TEST(CudaAttention, TensorCoresEqualTheCpu) {
   // Forward rounds each P to 8 bits, backward each P and dS; terms are of order one and weighed by P, of sum 1
