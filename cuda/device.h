@@ -72,8 +72,10 @@ void* stream_beside();
 // What is started on `stream` from here on waits for what was started on `other` up to here.
 void wait_for_stream(void* stream, void* other);
 
-// The device counts that it has come to an exchange; and where it counts, on the host.
-void count_exchange(Context& ctx);
+// Before and after each exchange: the device counts that it has come to it, and how long it is in it. Where it
+// counts, on the host.
+void begin_exchange(Context& ctx);
+void end_exchange(Context& ctx);
 const std::int64_t* exchanges_begun();
 
 // Small arguments and results that live on the host: a table's frequencies, sums that all ranks add up. An

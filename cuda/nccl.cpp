@@ -116,6 +116,21 @@ ncclDataType_t type_of(DType dtype) {
 
 std::size_t bytes_of(const Tensor& x) { return static_cast<std::size_t>(x.nbytes()); }
 
+// All exchanges of a process go to one stream: calls of two could meet in another order on another rank, and
+// hang.
+class Exchange {
+ public:
+  explicit Exchange(Context& ctx) : ctx_(ctx), beside_(ctx) { begin_exchange(ctx); }
+  void end() {
+    end_exchange(ctx_);
+    beside_.join();
+  }
+
+ private:
+  Context& ctx_;
+  Beside beside_;
+};
+
 class NcclGroup final : public DeviceGroup {
  public:
   explicit NcclGroup(ncclComm_t comm) : comm_(comm) {
@@ -126,24 +141,20 @@ class NcclGroup final : public DeviceGroup {
   // for recordings; aborting it has hung where one of them was (NVIDIA/nccl issues 863, 992, 1777).
   ~NcclGroup() override = default;
 
-  // All of a process go to one stream: calls of two could meet in another order on another rank, and hang.
-
   void all_gather(const Tensor& to_NX, const Tensor& from_X, Context& ctx) override {
-    Beside beside(ctx);
-    count_exchange(ctx);
+    Exchange exchange(ctx);
     SY_NCCL(comm_, nccl().ncclAllGather(from_X.raw(), to_NX.raw(), bytes_of(from_X), ncclUint8, comm_,
                                         stream_of(ctx)));
-    beside.join();
+    exchange.end();
   }
 
   void exchange(const Tensor& to_NX, const Tensor& from_NX, Context& ctx) override {
-    Beside beside(ctx);
-    count_exchange(ctx);
+    Exchange exchange(ctx);
     const std::size_t piece = bytes_of(from_NX) / static_cast<std::size_t>(size_);
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
     if (nccl().ncclAlltoAll != nullptr) {
       SY_NCCL(comm_, nccl().ncclAlltoAll(from_NX.raw(), to_NX.raw(), piece, ncclUint8, comm_, stream_of(ctx)));
-      return beside.join();
+      return exchange.end();
     }
 #endif
     SY_NCCL(comm_, nccl().ncclGroupStart());
@@ -153,33 +164,30 @@ class NcclGroup final : public DeviceGroup {
       receive(static_cast<std::byte*>(to_NX.raw()) + first, piece, p, ctx);
     }
     SY_NCCL(comm_, nccl().ncclGroupEnd());
-    beside.join();
+    exchange.end();
   }
 
   void move(std::span<const Message> out, std::span<const Message> in, Context& ctx) override {
-    Beside beside(ctx);
-    count_exchange(ctx);
+    Exchange exchange(ctx);
     SY_NCCL(comm_, nccl().ncclGroupStart());
     for (const Message& message : out)
       send(message.data, static_cast<std::size_t>(message.bytes), message.place, ctx);
     for (const Message& message : in)
       receive(message.data, static_cast<std::size_t>(message.bytes), message.place, ctx);
     SY_NCCL(comm_, nccl().ncclGroupEnd());
-    beside.join();
+    exchange.end();
   }
 
   void sum(const Tensor& x, Context& ctx) override {
-    Beside beside(ctx);
-    count_exchange(ctx);
+    Exchange exchange(ctx);
     SY_NCCL(comm_, nccl().ncclAllReduce(x.raw(), x.raw(), static_cast<std::size_t>(x.numel()),
                                         type_of(x.dtype()), ncclSum, comm_, stream_of(ctx)));
-    beside.join();
+    exchange.end();
   }
 
   // Parts differ in size, which a reduce-scatter does not allow: each is reduced to its owner, all at once.
   void sum_to_owners(const Tensor& x_P, std::span<const FlatRange> part_N, Context& ctx) override {
-    Beside beside(ctx);
-    count_exchange(ctx);
+    Exchange exchange(ctx);
     SY_NCCL(comm_, nccl().ncclGroupStart());
     for (std::size_t p = 0; p < part_N.size(); ++p) {
       if (part_N[p].count == 0) continue;
@@ -189,7 +197,7 @@ class NcclGroup final : public DeviceGroup {
                                 ncclSum, static_cast<int>(p), comm_, stream_of(ctx)));
     }
     SY_NCCL(comm_, nccl().ncclGroupEnd());
-    beside.join();
+    exchange.end();
   }
 
   std::unique_ptr<DeviceGroup> split(int color) override {

@@ -10,6 +10,10 @@
 
 #include "cuda_support.h"
 
+#ifdef SWITCHYARD_SIMT
+#include "engine.h"
+#endif
+
 namespace switchyard::test {
 namespace {
 
@@ -84,6 +88,42 @@ TEST(CudaDeviceGroup, ARankAloneExchangesWithItselfToTheBit) {
       "all-gather of a part", [&] { part->all_gather(alone.b, alone.a, ctx); }, a, a);
   EXPECT_NO_THROW(group->check());
 }
+
+#ifdef SWITCHYARD_SIMT
+std::int64_t now = 0;
+
+// By a clock that goes on by 1000 ns each time it is read, and by what happens between.
+TEST(CudaDeviceGroup, TheDeviceKnowsHowLongItIsInExchanges) {
+  Alone alone;
+  const auto group = ops::cuda::make_device_group(ops::cuda::make_device_group_id(), 0, 1);
+  Context& ctx = alone.ctx;
+  simt::clock = [] { return now += 1000; };
+  const double before = ops::cuda::exchange_seconds();
+  // One unit in the last place of a double of some seconds is far below.
+  const auto expect = [&](int exchanges) {
+    ops::cuda::synchronise(ctx);
+    EXPECT_NEAR(ops::cuda::exchange_seconds() - before, exchanges * 1e-6, 1e-12);
+  };
+  group->all_gather(alone.b, alone.a, ctx);
+  expect(1);
+  now += 1'000'000'000;
+  group->exchange(alone.b, alone.a, ctx);
+  group->sum(alone.b, ctx);
+  expect(3);
+  ops::cuda::Graph graph;
+  graph.record(ctx, [&] {
+    group->all_gather(alone.b, alone.a, ctx);
+    group->all_gather(alone.b, alone.a, ctx);
+  });
+  expect(3);
+  const std::int64_t begun = *ops::cuda::exchanges_begun();
+  graph.launch(ctx);
+  graph.launch(ctx);
+  expect(7);
+  EXPECT_EQ(*ops::cuda::exchanges_begun(), begun + 4);
+  simt::clock = nullptr;
+}
+#endif
 
 }  // namespace
 }  // namespace switchyard::test

@@ -2,7 +2,7 @@
 // the environment says.
 //   SWITCHYARD_FAULT="rank=1,step=3,place=backward of layer,nth=2,kind=kill"
 // At the nth mark, from step 3 on, whose place begins with that text. Kinds: kill, stop, hang, throw, exit,
-// sigterm, full_disk (from there on nothing can be written), no_memory.
+// sigterm, full_disk (from there on nothing can be written), no_memory, nap (two seconds).
 #include <fmt/core.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -51,6 +51,7 @@ void happen(const std::string& kind) {
   if (kind == "exit") std::_Exit(3);
   if (kind == "throw") throw_run("the test has broken this rank");
   if (kind == "no_memory") throw std::bad_alloc();
+  if (kind == "nap") std::this_thread::sleep_for(std::chrono::seconds(2));
   while (kind == "hang") std::this_thread::sleep_for(std::chrono::seconds(1));
   if (kind == "full_disk") {
     const rlimit none{0, 0};

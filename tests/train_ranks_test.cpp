@@ -178,8 +178,20 @@ TEST(IdealBytes, AreWhatRanksSend) {
         EXPECT_EQ(sent(parallel::Traffic::weights), ideal.weights);
         EXPECT_EQ(ideal.gradients > 0, world.size() > 1);
         EXPECT_EQ(std::ssize(figures.wait_seconds_N), world.size());
+        EXPECT_TRUE(figures.exchange_seconds_N.empty());
       });
     }
+}
+
+TEST(RankWatch, ARankWaitsOnItsDeviceBeyondTheOneThatIsInExchangesLeast) {
+  on_world_threads(3, [](parallel::World& world) {
+    const double in_exchanges[] = {5000, 3000, 4000};  // far beyond what hosts here wait in seconds
+    const RankFigures figures =
+        RankWatch().gather(world, parallel::all_ranks(world), in_exchanges[world.rank()]);
+    EXPECT_EQ(figures.exchange_seconds_N, (std::vector<double>{5000, 3000, 4000}));
+    for (std::size_t rank = 0; rank < 3; ++rank)
+      EXPECT_NEAR(figures.wait_seconds_N[rank], in_exchanges[rank] - 3000, 500);
+  });
 }
 
 TEST(ExpectSameEverywhere, NamesTheFirstRankThatDiffers) {

@@ -4,8 +4,9 @@
     tools/bench_gpu_ranks.py --binary build-cuda/switchyard --exchange build-cuda/bench_exchange --devices 8
 
 With N ranks a step has 2 N micro-batches. Weak: N ranks over one rank with 2, tokens/s a rank. Strong: over one rank with all
-2 N. `waits` is the share of a step in which a rank's host waited for others (metrics.jsonl), `exchanges` the share that its bytes
-take at the rates measured first, as if nothing else ran meanwhile. Standard library alone.
+2 N. `waits` is the share of a step in which a rank waited for others, its host or its device (metrics.jsonl), `in_exchanges` the
+share that its device was in exchanges, which waits are a part of, and `exchanges` the share that its bytes take at the rates
+measured first, as if nothing else ran meanwhile. Standard library alone.
 """
 
 import argparse
@@ -90,6 +91,7 @@ class Bench:
         result |= {"tokens_per_second": together, "weak": together / ranks / self.speed_alone(MICRO_BATCHES),
                    "strong": together / ranks / strong_base if strong_base else None,
                    "waits": statistics.median(sum(step["wait_seconds"]) / ranks / each for step, each in zip(steps, seconds)),
+                   "in_exchanges": statistics.median(step["exchange_seconds"]["mean"] / each for step, each in zip(steps, seconds)),
                    "exchanges": statistics.median(took / each for took, each in zip(sent, seconds))}
         for step in steps:
             for kind, ideal in step["ideal_bytes"].items():
@@ -113,7 +115,7 @@ def show(case):
     name = f"{case['ranks']} ranks, expert {case['expert']}, micro-batch {case['micro_batch']}: "
     if "tokens_per_second" in case:
         name += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {shown(case['strong'])}, "
-                 f"waits {case['waits']:.0%}, exchanges {case['exchanges']:.0%}")
+                 f"waits {case['waits']:.0%}, in exchanges {case['in_exchanges']:.0%}, moving bytes {case['exchanges']:.0%}")
     if "reached" in case:
         name += f"; weak >= {WEAK_BAR}, waits < {WAIT_BAR:.0%} {'reached' if case['reached'] else 'MISSED'}"
     print(name + (f"  FAILED: {case['error']}" if "error" in case else ""), flush=True)

@@ -26,7 +26,7 @@ STEPS = 6
 # One rank adds the same numbers in another order; float32, steps that each start from weights which differ already.
 NEAR = 1e-3
 TIMES = {"tokens_per_second", "wall_time", "train_seconds", "memory_bytes", "product_rate_share", "step_seconds", "seconds",
-         "memory_bytes_by_rank", "wait_seconds"}
+         "memory_bytes_by_rank", "wait_seconds", "exchange_seconds"}
 
 
 def stop(code, line):

@@ -64,7 +64,8 @@ def scaling_lines(scaling):
             continue
         strong = "without a figure" if case["strong"] is None else f"{case['strong']:.2f}"
         line += (f"{case['tokens_per_second']:.0f} tokens/s, weak {case['weak']:.2f}, strong {strong}, "
-                 f"waits {100 * case['waits']:.0f} %, exchanges {100 * case['exchanges']:.0f} %")
+                 f"waits {100 * case['waits']:.0f} %, in exchanges {100 * case['in_exchanges']:.0f} %, "
+                 f"moving bytes {100 * case['exchanges']:.0f} %")
         if "reached" in case:
             line += (f"  weak {case['bars']['weak']:.2f}, waits below {100 * case['bars']['waits']:.0f} % "
                      f"{verdict(case['reached'])}")

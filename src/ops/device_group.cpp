@@ -20,4 +20,11 @@ std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, 
   return {};
 }
 
+double exchange_seconds(Device device) {
+  if constexpr (kHasCuda) {
+    if (device == Device::cuda) return cuda::exchange_seconds();
+  }
+  return 0;
+}
+
 }  // namespace switchyard::ops

@@ -60,11 +60,16 @@ std::string make_device_group_id();
 std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
 // The library's version: 22809 is 2.28.9. 0: this program was built without it; -1: it is not on this machine.
 int device_group_version();
+// How long this process's device has been in exchanges of all groups, in seconds: until it came to the end of
+// the last one that it was waited for. Each is counted from where the device comes to it, so that it takes the
+// waiting for others and the moving of bytes. 0 on the CPU.
+double exchange_seconds(Device device);
 
 namespace cuda {
 std::string make_device_group_id();
 std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
 int device_group_version();
+double exchange_seconds();
 }  // namespace cuda
 
 }  // namespace switchyard::ops

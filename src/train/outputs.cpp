@@ -2,7 +2,9 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -54,10 +56,17 @@ void add_ranks(MetricsRecord& record, const StepOutcome& outcome) {
   for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
     sent.add(parallel::name_of(static_cast<parallel::Traffic>(kind)), ranks.sent_bytes[kind]);
   ideal.add("gradients", outcome.ideal_bytes.gradients).add("weights", outcome.ideal_bytes.weights);
-  record.add("sent_bytes", sent)
-      .add("ideal_bytes", ideal)
-      .add("wait_seconds", ranks.wait_seconds_N)
-      .add("memory_bytes_by_rank", ranks.memory_bytes_N);
+  record.add("sent_bytes", sent).add("ideal_bytes", ideal);
+  if (const std::vector<double>& seconds = ranks.exchange_seconds_N; !seconds.empty()) {
+    const auto [least, largest] = std::minmax_element(seconds.begin(), seconds.end());
+    const double sum = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    MetricsRecord exchanges;
+    exchanges.add("least", *least)
+        .add("mean", sum / static_cast<double>(seconds.size()))
+        .add("largest", *largest);
+    record.add("exchange_seconds", exchanges);
+  }
+  record.add("wait_seconds", ranks.wait_seconds_N).add("memory_bytes_by_rank", ranks.memory_bytes_N);
   if (outcome.expert_ranks == 1) return;
   record.add("rank_load", rank_load(outcome.result.load, outcome.expert_ranks))
       .add("room_needed", static_cast<double>(outcome.result.experts.rows) / outcome.even_rows)

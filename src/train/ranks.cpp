@@ -185,12 +185,14 @@ IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, 
   return bytes;
 }
 
-RankFigures RankWatch::gather(const parallel::World& world, const parallel::Group& all) {
+RankFigures RankWatch::gather(const parallel::World& world, const parallel::Group& all,
+                              std::optional<double> exchange_seconds) {
   const parallel::TransportCounts now = world.transport->counts();
-  constexpr std::size_t kFigures = parallel::kTrafficKinds + 2;
+  constexpr std::size_t kFigures = parallel::kTrafficKinds + 3;
   std::array<double, kFigures> mine{};  // whole numbers far below 2^53
   for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
     mine[kind] = static_cast<double>(now.sent_bytes[kind] - before_.sent_bytes[kind]);
+  mine[kFigures - 3] = exchange_seconds.value_or(0);
   mine[kFigures - 2] = now.wait_seconds - before_.wait_seconds;
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
@@ -203,9 +205,13 @@ RankFigures RankWatch::gather(const parallel::World& world, const parallel::Grou
     const double* const of_rank = of_all.data() + rank * kFigures;
     for (std::size_t kind = 0; kind < parallel::kTrafficKinds; ++kind)
       figures.sent_bytes[kind] += static_cast<std::int64_t>(of_rank[kind]);
+    if (exchange_seconds) figures.exchange_seconds_N.push_back(of_rank[kFigures - 3]);
     figures.wait_seconds_N.push_back(of_rank[kFigures - 2]);
     figures.memory_bytes_N.push_back(static_cast<std::int64_t>(of_rank[kFigures - 1]));
   }
+  const std::vector<double>& exchanges = figures.exchange_seconds_N;
+  for (std::size_t rank = 0; rank < exchanges.size(); ++rank)
+    figures.wait_seconds_N[rank] += exchanges[rank] - *std::min_element(exchanges.begin(), exchanges.end());
   return figures;
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -70,12 +71,16 @@ IdealBytes ideal_bytes(const ParameterStore& store, const parallel::Mesh& mesh, 
 // What the ranks say of themselves after a step, on every rank.
 struct RankFigures {
   std::array<std::int64_t, parallel::kTrafficKinds> sent_bytes{};  // since the last time, of all ranks
-  std::vector<double> wait_seconds_N;                              // since the last time, of each rank
-  std::vector<std::int64_t> memory_bytes_N;                        // the largest resident set of each process
+  // Since the last time, of each rank: how long its device was in exchanges, on the CPU none; how long it
+  // waited for others, its host, and its device beyond the one that was in exchanges least.
+  std::vector<double> exchange_seconds_N, wait_seconds_N;
+  std::vector<std::int64_t> memory_bytes_N;  // the largest resident set of each process
 };
 class RankWatch {
  public:
-  RankFigures gather(const parallel::World& world, const parallel::Group& all);
+  // exchange_seconds: of this rank's device, if it computes on one.
+  RankFigures gather(const parallel::World& world, const parallel::Group& all,
+                     std::optional<double> exchange_seconds = std::nullopt);
 
  private:
   parallel::TransportCounts before_;

@@ -387,7 +387,9 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     const std::optional<EvalResult> validation = evaluate_if_due();
     state_.train_seconds += seconds_since(last_step);
     last_step = Clock::now();
-    const RankFigures ranks = rank_watch_.gather(world_, all_);
+    const RankFigures ranks = rank_watch_.gather(
+        world_, all_,
+        step_.context().device != Device::cpu ? std::optional(result.exchange_seconds) : std::nullopt);
     const StepOutcome outcome{
         .result = result,
         .state = state_,

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "core/log.h"
 #include "core/progress.h"
@@ -159,6 +160,13 @@ void Step::rehearse() {
   ops::synchronise(ctx_);  // a kernel that fails does so here, and the staging memory is free again
   ctx_.scratch.settle();
   memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
+  grad_squares_1_.read_back();
+  exchange_seconds();  // which are not the run's
+}
+
+double Step::exchange_seconds() {
+  const double now = ops::exchange_seconds(ctx_.device);
+  return now - std::exchange(exchange_seconds_before_, now);
 }
 
 // This rank's part of the global batch: neighbouring samples, so that any number of ranks trains on the same.
@@ -395,6 +403,7 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
   });
   if (!on_device) finish();
   result->experts = experts;
+  result->exchange_seconds = exchange_seconds();
   if (ctx_.device == Device::cpu) ctx_.scratch.settle();  // a device's graphs keep what rehearse() settled
   return *result;
 }

@@ -52,6 +52,8 @@ struct StepResult {
   LoadCounts load;
   model::TokenCounts tokens{};
   ExpertNeed experts{};
+  // Of this rank's device, in exchanges with others, from where it was last waited for at the end of a step.
+  double exchange_seconds = 0;
 };
 
 class Step {
@@ -113,6 +115,7 @@ class Step {
   void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
   void keep_results(std::int64_t micro);
   void sum_routing_over_ranks();
+  double exchange_seconds();       // since it was last asked, of what the device was waited for
   bool needs_global_sums() const;  // a gradient does, before it can be made
   StepResult read_back(std::span<const double> mtp_share_K);
   std::string first_finding(const std::string& mine, const std::string& nothing) const;
@@ -128,6 +131,7 @@ class Step {
   AdamW optimizer_;
   BatchBuffers buffers_;
   Recorded micro_step_, count_step_;
+  double exchange_seconds_before_ = 0;
   std::vector<std::vector<std::size_t>> domain_MB_;
   std::vector<std::int32_t> window_;
   // What a step writes and the host reads when it is over. Each has a copy where the device writes it.

@@ -6,6 +6,7 @@ SWITCHYARD_DEVICE_FAULTS, the program with tests/faults.cpp and the emulator's d
 """
 
 import concurrent.futures
+import json
 import os
 import re
 import subprocess
@@ -67,6 +68,16 @@ class FaultsOnDevices(CliTest):
         return subprocess.run([FAULTS, "train", self.config, "--out", out, "--nproc", str(ranks), "--device", "cuda", *more],
                               cwd=self.dir, env={**self.environment, **variables}, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, check=False, timeout=GONE)
+
+    def test_others_are_seen_to_wait_for_a_rank_that_comes_late(self):
+        """By two seconds, in the first step. The other one has nothing to do meanwhile: not even half of it may be missing."""
+        run = self.train(2, "late", **fault(1, 1, "forward of layer", "nap"))
+        self.assertEqual(run.returncode, 0, run.stderr)
+        first = json.loads((self.dir / "late" / "metrics.jsonl").read_text().splitlines()[0])
+        spent = first["exchange_seconds"]
+        self.assertGreater(spent["largest"] - spent["least"], 1)
+        self.assertAlmostEqual(spent["mean"], (spent["least"] + spent["largest"]) / 2)
+        self.assertGreater(first["wait_seconds"][0], 1)
 
     def break_one(self, name, whole):
         ranks, variables, line, newest = BROKEN[name]

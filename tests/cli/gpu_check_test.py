@@ -142,7 +142,7 @@ class GpuCheck(CliTest):
         self.assertEqual([(case["ranks"], case["expert"]) for case in scaling["cases"]], [(2, 1), (2, 2)])
         for case in scaling["cases"]:
             self.assertNotIn("reached", case)
-            self.assertGreater(min(case["weak"], case["strong"], case["exchanges"]), 0, case)
+            self.assertGreater(min(case["weak"], case["strong"], case["exchanges"], case["in_exchanges"]), 0, case)
         (exchange,) = scaling["exchanges"]
         self.assertEqual([row["what"] for row in exchange["rows"]],
                          ["NCCL's all-gather", "all-gather", "all-gather of unequal parts", "exchange of tokens",

@@ -29,7 +29,7 @@ MAGIC = {2: (20240520, 1), 4: (20240801, 7)}  # bytes a token -> magic, version
 
 # What a run measures with a clock: everything else in metrics.jsonl must repeat bit for bit.
 TIMING_KEYS = {"tokens_per_second", "wall_time", "train_seconds", "memory_bytes", "product_rate_share", "step_seconds", "seconds",
-               "memory_bytes_by_rank", "wait_seconds"}
+               "memory_bytes_by_rank", "wait_seconds", "exchange_seconds"}
 
 
 # --- data ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <boost/context/fiber.hpp>
 #include <boost/context/preallocated.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -356,6 +357,11 @@ void arrive(const std::vector<AsyncCopy>& group) {
 void set_block_order(BlockOrder order) { engine().order = order; }
 void set_max_shared_bytes(std::size_t bytes) { engine().max_shared_bytes = bytes; }
 std::size_t max_shared_bytes() { return engine().max_shared_bytes; }
+
+std::int64_t nanoseconds() {
+  if (clock != nullptr) return clock();
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
             const std::function<void()>& body, const void* function) {

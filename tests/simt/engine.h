@@ -56,6 +56,10 @@ std::size_t static_shared_bytes(const void* function);
 // From here on a launch of it may have so much dynamic shared memory.
 void ask_for_shared_bytes(const void* function, std::size_t dynamic_bytes);
 
+// The device's clock, in nanoseconds. A test sets one of its own; none: the host's.
+inline std::int64_t (*clock)() = nullptr;
+std::int64_t nanoseconds();
+
 // Below, only within a kernel.
 
 const Dim3& thread_index();
