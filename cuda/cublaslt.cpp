@@ -38,26 +38,23 @@ using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy<cublasLtMat
 using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy<cublasLtMatmulPreferenceDestroy>>;
 
 // A matrix as far as the choice of an algorithm depends on it.
-struct Matrix {
+struct MatrixKind {
   DType dtype;
   std::int64_t rows, columns, stride;
   // Bytes. cuBLASLt tells apart up to 256; every tensor begins at a multiple of kAlignment, and what more it
   // has by chance would choose another algorithm, with other bits, for the same tensor in another place.
   std::uint32_t alignment;
 
-  explicit Matrix(const Tensor& t)
-      : dtype(t.dtype()),
-        rows(t.rows()),
-        columns(t.row_size()),
-        stride(t.rows() > 1 ? t.row_stride() : t.row_size()) {
-    const auto address = reinterpret_cast<std::uintptr_t>(t.raw()) | kAlignment;
+  explicit MatrixKind(const Matrix& m)
+      : dtype(m.dtype), rows(m.rows), columns(m.columns), stride(m.rows > 1 ? m.stride : m.columns) {
+    const auto address = reinterpret_cast<std::uintptr_t>(m.data) | kAlignment;
     alignment = static_cast<std::uint32_t>(address & (~address + 1));  // the lowest bit that is set
   }
-  auto operator<=>(const Matrix&) const = default;
+  auto operator<=>(const MatrixKind&) const = default;
 };
 struct Problem {
   GemmLayout layout;
-  Matrix c_MN, a, b, addend_MN;  // without an addend: as c
+  MatrixKind c_MN, a, b, addend_MN;  // without an addend: as c
   auto operator<=>(const Problem&) const = default;
 };
 
@@ -74,7 +71,7 @@ cudaDataType_t type_of(DType dtype) {
 }
 
 // cuBLASLt counts matrices by columns: our rows are its columns.
-Layout layout_of(const Matrix& m, const char* op) {
+Layout layout_of(const MatrixKind& m, const char* op) {
   cublasLtMatrixLayout_t layout = nullptr;
   check(cublasLtMatrixLayoutCreate(&layout, type_of(m.dtype), static_cast<std::uint64_t>(m.columns),
                                    static_cast<std::uint64_t>(m.rows), m.stride),
@@ -149,21 +146,21 @@ class Library {
 
 }  // namespace
 
-bool cublaslt_multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tensor& a, const Tensor& b,
+bool cublaslt_multiply(const char* op, GemmLayout layout, const Matrix& c_MN, const Matrix& a, const Matrix& b,
                        const Tensor& addend_MN, Context& ctx) {
   if (is_turned_off("SWITCHYARD_NO_CUBLASLT")) return false;
   thread_local Library library(op);
-  const Tensor& added = addend_MN.defined() ? addend_MN : c_MN;  // not read where beta is 0
-  const Plan& plan = library.plan_for({layout, Matrix(c_MN), Matrix(a), Matrix(b), Matrix(added)}, op);
+  const Matrix added = addend_MN.defined() ? Matrix(addend_MN) : c_MN;  // not read where beta is 0
+  const Plan& plan =
+      library.plan_for({layout, MatrixKind(c_MN), MatrixKind(a), MatrixKind(b), MatrixKind(added)}, op);
   if (!plan.possible) return false;
   ScratchScope scope(ctx.scratch);  // allocated once, and used in the stream's order
   const Tensor workspace = ctx.scratch.take({kWorkspaceBytes / size_of(DType::f32)}, DType::f32);
   const float alpha = 1, beta = addend_MN.defined() ? 1 : 0;
-  check(
-      cublasLtMatmul(library.handle(), plan.product.get(), &alpha, b.raw(), plan.b.get(), a.raw(), plan.a.get(),
-                     &beta, added.raw(), plan.addend.get(), c_MN.raw(), plan.c.get(), &plan.algorithm,
-                     workspace.raw(), static_cast<std::size_t>(kWorkspaceBytes), stream_of(ctx)),
-      op, "cublasLtMatmul");
+  check(cublasLtMatmul(library.handle(), plan.product.get(), &alpha, b.data, plan.b.get(), a.data, plan.a.get(),
+                       &beta, added.data, plan.addend.get(), c_MN.data, plan.c.get(), &plan.algorithm,
+                       workspace.raw(), static_cast<std::size_t>(kWorkspaceBytes), stream_of(ctx)),
+        op, "cublasLtMatmul");
   return true;
 }
 

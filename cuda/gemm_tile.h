@@ -163,7 +163,8 @@ __device__ __forceinline__ Elements<bf16, kChunk> rounded_chunk(const T* from, i
 enum class Order { as_stored, halves };
 
 // A thread's share of an operand's tiles, which lie in shared memory as [kTile, kTileK] where the operand lies
-// along K, else as [kTileK, kTile]: a chunk in every kRowsATurn-th row. kPacks: the operand's rows are packs.
+// along K, else as [kTileK, kTile]: a chunk in every kRowsATurn-th row. kPacks: the operand's rows begin at
+// multiples of 16 bytes, and those of float are whole packs.
 template <bool kAlongK, bool kPacks, Order kOrder, class T>
 class OperandTiles {
  public:
@@ -190,7 +191,7 @@ class OperandTiles {
       const T* const from = from_ + (kOrder == Order::halves ? row / 2 : row) * stride_;
       bf16* const to = tile + to_ + row * kColumns;  // chunks change places alike in all turns
       if constexpr (kPacks && std::is_same_v<T, bf16>) {
-        async_copy_16(to, from, valid > 0 ? 16 : 0);
+        async_copy_16(to, from, valid * static_cast<int>(sizeof(bf16)));
       } else {
         store<kChunk>(to, rounded_chunk<kPacks>(from, valid));
       }
@@ -325,7 +326,7 @@ __device__ __forceinline__ void for_rows_of_lane(const Tile& tile, F&& f) {
   }
 }
 
-template <class T, class Out, GemmLayout kLayout, bool kPacks>
+template <class T, class Out, GemmLayout kLayout, bool kPacks, bool kWritesPacks>
 __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> product) {
   const Tile tile = find_tile<kLayout>(product, static_cast<int>(blockIdx.x));
   if (tile.m_first >= tile.m_end) return;  // the whole block
@@ -337,8 +338,9 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(Product<T, Out> pro
     for (int j = 0; j < kAcross; j += 2) {
       const float left[2] = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
       const float right[2] = {sum[i][j + 1][2 * half], sum[i][j + 1][2 * half + 1]};
-      write_quad<kPacks>(p.c_MN[m], p.addend_MN[m], tile.n_first + first_column_of_warp() + j * kFragmentN, p.n,
-                         left, right, m < tile.m_end);
+      write_quad<kWritesPacks>(p.c_MN[m], p.addend_MN[m],
+                               tile.n_first + first_column_of_warp() + j * kFragmentN, p.n, left, right,
+                               m < tile.m_end);
     }
   });
 }

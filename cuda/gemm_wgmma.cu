@@ -82,7 +82,9 @@ __device__ __forceinline__ std::uint64_t operand_from(const bf16* operand, int f
 template <bool kAlongK>
 constexpr int kNextK = kInstructionK*(kAlongK ? 2 : kLineBytes);
 
-// What becomes of the sums. They are c;
+// What becomes of the sums. They are c, written so many columns at once: four, or two where its rows are no
+// whole fours;
+template <int kColumnsAtOnce>
 struct Plain {};
 // or c is gate_up_R2F, and it is activated too. Half the columns of a tile are gates, the others the ups that
 // belong to them, so that a thread has both.
@@ -93,7 +95,7 @@ struct GateUp {
 
 template <int kTileN, class Out>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
-                                           const Tile& tile, int first_row, const Plain&) {
+                                           const Tile& tile, int first_row, const Plain<4>&) {
   constexpr int kAtOnce = 4;                     // loads that are under way while the first one's sum waits
   const bool add = p.addend_MN.data != nullptr;  // which is c itself
   SY_UNROLL
@@ -125,6 +127,22 @@ __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const
           result.element[q] = from_float<Out>(add ? to_float(before[i].element[q]) + four[i][q] : four[i][q]);
         store<4>(c_N + n + 16 * i, result);
       }
+    }
+  }
+}
+template <int kTileN, class Out>
+__device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
+                                           const Tile& tile, int first_row, const Plain<2>&) {
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int m = first_row + 8 * half;
+    if (m >= tile.m_end) continue;
+    const int n_first = tile.n_first + 2 * (static_cast<int>(threadIdx.x) % 4);
+    SY_UNROLL
+    for (int j = 0; j < kTileN / 8; ++j) {
+      const float* const pair = sum + 4 * j + 2 * half;
+      const Out* const addend_N = p.addend_MN.data != nullptr ? p.addend_MN[m] : nullptr;
+      if (const int n = n_first + 8 * j; n < p.n) write<2>(p.c_MN[m], addend_N, n, {pair[0], pair[1]});
     }
   }
 }
@@ -254,27 +272,17 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 
 // ---- the choice of a kernel ----
 
-// One matrix, or [E, rows, columns].
-BoxedMatrices matrices_of(const Tensor& t) {
-  const bool many = t.shape().rank() == 3;
-  const std::int64_t rows = t.dim(many ? 1 : 0), columns = t.dim(many ? 2 : 1);
-  if (many) return {t.raw(), t.dim(0), rows, columns, columns, t.row_stride()};
-  return {t.raw(), 1, rows, columns, t.row_stride(), rows * t.row_stride()};
-}
-// Whether write_quad may write packs.
-bool writes_packs(const Tensor& c) {
-  const BoxedMatrices m = matrices_of(c);
-  const std::int64_t pack = 16 / size_of(c.dtype());
-  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.columns % pack == 0 && m.stride % pack == 0;
+BoxedMatrices boxed(const Matrix& m) {
+  return {m.data, m.matrices, m.rows, m.columns, m.stride, m.matrix_stride};
 }
 
-bool can_multiply(const Tensor& c, const Tensor& a, const Tensor& b) {
-  return a.dtype() == DType::bf16 && b.dtype() == DType::bf16 && device_has_wgmma() &&
-         fits_tensor_map(matrices_of(a)) && fits_tensor_map(matrices_of(b)) && writes_packs(c);
+bool can_multiply(const Matrix& a, const Matrix& b) {
+  return a.dtype == DType::bf16 && b.dtype == DType::bf16 && device_has_wgmma() && fits_tensor_map(boxed(a)) &&
+         fits_tensor_map(boxed(b));
 }
 
 template <class Out, GemmLayout kLayout, int kTileN, class Epilogue>
-void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices& b, Product<bf16, Out> product,
+void launch_tiles_of(const char* op, const Matrix& a, const Matrix& b, Product<bf16, Out> product,
                      const Epilogue& epilogue, int multiprocessors, Context& ctx) {
   constexpr int kBRows = std::is_same_v<Epilogue, GateUp> ? kTileN / 2 : kTileN;
   product.tiles_n = static_cast<int>(ceil_div(product.n, kTileN));
@@ -283,50 +291,51 @@ void launch_tiles_of(const char* op, const BoxedMatrices& a, const BoxedMatrices
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(n_tiles, multiprocessors));
   launch(op, wgmma_kernel<Out, kLayout, kTileN, Epilogue>,
          {grid, kWgmmaThreads, kSwizzledBytes<WgmmaShared<kTileN>>}, ctx,
-         make_tensor_map(op, a, a_along_k(kLayout) ? kTile : kStepK),
-         make_tensor_map(op, b, b_along_k(kLayout) ? kBRows : kStepK), product, epilogue);
+         make_tensor_map(op, boxed(a), a_along_k(kLayout) ? kTile : kStepK),
+         make_tensor_map(op, boxed(b), b_along_k(kLayout) ? kBRows : kStepK), product, epilogue);
 }
 
 template <class Out, GemmLayout kLayout, class Epilogue>
-void launch_wgmma(const char* op, const Tensor& c, const BoxedMatrices& a, const BoxedMatrices& b, bool add,
+void launch_wgmma(const char* op, const Matrix& c, const Matrix& a, const Matrix& b, bool add,
                   const int* offset_Ep, const Epilogue& epilogue, Context& ctx) {
   constexpr bool kA = a_along_k(kLayout);
-  const BoxedMatrices c_matrices = matrices_of(c);
-  const std::int64_t m = c_matrices.rows, n = c_matrices.columns, k = kA ? a.columns : a.rows;
-  const std::int64_t n_experts = kA ? b.matrices : c_matrices.matrices;
+  const std::int64_t m = c.rows, n = c.columns, k = kA ? a.columns : a.rows;
+  const std::int64_t n_experts = kA ? b.matrices : c.matrices;
   for (std::int64_t size : {m, n, k}) SY_CHECK(size < 0x7fffffff - 256, "{}: a dimension of {}", op, size);
   std::int64_t tiles_m = ceil_div(m, kTile);
   if (offset_Ep != nullptr) tiles_m = kA ? m / kTile + std::min(m, n_experts) : tiles_m * n_experts;
   SY_CHECK(tiles_m < 0x7fffffff, "{}: {} tiles", op, tiles_m);
+  auto* const to = static_cast<Out*>(c.data);
   const Product<bf16, Out> product{.a = {},
                                    .b = {},
-                                   .c_MN = {c.as<Out>(), c_matrices.stride},
+                                   .c_MN = {to, c.stride},
                                    .m = static_cast<int>(m),
                                    .n = static_cast<int>(n),
                                    .k = static_cast<int>(k),
                                    .tiles_m = static_cast<int>(tiles_m),
                                    .tiles_n = 0,
-                                   .addend_MN = {add ? c.as<Out>() : nullptr, c_matrices.stride},
+                                   .addend_MN = {add ? to : nullptr, c.stride},
                                    .offset_Ep = offset_Ep,
                                    .n_experts = static_cast<int>(n_experts),
-                                   .expert_stride = kA ? b.matrix_stride : c_matrices.matrix_stride};
+                                   .expert_stride = kA ? b.matrix_stride : c.matrix_stride};
   // Wide tiles read less, if there are enough of them for every multiprocessor.
   const int multiprocessors = cuda::multiprocessors();
-  if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors) {
-    launch_tiles_of<Out, kLayout, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
-  } else {
-    launch_tiles_of<Out, kLayout, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
+  if constexpr (!std::is_same_v<Epilogue, Plain<2>>) {  // rare: one width will do
+    if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors)
+      return launch_tiles_of<Out, kLayout, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   }
+  launch_tiles_of<Out, kLayout, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
 }
 
 }  // namespace
 
-bool wgmma_multiply(const char* op, GemmLayout layout, const Tensor& c, const Tensor& a, const Tensor& b,
+bool wgmma_multiply(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
                     bool add, const int* offset_Ep, Context& ctx) {
-  if (!can_multiply(c, a, b)) return false;
-  with_element(c.dtype(), [&]<class Out>() {
+  if (!can_multiply(a, b) || !c.is_of_pieces(2)) return false;
+  with_element(c.dtype, [&]<class Out>() {
     const auto with = [&]<GemmLayout kLayout>() {
-      launch_wgmma<Out, kLayout>(op, c, matrices_of(a), matrices_of(b), add, offset_Ep, Plain{}, ctx);
+      if (c.is_of_pieces(4)) return launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, Plain<4>{}, ctx);
+      launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, Plain<2>{}, ctx);
     };
     switch (layout) {
       case GemmLayout::nt:
@@ -340,14 +349,13 @@ bool wgmma_multiply(const char* op, GemmLayout layout, const Tensor& c, const Te
   return true;
 }
 
-bool wgmma_gate_up(const char* op, const Tensor& act_RF, const Tensor& gate_up_R2F, const Tensor& in_RK,
-                   const Tensor& weight_E2FK, const Tensor& weight_R, const int* offset_Ep, Context& ctx) {
-  if (act_RF.dtype() != DType::bf16 || gate_up_R2F.dtype() != DType::bf16 || !writes_packs(act_RF) ||
-      !can_multiply(gate_up_R2F, in_RK, weight_E2FK))
+bool wgmma_gate_up(const char* op, const Matrix& act_RF, const Matrix& gate_up_R2F, const Matrix& in_RK,
+                   const Matrix& weight_E2FK, const Tensor& weight_R, const int* offset_Ep, Context& ctx) {
+  if (act_RF.dtype != DType::bf16 || gate_up_R2F.dtype != DType::bf16 || !act_RF.packs() ||
+      !gate_up_R2F.packs() || !can_multiply(in_RK, weight_E2FK))
     return false;
-  const GateUp epilogue{rows_of<bf16>(act_RF), weight_R.as<float>()};
-  launch_wgmma<bf16, GemmLayout::nt>(op, gate_up_R2F, matrices_of(in_RK), matrices_of(weight_E2FK), false,
-                                     offset_Ep, epilogue, ctx);
+  const GateUp epilogue{{static_cast<bf16*>(act_RF.data), act_RF.stride}, weight_R.as<float>()};
+  launch_wgmma<bf16, GemmLayout::nt>(op, gate_up_R2F, in_RK, weight_E2FK, false, offset_Ep, epilogue, ctx);
   return true;
 }
 

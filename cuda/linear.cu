@@ -33,33 +33,57 @@ void with_layout(GemmLayout layout, F&& f) {
   }
 }
 
-// A matrix of a product; what each expert has one of its own of is [E, rows, columns].
-struct Matrix {
-  std::int64_t rows, columns, stride, expert_stride;
-  Tensor tensor;
-
-  Matrix(const Tensor& t) : tensor(t) {
-    const bool of_experts = t.shape().rank() == 3;
-    rows = t.dim(of_experts ? 1 : 0);
-    columns = t.dim(of_experts ? 2 : 1);
-    stride = of_experts ? columns : t.row_stride();
-    expert_stride = of_experts ? t.row_stride() : 0;
-  }
-  template <class T>
-  Rows<T> rows_of() const {
-    return {tensor.as<std::remove_const_t<T>>(), stride};
-  }
-  bool packs() const {
-    const std::int64_t pack = 16 / size_of(tensor.dtype());
-    return reinterpret_cast<std::uintptr_t>(tensor.raw()) % 16 == 0 && columns % pack == 0 &&
-           stride % pack == 0;
-  }
-};
+template <class T>
+Rows<T> rows_of_matrix(const Matrix& m) {
+  SY_CHECK(m.dtype == DTypeOf<std::remove_const_t<T>>::value, "a matrix of {}", name_of(m.dtype));
+  return {static_cast<T*>(m.data), m.stride};
+}
 
 struct Groups {
   const int* offset_Ep = nullptr;  // null: no groups
   std::int64_t n_experts = 0;
+  const int* n_rows() const { return offset_Ep == nullptr ? nullptr : offset_Ep + n_experts; }
 };
+
+// to_RC = from_RC, and zeros behind each row, up to the next whole chunk. Of the first *n_rows rows, if n_rows
+// is not null.
+template <int kSize>
+__global__ void __launch_bounds__(kBlockThreads)
+    pad_rows_kernel(Rows<bf16> to_RC, Rows<const bf16> from_RC, const int* n_rows, std::int64_t most_rows,
+                    int columns) {
+  const int chunks = (columns + kChunk - 1) / kChunk;
+  const std::int64_t thread = index_of_thread(), r = thread / chunks;
+  if (r >= (n_rows != nullptr ? std::int64_t{*n_rows} : most_rows)) return;
+  const int first = static_cast<int>(thread % chunks) * kChunk;
+  Elements<bf16, kChunk> chunk{};
+  SY_UNROLL
+  for (int i = 0; i < kChunk; i += kSize) {
+    if (first + i >= columns) continue;
+    const Elements<bf16, kSize> some = load<kSize>(from_RC[r] + first + i);
+    for (int j = 0; j < kSize; ++j) chunk.element[i + j] = some.element[j];
+  }
+  store<kChunk>(to_RC[r] + first, chunk);
+}
+
+// An operand whose rows begin at multiples of 16 bytes, as tensor cores are fed: itself, or a copy in scratch
+// space. It costs a pass over the operand; without it each element goes through registers by itself.
+Matrix with_aligned_rows(const char* op, const Matrix& m, const int* n_rows, Context& ctx) {
+  if (m.dtype != DType::bf16 || m.rows_begin_at(16) || m.matrices * m.rows * m.columns == 0 ||
+      (m.matrices > 1 && m.matrix_stride != m.rows * m.stride))
+    return m;
+  const std::int64_t rows = m.matrices * m.rows, chunks = ceil_div(m.columns, kChunk);
+  const Tensor copy_RC = ctx.scratch.take({rows, chunks * kChunk}, DType::bf16);
+  const auto copy = [&](auto kernel) {
+    launch(op, kernel, one_thread_each(rows * chunks), ctx, rows_of<bf16>(copy_RC),
+           rows_of_matrix<const bf16>(m), n_rows, rows, int_of(m.columns));
+  };
+  m.is_of_pieces(2) ? copy(pad_rows_kernel<2>) : copy(pad_rows_kernel<1>);
+  Matrix aligned = m;
+  aligned.data = copy_RC.raw();
+  aligned.stride = chunks * kChunk;
+  aligned.matrix_stride = m.rows * aligned.stride;
+  return aligned;
+}
 
 // c = a b, plus the addend where it is defined.
 template <class T, class Out>
@@ -72,12 +96,12 @@ Product<T, Out> make_product(GemmLayout layout, const Matrix& c, const Matrix& a
     // Rows of experts: every expert may have a tile that is not full.
     tiles_m =
         a_along_k(layout) ? c.rows / kTile + std::min(c.rows, groups.n_experts) : tiles_m * groups.n_experts;
-    expert_stride = a_along_k(layout) ? b.expert_stride : c.expert_stride;
+    expert_stride = a_along_k(layout) ? b.matrix_stride : c.matrix_stride;
   }
   const std::int64_t tiles_n = ceil_div(c.columns, kTile);
-  Product<T, Out> product{.a = a.rows_of<const T>(),
-                          .b = b.rows_of<const T>(),
-                          .c_MN = c.rows_of<Out>(),
+  Product<T, Out> product{.a = rows_of_matrix<const T>(a),
+                          .b = rows_of_matrix<const T>(b),
+                          .c_MN = rows_of_matrix<Out>(c),
                           .m = int_of(c.rows),
                           .n = int_of(c.columns),
                           .k = int_of(k),
@@ -86,7 +110,7 @@ Product<T, Out> make_product(GemmLayout layout, const Matrix& c, const Matrix& a
                           .offset_Ep = groups.offset_Ep,
                           .n_experts = int_of(groups.n_experts),
                           .expert_stride = expert_stride};
-  if (addend.defined()) product.addend_MN = Matrix(addend).rows_of<const Out>();
+  if (addend.defined()) product.addend_MN = rows_of_matrix<const Out>(addend);
   return product;
 }
 template <class T, class Out>
@@ -104,22 +128,29 @@ void launch_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matr
       if (ctx.matmul == MatmulType::f32)
         return launch(op, float_kernel<kLayout>, {grid, kFloatThreads}, ctx, product);
     }
-    if (a.packs() && b.packs() && c.packs() && (!addend.defined() || Matrix(addend).packs())) {
-      launch(op, mma_kernel<T, Out, kLayout, true>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
-    } else {
-      launch(op, mma_kernel<T, Out, kLayout, false>, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
-    }
+    const auto start = [&](auto kernel) {
+      launch(op, kernel, {grid, kMmaThreads, kMmaSharedBytes}, ctx, product);
+    };
+    const auto reads_packs = [](const Matrix& m) {
+      return m.rows_begin_at(16) && (m.dtype == DType::bf16 || m.packs());
+    };
+    const bool writes_packs = c.is_of_pieces(4) && (!addend.defined() || Matrix(addend).is_of_pieces(4));
+    if (!reads_packs(a) || !reads_packs(b)) return start(mma_kernel<T, Out, kLayout, false, false>);
+    if (!writes_packs) return start(mma_kernel<T, Out, kLayout, true, false>);
+    start(mma_kernel<T, Out, kLayout, true, true>);
   });
 }
 
-void multiply_in_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
-                       const Tensor& addend, const Groups& groups, Context& ctx) {
-  const bool in_place = addend.defined() && addend.raw() == c.tensor.raw();
-  if ((in_place || !addend.defined()) &&
-      wgmma_multiply(op, layout, c.tensor, a.tensor, b.tensor, in_place, groups.offset_Ep, ctx))
+void multiply_in_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matrix& any_a,
+                       const Matrix& any_b, const Tensor& addend, const Groups& groups, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Matrix a = with_aligned_rows(op, any_a, groups.n_rows(), ctx);
+  const Matrix b = with_aligned_rows(op, any_b, a_along_k(layout) ? nullptr : groups.n_rows(), ctx);
+  const bool in_place = addend.defined() && addend.raw() == c.data;
+  if ((in_place || !addend.defined()) && wgmma_multiply(op, layout, c, a, b, in_place, groups.offset_Ep, ctx))
     return;
-  with_element(a.tensor.dtype(), [&]<class T>() {
-    if (c.tensor.dtype() == DType::f32) {
+  with_element(a.dtype, [&]<class T>() {
+    if (c.dtype == DType::f32) {
       launch_tiles<T, float>(op, layout, c, a, b, addend, groups, ctx);
     } else {
       launch_tiles<T, T>(op, layout, c, a, b, addend, groups, ctx);
@@ -132,7 +163,10 @@ void multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tenso
 #ifndef SWITCHYARD_SIMT
   // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
   const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
-  if (as_they_are && a.numel() > 0 && b.numel() > 0 && cublaslt_multiply(op, layout, c_MN, a, b, addend, ctx))
+  ScratchScope scope(ctx.scratch);
+  if (as_they_are && a.numel() > 0 && b.numel() > 0 &&
+      cublaslt_multiply(op, layout, c_MN, with_aligned_rows(op, a, nullptr, ctx),
+                        with_aligned_rows(op, b, nullptr, ctx), addend, ctx))
     return;
 #endif
   multiply_in_tiles(op, layout, c_MN, a, b, addend, {}, ctx);
@@ -188,7 +222,7 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   if (wgmma_gate_up(kOp, act_RF, gate_up_R2F, in_RK, weight_E2FK, weight_R, groups.offset_Ep, ctx)) return;
   const auto product = make_product<bf16, bf16>(GemmLayout::nt, c, a, b, {}, groups);
   launch(kOp, gate_up_kernel<bf16>, {grid_of(product), kMmaThreads, kMmaSharedBytes}, ctx, product,
-         act.rows_of<bf16>(), weight_R.as<float>());
+         rows_of<bf16>(act_RF), weight_R.as<float>());
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,

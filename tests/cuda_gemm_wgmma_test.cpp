@@ -22,7 +22,8 @@ class CudaGemmWgmma : public ::testing::Test {
  protected:
   void SetUp() override {
     const DeviceTensor one({8, 8}, DType::bf16, ctx), other({8, 8}, DType::bf16, ctx);
-    if (!ops::cuda::wgmma_multiply("test", GemmLayout::nt, one, other, other, false, nullptr, ctx))
+    if (!ops::cuda::wgmma_multiply("test", GemmLayout::nt, one.view(), other.view(), other.view(), false,
+                                   nullptr, ctx))
       GTEST_SKIP() << "the device has not compute capability 9.0";
   }
   void TearDown() override {
@@ -135,6 +136,9 @@ std::vector<Case> cases() {
     all.push_back({layout, {0, 1, 127, 0, 128, 129, 64}, true, 3, 40, 264});
     all.push_back({layout, {3, 0, 450, 65, 0}, true, 70, 456, 272});
   }
+  // Columns that are no whole packs, no whole fours.
+  for (const std::int64_t n : {36, 22, 270})
+    all.push_back({GemmLayout::nt, {0, 1, 127, 0, 128}, true, 3, 40, n});
   return all;
 }
 
@@ -156,7 +160,7 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
                        : margin == 0 ? DeviceTensor(problem.c.view().shape(), out, ctx)
                                      : DeviceTensor::strided(problem.c.view().dim(0), p.n, out, ctx, margin);
         const auto offset = DeviceTensor::of(problem.offset, ctx);
-        ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.layout, c, a, b, add,
+        ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.layout, c.view(), a.view(), b.view(), add,
                                               p.grouped ? offset.view().as<std::int32_t>() : nullptr, ctx));
         const std::vector<double> found = c.values();
         for (std::int64_t i = 0; i < problem.exact.view().numel(); ++i) {
@@ -181,15 +185,20 @@ TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
     const auto a = DeviceTensor::strided(16, 32, type, ctx, margin),
                b = DeviceTensor::strided(24, 32, type, ctx, 8);
     const DeviceTensor c({16, 24}, out, ctx);
-    return ops::cuda::wgmma_multiply("test", GemmLayout::nt, c, a, b, false, nullptr, ctx);
+    return ops::cuda::wgmma_multiply("test", GemmLayout::nt, c.view(), a.view(), b.view(), false, nullptr, ctx);
   };
   EXPECT_TRUE(multiplies(DType::bf16, DType::bf16, 8));
   EXPECT_TRUE(multiplies(DType::bf16, DType::f32, 16));
   EXPECT_FALSE(multiplies(DType::f32, DType::f32, 8));
   EXPECT_FALSE(multiplies(DType::bf16, DType::bf16, 4));  // rows of 80 bytes, 8 bytes off
+  const DeviceTensor odd({16, 23}, DType::bf16, ctx), left({16, 32}, DType::bf16, ctx),
+      right({23, 32}, DType::bf16, ctx);
+  EXPECT_FALSE(ops::cuda::wgmma_multiply("test", GemmLayout::nt, odd.view(), left.view(), right.view(), false,
+                                         nullptr, ctx));
   const DeviceTensor none({0, 32}, DType::bf16, ctx), b({24, 32}, DType::bf16, ctx),
       c({0, 24}, DType::bf16, ctx);
-  EXPECT_FALSE(ops::cuda::wgmma_multiply("test", GemmLayout::nt, c, none, b, false, nullptr, ctx));
+  EXPECT_FALSE(
+      ops::cuda::wgmma_multiply("test", GemmLayout::nt, c.view(), none.view(), b.view(), false, nullptr, ctx));
 #ifdef SWITCHYARD_SIMT
   for (const simt::Capability& other : {simt::Capability{8, 0, 2}, {8, 9, 2}, {10, 0, 2}, {12, 0, 2}}) {
     simt::capability = other;
@@ -210,8 +219,8 @@ TEST_F(CudaGemmWgmma, SameBitsOnAnyNumberOfMultiprocessorsInAnyOrder) {
       simt::capability = {9, 0, multiprocessors};
       simt::set_block_order(order);
       const auto c = DeviceTensor::of(problem.c, DType::f32, ctx);
-      EXPECT_TRUE(
-          ops::cuda::wgmma_multiply("test", p.layout, c, a, b, true, offset.view().as<std::int32_t>(), ctx));
+      EXPECT_TRUE(ops::cuda::wgmma_multiply("test", p.layout, c.view(), a.view(), b.view(), true,
+                                            offset.view().as<std::int32_t>(), ctx));
       return c.values();
     };
     const std::vector<double> one = run(1, simt::BlockOrder::ascending);

@@ -188,6 +188,7 @@ const GroupedCase kGroupedCases[] = {
      3,
      16,
      8},
+    {{0, 140, 3, 0}, 5, 110, 44},  // even, and no multiple of 8
 };
 
 // The tensors of one case. Rows beyond the experts' are NaN, as are the weights of experts without rows.
