@@ -2,40 +2,100 @@
 
 #include <algorithm>
 
+#include "divisor.h"
 #include "elements.h"
 #include "launch.h"
 #include "partials.h"
 #include "reduce.h"
+#include "teams.h"
 
 namespace switchyard::ops::cuda {
 
-// One warp a group, which it reads in packs of 16 bytes: no barrier, and the second pass over a group finds it
-// in the L1 cache. Other than on the CPU the sum of squares is in float32. in, out, weight and their gradients
-// f32, or all bf16 but for dweight_N, which is f32 always, as rstd_TG is. Statistics and sums in f32.
+// A team of threads a group (teams.h), which holds the group in registers: each value is read once. Forward a
+// team is a warp at most, so that there is no barrier; backward wide groups have a block, which leaves a thread
+// room for the sums of its columns of dweight as well. Groups that are not of packs, or too wide, go element by
+// element. Other than on the CPU the sum of squares is in float32. in, out, weight and their gradients f32, or
+// all bf16 but for dweight_N, which is f32 always, as rstd_TG is. Statistics and sums in f32.
 
 namespace {
 
 constexpr int kWarps = 8;  // of a block
 
+struct Groups {
+  int n;
+  Divisor of_row;  // how many a row has
+  int width;
+  float inverse_width;
+};
+
+template <class T, int kTurns>
+__global__ void __launch_bounds__(kTeamThreads, kTurns == 1   ? 8
+                                                : kTurns == 8 ? 4
+                                                              : 2)
+    rmsnorm_forward_kernel(Rows<T> out_TGN, Rows<float> rstd_TG, Rows<const T> in_TGN, const T* weight_N,
+                           float eps, Groups s, int lanes) {
+  constexpr int kSize = kPack<T>;
+  const int teams = kTeamThreads / lanes, lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int group = static_cast<int>(blockIdx.x) * teams + static_cast<int>(threadIdx.x) / lanes;
+  const int t = group / s.of_row, g = group % s.of_row;
+  const bool inside = group < s.n;  // lanes beside it stay for the sum of their warp
+  const T* const in = in_TGN[t] + std::int64_t{g} * s.width;
+  Packed<T> x[kTurns];
+  float squares = 0;
+  SY_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int n = (turn * lanes + lane) * kSize;
+    x[turn] = Packed<T>::of(in + n, inside && n < s.width);
+  }
+  SY_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const auto pack = x[turn].elements();
+    SY_UNROLL
+    for (int i = 0; i < kSize; ++i) squares += to_float(pack.element[i]) * to_float(pack.element[i]);
+  }
+  if constexpr (kTurns == 1) {
+    squares = reduce_lanes<Sum>(squares, lanes);
+  } else {  // all 32; a loop, over which ptxas does not keep what bf16 were converted to
+    SY_UNROLL_BY(1)
+    for (int step = kWarp / 2; step > 0; step /= 2) squares += __shfl_xor_sync(kFullWarp, squares, step);
+  }
+  if (!inside) return;
+  const float rstd = rsqrtf(squares * s.inverse_width + eps);
+  if (lane == 0) rstd_TG[t][g] = rstd;
+  T* const out = out_TGN[t] + std::int64_t{g} * s.width;
+  SY_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int n = (turn * lanes + lane) * kSize;
+    if (n >= s.width) continue;
+    const auto pack = x[turn].elements(), weight = load<kSize>(weight_N + n);
+    Elements<T, kSize> y;
+    SY_UNROLL
+    for (int i = 0; i < kSize; ++i)
+      y.element[i] = from_float<T>(to_float(pack.element[i]) * rstd * to_float(weight.element[i]));
+    store<kSize>(out + n, y);
+  }
+}
+
+// The same of any groups, one warp each, which reads it twice.
 template <class T, int kSize>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    rmsnorm_forward_kernel(Rows<T> out_TGN, Rows<float> rstd_TG, Rows<const T> in_TGN, const T* weight_N,
-                           float eps, std::int64_t n_groups, int groups_a_row, int width) {
+    rmsnorm_forward_any_kernel(Rows<T> out_TGN, Rows<float> rstd_TG, Rows<const T> in_TGN, const T* weight_N,
+                               float eps, Groups s) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t group = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
-  if (group >= n_groups) return;  // the whole warp
-  const std::int64_t t = group / groups_a_row, g = group % groups_a_row;
-  const T* in = in_TGN[t] + g * width;
-  T* out = out_TGN[t] + g * width;
+  const int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+  if (group >= s.n) return;  // the whole warp
+  const int t = group / s.of_row, g = group % s.of_row;
+  const T* const in = in_TGN[t] + std::int64_t{g} * s.width;
+  T* const out = out_TGN[t] + std::int64_t{g} * s.width;
   float squares = 0;
-  for (int n = lane * kSize; n < width; n += kWarp * kSize) {
+  for (int n = lane * kSize; n < s.width; n += kWarp * kSize) {
     const auto x = load<kSize>(in + n);
     for (int i = 0; i < kSize; ++i) squares += to_float(x.element[i]) * to_float(x.element[i]);
   }
   squares = reduce_warp<Sum>(squares);
-  const float rstd = 1 / sqrtf(squares / static_cast<float>(width) + eps);
+  const float rstd = rsqrtf(squares * s.inverse_width + eps);
   if (lane == 0) rstd_TG[t][g] = rstd;
-  for (int n = lane * kSize; n < width; n += kWarp * kSize) {
+  for (int n = lane * kSize; n < s.width; n += kWarp * kSize) {
     const auto x = load<kSize>(in + n), weight = load<kSize>(weight_N + n);
     Elements<T, kSize> y;
     for (int i = 0; i < kSize; ++i)
@@ -44,51 +104,103 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-// A block goes over groups [first, last). dweight is summed per warp in shared memory, where each lane has
-// columns of its own, then over the warps in ascending order: partial_BN has one row a block.
-template <class T, int kSize>
-__global__ void __launch_bounds__(kWarps* kWarp)
+// A block goes over groups [first, last), and its sums for dweight become a row of partial_BN.
+template <class T, int kTurns>
+__global__ void __launch_bounds__(kTeamThreads, resident_blocks(kTurns))
     rmsnorm_backward_kernel(Rows<T> din_TGN, Rows<float> partial_BN, Rows<const T> dout_TGN,
-                            Rows<const T> in_TGN, Rows<const float> rstd_TG, const T* weight_N,
-                            std::int64_t n_groups, std::int64_t groups_a_block, int groups_a_row, int width) {
+                            Rows<const T> in_TGN, Rows<const float> rstd_TG, const T* weight_N, Groups s,
+                            int groups_a_block, int lanes) {
+  constexpr int kSize = kPack<T>;
+  const int teams = static_cast<int>(blockDim.x) / lanes, team = static_cast<int>(threadIdx.x) / lanes;
+  const int first_n = (static_cast<int>(threadIdx.x) - team * lanes) * kSize, step = lanes * kSize;
+  const int first = static_cast<int>(blockIdx.x) * groups_a_block, last = std::min(first + groups_a_block, s.n);
+  Packed<T> weight[kTurns];
+  float sum_N[kTurns * kSize] = {};
+  SY_UNROLL
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int n = first_n + turn * step;
+    weight[turn] = Packed<T>::of(weight_N + n, n < s.width);
+  }
+  int buffer = 0;
+  for (int first_of_teams = first; first_of_teams < last; first_of_teams += teams, buffer ^= 1) {
+    const int group = first_of_teams + team;
+    const int t = group / s.of_row, g = group % s.of_row;
+    const bool inside = group < last;
+    const std::int64_t column = std::int64_t{g} * s.width + first_n;
+    const T *const in = in_TGN[t] + column, *const dout = dout_TGN[t] + column;
+    T* const din = din_TGN[t] + column;
+    const float rstd = inside ? rstd_TG[t][g] : 0;
+    Packed<T> x[kTurns], dy[kTurns], dx[kTurns];
+    SY_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const bool has = inside && first_n + turn * step < s.width;
+      x[turn] = Packed<T>::of(in + turn * step, has);
+      dy[turn] = Packed<T>::of(dout + turn * step, has);
+      dx[turn] = Packed<T>::of(din + turn * step, has);
+    }
+    float product[1] = {0};
+    SY_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const auto xs = x[turn].elements(), dys = dy[turn].elements(), weights = weight[turn].elements();
+      SY_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        const float dyi = to_float(dys.element[i]), normed = to_float(xs.element[i]) * rstd;
+        product[0] += dyi * to_float(weights.element[i]) * normed;
+        sum_N[turn * kSize + i] += dyi * normed;
+      }
+    }
+    sum_over_team(product, lanes, buffer);
+    const float mean = product[0] * s.inverse_width;
+    SY_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (!inside || first_n + turn * step >= s.width) continue;
+      const auto xs = x[turn].elements(), dys = dy[turn].elements(), weights = weight[turn].elements();
+      auto dxs = dx[turn].elements();
+      SY_UNROLL
+      for (int i = 0; i < kSize; ++i) {
+        const float dyi = to_float(dys.element[i]), normed = to_float(xs.element[i]) * rstd;
+        dxs.element[i] = from_float<T>(to_float(dxs.element[i]) +
+                                       rstd * (dyi * to_float(weights.element[i]) - normed * mean));
+      }
+      store<kSize>(din + turn * step, dxs);
+    }
+  }
+  add_teams<kSize, kTurns>(partial_BN[blockIdx.x], sum_N, lanes, s.width);
+}
+
+// The same of any groups, a warp each: dweight is summed per warp in shared memory, where each lane has columns
+// of its own, then over the warps in ascending order.
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    rmsnorm_backward_any_kernel(Rows<T> din_TGN, Rows<float> partial_BN, Rows<const T> dout_TGN,
+                                Rows<const T> in_TGN, Rows<const float> rstd_TG, const T* weight_N, Groups s,
+                                int groups_a_block) {
   auto* const sums_WN = static_cast<float*>(dynamic_shared());
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  float* const sum_N = sums_WN + warp * width;
-  for (int n = lane * kSize; n < width; n += kWarp * kSize) {
-    for (int i = 0; i < kSize; ++i) sum_N[n + i] = 0;
-  }
-  const std::int64_t first = std::int64_t{blockIdx.x} * groups_a_block;
-  const std::int64_t last = first + groups_a_block < n_groups ? first + groups_a_block : n_groups;
-  for (std::int64_t group = first + warp; group < last; group += warps) {
-    const std::int64_t t = group / groups_a_row, g = group % groups_a_row;
-    const T* in = in_TGN[t] + g * width;
-    const T* dout = dout_TGN[t] + g * width;
-    T* din = din_TGN[t] + g * width;
+  float* const sum_N = sums_WN + warp * s.width;
+  for (int n = lane; n < s.width; n += kWarp) sum_N[n] = 0;
+  const int first = static_cast<int>(blockIdx.x) * groups_a_block, last = std::min(first + groups_a_block, s.n);
+  for (int group = first + warp; group < last; group += warps) {
+    const int t = group / s.of_row, g = group % s.of_row;
+    const std::int64_t column = std::int64_t{g} * s.width;
+    const T *const in = in_TGN[t] + column, *const dout = dout_TGN[t] + column;
+    T* const din = din_TGN[t] + column;
     const float rstd = rstd_TG[t][g];
     float sum = 0;
-    for (int n = lane * kSize; n < width; n += kWarp * kSize) {
-      const auto x = load<kSize>(in + n), dy = load<kSize>(dout + n), weight = load<kSize>(weight_N + n);
-      for (int i = 0; i < kSize; ++i)
-        sum += to_float(dy.element[i]) * to_float(weight.element[i]) * (to_float(x.element[i]) * rstd);
-    }
-    const float mean = reduce_warp<Sum>(sum) / static_cast<float>(width);
-    for (int n = lane * kSize; n < width; n += kWarp * kSize) {
-      const auto x = load<kSize>(in + n), dy = load<kSize>(dout + n), weight = load<kSize>(weight_N + n);
-      auto dx = load<kSize>(din + n);
-      for (int i = 0; i < kSize; ++i) {
-        const float normed = to_float(x.element[i]) * rstd, dyi = to_float(dy.element[i]);
-        dx.element[i] =
-            from_float<T>(to_float(dx.element[i]) + rstd * (dyi * to_float(weight.element[i]) - normed * mean));
-        sum_N[n + i] += dyi * normed;
-      }
-      store<kSize>(din + n, dx);
+    for (int n = lane; n < s.width; n += kWarp)
+      sum += to_float(dout[n]) * to_float(weight_N[n]) * (to_float(in[n]) * rstd);
+    const float mean = reduce_warp<Sum>(sum) * s.inverse_width;
+    for (int n = lane; n < s.width; n += kWarp) {
+      const float normed = to_float(in[n]) * rstd, dy = to_float(dout[n]);
+      din[n] = from_float<T>(to_float(din[n]) + rstd * (dy * to_float(weight_N[n]) - normed * mean));
+      sum_N[n] += dy * normed;
     }
   }
   __syncthreads();
-  for (int n = static_cast<int>(threadIdx.x); n < width; n += static_cast<int>(blockDim.x)) {
+  for (int n = static_cast<int>(threadIdx.x); n < s.width; n += static_cast<int>(blockDim.x)) {
     float sum = 0;
-    for (int w = 0; w < warps; ++w) sum += sums_WN[w * width + n];
+    for (int w = 0; w < warps; ++w) sum += sums_WN[w * s.width + n];
     partial_BN[blockIdx.x][n] = sum;
   }
 }
@@ -98,193 +210,69 @@ bool groups_are_packs(const Tensor& x_TGN, const Tensor& weight_N) {
   return rows_are_packs<T>(x_TGN) && rows_are_packs<T>(weight_N) && weight_N.dim(0) % kPack<T> == 0;
 }
 
+Groups groups_of(const Tensor& rstd_TG, const Tensor& weight_N) {
+  SY_CHECK(rstd_TG.numel() <= INT32_MAX / 2, "{} groups", rstd_TG.numel());
+  return {static_cast<int>(rstd_TG.numel()), Divisor(static_cast<int>(rstd_TG.dim(1))),
+          static_cast<int>(weight_N.dim(0)), 1 / static_cast<float>(weight_N.dim(0))};
+}
+
 }  // namespace
 
 void rmsnorm_forward(Tensor out_TGN, Tensor rstd_TG, Tensor in_TGN, Tensor weight_N, double eps, Context& ctx) {
-  const std::int64_t groups_a_row = rstd_TG.dim(1), n_groups = rstd_TG.numel(), width = weight_N.dim(0);
+  const char* const op = "rmsnorm_forward";
+  const Groups s = groups_of(rstd_TG, weight_N);
   with_element(in_TGN.dtype(), [&]<class T>() {
-    with_pack<T>(groups_are_packs<T>(in_TGN, weight_N) && rows_are_packs<T>(out_TGN), [&]<int kSize>() {
-      launch("rmsnorm_forward", rmsnorm_forward_kernel<T, kSize>,
-             {blocks(ceil_div(n_groups, kWarps)), kWarps * kWarp}, ctx, rows_of<T>(out_TGN),
-             rows_of<float>(rstd_TG), rows_of<const T>(in_TGN), weight_N.as<T>(), eps, n_groups, groups_a_row,
-             width);
+    const bool packs = groups_are_packs<T>(in_TGN, weight_N) && rows_are_packs<T>(out_TGN);
+    const Team team = team_of_warp(ceil_div(s.width, kPack<T>), 16);
+    const auto go = [&](auto kernel, const Launch& shape, auto... lanes) {
+      launch(op, kernel, shape, ctx, rows_of<T>(out_TGN), rows_of<float>(rstd_TG), rows_of<const T>(in_TGN),
+             weight_N.as<T>(), eps, s, lanes...);
+    };
+    if (packs && team.turns > 0) {
+      return with_turns<1, 8, 16>(team.turns, [&]<int kTurns>() {
+        go(rmsnorm_forward_kernel<T, kTurns>, {blocks(ceil_div(s.n, team.teams())), team.threads()},
+           team.lanes);
+      });
+    }
+    with_pack<T>(packs, [&]<int kSize>() {
+      go(rmsnorm_forward_any_kernel<T, kSize>, {blocks(ceil_div(s.n, kWarps)), kWarps * kWarp});
     });
   });
 }
 
 void rmsnorm_backward(Tensor din_TGN, Tensor dweight_N, Tensor dout_TGN, Tensor in_TGN, Tensor rstd_TG,
                       Tensor weight_N, Context& ctx) {
-  const std::int64_t groups_a_row = rstd_TG.dim(1), n_groups = rstd_TG.numel(), width = weight_N.dim(0);
-  // As many warps as their sums find room in a block's shared memory.
-  const std::int64_t most =
-      std::min<std::int64_t>(128 * 1024, static_cast<std::int64_t>(shared_bytes_of_block()));
-  const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t warps = std::clamp<std::int64_t>(most / row_bytes, 1, kWarps);
-  const RowRange range(n_groups, kWarps);
+  const char* const op = "rmsnorm_backward";
+  const Groups s = groups_of(rstd_TG, weight_N);
   ScratchScope scope(ctx.scratch);
-  const Tensor partial_BN = ctx.scratch.take({range.blocks, width}, DType::f32);
   with_element(in_TGN.dtype(), [&]<class T>() {
+    Tensor partial_BN;
+    const auto go = [&](auto kernel, const RowRange& range, unsigned threads, std::size_t shared_bytes,
+                        auto... lanes) {
+      partial_BN = ctx.scratch.take({range.blocks, s.width}, DType::f32);
+      launch(op, kernel, {blocks(range.blocks), threads, shared_bytes}, ctx, rows_of<T>(din_TGN),
+             rows_of<float>(partial_BN), rows_of<const T>(dout_TGN), rows_of<const T>(in_TGN),
+             rows_of<const float>(rstd_TG), weight_N.as<T>(), s, range.rows, lanes...);
+    };
     const bool packs =
         groups_are_packs<T>(in_TGN, weight_N) && rows_are_packs<T>(dout_TGN) && rows_are_packs<T>(din_TGN);
-    with_pack<T>(packs, [&]<int kSize>() {
-      launch("rmsnorm_backward", rmsnorm_backward_kernel<T, kSize>,
-             {blocks(range.blocks), static_cast<unsigned>(warps * kWarp),
-              static_cast<std::size_t>(warps * row_bytes)},
-             ctx, rows_of<T>(din_TGN), rows_of<float>(partial_BN), rows_of<const T>(dout_TGN),
-             rows_of<const T>(in_TGN), rows_of<const float>(rstd_TG), weight_N.as<T>(), n_groups, range.rows,
-             groups_a_row, width);
-    });
+    const Team team = team_of_block(ceil_div(s.width, kPack<T>));
+    if (packs && team.turns > 0) {
+      with_turns<1, 2, 4>(team.turns, [&]<int kTurns>() {
+        go(rmsnorm_backward_kernel<T, kTurns>, RowRange(s.n, kRowsOfTeam * team.teams(), team_blocks(kTurns)),
+           team.threads(), team.shared_bytes(s.width), team.lanes);
+      });
+    } else {
+      // As many warps as their sums find room in a block's shared memory.
+      const std::int64_t most =
+          std::min<std::int64_t>(128 * 1024, static_cast<std::int64_t>(shared_bytes_of_block()));
+      const std::int64_t row_bytes = s.width * static_cast<std::int64_t>(sizeof(float));
+      const std::int64_t warps = std::clamp<std::int64_t>(most / row_bytes, 1, kWarps);
+      go(rmsnorm_backward_any_kernel<T>, RowRange(s.n, kWarps), static_cast<unsigned>(warps * kWarp),
+         static_cast<std::size_t>(warps * row_bytes));
+    }
+    sum_partials<float, float>("rmsnorm_backward: dweight", dweight_N, partial_BN, Partials::add, ctx);
   });
-  sum_partials<float, float>("rmsnorm_backward: dweight", dweight_N, partial_BN, Partials::add, ctx);
-}
-
-// Forward: one warp a row, read in packs of 16 bytes; its later passes find the row in the L1 cache. Backward:
-// one block a row, and the block keeps the sums for weight and bias of all its rows in shared memory, a column
-// with one thread: wide rows leave room for several blocks. Other than on the CPU a row's sums are in float32;
-// the variance is of differences from the mean, so nothing cancels. All f32: a router's encoder has it.
-
-namespace {
-
-constexpr int kThreads = 4 * kWarp;  // of a backward block
-
-__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
-template <int kSize>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    layernorm_forward_kernel(Rows<float> out_TD, Rows<float> mean_T, Rows<float> rstd_T, Rows<const float> x_TD,
-                             const float* weight_D, const float* bias_D, float eps, std::int64_t n_rows,
-                             int width) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t t = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
-  if (t >= n_rows) return;  // the whole warp
-  const float* const x_D = x_TD[t];
-  float sum = 0, squares = 0;
-  for (int d = lane * kSize; d < width; d += kWarp * kSize) {
-    const auto x = load<kSize>(x_D + d);
-    for (int i = 0; i < kSize; ++i) sum += x.element[i];
-  }
-  const float mean = reduce_warp<Sum>(sum) / static_cast<float>(width);
-  for (int d = lane * kSize; d < width; d += kWarp * kSize) {
-    const auto x = load<kSize>(x_D + d);
-    for (int i = 0; i < kSize; ++i) squares += (x.element[i] - mean) * (x.element[i] - mean);
-  }
-  const float rstd = 1 / sqrtf(reduce_warp<Sum>(squares) / static_cast<float>(width) + eps);
-  if (lane == 0) {
-    *mean_T[t] = mean;
-    *rstd_T[t] = rstd;
-  }
-  for (int d = lane * kSize; d < width; d += kWarp * kSize) {
-    const auto x = load<kSize>(x_D + d), weight = load<kSize>(weight_D + d), bias = load<kSize>(bias_D + d);
-    Elements<float, kSize> out;
-    for (int i = 0; i < kSize; ++i) {
-      const float n = (x.element[i] - mean) * rstd * weight.element[i] + bias.element[i];
-      out.element[i] = n * sigmoid(n);
-    }
-    store<kSize>(out_TD[t] + d, out);
-  }
-}
-
-// With n = h weight + bias and s = sigmoid(n), the slope of n s is s (1 + n (1 - s)).
-struct Gradient {
-  float h, g, w;  // as in ops/norm.h
-};
-__device__ __forceinline__ Gradient gradient_of(float x, float dout, float mean, float rstd, float weight,
-                                                float bias) {
-  const float h = (x - mean) * rstd, n = h * weight + bias, s = sigmoid(n), g = dout * s * (1 + n * (1 - s));
-  return {h, g, g * weight};
-}
-
-// A block goes over rows [first, last); its sums become one row of partial_BN: dweight, then dbias.
-template <int kSize>
-__global__ void __launch_bounds__(kThreads)
-    layernorm_backward_kernel(Rows<float> dx_TD, Rows<float> partial_BN, Rows<const float> dout_TD,
-                              Rows<const float> x_TD, Rows<const float> mean_T, Rows<const float> rstd_T,
-                              const float* weight_D, const float* bias_D, std::int64_t n_rows,
-                              std::int64_t rows_a_block, int width) {
-  auto* const dweight_D = static_cast<float*>(dynamic_shared());
-  float* const dbias_D = dweight_D + width;
-  const int own = static_cast<int>(threadIdx.x) * kSize;
-  for (int d = own; d < width; d += kThreads * kSize) {
-    for (int i = 0; i < kSize; ++i) dweight_D[d + i] = dbias_D[d + i] = 0;
-  }
-  const std::int64_t first = std::int64_t{blockIdx.x} * rows_a_block;
-  const std::int64_t last = first + rows_a_block < n_rows ? first + rows_a_block : n_rows;
-  for (std::int64_t t = first; t < last; ++t) {
-    const float *const x_D = x_TD[t], *const dout_D = dout_TD[t];
-    const float mean = *mean_T[t], rstd = *rstd_T[t];
-    float w_sum = 0, wh_sum = 0;
-    for (int d = own; d < width; d += kThreads * kSize) {
-      const auto x = load<kSize>(x_D + d), dout = load<kSize>(dout_D + d);
-      const auto weight = load<kSize>(weight_D + d), bias = load<kSize>(bias_D + d);
-      for (int i = 0; i < kSize; ++i) {
-        const auto [h, g, w] =
-            gradient_of(x.element[i], dout.element[i], mean, rstd, weight.element[i], bias.element[i]);
-        w_sum += w;
-        wh_sum += w * h;
-        dweight_D[d + i] += g * h;
-        dbias_D[d + i] += g;
-      }
-    }
-    const float w_mean = reduce_block<Sum, kThreads>(w_sum) / static_cast<float>(width);
-    const float wh_mean = reduce_block<Sum, kThreads>(wh_sum) / static_cast<float>(width);
-    for (int d = own; d < width; d += kThreads * kSize) {
-      const auto x = load<kSize>(x_D + d), dout = load<kSize>(dout_D + d);
-      const auto weight = load<kSize>(weight_D + d), bias = load<kSize>(bias_D + d);
-      auto dx = load<kSize>(dx_TD[t] + d);
-      for (int i = 0; i < kSize; ++i) {
-        const auto [h, g, w] =
-            gradient_of(x.element[i], dout.element[i], mean, rstd, weight.element[i], bias.element[i]);
-        dx.element[i] += rstd * (w - w_mean - h * wh_mean);
-      }
-      store<kSize>(dx_TD[t] + d, dx);
-    }
-  }
-  for (int d = own; d < width; d += kThreads * kSize) {
-    for (int i = 0; i < kSize; ++i) {
-      partial_BN[blockIdx.x][d + i] = dweight_D[d + i];
-      partial_BN[blockIdx.x][width + d + i] = dbias_D[d + i];
-    }
-  }
-}
-
-bool are_packs(std::initializer_list<Tensor> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& tensor) { return rows_are_packs<float>(tensor); });
-}
-
-}  // namespace
-
-void layernorm_silu_forward(Tensor out_TD, Tensor mean_T, Tensor rstd_T, Tensor x_TD, Tensor weight_D,
-                            Tensor bias_D, double eps, Context& ctx) {
-  with_pack<float>(are_packs({out_TD, x_TD, weight_D, bias_D}), [&]<int kSize>() {
-    launch("layernorm_silu_forward", layernorm_forward_kernel<kSize>,
-           {blocks(ceil_div(x_TD.rows(), kWarps)), kWarps * kWarp}, ctx, rows_of<float>(out_TD),
-           rows_of<float>(mean_T), rows_of<float>(rstd_T), rows_of<const float>(x_TD), weight_D.as<float>(),
-           bias_D.as<float>(), eps, x_TD.rows(), x_TD.dim(1));
-  });
-}
-
-void layernorm_silu_backward(Tensor dx_TD, Tensor dweight_D, Tensor dbias_D, Tensor dout_TD, Tensor x_TD,
-                             Tensor mean_T, Tensor rstd_T, Tensor weight_D, Tensor bias_D, Context& ctx) {
-  constexpr std::int64_t kBlocks = 528, kFewestRows = 8;  // four blocks for each processor of a large device
-  constexpr std::size_t kMaxSharedBytes = 160 * 1024;
-  const std::int64_t n_rows = x_TD.rows(), width = x_TD.dim(1);
-  const std::size_t shared_bytes = 2 * sizeof(float) * static_cast<std::size_t>(width);
-  SY_CHECK(shared_bytes <= kMaxSharedBytes, "layer normalisation over {} values; the kernel has room for {}",
-           width, kMaxSharedBytes / (2 * sizeof(float)));
-  const std::int64_t rows_a_block = std::max(kFewestRows, ceil_div(n_rows, kBlocks));
-  const std::int64_t n_blocks = ceil_div(n_rows, rows_a_block);
-  ScratchScope scope(ctx.scratch);
-  const Tensor partial_BN = ctx.scratch.take({n_blocks, 2 * width}, DType::f32);
-  with_pack<float>(are_packs({dx_TD, dout_TD, x_TD, weight_D, bias_D}), [&]<int kSize>() {
-    launch("layernorm_silu_backward", layernorm_backward_kernel<kSize>,
-           {blocks(n_blocks), kThreads, shared_bytes}, ctx, rows_of<float>(dx_TD), rows_of<float>(partial_BN),
-           rows_of<const float>(dout_TD), rows_of<const float>(x_TD), rows_of<const float>(mean_T),
-           rows_of<const float>(rstd_T), weight_D.as<float>(), bias_D.as<float>(), n_rows, rows_a_block, width);
-  });
-  const char* const op = "layernorm_silu_backward: sums";
-  sum_partials<float, float>(op, dweight_D, partial_BN.columns(0, width), Partials::add, ctx);
-  sum_partials<float, float>(op, dbias_D, partial_BN.columns(width, width), Partials::add, ctx);
 }
 
 }  // namespace switchyard::ops::cuda

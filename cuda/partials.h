@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kPartialRanges* kWarp)
   auto& sums = static_shared<RangeSums>();
   double sum = 0;
   if (n < width) {
+    SY_UNROLL_BY(16)  // as many loads are under way at once
     for (int b = first; b < last; ++b) sum += static_cast<double>(partial_BN[b][n]);
   }
   sums.of[range][lane] = sum;

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "elements.h"
 #include "launch.h"
 
 namespace switchyard::ops::cuda {
@@ -28,6 +29,16 @@ template <class Op, class T>
 __device__ __forceinline__ T reduce_warp(T value) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
     value = Op::of(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  return value;
+}
+
+// The same over each run of `lanes` lanes, a power of two up to 32. All 32 lanes take part.
+template <class Op, class T>
+__device__ __forceinline__ T reduce_lanes(T value, int lanes) {
+  SY_UNROLL
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    if (step < lanes) value = Op::of(value, __shfl_xor_sync(kFullWarp, value, step));
+  }
   return value;
 }
 

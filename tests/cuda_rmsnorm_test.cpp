@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include "cuda_support.h"
+#ifdef SWITCHYARD_SIMT
+#include "simt/engine.h"
+#endif
 
 namespace switchyard::test {
 namespace {
@@ -12,15 +15,18 @@ constexpr double kEps = 1e-5;
 struct Sizes {
   std::int64_t rows, groups, width, margin;  // margin > 0: strided rows; 8 keeps them at multiples of 16 bytes
 };
-// Widths that are no multiple of a pack or a warp, one wider than a warp's packs, rows that fill several
-// blocks.
-const Sizes kSizes[] = {{1, 1, 1, 0},  {3, 2, 3, 5},    {5, 3, 17, 5},  {70, 1, 24, 0},
-                        {9, 4, 32, 8}, {40, 2, 129, 3}, {33, 1, 520, 8}};
+// Widths that are no multiple of a pack or a warp; teams of 1 to 32 lanes and several packs a lane; of a block
+// with one, two and four packs a thread, the last threads idle; wider than a block's or a warp's room, of packs
+// and beside them; rows that fill several blocks, the last of them in part.
+const Sizes kSizes[] = {{1, 1, 1, 0},    {3, 2, 3, 5},    {5, 3, 17, 5},   {70, 1, 24, 0},  {9, 4, 32, 8},
+                        {40, 2, 129, 3}, {45, 3, 128, 8}, {37, 2, 256, 0}, {33, 1, 520, 8}, {11, 1, 512, 0},
+                        {5, 1, 1032, 0}, {6, 1, 2056, 8}, {5, 1, 4104, 8}, {2, 1, 8200, 0}};
 
 // What the CPU computes in double of the same (rounded) inputs is what the kernels are held to.
 class CudaRmsNorm : public ::testing::TestWithParam<DType> {
  protected:
-  // f32: a sum of up to 520 terms, each rounding 6e-8; bf16: the result is rounded once more, to 8 bits.
+  // f32: sums of up to 8200 terms, of at most 260 in a row, each rounding 6e-8; bf16: the result is rounded
+  // once more, to 8 bits.
   double relative() const { return GetParam() == DType::bf16 ? 0x1p-7 : 1e-5; }
 };
 
@@ -58,6 +64,31 @@ TEST_P(CudaRmsNorm, EqualsTheCpu) {
     EXPECT_TRUE(din.margins_untouched());
   }
 }
+
+#ifdef SWITCHYARD_SIMT
+TEST_P(CudaRmsNorm, SameBitsInAnyOrderOfBlocks) {
+  // Teams of less than a warp, of a block, and any groups.
+  for (const Sizes& s : {Sizes{70, 3, 64, 0}, Sizes{11, 1, 1032, 0}, Sizes{70, 1, 33, 0}}) {
+    std::vector<std::vector<double>> results;
+    for (const auto order : {simt::BlockOrder::ascending, simt::BlockOrder::descending}) {
+      simt::set_block_order(order);
+      DeviceContext ctx;
+      const Shape shape{s.rows, s.groups * s.width};
+      const auto in = DeviceTensor::of(normal(shape, DType::f64, "in"), GetParam(), ctx);
+      const auto dout = DeviceTensor::of(normal(shape, DType::f64, "dout"), GetParam(), ctx);
+      const auto din = DeviceTensor::of(normal(shape, DType::f64, "din"), GetParam(), ctx);
+      const auto weight = DeviceTensor::of(normal({s.width}, DType::f64, "weight"), GetParam(), ctx);
+      const auto dweight = DeviceTensor::of(normal({s.width}, DType::f32, "dweight"), ctx);
+      const DeviceTensor out(shape, GetParam(), ctx), rstd({s.rows, s.groups}, DType::f32, ctx);
+      ops::cuda::rmsnorm_forward(out, rstd, in, weight, kEps, ctx);
+      ops::cuda::rmsnorm_backward(din, dweight, dout, in, rstd, weight, ctx);
+      for (const DeviceTensor* tensor : {&out, &din, &dweight}) results.push_back(tensor->values());
+    }
+    simt::set_block_order(simt::BlockOrder::ascending);
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(results[i], results[i + 3]) << i << " of width " << s.width;
+  }
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaRmsNorm, ::testing::Values(DType::f32, DType::bf16),
                          [](const auto& instance) { return name_of(instance.param); });
