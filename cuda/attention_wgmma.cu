@@ -97,6 +97,27 @@ struct LeftOperand {
   }
 };
 
+// The warp's 16 rows of a matrix from row0 on, as the left operand of products over all their columns; zeros
+// from n_rows on.
+template <int kWidth, class R>
+__device__ __forceinline__ void load_rows(LeftOperand<kWidth>& to, const R& rows, int row0, int n_rows) {
+  SY_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const int row = row0 + sum_row(h);
+    const bool inside = row < n_rows;
+    const bf16* const from = (inside ? rows[row] : rows.data) + sum_column(0);
+    SY_UNROLL
+    for (int k = 0; k < kWidth / kInstructionK; ++k) {
+      SY_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        unsigned pair = 0;
+        if (inside) memcpy(&pair, __builtin_assume_aligned(from + k * kInstructionK + 8 * i, 4), sizeof pair);
+        to.at[k][2 * i + h] = pair;
+      }
+    }
+  }
+}
+
 // Begins sum = a b^T: a's rows from a_first on, b a row for each column.
 template <int kColumns, int kRowsOfA, int kDepth>
 __device__ __forceinline__ void begin_transposed(Sums<1, kColumns>& sum, const Lines<kRowsOfA, kDepth>& a,
@@ -104,6 +125,14 @@ __device__ __forceinline__ void begin_transposed(Sums<1, kColumns>& sum, const L
   SY_UNROLL
   for (int x = 0; x < kDepth; x += kInstructionK)
     wgmma<false, false>(registers_of(sum), a.along(a_first, x), b.along(0, x), x > 0);
+  wgmma_commit();
+}
+template <int kColumns, int kDepth>
+__device__ __forceinline__ void begin_transposed(Sums<1, kColumns>& sum, const LeftOperand<kDepth>& a,
+                                                 const Lines<kColumns, kDepth>& b) {
+  SY_UNROLL
+  for (int x = 0; x < kDepth; x += kInstructionK)
+    wgmma<false>(registers_of(sum), a.at[x / kInstructionK], b.along(0, x), x > 0);
   wgmma_commit();
 }
 // Begins sum += a b.
@@ -254,16 +283,60 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- backward: dq ----
 
+// A block's query rows and output gradients: in registers where there is room, so that products read one
+// operand from shared memory and not two, which with tiles of 64 keys is all that it gives (4 KiB in 32
+// cycles).
 template <int kN, int kM>
-struct BackwardQ {
-  static constexpr int kKeys = 64;
+struct RowsInRegisters {
+  struct Shared {};
+  LeftOperand<kN> q;
+  LeftOperand<kM> dout;
+  template <class R>
+  __device__ __forceinline__ void load(Shared&, const R& q_rows, const R& dout_rows, int row0, int n_rows,
+                                       int group) {
+    const int warp_row = row0 + group * kGroupRows + static_cast<int>(threadIdx.x) / kWarp % 4 * 16;
+    load_rows(q, q_rows, warp_row, n_rows);
+    load_rows(dout, dout_rows, warp_row, n_rows);
+  }
+  template <int kKeys>
+  __device__ __forceinline__ void begin(Sums<1, kKeys>& score, Sums<1, kKeys>& dprob, const Lines<kKeys, kN>& k,
+                                        const Lines<kKeys, kM>& v, const Shared&, int) const {
+    begin_transposed(score, q, k);
+    begin_transposed(dprob, dout, v);
+  }
+};
+template <int kN, int kM>
+struct RowsInLines {
   struct Shared {
     Lines<kTileRows, kN> q;
     Lines<kTileRows, kM> dout;
-    Lines<kKeys, kN> k[kStages];
-    Lines<kKeys, kM> v[kStages];
+  };
+  template <class R>
+  __device__ __forceinline__ void load(Shared& shared, const R& q_rows, const R& dout_rows, int row0,
+                                       int n_rows, int group) {
+    const int group_row = group * kGroupRows;
+    start_lines<kGroupRows>(shared.q, group_row, q_rows, row0 + group_row, n_rows);
+    start_lines<kGroupRows>(shared.dout, group_row, dout_rows, row0 + group_row, n_rows);
+    async_commit();
+  }
+  template <int kKeys>
+  __device__ __forceinline__ void begin(Sums<1, kKeys>& score, Sums<1, kKeys>& dprob, const Lines<kKeys, kN>& k,
+                                        const Lines<kKeys, kM>& v, const Shared& shared, int group) const {
+    begin_transposed(score, shared.q, group * kGroupRows, k);
+    begin_transposed(dprob, shared.dout, group * kGroupRows, v);
+  }
+};
+
+template <int kN, int kM>
+struct BackwardQ {
+  static constexpr int kKeys = 64, kDepth = 3;
+  using Rows = std::conditional_t<kN <= 128, RowsInRegisters<kN, kM>, RowsInLines<kN, kM>>;
+  struct Shared {
+    Lines<kKeys, kN> k[kDepth];
+    Lines<kKeys, kM> v[kDepth];
+    typename Rows::Shared rows;  // behind: an empty one has a byte
     KeyRange seen[kTileRows];
-    Barrier full[kStages], empty[kStages];
+    Barrier full[kDepth], empty[kDepth];
   };
 };
 
@@ -280,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row0 = tile.row0;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < B::kDepth; ++stage) {
       barrier_init(shared.full[stage], 1);
       barrier_init(shared.empty[stage], kConsumerWarps);
     }
@@ -291,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kConsumerWarps) {
     release_registers<kBulkRegisters>();
     if (warp > kConsumerWarps || lane() > 0) return;
-    Ring<kStages> ring;
+    Ring<B::kDepth> ring;
     for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += B::kKeys) {
       Barrier& full = shared.full[ring.stage];
       barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
@@ -306,11 +379,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   claim_registers<kBulkSumRegisters>();
   const int group = warp / (kGroupThreads / kWarp), group_row = group * kGroupRows;
   const int warp_row = warp * 16;
-  start_lines<kGroupRows>(shared.q, group_row, query_rows(in.q_THN, sizes, place, kN), row0 + group_row,
-                          sizes.rows());
-  start_lines<kGroupRows>(shared.dout, group_row, query_rows(gradients.dout_THM, sizes, place, kM),
-                          row0 + group_row, sizes.rows());
-  async_commit();
+  typename B::Rows rows;
+  rows.load(shared.rows, query_rows(in.q_THN, sizes, place, kN),
+            query_rows(gradients.dout_THM, sizes, place, kM), row0, sizes.rows(), group);
   set_seen(shared.seen, tile, sizes, group_row);
   const RowsFacts<1> facts(gradients, sizes, place, row0 + warp_row);
   wait_for_own_copies(group);
@@ -319,23 +390,34 @@ __global__ void __launch_bounds__(kThreads, 1)
   Sums<1, kN> dq{};
   Sums<1, B::kKeys> score, dprob;
   LeftOperand<B::kKeys> dscore;
-  Ring<kStages> ring;
-  for (int key0 = keys.some.begin; key0 < keys.some.end; key0 += B::kKeys) {
-    barrier_wait(shared.full[ring.stage], ring.parity);
-    wgmma_fence();
-    begin_transposed(score, shared.q, group_row, shared.k[ring.stage]);
-    begin_transposed(dprob, shared.dout, group_row, shared.v[ring.stage]);
-    wgmma_wait<0>();
+  const auto weigh_scores = [&](int key0) {
     if (key0 < keys.all.begin || key0 + B::kKeys > keys.all.end)
       hide_unseen(score, shared.seen + warp_row, key0);
     differentiate(score, dprob, facts, scale);
     dscore.set(score);
+  };
+  Ring<B::kDepth> ring;  // of the keys whose scores are next; what they add to dq follows with the next ones'
+  barrier_wait(shared.full[ring.stage], ring.parity);
+  wgmma_fence();
+  rows.begin(score, dprob, shared.k[ring.stage], shared.v[ring.stage], shared.rows, group);
+  wgmma_wait<0>();
+  weigh_scores(keys.some.begin);
+  int weighed = ring.stage;
+  ring.advance();
+  for (int key0 = keys.some.begin + B::kKeys; key0 < keys.some.end; key0 += B::kKeys) {
+    barrier_wait(shared.full[ring.stage], ring.parity);
     wgmma_fence();
-    begin_add(dq, dscore, shared.k[ring.stage]);
+    begin_add(dq, dscore, shared.k[weighed]);
+    rows.begin(score, dprob, shared.k[ring.stage], shared.v[ring.stage], shared.rows, group);
     wgmma_wait<0>();
-    release(shared.empty[ring.stage]);
+    release(shared.empty[weighed]);
+    weigh_scores(key0);
+    weighed = ring.stage;
     ring.advance();
   }
+  wgmma_fence();
+  begin_add(dq, dscore, shared.k[weighed]);
+  wgmma_wait<0>();
   write_query_rows(dq_THN, dq, sizes, place, row0 + warp_row);
 }
 
