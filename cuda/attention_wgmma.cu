@@ -515,7 +515,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     prob.set(score);
     wgmma_fence();
     begin_add(dv, prob, shared.dout[ring.stage]);
-    wgmma_wait<0>();
+    wgmma_wait<1>();  // the scores' gradients; dv is being added to
     // With P as it was rounded: there are no registers for both.
     differentiate_columns(
         dprob, [&](int c, int j) { return prob.value(c, j); }, facts);
