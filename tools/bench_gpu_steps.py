@@ -23,6 +23,7 @@ from bench_report import make_shard
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WARM_UP = 3  # steps that are not counted
+SWITCHES = ("SWITCHYARD_NO_GRAPH", "SWITCHYARD_NO_CUBLASLT", "SWITCHYARD_NO_WGMMA")  # each turns a part of the backend off
 
 
 @dataclasses.dataclass
@@ -60,7 +61,7 @@ def read_steps(path):
     return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
 
-def attempt(binary, device, config, overrides, micro_batch, n_steps, limit, ranks=1, micro_batches=1):
+def attempt(binary, device, config, overrides, micro_batch, n_steps, limit, ranks=1, micro_batches=1, variables=None):
     """-> (the timed steps' metrics, None) or (None, why there are none). micro_batches: of a step, on all ranks together."""
     with tempfile.TemporaryDirectory() as directory:
         out, messages = os.path.join(directory, "run"), os.path.join(directory, "messages")
@@ -68,7 +69,8 @@ def attempt(binary, device, config, overrides, micro_batch, n_steps, limit, rank
             **overrides, "train.micro_batch_size": micro_batch, "train.global_batch_size": micro_batch * micro_batches,
             "train.steps": 1_000_000}), *(("--nproc", str(ranks)) if ranks > 1 else ())]
         with open(messages, "w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                       env={**os.environ, **(variables or {})})
         end, steps = time.monotonic() + limit, []
         while process.poll() is None and len(steps) < WARM_UP + n_steps and time.monotonic() < end:
             time.sleep(0.1)
@@ -100,23 +102,43 @@ def measure(run, args, directory):
             result["refused"].append({"micro_batch": micro_batch, "reason": why})
             if "memory" in why:
                 continue
+            result["heals"] = [switch for switch in SWITCHES if attempt(
+                args.binary, args.device, run.config, overrides, micro_batch, 1, args.limit, variables={switch: "1"})[0] is not None]
+            result["healed"] = healed(result["heals"])
             break
         speeds = [step["tokens_per_second"] for step in steps]
         result |= {"micro_batch": micro_batch, "tokens_per_second": statistics.median(speeds),
                    "slowest": min(speeds), "fastest": max(speeds), "steps": len(steps),
                    "flops_per_token": steps[-1]["flops_per_token"], "loss": steps[-1]["loss"]}
-        if args.peak:
-            result["utilisation"] = 3 * result["flops_per_token"] * result["tokens_per_second"] / args.peak
-            if run.bar and not args.smoke:
-                result["reached"] = result["utilisation"] >= run.bar
         break
     return result
+
+
+def judge(result, args):
+    if args.peak and "tokens_per_second" in result:
+        result["utilisation"] = 3 * result["flops_per_token"] * result["tokens_per_second"] / args.peak
+        if result["bar"] and not args.smoke:
+            result["reached"] = result["utilisation"] >= result["bar"]
+
+
+def known_before(args):
+    """{name: result} of those that an earlier call has measured, or found to be too large."""
+    if not args.keep or not os.path.exists(args.json):
+        return {}
+    with open(args.json) as file:
+        return {result["name"]: result for result in json.load(file)}
+
+
+def healed(heals):
+    return (f"healed by {' or '.join(f'{switch}=1' for switch in heals)}" if heals else f"none of {', '.join(SWITCHES)} heals it")
 
 
 def show(result):
     print(f"{result['name']}  ({result['config']})")
     for refused in result["refused"]:
         print(f"  micro-batch {refused['micro_batch']}: {refused['reason']}")
+    if "healed" in result:
+        print(f"  {result['healed']}")
     if "tokens_per_second" not in result:
         print("  no figure")
         return
@@ -139,8 +161,11 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help=f"timed steps, after {WARM_UP} that are not")
     parser.add_argument("--limit", type=int, default=150, help="seconds that one attempt may take")
     parser.add_argument("--json", help="write the figures to a file as well")
+    parser.add_argument("--keep", action="store_true", help="with --json: what is in that file is not measured again")
     parser.add_argument("--smoke", action="store_true", help="tiny models: to see that it runs; no measurement")
     args = parser.parse_args()
+    if args.keep and not args.json:
+        parser.error("--keep needs --json")
     args.peak = None
     if args.kernels:
         with open(args.kernels) as file:
@@ -152,15 +177,19 @@ def main():
     runs = [run for run in RUNS if args.only in (None, run.name)]
     if not runs:
         parser.error(f"--only {args.only}: there are {', '.join(run.name for run in RUNS)}")
-    results = []
+    results, known = [], known_before(args)
     with tempfile.TemporaryDirectory() as directory:
         for run in runs:
-            results.append(measure(run, args, directory))
+            results.append(known.get(run.name) or measure(run, args, directory))
+            judge(results[-1], args)
             show(results[-1])
             sys.stdout.flush()
             if args.json:
-                with open(args.json, "w") as file:
-                    json.dump(results, file, indent=1)
+                later = [known[other.name] for other in runs if other.name in known and
+                         other.name not in {result["name"] for result in results}]
+                with open(args.json + ".partial", "w") as file:
+                    json.dump(results + later, file, indent=1)
+                os.replace(args.json + ".partial", args.json)
     reached = [result["reached"] for result in results if "reached" in result]
     figures = sum("tokens_per_second" in result for result in results)
     print("SMOKE: tiny models, no measurement" if args.smoke else

@@ -10,6 +10,9 @@
 --dtype     float32; bfloat16: float32 weights, products in bfloat16 (autocast); all_bfloat16: weights and AdamW's moments too, 8
             bytes a parameter where ours take 16. Default: float32 on a CPU, all_bfloat16 on a card.
 Always torch's scaled_dot_product_attention, fused AdamW, no balance loss and no clipping: in their favour.
+torch.compile wants a C compiler and Python's headers: where it fails, grouped_mm is measured without it, has no bar, and the remark says
+what is missing. Both ways are begun at the largest micro-batch that the first had memory for; where they end with different ones, that
+is said.
 Exit code 3 where something is missing that it needs.
 """
 
@@ -17,8 +20,11 @@ import argparse
 import contextlib
 import gc
 import json
+import os
+import shutil
 import statistics
 import sys
+import sysconfig
 import time
 
 import run_config
@@ -75,10 +81,22 @@ def time_steps(torch, model, compiled, tokens, n_steps, device, dtype):
     return seconds
 
 
-def measure(torch, way, options, args):
+def name_of(way):
+    return f"{way[0]}{', compiled' if way[1] else ''}"
+
+
+def missing_to_compile():
+    """What torch.compile would not find, in words; empty: nothing is known to be missing."""
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    compilers = [os.environ.get("CC"), "cc", "gcc", "clang"]
+    lacking = [*([] if any(name and shutil.which(name.split()[0]) for name in compilers) else ["a C compiler"]),
+               *([] if os.path.exists(header) else ["Python.h"])]
+    return " and ".join(lacking)
+
+
+def measure(torch, way, options, args, micro_batch):
     experts, compiled = way
-    result = {"experts": experts, "compiled": compiled, "dtype": args.dtype, "refused": []}
-    micro_batch = args.micro_batch
+    result = {"way": name_of(way), "experts": experts, "compiled": compiled, "dtype": args.dtype, "refused": []}
     while micro_batch >= 1:
         model = None
         try:
@@ -90,6 +108,11 @@ def measure(torch, way, options, args):
             result["refused"].append({"micro_batch": micro_batch, "reason": str(error).splitlines()[0]})
             micro_batch //= 2
         except Exception as error:  # whatever it objects to: said, and the other way still runs
+            if compiled:
+                lacking, why = missing_to_compile(), f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                compiled, result["compiled"] = False, False
+                result["remark"] = f"without torch.compile, which failed{f' ({lacking} missing)' if lacking else ''}: {why[:200]}"
+                continue
             result["refused"].append({"micro_batch": micro_batch,
                                       "reason": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
             break
@@ -114,10 +137,20 @@ def our_speed(path, name):
         return next((run.get("tokens_per_second") for run in json.load(file) if run["name"] == name), None)
 
 
+def known_before(args):
+    """{way: result} of those that an earlier call has measured."""
+    if not args.keep or not os.path.exists(args.json):
+        return {}
+    with open(args.json) as file:
+        return {result["way"]: result for result in json.load(file)["ways"] if "tokens_per_second" in result}
+
+
 def show(result, way, ours):
-    print(f"transformers, experts {way[0]}{', compiled' if way[1] else ''}")
+    print(f"transformers, experts {name_of(way)}")
     for refused in result["refused"]:
         print(f"  micro-batch {refused['micro_batch']}: {refused['reason']}")
+    if "remark" in result:
+        print(f"  {result['remark']}")
     if "tokens_per_second" not in result:
         print("  no figure")
         return
@@ -125,7 +158,7 @@ def show(result, way, ours):
     if ours:
         result |= {"ours": ours, "times": ours / result["tokens_per_second"]}
         print(f"  switchyard is {result['times']:.2f} times as fast", end="")
-        if way in BARS:
+        if way in BARS and result["compiled"] == way[1]:
             result |= {"bar": BARS[way], "reached": result["times"] >= BARS[way]}
             print(f"; {BARS[way]:.0f} times {'reached' if result['reached'] else 'MISSED'}", end="")
         print()
@@ -145,7 +178,10 @@ def main():
     parser.add_argument("--steps-json", help="our own figures, from bench_gpu_steps.py --json")
     parser.add_argument("--name", default="qwen3_moe_0.6b", help="which of them is the same model")
     parser.add_argument("--json", help="write the figures to a file as well")
+    parser.add_argument("--keep", action="store_true", help="with --json: ways with a figure in that file are not measured again")
     args = parser.parse_args()
+    if args.keep and not args.json:
+        parser.error("--keep needs --json")
     if args.compile and not args.experts:
         parser.error("--compile needs --experts")
     why = missing()
@@ -171,15 +207,24 @@ def main():
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads of this processor"
     print(f"transformers {transformers.__version__}, PyTorch {torch.__version__}, {where}; {args.config}, "
           f"{args.seq_len} tokens a sequence, {args.dtype}")
-    ours, results = our_speed(args.steps_json, args.name), []
+    ours, results, known = our_speed(args.steps_json, args.name), [], known_before(args)
+    micro_batch = args.micro_batch
     for way in [(args.experts, args.compile)] if args.experts else BOTH:
-        results.append(measure(torch, way, options, args))
-        show(results[-1], way, ours)
+        result = known.get(name_of(way)) or measure(torch, way, options, args, micro_batch)
+        results.append(result)
+        micro_batch = result.get("micro_batch", micro_batch)
+        others = {other["micro_batch"] for other in results if "micro_batch" in other}
+        if len(others) > 1:
+            said = f"micro-batch {result['micro_batch']}, the other way's is {results[0]['micro_batch']}"
+            result["remark"] = "; ".join(dict.fromkeys([*filter(None, [result.get("remark")]), said]))
+        show(result, way, ours)
         sys.stdout.flush()
         if args.json:
-            with open(args.json, "w") as file:
-                json.dump({"transformers": transformers.__version__, "torch": torch.__version__, "ways": results}, file,
-                          indent=1)
+            with open(args.json + ".partial", "w") as file:
+                json.dump({"transformers": transformers.__version__, "torch": torch.__version__, "ways": results}, file, indent=1)
+            os.replace(args.json + ".partial", args.json)
+    print(f"{sum('tokens_per_second' in result for result in results)} of {len(results)} ways have a figure; "
+          f"{sum(result.get('reached', False) for result in results)} of {sum('reached' in result for result in results)} bars reached")
     sys.exit(0 if all("tokens_per_second" in result for result in results) else 1)
 
 

@@ -1,11 +1,14 @@
 // What the CUDA kernels reach of what the card can do: two ceilings, a bf16 product and a copy, are measured
 // first, then every family of kernels is timed and compared with them.
-//   bench_cuda [--only TEXT] [--json FILE] [--smoke]
+//   bench_cuda [--only TEXT] [--family NAME] [--skip N] [--count N] [--json FILE] [--smoke]
+//   bench_cuda --list
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
+#include <limits>
 #include <optional>
 
 #include "core/error.h"
@@ -92,11 +95,81 @@ Json json_of(const Result& r, const std::optional<Ceilings>& c) {
 }
 
 struct Options {
-  std::string only, json;
-  bool smoke = false;
+  std::string only, family, json;
+  std::size_t skip = 0, count = std::numeric_limits<std::size_t>::max();
+  bool smoke = false, list = false;
 };
 
+struct Family {
+  const char* name;
+  std::vector<Case> cases;
+};
+
+struct Named {
+  const char* family;
+  Case one;
+};
+
+std::vector<Family> families(const Sizes& sizes) {
+  return {{"rows", row_cases(sizes)}, {"model", model_cases(sizes)},
+          {"moe", moe_cases(sizes)},  {"router", router_cases(sizes)},
+          {"lpr", lpr_cases(sizes)},  {"attention", attention_cases(sizes)}};
+}
+
+// Those that are asked for, in their order: the n-th is the same in every call with the same --only and
+// --family.
+std::vector<Named> chosen(const Options& options, const Sizes& sizes) {
+  std::vector<Named> all;
+  for (const Family& family : families(sizes)) {
+    if (!options.family.empty() && options.family != family.name) continue;
+    for (const Case& one : family.cases)
+      if (one.kernel.find(options.only) != std::string::npos) all.push_back({family.name, one});
+  }
+  const auto begin = all.begin() + static_cast<std::ptrdiff_t>(std::min(options.skip, all.size()));
+  const auto left = static_cast<std::size_t>(all.end() - begin);
+  return {begin, begin + static_cast<std::ptrdiff_t>(std::min(options.count, left))};
+}
+
+// An illegal access ends everything that the process does on the device: each call after it fails with the same
+// error. Any other error is gone once it was read.
+bool device_answers(Context& ctx) {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    try {
+      ops::cuda::synchronise(ctx);
+      return true;
+    } catch (const std::exception&) {
+    }
+  }
+  return false;
+}
+
+// After each case, so that one which ends the process takes no other's figures with it.
+void write_json(const std::string& path, const Platform& where, bool measured,
+                const std::vector<Result>& results, const std::optional<Ceilings>& ceilings) {
+  if (path.empty()) return;
+  Json json(Json::Object{{"device", where.device},
+                         {"driver", where.driver},
+                         {"toolkit", where.cuda},
+                         {"measured", measured},
+                         {"cases", Json::Array{}}});
+  if (ceilings) {
+    json["product_flops"] = ceilings->flops;
+    json["copy_bytes_per_second"] = ceilings->bytes_per_second;
+  }
+  for (const Result& result : results)
+    json["cases"].push_back(json_of(result, measured ? ceilings : std::nullopt));
+  const std::string beside = path + ".partial";
+  std::ofstream file(beside);
+  file << to_text(json);
+  file.close();
+  if (!file || std::rename(beside.c_str(), path.c_str()) != 0) throw_input("{}: cannot be written", path);
+}
+
 int run_all(const Options& options) {
+  if (options.list) {
+    for (const Named& named : chosen(options, kFull)) fmt::print("{} {}\n", named.family, named.one.kernel);
+    return 0;
+  }
   if (const std::string reason = ops::cuda::unavailable_reason(); !reason.empty())
     throw_input("bench_cuda: {}", reason);
   const Platform where = platform();
@@ -125,32 +198,20 @@ int run_all(const Options& options) {
   if (product.error.empty() && copying.error.empty())
     ceilings = Ceilings{product.work.flop / product.times.median, copying.work.bytes / copying.times.median};
   if (measured) shown = ceilings;
+  write_json(options.json, where, measured, results, ceilings);
 
-  for (const auto& family : {row_cases(sizes), model_cases(sizes), attention_cases(sizes), moe_cases(sizes),
-                             router_cases(sizes), lpr_cases(sizes)}) {
-    for (const Case& one : family) {
-      if (one.kernel.find(options.only) == std::string::npos) continue;
-      results.push_back(run(one, options.smoke, ctx));
-      print(results.back(), shown);
-      std::fflush(stdout);
+  bool answers = true;
+  for (const Named& named : chosen(options, sizes)) {
+    if (!results.back().error.empty() && !device_answers(ctx)) {
+      answers = false;
+      break;
     }
+    results.push_back(run(named.one, options.smoke, ctx));
+    print(results.back(), shown);
+    std::fflush(stdout);
+    write_json(options.json, where, measured, results, ceilings);
   }
 
-  if (!options.json.empty()) {
-    Json json(Json::Object{{"device", where.device},
-                           {"driver", where.driver},
-                           {"toolkit", where.cuda},
-                           {"measured", measured},
-                           {"cases", Json::Array{}}});
-    if (ceilings) {
-      json["product_flops"] = ceilings->flops;
-      json["copy_bytes_per_second"] = ceilings->bytes_per_second;
-    }
-    for (const Result& result : results) json["cases"].push_back(json_of(result, shown));
-    std::ofstream file(options.json);
-    file << to_text(json);
-    if (!file.flush()) throw_input("{}: cannot be written", options.json);
-  }
   const auto failed = std::count_if(results.begin(), results.end(), [](auto& r) { return !r.error.empty(); });
   fmt::print("\n{} of {} cases ran", results.size() - static_cast<std::size_t>(failed), results.size());
   if (shown) {
@@ -160,6 +221,12 @@ int run_all(const Options& options) {
                std::count_if(results.begin(), results.end(), barred));
   }
   fmt::print("\n");
+  if (!answers) {
+    fmt::print(stderr,
+               "error: bench_cuda: after the error of {} the device does nothing more for this process\n",
+               results.back().kernel);
+    return 9;
+  }
   return failed > 0 ? 1 : 0;
 }
 
@@ -169,6 +236,12 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app("Measures the CUDA kernels against a product and a copy of the same card.");
   app.add_option("--only", options.only, "Only the kernels whose name holds this text");
+  app.add_option("--family", options.family, "Only the kernels of one family")
+      ->check(CLI::IsMember({"rows", "model", "moe", "router", "lpr", "attention"}));
+  app.add_option("--skip", options.skip, "Leave out so many of them, from the first on");
+  app.add_option("--count", options.count, "Run so many of them at most");
+  app.add_flag("--list", options.list,
+               "Only print the family and the name of each case, in the order in which they run");
   app.add_option("--json", options.json, "Write the figures to a file as well");
   app.add_flag("--smoke", options.smoke, "Tiny sizes and one call each: to see that everything runs");
   CLI11_PARSE(app, argc, argv);

@@ -1,13 +1,17 @@
 """What measures a GPU, without one: bench_cuda on the emulator runs every case; scripts/gpu_check.sh goes through its
 stages with binaries that it is given, says what failed and goes on.
 
-CTest sets SWITCHYARD_BENCH_CUDA, SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN.
+CTest sets SWITCHYARD_BENCH_CUDA, SWITCHYARD_BENCH_EXCHANGE, SWITCHYARD_CUDA_TEST and SWITCHYARD_DEVICE_BIN.
 """
 
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
+import sys
+import time
 import unittest
 
 import harness
@@ -15,6 +19,7 @@ from harness import ROOT, CliTest
 
 BENCH_CUDA = os.environ.get("SWITCHYARD_BENCH_CUDA", "")
 BENCH_EXCHANGE = os.environ.get("SWITCHYARD_BENCH_EXCHANGE", "")
+CUDA_TEST = os.environ.get("SWITCHYARD_CUDA_TEST", "")
 DEVICE_BINARY = os.environ.get("SWITCHYARD_DEVICE_BIN", "")
 SLOW = 10 * harness.TIMEOUT
 
@@ -50,94 +55,259 @@ class BenchCuda(CliTest):
         self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
 
 
+# A cuda_test of suites A and B: in A, `c` accesses what it must not, after which `d` fails as well, and B is well.
+SUITES = """case "$*" in
+*--gtest_list_tests*) printf 'Running main()\\nA.\\n  b\\n  c\\n  d\\nB/0.  # TypeParam = float\\n  e\\n'; exit;;
+*=A.c|*=A.\\*) ;;
+*=A.d) echo "[ RUN      ] A.d"; echo "[       OK ] A.d (1 ms)"; exit;;
+*) echo "[ RUN      ] B/0.e"; echo "[       OK ] B/0.e, where TypeParam = float (1 ms)"; exit;;
+esac
+echo "[ RUN      ] A.b"; echo "[       OK ] A.b (1 ms)"; echo "[ RUN      ] A.c"
+[ -z "$CUDA_LAUNCH_BLOCKING" ] || { echo 'C++ exception with description "CUDA: rope: an illegal memory access" thrown in the test body.'; exit 1; }
+kill -SEGV $$"""
+# A bench_cuda of five cases: the second ends what its process can do, the fourth the process.
+CASES = """import json, os, sys
+def value(name, otherwise):
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else otherwise
+names = ["zero", "one", "two", "three", "four"]
+if "--list" in sys.argv:
+    sys.exit(print(*[f"rows {name}" for name in names], sep="\\n"))
+begin = int(value("--skip", 0))
+cases = [{"kernel": "product"}, {"kernel": "copy"}]
+for name in names[begin:begin + int(value("--count", 9))]:
+    if name == "three":
+        os.abort()
+    cases.append({"kernel": name} if name != "one" else {"kernel": name, "error": "illegal"})
+    with open(value("--json", os.devnull), "w") as file:
+        json.dump({"measured": False, "product_flops": 1.0 + begin, "cases": cases}, file)
+    if name == "one":
+        print("one   FAILED: illegal, at once" if os.environ.get("CUDA_LAUNCH_BLOCKING") else "one   FAILED: illegal")
+        sys.exit(9)
+"""
+
+
 class GpuCheck(CliTest):
     def setUp(self):
         super().setUp()
         self.bundle = self.dir / "bundle"
         (self.bundle / "bin").mkdir(parents=True)
+        self.out = self.dir / "out"
         self.program("switchyard", 'echo "switchyard of a test"')
         self.program("bench_cuda", "echo nothing; exit 7")
-        self.program("cuda_test", 'echo "[  PASSED  ] 12 tests."')
+        self.cuda_test('echo "[ RUN      ] A.b"; echo "[       OK ] A.b (1 ms)"')
 
-    def program(self, name, script):
-        path = self.bundle / "bin" / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
+    def program(self, name, script, place=None, shell="/bin/sh"):
+        path = (place or self.bundle / "bin") / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!{shell}\n{script}\n")
         path.chmod(0o755)
 
-    def check(self, only, *options, code=0, **variables):
+    def cuda_test(self, script):
+        self.program("cuda_test", f"case $1 in --gtest_list_tests) printf 'A.\\n  b\\n'; exit;; esac; {script}")
+
+    def command(self, *options):
+        return [str(ROOT / "scripts" / "gpu_check.sh"), "--from", str(self.bundle), "--out", str(self.out), *options]
+
+    def results(self):
         """-> the summary's stages by name, and its text."""
-        done = subprocess.run([str(ROOT / "scripts" / "gpu_check.sh"), "--from", str(self.bundle), "--out",
-                               str(self.dir / "out"), "--only", only, *options], text=True, capture_output=True,
-                              timeout=SLOW, env={**harness.environment(), **variables})
+        summary = json.loads((self.out / "summary.json").read_text())
+        self.assertIn("| stage | result |", (self.out / "summary.md").read_text())
+        return {stage["stage"]: stage for stage in summary["stages"]}, (self.out / "summary.txt").read_text()
+
+    def check(self, only, *options, code=0, **variables):
+        done = subprocess.run(self.command("--only", only, *options), text=True, capture_output=True, timeout=SLOW,
+                              env={**harness.environment(), **variables})
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
-        summary = json.loads((self.dir / "out" / "summary.json").read_text())
-        text = (self.dir / "out" / "summary.txt").read_text()
+        stages, text = self.results()
         self.assertTrue(done.stdout.endswith(text), done.stdout)
-        return {stage["stage"]: stage for stage in summary["stages"]}, text
+        return stages, text
 
     def test_a_stage_that_fails_hides_no_other(self):
         stages, _ = self.check("kernels,tests", code=1)
         self.assertEqual(stages["build"]["result"], "ok")
         self.assertEqual(stages["tests"]["result"], "ok")
-        self.assertEqual(stages["tests"]["remark"], "12 tests passed")
+        self.assertEqual(stages["tests"]["remark"], "1 tests of 1 suites passed")
         self.assertEqual(stages["kernels"]["result"], "failed")
+
+    def test_a_suite_that_dies_hides_nothing_and_is_looked_into(self):
+        self.program("cuda_test", SUITES)
+        self.program("compute-sanitizer", 'echo "========= COMPUTE-SANITIZER"; echo "========= Invalid __global__ read of size 4 bytes"; exit 9',
+                     self.dir / "path")
+        stages, text = self.check("tests", code=1, PATH=f"{self.dir / 'path'}:{os.environ['PATH']}")
+        self.assertEqual(stages["tests"]["remark"], "2 tests of 2 suites passed; 1 suites failed, 2 of their tests have not passed, "
+                                                    "the first: A.c")
+        self.assertEqual(stages["tests"]["findings"], [
+            "A.c: CUDA: rope: an illegal memory access (in its suite: killed by signal 11)", "A.d: passes alone",
+            "  memcheck, A.c: Invalid __global__ read of size 4 bytes"])
+        self.assertIn("A.d: passes alone", text)
+        self.assertIn("A.d: passes alone", (self.out / "summary.md").read_text())
+
+    def test_kernels_go_on_after_an_error_that_ends_a_process(self):
+        self.program("bench_cuda", CASES, shell="/usr/bin/env python3")
+        stages, _ = self.check("kernels", code=1)
+        kernels = json.loads((self.out / "kernels.json").read_text())
+        self.assertEqual([case["kernel"] for case in kernels["cases"]], ["product", "copy", "zero", "one", "two", "three", "four"])
+        self.assertEqual([case["kernel"] for case in kernels["cases"] if "error" in case], ["one", "three"])
+        self.assertEqual(kernels["product_flops"], 1)  # of the first process
+        self.assertEqual(stages["kernels"]["findings"], [
+            "one: illegal; alone, each kernel waited for: illegal, at once",
+            "three: killed by signal 6; alone, each kernel waited for: killed by signal 6: no output"])
 
     def test_a_stage_has_a_time_limit(self):
         self.program("bench_cuda", "sleep 600")
-        stages, _ = self.check("kernels,tests", "--limit", "2", code=1)
-        self.assertEqual(stages["kernels"]["result"], "time limit")
+        stages, _ = self.check("kernels,tests", "--limit", "2", code=4)
+        self.assertEqual(stages["kernels"]["result"], "incomplete")
+        self.assertEqual(stages["tests"]["result"], "ok")
+
+    def test_a_call_whose_time_is_over_is_gone_on_with(self):
+        count = f'echo "$*" >> "{self.dir}/calls"'
+        suites = "case $1 in --gtest_list_tests) printf 'A.\\n  b\\nB.\\n  b\\n'; exit;; esac; "
+        well = 'echo "[ RUN      ] A.b"; echo "[       OK ] A.b (1 ms)"'
+        self.program("cuda_test", f'{suites}{count}; case $* in *=B*) [ -e "{self.dir}/fast" ] || exec sleep 600;; esac; {well}')
+        stages, _ = self.check("tests,initcheck", "--budget", "13", "--jobs", "1", code=4, PATH="/usr/bin:/bin")
+        self.assertEqual((stages["tests"]["result"], stages["initcheck"]["result"]), ("incomplete", "incomplete"))
+        self.assertEqual(stages["initcheck"]["remark"], "no time was left")
+        (self.dir / "fast").touch()
+        for _ in range(2):  # and what is at its end is not done again
+            stages, _ = self.check("tests")
+            self.assertEqual(stages["tests"]["remark"], "2 tests of 2 suites passed")
+            self.assertEqual((self.dir / "calls").read_text().split(), ["--gtest_filter=A.*", "--gtest_filter=B.*", "--gtest_filter=B.*"])
+        self.check("tests", "--again")
+        self.assertEqual(len((self.dir / "calls").read_text().split()), 5)
+        self.program("switchyard", 'echo "another program"')
+        stages, _ = self.check("build")
+        self.assertEqual(list(stages), ["build"])
+        self.assertTrue((self.out / "earlier_1" / "summary.md").exists())
+
+    def test_a_call_that_is_ended_leaves_its_summary(self):
+        self.cuda_test(f'echo $$ > "{self.dir}/pid"; exec sleep 600')
+        process = subprocess.Popen(self.command("--only", "tests"), stdout=subprocess.DEVNULL)
+        end = time.monotonic() + harness.TIMEOUT
+        while not (self.dir / "pid").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        process.terminate()
+        self.assertEqual(process.wait(harness.TIMEOUT), 4)
+        stages, _ = self.results()
+        self.assertEqual((stages["build"]["result"], stages["tests"]["result"]), ("ok", "incomplete"))
+        self.assertEqual(stages["tests"]["remark"], "ended by SIGTERM")
+        self.assertFalse(os.path.exists(f"/proc/{(self.dir / 'pid').read_text().strip()}"))
+
+    def test_a_driver_that_is_too_old_is_said_first_and_alone(self):
+        (self.bundle / "bundle.txt").write_text("commit 1234567, built 2026-11-29 on x86_64\ntoolkit 13.0.88\n")
+        path = f"{self.dir / 'path'}:{os.environ['PATH']}"
+        self.program("nvidia-smi", 'echo "NVIDIA H100, 570.86.15, 81559 MiB, 9.0"', self.dir / "path")
+        stages, _ = self.check("card,tests", code=1, PATH=path)
+        self.assertEqual(list(stages), ["card"])
+        self.assertEqual(stages["card"]["remark"], "driver 570.86.15 is too old for programs of CUDA 13.0.88: R580 or newer is wanted")
+        self.program("nvidia-smi", 'echo "NVIDIA H100, 580.65.06, 81559 MiB, 9.0"', self.dir / "path")
+        stages, _ = self.check("card,tests", PATH=path)
+        self.assertEqual(stages["tests"]["result"], "ok")
+        self.assertIn("commit 1234567", (self.out / "summary.md").read_text())
 
     def test_tests_that_ran_nowhere_are_skipped_and_not_passed(self):
         # As GoogleTest prints it where an environment is skipped.
-        self.program("cuda_test", 'echo "[  SKIPPED ] no CUDA device can be used"; echo "[  PASSED  ] 132 tests."')
+        self.cuda_test('echo "[  SKIPPED ] no CUDA device can be used"; echo "[  PASSED  ] 132 tests."')
         stages, _ = self.check("tests")
         self.assertEqual(stages["tests"]["result"], "skipped")
         self.assertIn("no CUDA device", stages["tests"]["remark"])
 
-    def test_what_failed_is_named_and_runs_without_a_device_are_no_success(self):
-        self.program("cuda_test", 'echo "[  FAILED  ] A.b (0 ms)"; echo "[  FAILED  ] A.c (0 ms)"; exit 1')
+    def test_runs_without_a_device_are_no_success(self):
         # What it says of runs on the CPU stays as it is.
         self.program("switchyard", 'case "$*" in *"--device cuda"*)'
                      '  echo "error: --device cuda: no CUDA device can be used" >&2; exit 2;; esac\n'
                      f'exec "{harness.BINARY}" "$@"')
-        stages, _ = self.check("tests,cli", code=1)
-        self.assertEqual((stages["tests"]["result"], stages["cli"]["result"]), ("failed", "skipped"))
-        self.assertEqual(stages["tests"]["remark"], "2 tests failed, the first: A.b")
-        self.assertIn("no CUDA device", stages["cli"]["remark"])
+        stages, _ = self.check("cli", "--smoke")
+        self.assertEqual(stages["cli"]["result"], "skipped")
+        self.assertEqual(stages["cli"]["remark"], "no CUDA device can be used")
 
-    @unittest.skipIf(harness.SANITIZED, "whole steps take too long under the sanitizers")
-    @unittest.skipUnless(BENCH_CUDA and DEVICE_BINARY, "SWITCHYARD_BENCH_CUDA and SWITCHYARD_DEVICE_BIN are not set")
-    def test_kernels_and_steps_on_the_emulator(self):
-        self.program("bench_cuda", f'exec "{BENCH_CUDA}" --only rope "$@"')
-        self.program("switchyard", f'exec "{DEVICE_BINARY}" "$@"')
+    @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
+    @unittest.skipUnless(DEVICE_BINARY, "SWITCHYARD_DEVICE_BIN is not set")
+    def test_what_heals_a_failed_training_is_said(self):
+        self.program("switchyard", 'case "$SWITCHYARD_NO_WGMMA $*" in " "*"--device cuda"*)'
+                     '  echo "error: CUDA: linear: an illegal memory access" >&2; exit 1;; esac\n'
+                     f'exec "{DEVICE_BINARY}" "$@"')
+        stages, _ = self.check("curve", "--smoke", code=1)
+        self.assertIn("bfloat16 on the card: error: CUDA: linear: an illegal memory access", stages["curve"]["remark"])
+        self.assertTrue(stages["curve"]["remark"].endswith("; healed by SWITCHYARD_NO_WGMMA=1"), stages["curve"]["remark"])
+
+    def use_emulator(self):
         if DEVICE_BINARY == harness.BINARY:
             self.skipTest("this program is not built for the emulator")
-        stages, text = self.check("kernels,steps", "--smoke")
-        self.assertEqual({stage["result"] for stage in stages.values()}, {"ok"}, text)
+        for name, path in (("switchyard", DEVICE_BINARY), ("bench_exchange", BENCH_EXCHANGE), ("bench_cuda", BENCH_CUDA),
+                           ("cuda_test", CUDA_TEST)):
+            (self.bundle / "bin" / name).unlink(missing_ok=True)
+            shutil.copy(path, self.bundle / "bin" / name)
+
+    @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
+    @unittest.skipUnless(BENCH_CUDA and BENCH_EXCHANGE and CUDA_TEST and DEVICE_BINARY, "SWITCHYARD_CUDA_TEST and others are not set")
+    def test_whole_from_a_bundle_on_a_bare_machine(self):
+        """All stages, on two emulated cards: in a directory that holds what the page says and no more, with a PATH that holds no
+        compiler, no cmake and no git, as a user who owns that directory alone, where the test may become one."""
+        self.use_emulator()
+        for name in ("scripts", "tools", "configs", "tests/cli", "docs"):
+            shutil.copytree(ROOT / name, self.dir / "bare" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        place = self.dir / "bare"
+        (self.bundle / "bundle.txt").write_text("commit 1234567, built 2026-11-29 on x86_64\ntoolkit 13.0.88\n")
+        self.program("nvidia-smi", 'echo "NVIDIA E100, 580.65.06, 81559 MiB, 9.0"', self.dir / "path")
+        self.program("compute-sanitizer", 'while [ "${1#--}" != "$1" ]; do shift 2; done; exec "$@"', self.dir / "path")
+        # Of 45 suites three, of the cases those of one kernel: other tests run all of them.
+        os.rename(self.bundle / "bin" / "cuda_test", self.bundle / "bin" / "all_tests")
+        self.program("cuda_test", """here=$(dirname "$0")
+case $1 in --gtest_list_tests) exec "$here/all_tests" --gtest_filter='CudaDeviceGroup.*:CudaTopK.*:*CudaRope.*' --gtest_list_tests;; esac
+exec "$here/all_tests" "$@\"""")
+        os.rename(self.bundle / "bin" / "bench_cuda", self.bundle / "bin" / "all_cases")
+        self.program("bench_cuda", 'exec "$(dirname "$0")/all_cases" --only rope "$@"')
+        for name in ("bash", "sh", "dirname", "env", "ldd", "sed"):
+            (self.dir / "path" / name).symlink_to(shutil.which(name))
+        self.dir.chmod(0o755)
+        before, python = [], sys.executable
+        if os.geteuid() == 0 and shutil.which("setpriv"):
+            other = [shutil.which("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+            pythons = [path for path in (python, "/usr/bin/python3") if os.path.exists(path) and
+                       subprocess.run([*other, "/bin/sh", "-c", f"{path} -c pass"], capture_output=True, check=False).returncode == 0]
+            if pythons:  # one that lies in root's own directory is not for others
+                before, python = other, pythons[0]
+                os.chown(place, 65534, 65534)
+        (self.dir / "path" / "python3").symlink_to(python)
+        done = subprocess.run([*before, "scripts/gpu_check.sh", "--from", str(self.bundle), "--out", "results", "--smoke"], cwd=place,
+                              text=True, capture_output=True, timeout=SLOW,
+                              env={"PATH": str(self.dir / "path"), "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "2",
+                                   "OMP_WAIT_POLICY": "passive", "SIMT_DEVICES": "2"})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.out = place / "results"
+        stages, text = self.results()
+        without_pytorch = stages.pop("transformers")
+        self.assertEqual((len(stages), {stage["result"] for stage in stages.values()}), (13, {"ok"}), text)
+        self.assertIn(without_pytorch["remark"], ("PyTorch is not installed", "transformers is not installed",
+                                                  "this PyTorch finds no CUDA device"))
+        self.assertEqual(stages["memcheck"]["remark"], "9 of 9 without an error")
         self.assertIn("no measurement", text)
-        runs = json.loads((self.dir / "out" / "steps.json").read_text())
+        markdown = (self.out / "summary.md").read_text()
+        self.assertIn("NVIDIA E100, driver 580.65.06, CUDA none", markdown)
+        self.assertIn("commit 1234567", markdown)
+        self.assertEqual(re.findall("^## (.*)", markdown, re.M),
+                         ["Kernels", "Whole training steps", "Several cards", "The loss curve in bfloat16"])
+        self.check_steps(json.loads((self.out / "steps.json").read_text()))
+        self.check_curve(json.loads((self.out / "curve.json").read_text()))
+        self.check_two_ranks(stages["ranks"]["remark"], json.loads((self.out / "scaling.json").read_text()))
+
+    def check_steps(self, runs):
         self.assertEqual([run["name"] for run in runs], ["qwen3_moe_0.6b", "32_layers", "6_of_32_layers"])
         for run in runs:
             self.assertEqual(run["refused"], [])
             self.assertNotIn("reached", run)  # of a tiny model
             self.assertAlmostEqual(run["utilisation"], 3 * run["flops_per_token"] * run["tokens_per_second"] /
-                                   json.loads((self.dir / "out" / "kernels.json").read_text())["product_flops"])
+                                   json.loads((self.out / "kernels.json").read_text())["product_flops"])
 
-    def use_emulated_ranks(self):
-        if DEVICE_BINARY == harness.BINARY:
-            self.skipTest("this program is not built for the emulator")
-        self.program("switchyard", f'exec "{DEVICE_BINARY}" "$@"')
-        self.program("bench_exchange", f'exec "{BENCH_EXCHANGE}" "$@"')
+    def check_curve(self, curve):
+        self.assertEqual({len(losses) for losses in curve["losses"].values()}, {3})
+        self.assertEqual(len(curve["losses"]), 4)
+        self.assertEqual([pair.get("bar") for pair in curve["pairs"]], [0.005, None, None, None])
 
-    @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
-    @unittest.skipUnless(BENCH_EXCHANGE and DEVICE_BINARY, "SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN are not set")
-    def test_ranks_and_scaling_on_the_emulator(self):
-        self.use_emulated_ranks()
-        stages, text = self.check("ranks,scaling", "--smoke", SIMT_DEVICES="2")
-        self.assertEqual({stage["result"] for stage in stages.values()}, {"ok"}, text)
-        self.assertRegex(stages["ranks"]["remark"], "alone by NCCL: same bits, recorded too; two ranks on two cards: losses of one rank "
-                                                    r"to \S+, same bits again, recorded; one killed: all gone after \d+ s")
-        scaling = json.loads((self.dir / "out" / "scaling.json").read_text())
+    def check_two_ranks(self, remark, scaling):
+        self.assertRegex(remark, "alone by NCCL: same bits, recorded too; two ranks on two cards: losses of one rank "
+                                 r"to \S+, same bits again, recorded; one killed: all gone after \d+ s")
         self.assertFalse(scaling["measured"])
         self.assertEqual([(case["ranks"], case["expert"]) for case in scaling["cases"]], [(2, 1), (2, 2)])
         for case in scaling["cases"]:
@@ -151,17 +321,18 @@ class GpuCheck(CliTest):
     @unittest.skipIf(harness.SANITIZED, "whole runs take too long under the sanitizers")
     @unittest.skipUnless(BENCH_EXCHANGE and DEVICE_BINARY, "SWITCHYARD_BENCH_EXCHANGE and SWITCHYARD_DEVICE_BIN are not set")
     def test_two_ranks_on_one_card_are_an_experiment_of_newer_versions(self):
-        self.use_emulated_ranks()
+        self.use_emulator()
+        self.cuda_test('echo "[ RUN      ] A.b"; echo "[       OK ] A.b (1 ms)"')
         stages, _ = self.check("ranks,scaling", "--smoke", SIMT_DEVICES="1", SIMT_NCCL_VERSION="22907")
         self.assertEqual((stages["ranks"]["result"], stages["scaling"]["result"]), ("ok", "skipped"))
         self.assertRegex(stages["ranks"]["remark"], "two ranks skipped: 2 ranks: --nproc 2: .* has 1 CUDA device for 2 ranks")
         self.assertEqual(stages["scaling"]["remark"], "CUDA devices: 1; several are wanted")
-        stages, _ = self.check("ranks", "--smoke", SIMT_DEVICES="1", SIMT_NCCL_VERSION="23001")
+        stages, _ = self.check("ranks", "--smoke", "--again", SIMT_DEVICES="1", SIMT_NCCL_VERSION="23001")
         self.assertRegex(stages["ranks"]["remark"], r"two ranks on one card \(experimental\): .*all gone after")
 
     def test_no_nccl_is_no_failure(self):
-        self.program("cuda_test", 'echo "cuda_device_group_test.cpp:7: Skipped"; echo "there is no NCCL here"; '
-                     'echo "[  SKIPPED ] CudaDeviceGroup.A (0 ms)"; echo "[  PASSED  ] 0 tests."')
+        self.cuda_test('echo "cuda_device_group_test.cpp:7: Skipped"; echo "there is no NCCL here"; '
+                   'echo "[  SKIPPED ] CudaDeviceGroup.A (0 ms)"; echo "[  PASSED  ] 0 tests."')
         stages, _ = self.check("ranks")
         self.assertEqual((stages["ranks"]["result"], stages["ranks"]["remark"]), ("skipped", "there is no NCCL here"))
 
