@@ -154,6 +154,7 @@ bool cublaslt_multiply(const char* op, GemmLayout layout, const Matrix& c_MN, co
   const Plan& plan =
       library.plan_for({layout, MatrixKind(c_MN), MatrixKind(a), MatrixKind(b), MatrixKind(added)}, op);
   if (!plan.possible) return false;
+  note_launch(op, &plan);
   ScratchScope scope(ctx.scratch);  // allocated once, and used in the stream's order
   const Tensor workspace = ctx.scratch.take({kWorkspaceBytes / size_of(DType::f32)}, DType::f32);
   const float alpha = 1, beta = addend_MN.defined() ? 1 : 0;

@@ -72,6 +72,11 @@ void* stream_beside();
 // What is started on `stream` from here on waits for what was started on `other` up to here.
 void wait_for_stream(void* stream, void* other);
 
+// At each launch of a kernel, or of what a library starts some of its own for: what it is, by an address.
+void note_launch(const char* op, const void* function);
+void expect_no_new_kernels();  // ops::expect_no_new_kernels()
+LateKernels late_kernels();
+
 // Before and after each exchange: the device counts that it has come to it, and how long it is in it. Where it
 // counts, on the host.
 void begin_exchange(Context& ctx);

@@ -48,6 +48,7 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
   static_assert(sizeof...(P) == sizeof...(A));
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   const auto* const function = reinterpret_cast<const void*>(kernel);
+  note_launch(op, function);
   if (shape.shared_bytes > kUnaskedDynamicBytes) ask_for_shared_bytes(op, function, shape.shared_bytes);
 #ifdef SWITCHYARD_SIMT
   simt::enqueue(stream_of(ctx), [=] {

@@ -75,6 +75,20 @@ TEST_F(WaitCheck, ThePolledDeviceGivesWhatTheBlockedOneGives) {
   }
 }
 
+TEST(CudaDevice, KnowsWhichKernelsAreStartedLate) {
+  static const char early = 0, late = 0, later = 0;  // addresses that no kernel has
+  ops::cuda::note_launch("early", &early);
+  ops::cuda::expect_no_new_kernels();
+  ops::cuda::note_launch("early", &early);
+  EXPECT_EQ(ops::cuda::late_kernels().count, 0);
+  for (int time = 0; time < 2; ++time) ops::cuda::note_launch("late", &late);
+  ops::cuda::note_launch("later", &later);
+  EXPECT_EQ(ops::cuda::late_kernels().count, 2);
+  EXPECT_EQ(ops::cuda::late_kernels().first, "late");
+  ops::cuda::expect_no_new_kernels();
+  EXPECT_EQ(ops::cuda::late_kernels().count, 0);
+}
+
 // An error that somebody has handled, or that is an exception already, is not the next kernel's.
 TEST(CudaDevice, ALaunchIsNotChargedWithAnEarlierFailure) {
   DeviceContext ctx;

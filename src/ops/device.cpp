@@ -75,6 +75,15 @@ void open_stream(Context& ctx) {
   }
 }
 
+void expect_no_new_kernels() {
+  if constexpr (kHasCuda) cuda::expect_no_new_kernels();
+}
+
+LateKernels late_kernels() {
+  if constexpr (kHasCuda) return cuda::late_kernels();
+  return {};
+}
+
 Beside::Beside(Context& ctx) : ctx_(ctx), is_own_(ctx.beside.stream != nullptr && !ctx.beside.is_used) {
   if (!is_own_) return;
   if constexpr (kHasCuda) cuda::wait_for_stream(ctx.beside.stream, ctx.stream);

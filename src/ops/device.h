@@ -60,6 +60,17 @@ void synchronise(Context& ctx);
 // Gives the run the streams that all of its work goes to. On the CPU: nothing.
 void open_stream(Context& ctx);
 
+// A device loads a kernel when it is first started, and may wait for what runs on it before it does: for an
+// exchange, say, in which other ranks are awaited. So ranks start all there are once before it matters, and say
+// so by expect_no_new_kernels(). What is started for the first time since: how many, and the first one's
+// operator.
+struct LateKernels {
+  std::int64_t count = 0;
+  std::string first;
+};
+void expect_no_new_kernels();
+LateKernels late_kernels();
+
 // Work that goes on beside the run's other work, on a queue of its own: exchanges between devices, of which all
 // are started on this one queue, so that all ranks start them in one order. Up to end() operators go there, and
 // after what was started before; what is started later waits for them from join() on. What they read and write

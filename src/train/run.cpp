@@ -83,7 +83,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
   begin(resume);
   if (device != Device::cpu) {
-    step_.rehearse();  // what does not fit is refused before anything is written
+    step_.rehearse(!data_.validation.empty());  // what does not fit is refused before anything is written
     world.transport->forget_counts();
   }
   mark("run directory");
@@ -354,6 +354,16 @@ void TrainingRun::count_redone(const ExpertNeed& experts) {
       state_.step, steps_redone_, state_.step - first_step_, run_.parallel.expert_room));
 }
 
+void TrainingRun::warn_of_late_kernels() {
+  const ops::LateKernels late = ops::late_kernels();
+  if (world_.size() == 1 || !is_first() || late.count == 0 || warned_of_late_kernels_) return;
+  warned_of_late_kernels_ = true;
+  log_warning(fmt::format(
+      "step {}: {} kernel{}, first of {}, ran for the first time, and a device that loads a kernel while ranks "
+      "wait for each other may keep them waiting; set CUDA_MODULE_LOADING=EAGER to load all at the start",
+      state_.step, late.count, late.count == 1 ? "" : "s", late.first));
+}
+
 TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
   const double minutes = run_.checkpoint.every_minutes;
   const bool save = is_first() && minutes > 0 && seconds_since(last_save_) >= 60 * minutes;
@@ -416,6 +426,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
       }
       if (is_first()) log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
     }
+    warn_of_late_kernels();
     save_if_due(outcome.validation, stopped);
     if (is_first())
       outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),

@@ -75,6 +75,7 @@ class TrainingRun {
     bool stop, save;
   };
   void count_redone(const ExpertNeed& experts);
+  void warn_of_late_kernels();
   Wishes agree_on_wishes(bool stop_requested) const;
   double epochs_of(std::uint64_t samples, std::size_t domain) const;
   double most_epochs() const;  // of any domain, as far as the run has come
@@ -95,7 +96,7 @@ class TrainingRun {
   RankWatch rank_watch_;
   double product_rate_ = 0;        // FLOP/s; 0: not known
   std::int64_t steps_redone_ = 0;  // in rounds, since the process began
-  bool warned_of_redone_ = false;
+  bool warned_of_redone_ = false, warned_of_late_kernels_ = false;
   std::int64_t times_back_ = 0;  // since the last good checkpoint
   bool save_is_due_ = false;
   Clock::time_point last_save_{};

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -153,15 +154,60 @@ void Step::take_memory() {
                          "gradients of halves", ctx_.device));
 }
 
-void Step::rehearse() {
+void Step::rehearse(bool evaluates) {
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
   do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
   ops::synchronise(ctx_);  // a kernel that fails does so here, and the staging memory is free again
+  if (mesh_.all.size() > 1) {
+    rehearse_rest(evaluates);
+    ops::synchronise(ctx_);
+  }
   ctx_.scratch.settle();
   memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
-  grad_squares_1_.read_back();
   exchange_seconds();  // which are not the run's
+  ops::expect_no_new_kernels();
+}
+
+// What it writes is written before it is next read, but for what routers keep: that is put back. Weights and
+// moments stay as they are, since the norm of the gradient is not a number.
+void Step::rehearse_rest(bool evaluates) {
+  ParameterStore& parameters = model_.parameters();
+  router::RoutingStep& routing = model_.routing();
+  const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
+  const bool routes = routing.n_layers() > 0;
+  model::Batch batch = load_micro_batch(0);
+  if (needs_global_sums() && mine_.run > 1) {
+    do_or_replay(count_step_, [&] { count_micro_batch(batch); });
+    forward_backward(batch, true, mtp_dloss_K);
+  }
+  keep_results(0);
+  std::vector<Tensor> sums = {parameters.sum_of_grads()};
+  if (routes) sums.push_back(routing.global_sums());
+  for_each_micro_batch(sums, [](std::int64_t) {});
+  routing.begin(ctx_);
+  sum_routing_over_ranks();
+  optimizer_.sum_gradients(parameters, ctx_);
+  optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
+  std::vector<HostCopy> kept;
+  for (std::size_t i = 0; i < parameters.rows().size(); ++i)
+    if (parameters.is_here(i) && !parameters.rows()[i].trained) kept.emplace_back(parameters.value(i));
+  grad_squares_1_.values[0] = std::numeric_limits<double>::quiet_NaN();
+  copy(grad_squares_1_.on_device(), grad_squares_1_.on_host());
+  update(0, 1);
+  for (const HostCopy& row : kept) row.write_back();
+  (void)weights_are_finite();
+  if (mesh_.expert.size() > 1 && memory_.expert_room < mesh_.expert.size()) {
+    model_.set_rounds(2);
+    forward_backward(batch, false, mtp_dloss_K);
+    model_.set_rounds(1);
+  }
+  if (!evaluates) return;
+  batch.training = false;
+  ctx_.attention = AttentionBackend::flash;  // as evaluations compute
+  model_.forward(batch, ctx_);
+  model_.loss(loss_T_, batch, ctx_);
+  ctx_.attention = run_.train.attention;
 }
 
 double Step::exchange_seconds() {
@@ -214,13 +260,15 @@ std::vector<double> Step::count_mtp_targets() {
 void Step::count_global_batch() {
   for_each_micro_batch(std::array{model_.routing().global_sums()}, [&](std::int64_t micro) {
     const model::Batch batch = load_micro_batch(micro);
-    do_or_replay(count_step_, [&] {
-      model_.forward(batch, ctx_);
-      model_.forward_mtp(batch, ctx_);
-      model_.routing().add_micro_batch(ctx_);
-    });
+    do_or_replay(count_step_, [&] { count_micro_batch(batch); });
   });
   sum_routing_over_ranks();
+}
+
+void Step::count_micro_batch(const model::Batch& batch) {
+  model_.forward(batch, ctx_);
+  model_.forward_mtp(batch, ctx_);
+  model_.routing().add_micro_batch(ctx_);
 }
 
 void Step::for_each_micro_batch(std::span<const Tensor> sums,

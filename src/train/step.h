@@ -74,8 +74,9 @@ class Step {
   }
 
   // One micro-batch of padding, of which nothing is kept: workspace grows to what a step needs, and memory()
-  // knows it. Throws RunError where it does not fit.
-  void rehearse();
+  // knows it. Of several ranks everything else that a step does, or an evaluation, if there is to be one, so
+  // that no kernel is new afterwards. Throws RunError where it does not fit.
+  void rehearse(bool evaluates);
 
   // The gradient of step `step` (from 0; where its noise is), whose global batch begins at sample
   // `first_sample`. Waits for the device.
@@ -92,6 +93,7 @@ class Step {
   std::int64_t micro_tokens() const { return run_.train.micro_batch_size * run_.train.seq_len; }
   std::int64_t batch_tokens() const { return run_.train.global_batch_size * run_.train.seq_len; }
   void take_memory();
+  void rehearse_rest(bool evaluates);
   void read_data(std::int64_t step, std::uint64_t first_sample);  // of the whole step
   // The batch lives until the next one is loaded.
   model::Batch load_micro_batch(std::int64_t micro);
@@ -105,6 +107,7 @@ class Step {
   // differ.
   bool steps_are_alike() const { return model_.n_mtp_depths() == 0 || !data_.begin_token; }
   void count_global_batch();
+  void count_micro_batch(const model::Batch& batch);
   // The work of one micro-batch; replayed where steps are alike: then it may not depend on the step.
   struct Recorded {
     ops::Replay replay;

@@ -22,6 +22,7 @@ RUNS = {
                     "train__recompute": "block"},
     "lpr": {"model": QWEN3_MOE, "router": LPR},
 }
+ROUTERS = ("softmax_topk", "sigmoid_group", "quantile", "top_p", "dynamic_k", "expert_threshold", "kmeans", "lpr")
 # Whole runs take minutes under the sanitizers; the stand-in and the sums have tests of their own there.
 long_run = unittest.skipIf(harness.SANITIZED, "takes too long under the sanitizers")
 
@@ -41,6 +42,27 @@ class RanksOnDevices(ranks_test.RankRuns):
     def config(self, **changes):
         return super().config(**{"train__steps": 2, "train__seq_len": 16, "train__global_batch_size": 4, "train__eval_every": 0,
                                  "checkpoint__every": 2, "data__validation": None, **changes})
+
+    def ok(self, *arguments, **popen):
+        finished = super().ok(*arguments, **popen)
+        self.assertNotIn("ran for the first time", finished.err)  # a kernel that was not rehearsed
+        return finished
+
+    @long_run
+    def test_every_kernel_of_a_step_and_an_evaluation_is_rehearsed(self):
+        """Whatever a layout or a router starts: ok() looks."""
+        for number, changes in enumerate((
+                *({"router": {"type": type}} for type in ROUTERS),
+                *({"router": {"type": "softmax_topk", "balance_coef": 0.01, "balance_scope": "global_batch"},
+                   "parallel__expert": expert, "train__same_bits": expert == 1} for expert in (1, 2)),
+                {"model": ranks_test.DEEPSEEK, "router": {"type": "sigmoid_group"}, "train__mtp_loss_coef": 0.3, "parallel__zero": 2,
+                 "train__recompute": "block"},
+                {"model": {**MIXTRAL, "sliding_window": 9}, "data__document_mask": True, "data__eot_token": 40, "parallel__zero": 0},
+                {"train__dtype": "bfloat16", "parallel__sums": "library"},
+                {"train__dtype": "bfloat16", "router": LPR, "parallel__expert_room": 1, "parallel__overlap": True})):
+            with self.subTest(**changes):
+                self.train(f"run{number}", 2, **{"data__validation": ["data/val.bin"], "train__eval_every": 1, "parallel__expert": 2,
+                                                 **changes})
 
     @long_run
     def test_every_layout_trains_as_on_one_device(self):
