@@ -60,12 +60,12 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
 
 void MoeLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, bool keep) {
   const std::int64_t K = router_->router().n_slots();
-  n_tokens_ = n_spread_ = n_seq * seq_len;
+  n_tokens_ = n_seq * seq_len;
   router_->plan(arena, n_seq, seq_len, accumulation_dtype(dtype));
   if (shared_) shared_->plan(arena, n_seq, seq_len, dtype, keep);
   std::int64_t most_tokens = n_tokens_;
   if (ranks_.share()) {
-    exchange_.emplace(*ranks_.group, ranks_.way);
+    exchange_.emplace(*ranks_.group, ranks_.way, ranks_.windows.get());
     experts_->hold_part(exchange_->place(), exchange_->size());
     most_tokens = exchange_->most_tokens(n_tokens_);
   }
@@ -84,40 +84,31 @@ Tensor MoeLayer::experts_input(Tensor x_TD, Context& ctx) const {
   return input_TD;
 }
 
-// Of as much memory as there could be tokens, so that a first step without any takes what all others need.
-Tensor MoeLayer::room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const {
-  if (!exchange_) return of_tokens_TX;
-  const Shape most = of_tokens_TX.shape().with_rows(exchange_->most_tokens(n_tokens_));
-  return ctx.scratch.take(most, of_tokens_TX.dtype()).slice(0, n_spread_);
-}
-
-void MoeLayer::spread(Tensor to_SX, Tensor from_TX, const Round& round, Context& ctx) const {
-  if (exchange_) exchange_->spread(to_SX, from_TX.slice(round.first, round.count), ctx);
-}
-
-void MoeLayer::collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round,
-                       Context& ctx) const {
-  exchange_->collect(out_TX.slice(round.first, round.count),
-                     addend_TX.defined() ? addend_TX.slice(round.first, round.count) : Tensor{}, from_SX, ctx);
-}
-
 void MoeLayer::fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, bool route,
                          const Work& meanwhile, Context& ctx) {
+  if (!exchange_) {
+    meanwhile();
+    if (route) experts_->sort(decision_.expert_TK, {}, ctx);
+    return experts_->dispatch(rows, input_TD, decision_.weight_TK, ctx);
+  }
   const ScratchScope scope(ctx.scratch);
-  if (exchange_ && route)
-    n_spread_ = exchange_->route(decision_.expert_TK.slice(round.first, round.count), experts_->n_here(), ctx);
-  const Tensor expert_SK = route ? room_for_spread(decision_.expert_TK, ctx) : Tensor{};
-  const Tensor input_SD = room_for_spread(input_TD, ctx), weight_SK = room_for_spread(decision_.weight_TK, ctx);
+  const Tensor expert_TK = round.of(decision_.expert_TK), weight_TK = round.of(decision_.weight_TK);
+  if (route) exchange_->route(expert_TK, experts_->n_here(), ctx);
+  const Tensor expert_SK = route ? exchange_->room(expert_TK, n_tokens_, ctx) : Tensor{};
+  const Tensor weight_SK = exchange_->room(weight_TK, n_tokens_, ctx);
+  const Tensor input_SD = exchange_->arrivals(input_TD, n_tokens_, ctx);
+  const parallel::TokenExchange::Spread input{input_SD, round.of(input_TD)}, weights{weight_SK, weight_TK};
   ops::Beside beside(ctx);
-  if (route) spread(expert_SK, decision_.expert_TK, round, ctx);
-  spread(input_SD, input_TD, round, ctx);
-  spread(weight_SK, decision_.weight_TK, round, ctx);
+  if (route)
+    exchange_->spread(input, {{expert_SK, expert_TK}, weights}, ctx);
+  else
+    exchange_->spread(input, {weights}, ctx);
   beside.end();
   meanwhile();
   beside.join();
   if (route) {
-    if (exchange_) ops::keep_experts(expert_SK, experts_->first_here(), experts_->n_here(), ctx);
-    experts_->sort(expert_SK, exchange_ ? ranks_.largest_need_1 : Tensor{}, ctx);
+    ops::keep_experts(expert_SK, experts_->first_here(), experts_->n_here(), ctx);
+    experts_->sort(expert_SK, ranks_.largest_need_1, ctx);
   }
   experts_->dispatch(rows, input_SD, weight_SK, ctx);
 }
@@ -139,10 +130,10 @@ void MoeLayer::forward_experts(Tensor out_TD, Tensor addend_TD, Tensor input_TD,
       experts_->combine(out_TD, addend_TD, rows, ctx);
       continue;
     }
-    const Tensor out_SD = room_for_spread(out_TD, ctx);
+    const Tensor out_SD = exchange_->departures(out_TD, n_tokens_, ctx);
     ops::fill_zero(out_SD, ctx);
     experts_->combine(out_SD, out_SD, rows, ctx);
-    collect(out_TD, addend_TD, out_SD, tokens, ctx);
+    exchange_->collect(tokens.of(out_TD), tokens.of(addend_TD), out_SD, ctx);
   }
 }
 
@@ -162,15 +153,17 @@ void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout
     else if (!experts_->keeps_rows())
       experts_->activate(rows, ctx);
     const Experts::RowGradients gradients = experts_->row_gradients(overlaps(), ctx);
-    {
+    if (exchange_) {
       const ScratchScope of_spread(ctx.scratch);
-      const Tensor dout_SD = room_for_spread(dout_TD, ctx);
+      const Tensor dout_SD = exchange_->arrivals(dout_TD, n_tokens_, ctx);
       ops::Beside beside(ctx);
-      spread(dout_SD, dout_TD, tokens, ctx);
+      exchange_->spread(dout_SD, tokens.of(dout_TD), ctx);
       beside.end();
       if (number == 0 && overlaps()) first();
       beside.join();
       experts_->begin_backward(gradients, dout_SD, ctx);
+    } else {
+      experts_->begin_backward(gradients, dout_TD, ctx);
     }
     backward_rows(dinput_TD, dweight_TK, gradients, rows, tokens, ctx);
   }
@@ -189,13 +182,14 @@ void MoeLayer::backward_rows(Tensor dinput_TD, Tensor dweight_TK, const Experts:
   }
   const Tensor dgate_up_R2F = overlaps() ? experts_->gate_up_gradient(gradients, ctx) : Tensor{};
   if (overlaps()) experts_->backward_input(gradients, dgate_up_R2F, ctx);
-  const Tensor dinput_SD = room_for_spread(dinput_TD, ctx), dweight_SK = room_for_spread(dweight_TK, ctx);
+  const Tensor dinput_SD = exchange_->departures(dinput_TD, n_tokens_, ctx),
+               dweight_SK = exchange_->room(dweight_TK, n_tokens_, ctx);
   ops::fill_zero(dinput_SD, ctx);
   experts_->finish_backward(dinput_SD, dweight_SK, gradients, ctx);
   ops::Beside beside(ctx);
-  collect(dinput_TD, dinput_TD, dinput_SD, round, ctx);
   // A slot's weight has a gradient on one rank, zero on all others: the sum is exact.
-  collect(dweight_TK, {}, dweight_SK, round, ctx);
+  exchange_->collect({round.of(dinput_TD), round.of(dinput_TD), dinput_SD},
+                     {{round.of(dweight_TK), {}, dweight_SK}}, ctx);
   beside.end();
   if (overlaps()) experts_->backward_weights(gradients, dgate_up_R2F, rows, ctx);
   beside.join();

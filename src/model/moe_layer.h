@@ -34,18 +34,13 @@ class MoeLayer final : public FfnLayer {
   // Tokens [first, first + count) of this rank, which go to the experts together.
   struct Round {
     std::int64_t first, count;
+    Tensor of(const Tensor& of_all) const { return of_all.defined() ? of_all.slice(first, count) : of_all; }
   };
   Round round(std::int64_t number) const;
   // What the experts see of the last decision's tokens; in scratch where that is not x_TD itself.
   Tensor experts_input(Tensor x_TD, Context& ctx) const;
   using Work = std::function<void()>;
   bool overlaps() const { return exchange_ && ranks_.overlap; }
-  // In scratch: a row of what has come for each row that T tokens have. The tensor itself where nobody shares.
-  Tensor room_for_spread(const Tensor& of_tokens_TX, Context& ctx) const;
-  // to_SX = the round's rows of from_TX as they have come here.
-  void spread(Tensor to_SX, Tensor from_TX, const Round& round, Context& ctx) const;
-  // out_TX = addend_TX + the sum over ranks of from_SX, for the round's rows.
-  void collect(Tensor out_TX, Tensor addend_TX, Tensor from_SX, const Round& round, Context& ctx) const;
   // Brings the round's tokens to the experts' rows; with `route` says first where they go and gives them rows.
   // While they are under way, where that is beside, it does `meanwhile`.
   void fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, bool route,
@@ -68,7 +63,7 @@ class MoeLayer final : public FfnLayer {
   double router_cost_ = 0, slot_cost_ = 0;           // FLOPs of a token, and of a slot
   std::optional<parallel::TokenExchange> exchange_;  // where ranks share the experts
   router::RoutingDecision decision_;
-  std::int64_t n_tokens_ = 0, n_spread_ = 0;  // T as planned; S of the tokens routed last
+  std::int64_t n_tokens_ = 0;  // T as planned
 };
 
 }  // namespace switchyard::model

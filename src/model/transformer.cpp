@@ -80,11 +80,16 @@ std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t s
   Arena measure = Arena::measuring();
   lay_out_positions(measure, seq_len);
   lay_out(measure, n_seq, seq_len);
-  return measure.peak();
+  if (!expert_ranks_.has_windows()) return measure.peak();
+  return measure.peak() +
+         parallel::TokenWindows::bytes(expert_ranks_.most_tokens(n_seq * seq_len), config_.hidden_size, dtype_);
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx, config::Recompute recompute) {
   recompute_ = recompute;
+  if (expert_ranks_.has_windows())
+    expert_ranks_.windows = std::make_shared<const parallel::TokenWindows>(
+        *expert_ranks_.group, expert_ranks_.most_tokens(n_seq * seq_len), config_.hidden_size, dtype_, ctx);
   allocate_activations(
       [&](Arena& arena) {
         lay_out_positions(arena, seq_len);

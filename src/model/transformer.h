@@ -39,12 +39,12 @@ class Transformer {
   void allocate(Device device = Device::cpu) {
     parameters_.allocate(accumulation_dtype(dtype_), dtype_, training_, device);
   }
-  // Before measure_activations() and plan(): the ranks of the group hold the experts once, in equal parts of
-  // neighbours, as the store is told by place(), and tokens come to them by `way`. From then on the group's
-  // ranks run the same passes in the same order, each on a batch of its own, all of one shape. `room`, at least
-  // 1: for how many rows a rank's experts have memory, as a multiple of an even load, T * K; infinity: for as
-  // many as there can be. With `overlap` exchanges go on beside what does not need them, on a device
-  // (ops/device.h). `group` outlives this.
+  // Before measure_activations() and plan(), which by windows all ranks of the group call: the ranks of the
+  // group hold the experts once, in equal parts of neighbours, as the store is told by place(), and tokens come
+  // to them by `way`. From then on the group's ranks run the same passes in the same order, each on a batch of
+  // its own, all of one shape. `room`, at least 1: for how many rows a rank's experts have memory, as a
+  // multiple of an even load, T * K; infinity: for as many as there can be. With `overlap` exchanges go on
+  // beside what does not need them, on a device (ops/device.h). `group` outlives this.
   void share_experts(const parallel::Group& group, parallel::TokenExchange::Way way,
                      double room = std::numeric_limits<double>::infinity(), bool overlap = false);
   // How many rows of a rank's experts there is memory for. After plan(); 0 where nobody shares experts.
@@ -54,6 +54,11 @@ class Transformer {
   // were left out on that one: what has been computed since is of no use to any of them and has to be done
   // again, in rounds.
   Tensor largest_need_1() const { return expert_ranks_.largest_need_1; }
+  // f64, where the run computes, not defined where tokens do not go by windows: bytes that have come and gone
+  // by these, since it was zeroed, which is the caller's to do.
+  Tensor window_bytes_1() const {
+    return expert_ranks_.windows ? expert_ranks_.windows->sent_bytes_1() : Tensor{};
+  }
   // n > 1: tokens go to the experts in n turns that use the same memory one after the other, and backward
   // passes make gates and ups again; results are the same to rounding, since gradients of experts add up by
   // turns. A turn needs about an n-th of the rows, and with as many turns as the group has ranks, room for an

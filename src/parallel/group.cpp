@@ -121,6 +121,12 @@ void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) 
   tell_all(bytes_of(from_X, 0, piece), place_of, kind);
 }
 
+void Group::meet(Context& ctx) const {
+  const ScratchScope scope(ctx.scratch);
+  const Tensor token_N = ctx.scratch.take(Shape{size()}, DType::i32);  // whatever it holds
+  all_gather(token_N, token_N.slice(place_, 1), Traffic::control, ctx);
+}
+
 void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
   if (size() == 1) return;
   check_moved(to_P, to_P);

@@ -44,6 +44,8 @@ class Group {
   // The same of pieces of different sizes: part p of to_P := what place p has there. Each rank's own part of
   // to_P is set already.
   void all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const;
+  // Nobody is behind this before all have come to it: on a device, what was started on the run's stream.
+  void meet(Context& ctx) const;
   // Piece p of to_NX := piece (own place) of from_NX of place p; any type. The two do not overlap.
   void exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const;
   // Rows from_RX go to the places in turn, send_N[p] of them to place p; to_RX takes them likewise,

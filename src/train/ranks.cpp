@@ -69,9 +69,6 @@ void check_ranks(const config::Run& run, int size, Device device) {
     throw_input(
         "train.same_bits: not with parallel.sums \"library\", which adds in an order of its own; set it to "
         "\"ordered\"");
-  if (size > 1 && device != Device::cpu && p.token_exchange == config::TokenExchange::rows && p.expert > 1)
-    throw_input(
-        "parallel.token_exchange: \"rows\" asks the host, which a device does not wait for; set it to \"all\"");
 }
 
 void warn_of_idle_ranks(const config::Train& train, int size) {
@@ -107,9 +104,11 @@ void share_experts(model::Transformer& model, const config::Parallel& parallel, 
                    double room, Device device) {
   if (mesh.expert.size() == 1) return;
   using Way = parallel::TokenExchange::Way;
+  const bool on_device = device != Device::cpu;
   bool all = parallel.token_exchange == config::TokenExchange::all;
-  if (parallel.token_exchange == config::TokenExchange::automatic) all = device != Device::cpu;
-  model.share_experts(mesh.expert, all ? Way::all : Way::rows, room, parallel.overlap && device != Device::cpu);
+  if (parallel.token_exchange == config::TokenExchange::automatic) all = on_device;
+  const Way rows = on_device ? Way::windows : Way::rows;
+  model.share_experts(mesh.expert, all ? Way::all : rows, room, parallel.overlap && on_device);
 }
 
 double largest_room(const parallel::Mesh& mesh, const std::function<bool(double)>& fits) {

@@ -292,6 +292,7 @@ std::optional<EvalResult> TrainingRun::evaluate_if_due() {
   ctx.attention = AttentionBackend::flash;  // as `switchyard eval` computes
   EvalResult result = evaluate(step_.model(), data_.validation, settings, ctx, all_);
   ctx.attention = run_.train.attention;
+  step_.count_windows();
   return result;
 }
 

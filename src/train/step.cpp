@@ -365,6 +365,7 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
   dropped_ML_.read_back();
   figure_M3_.read_back();
   grad_squares_1_.read_back();
+  count_windows();
   const router::RoutingStep& routing = model_.routing();
   const std::int64_t n_depths = model_.n_mtp_depths();
   StepResult result{.load = LoadCounts(routing.n_layers(), std::max<std::int64_t>(1, run_.model.num_experts),
@@ -460,6 +461,14 @@ void Step::update(double lr, std::int64_t n) {
   mark("optimizer");
   optimizer_.update(model_.parameters(), grad_squares_1_.on_device(), lr, n, ctx_);
   model_.routing().after_step(ctx_);
+}
+
+void Step::count_windows() {
+  const Tensor bytes_1 = model_.window_bytes_1();
+  if (!bytes_1.defined()) return;
+  transport_.count_sent(parallel::Traffic::tokens,
+                        static_cast<std::int64_t>(HostCopy(bytes_1)->as<double>()[0]));
+  ops::fill_zero(bytes_1, ctx_);
 }
 
 bool Step::weights_are_finite() const {

@@ -84,6 +84,10 @@ class Step {
   // Learns from it, with learning rate `lr`; `n` counts updates from 1. Without it the step is left out.
   void update(double lr, std::int64_t n);
 
+  // Adds what has gone by windows (parallel/token_windows.h) to what this rank has sent: since compute(), which
+  // does it. Waits for the device.
+  void count_windows();
+
   bool weights_are_finite() const;  // of any rank
   // The first tensor of the last step that is not finite, in words: as a loss or a gradient that is not says.
   std::string cause_of_loss() const;

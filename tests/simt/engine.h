@@ -110,6 +110,12 @@ bool is_device_memory(const void* memory);                 // live or not
 bool is_allocated(const void* memory, std::size_t bytes);  // all of it in one live piece
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;
 std::size_t allocated_bytes();
+// Memory that other processes map: the name of a piece from its beginning on, and such a piece of another
+// process here, a piece like those of allocate() but for its contents. Throws std::runtime_error where a name
+// is of this process, of memory that was released since, or open already.
+std::string share(void* memory);
+void* open_shared(const std::string& name);
+void close_shared(void* memory);
 // Throws where a mark around a piece of device memory was overwritten.
 void check_memory(const char* kernel);
 

@@ -10,7 +10,7 @@
 //   - a rank that does not come within SIMT_NCCL_PATIENCE seconds (30).
 //
 // For tests of what goes wrong, from the environment:
-//   SIMT_NCCL_DELAY=SEED                 naps before calls, of other lengths on each rank
+//   SIMT_NCCL_DELAY=SEED                 naps before and after calls, of other lengths on each rank
 //   SIMT_NCCL_VERSION=21805              the library is of that version
 //   SIMT_NCCL_REMOTE_ERROR_AFTER=N[@R]   call N, counted from 0, (of rank R) meets an error of another rank
 //                                        and does not return
@@ -261,6 +261,7 @@ void perform(const std::vector<Operation>& operations) {
     const Operation& o = operations[i];
     if (!pieces[i].empty()) add_up(o.call.type, o.to, pieces[i], o.comm->rank_of.size());
   }
+  nap(meeting);
   if (hangs_after(meeting)) hang();
 }
 

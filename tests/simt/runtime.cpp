@@ -87,6 +87,12 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorDeviceUninitialized:
+      return "invalid device context";
+    case cudaErrorAlreadyMapped:
+      return "resource already mapped";
+    case cudaErrorPeerAccessUnsupported:
+      return "peer access is not supported between these two devices";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
     case cudaErrorNotReady:
@@ -228,6 +234,34 @@ cudaError_t cudaFreeHost(void* memory) {
   locked().erase(static_cast<const std::byte*>(memory));
   std::free(memory);
   return error;
+}
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory) try {
+  if (simt::is_recording()) return refuse_in_recording();
+  *handle = {};
+  simt::share(memory).copy(handle->reserved, sizeof handle->reserved - 1);
+  return cudaSuccess;
+} catch (const std::runtime_error&) {
+  return cudaErrorInvalidValue;
+}
+cudaError_t cudaIpcOpenMemHandle(void** memory, cudaIpcMemHandle_t handle, unsigned flags) try {
+  if (simt::is_recording()) return refuse_in_recording();
+  if (flags != cudaIpcMemLazyEnablePeerAccess) return cudaErrorInvalidValue;
+  if (std::getenv("SIMT_NO_PEERS")) return cudaErrorPeerAccessUnsupported;
+  *memory = simt::open_shared(handle.reserved);
+  return cudaSuccess;
+} catch (const std::runtime_error& error) {
+  const std::string what = error.what();
+  if (what.find("own process") != std::string::npos) return cudaErrorDeviceUninitialized;
+  if (what.find("already") != std::string::npos) return cudaErrorAlreadyMapped;
+  return cudaErrorInvalidResourceHandle;
+}
+cudaError_t cudaIpcCloseMemHandle(void* memory) try {
+  const cudaError_t error = finish_before_release();
+  simt::close_shared(memory);
+  return error;
+} catch (const std::runtime_error&) {
+  return cudaErrorInvalidValue;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
