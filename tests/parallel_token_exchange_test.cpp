@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cmath>
+#include <limits>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tensors.h"
@@ -155,6 +159,102 @@ TEST_P(EveryWay, WorkspaceDoesNotGrowWithTokens) {
 
 INSTANTIATE_TEST_SUITE_P(Ways, EveryWay, ::testing::Values(Way::all, Way::rows),
                          [](const auto& test) { return test.param == Way::all ? "All" : "Rows"; });
+
+// Windows of all ranks, which are threads here, filled with NaN.
+struct SharedWindows {
+  std::vector<test::OwnedTensor> arrivals, departures;
+  SharedWindows(const Sizes& s, DType dtype) {
+    const Shape rows{s.ranks * s.tokens, s.width};
+    for (int place = 0; place < s.ranks; ++place)
+      arrivals.emplace_back(rows, dtype), departures.emplace_back(rows, dtype);
+  }
+  static std::vector<void*> memory(const std::vector<test::OwnedTensor>& window_N) {
+    std::vector<void*> memory_N;
+    for (const test::OwnedTensor& window : window_N) memory_N.push_back(window.view().raw());
+    return memory_N;
+  }
+};
+
+void fill_with_nan(const Tensor& x) {
+  for (std::int64_t i = 0; i < x.numel(); ++i) test::set(x, i, std::numeric_limits<double>::quiet_NaN());
+}
+
+// Sums, and rows that have come, are those of tokens that all go everywhere, to the bit, in several turns with
+// other experts: what is left of an earlier turn, or was never written, is NaN. Ranks nap, so that one that
+// does not wait for the others' reading or writing is seen.
+TEST(TokenExchange, WindowsBringWhatIsNeededAndNothingElse) {
+  constexpr int kTurns = 4;
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const Sizes& s : kSizes) {
+      SCOPED_TRACE(::testing::Message() << s.ranks << " ranks, " << s.tokens << " tokens");
+      const SharedWindows shared(s, dtype);
+      on_world_threads(s.ranks, [&](World& world) {
+        const Mesh mesh = make_mesh(world, s.ranks);
+        const int rank = world.rank();
+        Context ctx;
+        ctx.scratch.set_poison(true);
+        const test::OwnedTensor sent_1({1}, DType::f64);
+        test::set(sent_1, 0, 0);
+        const std::int64_t S = s.ranks * s.tokens;
+        const TokenWindows windows(mesh.expert, S, s.width, dtype, SharedWindows::memory(shared.arrivals),
+                                   SharedWindows::memory(shared.departures), sent_1);
+        TokenExchange all(mesh.expert, Way::all), exchange(mesh.expert, Way::windows, &windows);
+        double expected_bytes = 0;
+        const auto nap = [&](int turn, int number) {
+          std::this_thread::sleep_for(std::chrono::microseconds((rank * 7 + turn * 5 + number * 3) % 11 * 100));
+        };
+        for (int turn = 0; turn < kTurns; ++turn) {
+          const std::string name = std::to_string(rank) + "." + std::to_string(turn);
+          const test::OwnedTensor expert({s.tokens, s.slots}, DType::i32),
+              expert_here({S, s.slots}, DType::i32);
+          test::fill_int(expert, "expert" + name, -1, s.ranks * s.experts_each);
+          const test::OwnedTensor x = test::normal({s.tokens, s.width}, dtype, "x" + name);
+          const test::OwnedTensor small = test::normal({s.tokens, s.slots}, dtype, "small" + name);
+          const test::OwnedTensor all_here({S, s.width}, dtype), small_here({S, s.slots}, dtype);
+          all.route(expert, s.experts_each, ctx);
+          all.spread(all_here, x, ctx);
+          EXPECT_EQ(exchange.route(expert, s.experts_each, ctx), S);
+          const Tensor here = exchange.arrivals(x, s.tokens, ctx), from = exchange.departures(x, s.tokens, ctx);
+          fill_with_nan(here);
+          nap(turn, 0);
+          exchange.spread({here, x}, {{expert_here, expert}, {small_here, small}}, ctx);
+          nap(turn, 1);
+          const test::OwnedTensor from_all({S, s.width}, dtype);
+          for (std::int64_t i = 0; i < S * s.width; ++i) {
+            const bool has_come = goes_to(expert_here, i / s.width, rank, s.experts_each);
+            const double came = test::get(here, i);
+            EXPECT_TRUE(has_come ? came == all_here[i] : std::isnan(came)) << came;
+            // What this rank makes of it; from rows that have not come, which others do not read, NaN.
+            test::set(from, i, has_come ? came / (3.0 + rank) : came);
+            test::set(from_all, i, has_come ? came / (3.0 + rank) : 0);
+          }
+          const test::OwnedTensor sum({s.tokens, s.width}, dtype), sum_all({s.tokens, s.width}, dtype);
+          const test::OwnedTensor sums({s.tokens, s.slots}, dtype), sums_all({s.tokens, s.slots}, dtype);
+          if (turn % 2 == 0)
+            exchange.collect({sum, x, from}, {{sums, {}, small_here}}, ctx);
+          else
+            exchange.collect(sum, x, from, ctx);
+          nap(turn, 2);
+          all.collect({sum_all, x, from_all}, {{sums_all, {}, small_here}}, ctx);
+          nap(turn, 3);
+          EXPECT_TRUE(test::same_bits(sum, sum_all));
+          EXPECT_TRUE(turn % 2 != 0 || test::same_bits(sums, sums_all));
+          // The gradient goes the same way, and nothing small comes along.
+          fill_with_nan(here);
+          exchange.spread(here, x, ctx);
+          nap(turn, 4);
+          for (std::int64_t i = 0; i < S * s.width; ++i)
+            EXPECT_TRUE(!goes_to(expert_here, i / s.width, rank, s.experts_each) ||
+                        test::get(here, i) == all_here[i]);
+          for (std::int64_t t = 0; t < s.tokens; ++t)
+            for (int place = 0; place < s.ranks; ++place)
+              if (place != rank && goes_to(expert, t, place, s.experts_each))
+                expected_bytes += static_cast<double>(3 * s.width * size_of(dtype));
+        }
+        EXPECT_EQ(sent_1[0], expected_bytes);
+      });
+    }
+}
 
 TEST(TokenExchange, AnExpertThatIsNowhereIsNamed) {
   for (const std::string& error : test::errors_of_ranks(2, [&](World& world) {

@@ -175,9 +175,11 @@ int run_rank(const Options& options, parallel::World& world) {
                                   "start the same build everywhere");
   const parallel::DeviceChoice devices = parallel::take_device(options.device, world);
   train::check_ranks(run, world.size(), devices.device);
+  train::check_windows(run, devices);
   parallel::log_devices(devices, world);
   if (world.rank() == 0) {
     train::warn_of_idle_ranks(run.train, world.size());
+    train::advise_on_rows(run, devices);
     check_tokenizers(run.data);
   }
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));

@@ -169,8 +169,7 @@ void warn_of_unlike_devices(Ranks rank_R, DeviceChoice& choice) {
   }
 }
 
-void warn_of_devices_apart(Ranks rank_R, DeviceChoice& choice) {
-  std::size_t n_apart = 0;
+void look_for_devices_apart(Ranks rank_R, DeviceChoice& choice) {
   std::string first;
   for (std::size_t a = 0; a < rank_R.size(); ++a)
     for (const auto& [low, high] : rank_R[a].seen.apart) {
@@ -179,14 +178,15 @@ void warn_of_devices_apart(Ranks rank_R, DeviceChoice& choice) {
       const auto b = std::find_if(rank_R.begin(), rank_R.end(),
                                   [&](const RankInventory& rank) { return device_of(rank).uuid == uuid; });
       if (b == rank_R.end()) continue;
-      if (n_apart++ == 0)
+      choice.apart.push_back({static_cast<int>(a), static_cast<int>(b - rank_R.begin())});
+      if (first.empty())
         first = fmt::format("GPUs {} and {} of {}, of ranks {} and {},", low, high, rank_R[a].host, a,
                             b - rank_R.begin());
     }
-  if (n_apart > 0)
+  if (!choice.apart.empty())
     choice.warnings.push_back(fmt::format(
         "{} do not reach each other's memory: what they send goes through the host's, which is slower{}", first,
-        and_more(n_apart)));
+        and_more(choice.apart.size())));
 }
 
 void warn_of_far_cores(Ranks rank_R, DeviceChoice& choice) {
@@ -247,10 +247,13 @@ DeviceChoice choose_devices(const std::string& launcher, Ranks rank_R) {
   if (!all_have_devices(rank_R, choice.warnings)) return choice;
   check_nccl(rank_R);
   choice.device = Device::cuda;
-  for (const RankInventory& rank : rank_R) choice.rank_R.push_back({.number = number_for(rank)});
+  for (const RankInventory& rank : rank_R) {
+    choice.rank_R.push_back({.number = number_for(rank)});
+    choice.host_R.push_back(rank.host);
+  }
   look_for_shared_devices(launcher, rank_R, choice);
   warn_of_unlike_devices(rank_R, choice);
-  warn_of_devices_apart(rank_R, choice);
+  look_for_devices_apart(rank_R, choice);
   warn_of_far_cores(rank_R, choice);
   for (std::size_t r = 0; r < rank_R.size(); ++r) choice.lines.push_back(line_of(rank_R, r));
   return choice;

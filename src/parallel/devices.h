@@ -2,6 +2,7 @@
 // have said.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -39,6 +40,9 @@ struct DeviceChoice {
   // For the log, a line a rank: "rank 0: GPU 0, NVIDIA H100 80GB HBM3, 0000:18:00.0, NUMA node 0, cores 0-15".
   std::vector<std::string> lines;
   std::vector<std::string> warnings;
+  std::vector<std::string> host_R;  // the machine of each rank
+  std::vector<std::array<int, 2>>
+      apart;  // pairs of ranks of a machine: neither device reaches the other's memory
 };
 // A rank takes the device of its place among the ranks of its machine, or the only one that it sees. Throws
 // InputError where ranks would share a device, cannot meet on devices, or one has none and "cuda" is requested.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <numeric>
 
 #include "core/device_memory.h"
@@ -12,6 +13,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "ops/elementwise.h"
+#include "ops/token_rows.h"
 
 namespace switchyard::train {
 
@@ -69,6 +71,52 @@ void check_ranks(const config::Run& run, int size, Device device) {
     throw_input(
         "train.same_bits: not with parallel.sums \"library\", which adds in an order of its own; set it to "
         "\"ordered\"");
+}
+
+namespace {
+
+// Why the devices of an expert group do not all reach each other's memory; empty: they do.
+std::string reason_against_windows(std::int64_t expert, const parallel::DeviceChoice& devices) {
+  if (expert > ops::kMostPlaces) return fmt::format("it is for at most {} ranks", ops::kMostPlaces);
+  const auto e = static_cast<std::size_t>(expert);
+  for (std::size_t rank = 0; rank < devices.host_R.size(); ++rank) {
+    const std::size_t first = rank / e * e;
+    if (devices.host_R[rank] != devices.host_R[first])
+      return fmt::format("ranks {} and {} are on machines of their own, {} and {}", first, rank,
+                         devices.host_R[first], devices.host_R[rank]);
+  }
+  for (const auto& [a, b] : devices.apart)
+    if (a / expert == b / expert)
+      return fmt::format("the devices of ranks {} and {} do not reach each other's memory", a, b);
+  return "";
+}
+
+}  // namespace
+
+void check_windows(const config::Run& run, const parallel::DeviceChoice& devices) {
+  const config::Parallel& p = run.parallel;
+  if (devices.device == Device::cpu || p.token_exchange != config::TokenExchange::rows || p.expert == 1) return;
+  const std::string reason = reason_against_windows(p.expert, devices);
+  if (!reason.empty())
+    throw_input(
+        "parallel.token_exchange: \"rows\" writes to the memory of the other devices of an expert group, and "
+        "{}; "
+        "set it to \"all\"",
+        reason);
+}
+
+void advise_on_rows(const config::Run& run, const parallel::DeviceChoice& devices) {
+  const config::Parallel& p = run.parallel;
+  if (devices.device == Device::cpu || p.token_exchange == config::TokenExchange::rows || p.expert == 1) return;
+  const auto others = static_cast<double>(p.expert - 1);
+  const auto slots = static_cast<double>(config::slots_per_token(run.router, run.model));
+  // Where slots go anywhere alike.
+  const double needed = others * (1 - std::pow(others / static_cast<double>(p.expert), slots));
+  if (others <= 2 * needed || !reason_against_windows(p.expert, devices).empty()) return;
+  log_info(fmt::format(
+      "parallel.token_exchange \"all\" sends each token to {:.0f} other ranks, of which some {:.1f} "
+      "have one of its experts; \"rows\" sends it to these alone, but has not run on real GPUs yet",
+      others, needed));
 }
 
 void warn_of_idle_ranks(const config::Train& train, int size) {

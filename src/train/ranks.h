@@ -13,6 +13,7 @@
 #include "config/config.h"
 #include "core/parameters.h"
 #include "model/transformer.h"
+#include "parallel/devices.h"
 #include "parallel/world.h"
 #include "train/expert_load.h"
 
@@ -28,6 +29,11 @@ MicroBatches micro_batches_of(const config::Train& train, int rank, int size);
 
 // Throws InputError where the run cannot be done by so many ranks.
 void check_ranks(const config::Run& run, int size, Device device);
+// Throws InputError where tokens are to go by rows and the devices of an expert group do not reach each other's
+// memory.
+void check_windows(const config::Run& run, const parallel::DeviceChoice& devices);
+// Says where all tokens to all ranks would be more than twice what is needed, and rows would do.
+void advise_on_rows(const config::Run& run, const parallel::DeviceChoice& devices);
 // Warns where micro-batches do not divide among the ranks: some then wait for others.
 void warn_of_idle_ranks(const config::Train& train, int size);
 
