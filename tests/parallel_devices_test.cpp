@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -207,7 +208,9 @@ TEST(ChooseDevices, RanksMayShareADeviceWhereNcclDoesAndAllAskForIt) {
 TEST(ChooseDevices, WarnsOfDevicesThatDoNotReachEachOther) {
   auto rank_R = machine(4, 3);
   for (RankInventory& rank : rank_R) rank.seen.apart = {{0, 1}, {1, 2}, {0, 3}};  // nobody computes on 3
-  EXPECT_EQ(choose_devices("--nproc", rank_R).warnings,
+  const DeviceChoice choice = choose_devices("--nproc", rank_R);
+  EXPECT_EQ(choice.apart, (std::vector<std::array<int, 2>>{{0, 1}, {1, 2}}));
+  EXPECT_EQ(choice.warnings,
             (std::vector<std::string>{
                 "GPUs 0 and 1 of a, of ranks 0 and 1, do not reach each other's memory: what they send goes "
                 "through the host's, which is slower; 1 more are like that"}));

@@ -95,6 +95,38 @@ TEST(CheckRanks, RefusesInOneLine) {
   }
 }
 
+// Four ranks on devices, of two machines where `hosts` says so.
+parallel::DeviceChoice four_devices(std::vector<std::string> hosts = {"a", "a", "a", "a"}) {
+  parallel::DeviceChoice devices;
+  devices.device = Device::cuda;
+  devices.host_R = std::move(hosts);
+  return devices;
+}
+
+TEST(CheckWindows, RowsNeedDevicesThatReachEachOther) {
+  config::Run run = small_run();
+  run.parallel.expert = 2;
+  parallel::DeviceChoice apart = four_devices();
+  apart.apart = {{1, 2}, {2, 3}};  // the first two are not of one group
+  const parallel::DeviceChoice machines = four_devices({"a", "a", "b", "c"}),
+                               beside = four_devices({"a", "a", "b", "b"});
+  for (const auto& devices : {apart, machines})
+    EXPECT_NO_THROW(check_windows(run, devices)) << "all is for any";
+  run.parallel.token_exchange = config::TokenExchange::rows;
+  EXPECT_NO_THROW(check_windows(run, beside));
+  const auto refusal = [&](const parallel::DeviceChoice& devices) {
+    return message_of<InputError>([&] { check_windows(run, devices); });
+  };
+  const std::string rows =
+      "parallel.token_exchange: \"rows\" writes to the memory of the other devices of an expert group, and ";
+  EXPECT_EQ(refusal(apart),
+            rows + "the devices of ranks 2 and 3 do not reach each other's memory; set it to \"all\"");
+  EXPECT_EQ(refusal(machines), rows + "ranks 2 and 3 are on machines of their own, b and c; set it to \"all\"");
+  run.parallel.expert = 64;
+  EXPECT_EQ(refusal(four_devices(std::vector<std::string>(64, "a"))),
+            rows + "it is for at most 32 ranks; set it to \"all\"");
+}
+
 // A store of two layers of experts, and rows of none, on four ranks, two of which hold them once.
 struct Store : ParameterStore {
   explicit Store(const Placement& placement) {

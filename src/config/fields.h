@@ -188,11 +188,12 @@ void describe(V& v, Parallel& parallel) {
        "the gradients of layers, which are then added up after each micro-batch: with several of them a rank "
        "sends so many times as much, and sums are made in another order"},
       parallel.zero, 0, 2);
-  v.choice(
-      {"token_exchange",
-       "with `expert` above 1, how tokens come to their experts: `all` tokens to every rank of the expert "
-       "group, or `rows` where they are needed, each token once; `auto`: `rows` on a CPU, `all` on a device"},
-      parallel.token_exchange, kTokenExchanges);
+  v.choice({"token_exchange",
+            "with `expert` above 1, how tokens come to their experts: `all` tokens to every rank of the expert "
+            "group, or `rows` where they are needed, each token once, on devices of one machine alone; `auto`: "
+            "`rows` on a "
+            "CPU, `all` on a device"},
+           parallel.token_exchange, kTokenExchanges);
   v.choice(
       {"sums",
        "how ranks on CUDA devices add gradients and counts: `ordered`, in one order, to the same bits in every "

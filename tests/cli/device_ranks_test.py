@@ -130,9 +130,60 @@ class RanksOnDevices(ranks_test.RankRuns):
         self.variables = {**self.variables, "SIMT_NCCL_DELAY": "5"}
         self.assert_same_bits(self.train("dawdling", 4, parallel__expert=2), prompt)
 
-    def test_refused_in_one_line(self):
+    @long_run
+    def test_rows_go_where_they_are_needed_to_the_bit(self):
+        """Whatever the model, the layout, what is made again and what goes on beside; and fewer bytes are sent."""
+        settings = (("qwen3_moe", 2, 2, {"parallel__overlap": True}), ("qwen3_moe", 4, 4, {"parallel__zero": 2}),
+                    ("mixtral", 4, 2, {"train__dtype": "bfloat16"}), ("mixtral", 4, 4, {"parallel__overlap": True}),
+                    ("deepseek_v3", 2, 2, {"parallel__overlap": True}), ("deepseek_v3", 4, 4, {}),
+                    ("lpr", 4, 2, {"train__recompute": "swiglu"}), ("lpr", 2, 2, {"parallel__expert_room": 1}))
+        for name, ranks, expert, more in settings:
+            with self.subTest(name, ranks=ranks, expert=expert, **more):
+                run = f"{name}{ranks}{expert}"
+                given = {"parallel__expert": expert, **RUNS[name], **more, "train__eval_every": 2,
+                         "data__validation": [{"path": "data/val.bin"}]}
+                everywhere = self.train(run + "all", ranks, **given)
+                rows = self.train(run + "rows", ranks, parallel__token_exchange="rows", **given)
+                self.assert_same_bits(rows, everywhere)
+                for few, all_of_them in zip(self.sent(rows), self.sent(everywhere)):
+                    self.assertLess(few, all_of_them)
+
+    def sent(self, run):
+        return [json.loads(line)["sent_bytes"]["tokens"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    @long_run
+    def test_bytes_of_rows_are_those_that_go_between_processors(self):
+        """Hidden states, that is: slots and weights go to every rank on devices."""
+        slots, width, tokens = QWEN3_MOE["num_experts_per_tok"], QWEN3_MOE["hidden_size"], 4 * 16 * QWEN3_MOE["num_hidden_layers"]
+        given = {"parallel__token_exchange": "rows", "parallel__expert": 4, "train__steps": 1}
+        on_devices = self.sent(self.train("devices", 4, **given))[0]
+        self.always = ["--device", "cpu"]
+        rows, rest = divmod(self.sent(self.train("processors", 4, **given))[0], 4 * (4 * width + 3 * slots))
+        self.assertEqual(rest, 0)
+        self.assertEqual(on_devices, 4 * (rows * 4 * width + 3 * tokens * 3 * slots))
+
+    @long_run
+    def test_ranks_that_dawdle_bring_rows_to_the_same(self):
+        given = {"parallel__expert": 4, "parallel__token_exchange": "rows", **RUNS["deepseek_v3"]}
+        prompt = self.train("prompt", 4, **given)
+        for streams, seed in (("lazy", 3), ("eager", 4)):
+            self.variables = {**RanksOnDevices.variables, "SIMT_NCCL_DELAY": str(seed), "SIMT_STREAMS": streams}
+            self.assert_same_bits(self.train(f"dawdling{streams}", 4, parallel__overlap=streams == "eager", **given), prompt)
+
+    @long_run
+    def test_a_run_by_rows_goes_on_to_the_same_bits(self):
+        given = {"parallel__expert": 2, "parallel__token_exchange": "rows", "checkpoint__every": 1}
+        whole = self.train("whole", 2, **given)
+        resumed = self.train("resumed", 2, "--resume", str(whole / "checkpoints" / "step_000001"), **given)
+        for file in ranks_test.FILES:
+            self.assertEqual(*((run / "checkpoints" / "latest" / file).read_bytes() for run in (resumed, whole)), file)
+
+    def test_rows_need_devices_that_reach_each_other(self):
+        self.variables = {**self.variables, "SIMT_NO_PEERS": "1"}
         self.fails(2, "train", self.config(parallel__expert=2, parallel__token_exchange="rows"), "--out", "refused", "--nproc", 2,
-                   names=[r'parallel\.token_exchange: "rows" asks the host'])
+                   names=[r'parallel\.token_exchange: "rows" .* ranks 0 and 1 do not reach .*; set it to "all"'])
+
+    def test_refused_in_one_line(self):
         self.fails(2, "train", self.config(train__same_bits=True, parallel__sums="library"), "--out", "refused", "--nproc", 2,
                    names=[r'train\.same_bits: not with parallel\.sums "library"'])
 
