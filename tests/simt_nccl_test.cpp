@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -15,6 +16,8 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "engine.h"
 
 namespace {
 
@@ -751,6 +754,101 @@ TEST(SimtNccl, RanksThatDoNotComeToInitAreNamed) {
     self.join();
   });
   expect_refused(twice, {"two processes", "rank 0"});
+}
+
+// Device memory of the other rank of two, opened here.
+template <class T>
+class Opened {
+ public:
+  Opened(const Rank& self, const Buffer<T>& mine) {
+    cudaIpcMemHandle_t handle;
+    ok(cudaIpcGetMemHandle(&handle, mine.data()));
+    const std::vector<char> bytes(handle.reserved, handle.reserved + sizeof handle.reserved);
+    const Buffer<char> from(bytes), to(2 * bytes.size());
+    ok(ncclAllGather(from.data(), to.data(), bytes.size(), ncclUint8, self.world, self.stream));
+    const std::vector<char> both = to.get();
+    std::copy_n(both.begin() + (1 - self.rank) * static_cast<std::ptrdiff_t>(bytes.size()), bytes.size(),
+                other.reserved);
+    ok(cudaIpcOpenMemHandle(&memory, other, cudaIpcMemLazyEnablePeerAccess));
+  }
+  T* data() const { return static_cast<T*>(memory); }
+  void put(T value) const { ok(cudaMemcpy(memory, &value, sizeof value, cudaMemcpyHostToDevice)); }
+  cudaIpcMemHandle_t other;
+  void* memory = nullptr;
+};
+
+// A rank writes to the other's window turn by turn, which reads what came, and they meet between writing and
+// reading.
+void write_in_turns(const Rank& self, bool meet_before_writing) {
+  setenv("SIMT_NCCL_DELAY", "1", 1);
+  const Buffer<float> window(1), here(1), there(2);
+  const Opened<float> other(self, window);
+  for (int turn = 0; turn < 30; ++turn) {
+    if (meet_before_writing) self.all_gather(there, here, 1);
+    other.put(static_cast<float>(turn));
+    self.all_gather(there, here, 1);
+    expect(window.get() == std::vector<float>{static_cast<float>(turn)}, "what came in this turn");
+  }
+  self.all_gather(there, here, 1);
+}
+
+TEST(SimtPeerMemory, OthersWriteToItAndAnExchangeOrdersThat) {
+  expect_fine(2, [](Rank& self) { write_in_turns(self, true); });
+}
+
+TEST(SimtPeerMemory, AWindowThatIsWrittenBeforeItIsReadIsSeen) {
+  std::string all;
+  for (const std::string& error : run_ranks(2, [](Rank& self) {
+         setenv("SIMT_NCCL_PATIENCE", "2", 1);  // the other one gives up
+         write_in_turns(self, false);
+       }))
+    all += error;
+  expect_words(all, {"not so: what came in this turn"});
+}
+
+TEST(SimtPeerMemory, WhatIsNotAllowedIsRefused) {
+  expect_fine(2, [](Rank& self) {
+    const Buffer<float> mine(4), here(1), there(2);
+    const auto meet = [&] { self.all_gather(there, here, 1); };
+    cudaIpcMemHandle_t own;
+    expect(cudaIpcGetMemHandle(&own, mine.data() + 1) == cudaErrorInvalidValue,
+           "the inside of a piece has no name");
+    ok(cudaIpcGetMemHandle(&own, mine.data()));
+    void* memory = nullptr;
+    const auto open = [&](const cudaIpcMemHandle_t& handle) {
+      return cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess);
+    };
+    expect(open(own) == cudaErrorDeviceUninitialized, "one's own is not opened");
+    const std::size_t allocated = simt::allocated_bytes();
+    const Opened<float> other(self, mine);
+    expect(open(other.other) == cudaErrorAlreadyMapped, "it is opened once");
+    expect(simt::allocated_bytes() == allocated, "others' memory is not taken here");
+    expect(simt::is_allocated(other.data(), 4 * sizeof(float)), "it is device memory");
+    expect(cudaIpcCloseMemHandle(mine.data()) == cudaErrorInvalidValue, "one's own is not closed");
+    std::string words;
+    try {
+      simt::launch("beyond", {1}, {1}, 0, [&] { other.data()[4] = 1; });
+    } catch (const std::runtime_error& error) {
+      words = error.what();
+    }
+    expect(words.find("beyond: writes outside a piece of device memory of 16 bytes") == 0, words);
+    meet();
+    ok(cudaIpcCloseMemHandle(other.memory));
+    expect(cudaIpcCloseMemHandle(other.memory) == cudaErrorInvalidValue, "it is closed once");
+    expect(!simt::is_allocated(other.data(), 1), "it is closed");
+    cudaIpcMemHandle_t gone = own;
+    {
+      const Buffer<float> brief(4);
+      const Opened<float> of_other(self, brief);
+      ok(cudaIpcCloseMemHandle(of_other.memory));
+      gone = of_other.other;
+      meet();
+    }
+    meet();
+    expect(open(gone) == cudaErrorInvalidResourceHandle, "it is gone");
+    setenv("SIMT_NO_PEERS", "1", 1);
+    expect(open(other.other) == cudaErrorPeerAccessUnsupported, "devices are apart");
+  });
 }
 
 }  // namespace
