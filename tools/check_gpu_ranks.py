@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks two ranks on devices of this machine: they train as one rank does, to the same bits each time, and end where one is killed.
+"""Checks two ranks on devices of this machine: they train as one rank does, to the same bits each time and by rows, and end where one is killed.
 
     tools/check_gpu_ranks.py --binary build-cuda/switchyard --devices 1
 
@@ -46,9 +46,9 @@ class Runs:
         self.overrides = {**SMOKE, "data.train": [shard], "data.validation": [], "train.eval_every": 0, "train.dtype": "float32",
                           "train.micro_batch_size": 1, "train.global_batch_size": 4}
 
-    def start(self, name, ranks, steps):
+    def start(self, name, ranks, steps, **changes):
         command = [self.args.binary, "train", os.path.join(ROOT, "configs", "qwen3_moe_0.6b.json"), "--device", "cuda", "--out",
-                   os.path.join(self.directory, name), *settings({**self.overrides, "train.steps": steps, "checkpoint.every": 2})]
+                   os.path.join(self.directory, name), *settings({**self.overrides, "train.steps": steps, "checkpoint.every": 2, **changes})]
         if ranks > 1:
             command += ["--nproc", str(ranks), "--set", f"parallel.expert={ranks}"]
         return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -62,8 +62,8 @@ class Runs:
             process.communicate()
             return None
 
-    def run(self, name, ranks):
-        process = self.start(name, ranks, STEPS)
+    def run(self, name, ranks, **changes):
+        process = self.start(name, ranks, STEPS, **changes)
         said = self.finish(process, LIMIT)
         if said is None:
             stop(1, f"{ranks} ranks have not ended after {LIMIT} s")
@@ -125,11 +125,14 @@ def main():
         without_times = [[{key: value for key, value in step.items() if key not in TIMES} for step in steps] for steps in (two, again)]
         if json.dumps(without_times[0]) != json.dumps(without_times[1]) or runs.weights("two_1") != runs.weights("two_2"):
             stop(1, "two ranks that do the same again end in other bits")
+        runs.run("two_3", 2, **{"parallel.token_exchange": "rows"})
+        if runs.weights("two_1") != runs.weights("two_3"):
+            stop(1, "two ranks end in other bits where tokens go by rows")
         if not recorded:
             stop(1, "two ranks did not record their exchanges")
         seconds = check_killed(runs)
     where = "two ranks on one card (experimental)" if runs.shared else "two ranks on two cards"
-    print(f"{where}: losses of one rank to {far:.0e}, same bits again, recorded; one killed: all gone after {seconds:.0f} s")
+    print(f"{where}: losses of one rank to {far:.0e}, same bits again and by rows, recorded; one killed: all gone after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

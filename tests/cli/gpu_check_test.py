@@ -307,7 +307,7 @@ exec "$here/all_tests" "$@\"""")
 
     def check_two_ranks(self, remark, scaling):
         self.assertRegex(remark, "alone by NCCL: same bits, recorded too; two ranks on two cards: losses of one rank "
-                                 r"to \S+, same bits again, recorded; one killed: all gone after \d+ s")
+                                 r"to \S+, same bits again and by rows, recorded; one killed: all gone after \d+ s")
         self.assertFalse(scaling["measured"])
         self.assertEqual([(case["ranks"], case["expert"]) for case in scaling["cases"]], [(2, 1), (2, 2)])
         for case in scaling["cases"]:
