@@ -46,13 +46,13 @@ def measure_exchanges(args, ranks, directory):
 
 
 class Bench:
-    def __init__(self, args, directory):
-        self.args, self.alone = args, {}
+    def __init__(self, args, directory, known):
+        self.args, self.alone = args, {int(count): value for count, value in known["alone"].items()}
         shard = os.path.join(directory, "data", "train.bin")
         vocab = SMOKE["model.vocab_size"] if args.smoke else run_config.read(os.path.join(ROOT, CONFIG))["model"]["vocab_size"]
         make_shard(shard, vocab)
         self.overrides = {**(SMOKE if args.smoke else {}), "data.train": [shard], "data.validation": [], "train.eval_every": 0}
-        self.size = None
+        self.size = known["size"]
 
     def steps(self, ranks, micro_batches, size, expert=1):
         overrides = {**self.overrides, "parallel.expert": expert}
@@ -130,20 +130,37 @@ def main():
     parser.add_argument("--limit", type=int, default=100, help="seconds that one run may take")
     parser.add_argument("--json", help="write the figures to a file as well")
     parser.add_argument("--smoke", action="store_true", help="tiny models: to see that it runs; no measurement")
+    parser.add_argument("--keep", action="store_true", help="with --json: what is in that file is not measured again")
     args = parser.parse_args()
-    results = {"measured": not args.smoke, "exchanges": [], "cases": []}
+    if args.keep and not args.json:
+        parser.error("--keep needs --json")
+    results = {"measured": not args.smoke, "exchanges": [], "cases": [], "size": None, "alone": {}}
+    if args.keep and os.path.exists(args.json):
+        with open(args.json) as file:
+            results = json.load(file)
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(args, directory)
+        bench = Bench(args, directory, results)
+
+        def write():  # after each, since a stage's time may end
+            results.update(size=bench.size, alone=bench.alone)
+            if args.json:
+                with open(args.json + ".partial", "w") as file:
+                    json.dump(results, file, indent=1)
+                os.replace(args.json + ".partial", args.json)
+
         for ranks in counts_of_ranks(args.devices):
-            results["exchanges"].append(measure_exchanges(args, ranks, directory))
+            exchanges = next((one for one in results["exchanges"] if one["ranks"] == ranks), None)
+            if exchanges is None:
+                exchanges = measure_exchanges(args, ranks, directory)
+                results["exchanges"].append(exchanges)
+                write()
             if bench.size is None:
                 bench.find_size()
             for expert in (1, ranks):
-                results["cases"].append(bench.case(ranks, expert, results["exchanges"][-1]))
-                show(results["cases"][-1])
-                if args.json:  # after each, since a stage's time may end
-                    with open(args.json, "w") as file:
-                        json.dump(results, file, indent=1)
+                if (ranks, expert) not in {(case["ranks"], case["expert"]) for case in results["cases"]}:
+                    results["cases"].append(bench.case(ranks, expert, exchanges))
+                    show(results["cases"][-1])
+                    write()
     cases = results["cases"]
     reached = [case["reached"] for case in cases if "reached" in case]
     print("SMOKE: tiny models, no measurement" if args.smoke else

@@ -103,7 +103,7 @@ def measure(run, args, directory):
             if "memory" in why:
                 continue
             result["heals"] = [switch for switch in SWITCHES if attempt(
-                args.binary, args.device, run.config, overrides, micro_batch, 1, args.limit, variables={switch: "1"})[0] is not None]
+                args.binary, args.device, run.config, overrides, micro_batch, 1, min(args.limit, 60), variables={switch: "1"})[0] is not None]
             result["healed"] = healed(result["heals"])
             break
         speeds = [step["tokens_per_second"] for step in steps]

@@ -40,7 +40,7 @@ def make_data(directory, mbytes):
     return [{"path": os.path.join(directory, domain, "train*.bin"), "domain": domain} for domain in DOMAINS]
 
 
-def train(args, directory, name, data, variables=None):
+def train(args, directory, name, data, limit, variables=None):
     """-> (losses, None) or (None, why there are none)"""
     device, dtype = RUNS[name]
     out = os.path.join(directory, "_".join([device, dtype, *(variables or {})]))
@@ -52,9 +52,9 @@ def train(args, directory, name, data, variables=None):
     try:
         done = subprocess.run([args.binary, "train", os.path.join(ROOT, "configs", "quickstart.json"), "--device", device, "--out", out,
                                *settings(overrides)], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                              timeout=args.limit, env={**os.environ, **(variables or {})}, check=False)
+                              timeout=limit, env={**os.environ, **(variables or {})}, check=False)
     except subprocess.TimeoutExpired:
-        return None, f"not at its end after {args.limit} s"
+        return None, f"not at its end after {limit:.0f} s"
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return None, next((line for line in lines if "error" in line), lines[-1] if lines else f"exit code {done.returncode}")
@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a tiny model, 3 steps: to see that it runs; no measurement")
     args = parser.parse_args()
     args.steps = args.steps or (3 if args.smoke else 200)
-    losses, errors = {}, {}
+    losses, errors, seconds = {}, {}, {}
     result = {"measured": not args.smoke, "losses": losses, "errors": errors, "pairs": []}
 
     def write():
@@ -98,8 +98,9 @@ def main():
         data = make_data(directory, 0.05 if args.smoke else 2)
         for name in RUNS:
             begun = time.monotonic()
-            values, why = train(args, directory, name, data)
-            print(f"{name}: {why or f'{len(values)} steps'}, {time.monotonic() - begun:.1f} s", flush=True)
+            values, why = train(args, directory, name, data, args.limit)
+            seconds[name] = time.monotonic() - begun
+            print(f"{name}: {why or f'{len(values)} steps'}, {seconds[name]:.1f} s", flush=True)
             if values is None:
                 errors[name] = why
             else:
@@ -113,7 +114,8 @@ def main():
         if bad and REFERENCE in losses:
             result["heals"] = []
             for switch in SWITCHES:
-                values, _ = train(args, directory, JUDGED, data, {switch: "1"})
+                # Where it hangs, not as long again.
+                values, _ = train(args, directory, JUDGED, data, min(args.limit, max(15, 2 * seconds[REFERENCE])), {switch: "1"})
                 if values is not None and compare({**losses, JUDGED: values}, REFERENCE, JUDGED)["mean"] <= BAR:
                     result["heals"].append(switch)
             result["healed"] = healed(result["heals"])

@@ -67,7 +67,10 @@ class Check:
         self.switchyard, self.bench_cuda = os.path.join(base, "switchyard"), os.path.join(base, "bench_cuda")
         self.bench_exchange = os.path.join(base, "bench_exchange")
         self.cuda_test = os.path.join(base, *([] if self.source else ["tests"]), "cuda_test")
-        self.at_once = options.jobs or max(1, min(4, len(os.sched_getaffinity(0))))
+        cores = len(os.sched_getaffinity(0))
+        self.at_once = options.jobs or max(1, min(4, cores))
+        # Of processes that run beside others: what they compare with is computed on the CPU.
+        self.shared = {"OMP_NUM_THREADS": str(max(1, cores // self.at_once)), "OMP_WAIT_POLICY": "passive"}
         self.library_path = os.environ.get("LD_LIBRARY_PATH", "")  # without what is found below: PyTorch brings its own
         self.hopeless = False  # nothing can run
         self.holder = None
@@ -222,7 +225,7 @@ class Check:
 
     def note(self, name, result, seconds, remark, findings, finished, before):
         print(f"{name}: {result}: {remark}", flush=True)
-        if before and before["result"] == "incomplete":
+        if before and not before["finished"]:
             seconds += before["seconds"]
         self.state["stages"][name] = {"stage": name, "result": result, "seconds": round(seconds), "remark": remark, "findings": findings,
                                       "finished": finished, "date": datetime.date.today().isoformat()}

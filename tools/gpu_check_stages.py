@@ -202,15 +202,16 @@ def scaling(stage):
     if count < 2:
         raise Skip(f"CUDA devices: {count}; several are wanted")
     return ended_well(tool(stage, "bench_gpu_ranks.py", "--binary", stage.check.switchyard, "--exchange", stage.check.bench_exchange,
-                           "--devices", str(count), *stage.check.smoke, "--json", stage.path("scaling.json")))
+                           "--devices", str(count), *stage.check.smoke, "--keep", "--json", stage.path("scaling.json")))
 
 
 def transformers(stage):
+    # With the libraries that PyTorch brings, not those that our programs are given.
     python = stage.check.python_with("torch", "transformers") or stage.check.python_with("torch") or "python3"
     ours = stage.path("steps.json")
     job = tool(stage, "bench_transformers.py", os.path.join(stage.check.root, "configs", "qwen3_moe_0.6b.json"), "--device", "cuda",
                "--micro-batch", "32", *(["--steps-json", ours] if os.path.exists(ours) else []), "--keep", "--json",
-               stage.path("transformers.json"), python=python)
+               stage.path("transformers.json"), python=python, variables={"LD_LIBRARY_PATH": stage.check.library_path})
     if job.code == 3:
         raise Skip(last_line(job).removeprefix("no comparison with transformers: "))
     return ended_well(job)

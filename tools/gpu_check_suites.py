@@ -117,7 +117,7 @@ def check_suites(stage):
         print(f"{job.name}: {units.known[job.name]['result']}, {len(found['passed'])} passed, {job.seconds:.1f} s"
               + ("" if good else f"; {job.how_it_ended()}; {units.known[job.name]['error']}"), flush=True)
 
-    whole = run_jobs([job_of(stage, name, [stage.check.cuda_test, f"--gtest_filter={name}.*"], SUITE_SECONDS) for name in suites
+    whole = run_jobs([job_of(stage, name, [stage.check.cuda_test, f"--gtest_filter={name}.*"], SUITE_SECONDS, variables=stage.check.shared) for name in suites
                       if name not in units.known], stage.check.at_once, stage.deadline, ended)
     known = [units.known[name] for name in suites if name in units.known]
     failed = [name for name in suites if units.known.get(name, {}).get("result") == "failed"]
@@ -148,7 +148,7 @@ def look_into_tests(stage, units, failed):
         good = job.code == 0
         again = {**units.known[suite].get("alone", {}), job.name: "passes alone" if good else first_error(job.text(), job)}
         units.set(suite, alone=again)
-    whole = run_jobs([job_of(stage, test, [stage.check.cuda_test, f"--gtest_filter={test}"], SUITE_SECONDS, variables=BLOCKING)
+    whole = run_jobs([job_of(stage, test, [stage.check.cuda_test, f"--gtest_filter={test}"], SUITE_SECONDS, variables={**stage.check.shared, **BLOCKING})
                       for suite, test in alone if test not in units.known[suite].get("alone", {})],
                      stage.check.at_once, stage.deadline, ended)
     for suite in failed:
@@ -206,7 +206,7 @@ def check_with_sanitizer(stage, tool):
             errors = [f"{job.how_it_ended()}: {last_line(job)}"]
         units.set(job.name, result=result, errors=errors[:20], seconds=round(job.seconds, 1))
         print(f"{job.name}: {result}, {job.seconds:.0f} s", *errors[:3], sep="\n  ", flush=True)
-    whole = run_jobs([job_of(stage, name, sanitizer_command(sanitizer, tool, command), stage.seconds / 2)
+    whole = run_jobs([job_of(stage, name, sanitizer_command(sanitizer, tool, command), stage.seconds / 2, variables=stage.check.shared)
                       for name, command in commands.items() if name not in units.known], stage.check.at_once, stage.deadline, ended)
     bad, slow = units.having("result", "failed"), units.having("result", "slow")
     for name in bad:

@@ -66,6 +66,10 @@ def scaling_lines(scaling):
 
 
 def curve_lines(curve):
+    for name, why in curve["errors"].items():
+        yield f"  loss, {name}: FAILED: {why}"
+    if "healed" in curve:
+        yield f"  loss, bfloat16 on the card: {curve['healed']}"
     for pair in curve["pairs"]:
         line = (f"  loss, {pair['a']} and {pair['b']}, {pair['steps']} steps: mean difference {100 * pair['mean']:.3f} %, largest "
                 f"{100 * pair['largest']:.3f} % in step {pair['largest_step']}")
@@ -148,6 +152,8 @@ def curve_markdown(curve):
          f"mean below {100 * pair['bar']:.1f} %: {'reached' if pair['reached'] else '**missed**'}" if "reached" in pair else "no bar")
         for pair in curve["pairs"]])
     names = list(curve["losses"])
+    if not names:
+        return lines
     steps = range(len(next(iter(curve["losses"].values()))))
     shown = [step for step in steps if step % 20 == 19 or step in (0, len(steps) - 1)]
     return lines + table(("step", *names), [(step + 1, *(f"{curve['losses'][name][step]:.4f}" for name in names)) for step in shown])
