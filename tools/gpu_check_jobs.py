@@ -17,11 +17,28 @@ class CutOff(BaseException):
     """The check itself was told to end."""
 
 
+class Signals:
+    """What tells the check to end raises CutOff, but not while a process starts, which nobody would know to end."""
+    held, pending = False, None
+
+    @classmethod
+    def stop(cls, number, _frame):
+        if cls.held:
+            cls.pending = number
+        else:
+            raise CutOff(f"ended by {signal.Signals(number).name}")
+
+    @classmethod
+    def hold(cls, held):
+        cls.held = held
+        if not held and cls.pending is not None:
+            number, cls.pending = cls.pending, None
+            cls.stop(number, None)
+
+
 def raise_on_signals():
-    def stop(number, _frame):
-        raise CutOff(f"ended by {signal.Signals(number).name}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, stop)
+        signal.signal(number, Signals.stop)
 
 
 @dataclasses.dataclass
@@ -41,6 +58,7 @@ class Job:
     def start(self):
         self.started = time.monotonic()
         with open(self.log, "wb") as log:
+            Signals.hold(True)
             try:
                 self.process = subprocess.Popen([str(word) for word in self.command], stdin=subprocess.DEVNULL, stdout=log,
                                                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -48,6 +66,8 @@ class Job:
             except OSError as error:
                 log.write(f"error: {error}\n".encode())
                 self.code = 127
+            finally:
+                Signals.hold(False)
 
     def poll(self):
         """-> whether it has ended."""
@@ -71,18 +91,27 @@ class Job:
         last = max(os.path.getmtime(path) if os.path.exists(path) else 0, time.time() - self.seconds)
         return time.time() - last > most
 
+    def send(self, number):
+        """-> whether anybody is left in the group to hear it"""
+        if self.process is None:
+            return False
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
     def end(self):
         """Ends the whole group, children of children too."""
-        for number, patience in ((signal.SIGTERM, KILL_AFTER), (signal.SIGKILL, KILL_AFTER)):
-            try:
-                os.killpg(self.process.pid, number)
-            except (ProcessLookupError, PermissionError):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self.send(number):
                 break
             try:
-                self.process.wait(patience)
+                self.process.wait(KILL_AFTER)
             except subprocess.TimeoutExpired:
                 continue
-        self.process.poll()
+        if self.process is not None:
+            self.process.poll()
 
     def text(self):
         with open(self.log, errors="replace") as file:
@@ -105,8 +134,8 @@ def run_jobs(jobs, at_once, deadline, ended, echo=False):
         while waiting or running:
             while waiting and len(running) < at_once and time.monotonic() < deadline:
                 job = waiting.pop(0)
-                job.start()
                 running.append(job)
+                job.start()
             for job in list(running):
                 done = job.poll()
                 if echo:
@@ -120,6 +149,8 @@ def run_jobs(jobs, at_once, deadline, ended, echo=False):
                 time.sleep(0.02)
         return True
     finally:
+        for job in running:  # all are told before one is waited for
+            job.send(signal.SIGTERM)
         for job in running:
             job.end()
             if echo:
@@ -127,6 +158,8 @@ def run_jobs(jobs, at_once, deadline, ended, echo=False):
 
 
 def show_new(job, shown):
+    if not os.path.exists(job.log):
+        return
     with open(job.log, "rb") as file:
         file.seek(shown.get(job.name, 0))
         new = file.read()
