@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "device.h"
+#include "divisor.h"
 #include "elements.h"
 #include "launch.h"
 #include "partials.h"
@@ -20,8 +21,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void table_kernel(Rows<float> cos_SP, Rows<float> sin_SP, const double* frequency_P, double scale,
-                             std::int64_t positions, int pairs) {
+__global__ void __launch_bounds__(kThreads)
+    table_kernel(Rows<float> cos_SP, Rows<float> sin_SP, const double* frequency_P, double scale,
+                 std::int64_t positions, int pairs) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= positions * pairs) return;
   const std::int64_t s = i / pairs, p = i % pairs;
@@ -30,25 +32,25 @@ __global__ void table_kernel(Rows<float> cos_SP, Rows<float> sin_SP, const doubl
   sin_SP[s][p] = static_cast<float>(scale * sin(angle));
 }
 
+// A turn is the work on kSize pairs.
 struct Sizes {
-  int tokens, seq_len, heads, head_dim, pairs;
-  int tokens_a_block;
+  int tokens, head_dim, pairs, tokens_a_block;
+  Divisor seq_len, turns_a_head, turns_a_token;
 };
 
-// Turns by the table's angle times `direction`, 1 or -1. A turn is the work on kSize pairs.
+// Turns by the table's angle times `direction`, 1 or -1.
 template <class T, int kSize, bool kHalves>
 __global__ void __launch_bounds__(kThreads)
     rotate_kernel(Rows<T> x_THN, Rows<const float> cos_SP, Rows<const float> sin_SP, float direction, Sizes s) {
-  const int turns_a_head = s.pairs / kSize, turns_a_token = s.heads * turns_a_head;
-  for (int i = static_cast<int>(threadIdx.x); i < s.tokens_a_block * turns_a_token; i += kThreads) {
-    const int t = static_cast<int>(blockIdx.x) * s.tokens_a_block + i / turns_a_token;
+  for (int i = static_cast<int>(threadIdx.x); i < s.tokens_a_block * s.turns_a_token; i += kThreads) {
+    const int t = static_cast<int>(blockIdx.x) * s.tokens_a_block + i / s.turns_a_token;
     if (t >= s.tokens) return;
-    const int turn = i % turns_a_token, head = turn / turns_a_head, pair = turn % turns_a_head * kSize;
+    const int turn = i % s.turns_a_token, head = turn / s.turns_a_head, pair = turn % s.turns_a_head * kSize;
+    const int position = t % s.seq_len;
     T* const x = x_THN[t] + (head + 1) * s.head_dim - 2 * s.pairs;
     T* const low = x + (kHalves ? pair : 2 * pair);
     T* const high = low + (kHalves ? s.pairs : kSize);
-    const auto cosine = load<kSize>(cos_SP[t % s.seq_len] + pair),
-               sine = load<kSize>(sin_SP[t % s.seq_len] + pair);
+    const auto cosine = load<kSize>(cos_SP[position] + pair), sine = load<kSize>(sin_SP[position] + pair);
     Elements<T, kSize> both[2] = {load<kSize>(low), load<kSize>(high)};
     for (int p = 0; p < kSize; ++p) {
       T& first = kHalves ? both[0].element[p] : both[2 * p / kSize].element[2 * p % kSize];
@@ -79,9 +81,11 @@ void rotate(const char* op, Tensor x_THN, Tensor cos_SP, Tensor sin_SP, std::int
     with_pack<T>(turns_are_packs<T>(x_THN, cos_SP, sin_SP, layout), [&]<int kSize>() {
       const std::int64_t tokens_a_block =
           std::max<std::int64_t>(1, kThreads / std::max<std::int64_t>(1, heads * pairs / kSize));
-      const Sizes sizes{static_cast<int>(x_THN.rows()), static_cast<int>(seq_len),
-                        static_cast<int>(heads),        static_cast<int>(layout.head_dim),
-                        static_cast<int>(pairs),        static_cast<int>(tokens_a_block)};
+      const auto turns_a_head = static_cast<int>(pairs / kSize);
+      const Sizes sizes{
+          static_cast<int>(x_THN.rows()),        static_cast<int>(layout.head_dim), static_cast<int>(pairs),
+          static_cast<int>(tokens_a_block),      static_cast<int>(seq_len),         turns_a_head,
+          static_cast<int>(heads) * turns_a_head};
       const auto kernel =
           layout.pairs == RopePairs::halves ? rotate_kernel<T, kSize, true> : rotate_kernel<T, kSize, false>;
       launch(op, kernel, {blocks(ceil_div(x_THN.rows(), tokens_a_block)), kThreads}, ctx, rows_of<T>(x_THN),
@@ -120,8 +124,9 @@ void rope_backward(Tensor dx_THN, Tensor cos_SP, Tensor sin_SP, std::int64_t seq
 namespace {
 
 struct HeadSizes {
-  int tokens, seq_len, pairs;
-  int lanes;  // of a head: a power of two
+  int tokens, pairs;
+  Divisor seq_len, heads;  // of a token, q's and k's together
+  Divisor lanes;           // of a head: a power of two
 };
 struct Tables {
   Rows<const float> cos_SP, sin_SP;
@@ -141,7 +146,7 @@ struct BackwardHeads {
   Rows<const T> dout_THN, in_THN;
   Rows<const float> rstd_TH;
   const T* weight_N;
-  int heads;
+  Divisor heads;
 };
 
 // What a lane holds of a head, first half and second: kTurns times kSize neighbours.
@@ -207,22 +212,15 @@ __device__ __forceinline__ void turn_halves(Halves<kSize, kTurns>& x, const Tabl
   });
 }
 
-// The sum over the head's lanes. All lanes of the warp.
-__device__ __forceinline__ float sum_over_head(float value, const HeadSizes& s) {
-  for (int lanes = s.lanes / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kFullWarp, value, lanes);
-  return value;
-}
-
 template <class T, int kSize, int kTurns>
 __global__ void __launch_bounds__(kThreads)
     norm_rope_forward_kernel(ForwardHeads<T> q, ForwardHeads<T> k, Tables tables, float eps, HeadSizes s) {
   using X = Halves<kSize, kTurns>;
   const int head =
       static_cast<int>(blockIdx.x) * (kThreads / s.lanes) + static_cast<int>(threadIdx.x) / s.lanes;
-  const int heads = q.heads + k.heads;
-  const int t = head / heads;
+  const int t = head / s.heads;
   const bool inside = t < s.tokens;
-  const int h_of_both = head % heads;
+  const int h_of_both = head % s.heads;
   const bool of_q = h_of_both < q.heads;
   const int h = of_q ? h_of_both : h_of_both - q.heads, column = h * 2 * s.pairs;
   X x{};
@@ -230,10 +228,10 @@ __global__ void __launch_bounds__(kThreads)
   float squares = 0;
   SY_UNROLL
   for (int i = 0; i < X::kCount; ++i) squares += x.low[i] * x.low[i] + x.high[i] * x.high[i];
-  squares = sum_over_head(squares, s);
+  squares = reduce_lanes<Sum>(squares, s.lanes);
   if (!inside) return;
-  const float rstd = 1 / sqrtf(squares / static_cast<float>(2 * s.pairs) + eps);
-  if (static_cast<int>(threadIdx.x) % s.lanes == 0) (of_q ? q.rstd_TH : k.rstd_TH)[t][h] = rstd;
+  const float rstd = rsqrtf(squares / static_cast<float>(2 * s.pairs) + eps);
+  if ((static_cast<int>(threadIdx.x) & (s.lanes - 1)) == 0) (of_q ? q.rstd_TH : k.rstd_TH)[t][h] = rstd;
   const X weight = load_halves<kSize, kTurns>(of_q ? q.weight_N : k.weight_N, s);
   SY_UNROLL
   for (int i = 0; i < X::kCount; ++i) {
@@ -251,10 +249,11 @@ __device__ __forceinline__ void backward_of(const BackwardHeads<T>& side, float*
   using X = Halves<kSize, kTurns>;
   const int group = static_cast<int>(threadIdx.x) / s.lanes, groups = kThreads / s.lanes;
   const int width = 2 * s.pairs, n = (last - first) * side.heads;
+  const float inverse_width = 1 / static_cast<float>(width);
   X sum{};
   for (int i0 = 0; i0 < n; i0 += groups) {
     const bool inside = i0 + group < n;
-    const int t = first + (i0 + group) / side.heads, h = (i0 + group) % side.heads;
+    const int of_block = (i0 + group) / side.heads, h = (i0 + group) % side.heads, t = first + of_block;
     X x{}, dy{};
     if (inside) {
       x = load_halves<kSize, kTurns>(side.in_THN[t] + h * width, s);
@@ -274,7 +273,7 @@ __device__ __forceinline__ void backward_of(const BackwardHeads<T>& side, float*
       dy.high[i] *= weight.high[i];
       product += dy.low[i] * x.low[i] + dy.high[i] * x.high[i];
     }
-    const float mean = sum_over_head(product, s) / static_cast<float>(width);
+    const float mean = reduce_lanes<Sum>(product, s.lanes) * inverse_width;
     if (!inside) continue;
     SY_UNROLL
     for (int i = 0; i < X::kCount; ++i) {
@@ -296,7 +295,7 @@ __device__ __forceinline__ void backward_of(const BackwardHeads<T>& side, float*
 
 // A row of partial_BN: q's sums, then k's.
 template <class T, int kSize, int kTurns>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTurns == 1 ? 3 : 1)
     norm_rope_backward_kernel(BackwardHeads<T> q, BackwardHeads<T> k, Rows<float> partial_BN, Tables tables,
                               int tokens_a_block, HeadSizes s) {
   const int first = static_cast<int>(blockIdx.x) * tokens_a_block;
@@ -331,7 +330,8 @@ bool are_packs(std::initializer_list<Tensor> heads, const Tensor& cos_SP, const 
 HeadSizes sizes_of(const Tensor& cos_SP, std::int64_t seq_len, const QueryKey& rstd, int lanes) {
   const std::int64_t n_heads = rstd.q.numel() + rstd.k.numel();
   SY_CHECK(n_heads <= INT32_MAX / 2, "{} heads of tokens", n_heads);
-  return {static_cast<int>(rstd.q.rows()), static_cast<int>(seq_len), static_cast<int>(cos_SP.dim(1)), lanes};
+  return {static_cast<int>(rstd.q.rows()), static_cast<int>(cos_SP.dim(1)), static_cast<int>(seq_len),
+          static_cast<int>(rstd.q.dim(1) + rstd.k.dim(1)), lanes};
 }
 
 // q's and k's columns of a projection.
@@ -378,9 +378,10 @@ void qk_norm_rope_backward(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Te
                                 (weight_N.*side).template as<T>(),
                                 static_cast<int>((rstd.*side).dim(1))};
       };
-      // Each lane some four heads at least: fewer are not worth a block's sums.
+      // Each lane some four heads at least: fewer are not worth a block's sums. Three blocks for each
+      // multiprocessor of a large device, as many as it holds.
       const std::int64_t heads_a_block = 4 * kThreads / lanes, heads_a_token = rstd.q.dim(1) + rstd.k.dim(1);
-      const RowRange range(qkv_TM.rows(), ceil_div(heads_a_block, heads_a_token));
+      const RowRange range(qkv_TM.rows(), ceil_div(heads_a_block, heads_a_token), 396);
       const Tensor partial_BN = ctx.scratch.take({range.blocks, 2 * width}, DType::f32);
       const std::size_t shared_bytes = sizeof(float) * static_cast<std::size_t>(kThreads / lanes * width);
       launch("qk_norm_rope_backward", norm_rope_backward_kernel<T, kSize, kTurns>,
