@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cfloat>
 
+#include "device.h"
 #include "elements.h"
 #include "launch.h"
 #include "ops/linear.h"
@@ -114,11 +115,16 @@ void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_
 
 }  // namespace
 
-std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size) {
-  // Each chunk reads the weight twice and reads and writes its gradient in float32: with 1024 rows the products
-  // take longer than that. Small vocabularies: about 64 million logits.
-  constexpr std::int64_t kRows = 1024, kLogits = std::int64_t{1} << 26;
-  return std::min(n_tokens, std::max(kRows, kLogits / vocab_size));
+std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size, std::int64_t memory_bytes) {
+  // Each chunk reads the weight twice and reads and writes its gradient in float32. With 1024 rows the products
+  // take longer than that, with 4096 four times as long: so many where their logits take a thirty-second of the
+  // device's memory at most. All of it, not what is free: the same card chunks alike in every run, and so sums
+  // alike. Small vocabularies: about 64 million logits.
+  constexpr std::int64_t kFewest = 1024, kMost = 4096, kLogits = std::int64_t{1} << 26;
+  const std::int64_t room = memory_bytes / 32 / (static_cast<std::int64_t>(sizeof(float)) * vocab_size);
+  std::int64_t rows = kMost;
+  while (rows > kFewest && rows > room) rows /= 2;
+  return std::min(n_tokens, std::max(rows, kLogits / vocab_size));
 }
 
 void classifier_forward_in_chunks(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T,
@@ -144,13 +150,14 @@ void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor d
 
 void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T, Context& ctx) {
   classifier_forward_in_chunks(loss_T, x_TD, weight_VD, target_T,
-                               classifier_chunk_rows(x_TD.rows(), weight_VD.rows()), ctx);
+                               classifier_chunk_rows(x_TD.rows(), weight_VD.rows(), total_memory()), ctx);
 }
 
 void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD, Tensor weight_VD,
                                  Tensor target_T, double dloss, Context& ctx) {
   classifier_forward_backward_in_chunks(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss,
-                                        classifier_chunk_rows(x_TD.rows(), weight_VD.rows()), ctx);
+                                        classifier_chunk_rows(x_TD.rows(), weight_VD.rows(), total_memory()),
+                                        ctx);
 }
 
 }  // namespace switchyard::ops::cuda

@@ -233,6 +233,12 @@ std::int64_t free_memory() {
   return static_cast<std::int64_t>(free);
 }
 
+std::int64_t total_memory() {
+  static const auto bytes =
+      static_cast<std::int64_t>(properties().totalGlobalMem);  // asked once: it takes long
+  return bytes;
+}
+
 void use_device_memory() {
   set_device_memory(Device::cuda,
                     {allocate, release, fill, copy, allocate_staging, release_staging, free_memory});

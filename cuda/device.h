@@ -34,7 +34,8 @@ void ask_for_shared_bytes(const char* op, const void* kernel, std::size_t dynami
 // Whether somebody has turned a part of the backend off, to find out which one is to blame: the variable is set
 // in the environment, to anything but 0. Says so once.
 bool is_turned_off(const char* variable);
-std::int64_t free_memory();  // bytes
+std::int64_t free_memory();   // bytes
+std::int64_t total_memory();  // of the device, whatever of it is in use
 
 // Makes device tensors possible: arenas and scratch space of Device::cuda take their memory from here. Once,
 // before the first of them.

@@ -120,10 +120,17 @@ TEST_P(CudaClassifierTypes, ChunksOfRowsJoin) {
   }
 }
 
-TEST(CudaClassifier, ChunksFitTheVocabulary) {
-  EXPECT_EQ(ops::cuda::classifier_chunk_rows(100, 50), 100);
-  EXPECT_EQ(ops::cuda::classifier_chunk_rows(1 << 20, 1 << 14), 1 << 12);
-  EXPECT_EQ(ops::cuda::classifier_chunk_rows(1 << 20, 150'000), 1024);
+TEST(CudaClassifier, ChunksFitTheVocabularyAndTheDevice) {
+  constexpr std::int64_t kGB = 1'000'000'000;
+  const auto rows = [](std::int64_t vocab_size, std::int64_t memory_bytes) {
+    return ops::cuda::classifier_chunk_rows(1 << 20, vocab_size, memory_bytes);
+  };
+  EXPECT_EQ(ops::cuda::classifier_chunk_rows(100, 50, kGB), 100);
+  EXPECT_EQ(rows(1 << 14, kGB), 1 << 12);
+  EXPECT_EQ(rows(1 << 13, kGB), 1 << 13);
+  EXPECT_EQ(rows(150'000, 24 * kGB), 1024);
+  EXPECT_EQ(rows(150'000, 42 * kGB), 2048);
+  EXPECT_EQ(rows(150'000, 80 * kGB), 4096);
 }
 
 TEST_P(CudaClassifierTypes, RowsWithoutTargetGiveNothing) {

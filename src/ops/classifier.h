@@ -31,7 +31,8 @@ void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor d
 
 namespace cuda {
 
-std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size);
+// memory_bytes: of the device.
+std::int64_t classifier_chunk_rows(std::int64_t n_tokens, std::int64_t vocab_size, std::int64_t memory_bytes);
 void classifier_forward_in_chunks(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_T,
                                   std::int64_t chunk_rows, Context& ctx);
 void classifier_forward_backward_in_chunks(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Tensor x_TD,
