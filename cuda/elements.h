@@ -58,6 +58,34 @@ __device__ __forceinline__ void store(T* p, const Elements<T, kSize>& elements) 
   *reinterpret_cast<Elements<T, kSize>*>(p) = elements;
 }
 
+// Elements that stay what they were in memory and are converted anew for each use: the compiler else gives each
+// bf16 a register of its own, and often one for its float32 beside it.
+template <class T, int kSize = kPack<T>>
+struct Packed {
+  using Pack = Elements<T, kSize>;
+#ifdef SWITCHYARD_SIMT
+  static constexpr bool kWhole = false;
+#else
+  static constexpr bool kWhole = sizeof(Pack) == sizeof(uint4);
+#endif
+  std::conditional_t<kWhole, uint4, Pack> words;
+
+  // Zeros where there is nothing to load.
+  static __device__ __forceinline__ Packed of(const T* p, bool has) {
+    Packed packed{};
+    if (has) packed.words = *reinterpret_cast<const decltype(words)*>(p);
+    return packed;
+  }
+  __device__ __forceinline__ Pack elements() const {
+    auto own = words;
+#ifndef SWITCHYARD_SIMT
+    if constexpr (kWhole)  // nothing is known of it from earlier
+      asm volatile("" : "+r"(own.x), "+r"(own.y), "+r"(own.z), "+r"(own.w));
+#endif
+    return reinterpret_cast<const Pack&>(own);
+  }
+};
+
 // A matrix as a kernel sees it: rows of elements, each row a stride after the one before.
 template <class T>
 struct Rows {

@@ -34,7 +34,7 @@ constexpr int kIds = 4, kStep = kThreads * kIds;  // of a thread, of a block: wh
 constexpr int kRoom = 2 * kStep;
 constexpr std::int64_t kBlocks = 512;  // about four for each multiprocessor of a large device
 
-struct Tokens {
+struct alignas(16) Tokens {
   int token[kRoom], t[kRoom];
 };
 struct Found {
@@ -43,13 +43,23 @@ struct Found {
   int of_warp[kWarps];  // how many each warp has found
 };
 
-// Appends those of tokens [first, first + kStep) that are the block's. Returns how many there are now.
-__device__ __forceinline__ int find(Found& found, int n_found, const std::int32_t* token_T, int first,
-                                    int n_tokens) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  first += warp * kIds * kWarp + lane;
+// What a thread has of tokens [first, first + kStep).
+struct Ids {
+  int first;  // its own, the next kWarp later
   int token[kIds];
-  for (int i = 0; i < kIds; ++i) token[i] = first + i * kWarp < n_tokens ? token_T[first + i * kWarp] : -1;
+
+  __device__ __forceinline__ Ids(const std::int32_t* token_T, int first_of_block, int n_tokens)
+      : first(first_of_block + static_cast<int>(threadIdx.x) / kWarp * kIds * kWarp +
+              static_cast<int>(threadIdx.x) % kWarp) {
+    SY_UNROLL
+    for (int i = 0; i < kIds; ++i) token[i] = first + i * kWarp < n_tokens ? token_T[first + i * kWarp] : -1;
+  }
+};
+
+// Appends those that are the block's. Returns how many there are now.
+__device__ __forceinline__ int find(Found& found, int n_found, const Ids& ids) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const auto& [first, token] = ids;
   unsigned hits[kIds];
   int count = 0;
   for (int i = 0; i < kIds; ++i) {
@@ -76,14 +86,23 @@ __device__ __forceinline__ int find(Found& found, int n_found, const std::int32_
   return n_found;
 }
 
-// By counting for each token those that come before it. There are few, T / blocks, unless most tokens are one.
+// By counting for each token those that come before it: no greater ones before, smaller ones behind. There are
+// few, T / blocks, unless most tokens are one.
 __device__ __forceinline__ void sort(Found& found, int n_found) {
+  constexpr int kAtOnce = 4;  // of a load
   for (int n = static_cast<int>(threadIdx.x); n < n_found; n += kThreads) {
     const int token = found.next.token[n];
+    const int first_of_warp = n / kWarp * kWarp, last_of_warp = std::min(first_of_warp + kWarp, n_found);
     int place = 0;
-    for (int m = 0; m < n_found; ++m) {
-      const int other = found.next.token[m];
-      place += other < token || (other == token && m < n) ? 1 : 0;
+    for (int m = 0; m < first_of_warp; m += kAtOnce) {
+      const auto others = load<kAtOnce>(found.next.token + m);
+      for (int i = 0; i < kAtOnce; ++i) place += others.element[i] <= token ? 1 : 0;
+    }
+    for (int m = first_of_warp; m < last_of_warp; ++m)
+      place += found.next.token[m] < token + (m < n ? 1 : 0) ? 1 : 0;
+    for (int m = last_of_warp; m < n_found; m += kAtOnce) {
+      const auto others = load<kAtOnce>(found.next.token + m);
+      for (int i = 0; i < kAtOnce; ++i) place += m + i < n_found && others.element[i] < token ? 1 : 0;
     }
     found.sorted.token[place] = token;
     found.sorted.t[place] = found.next.t[n];
@@ -96,7 +115,7 @@ __device__ __forceinline__ void sort(Found& found, int n_found) {
 template <class T, int kSize>
 __device__ __forceinline__ void add_rows(Rows<float> dweight_VD, Rows<const T> dout_TD, const Tokens& found,
                                          int n_found, int width) {
-  constexpr int kAhead = 16 / sizeof(T), kColumns = kWarp * kSize;
+  constexpr int kAhead = 8, kColumns = kWarp * kSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int n_ranges = (width + kColumns - 1) / kColumns;
   for (int item = warp; item < n_found * n_ranges; item += kWarps) {
@@ -105,15 +124,19 @@ __device__ __forceinline__ void add_rows(Rows<float> dweight_VD, Rows<const T> d
     if ((first > 0 && found.token[first - 1] == token) || d >= width) continue;
     auto sum = load<kSize>(dweight_VD[token] + d);
     for (int n = first; n < n_found && found.token[n] == token; n += kAhead) {
-      Elements<T, kSize> row[kAhead];
+      Packed<T, kSize> row[kAhead];
       bool more[kAhead];
+      SY_UNROLL
       for (int i = 0; i < kAhead; ++i) {
         more[i] = n + i < n_found && found.token[n + i] == token;
-        if (more[i]) row[i] = load<kSize>(dout_TD[found.t[n + i]] + d);
+        row[i] = Packed<T, kSize>::of(more[i] ? dout_TD[found.t[n + i]] + d : nullptr, more[i]);
       }
+      SY_UNROLL
       for (int i = 0; i < kAhead; ++i) {
         if (!more[i]) break;
-        for (int j = 0; j < kSize; ++j) sum.element[j] += to_float(row[i].element[j]);
+        const auto elements = row[i].elements();
+        SY_UNROLL
+        for (int j = 0; j < kSize; ++j) sum.element[j] += to_float(elements.element[j]);
       }
     }
     store<kSize>(dweight_VD[token] + d, sum);
@@ -126,8 +149,11 @@ __global__ void __launch_bounds__(kThreads, 4)
                     int width) {
   auto& found = static_shared<Found>();
   int n_found = 0;
+  Ids ids(token_T, 0, n_tokens);
   for (int first = 0; first < n_tokens; first += kStep) {
-    n_found = find(found, n_found, token_T, first, n_tokens);
+    const Ids next(token_T, first + kStep, n_tokens);  // on their way while these are looked at
+    n_found = find(found, n_found, ids);
+    ids = next;
     if (n_found <= kRoom - kStep && first + kStep < n_tokens) continue;
     sort(found, n_found);
     add_rows<T, kSize>(dweight_VD, dout_TD, found.sorted, n_found, width);
@@ -160,9 +186,7 @@ void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Conte
              rows_of<float>(dweight_VD), rows_of<const T>(dout_TD), token_T.as<std::int32_t>(), n_tokens,
              width);
     };
-    // Four columns of float32 are 16 bytes, whatever the rows are made of.
-    if (rows_are_packs<float>(dweight_VD) && rows_are_packs<T>(dout_TD)) return go.template operator()<4>();
-    go.template operator()<1>();
+    with_pack<T>(rows_are_packs<float, kPack<T>>(dweight_VD) && rows_are_packs<T>(dout_TD), go);
   });
 }
 

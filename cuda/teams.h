@@ -44,31 +44,6 @@ inline Team team_of_block(std::int64_t packs) {
   return team;
 }
 
-// A pack that stays what it was in memory from one pass to the next, and is converted in each: as elements the
-// compiler gives each bf16 a register of its own, and often one for its float32 beside it.
-template <class T>
-struct Packed {
-  using Pack = Elements<T, kPack<T>>;
-#ifdef SWITCHYARD_SIMT
-  using Words = Pack;
-#else
-  using Words = uint4;
-#endif
-  Words words;
-
-  // Zeros where there is nothing to load.
-  static __device__ __forceinline__ Packed of(const T* p, bool has) {
-    return {has ? *reinterpret_cast<const Words*>(p) : Words{}};
-  }
-  __device__ __forceinline__ Pack elements() const {
-    Words own = words;
-#ifndef SWITCHYARD_SIMT
-    asm volatile("" : "+r"(own.x), "+r"(own.y), "+r"(own.z), "+r"(own.w));  // nothing known from earlier
-#endif
-    return reinterpret_cast<const Pack&>(own);
-  }
-};
-
 struct TeamSums {
   float of_warp[2][2][kTeamThreads / kWarp];
 };

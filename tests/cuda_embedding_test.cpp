@@ -78,19 +78,23 @@ TEST_P(CudaEmbedding, BackwardEqualsTheCpuBitForBit) {
   }
 }
 
-// One kind of token for all positions but a few: its block's room fills up several times.
+// One kind of token for all positions but a few: its block's room fills up several times, and of the tokens
+// that it sorts smaller and greater ones, and more of the same, stand on both sides. With and without packs.
 TEST_P(CudaEmbedding, OneTokenManyTimes) {
-  DeviceContext ctx;
-  Context host_ctx;
-  constexpr std::int64_t kTokens = 3300, kWidth = 3;
-  OwnedTensor token({kTokens}, DType::i32);
-  for (std::int64_t t = 0; t < kTokens; ++t) set(token, t, t % 7 == 3 ? 512 : t % 100 == 0 ? -1 : 1024);
-  const auto dout = DeviceTensor::of(normal({kTokens, kWidth}, DType::f64, "dout"), GetParam(), ctx);
-  const auto dweight = DeviceTensor::of(normal({1025, kWidth}, DType::f32, "start"), ctx);
-  const OwnedTensor expected = as_f32(dweight);
-  ops::embedding_backward(expected, as_f32(dout), token, host_ctx);
-  ops::cuda::embedding_backward(dweight, dout, DeviceTensor::of(token, ctx), ctx);
-  EXPECT_EQ(dweight.values(), values(expected));
+  constexpr std::int64_t kTokens = 3300;
+  for (const std::int64_t width : {3, 72}) {
+    DeviceContext ctx;
+    Context host_ctx;
+    OwnedTensor token({kTokens}, DType::i32);
+    for (std::int64_t t = 0; t < kTokens; ++t)
+      set(token, t, t % 7 == 3 ? 512 : t % 100 == 0 ? -1 : t % 11 == 5 ? 1536 : 1024);
+    const auto dout = DeviceTensor::of(normal({kTokens, width}, DType::f64, "dout"), GetParam(), ctx);
+    const auto dweight = DeviceTensor::of(normal({1537, width}, DType::f32, "start"), ctx);
+    const OwnedTensor expected = as_f32(dweight);
+    ops::embedding_backward(expected, as_f32(dout), token, host_ctx);
+    ops::cuda::embedding_backward(dweight, dout, DeviceTensor::of(token, ctx), ctx);
+    EXPECT_EQ(dweight.values(), values(expected)) << width;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaEmbedding, ::testing::Values(DType::f32, DType::bf16),
