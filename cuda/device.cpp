@@ -5,6 +5,7 @@
 #include <set>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 #include "core/log.h"
@@ -301,15 +302,35 @@ void* stream_beside() {
   return stream;
 }
 
-void wait_for_stream(void* stream, void* other) {
-  // One event serves all: a stream waits for what it was recorded as when the wait was asked for.
-  static cudaEvent_t event = [] {
-    cudaEvent_t made = nullptr;
-    SY_CUDA(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
-    return made;
-  }();
-  SY_CUDA(cudaEventRecord(event, static_cast<cudaStream_t>(other)));
-  SY_CUDA(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event, 0));
+namespace {
+
+// Events that no point needs any more. One can be used again at once: a stream waits for what it stood for when
+// the wait was asked for. They stay until the process ends.
+std::vector<cudaEvent_t>& free_events() {
+  static auto& events = *new std::vector<cudaEvent_t>;
+  return events;
+}
+
+}  // namespace
+
+StreamPoint::StreamPoint(void* stream) {
+  cudaEvent_t event = nullptr;
+  if (free_events().empty()) {
+    SY_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  } else {
+    event = free_events().back();
+    free_events().pop_back();
+  }
+  event_ = event;
+  const cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) free_events().push_back(event);
+  SY_CUDA(error);
+}
+
+StreamPoint::~StreamPoint() { free_events().push_back(static_cast<cudaEvent_t>(event_)); }
+
+void StreamPoint::hold_back(void* other) const {
+  SY_CUDA(cudaStreamWaitEvent(static_cast<cudaStream_t>(other), static_cast<cudaEvent_t>(event_), 0));
 }
 
 void throw_cuda(cudaError_t error, const char* call, const char* file, int line) {

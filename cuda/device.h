@@ -70,8 +70,20 @@ class Graph {
 // The stream of a run: the default stream cannot be recorded. One for the process.
 void* run_stream();
 void* stream_beside();
-// What is started on `stream` from here on waits for what was started on `other` up to here.
-void wait_for_stream(void* stream, void* other);
+
+// A point in the work of a stream: what was started on it before the point was made.
+class StreamPoint {
+ public:
+  explicit StreamPoint(void* stream);
+  ~StreamPoint();
+  StreamPoint(const StreamPoint&) = delete;
+  StreamPoint& operator=(const StreamPoint&) = delete;
+  // What is started on `other` from here on waits for all before the point, and for nothing behind it.
+  void hold_back(void* other) const;
+
+ private:
+  void* event_;
+};
 
 // At each launch of a kernel, or of what a library starts some of its own for: what it is, by an address.
 void note_launch(const char* op, const void* function);

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/device.h"
+
 namespace {
 
 // Something in the environment, for a test.
@@ -132,6 +134,40 @@ TEST_F(SimtStreams, AMissingEventChangesTheOrderOfAReplay) {
   }
   const Setting setting("SIMT_STREAMS", "eager");
   EXPECT_EQ(replay(false, true), "a x y b c ");  // y does not wait for b
+}
+
+// Points of one stream: whoever is held back by the first does not wait for what came behind it.
+TEST_F(SimtStreams, APointHoldsBackForWhatCameBeforeIt) {
+  using Point = switchyard::ops::cuda::StreamPoint;
+  const auto two_points = [&] {
+    const Point fork(main);
+    fork.hold_back(side);
+    add(side, "x");
+    const Point first(side);
+    add(side, "y");
+    const Point second(side);
+    first.hold_back(main);
+    add(main, "a");
+    second.hold_back(main);
+    add(main, "b");
+  };
+  const Setting setting("SIMT_STREAMS", "lazy");
+  for (int turn = 0; turn < 2; ++turn) {  // the second takes the events of the first
+    two_points();
+    EXPECT_EQ(take(), "");
+    EXPECT_EQ(cudaStreamSynchronize(main), cudaSuccess);
+    EXPECT_EQ(take(), "x a y b ");
+  }
+  begin();
+  two_points();
+  ASSERT_EQ(end(), cudaSuccess);
+  cudaGraphExec_t exec = nullptr;
+  EXPECT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  cudaGraphDestroy(graph);
+  EXPECT_EQ(cudaGraphLaunch(exec, main), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(main), cudaSuccess);
+  EXPECT_EQ(take(), "x a y b ");
+  cudaGraphExecDestroy(exec);
 }
 
 TEST_F(SimtStreams, LazyWorkIsDoneWhenSomeoneWaits) {

@@ -84,10 +84,14 @@ LateKernels late_kernels() {
   return {};
 }
 
-Beside::Beside(Context& ctx) : ctx_(ctx), is_own_(ctx.beside.stream != nullptr && !ctx.beside.is_used) {
-  if (!is_own_) return;
-  if constexpr (kHasCuda) cuda::wait_for_stream(ctx.beside.stream, ctx.stream);
+Beside::Beside(Context& ctx) : ctx_(ctx) {
+  if (ctx.beside.stream == nullptr || ctx.beside.is_used) return;
+  if constexpr (kHasCuda) cuda::StreamPoint(ctx.stream).hold_back(ctx.beside.stream);
   swap();
+}
+
+Beside::~Beside() {
+  if (is_open_) swap();
 }
 
 void Beside::swap() {
@@ -97,13 +101,15 @@ void Beside::swap() {
 }
 
 void Beside::end() {
-  if (is_open_) swap();
+  if (!is_open_) return;
+  swap();
+  if constexpr (kHasCuda) end_ = std::make_shared<cuda::StreamPoint>(ctx_.beside.stream);
 }
 
 void Beside::join() {
   end();
   if constexpr (kHasCuda) {
-    if (is_own_) cuda::wait_for_stream(ctx_.stream, ctx_.beside.stream);
+    if (end_) end_->hold_back(ctx_.stream);
   }
 }
 

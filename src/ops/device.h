@@ -13,7 +13,8 @@
 
 namespace switchyard::ops::cuda {
 class Graph;
-}
+class StreamPoint;
+}  // namespace switchyard::ops::cuda
 
 namespace switchyard::ops {
 
@@ -73,13 +74,15 @@ LateKernels late_kernels();
 
 // Work that goes on beside the run's other work, on a queue of its own: exchanges between devices, of which all
 // are started on this one queue, so that all ranks start them in one order. Up to end() operators go there, and
-// after what was started before; what is started later waits for them from join() on. What they read and write
-// is left alone until then: scratch space that they take is their own. On the CPU all is done in turn. Within
-// another one, this does nothing.
+// after what was started before. What is started from join() on waits for them, and for what came before them
+// on the queue, but for none that came later: so one may stay out while others begin, end and are joined. What
+// its operators read and write is left alone until join(), but for scratch space: they take the queue's, which
+// only what comes later on the queue takes again. On the CPU all is done in turn. Within another one, this does
+// nothing.
 class Beside {
  public:
   explicit Beside(Context& ctx);
-  ~Beside() { end(); }
+  ~Beside();  // never waits
   Beside(const Beside&) = delete;
   Beside& operator=(const Beside&) = delete;
   void end();
@@ -88,7 +91,8 @@ class Beside {
  private:
   void swap();
   Context& ctx_;
-  bool is_own_ = false, is_open_ = false;
+  bool is_open_ = false;
+  std::shared_ptr<cuda::StreamPoint> end_;  // shared: a program without the backend cannot delete one
 };
 
 // to = from in the run's order: from lies in staging memory (core/device_memory.h) and must not change until
