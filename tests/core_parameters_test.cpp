@@ -250,8 +250,9 @@ TEST(ParameterStore, LayersOfSeveralRanksShareTheMemoryOfGradients) {
       store.allocate(DType::f32, true);
       EXPECT_LE(store.gradients_size(), whole + 64);  // lines that are not full
       const bool experts_are_shared = size > experts;
-      EXPECT_EQ(store.layer_ranges(0)[1].count > 0, experts_are_shared);
-      EXPECT_GT(store.layer_ranges(0)[0].count, 0);
+      EXPECT_TRUE(store.layers_share_gradients(0));
+      EXPECT_EQ(store.layers_share_gradients(1), experts_are_shared);
+      EXPECT_EQ(store.layer_grads(0).raw(), store.layer_grads(1).raw());
       std::vector<int> taken(static_cast<std::size_t>(store.sum_of_grads().numel()), 0);
       for (const RowPiece& piece : store.owned(RowArray::gradient)) {
         const std::int64_t first = piece.tensor_N.as<float>() - store.sum_of_grads().as<float>();
@@ -263,6 +264,50 @@ TEST(ParameterStore, LayersOfSeveralRanksShareTheMemoryOfGradients) {
         EXPECT_EQ(store.grad(range).raw() == piece.tensor_N.raw(), in_place) << row.name;
       }
       EXPECT_LE(*std::max_element(taken.begin(), taken.end()), 1);
+    }
+  }
+}
+
+// Layers and what is of none make up each region, whatever ranks share: cut by layers, a sum over ranks sends
+// the same bytes.
+TEST(ParameterStore, LayersAndTheRestMakeUpEachRegion) {
+  for (const int size : {1, 4}) {
+    const ParameterStore store =
+        with_experts({.place = size - 1, .size = size, .replica_place = size - 1, .replica_size = size});
+    for (std::size_t region = 0; region < 2; ++region) {
+      const FlatRange all = store.regions()[region].all;
+      std::vector<FlatRange> ranges = store.ranges_of_no_layer(region);
+      EXPECT_EQ(ranges.size(), region == 0 ? 1u : 0u);  // the embedding
+      for (std::int64_t layer = 0; layer < store.n_layers(); ++layer)
+        ranges.push_back(store.layer_ranges(layer)[region]);
+      std::int64_t next = all.first;
+      for (const FlatRange& range : ranges) {
+        EXPECT_EQ(range.first, next);
+        EXPECT_GT(range.count, 0);
+        next = range.first + range.count;
+      }
+      EXPECT_EQ(next, all.first + all.count);
+    }
+  }
+}
+
+// With two memories a layer's gradients stay whole while the next layer's are made.
+TEST(ParameterStore, NeighboursUseTwoMemoriesByTurns) {
+  const Placement one{.size = 2, .replica_size = 2, .shard_moments = true, .shard_gradients = true};
+  Placement two = one;
+  two.gradient_windows = 2;
+  ParameterStore store = with_experts(two);
+  store.allocate(DType::f32, true);
+  const Tensor first = store.layer_grads(0), second = store.layer_grads(1);
+  EXPECT_EQ(store.gradients_size(), with_experts(one).gradients_size() + second.numel());
+  const std::vector<float> before(static_cast<std::size_t>(first.numel()), 1.0f);
+  for (std::int64_t i = 0; i < first.numel(); ++i) first.as<float>()[i] = 1;
+  for (std::int64_t i = 0; i < second.numel(); ++i) second.as<float>()[i] = 2;
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), first.as<float>()));
+  for (std::size_t row = 0; row < store.rows().size(); ++row) {
+    const std::int64_t layer = store.rows()[row].layer;
+    if (layer >= 0) {
+      EXPECT_EQ(store.grad(row).as<float>()[0], layer == 0 ? 1 : 2) << store.rows()[row].name;
     }
   }
 }

@@ -11,6 +11,7 @@
 #include "shards.h"
 #include "temp_dir.h"
 #include "tensors.h"
+#include "train/gradient_sums.h"
 #include "train/optimizer.h"
 #include "train/token_data.h"
 #include "world_threads.h"
@@ -191,14 +192,21 @@ TEST(IdealBytes, AreWhatRanksSend) {
       on_world_threads(size, [&, expert = expert](parallel::World& world) {
         const parallel::Mesh mesh = parallel::make_mesh(world, expert);
         Store store(placement_of(mesh, zero));
+        const GradientSums gradient_sums(store, mesh, zero, false);
         const AdamW optimizer({}, store, mesh, zero, Device::cpu);
         Context ctx;
         const OwnedTensor squares({1}, DType::f64);
         RankWatch watch;
         watch.gather(world, mesh.all);
-        for (std::int64_t layer = 0; zero == 2 && world.size() > 1 && layer < store.n_layers(); ++layer)
-          for (int micro = 0; micro < 2; ++micro) optimizer.sum_gradients_of_layer(store, layer, ctx);
-        optimizer.sum_gradients(store, ctx);
+        for (int micro = 0; gradient_sums.in_backward(micro == 1) && micro < 2; ++micro) {
+          LayerSums sums(gradient_sums, ctx);
+          for (std::int64_t layer = store.n_layers(); layer-- > 0;) {
+            sums.calls().begin_layer(layer);
+            sums.calls().end_layer(layer);
+          }
+          sums.join();
+        }
+        gradient_sums.sum_rest(ctx);
         optimizer.measure(store, squares, ctx);
         optimizer.update(store, squares, 0.1, 1, ctx);
         const RankFigures figures = watch.gather(world, mesh.all);

@@ -77,7 +77,26 @@ FlatRange overlap(const FlatRange& a, const FlatRange& b) {
   return {first, std::max<std::int64_t>(0, std::min(a.first + a.count, b.first + b.count) - first)};
 }
 
+std::vector<FlatRange> Region::parts_in(const FlatRange& range) const {
+  std::vector<FlatRange> inside;
+  for (const FlatRange& part : parts) {
+    const FlatRange both = overlap(part, range);
+    inside.push_back(both.count > 0 ? FlatRange{both.first - range.first, both.count} : FlatRange{});
+  }
+  return inside;
+}
+
 void ParameterStore::begin_group() { group_pending_ = true; }
+
+std::int64_t ParameterStore::begin_layer() {
+  begin_group();
+  return layer_ = n_layers_++;
+}
+
+void ParameterStore::end_layers() {
+  begin_group();
+  layer_ = -1;
+}
 
 std::size_t ParameterStore::add(Parameter parameter) {
   SY_CHECK(!memory_, "parameter {} comes after allocate()", parameter.name);
@@ -175,7 +194,8 @@ std::vector<FlatRange> ParameterStore::updated(const FlatRange& range) const {
     const auto add = [&](const FlatRange& piece) {
       if (const FlatRange part = overlap(own, piece); part.count > 0) ranges.push_back(part);
     };
-    for (const auto& layer : layer_ranges_) add(layer[i]);
+    for (const auto& layer : layer_ranges_)
+      if (layers_share_gradients(i)) add(layer[i]);
     for (const FlatRange& in_grads : ranges_in_grads(i)) add(in_grads);
   }
   return ranges;
@@ -195,28 +215,32 @@ Tensor ParameterStore::moment(const Tensor& moment_M, const FlatRange& range) co
   return moment_M.slice(placement_.shard_moments ? index_of_own(range) : range.first, range.count);
 }
 
-bool ParameterStore::shares_layers(std::size_t region) const {
+bool ParameterStore::layers_share_gradients(std::size_t region) const {
   return placement_.shard_gradients && regions_[region].parts.size() > 1;
 }
 
-// Where the rows of each layer that share a memory lie, in each region side by side.
+// Where the rows of each layer lie, in each region side by side, up to where the next group begins; and what
+// memory their gradients take where layers share it.
 void ParameterStore::find_layers() {
   layer_ranges_.assign(static_cast<std::size_t>(n_layers_), {});
   for (const Parameter& row : rows_) {
-    const std::size_t region = row.sharding == Sharding::by_expert ? 1 : 0;
-    if (row.layer < 0 || row.offset < 0 || !shares_layers(region)) continue;
-    FlatRange& range = layer_ranges_[static_cast<std::size_t>(row.layer)][region];
+    if (row.layer < 0 || row.offset < 0) continue;
+    FlatRange& range =
+        layer_ranges_[static_cast<std::size_t>(row.layer)][row.sharding == Sharding::by_expert ? 1 : 0];
     if (range.count == 0) range.first = row.offset;
-    range.count = row.offset + row.shape.numel() - range.first;
+    range.count = round_up(row.offset + row.shape.numel()) - range.first;
   }
-  grads_size_ = layer_grads_size_ = layer_sums_size_ = 0;
+  grads_size_ = layer_sums_size_ = 0;
   for (std::size_t i = 0; i < regions_.size(); ++i)
-    for (const FlatRange& range : ranges_in_grads(i)) grads_size_ += round_up(range.count);
+    for (const FlatRange& range : ranges_in_grads(i)) grads_size_ += range.count;
   first_sum_.assign(layer_ranges_.size(), {});
+  std::vector<std::int64_t> window_size(static_cast<std::size_t>(placement_.gradient_windows), 0);
   for (std::size_t layer = 0; layer < layer_ranges_.size(); ++layer) {
     const auto& ranges = layer_ranges_[layer];
-    layer_grads_size_ = std::max(layer_grads_size_, round_up(ranges[0].count) + round_up(ranges[1].count));
+    std::int64_t& size = window_size[window_of(static_cast<std::int64_t>(layer))];
+    size = std::max(size, size_in_window(static_cast<std::int64_t>(layer)));
     for (std::size_t i = 0; i < ranges.size(); ++i) {
+      if (!layers_share_gradients(i)) continue;
       const FlatRange own = overlap(ranges[i], regions_[i].own_part());
       first_sum_[layer][i] = grads_size_ + layer_sums_size_;
       // As far from a line's beginning as the values that the sums belong to.
@@ -224,14 +248,31 @@ void ParameterStore::find_layers() {
       if (own.count > 0) layer_sums_size_ += round_up(own.first % kLine + own.count);
     }
   }
+  first_of_window_.clear();
+  layer_grads_size_ = 0;
+  for (const std::int64_t size : window_size)
+    first_of_window_.push_back(std::exchange(layer_grads_size_, layer_grads_size_ + size));
 }
 
-std::array<FlatRange, 2> ParameterStore::layer_ranges(std::int64_t layer) const {
+const std::array<FlatRange, 2>& ParameterStore::layer_ranges(std::int64_t layer) const {
   return layer_ranges_[static_cast<std::size_t>(layer)];
+}
+
+std::int64_t ParameterStore::size_in_window(std::int64_t layer) const {
+  std::int64_t size = 0;
+  for (std::size_t i = 0; i < regions_.size(); ++i)
+    if (layers_share_gradients(i)) size += layer_ranges(layer)[i].count;
+  return size;
 }
 
 // What of a region is not in the memory of layers.
 std::vector<FlatRange> ParameterStore::ranges_in_grads(std::size_t region) const {
+  if (layers_share_gradients(region)) return ranges_of_no_layer(region);
+  const FlatRange& all = regions_[region].all;
+  return all.count > 0 ? std::vector{all} : std::vector<FlatRange>{};
+}
+
+std::vector<FlatRange> ParameterStore::ranges_of_no_layer(std::size_t region) const {
   const FlatRange& all = regions_[region].all;
   std::vector<FlatRange> ranges;
   std::int64_t next = all.first;
@@ -241,7 +282,7 @@ std::vector<FlatRange> ParameterStore::ranges_in_grads(std::size_t region) const
   for (const auto& layer : layer_ranges_) {
     if (layer[region].count == 0) continue;
     up_to(layer[region].first);
-    next = round_up(layer[region].first + layer[region].count);
+    next = layer[region].first + layer[region].count;
   }
   up_to(all.first + all.count);
   return ranges;
@@ -252,6 +293,7 @@ std::size_t ParameterStore::region_of(const FlatRange& range) const {
 }
 
 std::int64_t ParameterStore::layer_of(std::size_t region, const FlatRange& range) const {
+  if (!layers_share_gradients(region)) return -1;
   for (std::size_t layer = 0; layer < layer_ranges_.size(); ++layer)
     if (range.count > 0 && overlap(range, layer_ranges_[layer][region]).count == range.count)
       return static_cast<std::int64_t>(layer);
@@ -263,7 +305,7 @@ std::int64_t ParameterStore::index_in_grads(const FlatRange& range) const {
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     for (const FlatRange& in_grads : ranges_in_grads(i)) {
       if (overlap(range, in_grads).count == range.count) return at + range.first - in_grads.first;
-      at += round_up(in_grads.count);
+      at += in_grads.count;
     }
   }
   SY_CHECK(false, "{} elements from {} are not of one layer", range.count, range.first);
@@ -275,14 +317,13 @@ Tensor ParameterStore::grad(const FlatRange& range) const {
   const std::size_t region = region_of(range);
   const std::int64_t layer = layer_of(region, range);
   if (layer < 0) return grad_P_.slice(index_in_grads(range), range.count);
-  const auto ranges = layer_ranges(layer);
-  return layer_grad_W_.slice((region == 0 ? 0 : round_up(ranges[0].count)) + range.first - ranges[region].first,
-                             range.count);
+  const auto& ranges = layer_ranges(layer);
+  const std::int64_t first_of_region = first_of_window_[window_of(layer)] + (region == 0 ? 0 : ranges[0].count);
+  return layer_grad_W_.slice(first_of_region + range.first - ranges[region].first, range.count);
 }
 
 Tensor ParameterStore::layer_grads(std::int64_t layer) const {
-  const auto ranges = layer_ranges(layer);
-  return layer_grad_W_.slice(0, round_up(ranges[0].count) + round_up(ranges[1].count));
+  return layer_grad_W_.slice(first_of_window_[window_of(layer)], size_in_window(layer));
 }
 
 std::int64_t ParameterStore::index_of_sum(const FlatRange& range) const {

@@ -30,6 +30,9 @@ struct Placement {
   // ZeRO (arXiv 1910.02054): of the own part alone AdamW's moments; and the sums of the gradients of layers,
   // too.
   bool shard_moments = false, shard_gradients = false;
+  // With shard_gradients: memories that layers use by turns. Two let the gradients of one be added up while the
+  // next ones are made.
+  int gradient_windows = 1;
 };
 
 struct Parameter {
@@ -58,6 +61,8 @@ struct Region {
   std::vector<FlatRange> parts;
   int own = 0;
   const FlatRange& own_part() const { return parts[static_cast<std::size_t>(own)]; }
+  std::vector<FlatRange> parts_in(
+      const FlatRange& range) const;  // of each rank, counted from the range's start
 };
 
 // A block of a row: what one partial sum of the gradient's squares is over.
@@ -81,10 +86,11 @@ class ParameterStore {
   // Adds a row and returns its index. Names are unique. Only before allocate().
   std::size_t add(Parameter parameter);
   // The rows added from here on, up to the next call or end_layers(), are those of a layer, whose number it
-  // returns: with shard_gradients, and where several ranks share the rows, the gradients of all layers are made
-  // in one memory, one layer after the other.
-  std::int64_t begin_layer() { return layer_ = n_layers_++; }
-  void end_layers() { layer_ = -1; }
+  // returns: rows whose gradients are done at the same time. With shard_gradients, and where several ranks
+  // share the rows, the gradients of all layers are made in one memory, one layer after the other. Both calls
+  // start a group.
+  std::int64_t begin_layer();
+  void end_layers();
   // Lays the rows out for this rank; without it, for the only one. Only before allocate().
   void place(const Placement& placement);
 
@@ -117,16 +123,22 @@ class ParameterStore {
   Tensor moment1(const FlatRange& range) const { return moment(moment1_P_, range); }
   Tensor moment2(const FlatRange& range) const { return moment(moment2_P_, range); }
 
+  // What a layer has of each region, gaps included; count 0: nothing. And what is of no layer.
+  std::int64_t n_layers() const { return n_layers_; }
+  const std::array<FlatRange, 2>& layer_ranges(std::int64_t layer) const;
+  std::vector<FlatRange> ranges_of_no_layer(std::size_t region) const;
   // Gradients as the backward pass makes them lie in grads(), which a step zeroes, and of layers that share a
   // memory in layer_grads(). Sums over ranks and micro-batches, of an own part, are in sum_of_grads(): those of
   // grads() in their place, and behind them those of the layers; index_of_sum() is the position of an element.
-  std::int64_t n_layers() const { return n_layers_; }
   bool layers_share_gradients() const { return layer_grads_size_ > 0; }
-  // What is in layer_grads() of each region; count 0: nothing.
-  std::array<FlatRange, 2> layer_ranges(std::int64_t layer) const;
+  bool layers_share_gradients(std::size_t region) const;
   std::vector<FlatRange> ranges_in_grads(std::size_t region) const;
   Tensor grad(const FlatRange& range) const;  // of a layer, or of what lies in grads()
   Tensor layer_grads(std::int64_t layer) const;
+  // In which memory a layer's gradients are made. That of its neighbours is another where there are two.
+  std::size_t window_of(std::int64_t layer) const {
+    return static_cast<std::size_t>(layer % placement_.gradient_windows);
+  }
   Tensor sum_of_grads() const { return sum_S_; }
   Tensor sum_of_grads(const FlatRange& range) const;
   std::int64_t index_of_sum(const FlatRange& range) const;
@@ -158,10 +170,10 @@ class ParameterStore {
   void find_layers();
   std::vector<Block> blocks_of(const FlatRange& range) const;
   std::int64_t index_of_own(const FlatRange& range) const;  // in an array of own parts
-  bool shares_layers(std::size_t region) const;
   // The layer in whose part of a region the range lies; -1: it is in grads().
   std::int64_t layer_of(std::size_t region, const FlatRange& range) const;
   std::size_t region_of(const FlatRange& range) const;
+  std::int64_t size_in_window(std::int64_t layer) const;
   std::int64_t index_in_grads(const FlatRange& range) const;
   Tensor moment(const Tensor& moment_M, const FlatRange& range) const;
   FlatRange range_of(std::size_t row) const;
@@ -178,6 +190,7 @@ class ParameterStore {
   std::int64_t size_ = 0, own_size_ = 0, moments_size_ = 0, n_blocks_ = 0;
   std::int64_t grads_size_ = 0, layer_grads_size_ = 0, layer_sums_size_ = 0;
   std::vector<std::array<FlatRange, 2>> layer_ranges_;
+  std::vector<std::int64_t> first_of_window_;           // in the memory of layers' gradients
   std::vector<std::array<std::int64_t, 2>> first_sum_;  // of what a layer has in an own part, in sum_of_grads()
   std::array<Region, 2> regions_;
   std::array<std::int64_t, 2> first_own_{};  // of each region's, in an array of own parts

@@ -60,7 +60,7 @@ void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, c
 }
 
 void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
-                            Context& ctx) {
+                            Context& ctx, const std::function<void()>& before_attention) {
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
   ScratchScope scope(ctx.scratch);
   const Tensor dnormed_TD = ctx.scratch.take(dstream_TD.shape(), dstream_TD.dtype());
@@ -68,6 +68,7 @@ void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& ro
   ops::rmsnorm_backward(dstream_TD, store_.grad(ffn_norm_), dnormed_TD, mid_TD, ffn_rstd_T1,
                         store_.weight(ffn_norm_), ctx);
 
+  if (before_attention) before_attention();
   attention_->backward(dnormed_TD, dstream_TD, attention_in_TD, rope, batch, ctx);
   ops::rmsnorm_backward(dstream_TD, store_.grad(attention_norm_), dnormed_TD, in_TD, attention_rstd_T1,
                         store_.weight(attention_norm_), ctx);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 
 #include "config/config.h"
@@ -34,7 +35,9 @@ class DecoderBlock {
   // FfnLayer.
   void forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
   // dstream_TD: the gradient of forward's out_TD, replaced by that of its in_TD; parameter gradients added.
-  void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx);
+  // `before_attention` is called, if it is set, when all but attention is done.
+  void backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch, Context& ctx,
+                const std::function<void()>& before_attention = {});
 
   LayerCost cost() const { return {attention_->cost(), ffn_->cost()}; }
   router::RoutedLayer* router() const { return ffn_->router(); }  // null in a dense block

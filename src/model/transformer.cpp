@@ -205,19 +205,17 @@ void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
   ops::classifier_forward(loss_T, final_TD_, parameters_.weight(head_), batch.target_T, ctx);
 }
 
-template <class F>
-void Transformer::with_gradient(std::int64_t layer, F&& make) {
-  if (layer >= 0 && layer_gradient_.begin) layer_gradient_.begin(layer);
-  make();
-  if (layer >= 0 && layer_gradient_.end) layer_gradient_.end(layer);
-}
-
 void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
-                                    const MtpLoss* mtp) {
+                                    const MtpLoss* mtp, const BackwardCalls& calls) {
   check_batch(batch);
   SY_CHECK(training_, "this model was made for evaluation");
   const auto weight = [&](std::size_t row) { return parameters_.weight(row); };
   const auto grad = [&](std::size_t row) { return parameters_.grad(row); };
+  const auto with_gradient = [&](std::int64_t layer, const auto& make) {
+    if (layer >= 0 && calls.begin_layer) calls.begin_layer(layer);
+    make();
+    if (layer >= 0 && calls.end_layer) calls.end_layer(layer);
+  };
   ScratchScope scope(ctx.scratch);
   const Tensor dstream_TD = ctx.scratch.take(final_TD_.shape(), dtype_);  // gradient of the residual stream
   mark("classifier");
@@ -237,8 +235,9 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
     mark("backward of layer", static_cast<std::int64_t>(l));
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
-    with_gradient(layers_.first_block + static_cast<std::int64_t>(l),
-                  [&] { blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx); });
+    with_gradient(layers_.first_block + static_cast<std::int64_t>(l), [&] {
+      blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx, calls.before_attention);
+    });
   }
   mark("backward of the embedding");
   with_gradient(layers_.embedding,

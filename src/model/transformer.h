@@ -27,6 +27,14 @@ namespace switchyard::model {
 DType dtype_of(config::ComputeType type, Device device);
 MatmulType matmul_type_of(config::ComputeType type);
 
+// Called in a backward pass.
+struct BackwardCalls {
+  // Before the gradients of a layer of the parameter store are made, and once they are.
+  std::function<void(std::int64_t layer)> begin_layer, end_layer;
+  // In each block when it is at its attention: its experts' ranks have exchanged what they had to.
+  std::function<void()> before_attention;
+};
+
 class Transformer {
  public:
   // Describes all parameters; allocate() then makes them, not initialised. `training` reserves gradients and
@@ -101,12 +109,7 @@ class Transformer {
   // With `mtp` (after forward_mtp) its losses are set and its gradients added too; without, the layers for
   // multi-token prediction take no part.
   void loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
-                         const MtpLoss* mtp = nullptr);
-  // Called in loss_and_backward before the gradients of a layer of parameters() are made, and once they are.
-  struct LayerGradient {
-    std::function<void(std::int64_t layer)> begin, end;
-  };
-  void on_layer_gradient(LayerGradient calls) { layer_gradient_ = std::move(calls); }
+                         const MtpLoss* mtp = nullptr, const BackwardCalls& calls = {});
   // logits_NV (f32 in a bf16 model, else the model's type; set): of the last N tokens of the last forward pass,
   // all of them at once.
   void logits(Tensor logits_NV, Context& ctx) const;
@@ -132,8 +135,6 @@ class Transformer {
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
-  template <class F>
-  void with_gradient(std::int64_t layer, F&& make);
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
   void prepare(const Batch& batch);
@@ -152,7 +153,6 @@ class Transformer {
   } layers_;
   std::vector<DecoderBlock> blocks_;
   std::optional<MtpLayers> mtp_;
-  LayerGradient layer_gradient_;
   std::optional<router::RoutingStep> routing_;  // always there: made when the layers are
 
   std::unique_ptr<Arena> arena_;

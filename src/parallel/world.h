@@ -1,6 +1,7 @@
 // All ranks of a run, and who holds what: the groups that a training run needs.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -34,6 +35,8 @@ std::string host_name();  // of this machine
 // place in theirs hold the same experts: they are replicas.
 struct Mesh {
   Group all, expert, replicas;
+  // Who shares a region of the parameters (ParameterStore::regions): all ranks the replicated rows.
+  const Group& sharing(std::size_t region) const { return region == 0 ? all : replicas; }
 };
 // expert divides the number of ranks. Ranks that compute on devices meet there, too: all ranks call, each with
 // its device chosen (ops/device.h). `library_sums`: parallel.sums (group.h).

@@ -23,21 +23,11 @@ void write_blocks(const ParameterStore& store, std::int32_t* block_B3) {
   }
 }
 
-// What the region's ranks own of `range`, counted from its beginning.
-std::vector<FlatRange> parts_of(const Region& region, const FlatRange& range) {
-  std::vector<FlatRange> parts;
-  for (const FlatRange& part : region.parts) {
-    const FlatRange own = overlap(part, range);
-    parts.push_back(own.count > 0 ? FlatRange{own.first - range.first, own.count} : FlatRange{});
-  }
-  return parts;
-}
-
 }  // namespace
 
 AdamW::AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
              std::int64_t zero, Device device)
-    : options_(options), mesh_(mesh), level_(mesh.all.size() > 1 ? zero : 0) {
+    : options_(options), mesh_(mesh), everywhere_(zero == 0 || mesh.all.size() == 1) {
   find_ranges(store);
   find_blocks(store, device);
 }
@@ -92,36 +82,6 @@ void AdamW::find_blocks(const ParameterStore& store, Device device) {
   copy(all, Tensor(host.data(), all.shape(), DType::i32));
 }
 
-const parallel::Group& AdamW::group_of(std::size_t region) const {
-  return region == 0 ? mesh_.all : mesh_.replicas;
-}
-
-void AdamW::sum_range(ParameterStore& store, std::size_t i, const FlatRange& range, Context& ctx) const {
-  const Region& region = store.regions()[i];
-  const parallel::Group& group = group_of(i);
-  const Tensor grad_P = store.grad(range);
-  const std::vector<FlatRange> parts = parts_of(region, range);
-  group.sum_to_owners(grad_P, parts, parallel::Traffic::gradients, ctx);
-  if (level_ == 0) group.all_gather_parts(grad_P, parts, parallel::Traffic::gradients, ctx);
-}
-
-void AdamW::sum_gradients(ParameterStore& store, Context& ctx) const {
-  for (std::size_t i = 0; i < store.regions().size(); ++i)
-    for (const FlatRange& range : store.ranges_in_grads(i)) sum_range(store, i, range, ctx);
-}
-
-void AdamW::sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, Context& ctx) const {
-  const auto ranges = store.layer_ranges(layer);
-  for (std::size_t i = 0; i < ranges.size(); ++i) {
-    if (ranges[i].count == 0) continue;
-    sum_range(store, i, ranges[i], ctx);
-    const FlatRange own = overlap(store.regions()[i].own_part(), ranges[i]);
-    if (own.count == 0) continue;
-    const Tensor sum = store.sum_of_grads(own);
-    ops::add(sum, sum, store.grad(own), ctx);
-  }
-}
-
 void AdamW::measure(const ParameterStore& store, Tensor grad_squares_1, Context& ctx) const {
   ScratchScope scope(ctx.scratch);
   const auto n_ranks = static_cast<std::int64_t>(mesh_.all.size());
@@ -154,11 +114,11 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
       }
     }
   }
-  if (level_ == 0) return;
+  if (everywhere_) return;
   for (std::size_t i = 0; i < store.regions().size(); ++i) {
     const Region& region = store.regions()[i];
-    group_of(i).all_gather_parts(store.values().slice(region.all.first, region.all.count),
-                                 parts_of(region, region.all), parallel::Traffic::weights, ctx);
+    mesh_.sharing(i).all_gather_parts(store.values().slice(region.all.first, region.all.count),
+                                      region.parts_in(region.all), parallel::Traffic::weights, ctx);
   }
 }
 

@@ -12,11 +12,9 @@
 
 namespace switchyard::train {
 
-// A step is: sum_gradients(), measure(), update(). A sum over ranks ends at the rank that owns the elements
-// (ParameterStore::regions). With parallel.zero 0 every rank keeps all moments: the sums go to all of them and
-// each updates everything. With 1 each updates what it owns, and the values go to all: the same bits. With 2
-// the gradients of each layer are added up as soon as its backward pass is done (sum_gradients_of_layer), for
-// each micro-batch: the same bits where a rank has one micro-batch, else the sum in another order.
+// A step is, once gradients have been added up over ranks (gradient_sums.h): measure(), update(). With
+// parallel.zero 0 every rank keeps all moments, and each updates everything. Else each updates what it owns,
+// and the values go to all: the same bits.
 class AdamW {
  public:
   // The store has been laid out for the mesh; both outlive this. All ranks construct it together. `zero`: the
@@ -24,10 +22,6 @@ class AdamW {
   AdamW(const config::Train& options, const ParameterStore& store, const parallel::Mesh& mesh,
         std::int64_t zero, Device device);
 
-  // The gradients of all ranks are added up: what this rank updates is complete on it.
-  void sum_gradients(ParameterStore& store, Context& ctx) const;
-  // Where layers share the memory of their gradients: those of one layer and micro-batch, added to the sums.
-  void sum_gradients_of_layer(ParameterStore& store, std::int64_t layer, Context& ctx) const;
   // Sets grad_squares_1 (f64, on the store's device): the sum of the gradient's squares, the same bits on every
   // rank and from equal gradients on any number of ranks. Parts of blocks that this rank owns are summed here,
   // then all blocks are added in the order of the model.
@@ -45,12 +39,10 @@ class AdamW {
   };
   void find_ranges(const ParameterStore& store);
   void find_blocks(const ParameterStore& store, Device device);
-  const parallel::Group& group_of(std::size_t region) const;
-  void sum_range(ParameterStore& store, std::size_t region, const FlatRange& range, Context& ctx) const;
 
   config::Train options_;
   const parallel::Mesh& mesh_;
-  std::int64_t level_;  // of ZeRO
+  bool everywhere_;  // whether each rank updates everything
   std::vector<Range> ranges_;
   AlignedBuffer tables_;
   Tensor block_B3_, index_M_;         // i32: of ops::squares_of_blocks and ops::sum_at

@@ -130,7 +130,13 @@ void warn_of_idle_ranks(const config::Train& train, int size) {
         places * train.micro_batch_size));
 }
 
-Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero) {
+bool sums_beside_backward(const config::Run& run, int size, Device device) {
+  if (!run.parallel.overlap || size == 1 || device == Device::cpu) return false;
+  // Halves of micro-batches are added to each other when the last backward pass is done.
+  return !run.train.same_bits || micro_batches_of(run.train, 0, size).run == 1;
+}
+
+Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero, bool sums_beside) {
   return {.place = mesh.all.place(),
           .size = mesh.all.size(),
           .expert_place = mesh.expert.place(),
@@ -138,7 +144,8 @@ Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero) {
           .replica_place = mesh.replicas.place(),
           .replica_size = mesh.replicas.size(),
           .shard_moments = zero > 0 && mesh.all.size() > 1,
-          .shard_gradients = zero > 1 && mesh.all.size() > 1};
+          .shard_gradients = zero > 1 && mesh.all.size() > 1,
+          .gradient_windows = sums_beside ? 2 : 1};
 }
 
 void expect_same_everywhere(const parallel::Group& all, const std::string& what, const std::string& mine,

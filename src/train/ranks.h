@@ -37,8 +37,12 @@ void advise_on_rows(const config::Run& run, const parallel::DeviceChoice& device
 // Warns where micro-batches do not divide among the ranks: some then wait for others.
 void warn_of_idle_ranks(const config::Train& train, int size);
 
-// Who holds which rows.
-Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero);
+// Whether sums of gradients go on beside the backward pass (gradient_sums.h), of a run on `size` ranks.
+bool sums_beside_backward(const config::Run& run, int size, Device device);
+
+// Who holds which rows; with `sums_beside` there is memory for the gradients of two layers, where layers share
+// it.
+Placement placement_of(const parallel::Mesh& mesh, std::int64_t zero, bool sums_beside = false);
 
 // Throws InputError on all ranks, naming the first that differs, where `what` ("the program") is not the same
 // text on all of them.

@@ -57,7 +57,8 @@ constexpr double kPlanned = 0.85;
 MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
                         const parallel::World& world, Device device) {
   check_attention(run, model, device);
-  model.parameters().place(placement_of(mesh, run.parallel.zero));
+  model.parameters().place(
+      placement_of(mesh, run.parallel.zero, sums_beside_backward(run, mesh.all.size(), device)));
   const auto plan_with = [&](double room) {
     share_experts(model, run.parallel, mesh, room, device);
     return plan_memory(model, run.train, mesh.all.size());
@@ -101,6 +102,8 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
       memory_(checked_plan(model_, run, mesh_, world, device)),
+      gradient_sums_(model_.parameters(), mesh_, run.parallel.zero,
+                     sums_beside_backward(run, world.size(), device)),
       optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero, device),
       buffers_(run.train.micro_batch_size, run.train.seq_len, data.begin_token, run.model.sliding_window,
                device, mine_.run),
@@ -138,14 +141,6 @@ void Step::take_memory() {
   mtp_loss_KT_ =
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
   model_.plan(run_.train.micro_batch_size, run_.train.seq_len, ctx_, run_.train.recompute);
-  if (ParameterStore& parameters = model_.parameters(); parameters.layers_share_gradients())
-    model_.on_layer_gradient(
-        {.begin =
-             [&](std::int64_t layer) {
-               if (parameters.layer_grads(layer).numel() > 0)
-                 ops::fill_zero(parameters.layer_grads(layer), ctx_);
-             },
-         .end = [&](std::int64_t layer) { optimizer_.sum_gradients_of_layer(parameters, layer, ctx_); }});
   if (!run_.train.same_bits) return;
   const Tensor sums = model_.routing().n_layers() > 0 ? model_.routing().global_sums() : Tensor{};
   for (std::int64_t i = 0; i < waiting_halves(mine_.run); ++i)
@@ -157,7 +152,9 @@ void Step::take_memory() {
 void Step::rehearse(bool evaluates) {
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   const model::Batch batch = load_micro_batch(0);
-  do_or_replay(micro_step_, [&] { forward_backward(batch, false, mtp_dloss_K); });
+  if (mine_.run > 1 && gradient_sums_.in_backward(false) != gradient_sums_.in_backward(true))
+    do_micro_batch(batch, false, false, mtp_dloss_K);
+  do_micro_batch(batch, true, false, mtp_dloss_K);
   ops::synchronise(ctx_);  // a kernel that fails does so here, and the staging memory is free again
   if (mesh_.all.size() > 1) {
     rehearse_rest(evaluates);
@@ -179,7 +176,7 @@ void Step::rehearse_rest(bool evaluates) {
   model::Batch batch = load_micro_batch(0);
   if (needs_global_sums() && mine_.run > 1) {
     do_or_replay(count_step_, [&] { count_micro_batch(batch); });
-    forward_backward(batch, true, mtp_dloss_K);
+    forward_backward(batch, true, gradient_sums_.in_backward(true), mtp_dloss_K);
   }
   keep_results(0);
   std::vector<Tensor> sums = {parameters.sum_of_grads()};
@@ -187,7 +184,7 @@ void Step::rehearse_rest(bool evaluates) {
   for_each_micro_batch(sums, [](std::int64_t) {});
   routing.begin(ctx_);
   sum_routing_over_ranks();
-  optimizer_.sum_gradients(parameters, ctx_);
+  gradient_sums_.sum_rest(ctx_);
   optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
   std::vector<HostCopy> kept;
   for (std::size_t i = 0; i < parameters.rows().size(); ++i)
@@ -199,7 +196,7 @@ void Step::rehearse_rest(bool evaluates) {
   (void)weights_are_finite();
   if (mesh_.expert.size() > 1 && memory_.expert_room < mesh_.expert.size()) {
     model_.set_rounds(2);
-    forward_backward(batch, false, mtp_dloss_K);
+    forward_backward(batch, false, gradient_sums_.in_backward(true), mtp_dloss_K);
     model_.set_rounds(1);
   }
   if (!evaluates) return;
@@ -326,7 +323,15 @@ void Step::sum_routing_over_ranks() {
     mesh_.all.sum(model_.routing().global_sums(), parallel::Traffic::sums, ctx_);
 }
 
-void Step::forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K) {
+void Step::do_micro_batch(const model::Batch& batch, bool is_last, bool count_first,
+                          std::span<const double> mtp_dloss_K) {
+  const bool sum_layers = gradient_sums_.in_backward(is_last);
+  do_or_replay(sum_layers ? summing_step_ : micro_step_,
+               [&] { forward_backward(batch, count_first, sum_layers, mtp_dloss_K); });
+}
+
+void Step::forward_backward(const model::Batch& batch, bool count_first, bool sum_layers,
+                            std::span<const double> mtp_dloss_K) {
   router::RoutingStep& routing = model_.routing();
   model_.forward(batch, ctx_);
   model_.forward_mtp(batch, ctx_);
@@ -338,7 +343,10 @@ void Step::forward_backward(const model::Batch& batch, bool count_first, std::sp
   routing.add_losses(figure_3_, batch.tokens_B,
                      {.n_tokens = batch_tokens(), .n_sequences = run_.train.global_batch_size}, ctx_);
   const model::MtpLoss mtp{mtp_loss_KT_, mtp_dloss_K};
-  model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens()), ctx_, &mtp);
+  LayerSums sums(gradient_sums_, ctx_);
+  model_.loss_and_backward(loss_T_, batch, 1.0 / static_cast<double>(batch_tokens()), ctx_, &mtp,
+                           sum_layers ? sums.calls() : model::BackwardCalls{});
+  sums.join();
 }
 
 // What one micro-batch has written, beside that of the others.
@@ -416,7 +424,7 @@ void Step::run_micro_batches(std::span<const double> mtp_dloss_K) {
   if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
   for_each_micro_batch(sums, [&](std::int64_t micro) {
     const model::Batch batch = load_micro_batch(micro);
-    do_or_replay(micro_step_, [&] { forward_backward(batch, count_first, mtp_dloss_K); });
+    do_micro_batch(batch, micro + 1 == mine_.run, count_first, mtp_dloss_K);
     keep_results(micro);
   });
 }
@@ -439,7 +447,7 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
   std::optional<StepResult> result;
   const auto finish = [&] {
     mark("sum of gradients");
-    optimizer_.sum_gradients(parameters, ctx_);
+    gradient_sums_.sum_rest(ctx_);
     if (!needs_global_sums()) sum_routing_over_ranks();
     optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
     result.emplace(read_back(mtp_share_K));

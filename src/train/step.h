@@ -18,6 +18,7 @@
 #include "ops/device.h"
 #include "parallel/world.h"
 #include "train/expert_load.h"
+#include "train/gradient_sums.h"
 #include "train/memory_plan.h"
 #include "train/optimizer.h"
 #include "train/ranks.h"
@@ -119,7 +120,10 @@ class Step {
   };
   void do_or_replay(Recorded& recorded, const std::function<void()>& work);
   void run_micro_batches(std::span<const double> mtp_dloss_K);
-  void forward_backward(const model::Batch& batch, bool count_first, std::span<const double> mtp_dloss_K);
+  void do_micro_batch(const model::Batch& batch, bool is_last, bool count_first,
+                      std::span<const double> mtp_dloss_K);
+  void forward_backward(const model::Batch& batch, bool count_first, bool sum_layers,
+                        std::span<const double> mtp_dloss_K);
   void keep_results(std::int64_t micro);
   void sum_routing_over_ranks();
   double exchange_seconds();       // since it was last asked, of what the device was waited for
@@ -135,9 +139,10 @@ class Step {
   Context ctx_;
   model::Transformer model_;
   MemoryPlan memory_;
+  GradientSums gradient_sums_;
   AdamW optimizer_;
   BatchBuffers buffers_;
-  Recorded micro_step_, count_step_;
+  Recorded micro_step_, summing_step_, count_step_;
   double exchange_seconds_before_ = 0;
   std::vector<std::vector<std::size_t>> domain_MB_;
   std::vector<std::int32_t> window_;
