@@ -201,9 +201,10 @@ void describe(V& v, Parallel& parallel) {
       parallel.sums, kSums);
   v.boolean(
       {"overlap",
-       "with `expert` above 1 on CUDA devices, tokens go to and come from the experts beside what does not "
-       "need "
-       "them: shared experts, and the gradients of weights. The same bits; it has not run on several GPUs yet"},
+       "exchanges between CUDA devices go on beside what does not need them: tokens, beside shared experts and "
+       "the gradients of experts' weights; gradients of layers, beside the backward pass of the layers below. "
+       "The same bits; with `zero` 2 memory for the gradients of one more layer; it has not run on several "
+       "GPUs yet"},
       parallel.overlap);
   v.room(
       {"expert_room",

@@ -1,6 +1,7 @@
 #include "train/gradient_sums.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "ops/elementwise.h"
 
@@ -50,7 +51,7 @@ void LayerSums::begin(std::int64_t layer) {
   if (std::any_of(ended_.begin(), ended_.end(),
                   [&](std::int64_t ended) { return store.window_of(ended) == window; }))
     start_ended();
-  if (auto& before = under_way_W_[window]; before) before->join();
+  if (under_way_W_[window]) under_way_W_[window]->join();
   if (const Tensor grads = store.layer_grads(layer); grads.numel() > 0) ops::fill_zero(grads, ctx_);
 }
 
@@ -68,16 +69,17 @@ void LayerSums::start_ended() {
       sums_.sum_layer(layer, ctx_);
       continue;
     }
-    ops::Beside& beside = under_way_W_[sums_.store_.window_of(layer)].emplace(ctx_);
+    auto beside = std::make_unique<ops::Beside>(ctx_);
     sums_.sum_layer(layer, ctx_);
-    beside.end();
+    beside->end();
+    under_way_W_[sums_.store_.window_of(layer)] = std::move(beside);
   }
   ended_.clear();
 }
 
 void LayerSums::join() {
   start_ended();
-  for (auto& sums : under_way_W_)
+  for (const auto& sums : under_way_W_)
     if (sums) sums->join();
 }
 

@@ -3,7 +3,7 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "core/context.h"
@@ -61,7 +61,7 @@ class LayerSums {
   Context& ctx_;
   std::vector<std::int64_t> ended_;  // layers whose sums have not been started
   // Of each memory of layers' gradients, the sums that were started last: earlier ones are done before them.
-  std::array<std::optional<ops::Beside>, 2> under_way_W_;
+  std::array<std::unique_ptr<ops::Beside>, 2> under_way_W_;
 };
 
 }  // namespace switchyard::train

@@ -64,6 +64,9 @@ class RanksOnDevices(ranks_test.RankRuns):
                 self.train(f"run{number}", 2, **{"data__validation": ["data/val.bin"], "train__eval_every": 1, "parallel__expert": 2,
                                                  **changes})
 
+    def sent_bytes(self, run):
+        return [json.loads(line)["sent_bytes"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
     @long_run
     def test_every_layout_trains_as_on_one_device(self):
         for name, run in RUNS.items():
@@ -101,18 +104,37 @@ class RanksOnDevices(ranks_test.RankRuns):
 
     @long_run
     def test_exchanges_beside_the_work_change_no_bit(self):
-        for name, streams in (("qwen3_moe", "lazy"), ("deepseek_v3", "eager"), ("lpr", "lazy")):
-            with self.subTest(name, streams=streams):
-                given = {"parallel__expert": 2, **RUNS[name]}
-                in_turn = self.train(f"{name}inturn", 2, **given)
-                # The emulator's streams run as late or as early as events allow: a missing one shows.
+        """Tokens of experts, and gradients of layers: with zero 0 and 1 in a step's last micro-batch, with 2 in each. The
+        emulator's streams run as late or as early as events allow: a missing one shows."""
+        for name, ranks, expert, zero, micro_batches, streams, changes in (
+                ("qwen3_moe", 2, 2, 1, 2, "lazy", {}),
+                ("deepseek_v3", 2, 2, 1, 2, "eager", {}),
+                ("lpr", 2, 2, 1, 2, "lazy", {}),
+                ("qwen3_moe", 2, 1, 2, 1, "lazy", {}),
+                ("qwen3_moe", 2, 1, 2, 3, "eager", {"train__recompute": "block"}),
+                ("qwen3_moe", 4, 4, 2, 1, "lazy", {"train__recompute": "block"}),
+                ("mixtral", 2, 1, 0, 1, "eager", {}),
+                ("mixtral", 4, 2, 0, 3, "lazy", {}),
+                ("mixtral", 4, 1, 1, 1, "eager", {"train__dtype": "bfloat16"}),
+                ("deepseek_v3", 4, 2, 2, 3, "lazy", {}),
+                ("qwen3_moe", 2, 1, 1, 3, "eager", {"train__same_bits": True})):
+            with self.subTest(name, ranks=ranks, expert=expert, zero=zero, micro_batches=micro_batches, streams=streams):
+                given = {"parallel__expert": expert, "parallel__zero": zero, "train__global_batch_size": micro_batches * ranks,
+                         **RUNS[name], **changes}
+                layout = f"{name}{ranks}{expert}{zero}{micro_batches}"
+                self.variables = RanksOnDevices.variables
+                in_turn = self.train(f"{layout}inturn", ranks, **given)
                 self.variables = {**RanksOnDevices.variables, "SIMT_STREAMS": streams}
-                self.assert_same_bits(self.train(f"{name}beside", 2, parallel__overlap=True, **given), in_turn)
+                beside = self.train(f"{layout}beside", ranks, parallel__overlap=True, **given)
+                self.assert_same_bits(beside, in_turn)
+                self.assertEqual(self.sent_bytes(beside), self.sent_bytes(in_turn))
 
     @long_run
     def test_sums_of_the_library_are_near_those_in_order(self):
-        self.assert_near(self.train("library", 4, parallel__sums="library", parallel__expert=2),
-                         self.train("ordered", 4, parallel__expert=2))
+        ordered = self.train("ordered", 4, parallel__expert=2)
+        for overlap in (False, True):
+            library = self.train(f"library{overlap}", 4, parallel__sums="library", parallel__expert=2, parallel__overlap=overlap)
+            self.assert_near(library, ordered)
 
     @long_run
     def test_rows_without_room_are_done_again(self):
