@@ -2,12 +2,14 @@
 #include <fmt/core.h>
 
 #include <cmath>
+#include <set>
 
 #include "core/rng.h"
 #include "cuda_bench.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
 #include "ops/slots.h"
+#include "ops/token_rows.h"
 
 namespace switchyard::bench {
 
@@ -174,13 +176,59 @@ std::vector<Case> combine(const Sizes& s) {
        }}};
 }
 
+// Rows to the ranks of a group and back, all in this device's memory: what links between devices add is not in
+// it.
+std::vector<Case> token_rows(const Sizes& s) {
+  constexpr int kPlaces = 4;
+  const std::int64_t T = s.routed_tokens / kPlaces, each = s.experts / kPlaces;
+  struct Group {
+    std::vector<Tensor> window_N;
+    Tensor x_TD, expert_TK, bytes_1;
+    std::int64_t rows = 0;  // that go to a place
+  };
+  const auto group = [=](Workspace& w) {
+    Group g;
+    for (int p = 0; p < kPlaces; ++p) g.window_N.push_back(w.normal({kPlaces * T, s.hidden}, DType::bf16));
+    g.x_TD = w.normal({T, s.hidden}, DType::bf16);
+    const std::vector<std::int32_t> choice = uneven_choice(T, s.slots, s.experts);
+    for (std::int64_t t = 0; t < T; ++t) {
+      std::set<std::int64_t> places;
+      for (std::int64_t k = 0; k < s.slots; ++k)
+        places.insert(choice[static_cast<std::size_t>(t * s.slots + k)] / each);
+      g.rows += static_cast<std::int64_t>(places.size());
+    }
+    g.expert_TK = w.ints({T, s.slots}, choice);
+    g.bytes_1 = w.zeros({1}, DType::f64);
+    return g;
+  };
+  const auto work = [=](const Group& g, const std::function<void(Context&)>& call) {
+    return Work{.shape = fmt::format("{}, {} rows of {} places", text(g.x_TD), g.rows, kPlaces),
+                .bytes = bytes_of({g.x_TD, g.expert_TK}) + static_cast<double>(g.rows * s.hidden * 2),
+                .call = call};
+  };
+  return {{"spread_rows", 0,
+           [=](Workspace& w) {
+             const Group g = group(w);
+             return work(g, [=](Context& ctx) {
+               ops::cuda::spread_rows(g.window_N, g.bytes_1, g.x_TD, g.expert_TK, {1, each}, ctx);
+             });
+           }},
+          {"collect_rows", 0, [=](Workspace& w) {
+             const Group g = group(w);
+             return work(g, [=](Context& ctx) {
+               ops::cuda::collect_rows(g.x_TD, g.bytes_1, {}, g.window_N, g.expert_TK, {1, each}, ctx);
+             });
+           }}};
+}
+
 }  // namespace
 
 std::vector<Case> moe_cases(const Sizes& s) {
   std::vector<Case> all;
   for (const auto& family :
        {grouped(s, s.hidden, s.expert_width, Load::zipf), grouped(s, 2 * s.expert_width, s.hidden, Load::zipf),
-        grouped(s, s.hidden, s.expert_width, Load::even), permutation(s), dispatch(s), combine(s)})
+        grouped(s, s.hidden, s.expert_width, Load::even), permutation(s), dispatch(s), combine(s),
+        token_rows(s)})
     all.insert(all.end(), family.begin(), family.end());
   return all;
 }

@@ -186,7 +186,8 @@ class RanksOnDevices(ranks_test.RankRuns):
 
     @long_run
     def test_ranks_that_dawdle_bring_rows_to_the_same(self):
-        given = {"parallel__expert": 4, "parallel__token_exchange": "rows", **RUNS["deepseek_v3"]}
+        # Rows that come again right before gradients do: the shortest time that others have to read them.
+        given = {"parallel__expert": 4, "parallel__token_exchange": "rows", **RUNS["deepseek_v3"], "train__recompute": "swiglu"}
         prompt = self.train("prompt", 4, **given)
         for streams, seed in (("lazy", 3), ("eager", 4)):
             self.variables = {**RanksOnDevices.variables, "SIMT_NCCL_DELAY": str(seed), "SIMT_STREAMS": streams}
@@ -199,6 +200,13 @@ class RanksOnDevices(ranks_test.RankRuns):
         resumed = self.train("resumed", 2, "--resume", str(whole / "checkpoints" / "step_000001"), **given)
         for file in ranks_test.FILES:
             self.assertEqual(*((run / "checkpoints" / "latest" / file).read_bytes() for run in (resumed, whole)), file)
+
+    @long_run
+    def test_rows_are_named_where_all_tokens_everywhere_is_twice_too_many(self):
+        for slots, named in ((1, True), (4, False)):  # of 4 ranks 1, or at least 2 of 3 others in the mean
+            model = {**QWEN3_MOE, "num_experts_per_tok": slots}
+            said = self.ok("train", self.config(model=model, parallel__expert=4), "--out", f"run{slots}", "--nproc", 4).err
+            self.assertEqual('"rows" sends it to these alone' in said, named, said)
 
     def test_rows_need_devices_that_reach_each_other(self):
         self.variables = {**self.variables, "SIMT_NO_PEERS": "1"}
