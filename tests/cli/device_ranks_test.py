@@ -155,7 +155,8 @@ class RanksOnDevices(ranks_test.RankRuns):
     @long_run
     def test_rows_go_where_they_are_needed_to_the_bit(self):
         """Whatever the model, the layout, what is made again and what goes on beside; and fewer bytes are sent."""
-        settings = (("qwen3_moe", 2, 2, {"parallel__overlap": True}), ("qwen3_moe", 4, 4, {"parallel__zero": 2}),
+        settings = (("qwen3_moe", 2, 2, {"parallel__overlap": True}),
+                    ("qwen3_moe", 4, 4, {"parallel__zero": 2, "parallel__overlap": True}),
                     ("mixtral", 4, 2, {"train__dtype": "bfloat16"}), ("mixtral", 4, 4, {"parallel__overlap": True}),
                     ("deepseek_v3", 2, 2, {"parallel__overlap": True}), ("deepseek_v3", 4, 4, {}),
                     ("lpr", 4, 2, {"train__recompute": "swiglu"}), ("lpr", 2, 2, {"parallel__expert_room": 1}))
