@@ -234,6 +234,53 @@ TEST(RankWatch, ARankWaitsOnItsDeviceBeyondTheOneThatIsInExchangesLeast) {
   });
 }
 
+// Sums of a step of two micro-batches, as its numbers are when they are added up after both, or each layer in
+// the backward pass of the last.
+std::vector<double> sums_of_step(parallel::World& world, const parallel::Mesh& mesh, std::int64_t zero,
+                                 bool beside) {
+  Store store(placement_of(mesh, zero, beside));
+  fill_normal(store.grads(), "gradients of rank " + std::to_string(world.rank()));
+  const GradientSums gradient_sums(store, mesh, zero, beside);
+  Context ctx;
+  EXPECT_FALSE(gradient_sums.in_backward(false));
+  EXPECT_EQ(gradient_sums.in_backward(true), beside);
+  if (beside) {
+    LayerSums sums(gradient_sums, ctx);
+    const model::BackwardCalls calls = sums.calls();
+    for (std::int64_t layer = store.n_layers(); layer-- > 0;) {
+      const FlatRange range = store.layer_ranges(layer)[0];
+      const bool gets_sums = zero == 0 || overlap(range, store.regions()[0].own_part()).count > 0;
+      const Tensor grad = store.grad(range);
+      const std::vector<double> before = values(grad);
+      calls.begin_layer(layer);
+      calls.before_attention();
+      EXPECT_EQ(values(grad), before);
+      calls.end_layer(layer);
+      // Where ranks share experts it waits for the next layer's attention, or for the end.
+      EXPECT_EQ(values(grad) == before, mesh.expert.size() > 1 || !gets_sums);
+    }
+    sums.join();
+  }
+  gradient_sums.sum_rest(ctx);
+  std::vector<double> all;
+  for (const RowPiece& piece : zero == 0 ? store.held(RowArray::gradient) : store.owned(RowArray::gradient))
+    for (const double value : values(piece.tensor_N)) all.push_back(value);
+  return all;
+}
+
+TEST(GradientSums, AreTheSameBitsBesideTheBackwardPassAndAfterIt) {
+  for (const auto& [size, expert] : {std::pair{2, 1}, {2, 2}, {4, 2}})
+    for (const std::int64_t zero : {0, 1}) {
+      SCOPED_TRACE(::testing::Message() << size << " ranks, expert " << expert << ", zero " << zero);
+      on_world_threads(size, [&, expert = expert](parallel::World& world) {
+        const parallel::Mesh mesh = parallel::make_mesh(world, expert);
+        const std::vector<double> after = sums_of_step(world, mesh, zero, false);
+        EXPECT_EQ(sums_of_step(world, mesh, zero, true), after);
+        EXPECT_GT(after.size(), 0u);
+      });
+    }
+}
+
 TEST(ExpectSameEverywhere, NamesTheFirstRankThatDiffers) {
   const std::vector<std::string> errors = errors_of_ranks(3, [](parallel::World& world) {
     const parallel::Group all = parallel::all_ranks(world);
