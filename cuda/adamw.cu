@@ -78,7 +78,8 @@ int elements_before(const Tensor& tensor) {
   return static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.raw()) / size % kPack<float>);
 }
 
-__global__ void clip_kernel(double* grad_scale_1, const double* sum_of_squares_1, double clip_norm) {
+__global__ void __launch_bounds__(1)
+    clip_kernel(double* grad_scale_1, const double* sum_of_squares_1, double clip_norm) {
   const double sum = *sum_of_squares_1, norm = sqrt(sum);
   double scale = clip_norm > 0 && clip_norm < norm + 1e-6 ? clip_norm / (norm + 1e-6) : 1.0;
   if (sum - sum != 0) scale = sum - sum;  // NaN, as infinity minus infinity is

@@ -189,8 +189,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // One warp a head's row: delta = sum of dout * out.
 template <class T, int kSize>
-__global__ void delta_kernel(Rows<float> delta_TH, Rows<const T> dout_THM, Rows<const T> out_THM,
-                             std::int64_t n_heads_rows, int n_heads, int width) {
+__global__ void __launch_bounds__(256)
+    delta_kernel(Rows<float> delta_TH, Rows<const T> dout_THM, Rows<const T> out_THM, std::int64_t n_heads_rows,
+                 int n_heads, int width) {
   const std::int64_t row = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   if (row >= n_heads_rows) return;  // the whole warp
   const std::int64_t t = row / n_heads, h = row % n_heads;
@@ -303,8 +304,9 @@ __global__ void __launch_bounds__(kThreads)
   write_sums(key_rows(dv_TGM, sizes, place, sizes.width_M), key0, n_keys, dv_CM, sizes.width_M, {1, 1}, T{});
 }
 
-__global__ void row_entropy_kernel(float* entropy_T, Rows<const float> entropy_TH, const int* kv_begin_T,
-                                   std::int64_t n_tokens, int n_heads, int seq_len, int n_past) {
+__global__ void __launch_bounds__(256)
+    row_entropy_kernel(float* entropy_T, Rows<const float> entropy_TH, const int* kv_begin_T,
+                       std::int64_t n_tokens, int n_heads, int seq_len, int n_past) {
   const std::int64_t t = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (t >= n_tokens) return;
   float sum = 0;
@@ -313,8 +315,9 @@ __global__ void row_entropy_kernel(float* entropy_T, Rows<const float> entropy_T
   entropy_T[t] = length > 1 ? sum / static_cast<float>(n_heads) / logf(static_cast<float>(length)) : 0;
 }
 
-__global__ void lse_by_head_kernel(float* lse_BHS, Rows<const float> lse_TH, std::int64_t n,
-                                   std::int64_t n_heads, std::int64_t seq_len) {
+__global__ void __launch_bounds__(256)
+    lse_by_head_kernel(float* lse_BHS, Rows<const float> lse_TH, std::int64_t n, std::int64_t n_heads,
+                       std::int64_t seq_len) {
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const std::int64_t s = i % seq_len, h = i / seq_len % n_heads, b = i / seq_len / n_heads;

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
 }
 
 // One warp.
-__global__ void offset_kernel(int* offset_Ep, const int* count_E, int n_experts) {
+__global__ void __launch_bounds__(kWarp) offset_kernel(int* offset_Ep, const int* count_E, int n_experts) {
   const int n_rows = exclusive_sums(offset_Ep, count_E, n_experts);
   if (lane_of_warp() == 0) offset_Ep[n_experts] = n_rows;
 }

@@ -58,10 +58,10 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
 }
 
 // A block sums over one run of a sequence's tokens.
-__global__ void run_sums_kernel(Rows<int> count_XE, Rows<double> prob_sum_XE, double* lse2_sum_X,
-                                Rows<const int> expert_TK, Rows<const float> prob_TE, const float* lse_T,
-                                const int* token_T, int n_experts, int K, int seq_len, int run_tokens,
-                                int runs) {
+__global__ void __launch_bounds__(kBlockThreads)
+    run_sums_kernel(Rows<int> count_XE, Rows<double> prob_sum_XE, double* lse2_sum_X, Rows<const int> expert_TK,
+                    Rows<const float> prob_TE, const float* lse_T, const int* token_T, int n_experts, int K,
+                    int seq_len, int run_tokens, int runs) {
   constexpr int kAtOnce = 8;  // tokens whose loads are under way together
   int* const count_E = static_cast<int*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Thread i adds up loss i.
-__global__ void add_values_kernel(double* value_2, const double* value_LB2, int n) {
+__global__ void __launch_bounds__(kWarp) add_values_kernel(double* value_2, const double* value_LB2, int n) {
   const auto i = static_cast<int>(threadIdx.x);
   if (i >= 2) return;
   double sum = value_2[i];
