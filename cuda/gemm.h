@@ -65,4 +65,13 @@ bool wgmma_multiply(const char* op, GemmLayout layout, const Matrix& c, const Ma
 bool wgmma_gate_up(const char* op, const Matrix& act_RF, const Matrix& gate_up_R2F, const Matrix& in_RK,
                    const Matrix& weight_E2FK, const Tensor& weight_R, const int* offset_Ep, Context& ctx);
 
+// Products in E4M3 (ops/linear.h: MatmulType::e4m3) by the instructions of compute capability 9.0.
+
+// c = a b, plus the addend where it is defined (it may be c), dense or grouped as above, for matrices with one
+// element at least. a and b are f32 or bf16 and lie anyhow; c is f32 or bf16, with the addend of its type. The
+// same bits in every run. Takes scratch space: a byte for each element of a and b, and a tile of 128 more for
+// each expert where the sum is over rows.
+void e4m3_multiply(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
+                   const Tensor& addend, const int* offset_Ep, Context& ctx);
+
 }  // namespace switchyard::ops::cuda

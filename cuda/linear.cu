@@ -3,8 +3,10 @@
 // counts. The grid has room for the worst split of the rows; blocks without a tile leave at once. Operands f32,
 // or all bf16; outputs and gradients of inputs are of the operands' type or f32, gradients of weights and
 // weight_R always f32. Sums are in f32. f32 operands are multiplied as they are (MatmulType::f32, no TF32) or
-// rounded to bf16 on the way (MatmulType::bf16).
+// rounded to bf16 on the way (MatmulType::bf16). MatmulType::e4m3 is gemm_e4m3.cu.
 #include "ops/linear.h"
+
+#include <fmt/format.h>
 
 #include "gemm_tile.h"
 #include "ops/swiglu.h"
@@ -143,6 +145,10 @@ void launch_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matr
 
 void multiply_in_tiles(const char* op, GemmLayout layout, const Matrix& c, const Matrix& any_a,
                        const Matrix& any_b, const Tensor& addend, const Groups& groups, Context& ctx) {
+  // Sums of nothing are the same in any precision.
+  const auto has_elements = [](const Matrix& m) { return m.matrices * m.rows * m.columns > 0; };
+  if (ctx.matmul == MatmulType::e4m3 && has_elements(c) && has_elements(any_a) && has_elements(any_b))
+    return e4m3_multiply(op, layout, c, any_a, any_b, addend, groups.offset_Ep, ctx);
   ScratchScope scope(ctx.scratch);
   const Matrix a = with_aligned_rows(op, any_a, groups.n_rows(), ctx);
   const Matrix b = with_aligned_rows(op, any_b, a_along_k(layout) ? nullptr : groups.n_rows(), ctx);
@@ -162,7 +168,8 @@ void multiply(const char* op, GemmLayout layout, const Tensor& c_MN, const Tenso
               const Tensor& addend, Context& ctx) {
 #ifndef SWITCHYARD_SIMT
   // Operands to be rounded are rounded by the tile kernel; sums of nothing are left to it too.
-  const bool as_they_are = a.dtype() == DType::bf16 || ctx.matmul == MatmulType::f32;
+  const bool as_they_are =
+      ctx.matmul == MatmulType::f32 || (ctx.matmul == MatmulType::bf16 && a.dtype() == DType::bf16);
   ScratchScope scope(ctx.scratch);
   if (as_they_are && a.numel() > 0 && b.numel() > 0 &&
       cublaslt_multiply(op, layout, c_MN, with_aligned_rows(op, a, nullptr, ctx),
@@ -189,6 +196,13 @@ Groups groups_of(const Tensor& offset_Ep) { return {offset_Ep.as<std::int32_t>()
 
 }  // namespace
 
+std::string e4m3_unavailable_reason() {
+  if (device_has_wgmma()) return "";
+  if (is_turned_off("SWITCHYARD_NO_WGMMA"))
+    return "its products are kernels of compute capability 9.0, which SWITCHYARD_NO_WGMMA turns off";
+  return fmt::format("its products need compute capability 9.0; {} has another", description());
+}
+
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
   multiply("linear_forward", GemmLayout::nt, out_TN, in_TK, weight_NK, addend_of(out_TN, write), ctx);
 }
@@ -213,7 +227,8 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
 void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
                              Tensor weight_R, Tensor offset_Ep, Context& ctx) {
   const Matrix c(gate_up_R2F), a(in_RK), b(weight_E2FK), act(act_RF);
-  if (act_RF.dtype() != DType::bf16 || !(a.packs() && b.packs() && c.packs() && act.packs())) {
+  if (ctx.matmul == MatmulType::e4m3 || act_RF.dtype() != DType::bf16 ||
+      !(a.packs() && b.packs() && c.packs() && act.packs())) {
     grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
     return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   }
@@ -236,7 +251,7 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
   const std::int64_t n_rows = dout_RN.rows(), width = weight_ENF.dim(2);
   const Matrix dgate(dgate_up_R2F.columns(0, width)), a(dout_RN), b(weight_ENF);
   ScratchScope scope(ctx.scratch);
-  if (dout_RN.dtype() != DType::bf16 ||
+  if (ctx.matmul == MatmulType::e4m3 || dout_RN.dtype() != DType::bf16 ||
       !(dgate.packs() && Matrix(gate_up_R2F).packs() && a.packs() && b.packs())) {
     const Tensor dact_RF = ctx.scratch.take({n_rows, width}, dout_RN.dtype());
     grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);

@@ -235,7 +235,7 @@ template <bool kAAlongM, bool kBAlongN, int kSums>
 __device__ __forceinline__ void wgmma(float (&sum)[kSums], std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(kIsSums<kSums>);
 #ifdef SWITCHYARD_SIMT
-  simt::hopper().wgmma(sum, {2 * kSums, a, b, kAAlongM, kBAlongN, add}, nullptr);
+  simt::hopper().wgmma(sum, {2 * kSums, a, b, kAAlongM, kBAlongN, add, false}, nullptr);
 #else
   if constexpr (kSums == 16) {
     asm volatile(SY_WGMMA("32", SY_NAMES_16, "%16, %17, p, 1, 1, %19, %20", "%18")
@@ -274,7 +274,7 @@ template <bool kBAlongN, int kSums>
 __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4], std::uint64_t b, bool add) {
   static_assert(kIsSums<kSums>);
 #ifdef SWITCHYARD_SIMT
-  simt::hopper().wgmma(sum, {2 * kSums, 0, b, false, kBAlongN, add}, a);
+  simt::hopper().wgmma(sum, {2 * kSums, 0, b, false, kBAlongN, add, false}, a);
 #else
   if constexpr (kSums == 16) {
     asm volatile(SY_WGMMA("32", SY_NAMES_16, "{%16, %17, %18, %19}, %20, p, 1, 1, %22", "%21")
@@ -302,6 +302,32 @@ __device__ __forceinline__ void wgmma(float (&sum)[kSums], const unsigned (&a)[4
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{add}), "n"(int{kBAlongN})
                  : "memory");
   }
+#endif
+}
+
+// Two floats as E4M3 in the low and the high byte: to nearest, ties to even, beyond 448 to 448. NaN is NaN.
+__device__ __forceinline__ std::uint16_t e4m3_pair(float low, float high) {
+#ifdef SWITCHYARD_SIMT
+  return simt::e4m3_pair(low, high);
+#else
+  std::uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+
+// The same of E4M3, 32 of K at once, 64 x 128 sums. Both operands lie along K, where these have the bytes that
+// 16 bf16 have.
+__device__ __forceinline__ void wgmma_e4m3(float (&sum)[64], std::uint64_t a, std::uint64_t b, bool add) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().wgmma(sum, {128, a, b, false, false, add, true}, nullptr);
+#else
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" SY_NAMES_64 "}, %64, %65, p, 1, 1;\n}\n"
+      : SY_SUMS_64(0)
+      : "l"(a), "l"(b), "r"(int{add})
+      : "memory");
 #endif
 }
 

@@ -326,7 +326,7 @@ TEST(GroupedLinear, IsALoopOverExperts) {
 // A rank that holds other experts beside one computes the same bits of that one's rows: products are cut by the
 // expert's own rows alone. (By how many these are, oneDNN may choose another order of the sum.)
 TEST(GroupedLinear, AnExpertsRowsAreTheSameBitsWhateverExpertsAreBesideIt) {
-  for (const MatmulType type : {MatmulType::f32, MatmulType::bf16}) {
+  for (const MatmulType type : {MatmulType::f32, MatmulType::bf16, MatmulType::e4m3}) {
     for (const GroupedCase& c : kGroupedCases) {
       PoisonedContext ctx;
       ctx.matmul = type;

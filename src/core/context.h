@@ -7,7 +7,9 @@
 
 namespace switchyard {
 
-enum class MatmulType : std::uint8_t { f32, bf16 };  // bf16: operands rounded to bf16, sums in float32
+// bf16: operands rounded to bf16, sums in float32. e4m3: operands in FP8 with a scale for each tile or block of
+// them (ops/linear.h), sums in float32.
+enum class MatmulType : std::uint8_t { f32, bf16, e4m3 };
 // Whose attention a CUDA device computes: cuda/attention.cu's or cuDNN's (cuda/attention_cudnn.h).
 enum class AttentionBackend : std::uint8_t { flash, cudnn };
 
@@ -16,6 +18,7 @@ struct Context {
 
   Device device;
   MatmulType matmul = MatmulType::f32;
+  bool e4m3_layers = false;  // where LayerProducts says so matmul is e4m3
   AttentionBackend attention = AttentionBackend::flash;
   Scratch scratch;
   void* stream = nullptr;  // the device's own handle of the queue that all of the run's work goes to
@@ -34,6 +37,22 @@ class Float32Products {
   ~Float32Products() { ctx_.matmul = before_; }
   Float32Products(const Float32Products&) = delete;
   Float32Products& operator=(const Float32Products&) = delete;
+
+ private:
+  Context& ctx_;
+  MatmulType before_;
+};
+
+// Matrix products of a block with the weights of attention, dense layers and experts: in FP8 where the run
+// wants it of those.
+class LayerProducts {
+ public:
+  explicit LayerProducts(Context& ctx) : ctx_(ctx), before_(ctx.matmul) {
+    if (ctx.e4m3_layers) ctx.matmul = MatmulType::e4m3;
+  }
+  ~LayerProducts() { ctx_.matmul = before_; }
+  LayerProducts(const LayerProducts&) = delete;
+  LayerProducts& operator=(const LayerProducts&) = delete;
 
  private:
   Context& ctx_;

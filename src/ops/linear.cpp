@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/cpu/e4m3.h"
 #include "ops/cpu/gemm.h"
 #include "ops/elementwise.h"
 #include "ops/swiglu.h"
@@ -12,8 +13,23 @@ namespace {
 
 using namespace cpu;
 
+// Where products are in E4M3: product() of operands that have been rounded to it, in float or double.
+template <class F>
+bool multiply_rounded(Context& ctx, F&& product) {
+  if (ctx.matmul != MatmulType::e4m3) return false;
+  ScratchScope scope(ctx.scratch);
+  const Float32Products products(ctx);
+  product();
+  return true;
+}
+
 template <class T>
 void linear_forward_on_cpu(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        linear_forward_on_cpu<T>(out_TN, e4m3_along_rows<T>(in_TK, ctx), e4m3_blocks<T>(weight_NK, ctx), write,
+                                 ctx);
+      }))
+    return;
   multiply<T>(ctx.matmul, Trans::no, Trans::yes, out_TN.rows(), out_TN.dim(1), in_TK.dim(1), in_TK.as<T>(),
               in_TK.row_stride(), weight_NK.as<T>(), weight_NK.row_stride(), write == Write::add,
               out_TN.as<T>(), out_TN.row_stride());
@@ -21,6 +37,11 @@ void linear_forward_on_cpu(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write 
 
 template <class T>
 void linear_backward_input_on_cpu(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Write write, Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        linear_backward_input_on_cpu<T>(din_TK, e4m3_along_rows<T>(dout_TN, ctx),
+                                        e4m3_blocks<T>(weight_NK, ctx), write, ctx);
+      }))
+    return;
   multiply<T>(ctx.matmul, Trans::no, Trans::no, din_TK.rows(), din_TK.dim(1), dout_TN.dim(1), dout_TN.as<T>(),
               dout_TN.row_stride(), weight_NK.as<T>(), weight_NK.row_stride(), write == Write::add,
               din_TK.as<T>(), din_TK.row_stride());
@@ -28,6 +49,11 @@ void linear_backward_input_on_cpu(Tensor din_TK, Tensor dout_TN, Tensor weight_N
 
 template <class T>
 void linear_backward_weight_on_cpu(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        linear_backward_weight_on_cpu<T>(dweight_NK, e4m3_along_columns<T>(dout_TN, {}, ctx),
+                                         e4m3_along_columns<T>(in_TK, {}, ctx), ctx);
+      }))
+    return;
   multiply<T>(ctx.matmul, Trans::yes, Trans::no, dweight_NK.dim(0), dweight_NK.dim(1), in_TK.rows(),
               dout_TN.as<T>(), dout_TN.row_stride(), in_TK.as<T>(), in_TK.row_stride(), true,
               dweight_NK.as<T>(), dweight_NK.row_stride());
@@ -81,21 +107,42 @@ void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weigh
   }
 }
 
+// The experts' rows, without those behind them.
+template <class T>
+Tensor e4m3_of_experts(const Tensor& x_RK, const Tensor& offset_Ep, Context& ctx) {
+  return e4m3_along_rows<T>(x_RK.slice(0, offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]), ctx);
+}
+
 template <class T>
 void grouped_linear_forward_on_cpu(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tensor offset_Ep,
                                    Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        multiply_pieces<T>(out_RN, e4m3_of_experts<T>(in_RK, offset_Ep, ctx), e4m3_blocks<T>(weight_ENK, ctx),
+                           Trans::yes, offset_Ep, ctx);
+      }))
+    return;
   multiply_pieces<T>(out_RN, in_RK, weight_ENK, Trans::yes, offset_Ep, ctx);
 }
 
 template <class T>
 void grouped_linear_backward_input_on_cpu(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
                                           Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        multiply_pieces<T>(din_RK, e4m3_of_experts<T>(dout_RN, offset_Ep, ctx), e4m3_blocks<T>(weight_ENK, ctx),
+                           Trans::no, offset_Ep, ctx);
+      }))
+    return;
   multiply_pieces<T>(din_RK, dout_RN, weight_ENK, Trans::no, offset_Ep, ctx);
 }
 
 template <class T>
 void grouped_linear_backward_weight_on_cpu(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,
                                            Context& ctx) {
+  if (multiply_rounded(ctx, [&] {
+        grouped_linear_backward_weight_on_cpu<T>(dweight_ENK, e4m3_along_columns<T>(dout_RN, offset_Ep, ctx),
+                                                 e4m3_along_columns<T>(in_RK, offset_Ep, ctx), offset_Ep, ctx);
+      }))
+    return;
   const std::int32_t* offset = offset_Ep.as<std::int32_t>();
   const std::int64_t n_experts = dweight_ENK.dim(0), n = dweight_ENK.dim(1), k = dweight_ENK.dim(2);
   const std::int64_t most = piece_rows(ctx.matmul), pieces_each = (n + most - 1) / most;
@@ -141,11 +188,18 @@ DType product_type(const Tensor& product, DType operand) {
 bool has_fast_matmul(MatmulType type, Device device) {
   switch (device) {
     case Device::cpu:
-      return type != MatmulType::bf16 || cpu::has_bf16_products();
+      return type == MatmulType::f32 || (type == MatmulType::bf16 && cpu::has_bf16_products());
     case Device::cuda:
       return true;
   }
   return false;
+}
+
+std::string e4m3_unavailable_reason(Device device) {
+  if constexpr (kHasCuda) {
+    if (device == Device::cuda) return cuda::e4m3_unavailable_reason();
+  }
+  return "";
 }
 
 void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, Context& ctx) {

@@ -2,6 +2,8 @@
 //   T rows, K inputs, N outputs, E experts, R routed rows, F width of an expert
 #pragma once
 
+#include <string>
+
 #include "ops/operator.h"
 
 namespace switchyard::ops {
@@ -9,6 +11,20 @@ namespace switchyard::ops {
 // All products below are in ctx.matmul's precision. False where the device has no instructions for it and
 // rounds operands by others: the same values, but no faster than float32.
 bool has_fast_matmul(MatmulType type, Device device);
+
+// Why the device cannot multiply in MatmulType::e4m3, as a clause; empty: it can.
+std::string e4m3_unavailable_reason(Device device);
+namespace cuda {
+std::string e4m3_unavailable_reason();
+}
+
+// MatmulType::e4m3, as in DeepSeek-V3 (arXiv 2412.19437, section 3.3): an operand is divided by float32 scales
+// and rounded to E4M3, FP8 with 4 bits of exponent and 3 of mantissa. A scale is 1/448 of the largest absolute
+// value that it is for, so that this becomes E4M3's largest. Weights have one for each block of 128 x 128,
+// inputs and gradients of outputs one for each 128 of a row, along which they are summed; in weight gradients,
+// whose sums are over rows, one for each 128 rows of a column, of each expert from its first row on. Each 128
+// products are summed, scaled and added up in float32. Rounding is to nearest, ties to even; a block of values
+// below 2^-100 is divided as one of 2^-100.
 
 enum class Write { set, add };
 

@@ -7,8 +7,11 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
+#include <cmath>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -17,6 +20,32 @@
 #include <vector>
 
 namespace simt {
+
+// E4M3: NaN is 0x7f, a sign away from the largest.
+inline float from_e4m3(unsigned char bits) {
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  float size =
+      std::ldexp(static_cast<float>(exponent == 0 ? mantissa : 8 + mantissa), std::max(exponent, 1) - 10);
+  if (exponent == 15 && mantissa == 7) size = std::numeric_limits<float>::quiet_NaN();
+  return bits & 0x80 ? -size : size;
+}
+// cvt.rn.satfinite.e4m3x2.f32: `low` is the low byte. By search: the numbers of a sign ascend with their bits.
+inline std::uint16_t e4m3_pair(float low, float high) {
+  const auto to = [](float x) -> unsigned {
+    if (std::isnan(x)) return 0x7f;
+    const float size = std::abs(x);
+    unsigned bits = 0;
+    for (unsigned bit = 0x40; bit != 0; bit /= 2)
+      if ((bits | bit) < 0x7f && from_e4m3(static_cast<unsigned char>(bits | bit)) <= size) bits |= bit;
+    if (bits < 0x7e) {
+      const float below = size - from_e4m3(static_cast<unsigned char>(bits)),
+                  above = from_e4m3(static_cast<unsigned char>(bits + 1)) - size;
+      if (above < below || (above == below && bits % 2 != 0)) ++bits;
+    }
+    return bits | (std::signbit(x) ? 0x80u : 0u);
+  };
+  return static_cast<std::uint16_t>(to(low) | to(high) << 8);
+}
 
 struct TensorMap {
   const std::byte* data;
@@ -112,7 +141,8 @@ class Hopper : public BlockState {
     int n;
     std::uint64_t a, b;  // descriptors; a is 0 where it is in registers
     bool a_along_m, b_along_n, add;
-    auto key() const { return std::tuple(n, a, b, a_along_m, b_along_n, add); }
+    bool e4m3;  // 32 of K in the bytes of 16 bf16
+    auto key() const { return std::tuple(n, a, b, a_along_m, b_along_n, add, e4m3); }
   };
   struct Args {
     Hopper* block;
@@ -237,6 +267,19 @@ class Hopper : public BlockState {
     return __bfloat162float({bits});
   }
 
+  // The same of E4M3 along K.
+  float element_of_e4m3(std::uint64_t descriptor, unsigned i, unsigned k) const {
+    const unsigned start = static_cast<unsigned>(descriptor & 0x3fff) * 16,
+                   stride = static_cast<unsigned>(descriptor >> 32 & 0x3fff) * 16;
+    static const std::vector<float> value = [] {
+      std::vector<float> all;
+      for (unsigned bits = 0; bits < 256; ++bits) all.push_back(from_e4m3(static_cast<unsigned char>(bits)));
+      return all;
+    }();
+    return value[static_cast<std::size_t>(
+        view_[offset_of(swizzled(start + i % 8 * 128 + i / 8 * stride + k))])];
+  }
+
   static void begin(void* const args[kWarpSize]);
   static void compute(const Hopper& block, Product& product, unsigned warp);
   void finish(Thread& t, const Begun& begun);
@@ -275,6 +318,7 @@ inline void Hopper::compute(const Hopper& block, Product& product, unsigned warp
   const Wgmma& wgmma = product.wgmma;
   const auto n = static_cast<unsigned>(wgmma.n);
   const auto a_at = [&](unsigned row, unsigned k) {
+    if (wgmma.e4m3) return block.element_of_e4m3(wgmma.a, 16 * warp + row, k);
     const unsigned* const registers = product.a_registers[warp][row % 8 * 4 + k % 8 / 2];
     if (!registers) return block.element(wgmma.a, !wgmma.a_along_m, 16 * warp + row, k);
     const auto bits = static_cast<std::uint16_t>(registers[row / 8 + k / 8 * 2] >> (k % 2 * 16));
@@ -283,8 +327,9 @@ inline void Hopper::compute(const Hopper& block, Product& product, unsigned warp
   std::vector<float>& value = product.of_warp[warp];
   value.resize(16 * n);
   std::vector<float> b(n);
-  for (unsigned k = 0; k < 16; ++k) {
-    for (unsigned j = 0; j < n; ++j) b[j] = block.element(wgmma.b, !wgmma.b_along_n, j, k);
+  for (unsigned k = 0; k < (wgmma.e4m3 ? 32u : 16u); ++k) {
+    for (unsigned j = 0; j < n; ++j)
+      b[j] = wgmma.e4m3 ? block.element_of_e4m3(wgmma.b, j, k) : block.element(wgmma.b, !wgmma.b_along_n, j, k);
     for (unsigned row = 0; row < 16; ++row) {
       const float a = a_at(row, k);
       for (unsigned j = 0; j < n; ++j) value[row * n + j] += a * b[j];
