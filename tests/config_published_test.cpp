@@ -212,6 +212,7 @@ TEST(ConfigPublished, WholeNumbersAndShortTypes) {
   EXPECT_EQ(run_of(minimal_run(), {"train.dtype=bf16"}).train.dtype, ComputeType::bfloat16);
   EXPECT_CONTAINS(run_of(minimal_run(), {"train.dtype=bf16"}).resolved_json, "\"dtype\": \"bfloat16\"");
   EXPECT_EQ(run_of(minimal_run(), {"train.dtype=fp32"}).train.dtype, ComputeType::float32);
+  EXPECT_EQ(run_of(minimal_run(), {"train.dtype=fp8"}).train.dtype, ComputeType::fp8);
   EXPECT_CONTAINS(run_error(minimal_run(), {"train.dtype=fp16"}), "\"float16\", expected one of");
 }
 

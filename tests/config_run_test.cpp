@@ -129,7 +129,7 @@ TEST(ConfigRun, WrongTypesAndRanges) {
        "train.schedule: is \"cosin\", expected one of: constant, linear, cosine, wsd (did you mean "
        "\"cosine\"?)"},
       {"/train/dtype", "\"float16\"",
-       "train.dtype: is \"float16\", expected one of: float32, bfloat16 (did you mean \"bfloat16\"?)"},
+       "train.dtype: is \"float16\", expected one of: float32, bfloat16, fp8 (did you mean \"bfloat16\"?)"},
       {"/train/dtype", "16", "train.dtype: is 16, expected a string"},
       {"/train/attention", "\"cuDNN\"",
        "train.attention: is \"cuDNN\", expected one of: flash, cudnn (did you mean \"cudnn\"?)"},
@@ -250,7 +250,7 @@ TEST(ConfigRun, CudnnsAttentionIsRefusedWhereItDoesNotServe) {
   EXPECT_EQ(run_of(with(text, "/model/head_dim", "256")).model.head_dim, 256);
   const std::string begin = "run.json: train.attention: is \"cudnn\", which ", end = "; or set it to \"flash\"";
   EXPECT_EQ(run_error(with(text, "/train/dtype", "\"float32\"")),
-            begin + "needs train.dtype \"bfloat16\"" + end);
+            begin + "needs train.dtype \"bfloat16\" or \"fp8\"" + end);
   EXPECT_EQ(run_error(with(with(text, "/data/document_mask", "true"), "/data/eot_token", "3")),
             begin + "does not stop at document borders; set data.document_mask to false" + end);
   EXPECT_EQ(run_error(with(text, "/train/seq_len", "1")), begin + "needs a train.seq_len of 2 or more" + end);

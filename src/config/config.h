@@ -27,7 +27,7 @@ enum class Schedule { constant, linear, cosine, wsd };
 // What the forward pass does not keep and the backward pass makes again: nothing; the experts' inputs and
 // activations; all of a block but what enters it.
 enum class Recompute { none, swiglu, block };
-enum class ComputeType { float32, bfloat16 };  // what model::dtype_of and matmul_type_of make of it
+enum class ComputeType { float32, bfloat16, fp8 };  // what model::dtype_of and matmul_type_of make of it
 using switchyard::AttentionBackend;
 
 // Rotary embedding, everything that depends on other keys resolved.

@@ -116,9 +116,13 @@ void describe(V& v, Train& train) {
             train.global_batch_size, 1);
   v.choice({"dtype",
             "of the operands of matrix products; on a CUDA device of all weights in use and activations. "
-            "Parameters, "
-            "their gradients and moments, statistics and routers are float32",
-            "`float32`, `bfloat16`; short `fp32`, `f32`, `float`; `bf16`"},
+            "Parameters, their gradients and moments, statistics and routers are float32. `fp8` is "
+            "`bfloat16`, and while training the products with the weights of attention's projections, dense "
+            "layers and experts, forward and backward, are in FP8 (E4M3, a scale for each 128 values of a row "
+            "or 128 x 128 of a weight, sums in float32). It needs compute capability 9.0, and has not run on "
+            "a GPU yet; on the CPU it is emulated, slower than `float32`. Evaluation and generation take it "
+            "for `bfloat16`",
+            "`float32`, `bfloat16`, `fp8`; short `fp32`, `f32`, `float`; `bf16`"},
            train.dtype, kComputeTypes, full_type_name);
   v.choice({"recompute",
             "what the forward pass does not keep and the backward pass makes again, the same bit for bit: "
@@ -130,7 +134,8 @@ void describe(V& v, Train& train) {
       {"attention",
        "whose kernels compute attention while training on a CUDA device: switchyard's or cuDNN's. `cudnn` "
        "needs a "
-       "program built with it, `dtype` `bfloat16`, no `document_mask`, heads of a multiple of 8 up to 256 (128 "
+       "program built with it, `dtype` `bfloat16` or `fp8`, no `document_mask`, heads of a multiple of 8 up to "
+       "256 (128 "
        "before compute capability 9.0), and a router that does not read attention's entropy; anything else is "
        "refused at the start. It has not run on a GPU yet. Evaluation and generation keep `flash`"},
       train.attention, kAttentionBackends);

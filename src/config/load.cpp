@@ -90,8 +90,8 @@ void check_cudnn(const Section& section, const Train& train, const Run& run) {
   const auto refuse = [&](const std::string& problem, const std::string& other) {
     section.fail("attention", fmt::format("is \"cudnn\", {}; or set it to \"flash\"", problem), other);
   };
-  if (train.dtype != ComputeType::bfloat16)
-    refuse("which needs train.dtype \"bfloat16\"", section.path_of("dtype"));
+  if (train.dtype == ComputeType::float32)
+    refuse("which needs train.dtype \"bfloat16\" or \"fp8\"", section.path_of("dtype"));
   if (run.data.document_mask)
     refuse("which does not stop at document borders; set data.document_mask to false", "data.document_mask");
   if (train.seq_len < 2) refuse("which needs a train.seq_len of 2 or more", section.path_of("seq_len"));

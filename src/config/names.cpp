@@ -67,6 +67,8 @@ std::string_view name_of(ComputeType type) {
       return "float32";
     case ComputeType::bfloat16:
       return "bfloat16";
+    case ComputeType::fp8:
+      return "fp8";
   }
   SY_CHECK(false, "no such type");
   return "";

@@ -13,7 +13,7 @@ inline constexpr BalanceScope kBalanceScopes[] = {BalanceScope::layer, BalanceSc
 inline constexpr Schedule kSchedules[] = {Schedule::constant, Schedule::linear, Schedule::cosine,
                                           Schedule::wsd};
 inline constexpr Recompute kRecomputes[] = {Recompute::none, Recompute::swiglu, Recompute::block};
-inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16};
+inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16, ComputeType::fp8};
 inline constexpr TokenExchange kTokenExchanges[] = {TokenExchange::automatic, TokenExchange::all,
                                                     TokenExchange::rows};
 inline constexpr Sums kSums[] = {Sums::ordered, Sums::library};
@@ -24,7 +24,7 @@ std::string_view name_of(RopeType type);             // "default", "linear", "ya
 std::string_view name_of(BalanceScope scope);        // "layer", "sequence", "global_batch", "model"
 std::string_view name_of(Schedule schedule);         // "constant", "linear", "cosine", "wsd"
 std::string_view name_of(Recompute recompute);       // "none", "swiglu", "block"
-std::string_view name_of(ComputeType type);          // "float32", "bfloat16"
+std::string_view name_of(ComputeType type);          // "float32", "bfloat16", "fp8"
 std::string_view name_of(AttentionBackend backend);  // "flash", "cudnn"
 std::string_view name_of(TokenExchange exchange);    // "auto", "all", "rows"
 std::string_view name_of(Sums sums);                 // "ordered", "library"

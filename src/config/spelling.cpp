@@ -177,6 +177,7 @@ constexpr OtherName kOtherNames[] = {
     {"", "mixedprecision", "train.dtype"},
     {"", "bf16", "train.dtype"},
     {"", "fp16", "train.dtype"},
+    {"", "fp8", "train.dtype"},
     {"", "amp", "train.dtype"},
     {"train", "torchdtype", "train.dtype"},
     {"", "gradientcheckpointing", "train.recompute"},

@@ -49,6 +49,7 @@ void DecoderBlock::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, 
 
 void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
                            Context& ctx) {
+  const LayerProducts products(ctx);
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
   ops::rmsnorm_forward(attention_in_TD, attention_rstd_T1, in_TD, store_.weight(attention_norm_), eps_, ctx);
   attention_->forward(mid_TD, in_TD, attention_in_TD, rope, batch, ctx);
@@ -61,6 +62,7 @@ void DecoderBlock::forward(Tensor out_TD, Tensor in_TD, const RopeTable& rope, c
 
 void DecoderBlock::backward(Tensor dstream_TD, Tensor in_TD, const RopeTable& rope, const Batch& batch,
                             Context& ctx, const std::function<void()>& before_attention) {
+  const LayerProducts products(ctx);
   const auto& [attention_in_TD, attention_rstd_T1, mid_TD, ffn_in_TD, ffn_rstd_T1] = saved_;
   ScratchScope scope(ctx.scratch);
   const Tensor dnormed_TD = ctx.scratch.take(dstream_TD.shape(), dstream_TD.dtype());

@@ -12,11 +12,11 @@
 namespace switchyard::model {
 
 DType dtype_of(config::ComputeType type, Device device) {
-  return type == config::ComputeType::bfloat16 && device == Device::cuda ? DType::bf16 : DType::f32;
+  return type != config::ComputeType::float32 && device == Device::cuda ? DType::bf16 : DType::f32;
 }
 
 MatmulType matmul_type_of(config::ComputeType type) {
-  return type == config::ComputeType::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  return type == config::ComputeType::float32 ? MatmulType::f32 : MatmulType::bf16;
 }
 
 Transformer::Transformer(const config::Model& model, const config::Router& router, DType dtype, bool training)

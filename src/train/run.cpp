@@ -288,10 +288,8 @@ std::optional<EvalResult> TrainingRun::evaluate_if_due() {
                               .batch = run_.train.micro_batch_size,
                               .max_tokens = run_.train.eval_tokens,
                               .begin_token = data_.begin_token};
-  Context& ctx = step_.context();
-  ctx.attention = AttentionBackend::flash;  // as `switchyard eval` computes
-  EvalResult result = evaluate(step_.model(), data_.validation, settings, ctx, all_);
-  ctx.attention = run_.train.attention;
+  const AsEvaluated as_evaluated(step_.context());
+  const EvalResult result = evaluate(step_.model(), data_.validation, settings, step_.context(), all_);
   step_.count_windows();
   return result;
 }

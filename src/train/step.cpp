@@ -50,6 +50,13 @@ void check_attention(const config::Run& run, const model::Transformer& model, De
   if (!reason.empty()) throw_input("train.attention: is \"cudnn\": {}; or set it to \"flash\"", reason);
 }
 
+// Likewise products in FP8.
+void check_products(const config::Run& run, Device device) {
+  if (run.train.dtype != config::ComputeType::fp8) return;
+  const std::string reason = ops::e4m3_unavailable_reason(device);
+  if (!reason.empty()) throw_input("train.dtype: is \"fp8\": {}; or set it to \"bfloat16\"", reason);
+}
+
 // Of a device's free memory, what is planned for: operators take workspace, too.
 constexpr double kPlanned = 0.85;
 
@@ -57,6 +64,7 @@ constexpr double kPlanned = 0.85;
 MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
                         const parallel::World& world, Device device) {
   check_attention(run, model, device);
+  check_products(run, device);
   model.parameters().place(
       placement_of(mesh, run.parallel.zero, sums_beside_backward(run, mesh.all.size(), device)));
   const auto plan_with = [&](double room) {
@@ -119,8 +127,14 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       grad_squares_1_(device, {1}) {
   ctx_.attention = run.train.attention;
   ctx_.matmul = model::matmul_type_of(run.train.dtype);
+  ctx_.e4m3_layers = run.train.dtype == config::ComputeType::fp8;
   ops::open_stream(ctx_);
-  if (world.rank() == 0 && !ops::has_fast_matmul(ctx_.matmul, ctx_.device))
+  if (world.rank() == 0 && ctx_.e4m3_layers && !ops::has_fast_matmul(MatmulType::e4m3, ctx_.device))
+    log_warning(
+        "train.dtype is \"fp8\", but a CPU has no FP8 products: operands are rounded and multiplied in "
+        "float32, "
+        "which is slower than \"float32\"");
+  else if (world.rank() == 0 && !ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
         "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
         "operands "
@@ -201,10 +215,9 @@ void Step::rehearse_rest(bool evaluates) {
   }
   if (!evaluates) return;
   batch.training = false;
-  ctx_.attention = AttentionBackend::flash;  // as evaluations compute
+  const AsEvaluated as_evaluated(ctx_);
   model_.forward(batch, ctx_);
   model_.loss(loss_T_, batch, ctx_);
-  ctx_.attention = run_.train.attention;
 }
 
 double Step::exchange_seconds() {

@@ -26,6 +26,26 @@
 
 namespace switchyard::train {
 
+// Until the end of its scope a training run computes as evaluation and generation do.
+class AsEvaluated {
+ public:
+  explicit AsEvaluated(Context& ctx) : ctx_(ctx), attention_(ctx.attention), e4m3_layers_(ctx.e4m3_layers) {
+    ctx.attention = AttentionBackend::flash;
+    ctx.e4m3_layers = false;
+  }
+  ~AsEvaluated() {
+    ctx_.attention = attention_;
+    ctx_.e4m3_layers = e4m3_layers_;
+  }
+  AsEvaluated(const AsEvaluated&) = delete;
+  AsEvaluated& operator=(const AsEvaluated&) = delete;
+
+ private:
+  Context& ctx_;
+  AttentionBackend attention_;
+  bool e4m3_layers_;
+};
+
 // What a step writes on its device and the host reads when it is over.
 // Zeros at first, of the host, and where a device writes them.
 template <class T>

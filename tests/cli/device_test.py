@@ -248,6 +248,35 @@ class OnTheDevice(CliTest):
             self.assertLess(abs(losses["bfloat16"] - losses["float32"]), 2e-3 * losses["float32"], name)
             self.on_device("generate", f"{name}_device", "--prompt-tokens", "41,42,43", "--greedy", "--max-new-tokens", "4")
 
+    @long_run
+    def test_fp8_learns_what_it_learns_on_the_cpu(self):
+        """Training in FP8 on the device: the CPU's curve but for the rounding of what lies in bf16."""
+        mtp = {**DEEPSEEK_V3, "num_nextn_predict_layers": 1}
+        models = {"qwen3": (harness.QWEN3_MOE, LPR, {}), "v3": (mtp, {"type": "sigmoid_group"}, {"train__mtp_loss_coef": 0.3})}
+        for name, (model, router, changes) in models.items():
+            config = self.config(model, router, train__dtype="fp8", **changes)
+            self.ok("train", config, "--out", f"{name}_cpu")
+            self.on_device("train", config, "--out", f"{name}_device")
+            self.on_device("train", config, "--set", "train.dtype=bfloat16", "--out", f"{name}_bfloat16")
+            cpu, device, bfloat16 = (self.metrics(f"{name}_{kind}") for kind in ("cpu", "device", "bfloat16"))
+            self.assertNotEqual(device[0]["grad_norm"], bfloat16[0]["grad_norm"])
+            for one, other in zip(cpu, device, strict=True):
+                # bf16 rounds to 2^-9. Where that moves a value over the middle between two of E4M3, it moves by 2^-3.
+                self.assertLess(abs(one["loss"] - other["loss"]), 5e-3 * one["loss"], f"{name}, step {one['step']}")
+            self.assertLess(abs(cpu[0]["grad_norm"] - device[0]["grad_norm"]), 0.03 * cpu[0]["grad_norm"], name)
+            losses = []
+            for dtype in ((), ("--dtype", "bfloat16")):
+                self.on_device("eval", f"{name}_device", *dtype, "--json", "eval.json")
+                losses.append(json.loads((self.dir / "eval.json").read_text())["loss"])
+            self.assertEqual(*losses)
+
+    def test_fp8_is_refused_where_there_are_no_instructions_for_it(self):
+        done = self.run_on_device("train", self.config(harness.QWEN3_MOE, train__dtype="fp8"), "--out", "run",
+                                  SWITCHYARD_NO_WGMMA="1")
+        self.assertEqual(done.code, 2, str(done))
+        self.assertRegex(done.err, 'train.dtype: is "fp8": .*compute capability 9.0.*; or set it to "bfloat16"')
+        self.assertFalse((self.dir / "run").exists())
+
     def test_bfloat16_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(self):
         config = self.config(harness.QWEN3_MOE, train__dtype="bfloat16")
         longer = ("--set", f"train.steps={STEPS + 1}", "--set", "train.schedule=constant")
