@@ -11,6 +11,7 @@
 #include "device.h"
 #include "elements.h"
 #include "launch.h"
+#include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "reduce.h"
 
@@ -87,9 +88,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A [rows, V] matrix whose rows start at multiples of kAtOnce.
+// A [rows, V] matrix whose rows start at multiples of kAtOnce. What lies between them is zero: it is read.
 Tensor take_padded(std::int64_t rows, std::int64_t V, DType dtype, Context& ctx) {
-  return ctx.scratch.take({rows, ceil_div(V, kAtOnce) * kAtOnce}, dtype).columns(0, V);
+  const std::int64_t width = ceil_div(V, kAtOnce) * kAtOnce;
+  const Tensor padded = ctx.scratch.take({rows, width}, dtype);
+  if (width > V) cuda::fill_zero(padded.columns(V, width - V), ctx);
+  return padded.columns(0, V);
 }
 
 // Calls use(first row, rows, dz of those rows) for each chunk; without a gradient there is no dz.

@@ -16,6 +16,7 @@
 
 #include "engine.h"
 #include "marked.h"
+#include "watcher.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -148,6 +149,7 @@ class Memory {
     }
   }
 
+  MemoryRange range() const { return {range_, kRange}; }
   bool has(const void* address) const {
     return range_ <= address && static_cast<const std::byte*>(address) < range_ + kRange;
   }
@@ -187,6 +189,7 @@ class Memory {
   void give_back(Pieces::iterator piece) {
     std::byte* const first = range_ + piece->first;
     const std::size_t size = piece->second.size;
+    if (watcher) watcher->emptied(first + kMarkBytes, piece->second.bytes);
     ASAN_POISON_MEMORY_REGION(first, size);
     if (piece->second.name.empty())
       madvise(first, size, MADV_DONTNEED);
@@ -237,6 +240,7 @@ void release(void* data) {
 std::string share(void* data) { return memory().share(static_cast<std::byte*>(data)); }
 void* open_shared(const std::string& name) { return memory().open_shared(name); }
 void close_shared(void* data) { memory().close_shared(static_cast<std::byte*>(data)); }
+MemoryRange device_memory_range() { return memory().range(); }
 bool is_device_memory(const void* data) { return memory().has(data); }
 bool is_allocated(const void* data, std::size_t bytes) {
   return memory().is_allocated(static_cast<const std::byte*>(data), bytes);

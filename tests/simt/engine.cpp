@@ -11,11 +11,14 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "marked.h"
+#include "watcher.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -45,8 +48,10 @@ struct Thread {
   State state = State::finished;
   bool in_kernel = false;
   context::fiber fiber;
+  const std::byte* end_of_stack = nullptr;
   const std::function<bool()>* awaited = nullptr;
   const std::string* awaited_name = nullptr;
+  const void* barrier = nullptr;  // where in the kernel it has met the others
   std::vector<AsyncCopy> open_group;
   std::deque<std::vector<AsyncCopy>> groups;
 #if defined(__SANITIZE_ADDRESS__)
@@ -54,6 +59,31 @@ struct Thread {
   const void* stack_bottom = nullptr;
   std::size_t stack_size = 0;
 #endif
+};
+
+// In which order threads run between two barriers, and blocks of a grid: SIMT_ORDER in the environment. A
+// number is the seed of an order drawn anew each time.
+class Order {
+ public:
+  Order() {
+    const char* const set = std::getenv("SIMT_ORDER");
+    const std::string name = set ? set : "ascending";
+    descending_ = name == "descending";
+    drawn_ = !descending_ && name != "ascending";
+    if (drawn_) random_.seed(static_cast<unsigned>(std::strtoul(name.c_str(), nullptr, 10)));
+  }
+  // The numbers below n.
+  void draw(std::vector<unsigned>& numbers, std::size_t n) {
+    if (numbers.size() == n && !drawn_) return;
+    numbers.resize(n);
+    std::iota(numbers.begin(), numbers.end(), 0u);
+    if (descending_) std::reverse(numbers.begin(), numbers.end());
+    if (drawn_) std::shuffle(numbers.begin(), numbers.end(), random_);
+  }
+
+ private:
+  bool descending_, drawn_;
+  std::mt19937 random_;
 };
 
 // Lanes of one warp on their way to meet.
@@ -79,7 +109,7 @@ class Engine {
   std::map<const void*, Function> functions;
 
   void run_grid(std::size_t dynamic_bytes, const std::function<void()>& body, const void* function);
-  void sync_block();
+  void sync_block(const void* place);
   void wait_until(const std::function<bool()>& ready, const std::string& what);
   void meet_warp(unsigned mask, const char* operation, void* args, void (*complete)(void* const*));
   void* static_shared(const void* key, std::size_t bytes);
@@ -102,6 +132,8 @@ class Engine {
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
   bool abandoned_ = false;
+  Order orders_;
+  std::vector<unsigned> thread_order_, block_order_;
   context::fiber scheduler_;
 #if defined(__SANITIZE_ADDRESS__)
   void* scheduler_fake_stack_ = nullptr;
@@ -115,6 +147,7 @@ class Engine {
   void make_fiber(Thread& thread);
   void check_shared() const;
   void check_shared_bytes(std::size_t static_bytes) const;
+  void tell_of_barrier() const;
   [[noreturn]] void fail_stuck() const;
 };
 
@@ -127,6 +160,7 @@ Engine& engine() {
 void Engine::make_fiber(Thread& thread) {
   context::protected_fixedsize_stack stacks(kStackBytes);
   const context::stack_context stack = stacks.allocate();
+  thread.end_of_stack = static_cast<const std::byte*>(stack.sp);
 #if defined(__SANITIZE_ADDRESS__)
   thread.stack_bottom = static_cast<const std::byte*>(stack.sp) - stack.size;
   thread.stack_size = stack.size;
@@ -182,6 +216,8 @@ void Engine::run_block() {
   static_pieces_.clear();
   static_bytes_ = 0;
   dynamic_piece_ = dynamic_bytes_ > 0 ? std::make_unique<Marked>(dynamic_bytes_) : nullptr;
+  if (watcher) watcher->begin_block(n_threads_);
+  if (watcher && dynamic_piece_) watcher->shared_piece(dynamic_piece_->data(), dynamic_bytes_);
   for (auto& meetings : meetings_) meetings.clear();
   block_state = nullptr;
   for (unsigned i = 0; i < n_threads_; ++i) {
@@ -194,7 +230,8 @@ void Engine::run_block() {
   }
   while (n_finished_ < n_threads_) {
     bool moved = false;
-    for (unsigned i = 0; i < n_threads_; ++i) {
+    orders_.draw(thread_order_, n_threads_);
+    for (const unsigned i : thread_order_) {
       Thread& thread = *threads_[i];
       if (thread.state == State::waiting && (*thread.awaited)()) thread.state = State::ready;
       if (thread.state != State::ready) continue;
@@ -206,9 +243,18 @@ void Engine::run_block() {
     if (n_waiting_ < n_threads_) fail_stuck();
     n_waiting_ = 0;
     for (unsigned i = 0; i < n_threads_; ++i) threads_[i]->state = State::ready;
+    if (watcher) tell_of_barrier();
   }
   check_shared();
   if (block_state) block_state->check_end();
+}
+
+void Engine::tell_of_barrier() const {
+  watcher->block_meets();
+  for (unsigned i = 1; i < n_threads_; ++i) {
+    if (threads_[i]->barrier != threads_[0]->barrier)
+      return watcher->meet_elsewhere(threads_[0]->barrier, threads_[i]->barrier);
+  }
 }
 
 void Engine::fail_stuck() const {
@@ -251,12 +297,12 @@ void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& bo
     threads_.push_back(std::make_unique<Thread>());
     make_fiber(*threads_.back());
   }
-  const std::uint64_t n_blocks = std::uint64_t{grid.x} * grid.y * grid.z;
+  block_order_.clear();
+  orders_.draw(block_order_, std::size_t{grid.x} * grid.y * grid.z);
+  if (order == BlockOrder::descending) std::reverse(block_order_.begin(), block_order_.end());
   try {
-    for (std::uint64_t b = 0; b < n_blocks; ++b) {
-      const std::uint64_t i = order == BlockOrder::ascending ? b : n_blocks - 1 - b;
-      block_index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-                     static_cast<unsigned>(i / grid.x / grid.y)};
+    for (const unsigned i : block_order_) {
+      block_index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
       run_block();
     }
   } catch (...) {
@@ -270,7 +316,8 @@ void Engine::run_grid(std::size_t dynamic_bytes, const std::function<void()>& bo
   }
 }
 
-void Engine::sync_block() {
+void Engine::sync_block(const void* place) {
+  current->barrier = place;
   current->state = State::at_barrier;
   ++n_waiting_;
   pause();
@@ -312,6 +359,7 @@ void Engine::meet_warp(unsigned mask, const char* operation, void* args, void (*
     return;
   }
   complete(meeting->args);
+  if (watcher && std::strcmp(operation, "__syncwarp") == 0) watcher->warp_meets(mask);
   meetings.erase(meetings.begin() + (meeting - meetings.data()));
   for (unsigned l = 0; l < kWarpSize; ++l) {
     if (mask >> l & 1) threads_[warp * kWarpSize + l]->state = State::ready;
@@ -327,6 +375,7 @@ void* Engine::static_shared(const void* key, std::size_t bytes) {
     check_shared_bytes(static_bytes_);
     if (function_) function_->static_bytes = std::max(function_->static_bytes, static_bytes_);
     found = static_pieces_.emplace(key, Marked(bytes)).first;
+    if (watcher) watcher->shared_piece(found->second.data(), bytes);
   }
   return found->second.data();
 }
@@ -371,7 +420,17 @@ void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_share
   e.grid = grid;
   e.block = block;
   e.block_index = {0, 0, 0};
-  e.run_grid(dynamic_shared_bytes, body, function);
+  if (watcher) watcher->begin_launch();
+  std::string found;
+  try {
+    e.run_grid(dynamic_shared_bytes, body, function);
+  } catch (const std::runtime_error& error) {
+    if (watcher) found = watcher->end_launch();
+    if (found.empty()) throw;
+    throw std::runtime_error(error.what() + ("\n" + found));
+  }
+  if (watcher) found = watcher->end_launch();
+  if (!found.empty()) throw std::runtime_error(std::string(kernel) + ":\n" + found);
   check_memory(kernel);
 }
 std::size_t static_shared_bytes(const void* function) { return engine().functions[function].static_bytes; }
@@ -385,10 +444,14 @@ const Dim3& block_dim() { return engine().block; }
 const Dim3& grid_dim() { return engine().grid; }
 unsigned lane() { return engine().current->number % kWarpSize; }
 
+const std::byte* end_of_stack() { return engine().current->end_of_stack; }
 unsigned thread_number() { return engine().current->number; }
 void fail(const std::string& what) { engine().fail(what); }
 
-void sync_block() { engine().sync_block(); }
+void sync_block() { engine().sync_block(__builtin_return_address(0)); }
+void note_atomic(const void* at, std::size_t bytes) {
+  if (watcher) watcher->atomic(at, bytes, __builtin_return_address(0));
+}
 void wait_until(const std::function<bool()>& ready, const std::string& what) {
   engine().wait_until(ready, what);
 }
@@ -403,13 +466,21 @@ std::size_t dynamic_shared_bytes() { return engine().dynamic_bytes(); }
 std::unique_ptr<BlockState>& block_state() { return engine().block_state; }
 
 void async_copy(void* to, const void* from, unsigned bytes, unsigned zeros_after) {
+  const unsigned size = bytes + zeros_after;
+  const auto read = bytes > 0 ? reinterpret_cast<std::uintptr_t>(from) : 0;
+  if ((reinterpret_cast<std::uintptr_t>(to) | read) % size != 0)
+    fail("an asynchronous copy of " + std::to_string(size) +
+         " bytes with an address that is no multiple of that");
+  if (watcher) watcher->copy(to, from, bytes, zeros_after, __builtin_return_address(0));
   engine().current->open_group.push_back({to, from, bytes, zeros_after});
 }
 void async_commit() {
+  if (watcher) watcher->commit_copies();
   Thread& thread = *engine().current;
   thread.groups.push_back(std::exchange(thread.open_group, {}));
 }
 void async_wait(unsigned groups_left) {
+  if (watcher) watcher->wait_for_copies(groups_left);
   Thread& thread = *engine().current;
   while (thread.groups.size() > groups_left) {
     arrive(thread.groups.front());

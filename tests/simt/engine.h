@@ -7,7 +7,9 @@
 //   - lanes of one warp that meet in different warp-wide operations;
 //   - writes outside device memory and shared memory, by marks around each piece, looked at after each block;
 //   - more shared memory than the launch asked for or the device has, static and dynamic together;
-//   - a grid of more blocks than a device's dimensions hold.
+//   - a grid of more blocks than a device's dimensions hold;
+//   - shuffles from lanes that take no part.
+// checks.cpp sees more where it is linked and kernels are compiled with hooks (docs/testing.md).
 // Everywhere else the host reads and writes no device memory: its pages are protected.
 // Shared memory is filled with NaN when a block starts and fresh device memory is, too.
 #pragma once
@@ -40,7 +42,9 @@ constexpr std::size_t kUnaskedSharedBytes = 48 * 1024;  // static and dynamic to
 constexpr unsigned kMostBlocks = 0x7fffffff, kMostBlocksAcross = 65535;  // of a grid's x; of its y and z
 
 enum class BlockOrder { ascending, descending };
-// The order in which blocks run: a result that depends on it is a race between blocks. Default: ascending.
+// The order in which blocks run: a result that depends on it is a race between blocks. Default: as SIMT_ORDER
+// in the environment says: ascending, descending, or the seed of a random order; threads run in such an order,
+// too.
 void set_block_order(BlockOrder order);
 
 // The most shared memory that a block may ask for: another device's. Default: kMaxSharedBytes.
@@ -67,10 +71,12 @@ const Dim3& block_index();
 const Dim3& block_dim();
 const Dim3& grid_dim();
 unsigned lane();
-unsigned thread_number();  // within the block
+unsigned thread_number();         // within the block
+const std::byte* end_of_stack();  // of the thread's, which grows down from there
 [[noreturn]] void fail(const std::string& what);
 
 void sync_block();
+void note_atomic(const void* at, std::size_t bytes);  // an atomic operation is about to be done there
 // Waits until ready() is true, which others bring about. `what` stands in the message if none does.
 void wait_until(const std::function<bool()>& ready, const std::string& what);
 
@@ -104,8 +110,13 @@ class DeviceAccess {
   DeviceAccess(const DeviceAccess&) = delete;
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
-void* allocate(std::size_t bytes);                         // filled with NaN
-void release(void* memory);                                // of allocate(), or null
+void* allocate(std::size_t bytes);  // filled with NaN
+void release(void* memory);         // of allocate(), or null
+struct MemoryRange {
+  const void* begin;
+  std::size_t bytes;
+};
+MemoryRange device_memory_range();                         // in which all pieces lie
 bool is_device_memory(const void* memory);                 // live or not
 bool is_allocated(const void* memory, std::size_t bytes);  // all of it in one live piece
 constexpr std::size_t kDeviceBytes = std::size_t{1} << 30;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "include/cuda_runtime.h"
+#include "marked.h"
+#include "watcher.h"
 
 namespace {
 
@@ -268,6 +270,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
                             cudaStream_t stream) {
   simt::enqueue(stream, [=] {
     if (bytes > 0) std::memmove(to, from, bytes);
+    if (simt::watcher) simt::watcher->written_by_host(to, bytes);
   });
   if (!simt::is_recording(stream) && (is_pageable(to) || is_pageable(from))) simt::finish(stream);
   return cudaSuccess;
@@ -275,6 +278,9 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream) {
   simt::enqueue(stream, [=] {
     if (bytes > 0) std::memset(to, byte, bytes);
+    // With what is poison, what was there is declared void.
+    if (simt::watcher && byte == simt::kPoison) simt::watcher->emptied(to, bytes);
+    if (simt::watcher && byte != simt::kPoison) simt::watcher->written_by_host(to, bytes);
   });
   return cudaSuccess;
 }

@@ -57,7 +57,7 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // ---- barriers and warp-wide operations ----
-inline void __syncthreads() { simt::sync_block(); }
+[[gnu::always_inline]] inline void __syncthreads() { simt::sync_block(); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -78,7 +78,8 @@ void complete_shuffle(void* const args[kWarpSize]) {
     if (!args[l]) continue;
     auto& to = *static_cast<Shuffle<T>*>(args[l]);
     const auto* from = to.source < kWarpSize ? static_cast<const Shuffle<T>*>(args[to.source]) : nullptr;
-    to.result = from ? from->value : to.value;
+    if (!from) fail("a shuffle from lane " + std::to_string(to.source) + ", which takes no part in it");
+    to.result = from->value;
   }
 }
 template <class T>
@@ -238,33 +239,41 @@ void __stcs(T* p, T value) {
   *p = value;
 }
 
+// Not compiled with hooks for accesses: what it does is told otherwise.
+#define SIMT_UNWATCHED __attribute__((no_sanitize("thread")))
+
 // ---- atomics: one thread of the operating system runs all, so plain arithmetic is atomic ----
 template <class T>
-T atomicAdd(T* p, T value) {
+SIMT_UNWATCHED T atomicAdd(T* p, T value) {
+  simt::note_atomic(p, sizeof *p);
   const T old = *p;
   *p = static_cast<T>(old + value);
   return old;
 }
 template <class T>
-T atomicMax(T* p, T value) {
+SIMT_UNWATCHED T atomicMax(T* p, T value) {
+  simt::note_atomic(p, sizeof *p);
   const T old = *p;
   *p = std::max(old, value);
   return old;
 }
 template <class T>
-T atomicMin(T* p, T value) {
+SIMT_UNWATCHED T atomicMin(T* p, T value) {
+  simt::note_atomic(p, sizeof *p);
   const T old = *p;
   *p = std::min(old, value);
   return old;
 }
 template <class T>
-T atomicExch(T* p, T value) {
+SIMT_UNWATCHED T atomicExch(T* p, T value) {
+  simt::note_atomic(p, sizeof *p);
   const T old = *p;
   *p = value;
   return old;
 }
 template <class T>
-T atomicCAS(T* p, T compare, T value) {
+SIMT_UNWATCHED T atomicCAS(T* p, T compare, T value) {
+  simt::note_atomic(p, sizeof *p);
   const T old = *p;
   if (old == compare) *p = value;
   return old;

@@ -2,7 +2,8 @@
 // "mbarrier", "Asynchronous Warpgroup Level Matrix Instructions". Everything happens as late as it may:
 //   - a bulk copy arrives when somebody waits for its barrier, and is NaN from the moment it is begun;
 //   - products are computed when their group is waited for; until then their accumulators are NaN;
-//   - products see what threads wrote to shared memory only after a fence_proxy_async.
+//   - products see what threads wrote to shared memory only after a fence_proxy_async;
+//   - registers of a product must not have been written since the wgmma_fence before it, nor while it goes on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -65,76 +66,19 @@ class Hopper : public BlockState {
   Hopper() : view_(dynamic_shared_bytes(), std::byte{0xff}) {}
 
   // ---- addresses ----
-  unsigned address_of(const void* p) const {
-    const std::ptrdiff_t offset = static_cast<const std::byte*>(p) - base();
-    if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(view_.size()))
-      fail("an address outside the dynamic shared memory");
-    return kSharedStart + static_cast<unsigned>(offset);
-  }
+  unsigned address_of(const void* p) const;
 
   // ---- barriers ----
-  void barrier_init(const void* at, unsigned arrivals) {
-    if (!barriers_.emplace(address_of(at), Barrier{arrivals, arrivals, 0, 0, false, {}}).second)
-      fail("a barrier that is initialised twice");
-  }
-  void barrier_arrive(const void* at, unsigned expected_bytes) {
-    Barrier& barrier = barrier_at(at);
-    barrier.bytes += expected_bytes;
-    if (barrier.pending == 0) fail("more arrivals at a barrier than it counts");
-    --barrier.pending;
-    barrier.advance();
-  }
-  void barrier_wait(const void* at, unsigned parity) {
-    Barrier& barrier = barrier_at(at);
-    const std::function<bool()> passed = [&] {
-      if (barrier.phase % 2 == parity) barrier.finish_copies();
-      return barrier.phase % 2 != parity;
-    };
-    wait_until(passed, "parity " + std::to_string(parity) + " of the barrier at " +
-                           std::to_string(address_of(at)) + " (arrivals missing: " +
-                           std::to_string(barrier.pending) + ", bytes: " + std::to_string(barrier.bytes) + ")");
-  }
+  void barrier_init(const void* at, unsigned arrivals);
+  void barrier_arrive(const void* at, unsigned expected_bytes);
+  void barrier_wait(const void* at, unsigned parity);
   // bar.sync
-  void named_barrier(unsigned id, unsigned threads) {
-    Named& named = named_[id];
-    const unsigned round = named.round;
-    if (++named.arrived == threads) {
-      named.arrived = 0;
-      ++named.round;
-    } else {
-      wait_until([&] { return named.round != round; }, "the others at barrier " + std::to_string(id));
-    }
-  }
+  void named_barrier(unsigned id, unsigned threads);
 
   // ---- memory ----
-  void fence_proxy_async() {
-    fenced_ = true;
-    for (auto& [address, barrier] : barriers_) barrier.published = true;
-  }
+  void fence_proxy_async();
   // One box of a tensor with rows of 128 bytes, swizzled.
-  void bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[3]) {
-    Barrier& barrier = barrier_at(barrier_address);
-    if (!barrier.published) fail("a bulk copy with a barrier that was not published to it");
-    const unsigned start = address_of(to), rows = static_cast<unsigned>(map.box[1] * map.box[2]);
-    if (start % 1024 != 0) fail("a bulk copy to an address that is no multiple of 1024");
-    for (unsigned at = start; at < start + 128 * rows; at += 2) write(at, 0xffff);
-    barrier.copies.push_back([this, &barrier, map, start, rows, x = first[0], y = first[1], z = first[2]] {
-      for (unsigned row = 0; row < rows; ++row) {
-        for (unsigned column = 0; column < 64; ++column) {
-          const std::int64_t at[3] = {x + static_cast<int>(column), y + static_cast<int>(row) % map.box[1],
-                                      z + static_cast<int>(row) / map.box[1]};
-          std::uint16_t bits = 0;  // outside the tensor
-          if (std::min({at[0], at[1], at[2]}) >= 0 && at[0] < map.size[0] && at[1] < map.size[1] &&
-              at[2] < map.size[2])
-            std::memcpy(&bits, map.data + 2 * at[0] + at[1] * map.stride_bytes[1] + at[2] * map.stride_bytes[2],
-                        sizeof bits);
-          write(swizzled(start + 128 * row + 2 * column), bits);
-        }
-      }
-      barrier.bytes -= 128 * rows;
-      barrier.advance();
-    });
-  }
+  void bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[3]);
 
   // ---- products ----
   struct Wgmma {
@@ -148,62 +92,27 @@ class Hopper : public BlockState {
     Hopper* block;
     Wgmma product;
     const unsigned* a_registers;
+    const void* place;  // in the kernel
     std::shared_ptr<Product> result;
   };
-  void wgmma_fence() { thread().fenced = true; }
+  void wgmma_fence();
   // a_registers: of a in registers, read when the product is waited for.
-  void wgmma(float* d, const Wgmma& product, const unsigned* a_registers) {
-    if (std::exchange(fenced_, false)) std::memcpy(view_.data(), base(), view_.size());
-    Args args{this, product, a_registers, {}};
-    meet_warp(kFullMask, "wgmma.mma_async", &args, begin);
-    Thread& t = thread();
-    if (!t.fenced) fail("wgmma.mma_async without a wgmma.fence after its registers were written");
-    const auto count = static_cast<std::size_t>(product.n / 2);
-    auto [found, is_new] = t.accumulators.try_emplace(d);
-    if (is_new) found->second.value.assign(d, d + count);
-    ++found->second.in_flight;
-    std::fill(d, d + count, std::numeric_limits<float>::quiet_NaN());
-    t.open.push_back({args.result, d});
-  }
-  void wgmma_commit() {
-    Thread& t = thread();
-    t.groups.push_back(std::exchange(t.open, {}));
-  }
-  void wgmma_wait(unsigned groups_left) {
-    Thread& t = thread();
-    while (t.groups.size() > groups_left) {
-      for (const Begun& begun : t.groups.front()) finish(t, begun);
-      t.groups.pop_front();
-    }
-  }
+  void wgmma(float* d, const Wgmma& product, const unsigned* a_registers);
+  void wgmma_commit();
+  void wgmma_wait(unsigned groups_left);
 
-  void check_end() override {
-    for (const auto& [address, barrier] : barriers_) {
-      if (!barrier.copies.empty()) fail("leaves a bulk copy for which nobody waited");
-    }
-    for (const auto& [number, t] : threads_) {
-      if (!t.open.empty() || !t.groups.empty()) fail("leaves products for which nobody waited");
-    }
-    for (const auto& [group, products] : begun_by_group_) {
-      for (unsigned warp = 4 * group; warp < 4 * group + 4; ++warp) {
-        if (n_begun_[warp] != products.size()) fail("a warp left out a product of its warpgroup");
-      }
-    }
-  }
+  void check_end() override;
 
  private:
   struct Barrier {
+    const void* at;
     unsigned arrivals, pending;
-    std::int64_t bytes;
-    unsigned phase;
-    bool published;
-    std::vector<std::function<void()>> copies;
+    std::int64_t bytes = 0;
+    unsigned phase = 0;
+    bool published = false;
+    std::vector<std::function<void()>> copies = {};
 
-    void advance() {
-      if (pending > 0 || bytes != 0) return;
-      ++phase;
-      pending = arrivals;
-    }
+    void advance();
     void finish_copies() {
       for (const auto& copy : std::exchange(copies, {})) copy();
     }
@@ -218,12 +127,19 @@ class Hopper : public BlockState {
   struct Begun {
     std::shared_ptr<Product> product;
     float* d;
+    const unsigned* a_registers;
+    unsigned a[4];  // what was in them
   };
   struct Thread {
     std::map<float*, Accumulator> accumulators;  // with what the registers will hold
     std::vector<Begun> open;
     std::deque<std::vector<Begun>> groups;
     bool fenced = false;
+    // The thread's stack when it was fenced: what the kernel's registers are here.
+    const std::byte* stack = nullptr;
+    std::vector<std::byte> on_stack;
+
+    bool unchanged(const void* registers, std::size_t bytes) const;
   };
 
   std::map<unsigned, Barrier> barriers_;
@@ -257,15 +173,20 @@ class Hopper : public BlockState {
   //   along K:       rows of 128 bytes, eight of them, then the next eight a stride further
   //   along M or N:  lines of 128 bytes, one for each k, eight of them, then the next eight a stride further;
   //                  64 i in a line, the next 64 a leading offset further
-  float element(std::uint64_t descriptor, bool along_k, unsigned i, unsigned k) const {
+  static unsigned element_address(std::uint64_t descriptor, bool along_k, unsigned i, unsigned k) {
     const auto field = [&](int shift) { return static_cast<unsigned>(descriptor >> shift & 0x3fff) * 16; };
     const unsigned start = field(0), leading = field(16), stride = field(32);
-    const unsigned address = start + (along_k ? i % 8 * 128 + i / 8 * stride + 2 * k
-                                              : k % 8 * 128 + k / 8 * stride + i % 64 * 2 + i / 64 * leading);
+    return swizzled(start + (along_k ? i % 8 * 128 + i / 8 * stride + 2 * k
+                                     : k % 8 * 128 + k / 8 * stride + i % 64 * 2 + i / 64 * leading));
+  }
+  float element(std::uint64_t descriptor, bool along_k, unsigned i, unsigned k) const {
     std::uint16_t bits;
-    std::memcpy(&bits, view_.data() + offset_of(swizzled(address)), sizeof bits);
+    std::memcpy(&bits, view_.data() + offset_of(element_address(descriptor, along_k, i, k)), sizeof bits);
     return __bfloat162float({bits});
   }
+  // Tells that the warp's part of a product is about to read `count` of an operand, i from `first` on.
+  void tell_of_operand(std::uint64_t descriptor, bool along_k, unsigned first, unsigned count,
+                       const void* place) const;
 
   // The same of E4M3 along K.
   float element_of_e4m3(std::uint64_t descriptor, unsigned i, unsigned k) const {
@@ -284,78 +205,6 @@ class Hopper : public BlockState {
   static void compute(const Hopper& block, Product& product, unsigned warp);
   void finish(Thread& t, const Begun& begun);
 };
-
-// A warpgroup's 64 x n sums.
-struct Product {
-  Hopper::Wgmma wgmma;
-  const unsigned* a_registers[4][kWarpSize] = {};
-  std::vector<float> of_warp[4] =
-      {};  // 16 rows each; empty until somebody waits for it, and after all lanes have
-  unsigned lanes_left[4] = {kWarpSize, kWarpSize, kWarpSize, kWarpSize};
-};
-
-inline void Hopper::begin(void* const args[kWarpSize]) {
-  const auto& first = *static_cast<const Args*>(args[0]);
-  const Wgmma& wgmma = first.product;
-  for (std::uint64_t descriptor : {first.a_registers ? wgmma.b : wgmma.a, wgmma.b}) {
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
-      fail("a descriptor without 128-byte swizzle, or with a base offset");
-  }
-  const unsigned warp = thread_number() / kWarpSize;
-  auto& of_group = first.block->begun_by_group_[warp / 4];
-  const std::size_t number = first.block->n_begun_[warp]++;
-  if (number == of_group.size()) of_group.push_back(std::make_shared<Product>(Product{wgmma}));
-  if (of_group[number]->wgmma.key() != wgmma.key()) fail("warps of one warpgroup begin different products");
-  for (unsigned l = 0; l < kWarpSize; ++l) {
-    auto& lane_args = *static_cast<Args*>(args[l]);
-    if (lane_args.product.key() != wgmma.key()) fail("lanes of one warp begin different products");
-    lane_args.result = of_group[number];
-    of_group[number]->a_registers[warp % 4][l] = lane_args.a_registers;
-  }
-}
-
-inline void Hopper::compute(const Hopper& block, Product& product, unsigned warp) {
-  const Wgmma& wgmma = product.wgmma;
-  const auto n = static_cast<unsigned>(wgmma.n);
-  const auto a_at = [&](unsigned row, unsigned k) {
-    if (wgmma.e4m3) return block.element_of_e4m3(wgmma.a, 16 * warp + row, k);
-    const unsigned* const registers = product.a_registers[warp][row % 8 * 4 + k % 8 / 2];
-    if (!registers) return block.element(wgmma.a, !wgmma.a_along_m, 16 * warp + row, k);
-    const auto bits = static_cast<std::uint16_t>(registers[row / 8 + k / 8 * 2] >> (k % 2 * 16));
-    return __bfloat162float({bits});
-  };
-  std::vector<float>& value = product.of_warp[warp];
-  value.resize(16 * n);
-  std::vector<float> b(n);
-  for (unsigned k = 0; k < (wgmma.e4m3 ? 32u : 16u); ++k) {
-    for (unsigned j = 0; j < n; ++j)
-      b[j] = wgmma.e4m3 ? block.element_of_e4m3(wgmma.b, j, k) : block.element(wgmma.b, !wgmma.b_along_n, j, k);
-    for (unsigned row = 0; row < 16; ++row) {
-      const float a = a_at(row, k);
-      for (unsigned j = 0; j < n; ++j) value[row * n + j] += a * b[j];
-    }
-  }
-}
-
-inline void Hopper::finish(Thread& t, const Begun& begun) {
-  Product& product = *begun.product;
-  const auto n = static_cast<unsigned>(product.wgmma.n);
-  const unsigned l = lane(), warp = thread_number() / kWarpSize % 4;
-  std::vector<float>& of_warp = product.of_warp[warp];
-  if (of_warp.empty()) compute(*this, product, warp);
-  const auto found = t.accumulators.find(begun.d);
-  Accumulator& accumulator = found->second;
-  for (unsigned i = 0; i < n / 2; ++i) {
-    const unsigned row = l / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
-    const float value = of_warp[row * n + column];
-    accumulator.value[i] = product.wgmma.add ? accumulator.value[i] + value : value;
-  }
-  if (--product.lanes_left[warp] == 0) of_warp = {};
-  if (--accumulator.in_flight > 0) return;
-  std::copy(accumulator.value.begin(), accumulator.value.end(), begun.d);
-  t.accumulators.erase(found);
-  t.fenced = false;
-}
 
 inline Hopper& hopper() {
   if (!block_state()) block_state() = std::make_unique<Hopper>();
