@@ -62,7 +62,7 @@ const std::string& source_of(std::uint32_t place);
 class Checks : public Watcher {
  public:
   static inline bool active = false;  // a kernel is running
-  Checks() { watcher = this; }
+  Checks();
 
   void begin_launch() override {
     first_of_launch_ = ++interval_;
@@ -86,10 +86,10 @@ class Checks : public Watcher {
   std::string end_launch() override;
 
   void hook(const void* at, std::size_t bytes, Kind kind, const void* place) {
-    if (is_device_memory(at) || piece_near(at)) access(at, bytes, kind, place);
+    if (is_of_device(at) || piece_near(at)) access(at, bytes, kind, place);
   }
   void misaligned(const void* at, const void* place) {
-    if (is_device_memory(at) || piece_near(at)) tell("an address that is misaligned for its type", place);
+    if (is_of_device(at) || piece_near(at)) tell("an address that is misaligned for its type", place);
   }
 
   void read(const void* from, std::size_t bytes, const void* place) override {
@@ -178,6 +178,9 @@ class Checks : public Watcher {
   using FindingKey = std::tuple<std::string, std::uint32_t, std::uint32_t>;  // and its places
 
   std::uint32_t interval_ = kByHost, first_of_launch_ = 0, first_of_block_ = 0;
+  std::uintptr_t device_ = 0;  // where device memory begins
+  std::size_t device_bytes_ = 0;
+  Cell* device_cells_ = nullptr;  // of all of it; pages that no one touches cost nothing
   Clocks clocks_;
   Known known_to_warp_;
   std::vector<unsigned> everybody_;
@@ -199,7 +202,12 @@ class Checks : public Watcher {
     }
     return nullptr;
   }
-  static Cell* device_cell(const void* p);
+  bool is_of_device(const void* p) const {
+    return reinterpret_cast<std::uintptr_t>(p) - device_ < device_bytes_;
+  }
+  Cell* device_cell(const void* p) const {
+    return device_cells_ + (reinterpret_cast<std::uintptr_t>(p) - device_) / kCellBytes;
+  }
 
   void access(const void* at, std::size_t bytes, Kind kind, const void* place) {
     const unsigned t = thread_number();
@@ -244,16 +252,15 @@ class Checks : public Watcher {
 
 // ---- memory ----
 
-// The cells of all device memory; pages that no one touches cost nothing.
-Cell* Checks::device_cell(const void* p) {
-  static const auto [first, cells] = [] {
-    const MemoryRange range = device_memory_range();
-    void* const memory = mmap(nullptr, range.bytes / kCellBytes * sizeof(Cell), PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::runtime_error("no addresses for the checks of device memory");
-    return std::pair(static_cast<const std::byte*>(range.begin), static_cast<Cell*>(memory));
-  }();
-  return cells + (static_cast<const std::byte*>(p) - first) / static_cast<std::ptrdiff_t>(kCellBytes);
+Checks::Checks() {
+  const MemoryRange range = device_memory_range();
+  device_ = reinterpret_cast<std::uintptr_t>(range.begin);
+  device_bytes_ = range.bytes;
+  void* const cells = mmap(nullptr, range.bytes / kCellBytes * sizeof(Cell), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (cells == MAP_FAILED) throw std::runtime_error("no addresses for the checks of device memory");
+  device_cells_ = static_cast<Cell*>(cells);
+  watcher = this;
 }
 
 bool is_poison(const void* at) {
@@ -266,14 +273,14 @@ bool is_poison(const void* at) {
 
 // What holds anything but poison was written, so that only poison need be looked for.
 void Checks::written_by_host(const void* to, std::size_t bytes) {
-  if (!is_device_memory(to)) return;
+  if (!is_of_device(to)) return;
   const auto* const data = static_cast<const std::byte*>(to);
   for (std::size_t i = 0; i < bytes; i += kCellBytes) {
     if (is_poison(data + i)) device_cell(data + i)->write = {kByHost};
   }
 }
 void Checks::emptied(const void* data, std::size_t bytes) {
-  if (!is_device_memory(data) || bytes == 0) return;
+  if (!is_of_device(data) || bytes == 0) return;
   Cell* const first = device_cell(data);
   Cell* const last = device_cell(static_cast<const std::byte*>(data) + bytes - 1) + 1;
   constexpr std::uintptr_t kPage = 4096;
@@ -290,7 +297,7 @@ void Checks::emptied(const void* data, std::size_t bytes) {
 
 void Checks::touch(const void* at, std::size_t bytes, const Access& a) {
   const auto begin = reinterpret_cast<std::uintptr_t>(at), end = begin + bytes;
-  Piece* const piece = is_device_memory(at) ? nullptr : piece_near(at);
+  Piece* const piece = is_of_device(at) ? nullptr : piece_near(at);
   if (piece) {
     if (begin < piece->begin || end > piece->end)
       return tell(std::string(a.kind == Kind::read ? "reads" : "writes") + " beside a piece of shared memory",
@@ -299,7 +306,7 @@ void Checks::touch(const void* at, std::size_t bytes, const Access& a) {
     const std::size_t first = (begin - piece->begin) / kCellBytes, last = (end - 1 - piece->begin) / kCellBytes;
     for (std::size_t i = first; i <= last; ++i)
       touch(cells[i], a, true, reinterpret_cast<const void*>(piece->begin + i * kCellBytes));
-  } else if (is_device_memory(at)) {
+  } else if (is_of_device(at)) {
     Cell* const first = device_cell(at);
     Cell* const last = device_cell(reinterpret_cast<const void*>(end - 1));
     if ((first->write.interval == 0 || last->write.interval == 0) && !is_allocated(at, bytes))
