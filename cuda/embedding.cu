@@ -100,10 +100,12 @@ __device__ __forceinline__ void sort(Found& found, int n_found) {
     }
     for (int m = first_of_warp; m < last_of_warp; ++m)
       place += found.next.token[m] < token + (m < n ? 1 : 0) ? 1 : 0;
-    for (int m = last_of_warp; m < n_found; m += kAtOnce) {
-      const auto others = load<kAtOnce>(found.next.token + m);
-      for (int i = 0; i < kAtOnce; ++i) place += m + i < n_found && others.element[i] < token ? 1 : 0;
+    int behind = last_of_warp;
+    for (; behind + kAtOnce <= n_found; behind += kAtOnce) {
+      const auto others = load<kAtOnce>(found.next.token + behind);
+      for (int i = 0; i < kAtOnce; ++i) place += others.element[i] < token ? 1 : 0;
     }
+    for (; behind < n_found; ++behind) place += found.next.token[behind] < token ? 1 : 0;
     found.sorted.token[place] = token;
     found.sorted.t[place] = found.next.t[n];
   }
