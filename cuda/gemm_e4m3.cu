@@ -79,10 +79,13 @@ __device__ __forceinline__ ThreadScales<kLayout> load_scales(const Scales& scale
   for (int half = 0; half < 2; ++half)
     own.row[half] = first_row + 8 * half < tile.m_end ? scales.a_tM[t][first_row + 8 * half] : 0.0f;
   if constexpr (ThreadScales<kLayout>::kOfColumns) {
-    const float* const of_tile = scales.b + t * scales.b_stride + tile.n_first;
+    const float* const of_tile = scales.b + t * scales.b_stride;
     SY_UNROLL
-    for (int j = 0; j < kSums / 4; ++j)
-      own.column[j] = load<2>(of_tile + 8 * j + 2 * (static_cast<int>(threadIdx.x) % 4));
+    for (int j = 0; j < kSums / 4; ++j) {
+      const int n = tile.n_first + 8 * j + 2 * (static_cast<int>(threadIdx.x) % 4);
+      SY_UNROLL
+      for (int q = 0; q < 2; ++q) own.column[j].element[q] = n + q < p.n ? of_tile[n + q] : 0.0f;
+    }
   } else {
     const std::int64_t row_of_blocks = std::int64_t{tile.expert} * p.tiles_n + tile.n_first / kTile;
     own.column[0].element[0] = scales.b[row_of_blocks * tile.k_end + t];

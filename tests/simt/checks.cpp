@@ -30,8 +30,6 @@ namespace simt {
 
 namespace {
 
-constexpr std::size_t kCellBytes = 2;  // as small as what threads write beside one another: bf16
-
 // An access: in which interval between two barriers of a block, by whom, from where in the code. Intervals are
 // counted over all blocks and launches.
 struct Stamp {
@@ -40,7 +38,7 @@ struct Stamp {
   std::uint16_t actor = 0;
   bool atomic = false;
 };
-// Of two bytes.
+// Of one byte.
 struct Cell {
   Stamp write, read;                             // the last ones
   std::uint32_t more_readers = 0;                // since the last write: which of readers_, from 1 on
@@ -81,7 +79,7 @@ class Checks : public Watcher {
     Piece& piece = pieces_[n_pieces_++];
     piece.begin = reinterpret_cast<std::uintptr_t>(data);
     piece.end = piece.begin + bytes;
-    piece.cells.resize(std::max(piece.cells.size(), bytes / kCellBytes + 1));
+    piece.cells.resize(std::max(piece.cells.size(), bytes));
   }
   std::string end_launch() override;
 
@@ -206,7 +204,7 @@ class Checks : public Watcher {
     return reinterpret_cast<std::uintptr_t>(p) - device_ < device_bytes_;
   }
   Cell* device_cell(const void* p) const {
-    return device_cells_ + (reinterpret_cast<std::uintptr_t>(p) - device_) / kCellBytes;
+    return device_cells_ + (reinterpret_cast<std::uintptr_t>(p) - device_);
   }
 
   void access(const void* at, std::size_t bytes, Kind kind, const void* place) {
@@ -256,26 +254,20 @@ Checks::Checks() {
   const MemoryRange range = device_memory_range();
   device_ = reinterpret_cast<std::uintptr_t>(range.begin);
   device_bytes_ = range.bytes;
-  void* const cells = mmap(nullptr, range.bytes / kCellBytes * sizeof(Cell), PROT_READ | PROT_WRITE,
+  void* const cells = mmap(nullptr, range.bytes * sizeof(Cell), PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (cells == MAP_FAILED) throw std::runtime_error("no addresses for the checks of device memory");
   device_cells_ = static_cast<Cell*>(cells);
   watcher = this;
 }
 
-bool is_poison(const void* at) {
-  std::uint16_t bits;
-  std::memcpy(&bits,
-              reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) / kCellBytes * kCellBytes),
-              sizeof bits);
-  return bits == 0xffff;
-}
+bool is_poison(const void* at) { return *static_cast<const unsigned char*>(at) == kPoison; }
 
 // What holds anything but poison was written, so that only poison need be looked for.
 void Checks::written_by_host(const void* to, std::size_t bytes) {
   if (!is_of_device(to)) return;
   const auto* const data = static_cast<const std::byte*>(to);
-  for (std::size_t i = 0; i < bytes; i += kCellBytes) {
+  for (std::size_t i = 0; i < bytes; ++i) {
     if (is_poison(data + i)) device_cell(data + i)->write = {kByHost};
   }
 }
@@ -303,9 +295,9 @@ void Checks::touch(const void* at, std::size_t bytes, const Access& a) {
       return tell(std::string(a.kind == Kind::read ? "reads" : "writes") + " beside a piece of shared memory",
                   a);
     Cell* const cells = piece->cells.data();
-    const std::size_t first = (begin - piece->begin) / kCellBytes, last = (end - 1 - piece->begin) / kCellBytes;
+    const std::size_t first = begin - piece->begin, last = end - 1 - piece->begin;
     for (std::size_t i = first; i <= last; ++i)
-      touch(cells[i], a, true, reinterpret_cast<const void*>(piece->begin + i * kCellBytes));
+      touch(cells[i], a, true, reinterpret_cast<const void*>(piece->begin + i));
   } else if (is_of_device(at)) {
     Cell* const first = device_cell(at);
     Cell* const last = device_cell(reinterpret_cast<const void*>(end - 1));
@@ -313,8 +305,7 @@ void Checks::touch(const void* at, std::size_t bytes, const Access& a) {
       return tell(std::string(a.kind == Kind::read ? "reads" : "writes") + " beside a piece of device memory",
                   a);
     for (Cell* cell = first; cell <= last; ++cell)
-      touch(*cell, a, false,
-            reinterpret_cast<const void*>(begin + static_cast<std::uintptr_t>(cell - first) * kCellBytes));
+      touch(*cell, a, false, reinterpret_cast<const void*>(begin + static_cast<std::uintptr_t>(cell - first)));
   }
 }
 
