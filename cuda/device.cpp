@@ -32,13 +32,6 @@ void released(cudaError_t error) {
   if (error != cudaSuccess) (void)cudaGetLastError();
 }
 
-void* allocate(std::int64_t bytes) {
-  void* memory = nullptr;
-  return allocated(cudaMalloc(&memory, static_cast<std::size_t>(bytes))) ? memory : nullptr;
-}
-
-void release(void* memory) { released(cudaFree(memory)); }
-
 // Page-locked: copies from it go on while the host does.
 void* allocate_staging(std::int64_t bytes) {
   void* memory = nullptr;
@@ -241,9 +234,15 @@ std::int64_t total_memory() {
 }
 
 void use_device_memory() {
-  set_device_memory(Device::cuda,
-                    {allocate, release, fill, copy, allocate_staging, release_staging, free_memory});
+  set_device_memory(Device::cuda, {take_device_memory, give_device_memory, fill, copy, allocate_staging,
+                                   release_staging, free_memory, take_exchanged_memory, give_exchanged_memory});
 }
+
+void* take_device_memory(std::int64_t bytes) {
+  void* memory = nullptr;
+  return allocated(cudaMalloc(&memory, static_cast<std::size_t>(bytes))) ? memory : nullptr;
+}
+void give_device_memory(void* memory) { released(cudaFree(memory)); }
 
 void upload(Tensor to, Tensor from, Context& ctx) {
   SY_CUDA(cudaMemcpyAsync(to.raw(), from.raw(), static_cast<std::size_t>(from.nbytes()), cudaMemcpyHostToDevice,

@@ -41,6 +41,14 @@ std::int64_t total_memory();  // of the device, whatever of it is in use
 // before the first of them.
 void use_device_memory();
 
+// The device's plain memory: null where there is none left. What frees it must not throw: a failure is seen by
+// the next call.
+void* take_device_memory(std::int64_t bytes);
+void give_device_memory(void* memory);
+// Memory that is exchanged: the same, or where it is symmetric the library's by which ranks meet (nccl.cpp).
+void* take_exchanged_memory(std::int64_t bytes);
+void give_exchanged_memory(void* memory);
+
 // How whoever waits does so: ops::set_device_wait_check().
 void set_wait_check(std::function<void()> check);
 

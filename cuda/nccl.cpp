@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "device.h"
 
 #ifdef SWITCHYARD_HAS_NCCL
 
@@ -14,16 +15,19 @@
 #include <dlfcn.h>
 #endif
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <vector>
 
-#include "device.h"
 #include "launch.h"
 #include "ops/device.h"
 
 namespace switchyard::ops::cuda {
 
 namespace {
+
+constexpr int kOldestWithWindows = 22800;
 
 // The library is opened when ranks first ask for it, so that a run on one device does without.
 #define SY_NCCL_FUNCTIONS(each)                                                                        \
@@ -32,12 +36,21 @@ namespace {
           each(ncclGetLastError) each(ncclGroupStart) each(ncclGroupEnd) each(ncclSend) each(ncclRecv) \
               each(ncclAllGather) each(ncclAllReduce) each(ncclReduce)
 
+// Of 2.28.
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+#define SY_HAS_WINDOWS
+#define SY_NEWER_NCCL_FUNCTIONS(each) \
+  each(ncclAlltoAll) each(ncclMemAlloc) each(ncclMemFree) each(ncclCommWindowRegister)
+#endif
+
 struct Library {
 #define SY_DECLARE(name) decltype(&::name) name = nullptr;
   SY_NCCL_FUNCTIONS(SY_DECLARE)
 #undef SY_DECLARE
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-  decltype(&::ncclAlltoAll) ncclAlltoAll = nullptr;  // null: it is older
+#ifdef SY_HAS_WINDOWS
+#define SY_DECLARE(name) decltype(&::name) name = nullptr;  // null: it is older
+  SY_NEWER_NCCL_FUNCTIONS(SY_DECLARE)
+#undef SY_DECLARE
 #endif
   bool found = false;
 };
@@ -49,7 +62,11 @@ Library open_library() {
   SY_NCCL_FUNCTIONS(SY_FIND)
 #undef SY_FIND
   int version = 0;
-  if (::ncclGetVersion(&version) == ncclSuccess && version >= 22800) library.ncclAlltoAll = ::ncclAlltoAll;
+#define SY_FIND(name) library.name = ::name;
+  if (::ncclGetVersion(&version) == ncclSuccess && version >= kOldestWithWindows) {
+    SY_NEWER_NCCL_FUNCTIONS(SY_FIND)
+  }
+#undef SY_FIND
   library.found = true;
   return library;
 }
@@ -68,8 +85,10 @@ Library open_library() {
 #define SY_FIND(name) library.found = find(library.name, #name) && library.found;
   SY_NCCL_FUNCTIONS(SY_FIND)
 #undef SY_FIND
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
-  find(library.ncclAlltoAll, "ncclAlltoAll");
+#ifdef SY_HAS_WINDOWS
+#define SY_FIND(name) find(library.name, #name);
+  SY_NEWER_NCCL_FUNCTIONS(SY_FIND)
+#undef SY_FIND
 #endif
   return library;
 }
@@ -114,6 +133,32 @@ ncclDataType_t type_of(DType dtype) {
   return ncclFloat32;
 }
 
+// Memory from the library's own allocator, which a rank's device may read and write from another's. What is a
+// window stays until the process ends, as its communicators do.
+struct Symmetric {
+  bool on = false;
+  struct Piece {
+    void* memory;
+    std::int64_t bytes;
+  };
+  std::vector<Piece> pieces;
+  bool registered = false;
+};
+Symmetric& symmetric() {
+  static Symmetric& memory = *new Symmetric;  // what is static may hold device memory to the end
+  return memory;
+}
+
+ncclConfig_t config_of_groups() {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 1;
+#ifdef SY_HAS_WINDOWS
+  // By copy engines, where windows let it: the multiprocessors are left to what computes.
+  if (symmetric().on) config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
+#endif
+  return config;
+}
+
 std::size_t bytes_of(const Tensor& x) { return static_cast<std::size_t>(x.nbytes()); }
 
 // All exchanges of a process go to one stream: calls of two could meet in another order on another rank, and
@@ -151,7 +196,7 @@ class NcclGroup final : public DeviceGroup {
   void exchange(const Tensor& to_NX, const Tensor& from_NX, Context& ctx) override {
     Exchange exchange(ctx);
     const std::size_t piece = bytes_of(from_NX) / static_cast<std::size_t>(size_);
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)
+#ifdef SY_HAS_WINDOWS
     if (nccl().ncclAlltoAll != nullptr) {
       SY_NCCL(comm_, nccl().ncclAlltoAll(from_NX.raw(), to_NX.raw(), piece, ncclUint8, comm_, stream_of(ctx)));
       return exchange.end();
@@ -202,8 +247,25 @@ class NcclGroup final : public DeviceGroup {
 
   std::unique_ptr<DeviceGroup> split(int color) override {
     ncclComm_t part = nullptr;
-    SY_NCCL(comm_, nccl().ncclCommSplit(comm_, color, place_, &part, nullptr));
+    ncclConfig_t config = config_of_groups();
+    SY_NCCL(comm_, nccl().ncclCommSplit(comm_, color, place_, &part, symmetric().on ? &config : nullptr));
     return std::make_unique<NcclGroup>(part);
+  }
+
+  void register_memory() override {
+#ifdef SY_HAS_WINDOWS
+    for (const Symmetric::Piece& piece : symmetric().pieces) {
+      ncclWindow_t window = nullptr;
+      symmetric().registered = true;
+      SY_NCCL(comm_, nccl().ncclCommWindowRegister(comm_, piece.memory, static_cast<std::size_t>(piece.bytes),
+                                                   &window, NCCL_WIN_COLL_SYMMETRIC));
+      if (window == nullptr)
+        throw_run(
+            "NCCL {} makes no windows of memory between these devices; set parallel.symmetric_memory to false, "
+            "or run with NCCL_DEBUG=INFO to see why",
+            words_of(device_group_version()));
+    }
+#endif
   }
 
   void check() override {
@@ -245,14 +307,63 @@ std::string make_device_group_id() {
   return std::string(id.internal, sizeof id.internal);
 }
 
-std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size) {
+std::string no_symmetric_memory_reason() {
+#ifdef SY_HAS_WINDOWS
+  if (device_group_version() >= kOldestWithWindows && nccl().ncclCommWindowRegister != nullptr) return "";
+  return fmt::format("NCCL {} has none; {} or newer is needed", words_of(device_group_version()),
+                     words_of(kOldestWithWindows));
+#else
+  return fmt::format("this program was built with NCCL {}; {} or newer is needed", words_of(NCCL_VERSION_CODE),
+                     words_of(kOldestWithWindows));
+#endif
+}
+
+std::vector<std::int64_t> symmetric_memory() {
+  std::vector<std::int64_t> bytes;
+  for (const Symmetric::Piece& piece : symmetric().pieces) bytes.push_back(piece.bytes);
+  return bytes;
+}
+
+void* take_exchanged_memory(std::int64_t bytes) {
+#ifdef SY_HAS_WINDOWS
+  if (symmetric().on) {
+    void* memory = nullptr;
+    const ncclResult_t error = nccl().ncclMemAlloc(&memory, static_cast<std::size_t>(bytes));
+    (void)cudaGetLastError();
+    if (error == ncclUnhandledCudaError) return nullptr;  // it does not say more
+    SY_NCCL(nullptr, error);
+    symmetric().pieces.push_back({memory, bytes});
+    return memory;
+  }
+#endif
+  return take_device_memory(bytes);
+}
+
+void give_exchanged_memory(void* memory) {
+#ifdef SY_HAS_WINDOWS
+  std::vector<Symmetric::Piece>& pieces = symmetric().pieces;
+  const auto piece = std::find_if(pieces.begin(), pieces.end(),
+                                  [&](const Symmetric::Piece& each) { return each.memory == memory; });
+  if (piece != pieces.end()) {
+    if (symmetric().registered) return;
+    pieces.erase(piece);
+    (void)nccl().ncclMemFree(memory);
+    (void)cudaGetLastError();
+    return;
+  }
+#endif
+  give_device_memory(memory);
+}
+
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size, bool with_symmetric) {
   ncclUniqueId unique;
   SY_CHECK(id.size() == sizeof unique.internal, "an id of {} bytes", id.size());
   std::memcpy(unique.internal, id.data(), id.size());
   count_exchanges_in(exchanges_begun());
   ncclComm_t comm = nullptr;
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 1;
+  SY_CHECK(!with_symmetric || no_symmetric_memory_reason().empty(), "symmetric memory without windows");
+  symmetric().on = with_symmetric;
+  ncclConfig_t config = config_of_groups();
   SY_NCCL(nullptr, nccl().ncclCommInitRankConfig(&comm, size, unique, rank, &config));
   return std::make_unique<NcclGroup>(comm);
 }
@@ -270,7 +381,12 @@ std::string make_device_group_id() {
   return {};
 }
 
-std::unique_ptr<DeviceGroup> make_device_group(const std::string&, int, int) { return {}; }
+std::unique_ptr<DeviceGroup> make_device_group(const std::string&, int, int, bool) { return {}; }
+
+std::string no_symmetric_memory_reason() { return "this program was built without NCCL"; }
+std::vector<std::int64_t> symmetric_memory() { return {}; }
+void* take_exchanged_memory(std::int64_t bytes) { return take_device_memory(bytes); }
+void give_exchanged_memory(void* memory) { give_device_memory(memory); }
 
 }  // namespace switchyard::ops::cuda
 

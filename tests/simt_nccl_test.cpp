@@ -665,6 +665,121 @@ TEST(SimtNccl, ACommunicatorThatIsNoMoreIsRefused) {
   }
 }
 
+// Eight floats that are a window of the world.
+struct Window {
+  const Rank& rank;
+  float* data = nullptr;
+  ncclWindow_t window = nullptr;
+  explicit Window(const Rank& self, std::size_t bytes = 8 * sizeof(float)) : rank(self) {
+    void* memory = nullptr;
+    ok(ncclMemAlloc(&memory, bytes));
+    data = static_cast<float*>(memory);
+    ok(ncclCommWindowRegister(self.world, data, bytes, &window, NCCL_WIN_COLL_SYMMETRIC));
+  }
+  void all_gather(int to, int from) const {
+    ok(ncclAllGather(data + from, data + to, 1, ncclFloat32, rank.world, rank.stream));
+  }
+};
+
+TEST(SimtNccl, WindowsAreOfTheSameSizesInTheSameOrder) {
+  expect_fine(2, [](Rank& self) {
+    const Window a(self), b(self, 100);
+    const std::vector<float> mine(8, static_cast<float>(self.rank + 1));
+    ok(cudaMemcpy(a.data, mine.data(), sizeof(float) * 8, cudaMemcpyHostToDevice));
+    a.all_gather(4, 0);
+    a.all_gather(4, 4 + self.rank);  // in place
+    std::vector<float> there(2);
+    ok(cudaMemcpy(there.data(), a.data + 4, sizeof(float) * 2, cudaMemcpyDeviceToHost));
+    expect(there == std::vector<float>{1, 2}, "all-gather");
+    ok(ncclCommWindowDeregister(self.world, a.window));
+    ok(ncclMemFree(a.data));
+  });
+  expect_refused(run_ranks(2, [](Rank& self) { const Window a(self, self.rank == 0 ? 32 : 36); }),
+                 {"rank 0", "rank 1", "window of 32 bytes, number 0", "window of 36 bytes, number 0"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Window a(self, self.rank == 0 ? 32 : 64), b(self, self.rank == 0 ? 64 : 32);
+                           }),
+                 {"rank 0", "rank 1", "window of 32 bytes, number 0", "window of 64 bytes, number 0"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             if (self.rank == 0) const Window a(self);
+                             const Buffer<float> to(2), from(1);
+                             self.all_gather(to, from, 1);
+                           }),
+                 {"rank 0", "rank 1", "window of 32 bytes", "all-gather of 4 bytes"});
+}
+
+TEST(SimtNccl, WhatLiesInWindowsLiesInTheSamePlaceOfThem) {
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Window a(self);
+                             a.all_gather(4 + self.rank, 0);
+                           }),
+                 {"rank 0", "rank 1", "to byte 16 of window 1", "to byte 20 of window 1"});
+  expect_refused(run_ranks(2,
+                           [](Rank& self) {
+                             const Window a(self);
+                             const Buffer<float> outside(2);
+                             ok(ncclAllGather(a.data, self.rank == 0 ? a.data + 4 : outside.data(), 1,
+                                              ncclFloat32, self.world, self.stream));
+                           }),
+                 {"rank 0", "rank 1", "from byte 0 of window 1 to byte 16 of window 1",
+                  "from byte 0 of window 1 of 4 bytes"});
+}
+
+TEST(SimtNccl, MemoryThatCannotBeAWindowOrIsOneIsRefused) {
+  expect_refused(
+      run_ranks(1,
+                [](Rank& self) {
+                  const Buffer<float> plain(8);
+                  ncclWindow_t window = nullptr;
+                  ok(ncclCommWindowRegister(self.world, plain.data(), 32, &window, NCCL_WIN_COLL_SYMMETRIC));
+                }),
+      {"rank 0", "memory that is not ncclMemAlloc's"});
+  expect_refused(
+      run_ranks(1,
+                [](Rank& self) {
+                  const Window a(self);
+                  ncclWindow_t window = nullptr;
+                  ok(ncclCommWindowRegister(self.world, a.data + 1, 4, &window, NCCL_WIN_COLL_SYMMETRIC));
+                }),
+      {"rank 0", "memory of window 1 becomes a window again"});
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             const Window a(self);
+                             ok(ncclMemFree(a.data));
+                           }),
+                 {"rank 0 of communicator world", "ncclMemFree of memory that is window 1"});
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             const Window a(self);
+                             ok(ncclCommWindowDeregister(self.world, a.window));
+                             ok(ncclCommWindowDeregister(self.world, a.window));
+                           }),
+                 {"rank 0", "the end of a window that it does not have"});
+  expect_refused(
+      run_ranks(1,
+                [](Rank& self) {
+                  Window a(self);
+                  ok(ncclCommWindowDeregister(self.world, a.window));
+                  (void)self.record([&] {
+                    ok(ncclCommWindowRegister(self.world, a.data, 32, &a.window, NCCL_WIN_COLL_SYMMETRIC));
+                  });
+                }),
+      {"rank 0", "a window within a group or a recording"});
+  expect_refused(run_ranks(1,
+                           [](Rank& self) {
+                             setenv("SIMT_NCCL_VERSION", "22605", 1);
+                             const Window a(self);
+                           }),
+                 {"none in version 22605"});
+  expect_fine(2, [](Rank& self) {
+    setenv("SIMT_NCCL_NO_WINDOWS", "1", 1);
+    expect(Window(self).window == nullptr, "no window");
+  });
+}
+
 TEST(SimtNccl, ThereIsNoAllToAllInOlderVersions) {
   expect_refused(run_ranks(1,
                            [](Rank& self) {

@@ -204,7 +204,8 @@ struct Parallel {
   std::int64_t zero = 1;     // 0: every rank has all of AdamW's state; 1: its part; 2: of gradients, too
   TokenExchange token_exchange = TokenExchange::automatic;
   Sums sums = Sums::ordered;
-  bool overlap = false;  // exchanges between devices beside what computes
+  bool overlap = false;           // exchanges between devices beside what computes
+  bool symmetric_memory = false;  // what devices exchange lies in windows of NCCL
   // Rows that a rank's experts can take, as a multiple of an even load, at least 1.
   static constexpr double kAutoRoom = 0, kWorstRoom = std::numeric_limits<double>::infinity();
   double expert_room = kAutoRoom;

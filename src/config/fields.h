@@ -211,6 +211,12 @@ void describe(V& v, Parallel& parallel) {
        "The same bits; with `zero` 2 memory for the gradients of one more layer; it has not run on several "
        "GPUs yet"},
       parallel.overlap);
+  v.boolean({"symmetric_memory",
+             "memory that ranks on CUDA devices exchange comes from NCCL, 2.28 or newer, and is known to all "
+             "of them, so that "
+             "copy engines may move bytes in place of multiprocessors. The same bits; it has not run on "
+             "several GPUs yet"},
+            parallel.symmetric_memory);
   v.room(
       {"expert_room",
        "with `expert` above 1, the rows that a rank's experts can take, as a multiple of an even load; a step "

@@ -14,7 +14,7 @@ std::int64_t round_up(std::int64_t bytes) { return (bytes + kAlignment - 1) / kA
 }  // namespace
 
 Arena::Arena(std::int64_t bytes, const char* what, Device device)
-    : buffer_(allocate_aligned(bytes, what, device)), device_(device), capacity_(bytes) {}
+    : buffer_(allocate_exchanged(bytes, what, device)), device_(device), capacity_(bytes) {}
 
 Tensor Arena::take(Shape shape, DType dtype) {
   const std::int64_t offset = used_;
@@ -36,7 +36,7 @@ Tensor Scratch::take(Shape shape, DType dtype) {
     used_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    chunks_.push_back({allocate_aligned(bytes, "an operator's scratch space", device_), bytes});
+    chunks_.push_back({allocate_exchanged(bytes, "an operator's scratch space", device_), bytes});
     used_ = 0;
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
@@ -53,11 +53,12 @@ std::int64_t Scratch::reserved() const {
   return bytes;
 }
 
-void Scratch::settle() {
+void Scratch::settle(std::int64_t at_least) {
   SY_CHECK(in_use_ == 0, "{} bytes of scratch space are in use", in_use_);
-  if (chunks_.size() < 2) return;
+  if (chunks_.size() < 2 && reserved() >= at_least) return;
   chunks_.clear();  // before the new one is asked for: both at once may be too much
-  chunks_.push_back({allocate_aligned(peak_, "the operators' scratch space", device_), peak_});
+  const std::int64_t bytes = std::max(peak_, at_least);
+  chunks_.push_back({allocate_exchanged(bytes, "the operators' scratch space", device_), bytes});
 }
 
 ScratchScope::~ScratchScope() {

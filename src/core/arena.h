@@ -43,9 +43,11 @@ class Scratch {
   Tensor take(Shape shape, DType dtype);
   // When set, every tensor handed out is filled with NaN first.
   void set_poison(bool on) { poison_ = on; }
-  std::int64_t reserved() const;  // bytes that it has grown to
-  // While nothing is taken: one piece of memory instead of those it grew by, as large as was in use at once.
-  void settle();
+  std::int64_t reserved() const;               // bytes that it has grown to
+  std::int64_t peak() const { return peak_; }  // the most that was in use at once
+  // While nothing is taken: one piece of memory instead of those it grew by, as large as was in use at once, or
+  // as `at_least`.
+  void settle(std::int64_t at_least = 0);
 
  private:
   friend class ScratchScope;

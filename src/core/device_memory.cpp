@@ -35,7 +35,9 @@ void set_device_memory(Device device, const DeviceMemory& memory) {
 }
 
 void AlignedFree::operator()(std::byte* p) const {
-  (staging ? memory_of(device).release_staging : memory_of(device).release)(p);
+  const DeviceMemory& memory = memory_of(device);
+  if (kind == Kind::staging) return memory.release_staging(p);
+  (kind == Kind::exchanged && memory.release_exchanged ? memory.release_exchanged : memory.release)(p);
 }
 
 namespace {
@@ -48,7 +50,9 @@ AlignedBuffer buffer_of(void* p, std::int64_t bytes, const char* what, const cha
     throw_run(
         "out of {}memory: {} needs {:.1f} MiB{}; use a smaller model, train.micro_batch_size or train.seq_len",
         kind, what, mib(bytes),
-        memory.free && !free.staging ? fmt::format(", {:.1f} MiB are free", mib(memory.free())) : "");
+        memory.free && free.kind != AlignedFree::Kind::staging
+            ? fmt::format(", {:.1f} MiB are free", mib(memory.free()))
+            : "");
   }
   return AlignedBuffer(static_cast<std::byte*>(p), free);
 }
@@ -57,12 +61,19 @@ AlignedBuffer buffer_of(void* p, std::int64_t bytes, const char* what, const cha
 
 AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device) {
   return buffer_of(memory_of(device).allocate(std::max<std::int64_t>(bytes, 1)), bytes, what,
-                   device == Device::cpu ? "" : "device ", {device, false});
+                   device == Device::cpu ? "" : "device ", {device});
+}
+
+AlignedBuffer allocate_exchanged(std::int64_t bytes, const char* what, Device device) {
+  const DeviceMemory& memory = memory_of(device);
+  const auto allocate = memory.allocate_exchanged ? memory.allocate_exchanged : memory.allocate;
+  return buffer_of(allocate(std::max<std::int64_t>(bytes, 1)), bytes, what,
+                   device == Device::cpu ? "" : "device ", {device, AlignedFree::Kind::exchanged});
 }
 
 AlignedBuffer allocate_staging(std::int64_t bytes, const char* what, Device device) {
   return buffer_of(memory_of(device).allocate_staging(std::max<std::int64_t>(bytes, 1)), bytes, what, "",
-                   {device, true});
+                   {device, AlignedFree::Kind::staging});
 }
 
 void fill_bytes(void* memory, int byte, std::int64_t bytes, Device device) {

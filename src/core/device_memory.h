@@ -13,13 +13,16 @@ constexpr std::int64_t kAlignment = 64;  // bytes: one cache line, one AVX-512 r
 
 struct AlignedFree {
   Device device = Device::cpu;
-  bool staging = false;
+  enum class Kind : std::uint8_t { plain, exchanged, staging } kind = Kind::plain;
   void operator()(std::byte* p) const;
 };
 using AlignedBuffer = std::unique_ptr<std::byte[], AlignedFree>;
 // Bytes that are not initialised, of the host or of a device. Throws RunError, naming the size, where there is
 // no memory left.
 AlignedBuffer allocate_aligned(std::int64_t bytes, const char* what, Device device = Device::cpu);
+
+// The same for memory that ranks send from and receive in: a library by which devices meet may have its own.
+AlignedBuffer allocate_exchanged(std::int64_t bytes, const char* what, Device device = Device::cpu);
 
 // Host memory from which the device copies while the host goes on; plain memory for the CPU itself.
 AlignedBuffer allocate_staging(std::int64_t bytes, const char* what, Device device);
@@ -40,6 +43,9 @@ struct DeviceMemory {
   void* (*allocate_staging)(std::int64_t bytes);
   void (*release_staging)(void* memory);
   std::int64_t (*free)();  // bytes that are left; null: not known
+  // For memory that is exchanged; null: as all other.
+  void* (*allocate_exchanged)(std::int64_t bytes) = nullptr;
+  void (*release_exchanged)(void* memory) = nullptr;
 };
 void set_device_memory(Device device, const DeviceMemory& memory);
 

@@ -401,6 +401,11 @@ std::vector<RowPiece> ParameterStore::held(RowArray array) const {
   return pieces_of(array, {0, size_});
 }
 
+std::int64_t ParameterStore::bytes(DType dtype, DType compute, bool training) const {
+  return size_ * size_of(dtype) + (compute == dtype ? 0 : size_ * size_of(compute)) +
+         (training ? (gradients_size() + 2 * moments_size_) * size_of(dtype) : 0);
+}
+
 void ParameterStore::allocate(DType dtype, DType compute, bool training, Device device) {
   SY_CHECK(!memory_, "parameters are allocated once");
   SY_CHECK(dtype == DType::f32 || dtype == DType::f64, "parameters are f32 or f64, not {}", name_of(dtype));
@@ -418,8 +423,9 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
   const std::int64_t array_bytes = size_ * size_of(dtype), moment_bytes = moments_size_ * size_of(dtype);
   const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
   const std::int64_t grad_bytes = gradients_size() * size_of(dtype);
-  const std::int64_t bytes = array_bytes + (training ? grad_bytes + 2 * moment_bytes : 0) + weight_bytes;
-  memory_ = allocate_aligned(bytes, training ? "parameters, gradients and moments" : "parameters", device);
+  const std::int64_t bytes = this->bytes(dtype, compute, training);
+  memory_ = allocate_exchanged(std::max(bytes, least_bytes_),
+                               training ? "parameters, gradients and moments" : "parameters", device);
   zero(memory_.get(), bytes, device);
   const auto flat = [&](std::int64_t first, std::int64_t size) {
     return Tensor(memory_.get() + first, Shape{size}, dtype, device);

@@ -100,6 +100,10 @@ class ParameterStore {
     allocate(dtype, dtype, training, device);
   }
   void allocate(DType dtype, DType compute, bool training, Device device);
+  // The bytes that allocate() will take; and that it is to take so many at least, since ranks whose memory is
+  // symmetric have as much. Once place() has laid the rows out.
+  std::int64_t bytes(DType dtype, DType compute, bool training) const;
+  void take_at_least(std::int64_t bytes) { least_bytes_ = bytes; }
   // Fills every value as its row says: a function of (seed, name, index).
   void initialise(std::uint64_t seed);
 
@@ -196,6 +200,7 @@ class ParameterStore {
   std::array<std::int64_t, 2> first_own_{};  // of each region's, in an array of own parts
   std::vector<Block> own_blocks_;
   bool training_ = false;
+  std::int64_t least_bytes_ = 0;
   AlignedBuffer memory_;
   Tensor value_P_, weight_P_, grad_P_, layer_grad_W_, sum_S_, moment1_P_, moment2_P_;
 };

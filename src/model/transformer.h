@@ -47,6 +47,9 @@ class Transformer {
   void allocate(Device device = Device::cpu) {
     parameters_.allocate(accumulation_dtype(dtype_), dtype_, training_, device);
   }
+  std::int64_t parameter_bytes() const {  // which that takes
+    return parameters_.bytes(accumulation_dtype(dtype_), dtype_, training_);
+  }
   // Before measure_activations() and plan(), which by windows all ranks of the group call: the ranks of the
   // group hold the experts once, in equal parts of neighbours, as the store is told by place(), and tokens come
   // to them by `way`. From then on the group's ranks run the same passes in the same order, each on a batch of

@@ -13,10 +13,20 @@ std::string make_device_group_id() {
   return {};
 }
 
-std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size) {
-  if constexpr (kHasCuda) return cuda::make_device_group(id, rank, size);
-  SY_CHECK(false, "a program without CUDA has no ranks on devices, of which {} is {} of {}", id.size(), rank,
-           size);
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size, bool symmetric) {
+  if constexpr (kHasCuda) return cuda::make_device_group(id, rank, size, symmetric);
+  SY_CHECK(false, "a program without CUDA has no ranks on devices, of which {} is {} of {} (symmetric: {})",
+           id.size(), rank, size, symmetric);
+  return {};
+}
+
+std::string no_symmetric_memory_reason() {
+  if constexpr (kHasCuda) return cuda::no_symmetric_memory_reason();
+  return "this program was built without CUDA";
+}
+
+std::vector<std::int64_t> symmetric_memory() {
+  if constexpr (kHasCuda) return cuda::symmetric_memory();
   return {};
 }
 

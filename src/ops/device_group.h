@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/parameters.h"
 #include "ops/operator.h"
@@ -48,6 +49,12 @@ class DeviceGroup {
   // call.
   virtual std::unique_ptr<DeviceGroup> split(int color) = 0;
 
+  // Where memory is symmetric: all memory that is exchanged (core/device_memory.h) and has been taken so far
+  // becomes a window of this group. All ranks call, once, with as many pieces of the same sizes in the same
+  // order, before anything is recorded; they and the process keep it to the end. Throws RunError where the
+  // library gives none.
+  virtual void register_memory() = 0;
+
   // Throws RunError where the library has met an error since, of another rank, say. From any thread; never
   // waits.
   virtual void check() = 0;
@@ -57,7 +64,14 @@ class DeviceGroup {
 // library can be used (parallel/devices.h). Throws RunError.
 std::string make_device_group_id();
 // All ranks together, each with its device chosen (ops/device.h); waits until all have come. Throws RunError.
-std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
+// `symmetric`: from here on memory that is exchanged is the library's own, which register_memory() makes known
+// on all ranks; and the library moves it by copy engines, where it can, in place of multiprocessors.
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size,
+                                               bool symmetric = false);
+// Why memory cannot be symmetric; empty: as far as the library goes, it can.
+std::string no_symmetric_memory_reason();
+// Bytes of each piece of symmetric memory that there is, in the order in which they were taken.
+std::vector<std::int64_t> symmetric_memory();
 // The library's version: 22809 is 2.28.9. 0: this program was built without it; -1: it is not on this machine.
 int device_group_version();
 // How long this process's device has been in exchanges of all groups, in seconds: until it came to the end of
@@ -67,7 +81,10 @@ double exchange_seconds(Device device);
 
 namespace cuda {
 std::string make_device_group_id();
-std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size);
+std::unique_ptr<DeviceGroup> make_device_group(const std::string& id, int rank, int size,
+                                               bool symmetric = false);
+std::string no_symmetric_memory_reason();
+std::vector<std::int64_t> symmetric_memory();
 int device_group_version();
 double exchange_seconds();
 }  // namespace cuda

@@ -35,6 +35,10 @@ class Group {
   int place() const { return place_; }
   int size() const { return static_cast<int>(ranks_.size()); }
   const std::vector<int>& ranks() const { return ranks_; }
+  // What devices exchange is known to all of these (ops/device_group.h).
+  void register_memory() const {
+    if (device_ != nullptr) device_->register_memory();
+  }
 
   // Tensors below are contiguous and lie where the run computes, or on the host. On a device everything is work
   // on the run's stream, which may be recorded, but for exchange_rows(), which is of the host alone.

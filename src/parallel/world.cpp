@@ -1,5 +1,6 @@
 #include "parallel/world.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.h"
 #include "core/progress.h"
 #include "parallel/agreement.h"
 #include "parallel/devices.h"
@@ -33,7 +35,7 @@ std::string host_name() {
   return name;
 }
 
-Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
+Mesh make_mesh(World& world, int expert, Device device, bool library_sums, bool symmetric) {
   const int size = world.size(), rank = world.rank();
   SY_CHECK(expert >= 1 && size % expert == 0, "{} ranks do not make expert groups of {}", size, expert);
   std::vector<int> neighbours(static_cast<std::size_t>(expert));
@@ -48,7 +50,7 @@ Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
     // Each waits for all in there, and none of them can tell which one does not come.
     const Progress before = progress();
     mark_waiting("start of NCCL, which tells more with NCCL_DEBUG=INFO");
-    all_there = ops::make_device_group(id, rank, size);
+    all_there = ops::make_device_group(id, rank, size, symmetric);
     expert_there = all_there->split(rank / expert);
     replicas_there = all_there->split(rank % expert);
     mark(before.place, before.index);
@@ -57,6 +59,22 @@ Mesh make_mesh(World& world, int expert, Device device, bool library_sums) {
   return {Group(transport, all.ranks(), all_there, library_sums),
           Group(transport, std::move(neighbours), expert_there, library_sums),
           Group(transport, std::move(replicas), replicas_there, library_sums)};
+}
+
+void register_memory(const Mesh& mesh) {
+  std::string mine;
+  for (const std::int64_t bytes : ops::symmetric_memory()) mine += fmt::format(" {}", bytes);
+  const std::vector<std::string> texts = mesh.all.gather_text(mine);
+  for (std::size_t rank = 1; rank < texts.size(); ++rank)
+    if (texts[rank] != texts[0])
+      throw_input(
+          "parallel.symmetric_memory: rank 0 exchanges pieces of{} bytes and rank {} of{}, and a window is as "
+          "large on "
+          "all; set it to false",
+          texts[0], rank, texts[rank]);
+  together(mesh.all, [&] {
+    for (const Group* group : {&mesh.all, &mesh.expert, &mesh.replicas}) group->register_memory();
+  });
 }
 
 const Mesh& lone_mesh() {

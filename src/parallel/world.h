@@ -39,8 +39,13 @@ struct Mesh {
   const Group& sharing(std::size_t region) const { return region == 0 ? all : replicas; }
 };
 // expert divides the number of ranks. Ranks that compute on devices meet there, too: all ranks call, each with
-// its device chosen (ops/device.h). `library_sums`: parallel.sums (group.h).
-Mesh make_mesh(World& world, int expert, Device device = Device::cpu, bool library_sums = false);
+// its device chosen (ops/device.h). `library_sums`: parallel.sums (group.h). `symmetric`:
+// parallel.symmetric_memory (ops/device_group.h).
+Mesh make_mesh(World& world, int expert, Device device = Device::cpu, bool library_sums = false,
+               bool symmetric = false);
+// All memory that devices exchange is known to all ranks of the mesh from here on: once, when all has been
+// taken. Throws InputError on all ranks where it is not of the same sizes on them.
+void register_memory(const Mesh& mesh);
 
 // Of a process alone.
 const Mesh& lone_mesh();

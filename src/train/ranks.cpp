@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "ops/device_group.h"
 #include "ops/elementwise.h"
 #include "ops/token_rows.h"
 
@@ -67,6 +68,12 @@ void check_ranks(const config::Run& run, int size, Device device) {
     throw_input(
         "parallel.sums: \"library\" is of ranks on CUDA devices, and these compute on the CPU; set it to "
         "\"ordered\"");
+  if (size > 1 && p.symmetric_memory) {
+    const std::string reason = device == Device::cpu
+                                   ? "is of ranks on CUDA devices, and these compute on the CPU"
+                                   : ops::no_symmetric_memory_reason();
+    if (!reason.empty()) throw_input("parallel.symmetric_memory: {}; set it to false", reason);
+  }
   if (run.train.same_bits && p.sums == config::Sums::library)
     throw_input(
         "train.same_bits: not with parallel.sums \"library\", which adds in an order of its own; set it to "

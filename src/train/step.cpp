@@ -105,7 +105,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       data_(data),
       transport_(*world.transport),
       mesh_(parallel::make_mesh(world, static_cast<int>(run.parallel.expert), device,
-                                run.parallel.sums == config::Sums::library)),
+                                run.parallel.sums == config::Sums::library, run.parallel.symmetric_memory)),
       mine_(micro_batches_of(run.train, world.rank(), world.size())),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
@@ -144,6 +144,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
 
 void Step::take_memory() {
   mark("memory of the model");
+  if (is_symmetric()) model_.parameters().take_at_least(largest_of_ranks(model_.parameter_bytes()));
   model_.allocate(ctx_.device);
   const std::int64_t n_depths = model_.n_mtp_depths();
   micro_figures_ = allocate_aligned(kFigures * size_of(DType::f64), "losses", ctx_.device);
@@ -174,7 +175,13 @@ void Step::rehearse(bool evaluates) {
     rehearse_rest(evaluates);
     ops::synchronise(ctx_);
   }
-  ctx_.scratch.settle();
+  if (is_symmetric()) {
+    ctx_.scratch.settle(largest_of_ranks(ctx_.scratch.peak()));
+    ctx_.beside.scratch.settle(largest_of_ranks(ctx_.beside.scratch.peak()));
+    parallel::register_memory(mesh_);
+  } else {
+    ctx_.scratch.settle();
+  }
   memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
   exchange_seconds();  // which are not the run's
   ops::expect_no_new_kernels();
@@ -218,6 +225,15 @@ void Step::rehearse_rest(bool evaluates) {
   const AsEvaluated as_evaluated(ctx_);
   model_.forward(batch, ctx_);
   model_.loss(loss_T_, batch, ctx_);
+}
+
+bool Step::is_symmetric() const {
+  return run_.parallel.symmetric_memory && ctx_.device != Device::cpu && mesh_.all.size() > 1;
+}
+std::int64_t Step::largest_of_ranks(std::int64_t bytes) const {
+  const auto mine = static_cast<double>(bytes);  // far below 2^53
+  const std::vector<double> of_ranks = mesh_.all.gather_numbers(std::span(&mine, 1));
+  return static_cast<std::int64_t>(*std::max_element(of_ranks.begin(), of_ranks.end()));
 }
 
 double Step::exchange_seconds() {

@@ -118,6 +118,9 @@ class Step {
   std::int64_t micro_tokens() const { return run_.train.micro_batch_size * run_.train.seq_len; }
   std::int64_t batch_tokens() const { return run_.train.global_batch_size * run_.train.seq_len; }
   void take_memory();
+  // Memory that is exchanged is known to all ranks, and as large on all.
+  bool is_symmetric() const;
+  std::int64_t largest_of_ranks(std::int64_t bytes) const;
   void rehearse_rest(bool evaluates);
   void read_data(std::int64_t step, std::uint64_t first_sample);  // of the whole step
   // The batch lives until the next one is loaded.

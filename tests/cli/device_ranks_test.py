@@ -130,6 +130,25 @@ class RanksOnDevices(ranks_test.RankRuns):
                 self.assertEqual(self.sent_bytes(beside), self.sent_bytes(in_turn))
 
     @long_run
+    def test_symmetric_memory_changes_no_bit(self):
+        """The stand-in refuses memory that does not lie in the same place of the same window on all ranks."""
+        for name, ranks, changes in (("qwen3_moe", 2, {"parallel__expert": 2}), ("deepseek_v3", 2, {"parallel__zero": 2}),
+                                     ("lpr", 4, {"parallel__expert": 2, "parallel__overlap": True})):
+            with self.subTest(name, ranks=ranks):
+                given = {**RUNS[name], **changes, "data__validation": ["data/val.bin"], "train__eval_every": 1}
+                plain = self.train(f"{name}plain", ranks, **given)
+                self.assert_same_bits(self.train(f"{name}symmetric", ranks, parallel__symmetric_memory=True, **given), plain)
+
+    def test_symmetric_memory_that_cannot_be_is_refused(self):
+        config = self.config(parallel__symmetric_memory=True)
+        self.variables = {**self.variables, "SIMT_NCCL_VERSION": "22705"}
+        self.fails(2, "train", config, "--out", "refused", "--nproc", 2,
+                   names=[r"parallel\.symmetric_memory: NCCL 2\.27\.5 has none; 2\.28\.0 or newer is needed; set it to false"])
+        self.variables = {**RanksOnDevices.variables, "SIMT_NCCL_NO_WINDOWS": "1"}
+        self.fails(1, "train", config, "--out", "refused", "--nproc", 2,
+                   names=[r"NCCL 2\.28\.9 makes no windows .*set parallel\.symmetric_memory to false"])
+
+    @long_run
     def test_sums_of_the_library_are_near_those_in_order(self):
         ordered = self.train("ordered", 4, parallel__expert=2)
         for overlap in (False, True):

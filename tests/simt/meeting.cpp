@@ -38,6 +38,8 @@ const char* name_of(CallKind kind) {
       break;
     case CallKind::split:
       return "split";
+    case CallKind::window:
+      return "window";
     case CallKind::message:
       return "message";
     case CallKind::all_gather:
@@ -58,8 +60,18 @@ std::string words_of(const Call& call) {
   if (call.kind == CallKind::none) return "no call";
   std::string words = name_of(call.kind);
   if (call.kind == CallKind::reduce) words += " to place " + std::to_string(call.root);
-  return words + " of " + std::to_string(call.bytes) + " bytes of type " + std::to_string(call.type) +
-         ", call " + std::to_string(call.number) + " of communicator " + call.communicator + ", " +
+  if (call.kind == CallKind::window)
+    return words + " of " + std::to_string(call.bytes) + " bytes, number " + std::to_string(call.number) +
+           " of communicator " + call.communicator;
+  const auto place = [](const char* way, std::uint32_t window, std::uint64_t offset) {
+    return window == 0
+               ? std::string()
+               : std::string(way) + "byte " + std::to_string(offset) + " of window " + std::to_string(window);
+  };
+  return words + place(" from ", call.from_window, call.from_offset) +
+         place(" to ", call.to_window, call.to_offset) + " of " + std::to_string(call.bytes) +
+         " bytes of type " + std::to_string(call.type) + ", call " + std::to_string(call.number) +
+         " of communicator " + call.communicator + ", " +
          (call.replayed != 0 ? "recorded, " : "not recorded, ") + "turn " + std::to_string(call.turn);
 }
 

@@ -15,6 +15,7 @@ namespace simt {
 enum class CallKind : std::uint32_t {
   none,
   split,
+  window,
   message,
   all_gather,
   all_to_all,
@@ -33,6 +34,10 @@ struct Call {
   std::uint64_t bytes = 0;    // of one rank's piece
   std::uint64_t number = 0;  // of the calls that the program made; of a message, among those from here to there
   std::uint64_t turn = 0;    // how many were done before this one
+  // In windows of symmetric memory: which, from 1, and how far in; 0: in none. Of a rank's own piece, within
+  // what it is a part of, where the whole lies.
+  std::uint32_t from_window = 0, to_window = 0;
+  std::uint64_t from_offset = 0, to_offset = 0;
   bool operator==(const Call&) const = default;
 };
 

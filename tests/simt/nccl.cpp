@@ -4,13 +4,18 @@
 // In what a call returns, and ncclGetLastError:
 //   - memory that is no live piece of device memory, or overlaps where it must not;
 //   - a call on another stream than the one before, which no event makes it follow: it may overtake it;
-//   - a communicator that is no more.
+//   - a communicator that is no more;
+//   - a window of memory that is not ncclMemAlloc's, or that is one of the communicator already; the end of one
+//     that is none; the freeing of memory that is a window, or not ncclMemAlloc's.
 // In a std::runtime_error out of the work, as of a kernel:
-//   - ranks whose calls differ in kind, size, type or number, or in that one is recorded and one is not;
+//   - ranks whose calls differ in kind, size, type or number, or in that one is recorded and one is not, or in
+//     the windows and places where a gather's or an all-to-all's memory lies; windows of different sizes;
 //   - a rank that does not come within SIMT_NCCL_PATIENCE seconds (30).
 //
 // For tests of what goes wrong, from the environment:
 //   SIMT_NCCL_DELAY=SEED                 naps before and after calls, of other lengths on each rank
+//   SIMT_NCCL_NO_WINDOWS=1               windows are not made, though the call says success, as where devices
+//                                        do not reach each other's memory
 //   SIMT_NCCL_VERSION=21805              the library is of that version
 //   SIMT_NCCL_REMOTE_ERROR_AFTER=N[@R]   call N, counted from 0, (of rank R) meets an error of another rank
 //                                        and does not return
@@ -26,6 +31,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -50,6 +56,13 @@ enum class Life { lives, finalized, destroyed, aborted };
 
 }  // namespace
 
+struct ncclWindow_vidmem {
+  const ncclComm* comm;
+  const std::byte* memory;
+  std::size_t bytes;
+  std::uint32_t number;  // of the communicator's, from 1
+};
+
 struct ncclComm {
   std::shared_ptr<Meeting> meeting;
   std::string name;
@@ -59,6 +72,7 @@ struct ncclComm {
   std::atomic<bool> remote_error{false};
 
   int n_splits = 0;
+  std::uint32_t n_windows = 0;  // so far
   // Calls made and done: those that all ranks take part in, and messages to and from each place.
   struct Count {
     std::uint64_t made = 0, done = 0;
@@ -97,6 +111,15 @@ struct Operation {
 std::vector<std::unique_ptr<ncclComm>>& communicators() {
   static auto& all = *new std::vector<std::unique_ptr<ncclComm>>;
   return all;
+}
+// Of all communicators; one that has ended stays, unused.
+std::vector<std::unique_ptr<ncclWindow_vidmem>>& windows() {
+  static auto& all = *new std::vector<std::unique_ptr<ncclWindow_vidmem>>;
+  return all;
+}
+std::map<const std::byte*, std::size_t>& lent() {  // by ncclMemAlloc
+  static auto& pieces = *new std::map<const std::byte*, std::size_t>;
+  return pieces;
 }
 thread_local std::string last_error;
 int group_depth = 0;
@@ -297,6 +320,17 @@ ncclResult_t end_group() {
   return ncclSuccess;
 }
 
+// Where memory of a call lies, if in a window: the same on all ranks.
+void find_window(const ncclComm& comm, const std::byte* memory, std::size_t bytes, std::uint32_t& number,
+                 std::uint64_t& offset) {
+  for (const auto& window : windows()) {
+    if (window->comm != &comm || memory < window->memory || memory + bytes > window->memory + window->bytes)
+      continue;
+    number = window->number;
+    offset = static_cast<std::uint64_t>(memory - window->memory);
+  }
+}
+
 ncclResult_t refuse_call(ncclResult_t error, const ncclComm& comm, const std::string& what) {
   if (group_depth > 0) group_error = error;
   return refuse(error, side(comm) + ": " + what);
@@ -347,6 +381,11 @@ ncclResult_t add(CallKind kind, const void* from, std::size_t from_pieces, void*
   const bool in_place = kind != CallKind::all_to_all && o.from + own(from_pieces) == o.to + own(to_pieces);
   if (!in_place && overlap(o.from, o.from_bytes, o.to, o.to_bytes))
     return refuse_call(ncclInvalidUsage, *comm, "what it reads overlaps what it writes");
+  if (kind == CallKind::all_gather || kind == CallKind::all_to_all || kind == CallKind::all_reduce) {
+    find_window(*comm, o.to, o.to_bytes, o.call.to_window, o.call.to_offset);
+    find_window(*comm, o.from, o.from_bytes, o.call.from_window, o.call.from_offset);
+    if (in_place && kind == CallKind::all_gather) o.call.from_offset = o.call.to_offset;
+  }
   group.push_back(o);
   return group_depth > 0 ? ncclSuccess : end_group();
 }
@@ -373,6 +412,9 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int n_ranks, ncclUniqueId 
                                            "; at most " + std::to_string(Meeting::kMaxRanks) + " are emulated");
   if (config != nullptr && (config->magic != 0xcafebeef || config->blocking == 0))
     return refuse(ncclInvalidArgument, "a configuration that was not initialised or does not wait");
+  if (config != nullptr && config->CTAPolicy == NCCL_CTA_POLICY_ZERO && version() < 22800)
+    return refuse(ncclInvalidArgument, "CTAPolicy " + std::to_string(config->CTAPolicy) + " in version " +
+                                           std::to_string(version()));
   if (setting("SIMT_NCCL_INIT_HANGS_ON") && std::atoi(setting("SIMT_NCCL_INIT_HANGS_ON")) == rank) hang();
   id.internal[sizeof id.internal - 1] = 0;
   std::vector<int> ranks(static_cast<std::size_t>(n_ranks));
@@ -500,10 +542,70 @@ const char* ncclGetErrorString(ncclResult_t error) {
 const char* ncclGetLastError(ncclComm_t) { return last_error.c_str(); }
 
 ncclResult_t ncclMemAlloc(void** memory, std::size_t bytes) {
-  return cudaMalloc(memory, bytes) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+  if (cudaMalloc(memory, bytes) != cudaSuccess) return ncclUnhandledCudaError;
+  lent()[static_cast<const std::byte*>(*memory)] = bytes;
+  return ncclSuccess;
 }
 ncclResult_t ncclMemFree(void* memory) {
+  const auto piece = lent().find(static_cast<const std::byte*>(memory));
+  if (piece == lent().end())
+    return refuse(ncclInvalidArgument, "ncclMemFree of what ncclMemAlloc did not give");
+  for (const auto& window : windows())
+    if (window->comm != nullptr && overlap(piece->first, piece->second, window->memory, window->bytes))
+      return refuse(ncclInvalidUsage, side(*window->comm) + ": ncclMemFree of memory that is window " +
+                                          std::to_string(window->number));
+  lent().erase(piece);
   return cudaFree(memory) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+}
+
+ncclResult_t ncclCommWindowRegister(ncclComm_t comm, void* memory, std::size_t bytes, ncclWindow_t* window,
+                                    int flags) try {
+  *window = nullptr;
+  if (version() < 22700)
+    return refuse(ncclInvalidUsage,
+                  "ncclCommWindowRegister: there is none in version " + std::to_string(version()));
+  check_alive(*comm);
+  if (group_depth > 0 || simt::is_recording())
+    return refuse(ncclInvalidUsage, side(*comm) + ": a window within a group or a recording");
+  if (flags != NCCL_WIN_COLL_SYMMETRIC)
+    return refuse(ncclInvalidArgument, side(*comm) + ": a window that is not symmetric is not emulated");
+  const auto* const first = static_cast<const std::byte*>(memory);
+  const auto after = lent().upper_bound(first);
+  if (after == lent().begin() || first + bytes > std::prev(after)->first + std::prev(after)->second)
+    return refuse(ncclInvalidArgument, side(*comm) + ": a window of memory that is not ncclMemAlloc's");
+  for (const auto& other : windows())
+    if (other->comm == comm && overlap(first, bytes, other->memory, other->bytes))
+      return refuse(ncclInvalidUsage, side(*comm) + ": memory of window " + std::to_string(other->number) +
+                                          " becomes a window again");
+  Call call;
+  comm->name.copy(call.communicator, sizeof call.communicator - 1);
+  call.kind = CallKind::window;
+  call.bytes = bytes;
+  call.number = call.turn = comm->n_windows++;
+  std::vector<Meeting::Outgoing> out;
+  std::vector<Meeting::Incoming> in;
+  for (const int rank : comm->rank_of) {
+    out.push_back({rank, call, nullptr, 0});
+    in.push_back({rank, call, nullptr, 0});
+  }
+  simt::finish_exchanges();  // that came before
+  comm->meeting->exchange(std::move(out), std::move(in), [&] { check_alive(*comm); });
+  if (setting("SIMT_NCCL_NO_WINDOWS")) return ncclSuccess;
+  windows().push_back(
+      std::make_unique<ncclWindow_vidmem>(ncclWindow_vidmem{comm, first, bytes, comm->n_windows}));
+  *window = windows().back().get();
+  return ncclSuccess;
+} catch (const std::runtime_error& error) {
+  return refuse(ncclSystemError, error.what());
+}
+
+ncclResult_t ncclCommWindowDeregister(ncclComm_t comm, ncclWindow_t window) {
+  for (const auto& each : windows())
+    if (each.get() == window && each->comm == comm) {
+      each->comm = nullptr;
+      return ncclSuccess;
+    }
+  return refuse(ncclInvalidArgument, side(*comm) + ": the end of a window that it does not have");
 }
 
 ncclResult_t ncclGroupStart() {

@@ -17,9 +17,16 @@
 #define NCCL_UNIQUE_ID_BYTES 128
 #define NCCL_CONFIG_UNDEF_INT INT_MIN
 #define NCCL_SPLIT_NOCOLOR -1
+#define NCCL_WIN_DEFAULT 0x00
+#define NCCL_WIN_COLL_SYMMETRIC 0x01
+#define NCCL_CTA_POLICY_DEFAULT 0x00
+#define NCCL_CTA_POLICY_EFFICIENCY 0x01
+#define NCCL_CTA_POLICY_ZERO 0x02
 
 struct ncclComm;
 using ncclComm_t = ncclComm*;
+struct ncclWindow_vidmem;
+using ncclWindow_t = ncclWindow_vidmem*;
 struct ncclUniqueId {
   char internal[NCCL_UNIQUE_ID_BYTES];
 };
@@ -49,9 +56,10 @@ struct ncclConfig_t {
   std::size_t size;
   unsigned magic, version;
   int blocking;  // 0 is not emulated
+  int CTAPolicy;
 };
 #define NCCL_CONFIG_INITIALIZER \
-  { sizeof(ncclConfig_t), 0xcafebeef, NCCL_VERSION_CODE, NCCL_CONFIG_UNDEF_INT }
+  { sizeof(ncclConfig_t), 0xcafebeef, NCCL_VERSION_CODE, NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT }
 
 // Calls on the host. Init and split wait for all ranks, as a call that is done at once does.
 ncclResult_t ncclGetVersion(int* version);
@@ -70,6 +78,11 @@ const char* ncclGetErrorString(ncclResult_t error);
 const char* ncclGetLastError(ncclComm_t comm);
 ncclResult_t ncclMemAlloc(void** memory, std::size_t bytes);
 ncclResult_t ncclMemFree(void* memory);
+// All ranks of the communicator, in the same order.
+ncclResult_t ncclCommWindowRegister(ncclComm_t comm, void* memory, std::size_t bytes, ncclWindow_t* window,
+                                    int flags);
+// Of one rank.
+ncclResult_t ncclCommWindowDeregister(ncclComm_t comm, ncclWindow_t window);
 
 // Work on a stream. Counts are of elements: of one rank's piece, where there are several.
 ncclResult_t ncclGroupStart();
