@@ -29,11 +29,11 @@ struct Matrix {
         columns(t.shape().rank() == 3 ? t.dim(2) : t.dim(1)),
         stride(t.shape().rank() == 3 ? columns : t.row_stride()),
         matrix_stride(t.shape().rank() == 3 ? t.row_stride() : rows * stride) {}
-  // Whether every row begins at a multiple of so many bytes.
+  // Whether every row begins at a multiple of so many bytes, and would were there more.
   bool rows_begin_at(std::int64_t bytes) const {
     const std::int64_t size = size_of(dtype);
     return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(bytes) == 0 &&
-           (rows <= 1 || stride * size % bytes == 0) && (matrices <= 1 || matrix_stride * size % bytes == 0);
+           stride * size % bytes == 0 && (matrices <= 1 || matrix_stride * size % bytes == 0);
   }
   // Whether it can be read or written so many elements at once, each row to its end.
   bool is_of_pieces(std::int64_t elements) const {

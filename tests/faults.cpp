@@ -12,11 +12,11 @@
 #include <cstdlib>
 #include <new>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <thread>
 
+#include "core/error.h"
 #include "core/log.h"
 #include "core/progress.h"
 
@@ -49,7 +49,7 @@ void happen(const std::string& kind) {
   if (kind == "stop") ::raise(SIGSTOP);
   if (kind == "sigterm") ::raise(SIGTERM);
   if (kind == "exit") std::_Exit(3);
-  if (kind == "throw") throw std::runtime_error("the test has broken this rank");
+  if (kind == "throw") throw_run("the test has broken this rank");
   if (kind == "no_memory") throw std::bad_alloc();
   if (kind == "nap") std::this_thread::sleep_for(std::chrono::seconds(2));
   while (kind == "hang") std::this_thread::sleep_for(std::chrono::seconds(1));

@@ -119,8 +119,8 @@ void upload(Tensor to, Tensor from, Context& ctx) {
   run<&cuda::upload>(ctx, upload_on_cpu, to, from);
 }
 
-void Replay::run(Context& ctx, const std::function<void()>& work,
-                 const std::function<bool(bool)>& on_any_rank) {
+void Replay::run([[maybe_unused]] Context& ctx, const std::function<void()>& work,
+                 [[maybe_unused]] bool alone) {
   if constexpr (kHasCuda) {
     if (ctx.device == Device::cpu || is_called_) return work();
     if (!std::exchange(warm_, true)) {
@@ -129,12 +129,12 @@ void Replay::run(Context& ctx, const std::function<void()>& work,
     }
     if (!graph_) {
       const std::string reason = record(ctx, work);
-      if (!reason.empty())
+      if (!reason.empty() && !alone)
+        throw_run("a step cannot be recorded: {}; or set SWITCHYARD_NO_GRAPH=1 on every rank", reason);
+      if (!reason.empty()) {
         log_warning("a step is not recorded, and each of its kernels started by the host, which is slower: " +
                     reason);
-      is_called_ = on_any_rank(!reason.empty());
-      if (is_called_) {
-        graph_.reset();
+        is_called_ = true;
         return work();
       }
     }

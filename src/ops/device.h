@@ -107,10 +107,10 @@ class Replay {
   // second time what it starts is recorded, and from then on it is replayed without calling it. So every call
   // must start the same operators on the same memory, with the same numbers, and neither wait for the device
   // nor allocate; what it does on the host it does twice.
-  //   Where recording fails, which a warning says with the reason, or SWITCHYARD_NO_GRAPH is set in the
-  // environment, it is called each time. A recording of several ranks is one of all: `on_any_rank` says whether
-  // it failed on one of them.
-  void run(Context& ctx, const std::function<void()>& work, const std::function<bool(bool)>& on_any_rank);
+  //   Where SWITCHYARD_NO_GRAPH is set in the environment it is called each time; where recording fails, too,
+  // which a warning says with the reason. A recording of several ranks is one of all, with their exchanges in
+  // it: of them (`alone` is false) a failure throws RunError.
+  void run(Context& ctx, const std::function<void()>& work, bool alone);
 
   std::int64_t n_recorded() const;  // operations of the device; 0: nothing is recorded yet
 

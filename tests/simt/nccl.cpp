@@ -211,7 +211,8 @@ void nap(const Meeting& meeting) {
   static std::minstd_rand random(static_cast<unsigned>(std::atoi(setting("SIMT_NCCL_DELAY"))) * 100 +
                                  static_cast<unsigned>(meeting.rank()) + 1);
   const auto length = std::chrono::microseconds(random() % 3000);
-  std::this_thread::sleep_for(random() % 8 == 0 ? 10 * length : length);  // some outlast a kernel of another rank
+  std::this_thread::sleep_for(random() % 8 == 0 ? 10 * length
+                                                : length);  // some outlast a kernel of another rank
 }
 
 // Whether the call is over with that: its work never ends.
