@@ -75,6 +75,16 @@ class RanksOnDevices(ranks_test.RankRuns):
                 with self.subTest(name, ranks=ranks, expert=expert, zero=zero):
                     self.assert_near(self.train(f"{name}{ranks}", ranks, parallel__expert=expert, parallel__zero=zero, **run), one)
 
+    @long_run
+    def test_every_router_of_every_layout_trains_as_on_one_device(self):
+        for layout, model in (("qwen3_moe", QWEN3_MOE), ("mixtral", MIXTRAL), ("deepseek_v3", ranks_test.DEEPSEEK)):
+            for router in ROUTERS:
+                given = {"model": model, "router": LPR if router == "lpr" else {"type": router}}
+                one = self.train(f"{layout}_{router}", 1, **given)
+                for ranks in (2, 4):
+                    with self.subTest(layout=layout, router=router, ranks=ranks):
+                        self.assert_near(self.train(f"{layout}_{router}_{ranks}", ranks, parallel__expert=2, **given), one)
+
     def test_a_micro_batch_is_recorded_with_its_exchanges(self):
         """And what is replayed counts what it sends, as the formulas say."""
         config = self.config(parallel__expert=2, parallel__zero=2, router__balance_scope="global_batch", train__global_batch_size=8)
