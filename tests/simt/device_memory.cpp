@@ -73,9 +73,9 @@ class Memory {
       const DeviceAccess access;
       std::byte* const first = range_ + place;
       piece.file = memfd_create("simt device memory", MFD_CLOEXEC);
-      const auto size = static_cast<off_t>(piece.size);
-      if (piece.file < 0 || ftruncate(piece.file, size) != 0 ||
-          pwrite(piece.file, first, piece.size, 0) != size ||
+      const std::size_t used = piece.bytes + 2 * kMarkBytes;  // what lies behind is poisoned
+      if (piece.file < 0 || ftruncate(piece.file, static_cast<off_t>(piece.size)) != 0 ||
+          pwrite(piece.file, first, used, 0) != static_cast<ssize_t>(used) ||
           mmap(first, piece.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, piece.file, 0) != first)
         throw std::runtime_error("no file for memory that is shared");
       struct stat status = {};
