@@ -3,9 +3,10 @@
 // third, producer warpgroup fills a ring of shared-memory stages, so consumers do no address arithmetic.
 //   - Output and dq: a block has 128 query rows. The scores of the next keys are multiplied while those of the
 //     keys before are weighed and added up (as FlashAttention-3 does, arXiv 2407.08608, section 3.2).
-//   - dk and dv: a block has 128 keys. Query rows of a group of heads lie apart in memory, so a whole
-//     warpgroup copies them, 16 bytes a thread, instead of one bulk copy. A tile is handed over as soon as it
-//     has landed, whatever the consumers do: what it takes to start the next one falls into their time.
+//   - dk and dv: a block has 128 keys. The query rows of a tile are a box of {columns, heads of the group,
+//     queries}, one bulk copy for each 64 columns, where the group divides the tile's rows. Otherwise a whole
+//     warpgroup copies them, 16 bytes a thread, and hands a tile over as soon as it has landed, whatever the
+//     consumers do: what it takes to start the next one falls into their time.
 // Legend: as attention.cu. Compiled for sm_90a alone (CMakeLists.txt).
 #include "attention_softmax.h"
 #include "attention_tiles.h"
@@ -70,6 +71,14 @@ __device__ __forceinline__ void bulk_copy_lines(Lines<kRowsOf, kWidth>& to, cons
                                                 int matrix, int row, int column) {
   for (int x = 0; x < kWidth; x += kBoxColumns)
     bulk_copy(to.element + x * kRowsOf, map, full, matrix, row, column + x);
+}
+
+// The same of the tile whose first row is head `head` of query `query`, of a map with boxes of kRowsOf heads.
+template <int kRowsOf, int kWidth>
+__device__ __forceinline__ void bulk_copy_heads(Lines<kRowsOf, kWidth>& to, const TensorMap& map, Barrier& full,
+                                                int seq, int query, int head) {
+  for (int x = 0; x < kWidth; x += kBoxColumns)
+    bulk_copy(to.element + x * kRowsOf, map, full, seq, query, head, x);
 }
 
 // A sum's registers, as products name them.
@@ -436,10 +445,18 @@ struct BackwardKv {
   };
 };
 
+// The query rows and output gradients of dkv_kernel as boxes of its tiles; not used where the group divides no
+// tile.
+struct RowMaps {
+  TensorMap q, dout;
+  bool used;
+};
+
 // Scores are transposed here: a sum's rows are keys, its columns query rows.
 template <int kN, int kM>
 __global__ void __launch_bounds__(kThreads, 1)
-    dkv_kernel(Rows<bf16> dk_TGN, Rows<bf16> dv_TGM, Operands in, Gradients gradients, int n_tiles) {
+    dkv_kernel(const __grid_constant__ RowMaps maps, Rows<bf16> dk_TGN, Rows<bf16> dv_TGM, Operands in,
+               Gradients gradients, int n_tiles) {
   using B = BackwardKv<kN, kM>;
   auto& shared = swizzled_shared<typename B::Shared>();
   const AttentionSizes& sizes = in.sizes;
@@ -449,9 +466,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const TileRows rows = rows_of_keys<kThreads>(kv_begin_S, sizes, key0, key0 + B::kKeys);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kPieceStages; ++stage) {
-      barrier_init(shared.full[stage], kGroupThreads);
+      barrier_init(shared.full[stage], maps.used ? B::kRows : kGroupThreads);
       barrier_init(shared.empty[stage], kConsumerWarps);
     }
+    fence_proxy_async();
   }
   __syncthreads();
 
@@ -470,8 +488,28 @@ __global__ void __launch_bounds__(kThreads, 1)
                           thread < B::kRows && row0 + thread < rows.end ? row0 + thread : -1);
     };
     Ring<kPieceStages> ring;
-    int before = -1;
     RowFacts facts = facts_of(rows.begin);  // read a turn before they are needed
+    if (maps.used) {                        // a thread for each row's facts; the first begins the copies too
+      if (thread >= B::kRows) return;
+      // Rows behind rows.end are those of other documents, or zeros behind the sequence; their P is 0.
+      for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
+        Barrier& full = shared.full[ring.stage];
+        barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+        shared.facts[ring.stage][thread] = facts;
+        if (thread == 0) {
+          const int query = row0 / sizes.group, head = place.g * sizes.group;
+          barrier_arrive_expecting(full, sizeof shared.q[0] + sizeof shared.dout[0]);
+          bulk_copy_heads(shared.q[ring.stage], maps.q, full, place.seq, query, head);
+          bulk_copy_heads(shared.dout[ring.stage], maps.dout, full, place.seq, query, head);
+        } else {
+          barrier_arrive(full);
+        }
+        facts = facts_of(row0 + B::kRows);
+        ring.advance();
+      }
+      return;
+    }
+    int before = -1;
     for (int row0 = rows.begin; row0 < rows.end; row0 += B::kRows) {
       if (before >= 0) hand_over(before);
       barrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
@@ -538,6 +576,24 @@ BoxedMatrices matrices_of(const Tensor& rows_TGX, const AttentionSizes& sizes, s
           sizes.keys(),          rows_TGX.row_size(),
           rows_TGX.row_stride(), sizes.keys() * rows_TGX.row_stride()};
 }
+// The heads of each sequence's query rows.
+BoxedHeads heads_of(const Tensor& rows_THX, const AttentionSizes& sizes, std::int64_t n_seq) {
+  const std::int64_t heads = std::int64_t{sizes.n_kv_heads} * sizes.group;
+  return {rows_THX.raw(),
+          n_seq,
+          sizes.seq_len,
+          heads,
+          rows_THX.row_size() / heads,
+          rows_THX.row_stride(),
+          sizes.seq_len * rows_THX.row_stride()};
+}
+RowMaps row_maps_of(const char* op, const AttentionBackward& x, int tile_rows) {
+  const int group = x.sizes.group;
+  const BoxedHeads q = heads_of(x.q_THN, x.sizes, x.n_seq), dout = heads_of(x.dout_THM, x.sizes, x.n_seq);
+  if (tile_rows % group != 0 || !fits_tensor_map(q) || !fits_tensor_map(dout)) return {{}, {}, false};
+  return {make_tensor_map(op, q, tile_rows / group, group), make_tensor_map(op, dout, tile_rows / group, group),
+          true};
+}
 template <class Call>
 bool can_serve(const Call& x) {
   return device_has_wgmma() && attention_mma_serves(x) &&
@@ -572,7 +628,8 @@ void backward(const AttentionBackward& x, Context& ctx) {
          make_tensor_map(kQ, matrices_of(x.v_TGM, x.sizes, x.n_seq), Q::kKeys), rows_of<bf16>(x.dq_THN), in,
          gradients, row_tiles);
   launch(kKv, dkv_kernel<kN, kM>, {blocks(heads * key_tiles), kThreads, kSwizzledBytes<typename Kv::Shared>},
-         ctx, rows_of<bf16>(x.dk_TGN), rows_of<bf16>(x.dv_TGM), in, gradients, key_tiles);
+         ctx, row_maps_of(kKv, x, Kv::kRows), rows_of<bf16>(x.dk_TGN), rows_of<bf16>(x.dv_TGM), in, gradients,
+         key_tiles);
 }
 
 bool heads_are(const AttentionSizes& sizes, int width_N, int width_M) {

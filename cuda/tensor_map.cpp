@@ -8,28 +8,50 @@
 
 namespace switchyard::ops::cuda {
 
-bool fits_tensor_map(const BoxedMatrices& m) {
-  constexpr std::int64_t kAligned = 8, kMostRows = std::int64_t{1} << 31, kMostStride = std::int64_t{1} << 38;
-  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.stride % kAligned == 0 &&
-         m.matrix_stride % kAligned == 0 && m.stride < kMostStride && m.matrix_stride < kMostStride &&
-         m.matrices > 0 && m.rows > 0 && m.columns > 0 && m.matrices < kMostRows && m.rows < kMostRows &&
-         m.columns < kMostRows;
+namespace {
+
+// The dimensions of a map, the innermost first, whose elements lie side by side.
+struct Dimensions {
+  static constexpr int kMost = 4;
+  int count;
+  std::int64_t size[kMost], stride[kMost], box[kMost];
+};
+Dimensions dimensions_of(const BoxedMatrices& m, int box_rows) {
+  return {
+      3, {m.columns, m.rows, m.matrices, 1}, {1, m.stride, m.matrix_stride, 0}, {kBoxColumns, box_rows, 1, 1}};
+}
+Dimensions dimensions_of(const BoxedHeads& m, int box_rows, int box_heads) {
+  return {4,
+          {m.columns, m.heads, m.rows, m.matrices},
+          {1, m.columns, m.stride, m.matrix_stride},
+          {kBoxColumns, box_heads, box_rows, 1}};
+}
+
+bool fits(const void* data, const Dimensions& dimensions) {
+  constexpr std::int64_t kAligned = 8, kMostSize = std::int64_t{1} << 31, kMostStride = std::int64_t{1} << 38;
+  for (int i = 0; i < dimensions.count; ++i) {
+    const std::int64_t size = dimensions.size[i], stride = dimensions.stride[i];
+    if (size <= 0 || size >= kMostSize) return false;
+    if (i > 0 && (stride % kAligned != 0 || stride >= kMostStride)) return false;
+  }
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
 }
 
 #ifdef SWITCHYARD_SIMT
 
-TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows) {
-  SY_CHECK(fits_tensor_map(m) && box_rows > 0 && box_rows <= 256, "{}: matrices of which no map can be made",
-           op);
-  return {static_cast<const std::byte*>(m.data),
-          {m.columns, m.rows, m.matrices},
-          {2, 2 * m.stride, 2 * m.matrix_stride},
-          {kBoxColumns, box_rows, 1}};
+TensorMap make(const char* op, const void* data, const Dimensions& d) {
+  SY_CHECK(fits(data, d), "{}: a tensor of which no map can be made", op);
+  TensorMap map{static_cast<const std::byte*>(data), {}, {}, {}};
+  for (int i = 0; i < Dimensions::kMost; ++i) {
+    SY_CHECK(d.box[i] > 0 && d.box[i] <= 256, "{}: a box of which no map can be made", op);
+    map.size[i] = d.size[i];
+    map.stride_bytes[i] = 2 * d.stride[i];
+    map.box[i] = static_cast<int>(d.box[i]);
+  }
+  return map;
 }
 
 #else
-
-namespace {
 
 // The function is the driver's. Asked for at run time, so that the program starts where there is no driver.
 PFN_cuTensorMapEncodeTiled_v12000 encode_tiled() {
@@ -42,27 +64,40 @@ PFN_cuTensorMapEncodeTiled_v12000 encode_tiled() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
-}  // namespace
-
-TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows) {
+TensorMap make(const char* op, const void* data, const Dimensions& d) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encode_tiled();
-  const cuuint64_t size[3] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows),
-                              static_cast<cuuint64_t>(m.matrices)};
-  const cuuint64_t stride_bytes[2] = {static_cast<cuuint64_t>(2 * m.stride),
-                                      static_cast<cuuint64_t>(2 * m.matrix_stride)};
-  const cuuint32_t box[3] = {kBoxColumns, static_cast<cuuint32_t>(box_rows), 1}, every[3] = {1, 1, 1};
+  cuuint64_t size[Dimensions::kMost], stride_bytes[Dimensions::kMost - 1];
+  cuuint32_t box[Dimensions::kMost], every[Dimensions::kMost];
+  for (int i = 0; i < d.count; ++i) {
+    size[i] = static_cast<cuuint64_t>(d.size[i]);
+    if (i > 0) stride_bytes[i - 1] = static_cast<cuuint64_t>(2 * d.stride[i]);
+    box[i] = static_cast<cuuint32_t>(d.box[i]);
+    every[i] = 1;
+  }
   TensorMap map;
   const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(m.data), size, stride_bytes, box,
-             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(d.count), const_cast<void*>(data),
+             size, stride_bytes, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw_run(
-        "CUDA: cuTensorMapEncodeTiled failed in {} with code {}, for {} matrices of {} x {}, strides {} and {}",
-        op, static_cast<int>(result), m.matrices, m.rows, m.columns, m.stride, m.matrix_stride);
+        "CUDA: cuTensorMapEncodeTiled failed in {} with code {}, for sizes {}, {}, {}, {}, strides {}, {}, {}",
+        op, static_cast<int>(result), d.size[0], d.size[1], d.size[2], d.size[3], d.stride[1], d.stride[2],
+        d.stride[3]);
   return map;
 }
 
 #endif
+
+}  // namespace
+
+bool fits_tensor_map(const BoxedMatrices& m) { return fits(m.data, dimensions_of(m, 1)); }
+bool fits_tensor_map(const BoxedHeads& m) { return fits(m.data, dimensions_of(m, 1, 1)); }
+TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows) {
+  return make(op, m.data, dimensions_of(m, box_rows));
+}
+TensorMap make_tensor_map(const char* op, const BoxedHeads& m, int box_rows, int box_heads) {
+  return make(op, m.data, dimensions_of(m, box_rows, box_heads));
+}
 
 }  // namespace switchyard::ops::cuda

@@ -31,4 +31,15 @@ bool fits_tensor_map(const BoxedMatrices& m);
 // box.
 TensorMap make_tensor_map(const char* op, const BoxedMatrices& m, int box_rows);
 
+// `matrices` times `rows` rows of bf16, each of `heads` pieces of `columns` values side by side; strides in
+// elements.
+struct BoxedHeads {
+  const void* data;
+  std::int64_t matrices, rows, heads, columns, stride, matrix_stride;
+};
+bool fits_tensor_map(const BoxedHeads& m);
+// A box is kBoxColumns of box_heads heads of each of box_rows rows of one matrix: a line for each head, row by
+// row, and otherwise as above; box_rows and box_heads <= 256.
+TensorMap make_tensor_map(const char* op, const BoxedHeads& m, int box_rows, int box_heads);
+
 }  // namespace switchyard::ops::cuda

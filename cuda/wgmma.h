@@ -139,12 +139,25 @@ __device__ __forceinline__ void fence_proxy_async() {
 __device__ __forceinline__ void bulk_copy(void* to_shared, const TensorMap& map, Barrier& barrier, int matrix,
                                           int row, int column) {
 #ifdef SWITCHYARD_SIMT
-  simt::hopper().bulk_copy(to_shared, map, &barrier, {column, row, matrix});
+  simt::hopper().bulk_copy(to_shared, map, &barrier, {column, row, matrix, 0});
 #else
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
       "%5}], [%2];" ::"r"(shared_address(to_shared)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(row), "r"(matrix)
+      : "memory");
+#endif
+}
+// The same of the box at (matrix, row, head, column) of a map with heads.
+__device__ __forceinline__ void bulk_copy(void* to_shared, const TensorMap& map, Barrier& barrier, int matrix,
+                                          int row, int head, int column) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_copy(to_shared, map, &barrier, {column, head, row, matrix});
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+      "%5, %6}], [%2];" ::"r"(shared_address(to_shared)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(head), "r"(row), "r"(matrix)
       : "memory");
 #endif
 }

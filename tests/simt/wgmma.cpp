@@ -82,35 +82,38 @@ void Hopper::fence_proxy_async() {
   fenced_ = true;
   for (auto& [address, barrier] : barriers_) barrier.published = true;
 }
-void Hopper::bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[3]) {
+void Hopper::bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[4]) {
   Barrier& barrier = barrier_at(barrier_address);
   if (!barrier.published) fail("a bulk copy with a barrier that was not published to it");
-  const unsigned start = address_of(to), rows = static_cast<unsigned>(map.box[1] * map.box[2]);
+  const unsigned start = address_of(to), rows = static_cast<unsigned>(map.box[1] * map.box[2] * map.box[3]);
+  // Of a line of the box: where it begins in the tensor, null where it is outside.
+  const auto line_of = [map, y0 = first[1], z0 = first[2], w0 = first[3]](unsigned line) -> const std::byte* {
+    const int row = static_cast<int>(line);
+    const std::int64_t y = y0 + row % map.box[1], z = z0 + row / map.box[1] % map.box[2],
+                       w = w0 + row / map.box[1] / map.box[2];
+    if (std::min({y, z, w}) < 0 || y >= map.size[1] || z >= map.size[2] || w >= map.size[3]) return nullptr;
+    return map.data + y * map.stride_bytes[1] + z * map.stride_bytes[2] + w * map.stride_bytes[3];
+  };
   if (start % 1024 != 0) fail("a bulk copy to an address that is no multiple of 1024");
   if (watcher) {
     const void* const place = SIMT_PLACE;
     watcher->bulk_read(barrier_address, barrier_address, sizeof(std::uint64_t), place);
     watcher->bulk_write(barrier_address, to, 128 * rows, place);
     const std::int64_t begin = std::max(first[0], 0), end = std::min<std::int64_t>(first[0] + 64, map.size[0]);
-    for (int row = 0; row < static_cast<int>(rows); ++row) {
-      const std::int64_t y = first[1] + row % map.box[1], z = first[2] + row / map.box[1];
-      if (begin < end && y >= 0 && y < map.size[1] && z >= 0 && z < map.size[2])
-        watcher->bulk_read(barrier_address,
-                           map.data + 2 * begin + y * map.stride_bytes[1] + z * map.stride_bytes[2],
-                           static_cast<std::size_t>(2 * (end - begin)), place);
+    for (unsigned row = 0; row < rows; ++row) {
+      if (const std::byte* const line = line_of(row); line != nullptr && begin < end)
+        watcher->bulk_read(barrier_address, line + 2 * begin, static_cast<std::size_t>(2 * (end - begin)),
+                           place);
     }
   }
   for (unsigned at = start; at < start + 128 * rows; at += 2) write(at, 0xffff);
-  barrier.copies.push_back([this, &barrier, map, start, rows, x = first[0], y = first[1], z = first[2]] {
+  barrier.copies.push_back([this, &barrier, line_of, width = map.size[0], start, rows, x0 = first[0]] {
     for (unsigned row = 0; row < rows; ++row) {
+      const std::byte* const line = line_of(row);
       for (unsigned column = 0; column < 64; ++column) {
-        const std::int64_t at[3] = {x + static_cast<int>(column), y + static_cast<int>(row) % map.box[1],
-                                    z + static_cast<int>(row) / map.box[1]};
+        const std::int64_t x = x0 + static_cast<int>(column);
         std::uint16_t bits = 0;  // outside the tensor
-        if (std::min({at[0], at[1], at[2]}) >= 0 && at[0] < map.size[0] && at[1] < map.size[1] &&
-            at[2] < map.size[2])
-          std::memcpy(&bits, map.data + 2 * at[0] + at[1] * map.stride_bytes[1] + at[2] * map.stride_bytes[2],
-                      sizeof bits);
+        if (line != nullptr && x >= 0 && x < width) std::memcpy(&bits, line + 2 * x, sizeof bits);
         write(swizzled(start + 128 * row + 2 * column), bits);
       }
     }

@@ -50,9 +50,9 @@ inline std::uint16_t e4m3_pair(float low, float high) {
 
 struct TensorMap {
   const std::byte* data;
-  std::int64_t size[3];          // elements of 2 bytes; the first dimension is contiguous
-  std::int64_t stride_bytes[3];  // of each dimension
-  int box[3];
+  std::int64_t size[4];          // elements of 2 bytes; the first dimension is contiguous
+  std::int64_t stride_bytes[4];  // of each dimension
+  int box[4];
 };
 
 // Shared addresses start here: no more aligned than cuda/launch.h promises, so that it shows who relies on
@@ -78,7 +78,7 @@ class Hopper : public BlockState {
   // ---- memory ----
   void fence_proxy_async();
   // One box of a tensor with rows of 128 bytes, swizzled.
-  void bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[3]);
+  void bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[4]);
 
   // ---- products ----
   struct Wgmma {
