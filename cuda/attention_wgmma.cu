@@ -212,6 +212,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row0 = tile.row0;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) {
+    prefetch_map(k_map);
+    prefetch_map(v_map);
     for (int stage = 0; stage < kStages; ++stage) {
       for (Barrier* full : {&shared.k_full[stage], &shared.v_full[stage]}) barrier_init(*full, 1);
       for (Barrier* empty : {&shared.k_empty[stage], &shared.v_empty[stage]})
@@ -362,6 +364,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row0 = tile.row0;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) {
+    prefetch_map(k_map);
+    prefetch_map(v_map);
     for (int stage = 0; stage < B::kDepth; ++stage) {
       barrier_init(shared.full[stage], 1);
       barrier_init(shared.empty[stage], kConsumerWarps);
@@ -465,6 +469,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int key0 = place.tile * B::kKeys, warp = static_cast<int>(threadIdx.x) / kWarp;
   const TileRows rows = rows_of_keys<kThreads>(kv_begin_S, sizes, key0, key0 + B::kKeys);
   if (threadIdx.x == 0) {
+    if (maps.used) {
+      prefetch_map(maps.q);
+      prefetch_map(maps.dout);
+    }
     for (int stage = 0; stage < kPieceStages; ++stage) {
       barrier_init(shared.full[stage], maps.used ? B::kRows : kGroupThreads);
       barrier_init(shared.empty[stage], kConsumerWarps);

@@ -134,6 +134,14 @@ __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
+// Brings a map nearer, before the first copy asks for it. One thread; the emulator has nothing in its place.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
+#ifdef SWITCHYARD_SIMT
+  static_cast<void>(map);
+#else
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
 // Begins to copy the box at (matrix, row, column) to shared memory, to a multiple of 1024 bytes. One thread.
 // `barrier` receives the bytes of the whole box, in the matrix or outside.
 __device__ __forceinline__ void bulk_copy(void* to_shared, const TensorMap& map, Barrier& barrier, int matrix,

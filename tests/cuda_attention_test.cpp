@@ -240,7 +240,10 @@ const Case kHopperCases[] = {
     {2, 270, 2, 1, 64, 64, Mask::causal},      {1, 300, 3, 1, 64, 64, Mask::documents},
     {1, 270, 3, 1, 128, 128, Mask::scattered}, {1, 400, 1, 1, 128, 128, Mask::window},
     {1, 200, 2, 2, 192, 128, Mask::documents}, {1, 200, 2, 2, 256, 256, Mask::causal},
-    {2, 3, 4, 2, 128, 128, Mask::causal, 300},
+    {2, 3, 4, 2, 128, 128, Mask::causal, 300}, {2, 150, 2, 2, 64, 64, Mask::documents},
+    {2, 141, 8, 2, 64, 64, Mask::documents},   {2, 131, 8, 1, 64, 64, Mask::window},
+    {2, 133, 4, 1, 192, 128, Mask::scattered}, {2, 65, 6, 2, 128, 128, Mask::documents},
+    {1, 3, 64, 1, 64, 64, Mask::causal},       {1, 3, 32, 1, 192, 128, Mask::causal},
 };
 
 TEST(CudaAttention, ManyTilesEqualTheCpu) {
@@ -324,6 +327,35 @@ TEST(CudaAttention, SequencesDoNotSeeEachOther) {
     for (const auto tensor :
          {&DeviceCall::out, &DeviceCall::lse, &DeviceCall::dq, &DeviceCall::dk, &DeviceCall::dv})
       EXPECT_EQ(second(x.*tensor), second(clean.*tensor)) << name_of(dtype);
+  }
+}
+
+// What lies behind a sequence, in its last tile of query rows: the next one, which is NaN all over, and behind
+// the last one whatever memory holds. Groups that divide a tile's rows, which bulk copies bring, and one that
+// does not; each has the heads of the second key-value head behind it too.
+TEST(CudaAttention, NothingBehindASequenceReachesItsGradients) {
+  for (const std::int64_t group : {1, 2, 4, 8, 3}) {
+    for (const auto& [width_N, width_M] : {std::pair<std::int64_t, std::int64_t>{64, 64}, {192, 128}}) {
+      SCOPED_TRACE(::testing::Message() << "groups of " << group << ", heads of " << width_N);
+      const Case c{2, 37, 2 * group, 2, width_N, width_M, Mask::documents};
+      DeviceCall clean(c, DType::bf16, 8), x(c, DType::bf16, 8);
+      clean.forward();
+      x.forward();
+      for (const DeviceTensor* tensor : {&x.q, &x.dout}) {
+        const OwnedTensor unset(Shape{c.seq_len, tensor->view().row_size()}, DType::bf16);
+        for (std::int64_t t = 0; t < c.seq_len; ++t)
+          copy(tensor->view().slice(c.seq_len + t, 1), unset.view().slice(t, 1));
+      }
+      EXPECT_TRUE(std::isnan(x.dout.values().back()));
+      clean.backward();
+      x.backward();
+      for (const auto tensor : {&DeviceCall::dq, &DeviceCall::dk, &DeviceCall::dv}) {
+        std::vector<double> got = (x.*tensor).values(), expected = (clean.*tensor).values();
+        got.resize(got.size() / 2);
+        expected.resize(expected.size() / 2);
+        EXPECT_EQ(got, expected);
+      }
+    }
   }
 }
 
