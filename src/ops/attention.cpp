@@ -19,6 +19,11 @@ using namespace cpu;
 constexpr std::int64_t kQueryTile = 64;
 constexpr std::int64_t kKeyTile = 128;
 
+// Attention has no products in FP8: they are in bfloat16 wherever the run's are not in float32.
+MatmulType product_type(const Context& ctx) {
+  return ctx.matmul == MatmulType::f32 ? MatmulType::f32 : MatmulType::bf16;
+}
+
 // The keys, within one tile of them, that the query at position i sees: [begin, end) relative to the tile's
 // first.
 struct Visible {
@@ -72,6 +77,7 @@ void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tenso
                               Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx) {
   const auto [n_seq, S, H, G, N, M, scale, before, window] = shape;
   const bool with_entropy = entropy_TH.defined();
+  const MatmulType type = product_type(ctx);
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
   const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
@@ -99,8 +105,8 @@ void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tenso
           const std::int64_t n_keys = std::min(kKeyTile, last_key - key0);
           const T* k = k_TGN.row<T>(key_row0 + key0) + g * N;
           const T* v = v_TGM.row<T>(key_row0 + key0) + g * M;
-          gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
-                  k_TGN.row_stride(), T(0), score_BC, kKeyTile);
+          multiply<T>(type, Trans::no, Trans::yes, n_queries, n_keys, N, q, q_THN.row_stride(), k,
+                      k_TGN.row_stride(), false, score_BC, kKeyTile);
           for (std::int64_t i = 0; i < n_queries; ++i) {
             const Visible see = visible_keys(kv_begin[i], before + i0 + i, key0, n_keys);
             const T shrink =
@@ -110,8 +116,8 @@ void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tenso
 #pragma omp simd
             for (std::int64_t c = 0; c < M; ++c) out_M[c] *= shrink;
           }
-          gemm<T>(Trans::no, Trans::no, n_queries, M, n_keys, T(1), score_BC, kKeyTile, v, v_TGM.row_stride(),
-                  T(1), out, out_THM.row_stride());
+          multiply<T>(type, Trans::no, Trans::no, n_queries, M, n_keys, score_BC, kKeyTile, v,
+                      v_TGM.row_stride(), true, out, out_THM.row_stride());
         }
         for (std::int64_t i = 0; i < n_queries; ++i) {
           T* out_M = out + i * out_THM.row_stride();
@@ -151,6 +157,7 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
   const auto [n_seq, S, H, G, N, M, scale_double, before, window] = shape;
   SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
   const T scale = static_cast<T>(scale_double);
+  const MatmulType type = product_type(ctx);
   ScratchScope scope(ctx.scratch);
   const std::int64_t threads = omp_get_max_threads();
   const Tensor prob_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
@@ -190,10 +197,10 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
             const T* v = v_TGM.row<T>(token0 + key0) + g * M;
             T* dk = dk_TGN.row<T>(token0 + key0) + g * N;
             T* dv = dv_TGM.row<T>(token0 + key0) + g * M;
-            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, N, T(1), q, q_THN.row_stride(), k,
-                    k_TGN.row_stride(), T(0), prob_BC, kKeyTile);
-            gemm<T>(Trans::no, Trans::yes, n_queries, n_keys, M, T(1), dout, dout_THM.row_stride(), v,
-                    v_TGM.row_stride(), T(0), dscore_BC, kKeyTile);
+            multiply<T>(type, Trans::no, Trans::yes, n_queries, n_keys, N, q, q_THN.row_stride(), k,
+                        k_TGN.row_stride(), false, prob_BC, kKeyTile);
+            multiply<T>(type, Trans::no, Trans::yes, n_queries, n_keys, M, dout, dout_THM.row_stride(), v,
+                        v_TGM.row_stride(), false, dscore_BC, kKeyTile);
             for (std::int64_t i = 0; i < n_queries; ++i) {
               const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
               T* prob = prob_BC + i * kKeyTile;
@@ -209,12 +216,12 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
                 dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
               }
             }
-            gemm<T>(Trans::yes, Trans::no, n_keys, M, n_queries, T(1), prob_BC, kKeyTile, dout,
-                    dout_THM.row_stride(), T(1), dv, dv_TGM.row_stride());
-            gemm<T>(Trans::no, Trans::no, n_queries, N, n_keys, T(1), dscore_BC, kKeyTile, k,
-                    k_TGN.row_stride(), T(1), dq, dq_THN.row_stride());
-            gemm<T>(Trans::yes, Trans::no, n_keys, N, n_queries, T(1), dscore_BC, kKeyTile, q,
-                    q_THN.row_stride(), T(1), dk, dk_TGN.row_stride());
+            multiply<T>(type, Trans::yes, Trans::no, n_keys, M, n_queries, prob_BC, kKeyTile, dout,
+                        dout_THM.row_stride(), true, dv, dv_TGM.row_stride());
+            multiply<T>(type, Trans::no, Trans::no, n_queries, N, n_keys, dscore_BC, kKeyTile, k,
+                        k_TGN.row_stride(), true, dq, dq_THN.row_stride());
+            multiply<T>(type, Trans::yes, Trans::no, n_keys, N, n_queries, dscore_BC, kKeyTile, q,
+                        q_THN.row_stride(), true, dk, dk_TGN.row_stride());
           }
         }
       }

@@ -9,6 +9,7 @@
 
 #include "core/arena.h"
 #include "core/error.h"
+#include "ops/cpu/packed.h"
 
 namespace switchyard::ops::cpu {
 
@@ -183,10 +184,19 @@ void multiply_in_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t
   }
 }
 
+// Products of our own; but where oneDNN has tiles (AMX), which multiply some eight times as fast, only small
+// ones: its calls cost some microseconds each.
+bool packs_bf16(std::int64_t products) {
+  constexpr std::int64_t kSmall = std::int64_t{1} << 21;
+  static const bool has_tiles = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_amx;
+  return kHasPackedBf16 && (!has_tiles || products <= kSmall);
+}
+
 }  // namespace
 
 bool has_bf16_products() {
   static const bool has = [] {
+    if (kHasPackedBf16) return true;
     try {
       compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
       return true;
@@ -214,7 +224,9 @@ void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_
 
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
-  const auto product = has_bf16_products() ? multiply_in_bf16 : gemm_bf16_rounded;
+  const auto product = packs_bf16(m * n * k) ? packed_bf16
+                       : has_bf16_products() ? multiply_in_bf16
+                                             : gemm_bf16_rounded;
   product(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 

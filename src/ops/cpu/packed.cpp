@@ -1,0 +1,325 @@
+#include "ops/cpu/packed.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "core/arena.h"
+#include "core/error.h"
+
+#ifdef __AVX512F__
+// GCC 12's own header fills unused lanes with a value that it warns of.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
+// A is packed into strips of kStrip rows, B into panels of kPanel columns. A word is what a lane multiplies at
+// once: a float, or two neighbours along K in bfloat16. What a strip, a panel or a word has too many are zeros.
+//   strip:   [words][kStrip]
+//   panel:   [words][kPanel]
+// From one to the next there are room(words) of them: an odd number, so that their lines, which are written in
+// turn, do not fall into the same set of the first-level cache.
+
+namespace switchyard::ops::cpu {
+
+#ifdef __AVX512F__
+
+namespace {
+
+constexpr std::int64_t kPanel = 16, kStrip = 8;
+// Panels of so many words and columns stay in the second-level cache (512 KiB), while strips pass.
+constexpr std::int64_t kWords = 256, kRows = 256, kColumns = 512;
+using Vector = __m512;
+using Words = __m512i;
+
+__mmask16 first_lanes(std::int64_t n) {
+  return static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<unsigned>(std::min(n, kPanel))));
+}
+
+// Words of float32.
+struct Floats {
+  static constexpr std::int64_t kDepth = 1;  // elements of K in a word
+  // 16 words along K, of which the first n elements are there.
+  static Words along(const float* from, std::int64_t n) {
+    return _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(n), from));
+  }
+  // 16 words across K: the first n columns of a row of K; there is no second.
+  static Words across(const float* row, const float*, std::int64_t n) { return along(row, n); }
+  static Vector add_product(Vector sum, Words a, Words b) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+  }
+};
+
+#ifdef __AVX512BF16__
+// Words of two bfloat16, the first in the lower half.
+struct Pairs {
+  static constexpr std::int64_t kDepth = 2;
+  static Words along(const float* from, std::int64_t n) {
+    const Vector low = _mm512_maskz_loadu_ps(first_lanes(n), from);
+    const Vector high = n > kPanel ? _mm512_maskz_loadu_ps(first_lanes(n - kPanel), from + kPanel) : Vector{};
+    return std::bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
+  }
+  static Words across(const float* row, const float* next, std::int64_t n) {
+    const __mmask16 lanes = first_lanes(n);
+    const Vector low = _mm512_maskz_loadu_ps(lanes, row);
+    const Vector high = next != nullptr ? _mm512_maskz_loadu_ps(lanes, next) : Vector{};
+    return _mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16));
+  }
+  static Vector add_product(Vector sum, Words a, Words b) {
+    return _mm512_dpbf16_ps(sum, std::bit_cast<__m512bh>(a), std::bit_cast<__m512bh>(b));
+  }
+
+ private:
+  static Words widened(Vector values) {
+    return _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+  }
+};
+#endif
+
+// Row i, word j -> row j, word i.
+void transpose(Words (&r)[16]) {
+  Words t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // Quarters of four words: r[4g + q] holds column 4l + q of rows 4g to 4g + 3 in its quarter l.
+  for (int q = 0; q < 4; ++q) {
+    t[q] = _mm512_shuffle_i32x4(r[q], r[4 + q], 0x88);
+    t[4 + q] = _mm512_shuffle_i32x4(r[8 + q], r[12 + q], 0x88);
+    t[8 + q] = _mm512_shuffle_i32x4(r[q], r[4 + q], 0xdd);
+    t[12 + q] = _mm512_shuffle_i32x4(r[8 + q], r[12 + q], 0xdd);
+  }
+  for (int q = 0; q < 4; ++q) {
+    r[q] = _mm512_shuffle_i32x4(t[q], t[4 + q], 0x88);
+    r[8 + q] = _mm512_shuffle_i32x4(t[q], t[4 + q], 0xdd);
+    r[4 + q] = _mm512_shuffle_i32x4(t[8 + q], t[12 + q], 0x88);
+    r[12 + q] = _mm512_shuffle_i32x4(t[8 + q], t[12 + q], 0xdd);
+  }
+}
+
+std::int64_t room(std::int64_t words) { return words | 1; }
+std::int64_t up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+// A stored operand's piece: `count` rows of op(A), or columns of op(B), from the first on, and `depth` elements
+// of K.
+struct Piece {
+  const float* from;
+  std::int64_t ld, count, depth;
+};
+
+// Word w of 16 neighbours, of which `count` are there -> a panel, or two strips.
+template <std::int64_t kWidth>
+void store_word(std::int32_t* to, std::int64_t next, std::int64_t w, std::int64_t count, Words values) {
+  static_assert(kWidth == kPanel || 2 * kWidth == kPanel);
+  if constexpr (kWidth == kPanel) {
+    _mm512_store_si512(to + w * kWidth, values);
+  } else {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to + w * kWidth), _mm512_castsi512_si256(values));
+    if (count > kWidth)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to + (next + w) * kWidth),
+                         _mm512_extracti64x4_epi64(values, 1));
+  }
+}
+
+// Rows of K with `count` neighbours each -> strips or panels of kWidth.
+template <class P, std::int64_t kWidth>
+void pack_across(Words* to, const Piece& piece, std::int64_t words) {
+  for (std::int64_t w = 0; w < words; ++w) {
+    const float* const row = piece.from + w * P::kDepth * piece.ld;
+    const float* const next = P::kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
+    for (std::int64_t j = 0; j < piece.count; j += kPanel)
+      store_word<kWidth>(reinterpret_cast<std::int32_t*>(to) + j * room(words), room(words), w, piece.count - j,
+                         P::across(row + j, next ? next + j : nullptr, piece.count - j));
+  }
+}
+
+// Rows along K (of A, or columns of B) -> strips or panels of kWidth.
+template <class P, std::int64_t kWidth>
+void pack_along(Words* to, const Piece& piece, std::int64_t words) {
+  for (std::int64_t j = 0; j < piece.count; j += kPanel) {
+    const std::int64_t rows = std::min(kPanel, piece.count - j);
+    auto* const out = reinterpret_cast<std::int32_t*>(to) + j * room(words);
+    for (std::int64_t w = 0; w < words; w += kPanel) {
+      const std::int64_t left = piece.depth - w * P::kDepth;
+      Words block[16];
+      for (int i = 0; i < 16; ++i)
+        block[i] = i < rows ? P::along(piece.from + (j + i) * piece.ld + w * P::kDepth, left) : Words{};
+      transpose(block);
+      const std::int64_t n = std::min(kPanel, words - w);
+      for (int i = 0; i < 16; ++i)
+        if (i < n) store_word<kWidth>(out, room(words), w + i, rows, block[i]);
+    }
+  }
+}
+
+// Where the sums of a strip and of kVectors panels go: the first rows of C, the last panel's first columns.
+struct Target {
+  float* c;
+  std::int64_t ldc, rows;
+  __mmask16 last;
+  bool add;
+};
+
+template <class P, int kVectors, bool kAlongK>
+void multiply_strip(const std::int32_t* a, std::int64_t row, const Words* b, std::int64_t words,
+                    const Target& to) {
+  constexpr std::int64_t kNext = kAlongK ? 1 : kStrip;
+  if constexpr (!kAlongK) row = 1;
+  Vector sum[kStrip][kVectors] = {};
+  for (std::int64_t w = 0; w < words; ++w) {
+    Words columns[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) columns[j] = _mm512_load_si512(b + j * room(words) + w);
+#pragma GCC unroll 8
+    for (int i = 0; i < kStrip; ++i) {
+      const Words value = _mm512_set1_epi32(a[i * row + w * kNext]);
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = P::add_product(sum[i][j], value, columns[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kStrip; ++i) {
+    if (i >= to.rows) return;
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      float* const out = to.c + i * to.ldc + j * kPanel;
+      const __mmask16 lanes = j == kVectors - 1 ? to.last : first_lanes(kPanel);
+      const Vector before = to.add ? _mm512_maskz_loadu_ps(lanes, out) : Vector{};
+      _mm512_mask_storeu_ps(out, lanes, to.add ? _mm512_add_ps(before, sum[i][j]) : sum[i][j]);
+    }
+  }
+}
+
+// What one thread keeps: a piece of each operand.
+struct Workspace {
+  AlignedBuffer memory = allocate_aligned(
+      (kRows + kColumns) * room(kWords) * static_cast<std::int64_t>(sizeof(float)), "packed operands");
+  Words* a() { return reinterpret_cast<Words*>(memory.get()); }
+  Words* b() { return a() + kRows / kPanel * room(kWords); }
+};
+
+struct Operands {
+  bool trans_a, trans_b;
+  std::int64_t m, n, k;
+  const float *a, *b;
+  std::int64_t lda, ldb;
+  float* c;
+  std::int64_t ldc;
+  bool add;
+};
+
+template <class P, bool kAlongK>
+void multiply_piece(const void* a, std::int64_t row, const Words* b, std::int64_t rows, std::int64_t columns,
+                    std::int64_t words, float* c, std::int64_t ldc, bool add) {
+  for (std::int64_t i = 0; i < rows; i += kStrip) {
+    const auto* const strip = reinterpret_cast<const std::int32_t*>(a) + i * row;
+    Target to{c + i * ldc, ldc, std::min(kStrip, rows - i), first_lanes(kPanel), add};
+    std::int64_t j = 0;
+    for (; j + kPanel < columns; j += 2 * kPanel, to.c += 2 * kPanel) {
+      to.last = first_lanes(columns - j - kPanel);
+      multiply_strip<P, 2, kAlongK>(strip, row, b + j / kPanel * room(words), words, to);
+    }
+    if (j < columns) {
+      to.last = first_lanes(columns - j);
+      multiply_strip<P, 1, kAlongK>(strip, row, b + j / kPanel * room(words), words, to);
+    }
+  }
+}
+
+// The outputs of rows [m_begin, m_end) and columns [n_begin, n_end), by one thread.
+template <class P>
+void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end, std::int64_t n_begin,
+                    std::int64_t n_end) {
+  thread_local Workspace space;
+  constexpr std::int64_t kDeep = kWords * P::kDepth;
+  for (std::int64_t n0 = n_begin; n0 < n_end; n0 += kColumns) {
+    const std::int64_t columns = std::min(kColumns, n_end - n0);
+    for (std::int64_t k0 = 0; k0 < o.k; k0 += kDeep) {
+      const std::int64_t depth = std::min(kDeep, o.k - k0), words = (depth + P::kDepth - 1) / P::kDepth;
+      if (o.trans_b)
+        pack_along<P, kPanel>(space.b(), {o.b + n0 * o.ldb + k0, o.ldb, columns, depth}, words);
+      else
+        pack_across<P, kPanel>(space.b(), {o.b + k0 * o.ldb + n0, o.ldb, columns, depth}, words);
+      for (std::int64_t m0 = m_begin; m0 < m_end; m0 += kRows) {
+        const std::int64_t rows = std::min(kRows, m_end - m0);
+        float* const c = o.c + m0 * o.ldc + n0;
+        const bool add = o.add || k0 > 0;
+        const float* const a = o.trans_a ? o.a + k0 * o.lda + m0 : o.a + m0 * o.lda + k0;
+        // Rows of floats along K need not be packed; but for those that fill no strip.
+        const std::int64_t as_they_are = std::is_same_v<P, Floats> && !o.trans_a ? rows / kStrip * kStrip : 0;
+        if (as_they_are > 0)
+          multiply_piece<P, true>(a, o.lda, space.b(), as_they_are, columns, words, c, o.ldc, add);
+        if (as_they_are == rows) continue;
+        const Piece rest{a + as_they_are * o.lda, o.lda, rows - as_they_are, depth};
+        if (o.trans_a)
+          pack_across<P, kStrip>(space.a(), rest, words);
+        else
+          pack_along<P, kStrip>(space.a(), rest, words);
+        multiply_piece<P, false>(space.a(), room(words), space.b(), rest.count, columns, words,
+                                 c + as_they_are * o.ldc, o.ldc, add);
+      }
+    }
+  }
+}
+
+// Multiplications below which a team of threads costs more than it saves.
+constexpr std::int64_t kParallelProducts = 1 << 17;
+
+template <class P>
+void multiply_packed(const Operands& o) {
+  const std::int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  if (threads == 1 || o.m * o.n * o.k < kParallelProducts) return multiply_block<P>(o, 0, o.m, 0, o.n);
+  // Blocks for every thread; the larger they are, the less is packed twice. The longer side is cut first.
+  std::int64_t down = 1, across = 1;
+  const auto rows = [&] { return up((o.m + down - 1) / down, kStrip); };
+  const auto columns = [&] { return up((o.n + across - 1) / across, 2 * kPanel); };
+  while (down * across < 2 * threads && (rows() > 4 * kStrip || columns() > 4 * kPanel))
+    ++(rows() > columns() ? down : across);
+  const std::int64_t n_rows = rows(), n_columns = columns();
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t j = 0; j < across; ++j)
+    for (std::int64_t i = 0; i < down; ++i)
+      multiply_block<P>(o, std::min(o.m, i * n_rows), std::min(o.m, (i + 1) * n_rows),
+                        std::min(o.n, j * n_columns), std::min(o.n, (j + 1) * n_columns));
+}
+
+}  // namespace
+
+void packed_f32(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
+  multiply_packed<Floats>({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
+}
+
+#else
+
+void packed_f32(Trans, Trans, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
+                const float*, std::int64_t, bool, float*, std::int64_t) {
+  SY_CHECK(kHasPacked, "this program was not built for AVX-512");
+}
+
+#endif
+
+void packed_bf16([[maybe_unused]] Trans trans_a, [[maybe_unused]] Trans trans_b,
+                 [[maybe_unused]] std::int64_t m, [[maybe_unused]] std::int64_t n,
+                 [[maybe_unused]] std::int64_t k, [[maybe_unused]] const float* a,
+                 [[maybe_unused]] std::int64_t lda, [[maybe_unused]] const float* b,
+                 [[maybe_unused]] std::int64_t ldb, [[maybe_unused]] bool add, [[maybe_unused]] float* c,
+                 [[maybe_unused]] std::int64_t ldc) {
+#ifdef __AVX512BF16__
+  multiply_packed<Pairs>({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
+#else
+  SY_CHECK(kHasPackedBf16, "this program was not built for AVX-512 BF16");
+#endif
+}
+
+}  // namespace switchyard::ops::cpu
