@@ -32,6 +32,7 @@ namespace {
 constexpr std::int64_t kPanel = 16, kStrip = 8;
 // Panels of so many words and columns stay in the second-level cache (512 KiB), while strips pass.
 constexpr std::int64_t kWords = 256, kRows = 256, kColumns = 512;
+constexpr std::int64_t kAhead = 4;  // words of rows that are fetched before their turn
 using Vector = __m512;
 using Words = __m512i;
 
@@ -137,9 +138,16 @@ void pack_across(Words* to, const Piece& piece, std::int64_t words) {
   for (std::int64_t w = 0; w < words; ++w) {
     const float* const row = piece.from + w * P::kDepth * piece.ld;
     const float* const next = P::kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
-    for (std::int64_t j = 0; j < piece.count; j += kPanel)
+    // Rows are too short for the processor to foresee the next ones by itself.
+    const float* const later = row + kAhead * P::kDepth * piece.ld;
+    const bool has_later = P::kDepth * (w + kAhead + 1) <= piece.depth;
+    for (std::int64_t j = 0; j < piece.count; j += kPanel) {
+      if (has_later) {
+        for (int i = 0; i < P::kDepth; ++i) _mm_prefetch(later + i * piece.ld + j, _MM_HINT_T0);
+      }
       store_word<kWidth>(reinterpret_cast<std::int32_t*>(to) + j * room(words), room(words), w, piece.count - j,
                          P::across(row + j, next ? next + j : nullptr, piece.count - j));
+    }
   }
 }
 
@@ -154,6 +162,11 @@ void pack_along(Words* to, const Piece& piece, std::int64_t words) {
       Words block[16];
       for (int i = 0; i < 16; ++i)
         block[i] = i < rows ? P::along(piece.from + (j + i) * piece.ld + w * P::kDepth, left) : Words{};
+      if (j + 2 * kPanel <= piece.count) {
+        for (int i = 0; i < 16; ++i)
+          for (int line = 0; line < P::kDepth; ++line)
+            _mm_prefetch(piece.from + (j + kPanel + i) * piece.ld + w * P::kDepth + line * kPanel, _MM_HINT_T0);
+      }
       transpose(block);
       const std::int64_t n = std::min(kPanel, words - w);
       for (int i = 0; i < 16; ++i)
@@ -175,6 +188,9 @@ void multiply_strip(const std::int32_t* a, std::int64_t row, const Words* b, std
                     const Target& to) {
   constexpr std::int64_t kNext = kAlongK ? 1 : kStrip;
   if constexpr (!kAlongK) row = 1;
+  // Where the sums will go comes from far away while they are made.
+  for (std::int64_t i = 0; i < to.rows; ++i)
+    for (int j = 0; j < kVectors; ++j) _mm_prefetch(to.c + i * to.ldc + j * kPanel, _MM_HINT_T0);
   Vector sum[kStrip][kVectors] = {};
   for (std::int64_t w = 0; w < words; ++w) {
     Words columns[kVectors];
