@@ -239,10 +239,12 @@ std::string describe(const Case& c, Mask mask) {
          std::to_string(c.v_head_dim()) + ", mask " + std::to_string(static_cast<int>(mask));
 }
 
-void expect_follows_definition(DType dtype, double relative, double absolute, double absolute_gradient) {
+void expect_follows_definition(DType dtype, double relative, double absolute, double absolute_gradient,
+                               MatmulType matmul = MatmulType::f32) {
   for (const Case& c : kCases) {
     for (Mask mask : kMasks) {
       PoisonedContext ctx;
+      ctx.matmul = matmul;
       const Qkv in = normal_qkv(c, dtype);
       const OwnedTensor kv_begin = make_kv_begin(mask, c.n_seq, c.seq_len), dout = normal_dout(c, dtype);
       const Reference expected(c, in, dout, kv_begin);
@@ -271,6 +273,23 @@ TEST(Attention, FloatFollowsTheDefinition) {
   // is by 5e-7 of itself; outputs and lse of order one collect a few of these. dk and dv sum up to 257 queries
   // of each of 4 heads and reach 10 to 20, delta cancels.
   expect_follows_definition(DType::f32, 1e-6, 2e-6, 1e-5);
+}
+
+TEST(Attention, Bfloat16FollowsTheDefinition) {
+  // Operands are off by up to 2^-9 of themselves: a score of up to 8 by some 0.02, its exponential by as much
+  // of itself, and so are outputs of order one; gradients reach 10 to 20.
+  expect_follows_definition(DType::f32, 0.02, 0.03, 0.2, MatmulType::bf16);
+  // FP8 has no part in it: the same products.
+  const Case c{1, 65, 4, 2, 3, 8};
+  const Qkv in = normal_qkv(c, DType::f32);
+  const OwnedTensor kv_begin = make_kv_begin(Mask::causal, c.n_seq, c.seq_len);
+  const auto out_in = [&](MatmulType type) {
+    PoisonedContext ctx;
+    ctx.matmul = type;
+    return forward(c, in, kv_begin, ctx).out;
+  };
+  EXPECT_TRUE(same_bits(out_in(MatmulType::bf16), out_in(MatmulType::e4m3)));
+  EXPECT_FALSE(same_bits(out_in(MatmulType::bf16), out_in(MatmulType::f32)));
 }
 
 TEST(Attention, GradientsMatchFiniteDifferences) {

@@ -121,6 +121,58 @@ TEST(BFloat16, RoundedOperandsGiveTheSameProduct) {
       }
 }
 
+// Sizes at and beside those of strips, panels and the pieces that fit the caches.
+const Sizes kPackedSizes[] = {{1, 1, 1},      {7, 2, 15},     {8, 31, 16},   {9, 32, 17},    {63, 33, 33},
+                              {257, 511, 31}, {65, 513, 513}, {300, 70, 64}, {19, 1025, 545}};
+
+TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
+  if (!ops::cpu::kHasPackedBf16) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
+  for (const Sizes& s : kPackedSizes)
+    for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+      for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+        for (const bool add : {false, true}) {
+          const bool turn_a = trans_a == ops::cpu::Trans::yes, turn_b = trans_b == ops::cpu::Trans::yes;
+          // What lies beside the operands is NaN, and so is what the product may not read.
+          const OwnedTensor a = normal_strided(turn_a ? s.in : s.rows, turn_a ? s.rows : s.in, DType::f32, "a");
+          const OwnedTensor b = normal_strided(turn_b ? s.out : s.in, turn_b ? s.in : s.out, DType::f32, "b");
+          const OwnedTensor out = add ? normal_strided(s.rows, s.out, DType::f32, "start")
+                                      : OwnedTensor::strided(s.rows, s.out, DType::f32);
+          const OwnedTensor expected =
+              add ? normal({s.rows, s.out}, DType::f64, "start") : OwnedTensor({s.rows, s.out}, DType::f64);
+          ops::cpu::gemm_bf16_packed(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
+                                     a.view().row_stride(), b.view().as<float>(), b.view().row_stride(), add,
+                                     out.view().as<float>(), out.view().row_stride());
+          const OwnedTensor a64 = rounded(a), b64 = rounded(b);
+          ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, a64.view().as<double>(),
+                                 a64.view().dim(1), b64.view().as<double>(), b64.view().dim(1), add ? 1 : 0,
+                                 expected.view().as<double>(), s.out);
+          // One more rounding: of the sum, when it is added to what was there.
+          EXPECT_TRUE(all_near(values(out), values(expected), 1e-6, tolerance(s.in) + 1e-6))
+              << s.rows << " x " << s.out << " x " << s.in;
+          EXPECT_TRUE(out.margins_untouched());
+        }
+}
+
+// So that an expert's rows do not depend on who else is there, and a rank's on how many ranks there are.
+TEST(BFloat16, PackedSumsHaveOneOrder) {
+  if (!ops::cpu::kHasPackedBf16) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
+  constexpr std::int64_t kM = 300, kN = 600, kK = 1100;
+  const OwnedTensor a = normal({kM, kK}, DType::f32, "a"), b = normal({kN, kK}, DType::f32, "b");
+  const auto product = [&](std::int64_t first, std::int64_t rows) {
+    OwnedTensor out({rows, kN}, DType::f32);
+    ops::cpu::gemm_bf16_packed(ops::cpu::Trans::no, ops::cpu::Trans::yes, rows, kN, kK,
+                               a.view().row<float>(first), kK, b.view().as<float>(), kK, false,
+                               out.view().as<float>(), kN);
+    return out;
+  };
+  expect_same_bits_on_any_thread_count([&] { return product(0, kM); });
+  const OwnedTensor all = product(0, kM);
+  for (const std::int64_t first : {0, 5, 290}) {
+    for (const std::int64_t rows : {1, 3, 10})
+      EXPECT_TRUE(same_bits(product(first, rows), all.view().slice(first, rows))) << rows << " from " << first;
+  }
+}
+
 TEST(BFloat16, ItIsNotFloat32) {
   Context bf16 = in_bf16();
   OwnedTensor in({1, 1}, DType::f32), weight({1, 1}, DType::f32);

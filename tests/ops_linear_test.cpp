@@ -358,49 +358,53 @@ TEST(GroupedLinear, AnExpertsRowsAreTheSameBitsWhateverExpertsAreBesideIt) {
 }
 
 TEST(GroupedLinear, GateUpIsTheProductAndItsActivation) {
-  for (const GroupedCase& c : kGroupedCases) {
-    PoisonedContext ctx;
-    const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs}, DType::f32);
-    fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
-    const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
-    const auto output = [&](std::int64_t columns) {
-      return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
-    };
-    const OwnedTensor act = output(c.outputs), gate_up = output(2 * c.outputs);
-    ops::grouped_gate_up_forward(act, gate_up, g.in, g.weight, row_weight, g.offset, ctx);
-    const OwnedTensor act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
-    ops::grouped_linear_forward(gate_up_apart, g.in, g.weight, g.offset, ctx);
-    ops::expert_swiglu_forward(act_apart, gate_up_apart, row_weight, g.offset, ctx);
-    EXPECT_TRUE(same_bits(gate_up.view().slice(0, g.n_routed), gate_up_apart.view().slice(0, g.n_routed)));
-    EXPECT_TRUE(same_bits(act.view().slice(0, g.n_routed), act_apart.view().slice(0, g.n_routed)));
-    EXPECT_TRUE(g.spare_rows_are_nan(act) && g.spare_rows_are_nan(gate_up));
-    EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
-  }
+  for (const MatmulType type : {MatmulType::f32, MatmulType::bf16, MatmulType::e4m3})
+    for (const GroupedCase& c : kGroupedCases) {
+      PoisonedContext ctx;
+      ctx.matmul = type;
+      const Grouped g({c.counts, c.spare_rows, c.inputs, 2 * c.outputs}, DType::f32);
+      fill_normal(g.in, "in");  // spare rows, too: what comes of them would show
+      const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight");
+      const auto output = [&](std::int64_t columns) {
+        return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
+      };
+      const OwnedTensor act = output(c.outputs), gate_up = output(2 * c.outputs);
+      ops::grouped_gate_up_forward(act, gate_up, g.in, g.weight, row_weight, g.offset, ctx);
+      const OwnedTensor act_apart = output(c.outputs), gate_up_apart = output(2 * c.outputs);
+      ops::grouped_linear_forward(gate_up_apart, g.in, g.weight, g.offset, ctx);
+      ops::expert_swiglu_forward(act_apart, gate_up_apart, row_weight, g.offset, ctx);
+      EXPECT_TRUE(same_bits(gate_up.view().slice(0, g.n_routed), gate_up_apart.view().slice(0, g.n_routed)));
+      EXPECT_TRUE(same_bits(act.view().slice(0, g.n_routed), act_apart.view().slice(0, g.n_routed)));
+      EXPECT_TRUE(g.spare_rows_are_nan(act) && g.spare_rows_are_nan(gate_up));
+      EXPECT_TRUE(act.margins_untouched() && gate_up.margins_untouched());
+    }
 }
 
 TEST(GroupedLinear, DownBackwardIsTheProductsAndTheActivations) {
-  for (const GroupedCase& c : kGroupedCases) {
-    PoisonedContext ctx;
-    const Grouped g(c, DType::f32);
-    const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight"),
-                      gate_up = normal_strided(g.n_rows, 2 * c.inputs, DType::f32, "gate_up");
-    const auto output = [&](std::int64_t columns) {
-      return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
-    };
-    const OwnedTensor dgate_up = output(2 * c.inputs), dgate_up_apart = output(2 * c.inputs),
-                      dact = output(c.inputs);
-    const OwnedTensor dweight({g.n_rows}, DType::f32), dweight_apart({g.n_rows}, DType::f32);
-    ops::grouped_down_backward(dgate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
-    ops::grouped_linear_backward_input(dact, g.dout, g.weight, g.offset, ctx);
-    ops::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, row_weight, g.offset, ctx);
-    const auto routed = [&](const Tensor& rows) { return rows.slice(0, g.n_routed); };
-    EXPECT_TRUE(same_bits(routed(dgate_up), routed(dgate_up_apart)));
-    EXPECT_TRUE(same_bits(routed(dweight), routed(dweight_apart)));
-    EXPECT_TRUE(g.spare_rows_are_nan(dgate_up) && g.spare_rows_are_nan(dweight));
-    EXPECT_TRUE(dgate_up.margins_untouched());
-    ops::grouped_down_backward(gate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
-    EXPECT_TRUE(same_bits(routed(gate_up), routed(dgate_up))) << "in place";
-  }
+  for (const MatmulType type : {MatmulType::f32, MatmulType::bf16, MatmulType::e4m3})
+    for (const GroupedCase& c : kGroupedCases) {
+      PoisonedContext ctx;
+      ctx.matmul = type;
+      const Grouped g(c, DType::f32);
+      const OwnedTensor row_weight = normal({g.n_rows}, DType::f32, "row_weight"),
+                        gate_up = normal_strided(g.n_rows, 2 * c.inputs, DType::f32, "gate_up");
+      const auto output = [&](std::int64_t columns) {
+        return OwnedTensor::strided(g.n_rows, columns, DType::f32, 1);
+      };
+      const OwnedTensor dgate_up = output(2 * c.inputs), dgate_up_apart = output(2 * c.inputs),
+                        dact = output(c.inputs);
+      const OwnedTensor dweight({g.n_rows}, DType::f32), dweight_apart({g.n_rows}, DType::f32);
+      ops::grouped_down_backward(dgate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+      ops::grouped_linear_backward_input(dact, g.dout, g.weight, g.offset, ctx);
+      ops::expert_swiglu_backward(dgate_up_apart, dweight_apart, dact, gate_up, row_weight, g.offset, ctx);
+      const auto routed = [&](const Tensor& rows) { return rows.slice(0, g.n_routed); };
+      EXPECT_TRUE(same_bits(routed(dgate_up), routed(dgate_up_apart)));
+      EXPECT_TRUE(same_bits(routed(dweight), routed(dweight_apart)));
+      EXPECT_TRUE(g.spare_rows_are_nan(dgate_up) && g.spare_rows_are_nan(dweight));
+      EXPECT_TRUE(dgate_up.margins_untouched());
+      ops::grouped_down_backward(gate_up, dweight, g.dout, g.weight, gate_up, row_weight, g.offset, ctx);
+      EXPECT_TRUE(same_bits(routed(gate_up), routed(dgate_up))) << "in place";
+    }
 }
 
 TEST(GroupedLinear, DownBackwardRefusesOtherShapesAndDtypes) {

@@ -1,9 +1,13 @@
 #include "ops/linear.h"
 
+#include <omp.h>
+
 #include <algorithm>
+#include <span>
 
 #include "ops/cpu/e4m3.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/swiglu_row.h"
 #include "ops/elementwise.h"
 #include "ops/swiglu.h"
 
@@ -62,47 +66,47 @@ void linear_backward_weight_on_cpu(Tensor dweight_NK, Tensor dout_TN, Tensor in_
 // An expert's product is cut into pieces of this many rows (of the routed tokens, or of the weight's gradient),
 // so that one popular expert does not keep a single thread busy. Pieces write disjoint outputs: the schedule
 // does not show in the result. Every piece rounds its weight anew to bfloat16, so there pieces are longer.
-std::int64_t piece_rows(MatmulType type) { return type == MatmulType::bf16 ? 512 : 128; }
+std::int64_t piece_rows(MatmulType type) { return type == MatmulType::bf16 ? bf16_piece_rows() : 128; }
 
-// The pieces of all experts' row ranges, as (expert, first row, row count) triples.
-Tensor cut_rows(Tensor offset_Ep, std::int64_t* n_pieces, Context& ctx) {
+// Rows [first, first + count) of an expert.
+struct RowPiece {
+  std::int32_t expert, first, count;
+};
+
+// The pieces of all experts' row ranges.
+std::span<const RowPiece> cut_rows(Tensor offset_Ep, Context& ctx) {
   const std::int32_t* offset = offset_Ep.as<std::int32_t>();
   const std::int64_t n_experts = offset_Ep.rows() - 1;
   const auto most = static_cast<std::int32_t>(piece_rows(ctx.matmul));
-  Tensor piece_P3 = ctx.scratch.take(Shape{offset[n_experts] / most + n_experts, 3}, DType::i32);
-  std::int64_t n = 0;
-  for (std::int64_t e = 0; e < n_experts; ++e) {
-    for (std::int32_t first = offset[e]; first < offset[e + 1]; first += most) {
-      std::int32_t* piece = piece_P3.row<std::int32_t>(n++);
-      piece[0] = static_cast<std::int32_t>(e);
-      piece[1] = first;
-      piece[2] = std::min(most, offset[e + 1] - first);
-    }
-  }
-  *n_pieces = n;
-  return piece_P3;
+  auto* const piece = reinterpret_cast<RowPiece*>(
+      ctx.scratch.take(Shape{offset[n_experts] / most + n_experts, 3}, DType::i32).raw());
+  std::size_t n = 0;
+  for (std::int32_t e = 0; e < n_experts; ++e)
+    for (std::int32_t first = offset[e]; first < offset[e + 1]; first += most)
+      piece[n++] = {e, first, std::min(most, offset[e + 1] - first)};
+  return {piece, n};
 }
+
+std::int64_t routed_rows(const Tensor& offset_Ep) { return offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]; }
 
 // out rows of every piece = in rows op(weight of the piece's expert)
 template <class T>
 void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weight, Tensor offset_Ep,
                      Context& ctx) {
   ScratchScope scope(ctx.scratch);
-  std::int64_t n_pieces = 0;
-  const Tensor piece_P3 = cut_rows(offset_Ep, &n_pieces, ctx);
+  const std::span<const RowPiece> pieces = cut_rows(offset_Ep, ctx);
   // Few rows (a token that is generated): the pieces are cut in columns too, so that every thread has some.
-  const std::int64_t n_rows = offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1];
-  const std::int64_t width = n_rows <= kSkinnyRows ? kSkinnyColumns : out.dim(1);
+  const std::int64_t width = routed_rows(offset_Ep) <= kSkinnyRows ? kSkinnyColumns : out.dim(1);
   const std::int64_t pieces_across = (out.dim(1) + width - 1) / width;
   const std::int64_t weight_column = trans_weight == Trans::yes ? weight_ENK.dim(2) : 1;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
-  for (std::int64_t p = 0; p < n_pieces; ++p) {
+  for (std::size_t p = 0; p < pieces.size(); ++p) {
     for (std::int64_t across = 0; across < pieces_across; ++across) {
-      const std::int32_t* piece = piece_P3.row<std::int32_t>(p);
+      const auto [expert, row, rows] = pieces[p];
       const std::int64_t first = across * width;
-      multiply<T>(ctx.matmul, Trans::no, trans_weight, piece[2], std::min(width, out.dim(1) - first), in.dim(1),
-                  in.row<T>(piece[1]), in.row_stride(), weight_ENK.row<T>(piece[0]) + first * weight_column,
-                  weight_ENK.dim(2), false, out.row<T>(piece[1]) + first, out.row_stride());
+      multiply<T>(ctx.matmul, Trans::no, trans_weight, rows, std::min(width, out.dim(1) - first), in.dim(1),
+                  in.row<T>(row), in.row_stride(), weight_ENK.row<T>(expert) + first * weight_column,
+                  weight_ENK.dim(2), false, out.row<T>(row) + first, out.row_stride());
     }
   }
 }
@@ -110,7 +114,7 @@ void multiply_pieces(Tensor out, Tensor in, Tensor weight_ENK, Trans trans_weigh
 // The experts' rows, without those behind them.
 template <class T>
 Tensor e4m3_of_experts(const Tensor& x_RK, const Tensor& offset_Ep, Context& ctx) {
-  return e4m3_along_rows<T>(x_RK.slice(0, offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]), ctx);
+  return e4m3_along_rows<T>(x_RK.slice(0, routed_rows(offset_Ep)), ctx);
 }
 
 template <class T>
@@ -162,18 +166,54 @@ void linear_forward_add_on_cpu(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Te
   linear_forward(out_TN, in_TK, weight_NK, Write::add, ctx);
 }
 
-void grouped_gate_up_forward_on_cpu(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
-                                    Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
-  expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+// Whether what follows a product is done piece by piece, while the product is in the cache.
+bool works_on_pieces(const Tensor& offset_Ep, const Context& ctx) {
+  return ctx.matmul != MatmulType::e4m3 && routed_rows(offset_Ep) > kSkinnyRows;
 }
 
+template <class T>
+void grouped_gate_up_forward_on_cpu(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Tensor weight_E2FK,
+                                    Tensor weight_R, Tensor offset_Ep, Context& ctx) {
+  if (!works_on_pieces(offset_Ep, ctx)) {
+    grouped_linear_forward(gate_up_R2F, in_RK, weight_E2FK, offset_Ep, ctx);
+    return expert_swiglu_forward(act_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+  }
+  const ScratchScope scope(ctx.scratch);
+  const std::span<const RowPiece> pieces = cut_rows(offset_Ep, ctx);
+#pragma omp parallel for schedule(dynamic, 1)
+  for (std::size_t p = 0; p < pieces.size(); ++p) {
+    const auto [expert, first, rows] = pieces[p];
+    multiply<T>(ctx.matmul, Trans::no, Trans::yes, rows, gate_up_R2F.dim(1), in_RK.dim(1), in_RK.row<T>(first),
+                in_RK.row_stride(), weight_E2FK.row<T>(expert), weight_E2FK.dim(2), false,
+                gate_up_R2F.row<T>(first), gate_up_R2F.row_stride());
+    for (std::int64_t r = first; r < first + rows; ++r)
+      swiglu_forward_row(act_RF.row<T>(r), gate_up_R2F.row<T>(r), act_RF.dim(1), *weight_R.row<T>(r));
+  }
+}
+
+template <class T>
 void grouped_down_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN, Tensor weight_ENF,
                                   Tensor gate_up_R2F, Tensor weight_R, Tensor offset_Ep, Context& ctx) {
-  ScratchScope scope(ctx.scratch);
-  const Tensor dact_RF = ctx.scratch.take(Shape{dout_RN.rows(), weight_ENF.dim(2)}, dout_RN.dtype());
-  grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
-  expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+  const ScratchScope scope(ctx.scratch);
+  const std::int64_t width = weight_ENF.dim(2);
+  if (!works_on_pieces(offset_Ep, ctx)) {
+    const Tensor dact_RF = ctx.scratch.take(Shape{dout_RN.rows(), width}, dout_RN.dtype());
+    grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
+    return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
+  }
+  const std::span<const RowPiece> pieces = cut_rows(offset_Ep, ctx);
+  const Tensor dact_XPF =
+      ctx.scratch.take(Shape{omp_get_max_threads(), piece_rows(ctx.matmul), width}, dout_RN.dtype());
+#pragma omp parallel for schedule(dynamic, 1)
+  for (std::size_t p = 0; p < pieces.size(); ++p) {
+    const auto [expert, first, rows] = pieces[p];
+    T* const dact_PF = dact_XPF.row<T>(omp_get_thread_num());
+    multiply<T>(ctx.matmul, Trans::no, Trans::no, rows, width, dout_RN.dim(1), dout_RN.row<T>(first),
+                dout_RN.row_stride(), weight_ENF.row<T>(expert), width, false, dact_PF, width);
+    for (std::int64_t r = first; r < first + rows; ++r)
+      *dweight_R.row<T>(r) = swiglu_backward_row(dgate_up_R2F.row<T>(r), dact_PF + (r - first) * width,
+                                                 gate_up_R2F.row<T>(r), width, *weight_R.row<T>(r));
+  }
 }
 
 // The dtype of a product of operands of `operand`: theirs, or that of their sums.
@@ -248,8 +288,8 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   args(SY_ARG(in_RK), operand)(SY_ARG(act_RF), product)(SY_ARG(gate_up_R2F), product);
   args(SY_ARG(weight_E2FK), operand, kContiguous)(SY_ARG(offset_Ep), DType::i32);
   args(SY_ARG(weight_R), accumulation_dtype(product));
-  run<&cuda::grouped_gate_up_forward>(ctx, grouped_gate_up_forward_on_cpu, act_RF, gate_up_R2F, in_RK,
-                                      weight_E2FK, weight_R, offset_Ep);
+  run<&cuda::grouped_gate_up_forward>(ctx, product, SY_CPU(grouped_gate_up_forward_on_cpu), act_RF, gate_up_R2F,
+                                      in_RK, weight_E2FK, weight_R, offset_Ep);
 }
 
 void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_ENK, Tensor offset_Ep,
@@ -270,8 +310,8 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
                                                                                    DType::i32);
   args(SY_ARG(gate_up_R2F), gate_up_R2F.dtype())(SY_ARG(dgate_up_R2F), gate_up_R2F.dtype());
   args(SY_ARG(weight_R), statistic)(SY_ARG(dweight_R), statistic);
-  run<&cuda::grouped_down_backward>(ctx, grouped_down_backward_on_cpu, dgate_up_R2F, dweight_R, dout_RN,
-                                    weight_ENF, gate_up_R2F, weight_R, offset_Ep);
+  run<&cuda::grouped_down_backward>(ctx, real, SY_CPU(grouped_down_backward_on_cpu), dgate_up_R2F, dweight_R,
+                                    dout_RN, weight_ENF, gate_up_R2F, weight_R, offset_Ep);
 }
 
 void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor in_RK, Tensor offset_Ep,

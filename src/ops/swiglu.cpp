@@ -1,37 +1,13 @@
 #include "ops/swiglu.h"
 
 #include "ops/cpu/reduce.h"
-#include "ops/cpu/vector_math.h"
+#include "ops/cpu/swiglu_row.h"
 
 namespace switchyard::ops {
 
 namespace {
 
 using namespace cpu;
-
-template <class T>
-void forward_row(T* out, const T* gate_up, std::int64_t width, T weight) {
-  const T *gate = gate_up, *up = gate_up + width;
-#pragma omp simd
-  for (std::int64_t f = 0; f < width; ++f) out[f] = weight * (gate[f] * sigmoid_of(gate[f]) * up[f]);
-}
-
-// Returns the weight's gradient.
-template <class T>
-T backward_row(T* dgate_up, const T* dout, const T* gate_up, std::int64_t width, T weight) {
-  const T *gate = gate_up, *up = gate_up + width;
-  T *dgate = dgate_up, *dup = dgate_up + width;
-  T dweight = 0;
-#pragma omp simd reduction(+ : dweight)
-  for (std::int64_t f = 0; f < width; ++f) {
-    const T g = gate[f], u = up[f], d = weight * dout[f],
-            sigmoid = sigmoid_of(g);  // read before dgate and dup, which may be their memory
-    dweight += dout[f] * (g * sigmoid * u);
-    dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
-    dup[f] = d * g * sigmoid;
-  }
-  return dweight;
-}
 
 std::int64_t routed_rows(const Tensor& offset_Ep) { return offset_Ep.as<std::int32_t>()[offset_Ep.rows() - 1]; }
 
@@ -40,7 +16,7 @@ void swiglu_forward_on_cpu(Tensor out_RF, Tensor gate_up_R2F) {
   const Rows<T> out(out_RF), gate_up(gate_up_R2F);
   const std::int64_t width = out_RF.row_size();
 #pragma omp parallel for schedule(static) if (out_RF.numel() >= kParallelElements)
-  for (std::int64_t r = 0; r < out_RF.rows(); ++r) forward_row(out[r], gate_up[r], width, T(1));
+  for (std::int64_t r = 0; r < out_RF.rows(); ++r) swiglu_forward_row(out[r], gate_up[r], width, T(1));
 }
 
 template <class T>
@@ -48,7 +24,8 @@ void swiglu_backward_on_cpu(Tensor dgate_up_R2F, Tensor dout_RF, Tensor gate_up_
   const Rows<T> dgate_up(dgate_up_R2F), dout(dout_RF), gate_up(gate_up_R2F);
   const std::int64_t width = dout_RF.row_size();
 #pragma omp parallel for schedule(static) if (dout_RF.numel() >= kParallelElements)
-  for (std::int64_t r = 0; r < dout_RF.rows(); ++r) backward_row(dgate_up[r], dout[r], gate_up[r], width, T(1));
+  for (std::int64_t r = 0; r < dout_RF.rows(); ++r)
+    swiglu_backward_row(dgate_up[r], dout[r], gate_up[r], width, T(1));
 }
 
 template <class T>
@@ -56,7 +33,7 @@ void expert_swiglu_forward_on_cpu(Tensor out_RF, Tensor gate_up_R2F, Tensor weig
   const Rows<T> out(out_RF), gate_up(gate_up_R2F), weight(weight_R);
   const std::int64_t n_rows = routed_rows(offset_Ep), width = out_RF.row_size();
 #pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
-  for (std::int64_t r = 0; r < n_rows; ++r) forward_row(out[r], gate_up[r], width, *weight[r]);
+  for (std::int64_t r = 0; r < n_rows; ++r) swiglu_forward_row(out[r], gate_up[r], width, *weight[r]);
 }
 
 template <class T>
@@ -67,7 +44,7 @@ void expert_swiglu_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor
   const std::int64_t n_rows = routed_rows(offset_Ep), width = dout_RF.row_size();
 #pragma omp parallel for schedule(static) if (n_rows * width >= kParallelElements)
   for (std::int64_t r = 0; r < n_rows; ++r)
-    *dweight[r] = backward_row(dgate_up[r], dout[r], gate_up[r], width, *weight[r]);
+    *dweight[r] = swiglu_backward_row(dgate_up[r], dout[r], gate_up[r], width, *weight[r]);
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "ops/cpu/packed.h"
 
 namespace switchyard::ops::cpu {
 
@@ -29,8 +28,6 @@ void gemm<float>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, s
   if (m <= kSkinnyRows && trans_a == Trans::no)
     return (trans_b == Trans::yes ? skinny_transposed : skinny_plain)(m, n, k, alpha, a, lda, b, ldb, beta, c,
                                                                       ldc);
-  if (kHasPacked && alpha == 1 && (beta == 0 || beta == 1) && getenv("PK"))
-    return packed_f32(trans_a, trans_b, m, n, k, a, lda, b, ldb, beta != 0, c, ldc);
   const dnnl_status_t status = dnnl_sgemm(trans_a == Trans::yes ? 'T' : 'N', trans_b == Trans::yes ? 'T' : 'N',
                                           m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   SY_CHECK(status == dnnl_success, "dnnl_sgemm({} x {} x {}) returned {}", m, n, k, static_cast<int>(status));

@@ -30,9 +30,25 @@ void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std
 // Whether this processor multiplies bfloat16 itself (AVX-512 is needed).
 bool has_bf16_products();
 
-// Takes the one below where it does not.
+// Rows of A with which B's rounding is a small part of a product; the fewer, the sooner its result is at hand,
+// in the cache.
+std::int64_t bf16_piece_rows();
+
+// Takes the fastest of those below, or oneDNN's where it has tiles (AMX).
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc);
+
+// Operands are copied into the order in which registers take them, rounded on the way (subnormals count as
+// zero). An output's sum has the same order whatever M, N and the number of threads are: pieces of K, each from
+// its first element on, added up in ascending order. May be called where kHasPackedBf16.
+void gemm_bf16_packed(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                      std::int64_t ldc);
+#ifdef __AVX512BF16__
+constexpr bool kHasPackedBf16 = true;
+#else
+constexpr bool kHasPackedBf16 = false;
+#endif
 
 // The same values up to the order of the sum, on any processor and no faster than float32: operands are rounded
 // to bfloat16 and multiplied in float32, where the product of two bfloat16 is exact.

@@ -9,7 +9,6 @@
 
 #include "core/arena.h"
 #include "core/error.h"
-#include "ops/cpu/packed.h"
 
 namespace switchyard::ops::cpu {
 
@@ -184,12 +183,16 @@ void multiply_in_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t
   }
 }
 
-// Products of our own; but where oneDNN has tiles (AMX), which multiply some eight times as fast, only small
-// ones: its calls cost some microseconds each.
+// AMX, which multiplies some eight times as fast as vectors do.
+bool has_tiles() {
+  static const bool has = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_amx;
+  return has;
+}
+
+// Products of our own; but where oneDNN has tiles, only small ones: its calls cost some microseconds each.
 bool packs_bf16(std::int64_t products) {
   constexpr std::int64_t kSmall = std::int64_t{1} << 21;
-  static const bool has_tiles = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_amx;
-  return kHasPackedBf16 && (!has_tiles || products <= kSmall);
+  return kHasPackedBf16 && (!has_tiles() || products <= kSmall);
 }
 
 }  // namespace
@@ -206,6 +209,8 @@ bool has_bf16_products() {
   }();
   return has;
 }
+
+std::int64_t bf16_piece_rows() { return has_tiles() ? 512 : 256; }
 
 void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
                        const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
@@ -224,7 +229,7 @@ void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_
 
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
-  const auto product = packs_bf16(m * n * k) ? packed_bf16
+  const auto product = packs_bf16(m * n * k) ? gemm_bf16_packed
                        : has_bf16_products() ? multiply_in_bf16
                                              : gemm_bf16_rounded;
   product(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);

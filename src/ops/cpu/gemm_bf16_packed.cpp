@@ -1,15 +1,13 @@
-#include "ops/cpu/packed.h"
-
 #include <omp.h>
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
 #include "core/arena.h"
 #include "core/error.h"
+#include "ops/cpu/gemm.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX512BF16__
 // GCC 12's own header fills unused lanes with a value that it warns of.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -17,7 +15,8 @@
 #endif
 
 // A is packed into strips of kStrip rows, B into panels of kPanel columns. A word is what a lane multiplies at
-// once: a float, or two neighbours along K in bfloat16. What a strip, a panel or a word has too many are zeros.
+// once: two neighbours along K in bfloat16, the first in the lower half. What a strip, a panel or a word has
+// too many are zeros.
 //   strip:   [words][kStrip]
 //   panel:   [words][kPanel]
 // From one to the next there are room(words) of them: an odd number, so that their lines, which are written in
@@ -25,11 +24,12 @@
 
 namespace switchyard::ops::cpu {
 
-#ifdef __AVX512F__
+#ifdef __AVX512BF16__
 
 namespace {
 
 constexpr std::int64_t kPanel = 16, kStrip = 8;
+constexpr std::int64_t kDepth = 2;  // elements of K in a word
 // Panels of so many words and columns stay in the second-level cache (512 KiB), while strips pass.
 constexpr std::int64_t kWords = 256, kRows = 256, kColumns = 512;
 constexpr std::int64_t kAhead = 4;  // words of rows that are fetched before their turn
@@ -40,45 +40,23 @@ __mmask16 first_lanes(std::int64_t n) {
   return static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<unsigned>(std::min(n, kPanel))));
 }
 
-// Words of float32.
-struct Floats {
-  static constexpr std::int64_t kDepth = 1;  // elements of K in a word
-  // 16 words along K, of which the first n elements are there.
-  static Words along(const float* from, std::int64_t n) {
-    return _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(n), from));
-  }
-  // 16 words across K: the first n columns of a row of K; there is no second.
-  static Words across(const float* row, const float*, std::int64_t n) { return along(row, n); }
-  static Vector add_product(Vector sum, Words a, Words b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-  }
-};
+// 16 words along K, of which the first n elements are there.
+Words along(const float* from, std::int64_t n) {
+  const Vector low = _mm512_maskz_loadu_ps(first_lanes(n), from);
+  const Vector high = n > kPanel ? _mm512_maskz_loadu_ps(first_lanes(n - kPanel), from + kPanel) : Vector{};
+  return std::bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
+}
 
-#ifdef __AVX512BF16__
-// Words of two bfloat16, the first in the lower half.
-struct Pairs {
-  static constexpr std::int64_t kDepth = 2;
-  static Words along(const float* from, std::int64_t n) {
-    const Vector low = _mm512_maskz_loadu_ps(first_lanes(n), from);
-    const Vector high = n > kPanel ? _mm512_maskz_loadu_ps(first_lanes(n - kPanel), from + kPanel) : Vector{};
-    return std::bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
-  }
-  static Words across(const float* row, const float* next, std::int64_t n) {
-    const __mmask16 lanes = first_lanes(n);
-    const Vector low = _mm512_maskz_loadu_ps(lanes, row);
-    const Vector high = next != nullptr ? _mm512_maskz_loadu_ps(lanes, next) : Vector{};
-    return _mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16));
-  }
-  static Vector add_product(Vector sum, Words a, Words b) {
-    return _mm512_dpbf16_ps(sum, std::bit_cast<__m512bh>(a), std::bit_cast<__m512bh>(b));
-  }
-
- private:
-  static Words widened(Vector values) {
-    return _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(values)));
-  }
-};
-#endif
+Words widened(Vector values) {
+  return _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+}
+// 16 words across K: the first n columns of a row of K and, where there is one, of the next.
+Words across(const float* row, const float* next, std::int64_t n) {
+  const __mmask16 lanes = first_lanes(n);
+  const Vector low = _mm512_maskz_loadu_ps(lanes, row);
+  const Vector high = next != nullptr ? _mm512_maskz_loadu_ps(lanes, next) : Vector{};
+  return _mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16));
+}
 
 // Row i, word j -> row j, word i.
 void transpose(Words (&r)[16]) {
@@ -133,39 +111,39 @@ void store_word(std::int32_t* to, std::int64_t next, std::int64_t w, std::int64_
 }
 
 // Rows of K with `count` neighbours each -> strips or panels of kWidth.
-template <class P, std::int64_t kWidth>
+template <std::int64_t kWidth>
 void pack_across(Words* to, const Piece& piece, std::int64_t words) {
   for (std::int64_t w = 0; w < words; ++w) {
-    const float* const row = piece.from + w * P::kDepth * piece.ld;
-    const float* const next = P::kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
+    const float* const row = piece.from + w * kDepth * piece.ld;
+    const float* const next = kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
     // Rows are too short for the processor to foresee the next ones by itself.
-    const float* const later = row + kAhead * P::kDepth * piece.ld;
-    const bool has_later = P::kDepth * (w + kAhead + 1) <= piece.depth;
+    const float* const later = row + kAhead * kDepth * piece.ld;
+    const bool has_later = kDepth * (w + kAhead + 1) <= piece.depth;
     for (std::int64_t j = 0; j < piece.count; j += kPanel) {
       if (has_later) {
-        for (int i = 0; i < P::kDepth; ++i) _mm_prefetch(later + i * piece.ld + j, _MM_HINT_T0);
+        for (int i = 0; i < kDepth; ++i) _mm_prefetch(later + i * piece.ld + j, _MM_HINT_T0);
       }
       store_word<kWidth>(reinterpret_cast<std::int32_t*>(to) + j * room(words), room(words), w, piece.count - j,
-                         P::across(row + j, next ? next + j : nullptr, piece.count - j));
+                         across(row + j, next ? next + j : nullptr, piece.count - j));
     }
   }
 }
 
 // Rows along K (of A, or columns of B) -> strips or panels of kWidth.
-template <class P, std::int64_t kWidth>
+template <std::int64_t kWidth>
 void pack_along(Words* to, const Piece& piece, std::int64_t words) {
   for (std::int64_t j = 0; j < piece.count; j += kPanel) {
     const std::int64_t rows = std::min(kPanel, piece.count - j);
     auto* const out = reinterpret_cast<std::int32_t*>(to) + j * room(words);
     for (std::int64_t w = 0; w < words; w += kPanel) {
-      const std::int64_t left = piece.depth - w * P::kDepth;
+      const std::int64_t left = piece.depth - w * kDepth;
       Words block[16];
       for (int i = 0; i < 16; ++i)
-        block[i] = i < rows ? P::along(piece.from + (j + i) * piece.ld + w * P::kDepth, left) : Words{};
+        block[i] = i < rows ? along(piece.from + (j + i) * piece.ld + w * kDepth, left) : Words{};
       if (j + 2 * kPanel <= piece.count) {
         for (int i = 0; i < 16; ++i)
-          for (int line = 0; line < P::kDepth; ++line)
-            _mm_prefetch(piece.from + (j + kPanel + i) * piece.ld + w * P::kDepth + line * kPanel, _MM_HINT_T0);
+          for (int line = 0; line < kDepth; ++line)
+            _mm_prefetch(piece.from + (j + kPanel + i) * piece.ld + w * kDepth + line * kPanel, _MM_HINT_T0);
       }
       transpose(block);
       const std::int64_t n = std::min(kPanel, words - w);
@@ -183,11 +161,8 @@ struct Target {
   bool add;
 };
 
-template <class P, int kVectors, bool kAlongK>
-void multiply_strip(const std::int32_t* a, std::int64_t row, const Words* b, std::int64_t words,
-                    const Target& to) {
-  constexpr std::int64_t kNext = kAlongK ? 1 : kStrip;
-  if constexpr (!kAlongK) row = 1;
+template <int kVectors>
+void multiply_strip(const std::int32_t* a, const Words* b, std::int64_t words, const Target& to) {
   // Where the sums will go comes from far away while they are made.
   for (std::int64_t i = 0; i < to.rows; ++i)
     for (int j = 0; j < kVectors; ++j) _mm_prefetch(to.c + i * to.ldc + j * kPanel, _MM_HINT_T0);
@@ -198,9 +173,11 @@ void multiply_strip(const std::int32_t* a, std::int64_t row, const Words* b, std
     for (int j = 0; j < kVectors; ++j) columns[j] = _mm512_load_si512(b + j * room(words) + w);
 #pragma GCC unroll 8
     for (int i = 0; i < kStrip; ++i) {
-      const Words value = _mm512_set1_epi32(a[i * row + w * kNext]);
+      const Words value = _mm512_set1_epi32(a[w * kStrip + i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = P::add_product(sum[i][j], value, columns[j]);
+      for (int j = 0; j < kVectors; ++j)
+        sum[i][j] =
+            _mm512_dpbf16_ps(sum[i][j], std::bit_cast<__m512bh>(value), std::bit_cast<__m512bh>(columns[j]));
     }
   }
 #pragma GCC unroll 8
@@ -234,55 +211,47 @@ struct Operands {
   bool add;
 };
 
-template <class P, bool kAlongK>
-void multiply_piece(const void* a, std::int64_t row, const Words* b, std::int64_t rows, std::int64_t columns,
-                    std::int64_t words, float* c, std::int64_t ldc, bool add) {
+void multiply_piece(const Words* a, const Words* b, std::int64_t rows, std::int64_t columns, std::int64_t words,
+                    float* c, std::int64_t ldc, bool add) {
   for (std::int64_t i = 0; i < rows; i += kStrip) {
-    const auto* const strip = reinterpret_cast<const std::int32_t*>(a) + i * row;
+    const auto* const strip = reinterpret_cast<const std::int32_t*>(a) + i * room(words);
     Target to{c + i * ldc, ldc, std::min(kStrip, rows - i), first_lanes(kPanel), add};
     std::int64_t j = 0;
     for (; j + kPanel < columns; j += 2 * kPanel, to.c += 2 * kPanel) {
       to.last = first_lanes(columns - j - kPanel);
-      multiply_strip<P, 2, kAlongK>(strip, row, b + j / kPanel * room(words), words, to);
+      multiply_strip<2>(strip, b + j / kPanel * room(words), words, to);
     }
     if (j < columns) {
       to.last = first_lanes(columns - j);
-      multiply_strip<P, 1, kAlongK>(strip, row, b + j / kPanel * room(words), words, to);
+      multiply_strip<1>(strip, b + j / kPanel * room(words), words, to);
     }
   }
 }
 
 // The outputs of rows [m_begin, m_end) and columns [n_begin, n_end), by one thread.
-template <class P>
 void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end, std::int64_t n_begin,
                     std::int64_t n_end) {
   thread_local Workspace space;
-  constexpr std::int64_t kDeep = kWords * P::kDepth;
+  constexpr std::int64_t kDeep = kWords * kDepth;
   for (std::int64_t n0 = n_begin; n0 < n_end; n0 += kColumns) {
     const std::int64_t columns = std::min(kColumns, n_end - n0);
     for (std::int64_t k0 = 0; k0 < o.k; k0 += kDeep) {
-      const std::int64_t depth = std::min(kDeep, o.k - k0), words = (depth + P::kDepth - 1) / P::kDepth;
+      const std::int64_t depth = std::min(kDeep, o.k - k0), words = (depth + kDepth - 1) / kDepth;
       if (o.trans_b)
-        pack_along<P, kPanel>(space.b(), {o.b + n0 * o.ldb + k0, o.ldb, columns, depth}, words);
+        pack_along<kPanel>(space.b(), {o.b + n0 * o.ldb + k0, o.ldb, columns, depth}, words);
       else
-        pack_across<P, kPanel>(space.b(), {o.b + k0 * o.ldb + n0, o.ldb, columns, depth}, words);
+        pack_across<kPanel>(space.b(), {o.b + k0 * o.ldb + n0, o.ldb, columns, depth}, words);
       for (std::int64_t m0 = m_begin; m0 < m_end; m0 += kRows) {
         const std::int64_t rows = std::min(kRows, m_end - m0);
         float* const c = o.c + m0 * o.ldc + n0;
         const bool add = o.add || k0 > 0;
         const float* const a = o.trans_a ? o.a + k0 * o.lda + m0 : o.a + m0 * o.lda + k0;
-        // Rows of floats along K need not be packed; but for those that fill no strip.
-        const std::int64_t as_they_are = std::is_same_v<P, Floats> && !o.trans_a ? rows / kStrip * kStrip : 0;
-        if (as_they_are > 0)
-          multiply_piece<P, true>(a, o.lda, space.b(), as_they_are, columns, words, c, o.ldc, add);
-        if (as_they_are == rows) continue;
-        const Piece rest{a + as_they_are * o.lda, o.lda, rows - as_they_are, depth};
+        const Piece piece{a, o.lda, rows, depth};
         if (o.trans_a)
-          pack_across<P, kStrip>(space.a(), rest, words);
+          pack_across<kStrip>(space.a(), piece, words);
         else
-          pack_along<P, kStrip>(space.a(), rest, words);
-        multiply_piece<P, false>(space.a(), room(words), space.b(), rest.count, columns, words,
-                                 c + as_they_are * o.ldc, o.ldc, add);
+          pack_along<kStrip>(space.a(), piece, words);
+        multiply_piece(space.a(), space.b(), rows, columns, words, c, o.ldc, add);
       }
     }
   }
@@ -291,10 +260,9 @@ void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end,
 // Multiplications below which a team of threads costs more than it saves.
 constexpr std::int64_t kParallelProducts = 1 << 17;
 
-template <class P>
-void multiply_packed(const Operands& o) {
+void multiply(const Operands& o) {
   const std::int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  if (threads == 1 || o.m * o.n * o.k < kParallelProducts) return multiply_block<P>(o, 0, o.m, 0, o.n);
+  if (threads == 1 || o.m * o.n * o.k < kParallelProducts) return multiply_block(o, 0, o.m, 0, o.n);
   // Blocks for every thread; the larger they are, the less is packed twice. The longer side is cut first.
   std::int64_t down = 1, across = 1;
   const auto rows = [&] { return up((o.m + down - 1) / down, kStrip); };
@@ -305,37 +273,25 @@ void multiply_packed(const Operands& o) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (std::int64_t j = 0; j < across; ++j)
     for (std::int64_t i = 0; i < down; ++i)
-      multiply_block<P>(o, std::min(o.m, i * n_rows), std::min(o.m, (i + 1) * n_rows),
-                        std::min(o.n, j * n_columns), std::min(o.n, (j + 1) * n_columns));
+      multiply_block(o, std::min(o.m, i * n_rows), std::min(o.m, (i + 1) * n_rows),
+                     std::min(o.n, j * n_columns), std::min(o.n, (j + 1) * n_columns));
 }
 
 }  // namespace
 
-void packed_f32(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
-  multiply_packed<Floats>({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
+void gemm_bf16_packed(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                      std::int64_t ldc) {
+  multiply({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
 }
 
 #else
 
-void packed_f32(Trans, Trans, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
-                const float*, std::int64_t, bool, float*, std::int64_t) {
-  SY_CHECK(kHasPacked, "this program was not built for AVX-512");
-}
-
-#endif
-
-void packed_bf16([[maybe_unused]] Trans trans_a, [[maybe_unused]] Trans trans_b,
-                 [[maybe_unused]] std::int64_t m, [[maybe_unused]] std::int64_t n,
-                 [[maybe_unused]] std::int64_t k, [[maybe_unused]] const float* a,
-                 [[maybe_unused]] std::int64_t lda, [[maybe_unused]] const float* b,
-                 [[maybe_unused]] std::int64_t ldb, [[maybe_unused]] bool add, [[maybe_unused]] float* c,
-                 [[maybe_unused]] std::int64_t ldc) {
-#ifdef __AVX512BF16__
-  multiply_packed<Pairs>({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
-#else
+void gemm_bf16_packed(Trans, Trans, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
+                      const float*, std::int64_t, bool, float*, std::int64_t) {
   SY_CHECK(kHasPackedBf16, "this program was not built for AVX-512 BF16");
-#endif
 }
+
+#endif
 
 }  // namespace switchyard::ops::cpu
