@@ -1,12 +1,14 @@
 // A warp begins bulk copies into a ring of stages in shared memory; two warpgroups multiply, each 64 rows of a
 // tile of 128 x kTileN sums in registers. Operands reach the tensor cores without passing through registers,
 // and nobody but the one warp computes addresses. One block a multiprocessor, which goes from tile to tile: the
-// next one is found, and its copies begin, while this one is multiplied and its sums are written.
+// next one is found, and its copies begin, while this one is multiplied; its sums leave by bulk copies, under
+// the next one's products.
 //   Compiled for sm_90a alone (CMakeLists.txt).
 #include "gemm.h"
 
 #include "device.h"
 #include "gemm_tile.h"
+#include "leaving_sums.h"
 #include "silu.h"
 #include "wgmma.h"
 
@@ -34,6 +36,7 @@ struct WgmmaShared {
   };
   static_assert(sizeof(bf16) * kTile * kStepK % kSwizzleSpan == 0 && sizeof(Stage) % kSwizzleSpan == 0);
   Stage stage[kDepth];
+  Slices slices[kConsumerWarps];
   Tile tile[kDepth];      // to which the stage belongs; without rows: there are no more
   Barrier full[kDepth];   // the stage's copies have arrived
   Barrier empty[kDepth];  // all warps have multiplied it
@@ -82,62 +85,52 @@ __device__ __forceinline__ std::uint64_t operand_from(const bf16* operand, int f
 template <bool kAlongK>
 constexpr int kNextK = kInstructionK*(kAlongK ? 2 : kLineBytes);
 
-// What becomes of the sums. They are c, written so many columns at once: four, or two where its rows are no
-// whole fours;
-template <int kColumnsAtOnce>
+// What becomes of the sums. They are c, of which the rows are whole packs, and leave by bulk copies, added to
+// what is there where the product has an addend;
+struct Bulk {
+  TensorMap c;
+};
+// or they are c, written two columns at a time;
 struct Plain {};
 // or c is gate_up_R2F, and it is activated too. Half the columns of a tile are gates, the others the ups that
 // belong to them, so that a thread has both.
 struct GateUp {
+  TensorMap gate_up;  // two matrices
+  TensorMap act;
   Rows<bf16> act_RF;
   const float* weight_R;
 };
 
-template <int kTileN, class Out>
+// `warp_row`: the warp's first row.
+template <GemmLayout kLayout, int kTileN, class Out>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
-                                           const Tile& tile, int first_row, const Plain<4>&) {
-  constexpr int kAtOnce = 4;                     // loads that are under way while the first one's sum waits
-  const bool add = p.addend_MN.data != nullptr;  // which is c itself
+                                           const Tile& tile, int warp_row, const Bulk& to, Slices& slices) {
+  if (warp_row >= tile.m_end) return;
+  const SliceTarget<Out> target{to.c,
+                                a_along_k(kLayout) ? 0 : tile.expert,
+                                warp_row,
+                                tile.m_end,
+                                !a_along_k(kLayout) || tile.m_end == p.m,
+                                p.c_MN,
+                                p.n,
+                                p.addend_MN.data != nullptr};
   SY_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int m = first_row + 8 * half;
-    Out* const c_N = p.c_MN[m];
-    SY_UNROLL
-    for (int j = 0; j < kTileN / 8; j += 2 * kAtOnce) {  // a quad of lanes holds 8 columns in four of its sums
-      float four[kAtOnce][4];
-      int n = 0;  // of the first four; the next ones are 16 further each
-      Elements<Out, 4> before[kAtOnce] = {};
-      SY_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
-        const float* const left = sum + 4 * (j + 2 * i) + 2 * half;
-        n = exchange_pairs(four[i], tile.n_first + 8 * j, {left[0], left[1]}, {left[4], left[5]});
-      }
-      const auto valid = [&](int i) { return m < tile.m_end && n + 16 * i < p.n; };
-      if (add) {
-        SY_UNROLL
-        for (int i = 0; i < kAtOnce; ++i)
-          if (valid(i)) before[i] = load<4>(c_N + n + 16 * i);
-      }
-      SY_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (!valid(i)) continue;
-        Elements<Out, 4> result;
-        SY_UNROLL
-        for (int q = 0; q < 4; ++q)
-          result.element[q] = from_float<Out>(add ? to_float(before[i].element[q]) + four[i][q] : four[i][q]);
-        store<4>(c_N + n + 16 * i, result);
-      }
-    }
+  for (int i = 0; i < kTileN / kSliceColumns<Out>; ++i) {
+    if (tile.n_first + i * kSliceColumns<Out> >= p.n) break;
+    unsigned char* const slice = free_slice(slices, i);
+    put_slice<Out>(slice, sum + i * (kSliceColumns<Out> / 2));
+    send_slice(slice, target, tile.n_first + i * kSliceColumns<Out>);
   }
 }
-template <int kTileN, class Out>
+template <GemmLayout kLayout, int kTileN, class Out>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,
-                                           const Tile& tile, int first_row, const Plain<2>&) {
+                                           const Tile& tile, int warp_row, const Plain&, Slices&) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   SY_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int m = first_row + 8 * half;
+    const int m = warp_row + lane / 4 + 8 * half;
     if (m >= tile.m_end) continue;
-    const int n_first = tile.n_first + 2 * (static_cast<int>(threadIdx.x) % 4);
+    const int n_first = tile.n_first + 2 * (lane % 4);
     SY_UNROLL
     for (int j = 0; j < kTileN / 8; ++j) {
       const float* const pair = sum + 4 * j + 2 * half;
@@ -146,42 +139,52 @@ __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const
     }
   }
 }
-template <int kTileN>
+template <GemmLayout kLayout, int kTileN>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, bf16>& p,
-                                           const Tile& tile, int first_row, const GateUp& to) {
-  constexpr const bf16* none = nullptr;
+                                           const Tile& tile, int warp_row, const GateUp& to, Slices& slices) {
+  if (warp_row >= tile.m_end) return;
   const int width = p.n / 2;
+  const bool ends_there = tile.m_end == p.m;
+  const SliceTarget<bf16> gates{to.gate_up, 0, warp_row, tile.m_end, ends_there, p.c_MN, width, false};
+  const SliceTarget<bf16> ups{
+      to.gate_up, 1, warp_row, tile.m_end, ends_there, {p.c_MN.data + width, p.c_MN.stride}, width, false};
+  const SliceTarget<bf16> acts{to.act, 0, warp_row, tile.m_end, ends_there, to.act_RF, width, false};
+  float weight[2];
   SY_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int m = first_row + 8 * half;
-    const bool valid = m < tile.m_end;
-    const float weight = valid ? to.weight_R[m] : 0.0f;
+    const int m = warp_row + static_cast<int>(threadIdx.x) % kWarp / 4 + 8 * half;
+    weight[half] = m < tile.m_end ? to.weight_R[m] : 0.0f;
+  }
+  constexpr int kSums = kSliceColumns<bf16> / 2;  // of a thread in a slice
+  SY_UNROLL
+  for (int i = 0; i < kTileN / 2 / kSliceColumns<bf16>; ++i) {
+    const float* const gate = sum + i * kSums;
+    const float* const up = gate + kTileN / 4;
+    const int f = tile.n_first / 2 + i * kSliceColumns<bf16>;
+    if (f >= width) break;
+    unsigned char* slice = free_slice(slices, 3 * i);
+    put_slice<bf16>(slice, gate);
+    send_slice(slice, gates, f);
+    slice = free_slice(slices, 3 * i + 1);
+    put_slice<bf16>(slice, up);
+    send_slice(slice, ups, f);
+    float act[kSums];
     SY_UNROLL
-    for (int j = 0; j < kTileN / 16; j += 2) {
-      float gate[2][2], up[2][2], act[2][2];  // of eight columns, and of the eight after them
-      SY_UNROLL
-      for (int side = 0; side < 2; ++side) {
-        SY_UNROLL
-        for (int q = 0; q < 2; ++q) {
-          const int i = 4 * (j + side) + 2 * half + q;
-          // Rounded first, to what the backward pass will read.
-          gate[side][q] = to_float(from_float<bf16>(sum[i]));
-          up[side][q] = to_float(from_float<bf16>(sum[i + kTileN / 4]));
-          act[side][q] = weight * (silu(gate[side][q]) * up[side][q]);
-        }
-      }
-      const int f = tile.n_first / 2 + 8 * j;
-      write_quad<true>(p.c_MN[m], none, f, width, gate[0], gate[1], valid);
-      write_quad<true>(p.c_MN[m] + width, none, f, width, up[0], up[1], valid);
-      write_quad<true>(to.act_RF[m], none, f, width, act[0], act[1], valid);
+    for (int q = 0; q < kSums; ++q) {
+      // Rounded first, to what the backward pass will read.
+      const float g = to_float(from_float<bf16>(gate[q])), u = to_float(from_float<bf16>(up[q]));
+      act[q] = weight[q / 2 % 2] * (silu(g) * u);
     }
+    slice = free_slice(slices, 3 * i + 2);
+    put_slice<bf16>(slice, act);
+    send_slice(slice, acts, f);
   }
 }
 
 template <class Out, GemmLayout kLayout, int kTileN, class Epilogue>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                 Product<bf16, Out> product, Epilogue epilogue) {
+                 Product<bf16, Out> product, const __grid_constant__ Epilogue epilogue) {
   constexpr bool kA = a_along_k(kLayout), kB = b_along_k(kLayout);
   using Shared = WgmmaShared<kTileN>;
   auto& shared = swizzled_shared<Shared>();
@@ -238,7 +241,10 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   for (;;) {
     barrier_wait(shared.full[ring.stage], ring.parity);
     const Tile tile = shared.tile[ring.stage];
-    if (tile.m_first >= tile.m_end) return;
+    if (tile.m_first >= tile.m_end) {
+      bulk_wait<0>();
+      return;
+    }
     if (tile.m_first + group_m >= tile.m_end) {  // of an expert with few rows only half a tile is computed
       for (int k = tile.k_first; k < tile.k_end; k += kStepK) {
         wait_for<kA>(shared, ring.stage, ring.parity, tile.k_end - k);
@@ -265,15 +271,15 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     wgmma_wait<0>();
     release(*multiplied);
 
-    write_sums<kTileN>(sum, of_expert<kLayout>(product, tile.expert), tile,
-                       tile.m_first + group_m + warp % 4 * 16 + lane / 4, epilogue);
+    write_sums<kLayout, kTileN>(sum, of_expert<kLayout>(product, tile.expert), tile,
+                                tile.m_first + group_m + warp % 4 * kSliceRows, epilogue, shared.slices[warp]);
   }
 }
 
 // ---- the choice of a kernel ----
 
 BoxedMatrices boxed(const Matrix& m) {
-  return {m.data, m.matrices, m.rows, m.columns, m.stride, m.matrix_stride};
+  return {m.data, m.matrices, m.rows, m.columns, m.stride, m.matrix_stride, m.dtype};
 }
 
 bool can_multiply(const Matrix& a, const Matrix& b) {
@@ -318,10 +324,15 @@ void launch_wgmma(const char* op, const Matrix& c, const Matrix& a, const Matrix
                                    .offset_Ep = offset_Ep,
                                    .n_experts = static_cast<int>(n_experts),
                                    .expert_stride = kA ? b.matrix_stride : c.matrix_stride};
-  // Wide tiles read less, if there are enough of them for every multiprocessor.
+  // All wait for the blocks that have one tile more than others. A wide tile takes the time of one and a half
+  // narrow ones, and not of two: for a step of K it reads 48 KiB where they read 32 each, and reading is what
+  // L2 has no more than enough rate for.
   const int multiprocessors = cuda::multiprocessors();
-  if constexpr (!std::is_same_v<Epilogue, Plain<2>>) {  // rare: one width will do
-    if (n > 128 && tiles_m * ceil_div(n, 256) >= multiprocessors)
+  if constexpr (!std::is_same_v<Epilogue, Plain>) {  // rare: one width will do
+    const auto turns = [&](std::int64_t width) {
+      return ceil_div(tiles_m * ceil_div(n, width), multiprocessors);
+    };
+    if (n > 128 && 3 * turns(256) <= 2 * turns(128))
       return launch_tiles_of<Out, kLayout, 256>(op, a, b, product, epilogue, multiprocessors, ctx);
   }
   launch_tiles_of<Out, kLayout, 128>(op, a, b, product, epilogue, multiprocessors, ctx);
@@ -332,10 +343,13 @@ void launch_wgmma(const char* op, const Matrix& c, const Matrix& a, const Matrix
 bool wgmma_multiply(const char* op, GemmLayout layout, const Matrix& c, const Matrix& a, const Matrix& b,
                     bool add, const int* offset_Ep, Context& ctx) {
   if (!can_multiply(a, b) || !c.is_of_pieces(2)) return false;
+  // bf16 is added to in registers, so that the sum is rounded once.
+  const bool leaves = c.packs() && fits_tensor_map(boxed(c)) && !(add && c.dtype == DType::bf16);
   with_element(c.dtype, [&]<class Out>() {
     const auto with = [&]<GemmLayout kLayout>() {
-      if (c.is_of_pieces(4)) return launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, Plain<4>{}, ctx);
-      launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, Plain<2>{}, ctx);
+      if (!leaves) return launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, Plain{}, ctx);
+      const Bulk epilogue{make_tensor_map(op, boxed(c), kSliceRows)};
+      launch_wgmma<Out, kLayout>(op, c, a, b, add, offset_Ep, epilogue, ctx);
     };
     switch (layout) {
       case GemmLayout::nt:
@@ -354,7 +368,13 @@ bool wgmma_gate_up(const char* op, const Matrix& act_RF, const Matrix& gate_up_R
   if (act_RF.dtype != DType::bf16 || gate_up_R2F.dtype != DType::bf16 || !act_RF.packs() ||
       !gate_up_R2F.packs() || !can_multiply(in_RK, weight_E2FK))
     return false;
-  const GateUp epilogue{{static_cast<bf16*>(act_RF.data), act_RF.stride}, weight_R.as<float>()};
+  const std::int64_t width = act_RF.columns;
+  const BoxedMatrices halves{gate_up_R2F.data, 2, gate_up_R2F.rows, width, gate_up_R2F.stride, width};
+  if (!fits_tensor_map(halves) || !fits_tensor_map(boxed(act_RF))) return false;
+  const GateUp epilogue{make_tensor_map(op, halves, kSliceRows),
+                        make_tensor_map(op, boxed(act_RF), kSliceRows),
+                        {static_cast<bf16*>(act_RF.data), act_RF.stride},
+                        weight_R.as<float>()};
   launch_wgmma<bf16, GemmLayout::nt>(op, gate_up_R2F, in_RK, weight_E2FK, false, offset_Ep, epilogue, ctx);
   return true;
 }

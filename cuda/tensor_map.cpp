@@ -14,25 +14,31 @@ namespace {
 struct Dimensions {
   static constexpr int kMost = 4;
   int count;
+  DType dtype;
   std::int64_t size[kMost], stride[kMost], box[kMost];
 };
 Dimensions dimensions_of(const BoxedMatrices& m, int box_rows) {
-  return {
-      3, {m.columns, m.rows, m.matrices, 1}, {1, m.stride, m.matrix_stride, 0}, {kBoxColumns, box_rows, 1, 1}};
+  return {3,
+          m.dtype,
+          {m.columns, m.rows, m.matrices, 1},
+          {1, m.stride, m.matrix_stride, 0},
+          {kBoxBytes / size_of(m.dtype), box_rows, 1, 1}};
 }
 Dimensions dimensions_of(const BoxedHeads& m, int box_rows, int box_heads) {
   return {4,
+          DType::bf16,
           {m.columns, m.heads, m.rows, m.matrices},
           {1, m.columns, m.stride, m.matrix_stride},
           {kBoxColumns, box_heads, box_rows, 1}};
 }
 
 bool fits(const void* data, const Dimensions& dimensions) {
-  constexpr std::int64_t kAligned = 8, kMostSize = std::int64_t{1} << 31, kMostStride = std::int64_t{1} << 38;
+  constexpr std::int64_t kMostSize = std::int64_t{1} << 31, kMostStride = std::int64_t{1} << 38;
+  const std::int64_t aligned = 16 / size_of(dimensions.dtype);
   for (int i = 0; i < dimensions.count; ++i) {
     const std::int64_t size = dimensions.size[i], stride = dimensions.stride[i];
     if (size <= 0 || size >= kMostSize) return false;
-    if (i > 0 && (stride % kAligned != 0 || stride >= kMostStride)) return false;
+    if (i > 0 && (stride % aligned != 0 || stride >= kMostStride)) return false;
   }
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
 }
@@ -45,7 +51,7 @@ TensorMap make(const char* op, const void* data, const Dimensions& d) {
   for (int i = 0; i < Dimensions::kMost; ++i) {
     SY_CHECK(d.box[i] > 0 && d.box[i] <= 256, "{}: a box of which no map can be made", op);
     map.size[i] = d.size[i];
-    map.stride_bytes[i] = 2 * d.stride[i];
+    map.stride_bytes[i] = size_of(d.dtype) * d.stride[i];
     map.box[i] = static_cast<int>(d.box[i]);
   }
   return map;
@@ -70,15 +76,18 @@ TensorMap make(const char* op, const void* data, const Dimensions& d) {
   cuuint32_t box[Dimensions::kMost], every[Dimensions::kMost];
   for (int i = 0; i < d.count; ++i) {
     size[i] = static_cast<cuuint64_t>(d.size[i]);
-    if (i > 0) stride_bytes[i - 1] = static_cast<cuuint64_t>(2 * d.stride[i]);
+    if (i > 0) stride_bytes[i - 1] = static_cast<cuuint64_t>(size_of(d.dtype) * d.stride[i]);
     box[i] = static_cast<cuuint32_t>(d.box[i]);
     every[i] = 1;
   }
+  SY_CHECK(d.dtype == DType::bf16 || d.dtype == DType::f32, "{}: boxes of {}", op, name_of(d.dtype));
+  const CUtensorMapDataType type =
+      d.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   TensorMap map;
   const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(d.count), const_cast<void*>(data),
-             size, stride_bytes, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(&map, type, static_cast<cuuint32_t>(d.count), const_cast<void*>(data), size, stride_bytes, box,
+             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw_run(
         "CUDA: cuTensorMapEncodeTiled failed in {} with code {}, for sizes {}, {}, {}, {}, strides {}, {}, {}",

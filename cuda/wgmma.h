@@ -1,6 +1,7 @@
-// Instructions of sm_90a: products of a warpgroup from shared memory, the bulk copies that feed them and the
-// barriers that say when those have arrived. One function an instruction; the emulator has each in plain C++
-// (tests/simt/include/simt_wgmma.h).   PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier, fence.proxy
+// Instructions of sm_90a: products of a warpgroup from shared memory, the bulk copies that feed them and take
+// their sums away, and the barriers that say when those have arrived. One function an instruction; the emulator
+// has each in plain C++ (tests/simt/include/simt_wgmma.h).   PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier,
+// fence.proxy
 //
 // Shared memory holds operands as lines of 128 bytes with 128-byte swizzle: of the line at a multiple of 1024
 // bytes plus 128 r the 16-byte piece c lies at place c ^ (r % 8). Bulk copies write it so (tensor_map.h).
@@ -167,6 +168,62 @@ __device__ __forceinline__ void bulk_copy(void* to_shared, const TensorMap& map,
       "%5, %6}], [%2];" ::"r"(shared_address(to_shared)),
       "l"(&map), "r"(shared_address(&barrier)), "r"(column), "r"(head), "r"(row), "r"(matrix)
       : "memory");
+#endif
+}
+
+// Bulk copies from shared memory, in groups of the thread that begins them. All before has been fenced.
+
+// Begins to copy a box from shared memory, a multiple of 1024 bytes, to (matrix, row, column); to add it there,
+// in float32 and rounded to nearest. Nothing outside the matrix is touched. Each addition is one of an element
+// of its own: where an element is added to once a launch, its bits are those of a load, an addition and a
+// store, but for subnormal numbers, which count as zeros of their sign, as terms and as a sum. The PTX ISA says
+// that of the same instruction without a map ("cp.reduce.async.bulk": the current implementation of .add.f32);
+// of this one it says nothing.
+__device__ __forceinline__ void bulk_store(const TensorMap& map, int matrix, int row, int column,
+                                           const void* from_shared) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_store(map, {column, row, matrix}, from_shared, false);
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+      "r"(shared_address(from_shared)), "r"(column), "r"(row), "r"(matrix)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void bulk_add(const TensorMap& map, int matrix, int row, int column,
+                                         const void* from_shared) {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_store(map, {column, row, matrix}, from_shared, true);
+#else
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+          &map),
+      "r"(shared_address(from_shared)), "r"(column), "r"(row), "r"(matrix)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void bulk_commit() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_commit();
+#else
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+// Until all but the last kGroupsLeft of the thread's groups have read shared memory; have written, too.
+template <int kGroupsLeft>
+__device__ __forceinline__ void bulk_wait_read() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_wait(kGroupsLeft, true);
+#else
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroupsLeft) : "memory");
+#endif
+}
+template <int kGroupsLeft>
+__device__ __forceinline__ void bulk_wait() {
+#ifdef SWITCHYARD_SIMT
+  simt::hopper().bulk_wait(kGroupsLeft, false);
+#else
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 #endif
 }
 

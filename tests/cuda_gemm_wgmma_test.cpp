@@ -180,6 +180,43 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
   }
 }
 
+// Sums that leave by bulk copies, and those of rows that are not aligned for them and are written by threads:
+// the bits are the same, also where rows of the next expert follow and where columns end within a slice.
+TEST_F(CudaGemmWgmma, BulkCopiesWriteWhatThreadsWrite) {
+  std::vector<Case> all = cases();
+  for (const std::int64_t n : {8, 24, 40, 72, 248, 328})
+    all.push_back({n % 16 == 0 ? GemmLayout::nn : GemmLayout::tn, {0, 5, 16, 17, 0, 131}, true, 9, 72, n});
+  for (const Case& p : all) {
+    if (p.n % 8 != 0) continue;
+    for (const bool add : {false, true}) {
+      for (const DType out : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE(::testing::Message()
+                     << name_of(p.layout) << ", " << p.counts.size() << " experts, " << p.other << " x " << p.n
+                     << ", " << name_of(out) << ", added: " << add);
+        const Problem problem(p, add);
+        const auto a = DeviceTensor::of(problem.a, DType::bf16, ctx),
+                   b = DeviceTensor::of(problem.b, DType::bf16, ctx),
+                   offset = DeviceTensor::of(problem.offset, ctx);
+        const std::int64_t size = problem.c.view().numel();
+        std::vector<double> found[2];
+        for (const int shift : {0, 2}) {  // two elements are too few for 16 bytes
+          const OwnedTensor before({size + 2, 1}, DType::f64);
+          if (add) fill(before.view().slice(shift, size), values(problem.c));
+          const auto memory = DeviceTensor::of(before, out, ctx);
+          const Tensor c = memory.view().slice(shift, size).reshape(problem.c.view().shape());
+          ASSERT_TRUE(ops::cuda::wgmma_multiply("test", p.layout, c, a.view(), b.view(), add,
+                                                p.grouped ? offset.view().as<std::int32_t>() : nullptr, ctx));
+          found[shift / 2] = memory.values();
+          std::rotate(found[shift / 2].begin(), found[shift / 2].begin() + shift, found[shift / 2].end());
+        }
+        for (std::size_t i = 0; i < found[0].size(); ++i)
+          ASSERT_TRUE(found[0][i] == found[1][i] || (std::isnan(found[0][i]) && std::isnan(found[1][i])))
+              << "element " << i << " is " << found[0][i] << ", by threads " << found[1][i];
+      }
+    }
+  }
+}
+
 TEST_F(CudaGemmWgmma, LeavesToOthersWhatItCannotDo) {
   const auto multiplies = [&](DType type, DType out, std::int64_t margin) {
     const auto a = DeviceTensor::strided(16, 32, type, ctx, margin),

@@ -171,6 +171,59 @@ TEST(SimtCheckAsync, AFenceOfAnotherThreadPublishesNothing) {
               "a bulk copy meets what no fence has published to bulk copies and products: thread 40");
 }
 
+// ---- bulk copies from shared memory ----
+
+struct Leaving {
+  float slice[2][8][32];
+};
+struct StoreCase {
+  bool publish = true, meet = true, add = false, same_lane_waits = true;
+  int first_wait = 1;  // groups that may go on when slice 0 is written again; more: nobody waits
+  bool same_place = false;
+};
+// A warp writes three slices into two places, one after the other, and sends each with lane 0.
+std::string told_of_stores(const StoreCase& c) {
+  const Ints data(3 * 8 * 32);
+  const TensorMap map = make_tensor_map("test", {data.get(), 1, 24, 32, 32, 24 * 32, DType::f32}, 8);
+  return told_of_block<Leaving>(32, [&](Leaving& shared) {
+    for (int i = 0; i < 3; ++i) {
+      if (i == 2) {
+        if (me() == (c.same_lane_waits ? 0 : 1)) {
+          if (c.first_wait == 0) bulk_wait_read<0>();
+          if (c.first_wait == 1) bulk_wait_read<1>();
+        }
+        __syncwarp();
+      }
+      for (int row = 0; row < 8; ++row) shared.slice[i % 2][row][me()] = 1;
+      if (c.publish || me() == 0) fence_proxy_async();
+      if (c.meet) __syncwarp();
+      if (me() == 0) {
+        const int to = c.same_place ? 0 : 8 * i;
+        if (c.add) bulk_add(map, 0, to, 0, shared.slice[i % 2]);
+        if (!c.add) bulk_store(map, 0, to, 0, shared.slice[i % 2]);
+        bulk_commit();
+      }
+    }
+    bulk_wait<0>();
+  });
+}
+TEST(SimtCheckAsync, ABulkCopyFromSharedMemoryReadsUntilItIsWaitedFor) {
+  EXPECT_EQ(told_of_stores({}), "nothing");
+  EXPECT_EQ(told_of_stores({.add = true, .first_wait = 0}), "nothing");
+  EXPECT_TOLD(told_of_stores({.first_wait = 2}), "writes what another reads: a bulk copy");
+  // Groups are of the thread that began them.
+  EXPECT_TOLD(told_of_stores({.same_lane_waits = false}), "writes what another reads: a bulk copy");
+}
+TEST(SimtCheckAsync, ABulkCopyFromSharedMemoryMeetsWhatAllHavePublished) {
+  EXPECT_TOLD(told_of_stores({.publish = false}),
+              "a bulk copy meets what no fence has published to bulk copies and products: thread ");
+  EXPECT_TOLD(told_of_stores({.meet = false}), "another");
+}
+TEST(SimtCheckAsync, TwoBulkCopiesToOnePlaceAreTold) {
+  for (const bool add : {false, true})
+    EXPECT_TOLD(told_of_stores({.add = add, .same_place = true}), "another writes: a bulk copy");
+}
+
 // ---- products ----
 
 constexpr int kN = 32, kDepth = 64;

@@ -157,6 +157,66 @@ TEST(SimtWgmma, MisusedBulkCopiesAreReported) {
                        "which never comes"));
 }
 
+// ---- bulk copies from shared memory ----
+
+struct Leaving {
+  float slice[2][8][32];
+};
+// Where element (r, c) of a slice lies.
+float& in_slice(float (&slice)[8][32], int r, int c) { return slice[r][(c / 4 ^ r) * 4 + c % 4]; }
+
+TEST(SimtWgmma, ABulkCopyFromSharedMemoryWritesOrAddsWhatLiesInTheMatrix) {
+  constexpr float kTiny = 0x1p-140f;  // subnormal
+  for (const bool add : {false, true}) {
+    std::vector<float> to(2 * 10 * 40, 1);
+    to[0] = kTiny;
+    const TensorMap map = make_tensor_map("test", {to.data(), 2, 10, 36, 40, 400, DType::f32}, 8);
+    run_block<Leaving>(1, [&](Leaving& shared) {
+      for (int r = 0; r < 8; ++r)
+        for (int c = 0; c < 32; ++c) in_slice(shared.slice[0], r, c) = static_cast<float>(32 * r + c);
+      in_slice(shared.slice[1], 0, 0) = -kTiny;
+      fence_proxy_async();
+      (add ? bulk_add : bulk_store)(map, 1, 4, 8, shared.slice[0]);
+      bulk_commit();
+      (add ? bulk_add : bulk_store)(map, 0, 0, 0, shared.slice[1]);
+      bulk_commit();
+      bulk_wait_read<1>();
+      in_slice(shared.slice[0], 0, 0) = -1;  // it has been read
+      EXPECT_EQ(to[400 + 4 * 40 + 8 + 1], 1);
+      bulk_wait<1>();
+      EXPECT_EQ(to[0], kTiny);
+      bulk_wait<0>();
+    });
+    for (int r = 0; r < 10; ++r)
+      for (int c = 0; c < 40; ++c) {
+        const bool inside = r >= 4 && c >= 8 && c < 36;
+        const float sent = static_cast<float>(32 * (r - 4) + c - 8);
+        EXPECT_EQ(to[static_cast<std::size_t>(400 + 40 * r + c)], !inside ? 1 : add ? 1 + sent : sent);
+      }
+    EXPECT_EQ(to[0], add ? 0 : -kTiny);
+  }
+}
+TEST(SimtWgmma, MisusedBulkCopiesFromSharedMemoryAreReported) {
+  std::vector<float> to(8 * 32);
+  const TensorMap map = make_tensor_map("test", {to.data(), 1, 8, 32, 32, 256, DType::f32}, 8);
+  const auto error = [&](bool fence, bool wait, int row) {
+    return error_in_block<Leaving>(1, [&, fence, wait, row](Leaving& shared) {
+      in_slice(shared.slice[0], 0, 0) = 1;
+      if (fence) fence_proxy_async();
+      bulk_store(map, 0, 0, 0, shared.slice[0][row]);
+      bulk_commit();
+      bulk_wait_read<0>();
+      if (wait) bulk_wait<0>();
+    });
+  };
+  EXPECT_EQ(error(true, true, 0), "no error");
+  EXPECT_EQ(to[0], 1);
+  EXPECT_EQ(error(false, true, 0), "no error");
+  EXPECT_TRUE(std::isnan(to[0]));  // what was not published is not there
+  EXPECT_TRUE(contains(error(true, false, 0), "leaves a bulk copy from shared memory"));
+  EXPECT_TRUE(contains(error(true, true, 1), "no multiple of 1024"));
+}
+
 // ---- products ----
 
 constexpr int kDepth = 64;  // elements of K

@@ -144,6 +144,18 @@ class Checks : public Watcher {
     bulk(barrier, to, bytes, Kind::write, place);
   }
 
+  void store_read(const void* from, std::size_t bytes, const void* place) override {
+    store(from, bytes, true, Kind::read, place);
+  }
+  void store_write(void* to, std::size_t bytes, bool add, const void* place) override {
+    if (add) store(to, bytes, false, Kind::read, place);
+    store(to, bytes, false, Kind::write, place);
+  }
+  void commit_stores() override { clocks_.commit_stores(thread_number()); }
+  void wait_for_stores(unsigned groups_left, bool read_only) override {
+    clocks_.wait_for_stores(thread_number(), groups_left, read_only);
+  }
+
   void begin_product() override { known_to_warp_ = clocks_.known_to_warp(thread_number()); }
   void product_read(const void* from, std::size_t bytes, const void* place) override {
     const unsigned t = thread_number(), products = clocks_.products_of(t / kWarpSize);
@@ -224,6 +236,11 @@ class Checks : public Watcher {
            t,
            nullptr,
            true});
+  }
+  void store(const void* at, std::size_t bytes, bool reading, Kind kind, const void* place) {
+    const unsigned t = thread_number(), stores = clocks_.stores_of(t, reading);
+    touch(at, bytes,
+          {{interval_, clocks_.epoch_of_stores(t), place_of(place), actor(stores)}, kind, t, nullptr, true});
   }
   void touch(const void* at, std::size_t bytes, const Access& a);
   void touch(Cell& cell, const Access& a, bool is_shared, const void* at);

@@ -22,11 +22,19 @@ unsigned Clocks::bulk_copies_to(const void* barrier) {
   return 2 * n_threads() + number;
 }
 
+unsigned Clocks::stores_of(unsigned thread, bool reading) {
+  unsigned& actor = threads_[thread].storing[reading ? 0 : 1];
+  if (actor == 0) actor = bulk_copies_to(&actor);
+  return actor;
+}
+
 bool Clocks::knows(unsigned thread, unsigned actor, unsigned epoch) const {
   const Thread& t = threads_[thread];
   if (actor == thread) return true;
   if (actor == copies_of(thread) && epoch <= t.copies.done) return true;
   if (actor == products_of(thread / kWarpSize) && epoch <= t.products.done) return true;
+  for (int i = 0; i < 2; ++i)
+    if (actor == t.storing[i] && epoch <= t.stores[i].done) return true;
   return t.known && epoch <= (*t.known)[actor];
 }
 
@@ -46,6 +54,8 @@ void Clocks::add_own(std::vector<unsigned>& to, unsigned thread) const {
   raise(thread, t.epoch);
   raise(copies_of(thread), t.copies.done);
   raise(products_of(thread / kWarpSize), t.products.done);
+  for (int i = 0; i < 2; ++i)
+    if (t.storing[i] != 0) raise(t.storing[i], t.stores[i].done);
 }
 void Clocks::add(Gathering& to, unsigned thread) const {
   const Known& known = threads_[thread].known;

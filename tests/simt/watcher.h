@@ -40,6 +40,12 @@ class Watcher {
   virtual void bulk_read(const void* barrier, const void* from, std::size_t bytes, const void* place) = 0;
   virtual void bulk_write(const void* barrier, void* to, std::size_t bytes, const void* place) = 0;
 
+  // Bulk copies from shared memory, in groups of this thread.
+  virtual void store_read(const void* from, std::size_t bytes, const void* place) = 0;
+  virtual void store_write(void* to, std::size_t bytes, bool add, const void* place) = 0;
+  virtual void commit_stores() = 0;
+  virtual void wait_for_stores(unsigned groups_left, bool read_only) = 0;
+
   // Products, of the warp; each is a part of its threads' open group.
   virtual void begin_product() = 0;
   virtual void product_read(const void* from, std::size_t bytes, const void* place) = 0;

@@ -122,6 +122,76 @@ void Hopper::bulk_copy(void* to, const TensorMap& map, const void* barrier_addre
   });
 }
 
+// f(the place in the box, elements of a row of the map that lie in the tensor, how many), row by row.
+template <class F>
+void for_rows_of_box(const TensorMap& map, const std::int64_t (&first)[3], F&& f) {
+  const auto bytes = static_cast<std::size_t>(map.stride_bytes[0]);
+  const std::int64_t begin = std::max<std::int64_t>(first[0], 0),
+                     end = std::min(first[0] + map.box[0], map.size[0]);
+  for (int row = 0; row < map.box[1] * map.box[2]; ++row) {
+    const std::int64_t y = first[1] + row % map.box[1], z = first[2] + row / map.box[1];
+    if (begin >= end || y < 0 || y >= map.size[1] || z < 0 || z >= map.size[2]) continue;
+    f(static_cast<std::size_t>(row) * 128 + static_cast<std::size_t>(begin - first[0]) * bytes,
+      map.data + begin * map.stride_bytes[0] + y * map.stride_bytes[1] + z * map.stride_bytes[2],
+      static_cast<std::size_t>(end - begin) * bytes);
+  }
+}
+void Hopper::bulk_store(const TensorMap& map, const int (&first)[3], const void* from, bool add) {
+  const unsigned start = address_of(from), bytes = static_cast<unsigned>(128 * map.box[1] * map.box[2]);
+  if (start % 1024 != 0) fail("a bulk copy from an address that is no multiple of 1024");
+  if (add && map.stride_bytes[0] != sizeof(float)) fail("a bulk copy that adds what is no float32");
+  const Store store{map, {first[0], first[1], first[2]}, from, add};
+  if (watcher) {
+    const void* const place = SIMT_PLACE;
+    watcher->store_read(from, bytes, place);
+    for_rows_of_box(map, store.first, [&](std::size_t, const std::byte* to, std::size_t size) {
+      watcher->store_write(const_cast<std::byte*>(to), size, add, place);
+    });
+  }
+  // Others' fences may be of later use, so that fenced_ stays as it is.
+  if (fenced_) std::memcpy(view_.data() + offset_of(start), from, bytes);
+  thread().open_stores.push_back(store);
+}
+void Hopper::bulk_commit() {
+  if (watcher) watcher->commit_stores();
+  Thread& t = thread();
+  t.stores.push_back(std::exchange(t.open_stores, {}));
+}
+void Hopper::bulk_wait(unsigned groups_left, bool read_only) {
+  if (watcher) watcher->wait_for_stores(groups_left, read_only);
+  auto& groups = thread().stores;
+  for (std::size_t i = 0; i + groups_left < groups.size(); ++i)
+    for (Store& store : groups[i]) read(store);
+  while (!read_only && groups.size() > groups_left) {
+    for (const Store& store : groups.front()) write(store);
+    groups.pop_front();
+  }
+}
+void Hopper::read(Store& store) const {
+  if (!store.box.empty()) return;
+  const unsigned start = address_of(store.from),
+                 rows = static_cast<unsigned>(store.map.box[1] * store.map.box[2]);
+  store.box.resize(128 * rows);
+  for (unsigned at = 0; at < 128 * rows; at += 16)
+    std::memcpy(store.box.data() + at, view_.data() + offset_of(swizzled(start + at)), 16);
+}
+void Hopper::write(const Store& store) {
+  for_rows_of_box(store.map, store.first, [&](std::size_t at, const std::byte* place, std::size_t size) {
+    auto* const to = const_cast<std::byte*>(place);
+    if (!store.add) return static_cast<void>(std::memcpy(to, store.box.data() + at, size));
+    const auto flushed = [](float x) {
+      return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+    };
+    for (std::size_t i = 0; i < size; i += sizeof(float)) {
+      float sum, term;
+      std::memcpy(&sum, to + i, sizeof sum);
+      std::memcpy(&term, store.box.data() + at + i, sizeof term);
+      sum = flushed(flushed(sum) + flushed(term));
+      std::memcpy(to + i, &sum, sizeof sum);
+    }
+  });
+}
+
 // Sums that are being computed are NaN.
 void check_in_flight(const float* d, std::size_t count) {
   if (!std::all_of(d, d + count, [](float x) { return x != x; }))
@@ -179,6 +249,8 @@ void Hopper::check_end() {
   }
   for (const auto& [number, t] : threads_) {
     if (!t.open.empty() || !t.groups.empty()) fail("leaves products for which nobody waited");
+    if (!t.open_stores.empty() || !t.stores.empty())
+      fail("leaves a bulk copy from shared memory for which nobody waited");
   }
   for (const auto& [group, products] : begun_by_group_) {
     for (unsigned warp = 4 * group; warp < 4 * group + 4; ++warp) {

@@ -1,8 +1,9 @@
 // The instructions of sm_90a that cuda/wgmma.h wraps, as the PTX ISA defines them: "Tensors" (bulk copies),
 // "mbarrier", "Asynchronous Warpgroup Level Matrix Instructions". Everything happens as late as it may:
 //   - a bulk copy arrives when somebody waits for its barrier, and is NaN from the moment it is begun;
+//   - one from shared memory reads it when its thread waits for that, and writes when that waits for all;
 //   - products are computed when their group is waited for; until then their accumulators are NaN;
-//   - products see what threads wrote to shared memory only after a fence_proxy_async;
+//   - products and bulk copies see what threads wrote to shared memory only after a fence_proxy_async;
 //   - registers of a product must not have been written since the wgmma_fence before it, nor while it goes on.
 #pragma once
 
@@ -50,7 +51,7 @@ inline std::uint16_t e4m3_pair(float low, float high) {
 
 struct TensorMap {
   const std::byte* data;
-  std::int64_t size[4];          // elements of 2 bytes; the first dimension is contiguous
+  std::int64_t size[4];          // elements of 2 bytes, or 4; the first dimension is contiguous
   std::int64_t stride_bytes[4];  // of each dimension
   int box[4];
 };
@@ -79,6 +80,11 @@ class Hopper : public BlockState {
   void fence_proxy_async();
   // One box of a tensor with rows of 128 bytes, swizzled.
   void bulk_copy(void* to, const TensorMap& map, const void* barrier_address, const int (&first)[4]);
+  // One box of three dimensions from shared memory, or added to what is there in float32, subnormal numbers as
+  // zeros.
+  void bulk_store(const TensorMap& map, const int (&first)[3], const void* from, bool add);
+  void bulk_commit();
+  void bulk_wait(unsigned groups_left, bool read_only);
 
   // ---- products ----
   struct Wgmma {
@@ -130,10 +136,19 @@ class Hopper : public BlockState {
     const unsigned* a_registers;
     unsigned a[4];  // what was in them
   };
+  struct Store {  // a bulk copy from shared memory
+    TensorMap map;
+    std::int64_t first[3];
+    const void* from;
+    bool add;
+    std::vector<std::byte> box = {};  // once it is read
+  };
   struct Thread {
     std::map<float*, Accumulator> accumulators;  // with what the registers will hold
     std::vector<Begun> open;
     std::deque<std::vector<Begun>> groups;
+    std::vector<Store> open_stores;
+    std::deque<std::vector<Store>> stores;
     bool fenced = false;
     // The thread's stack when it was fenced: what the kernel's registers are here.
     const std::byte* stack = nullptr;
@@ -144,8 +159,8 @@ class Hopper : public BlockState {
 
   std::map<unsigned, Barrier> barriers_;
   std::map<unsigned, Named> named_;
-  std::vector<std::byte> view_;  // shared memory as products see it
-  bool fenced_ = false;          // it is to be brought up to date before the next product
+  std::vector<std::byte> view_;  // shared memory as products and bulk copies see it
+  bool fenced_ = false;          // it is to be brought up to date before the next of them
   std::map<unsigned, Thread> threads_;
   std::map<unsigned, std::vector<std::shared_ptr<Product>>> begun_by_group_;  // all its warps begin the same
   std::map<unsigned, std::size_t> n_begun_;                                   // of each warp
@@ -200,6 +215,9 @@ class Hopper : public BlockState {
     return value[static_cast<std::size_t>(
         view_[offset_of(swizzled(start + i % 8 * 128 + i / 8 * stride + k))])];
   }
+
+  void read(Store& store) const;
+  static void write(const Store& store);
 
   static void begin(void* const args[kWarpSize]);
   static void compute(const Hopper& block, Product& product, unsigned warp);
