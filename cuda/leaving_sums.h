@@ -64,7 +64,7 @@ struct SliceTarget {
   bool ends_there;  // whether rows from row_end on are outside the matrix
   Rows<Out> c_MN;   // the matrix
   int n;            // its columns
-  bool add;
+  bool add;         // of float32 alone
 };
 
 // The slice that is to be written as number `number` of a tile: what it held has been read. None is left out
@@ -80,11 +80,12 @@ __device__ __forceinline__ unsigned char* free_slice(Slices& slices, int number)
 }
 template <class Out>
 __device__ __forceinline__ void send_slice(unsigned char* slice, const SliceTarget<Out>& to, int column) {
+  constexpr bool kAdds = sizeof(Out) == sizeof(float);
   if (to.row + kSliceRows <= to.row_end || to.ends_there) {
     fence_proxy_async();
     __syncwarp();
     if (threadIdx.x % 32 != 0) return;
-    if (sizeof(Out) == sizeof(float) && to.add) {
+    if (kAdds && to.add) {
       bulk_add(to.map, to.matrix, to.row, column, slice);
     } else {
       bulk_store(to.map, to.matrix, to.row, column, slice);
@@ -103,11 +104,12 @@ __device__ __forceinline__ void send_slice(unsigned char* slice, const SliceTarg
     if (to.row + row >= to.row_end || n >= to.n) continue;
     Out* const place = to.c_MN[to.row + row] + n;
     auto result = load<kPack<Out>>(reinterpret_cast<const Out*>(piece_of_slice(slice, row, piece)));
-    if (to.add) {
-      const auto before = load<kPack<Out>>(place);
-      SY_UNROLL
-      for (int q = 0; q < kPack<Out>; ++q)
-        result.element[q] = from_float<Out>(to_float(before.element[q]) + to_float(result.element[q]));
+    if constexpr (kAdds) {
+      if (to.add) {
+        const auto before = load<kPack<Out>>(place);
+        SY_UNROLL
+        for (int q = 0; q < kPack<Out>; ++q) result.element[q] += before.element[q];
+      }
     }
     store<kPack<Out>>(place, result);
   }

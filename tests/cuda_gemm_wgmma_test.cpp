@@ -183,11 +183,10 @@ TEST_F(CudaGemmWgmma, EqualsExactSums) {
 // Sums that leave by bulk copies, and those of rows that are not aligned for them and are written by threads:
 // the bits are the same, also where rows of the next expert follow and where columns end within a slice.
 TEST_F(CudaGemmWgmma, BulkCopiesWriteWhatThreadsWrite) {
-  std::vector<Case> all = cases();
-  for (const std::int64_t n : {8, 24, 40, 72, 248, 328})
-    all.push_back({n % 16 == 0 ? GemmLayout::nn : GemmLayout::tn, {0, 5, 16, 17, 0, 131}, true, 9, 72, n});
+  std::vector<Case> all{{GemmLayout::nt, {70}, false, 0, 40, 136}};
+  for (const GemmLayout layout : {GemmLayout::nt, GemmLayout::nn, GemmLayout::tn})
+    for (const std::int64_t n : {8, 72, 264}) all.push_back({layout, {0, 5, 16, 17, 0, 131}, true, 9, 72, n});
   for (const Case& p : all) {
-    if (p.n % 8 != 0) continue;
     for (const bool add : {false, true}) {
       for (const DType out : {DType::f32, DType::bf16}) {
         SCOPED_TRACE(::testing::Message()

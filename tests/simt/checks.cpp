@@ -147,8 +147,7 @@ class Checks : public Watcher {
   void store_read(const void* from, std::size_t bytes, const void* place) override {
     store(from, bytes, true, Kind::read, place);
   }
-  void store_write(void* to, std::size_t bytes, bool add, const void* place) override {
-    if (add) store(to, bytes, false, Kind::read, place);
+  void store_write(void* to, std::size_t bytes, const void* place) override {
     store(to, bytes, false, Kind::write, place);
   }
   void commit_stores() override { clocks_.commit_stores(thread_number()); }

@@ -42,7 +42,7 @@ class Watcher {
 
   // Bulk copies from shared memory, in groups of this thread.
   virtual void store_read(const void* from, std::size_t bytes, const void* place) = 0;
-  virtual void store_write(void* to, std::size_t bytes, bool add, const void* place) = 0;
+  virtual void store_write(void* to, std::size_t bytes, const void* place) = 0;  // or adds
   virtual void commit_stores() = 0;
   virtual void wait_for_stores(unsigned groups_left, bool read_only) = 0;
 

@@ -145,7 +145,7 @@ void Hopper::bulk_store(const TensorMap& map, const int (&first)[3], const void*
     const void* const place = SIMT_PLACE;
     watcher->store_read(from, bytes, place);
     for_rows_of_box(map, store.first, [&](std::size_t, const std::byte* to, std::size_t size) {
-      watcher->store_write(const_cast<std::byte*>(to), size, add, place);
+      watcher->store_write(const_cast<std::byte*>(to), size, place);
     });
   }
   // Others' fences may be of later use, so that fenced_ stays as it is.
