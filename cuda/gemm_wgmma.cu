@@ -181,18 +181,17 @@ __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const
     slice = free_slice(slices, 3 * i + 1);
     put_slice<bf16>(slice, up);
     send_slice(slice, ups, f);
-    float act[kSums];
-    SY_UNROLL
-    for (int q = 0; q < kSums; q += 2) {
+    slice = free_slice(slices, 3 * i + 2);
+    put_pairs(slice, [&](int q) {
       // Rounded first, to what the backward pass will read.
       float g[2] = {gate[q], gate[q + 1]}, u[2] = {up[q], up[q + 1]};
       round_pair(g);
       round_pair(u);
+      Elements<bf16, 2> act;
       SY_UNROLL
-      for (int r = 0; r < 2; ++r) act[q + r] = weight[q / 2 % 2] * (silu(g[r]) * u[r]);
-    }
-    slice = free_slice(slices, 3 * i + 2);
-    put_slice<bf16>(slice, act);
+      for (int r = 0; r < 2; ++r) act.element[r] = from_float<bf16>(weight[q / 2 % 2] * (silu(g[r]) * u[r]));
+      return act;
+    });
     send_slice(slice, acts, f);
   }
 }

@@ -21,6 +21,21 @@ __device__ __forceinline__ unsigned char* piece_of_slice(unsigned char* slice, i
   return slice + row * kBoxBytes + (piece ^ row % 8) * 16;
 }
 
+// Puts down a slice of bf16: pair(i) are what becomes of the sums i and i + 1 of a thread, in the order of
+// wgmma(). No two lanes that store at one time meet in a bank.
+template <class F>
+__device__ __forceinline__ void put_pairs(unsigned char* slice, F&& pair) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, p = lane % 4;
+  SY_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    SY_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      auto* const to = reinterpret_cast<bf16*>(piece_of_slice(slice, row, j)) + 2 * p;
+      store<2>(to + half * (8 * kBoxBytes / 2), pair(4 * j + 2 * half));
+    }
+  }
+}
+
 // Puts down the sums that `sum` begins with, in the order of wgmma(), as a slice. No two lanes that store at
 // one time meet in a bank.
 template <class Out>
@@ -42,16 +57,9 @@ __device__ __forceinline__ void put_slice(unsigned char* slice, const float* sum
       }
     }
   } else {
-    SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      SY_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        const float* const of_thread = sum + 4 * j + 2 * half;
-        const Elements<Out, 2> pair{{from_float<Out>(of_thread[0]), from_float<Out>(of_thread[1])}};
-        store<2>(reinterpret_cast<Out*>(piece_of_slice(slice, row, j)) + 2 * p + half * (8 * kBoxBytes / 2),
-                 pair);
-      }
-    }
+    put_pairs(slice, [&](int i) {
+      return Elements<Out, 2>{{from_float<Out>(sum[i]), from_float<Out>(sum[i + 1])}};
+    });
   }
 }
 
