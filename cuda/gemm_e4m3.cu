@@ -8,6 +8,7 @@
 #include "e4m3_operands.h"
 #include "gemm.h"
 #include "gemm_tile.h"
+#include "leaving_sums.h"
 #include "wgmma.h"
 
 namespace switchyard::ops::cuda {
@@ -33,6 +34,7 @@ struct E4m3Shared {
   };
   static_assert(sizeof(Stage) % kSwizzleSpan == 0);
   Stage stage[kDepth];
+  Slices slices[kConsumerWarps];
   Tile tile[kDepth];      // to which the stage belongs; without rows: there are no more
   Barrier full[kDepth];   // the stage's copies have arrived
   Barrier empty[kDepth];  // all warps have multiplied it
@@ -93,10 +95,13 @@ __device__ __forceinline__ ThreadScales<kLayout> load_scales(const Scales& scale
   return own;
 }
 
-template <class Out, GemmLayout kLayout, bool kPacks>
+// How sums reach c: by bulk copies (leaving_sums.h), or four or one at a time by the threads that have them.
+enum class Writing { bulk, packs, singles };
+
+template <class Out, GemmLayout kLayout, Writing kWriting>
 __global__ void __launch_bounds__(kE4m3Threads, 1)
     e4m3_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                Product<bf16, Out> product, Scales scales) {
+                const __grid_constant__ TensorMap c_map, Product<bf16, Out> product, Scales scales) {
   auto& shared = swizzled_shared<E4m3Shared>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   if (threadIdx.x == 0) {
@@ -144,7 +149,10 @@ __global__ void __launch_bounds__(kE4m3Threads, 1)
   for (;;) {
     barrier_wait(shared.full[ring.stage], ring.parity);
     const Tile tile = shared.tile[ring.stage];
-    if (tile.m_first >= tile.m_end) return;
+    if (tile.m_first >= tile.m_end) {
+      if constexpr (kWriting == Writing::bulk) bulk_wait<0>();
+      return;
+    }
     if (tile.m_first + group_m >= tile.m_end) {  // of an expert with few rows only half a tile is computed
       for (int t = tile.k_first; t < tile.k_end; ++t) {
         barrier_wait(shared.full[ring.stage], ring.parity);
@@ -179,15 +187,27 @@ __global__ void __launch_bounds__(kE4m3Threads, 1)
     }
 
     const Product<bf16, Out> p = of_expert<kLayout>(product, tile.expert);
-    SY_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int m = first_row + 8 * half;
-      const Out* const addend_N = p.addend_MN.data != nullptr ? p.addend_MN[m] : nullptr;
+    if constexpr (kWriting == Writing::bulk) {
+      const SliceTarget<Out> target{c_map,
+                                    a_along_k(kLayout) ? 0 : tile.expert,
+                                    tile.m_first + group_m + warp % 4 * kSliceRows,
+                                    tile.m_end,
+                                    !a_along_k(kLayout) || tile.m_end == p.m,
+                                    p.c_MN,
+                                    p.n,
+                                    p.addend_MN.data != nullptr};
+      if (target.row < tile.m_end) send_sums(sum, target, shared.slices[warp], tile.n_first);
+    } else {
       SY_UNROLL
-      for (int j = 0; j < kTile / 8; j += 2) {
-        const float* const left = sum + 4 * j + 2 * half;
-        write_quad<kPacks>(p.c_MN[m], addend_N, tile.n_first + 8 * j, p.n, {left[0], left[1]},
-                           {left[4], left[5]}, m < tile.m_end);
+      for (int half = 0; half < 2; ++half) {
+        const int m = first_row + 8 * half;
+        const Out* const addend_N = p.addend_MN.data != nullptr ? p.addend_MN[m] : nullptr;
+        SY_UNROLL
+        for (int j = 0; j < kTile / 8; j += 2) {
+          const float* const left = sum + 4 * j + 2 * half;
+          write_quad<kWriting == Writing::packs>(p.c_MN[m], addend_N, tile.n_first + 8 * j, p.n,
+                                                 {left[0], left[1]}, {left[4], left[5]}, m < tile.m_end);
+        }
       }
     }
   }
@@ -221,7 +241,11 @@ void launch_e4m3(const char* op, const Matrix& c, const E4m3Operand& a, const E4
                              .offset_Ep = offset_Ep,
                              .n_experts = static_cast<int>(n_experts),
                              .expert_stride = kA ? 0 : c.matrix_stride};
+  const BoxedMatrices boxed_c{c.data, c.matrices, c.rows, c.columns, c.stride, c.matrix_stride, c.dtype};
   bool packs = c.is_of_pieces(4);
+  // In place alone, and bf16 not even there: its sums are rounded once, with the addend.
+  const bool leaves = c.packs() && fits_tensor_map(boxed_c) &&
+                      (!addend.defined() || (addend.raw() == c.data && c.dtype == DType::f32));
   if (addend.defined()) {
     const Matrix m(addend);
     product.addend_MN = {static_cast<const Out*>(m.data), m.stride};
@@ -231,9 +255,11 @@ void launch_e4m3(const char* op, const Matrix& c, const E4m3Operand& a, const E4
                      kSwizzledBytes<E4m3Shared>};
   const auto start = [&](auto kernel) {
     launch(op, kernel, shape, ctx, make_tensor_map(op, boxed(a), kTile), make_tensor_map(op, boxed(b), kTile),
-           product, Scales{{a.scale, a.scale_stride}, b.scale, b.scale_stride});
+           leaves ? make_tensor_map(op, boxed_c, kSliceRows) : TensorMap{}, product,
+           Scales{{a.scale, a.scale_stride}, b.scale, b.scale_stride});
   };
-  packs ? start(e4m3_kernel<Out, kLayout, true>) : start(e4m3_kernel<Out, kLayout, false>);
+  if (leaves) return start(e4m3_kernel<Out, kLayout, Writing::bulk>);
+  packs ? start(e4m3_kernel<Out, kLayout, Writing::packs>) : start(e4m3_kernel<Out, kLayout, Writing::singles>);
 }
 
 }  // namespace

@@ -114,13 +114,7 @@ __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const
                                 p.c_MN,
                                 p.n,
                                 p.addend_MN.data != nullptr};
-  SY_UNROLL
-  for (int i = 0; i < kTileN / kSliceColumns<Out>; ++i) {
-    if (tile.n_first + i * kSliceColumns<Out> >= p.n) break;
-    unsigned char* const slice = free_slice(slices, i);
-    put_slice<Out>(slice, sum + i * (kSliceColumns<Out> / 2));
-    send_slice(slice, target, tile.n_first + i * kSliceColumns<Out>);
-  }
+  send_sums(sum, target, slices, tile.n_first);
 }
 template <GemmLayout kLayout, int kTileN, class Out>
 __device__ __forceinline__ void write_sums(const float (&sum)[kTileN / 2], const Product<bf16, Out>& p,

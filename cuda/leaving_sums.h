@@ -123,4 +123,17 @@ __device__ __forceinline__ void send_slice(unsigned char* slice, const SliceTarg
   }
 }
 
+// All sums of a warp, of columns from `column` on.
+template <class Out, int kSums>
+__device__ __forceinline__ void send_sums(const float (&sum)[kSums], const SliceTarget<Out>& to, Slices& slices,
+                                          int column) {
+  SY_UNROLL
+  for (int i = 0; i < 2 * kSums / kSliceColumns<Out>; ++i) {
+    if (column + i * kSliceColumns<Out> >= to.n) break;
+    unsigned char* const slice = free_slice(slices, i);
+    put_slice<Out>(slice, sum + i * (kSliceColumns<Out> / 2));
+    send_slice(slice, to, column + i * kSliceColumns<Out>);
+  }
+}
+
 }  // namespace switchyard::ops::cuda
