@@ -53,7 +53,7 @@ void launch(const char* op, void (*kernel)(P...), const Launch& shape, Context& 
 #ifdef SWITCHYARD_SIMT
   simt::enqueue(stream_of(ctx), [=] {
     simt::launch(
-        op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes, [&] { kernel(static_cast<P>(args)...); },
+        op, shape.grid, {shape.threads, 1, 1}, shape.shared_bytes, [=] { kernel(static_cast<P>(args)...); },
         function);
   });
   const cudaError_t started = cudaSuccess;

@@ -11,10 +11,10 @@ namespace {
 
 constexpr unsigned kGroup = 128;  // threads of a warpgroup
 
-template <class S>
-std::string told_of_block(unsigned threads, const std::function<void(S&)>& body) {
+template <class S, class Body>
+std::string told_of_block(unsigned threads, const Body& body) {
   return told_of(
-      {1}, threads, [&] { body(swizzled_shared<S>()); }, kSwizzledBytes<S>);
+      {1}, threads, [body] { body(swizzled_shared<S>()); }, kSwizzledBytes<S>);
 }
 
 // ---- copies of a thread ----
@@ -27,7 +27,7 @@ struct Copied {
 std::string told_of_copies(int waited_for, bool barrier, bool same_place = false) {
   const Ints data(64);
   const int* const from = data.get();
-  return told_of_block<Copied>(16, [&](Copied& shared) {
+  return told_of_block<Copied>(16, [=](Copied& shared) {
     async_copy_16(&shared.value[0][4 * me()], from + 4 * me());
     async_commit();
     async_copy_16(&shared.value[same_place ? 0 : 1][4 * me()], from + 4 * me());
@@ -57,7 +57,7 @@ struct Handed {
 
 // Thread 0 hands numbers to the threads of warp 1.
 std::string told_of_handing(bool init_barrier, bool wait_full, bool wait_empty) {
-  return told_of_block<Handed>(64, [&](Handed& shared) {
+  return told_of_block<Handed>(64, [=](Handed& shared) {
     if (me() == 0) {
       barrier_init(shared.full, 1);
       barrier_init(shared.empty, 32);
@@ -129,7 +129,7 @@ std::string told_of_bulk_copies(const BulkCase& c) {
   const Ints data(16 * kBoxColumns / 2);
   const TensorMap map =
       make_tensor_map("test", {data.get(), 1, 16, kBoxColumns, kBoxColumns, 16 * kBoxColumns}, 16);
-  return told_of_block<Box>(64, [&](Box& shared) {
+  return told_of_block<Box>(64, [=](Box& shared) {
     if (me() == 0) {
       barrier_init(shared.full, 1);
       barrier_init(shared.empty, 32);
@@ -234,7 +234,7 @@ struct ProductCase {
   bool all_fence = true, barrier = true, wait = true, last_barrier = true;
 };
 std::string told_of_product(const ProductCase& c) {
-  return told_of_block<Operands>(kGroup, [&](Operands& shared) {
+  return told_of_block<Operands>(kGroup, [=](Operands& shared) {
     for (int i = me(); i < 64 * kDepth; i += static_cast<int>(kGroup)) shared.a[i] = {};
     for (int i = me(); i < kN * kDepth; i += static_cast<int>(kGroup)) shared.b[i] = {};
     if (c.all_fence || me() % 32 == 0) fence_proxy_async();
@@ -263,7 +263,7 @@ TEST(SimtCheckAsync, EachThreadPublishesWhatItHasWrittenItself) {
 
 enum class Touched { nothing, before, sums_meanwhile, left_meanwhile };
 std::string told_of_registers(Touched touched) {
-  return told_of_block<Operands>(kGroup, [&](Operands& shared) {
+  return told_of_block<Operands>(kGroup, [=](Operands& shared) {
     for (int i = me(); i < kN * kDepth; i += static_cast<int>(kGroup)) shared.b[i] = {};
     fence_proxy_async();
     __syncthreads();

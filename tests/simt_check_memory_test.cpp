@@ -2,6 +2,10 @@
 // of threads that meet where they should not. Compiled with hooks.
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "cuda/elements.h"
 #include "cuda/mma.h"
 #include "cuda/reduce.h"
@@ -51,6 +55,67 @@ TEST(SimtCheckMemory, ReleasedMemoryIsTold) {
     gone = data.get();
   }
   EXPECT_TOLD(told_of({1}, 1, [gone] { gone[0] = 1; }), "writes beside a piece of device memory");
+}
+
+constexpr const char* kReadsHost = "thread 0 reads memory of the host that is not page-locked: 0x";
+constexpr const char* kWritesHost = "thread 0 writes memory of the host that is not page-locked: 0x";
+
+TEST(SimtCheckMemory, HeapOfTheHostIsTold) {
+  const Ints data(4);
+  int* const to = data.get();
+  std::vector<int> heap(64);
+  int* const p = heap.data();
+  const auto read = [p, to] {
+    if (p[3] == 7) to[0] = 1;
+  };
+  EXPECT_TOLD(told_of({1}, 1, read), kReadsHost);
+  EXPECT_TOLD(told_of({1}, 1, [p] { p[3] = 1; }), kWritesHost);
+  EXPECT_TOLD(told_of({1}, 1, [p] { atomicAdd(p, 1); }), kWritesHost);
+  EXPECT_TOLD(told_of(
+                  {1}, 1,
+                  [p] {
+                    auto* const shared = static_cast<int*>(dynamic_shared());
+                    const auto aligned = reinterpret_cast<std::uintptr_t>(p + 3) / 16 * 16;
+                    async_copy_16(shared, reinterpret_cast<const void*>(aligned));
+                    async_commit();
+                    async_wait<0>();
+                  },
+                  16),
+              "a copy of thread 0 reads memory of the host that is not page-locked: 0x");
+  const std::string told = told_of({1}, 1, [p] { p[3] = 1; });
+  EXPECT_TOLD(told, "at tests/simt_check_memory_test.cpp:");
+}
+
+struct Arguments {
+  const int* number;
+  int* to;
+};
+TEST(SimtCheckMemory, TheHostsStackInAnArgumentIsTold) {
+  const Ints data(4);
+  const auto kernel = [](const Arguments& arguments) {
+    return [arguments] {
+      if (*arguments.number == 7) arguments.to[0] = 1;
+    };
+  };
+  volatile int number = 7;
+  EXPECT_TOLD(told_of({1}, 1, kernel({const_cast<const int*>(&number), data.get()})), kReadsHost);
+  EXPECT_EQ(told_of({1}, 1, kernel({data.get() + 1, data.get()})), "nothing");
+}
+
+int of_program[4] = {1, 2, 3, 4};
+TEST(SimtCheckMemory, WhatADeviceReachesIsNotTold) {
+  void* memory = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&memory, 64, cudaHostAllocMapped), cudaSuccess);
+  int* const p = static_cast<int*>(memory);
+  const auto kernel = [p] {
+    int own[4] = {p[0], of_program[3]};
+    int* volatile second = own + 1;
+    p[15] = *second;
+  };
+  p[0] = 0;
+  EXPECT_EQ(told_of({1}, 1, kernel), "nothing");
+  EXPECT_EQ(p[15], 4);
+  ASSERT_EQ(cudaFreeHost(memory), cudaSuccess);
 }
 
 TEST(SimtCheckMemory, WhatWasNeverWrittenIsTold) {

@@ -62,8 +62,8 @@ TEST(SimtCheckRaces, LockstepIsNoOrder) {
     if (sync) __syncwarp();
     if (line.value[me() ^ 1] == sum + 1) __syncwarp();
   };
-  EXPECT_TOLD(told_of({1}, 32, [&] { exchange(false); }), "reads what another writes: thread ");
-  EXPECT_EQ(told_of({1}, 32, [&] { exchange(true); }), "nothing");
+  EXPECT_TOLD(told_of({1}, 32, [exchange] { exchange(false); }), "reads what another writes: thread ");
+  EXPECT_EQ(told_of({1}, 32, [exchange] { exchange(true); }), "nothing");
   // Of its own warp alone.
   EXPECT_TOLD(told_of({1}, 64,
                       [] {

@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -11,8 +10,9 @@
 
 namespace switchyard::ops::cuda {
 
-inline std::string told_of(simt::Dim3 grid, unsigned threads, const std::function<void()>& body,
-                           std::size_t shared_bytes = 0) {
+// `body` holds what it uses, as a kernel's arguments do.
+template <class Body>
+std::string told_of(simt::Dim3 grid, unsigned threads, const Body& body, std::size_t shared_bytes = 0) {
   try {
     simt::launch("k", grid, {threads, 1, 1}, shared_bytes, body);
   } catch (const std::runtime_error& error) {

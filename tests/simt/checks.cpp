@@ -4,6 +4,7 @@
 //     also where only the lockstep of a warp hides them, and between blocks of a launch;
 //   - accesses beside a piece of memory, and addresses that are no multiple of the type's alignment;
 //   - reads of what was never written;
+//   - accesses to the host's memory that no device reaches: what is not page-locked (host_memory.h);
 //   - bulk copies and products that meet what no fence has published to them;
 //   - threads that meet in a barrier at different places of the code.
 #include <unistd.h>
@@ -14,6 +15,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -21,6 +23,7 @@
 
 #include "clocks.h"
 #include "engine.h"
+#include "host_memory.h"
 #include "marked.h"
 #include "watcher.h"
 
@@ -56,6 +59,7 @@ struct Access {
 };
 
 const std::string& source_of(std::uint32_t place);
+constexpr std::string_view kOfHost = " memory of the host that is not page-locked";
 
 class Checks : public Watcher {
  public:
@@ -84,7 +88,7 @@ class Checks : public Watcher {
   std::string end_launch() override;
 
   void hook(const void* at, std::size_t bytes, Kind kind, const void* place) {
-    if (is_of_device(at) || piece_near(at)) access(at, bytes, kind, place);
+    if (is_of_device(at) || piece_near(at) || !is_reached(at, bytes)) access(at, bytes, kind, place);
   }
   void misaligned(const void* at, const void* place) {
     if (is_of_device(at) || piece_near(at)) tell("an address that is misaligned for its type", place);
@@ -218,6 +222,11 @@ class Checks : public Watcher {
     return device_cells_ + (reinterpret_cast<std::uintptr_t>(p) - device_);
   }
 
+  // Of what is neither device memory nor the block's shared memory.
+  static bool is_reached(const void* at, std::size_t bytes) {
+    return is_of_launch(at) || is_of_program(at) || is_page_locked(at, bytes);
+  }
+
   void access(const void* at, std::size_t bytes, Kind kind, const void* place) {
     const unsigned t = thread_number();
     touch(at, bytes,
@@ -256,7 +265,7 @@ class Checks : public Watcher {
     if (stamp.actor < clocks_.n_threads() && stamp.interval < interval_) return false;
     return !knows(a, stamp);
   }
-  void tell(const std::string& what, const Access& a, const Stamp* other = nullptr);
+  void tell(const std::string& what, const Access& a, const Stamp* other = nullptr, const void* at = nullptr);
   void tell(const char* what, const void* place) {
     const unsigned t = thread_number();
     tell(what, {{interval_, 0, place_of(place), actor(t)}, Kind::read, t, nullptr, false});
@@ -322,6 +331,8 @@ void Checks::touch(const void* at, std::size_t bytes, const Access& a) {
                   a);
     for (Cell* cell = first; cell <= last; ++cell)
       touch(*cell, a, false, reinterpret_cast<const void*>(begin + static_cast<std::uintptr_t>(cell - first)));
+  } else if (!is_reached(at, bytes)) {
+    tell((a.kind == Kind::read ? "reads" : "writes") + std::string(kOfHost), a, nullptr, at);
   }
 }
 
@@ -404,7 +415,7 @@ std::string Checks::name_of(unsigned actor) const {
   return numbered("a product of warp ", actor - clocks_.products_of(0));
 }
 
-void Checks::tell(const std::string& what, const Access& a, const Stamp* other) {
+void Checks::tell(const std::string& what, const Access& a, const Stamp* other, const void* at) {
   Finding& finding = findings_[{what, a.stamp.place, other ? other->place : 0}];
   if (finding.times++ > 0) return;
   const Dim3& block = block_index();
@@ -414,6 +425,9 @@ void Checks::tell(const std::string& what, const Access& a, const Stamp* other) 
     finding.text += ": another block";
   else if (other)
     (finding.text += ": ") += name_of(other->actor);
+  char address[32];
+  std::snprintf(address, sizeof address, ": %p", at);
+  if (at) finding.text += address;
 }
 
 // Where in the sources: each function that was inlined there, the innermost first.
@@ -441,6 +455,12 @@ const std::string& source_of(std::uint32_t place) {
 
 std::string Checks::end_launch() {
   active = false;
+  // The library's templates, which the emulator shares with the kernels' sources, may be compiled with hooks:
+  // what they do is no kernel's.
+  std::erase_if(findings_, [](const auto& finding) {
+    const auto& [what, place, other] = finding.first;
+    return what.ends_with(kOfHost) && source_of(place) == "?";
+  });
   std::string all;
   std::size_t n = 0;
   for (const auto& [key, finding] : findings_) {

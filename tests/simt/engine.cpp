@@ -101,6 +101,8 @@ class Engine {
   const char* kernel = "";
   Dim3 grid, block, block_index;
   Thread* current = nullptr;
+  bool in_thread = false;  // or between two of them
+  MemoryRange parameters{};
   std::unique_ptr<BlockState> block_state;
 
   struct Function {
@@ -115,6 +117,7 @@ class Engine {
   void* static_shared(const void* key, std::size_t bytes);
   void* dynamic_shared();
   std::size_t dynamic_bytes() const { return dynamic_bytes_; }
+  bool is_of_launch(const void* memory) const;
   [[noreturn]] void fail(const std::string& what) const {
     throw std::runtime_error(std::string(kernel) + ", block (" + std::to_string(block_index.x) + ", " +
                              std::to_string(block_index.y) + ", " + std::to_string(block_index.z) +
@@ -193,7 +196,9 @@ void Engine::resume(Thread& thread) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack_, thread.stack_bottom, thread.stack_size);
 #endif
+  in_thread = true;
   thread.fiber = std::move(thread.fiber).resume();
+  in_thread = false;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack_, &thread.stack_bottom, &thread.stack_size);
 #endif
@@ -394,6 +399,24 @@ void* Engine::dynamic_shared() {
   return dynamic_piece_->data();
 }
 
+bool is_within(const void* memory, const void* begin, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(memory) - reinterpret_cast<std::uintptr_t>(begin) < bytes;
+}
+bool is_of(const Thread& thread, const void* memory) {
+  return is_within(memory, thread.end_of_stack - kStackBytes, kStackBytes) ||
+         is_within(memory, &thread.index, sizeof thread.index);
+}
+bool Engine::is_of_launch(const void* memory) const {
+  if (!in_thread || is_of(*current, memory) || is_within(memory, parameters.begin, parameters.bytes) ||
+      is_within(memory, this, sizeof *this) || is_within(memory, body_, sizeof *body_))
+    return true;
+  const unsigned first = current->number / kWarpSize * kWarpSize;
+  for (unsigned i = first; i < std::min(first + kWarpSize, n_threads_); ++i) {
+    if (is_of(*threads_[i], memory)) return true;
+  }
+  return false;
+}
+
 void arrive(const std::vector<AsyncCopy>& group) {
   for (const AsyncCopy& copy : group) {
     std::memcpy(copy.to, copy.from, copy.bytes);
@@ -413,13 +436,14 @@ std::int64_t nanoseconds() {
 }
 
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
-            const std::function<void()>& body, const void* function) {
+            const std::function<void()>& body, MemoryRange parameters, const void* function) {
   const DeviceAccess access;
   Engine& e = engine();
   e.kernel = kernel;
   e.grid = grid;
   e.block = block;
   e.block_index = {0, 0, 0};
+  e.parameters = parameters;
   if (watcher) watcher->begin_launch();
   std::string found;
   try {
@@ -445,6 +469,7 @@ const Dim3& grid_dim() { return engine().grid; }
 unsigned lane() { return engine().current->number % kWarpSize; }
 
 const std::byte* end_of_stack() { return engine().current->end_of_stack; }
+bool is_of_launch(const void* memory) { return engine().is_of_launch(memory); }
 unsigned thread_number() { return engine().current->number; }
 void fail(const std::string& what) { engine().fail(what); }
 

@@ -51,10 +51,22 @@ void set_block_order(BlockOrder order);
 void set_max_shared_bytes(std::size_t bytes);
 std::size_t max_shared_bytes();
 
-// Runs `body` once for each thread of the grid. `function` is what stands for the kernel where its attributes
-// are asked for or set (cudaFuncSetAttribute); none: as if all shared memory had been asked for.
+struct MemoryRange {
+  const void* begin;
+  std::size_t bytes;
+};
+
+// Runs `body` once for each thread of the grid. `parameters`: where the kernel's arguments lie, which its
+// threads may read. `function` is what stands for the kernel where its attributes are asked for or set
+// (cudaFuncSetAttribute); none: as if all shared memory had been asked for.
 void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes,
-            const std::function<void()>& body, const void* function = nullptr);
+            const std::function<void()>& body, MemoryRange parameters, const void* function);
+// The same of a lambda that holds the arguments.
+template <class Body>
+void launch(const char* kernel, Dim3 grid, Dim3 block, std::size_t dynamic_shared_bytes, const Body& body,
+            const void* function = nullptr) {
+  launch(kernel, grid, block, dynamic_shared_bytes, std::cref(body), {&body, sizeof body}, function);
+}
 // A kernel's static shared memory, as far as its blocks have used any: what they did not reach is not known.
 std::size_t static_shared_bytes(const void* function);
 // From here on a launch of it may have so much dynamic shared memory.
@@ -71,7 +83,10 @@ const Dim3& block_index();
 const Dim3& block_dim();
 const Dim3& grid_dim();
 unsigned lane();
-unsigned thread_number();         // within the block
+unsigned thread_number();  // within the block
+// Whether it is the kernel's parameters, a stack of the thread's warp, whose lanes hand each other what is
+// there, or the emulator's own.
+bool is_of_launch(const void* memory);
 const std::byte* end_of_stack();  // of the thread's, which grows down from there
 [[noreturn]] void fail(const std::string& what);
 
@@ -110,12 +125,8 @@ class DeviceAccess {
   DeviceAccess(const DeviceAccess&) = delete;
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
-void* allocate(std::size_t bytes);  // filled with NaN
-void release(void* memory);         // of allocate(), or null
-struct MemoryRange {
-  const void* begin;
-  std::size_t bytes;
-};
+void* allocate(std::size_t bytes);                         // filled with NaN
+void release(void* memory);                                // of allocate(), or null
 MemoryRange device_memory_range();                         // in which all pieces lie
 bool is_device_memory(const void* memory);                 // live or not
 bool is_allocated(const void* memory, std::size_t bytes);  // all of it in one live piece

@@ -3,13 +3,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "host_memory.h"
 #include "include/cuda_runtime.h"
 #include "marked.h"
 #include "watcher.h"
@@ -58,18 +57,9 @@ cudaError_t refuse_in_recording() {
   return simt::failed(cudaErrorStreamCaptureUnsupported);
 }
 
-// Page-locked memory of the host, by where it begins.
-std::map<const std::byte*, std::size_t>& locked() {
-  static auto& pieces = *new std::map<const std::byte*, std::size_t>;
-  return pieces;
-}
 // Pageable: the host waits until copies from and to it are done.
 bool is_pageable(const void* memory) {
-  if (simt::is_device_memory(memory)) return false;
-  const auto after = locked().upper_bound(static_cast<const std::byte*>(memory));
-  if (after == locked().begin()) return true;
-  const auto& [data, bytes] = *std::prev(after);
-  return memory >= data + bytes;
+  return !simt::is_device_memory(memory) && !simt::is_page_locked(memory);
 }
 
 }  // namespace
@@ -222,8 +212,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) { return cudaHostAlloc(memory, bytes, 0); }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
-  *memory = std::malloc(bytes);
-  locked()[static_cast<const std::byte*>(*memory)] = bytes;
+  *memory = simt::lock_pages(bytes);
   return cudaSuccess;
 }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
@@ -233,8 +222,7 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
 }
 cudaError_t cudaFreeHost(void* memory) {
   const cudaError_t error = finish_before_release();
-  locked().erase(static_cast<const std::byte*>(memory));
-  std::free(memory);
+  simt::release_pages(memory);
   return error;
 }
 
