@@ -435,6 +435,7 @@ const std::string& source_of(std::uint32_t place) {
   static auto& known = *new std::map<std::uint32_t, std::string>;
   std::string& sources = known[place];
   if (!sources.empty()) return sources;
+  std::string emulator;  // told where there is nothing else
   char command[100];
   // A place is where a call returns to.
   std::snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe 0x%x 2>/dev/null", getpid(), place - 1);
@@ -442,13 +443,18 @@ const std::string& source_of(std::uint32_t place) {
     char line[1024];
     while (std::fgets(line, sizeof line, lines)) {
       std::string source(line, std::strcspn(line, " \n"));
-      if (source.find("simt/") != std::string::npos || source.compare(0, 5, "/usr/") == 0) continue;
+      if (source.compare(0, 5, "/usr/") == 0) continue;
       if (const std::size_t root = source.rfind("../"); root != std::string::npos) source.erase(0, root + 3);
+      if (source.find("simt/") != std::string::npos) {
+        if (emulator.empty()) emulator = source;
+        continue;
+      }
       if (!sources.empty()) sources += " < ";
       sources += source;
     }
     pclose(lines);
   }
+  if (sources.empty()) sources = emulator;
   if (sources.empty()) sources.push_back('?');
   return sources;
 }
