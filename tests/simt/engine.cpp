@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -363,7 +364,9 @@ void Engine::meet_warp(unsigned mask, const char* operation, void* args, void (*
     pause();
     return;
   }
-  complete(meeting->args);
+  void* handed[kWarpSize];  // on the thread's stack, where kernels' code may read
+  std::copy(std::begin(meeting->args), std::end(meeting->args), handed);
+  complete(handed);
   if (watcher && std::strcmp(operation, "__syncwarp") == 0) watcher->warp_meets(mask);
   meetings.erase(meetings.begin() + (meeting - meetings.data()));
   for (unsigned l = 0; l < kWarpSize; ++l) {
