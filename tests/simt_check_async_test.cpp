@@ -185,7 +185,7 @@ struct StoreCase {
 std::string told_of_stores(const StoreCase& c) {
   const Ints data(3 * 8 * 32);
   const TensorMap map = make_tensor_map("test", {data.get(), 1, 24, 32, 32, 24 * 32, DType::f32}, 8);
-  return told_of_block<Leaving>(32, [&](Leaving& shared) {
+  return told_of_block<Leaving>(32, [=](Leaving& shared) {
     for (int i = 0; i < 3; ++i) {
       if (i == 2) {
         if (me() == (c.same_lane_waits ? 0 : 1)) {

@@ -338,4 +338,9 @@ void Hopper::finish(Thread& t, const Begun& begun) {
   t.fenced = false;
 }
 
+Hopper& hopper() {
+  if (!block_state()) block_state() = std::make_unique<Hopper>();
+  return static_cast<Hopper&>(*block_state());
+}
+
 }  // namespace simt

@@ -224,9 +224,6 @@ class Hopper : public BlockState {
   void finish(Thread& t, const Begun& begun);
 };
 
-inline Hopper& hopper() {
-  if (!block_state()) block_state() = std::make_unique<Hopper>();
-  return static_cast<Hopper&>(*block_state());
-}
+Hopper& hopper();  // of the block that runs
 
 }  // namespace simt
