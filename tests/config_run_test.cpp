@@ -96,7 +96,7 @@ TEST(ConfigRun, UnknownKeysNameTheNearestOne) {
             "run.json: train.balance_coef: unknown key; did you mean \"router.balance_coef\"?");
   EXPECT_EQ(run_error(with(base, "/log/bananas", "1")),
             "run.json: log.bananas: unknown key; known here: every, tensorboard, "
-            "check_replicas");
+            "check_replicas, profile");
   EXPECT_EQ(run_error(with(base, "/data/validation", R"([{"path": "v.bin", "weight": 1}])")),
             "run.json: data.validation.0.weight: unknown key; known here: path, domain");
 }

@@ -232,7 +232,8 @@ struct Log {
   std::int64_t every = 1;    // steps from one console line to the next; metrics.jsonl has every step
   bool tensorboard = false;  // event files beside metrics.jsonl
   std::int64_t check_replicas =
-      100;  // steps from one comparison of what ranks hold alike to the next; 0: never
+      100;               // steps from one comparison of what ranks hold alike to the next; 0: never
+  bool profile = false;  // the time of every operator
 
   bool operator==(const Log&) const = default;
 };

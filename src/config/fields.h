@@ -266,6 +266,13 @@ void describe(V& v, Log& log) {
        "steps from one comparison of what several ranks hold alike to the next; a difference ends the run. 0: "
        "never"},
       log.check_replicas, 0);
+  v.boolean(
+      {"profile",
+       "the time of every operator beside the least that this machine needs for it, at the end and in the "
+       "run's "
+       "`profile.json` ([how to read it](benchmarks/cpu.md#where-a-step-goes)); slower on a device, which is "
+       "waited for at every operator"},
+      log.profile);
 }
 
 // Reads each key out of a section of a configuration. Throws InputError.

@@ -7,6 +7,10 @@
 
 namespace switchyard {
 
+namespace ops {
+class Profile;
+}
+
 // bf16: operands rounded to bf16, sums in float32. e4m3: operands in FP8 with a scale for each tile or block of
 // them (ops/linear.h), sums in float32.
 enum class MatmulType : std::uint8_t { f32, bf16, e4m3 };
@@ -21,7 +25,8 @@ struct Context {
   bool e4m3_layers = false;  // where LayerProducts says so matmul is e4m3
   AttentionBackend attention = AttentionBackend::flash;
   Scratch scratch;
-  void* stream = nullptr;  // the device's own handle of the queue that all of the run's work goes to
+  ops::Profile* profile = nullptr;  // where operators say what they cost (ops/profile.h); null: nowhere
+  void* stream = nullptr;           // the device's own handle of the queue that all of the run's work goes to
   // A second queue and its scratch space: ops/device.h, Beside.
   struct {
     Scratch scratch;

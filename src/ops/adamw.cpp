@@ -76,6 +76,7 @@ void adamw_update(Tensor param_P, Tensor m_P, Tensor v_P, Tensor grad_P, Tensor 
       .like(param_P, SY_ARG(v_P), kContiguous)
       .like(param_P, SY_ARG(grad_P), kContiguous);
   args(SY_ARG(weight_P), param_P.shape(), DType::bf16, kOptional)(SY_ARG(grad_scale_1), DType::f64);
+  args.also_moves([&] { return 3 * param_P.nbytes(); });  // the gradient alone is only read
   SY_CHECK(step.step >= 1, "step {}: the first update is step 1", step.step);
   run<&cuda::adamw_update>(ctx, real, SY_CPU(adamw_update_on_cpu), param_P, m_P, v_P, grad_P, grad_scale_1,
                            step, weight_P);

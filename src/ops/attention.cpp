@@ -245,6 +245,15 @@ void check_inputs(Signature& args, const Tensor& out_THM, const Tensor& lse_TH, 
   args(SY_ARG(lse_TH), accumulation_dtype(real))(SY_ARG(kv_begin_T), DType::i32);
 }
 
+// Pairs of a query and a key that it sees, of one head; for profiles. Waits for a device.
+double visible_pairs(const Tensor& kv_begin_T, const AttentionShape& shape) {
+  const HostCopy begin_T(kv_begin_T);
+  double pairs = 0;
+  for (std::int64_t t = 0; t < kv_begin_T.rows(); ++t)
+    pairs += static_cast<double>(shape.n_past + t % shape.seq_len + 1 - begin_T->as<std::int32_t>()[t]);
+  return pairs;
+}
+
 }  // namespace
 
 void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
@@ -252,6 +261,10 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
   Signature args(ctx);
   check_inputs(args, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
   args(SY_ARG(entropy_TH), lse_TH.dtype(), kOptional);
+  args.multiplies([&] {  // q k^T and P v
+    return visible_pairs(kv_begin_T, shape) *
+           static_cast<double>(2 * shape.n_heads * (shape.head_dim + shape.v_head_dim));
+  });
   run<&cuda::attention_forward>(ctx, out_THM.dtype(), SY_CPU(attention_forward_on_cpu), out_THM, lse_TH, q_THN,
                                 k_TGN, v_TGM, kv_begin_T, shape, entropy_TH);
 }
@@ -272,6 +285,10 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
   check_inputs(args, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
   args.like(q_THN, SY_ARG(dq_THN)).like(k_TGN, SY_ARG(dk_TGN)).like(v_TGM, SY_ARG(dv_TGM));
   args.like(out_THM, SY_ARG(dout_THM));
+  args.multiplies([&] {  // q k^T once more, dout v^T, and those of dq, dk and dv
+    return visible_pairs(kv_begin_T, shape) *
+           static_cast<double>(2 * shape.n_heads * (3 * shape.head_dim + 2 * shape.v_head_dim));
+  });
   run<&cuda::attention_backward>(ctx, dq_THN.dtype(), SY_CPU(attention_backward_on_cpu), dq_THN, dk_TGN, dv_TGM,
                                  dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
 }

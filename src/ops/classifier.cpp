@@ -83,6 +83,11 @@ void forward_backward_on_cpu(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD, Ten
                                         ctx);
 }
 
+// Of the logits; of profiles.
+double product_flops(const Tensor& x_TD, const Tensor& weight_VD) {
+  return 2.0 * static_cast<double>(x_TD.rows()) * static_cast<double>(weight_VD.numel());
+}
+
 }  // namespace
 
 namespace cpu {
@@ -123,6 +128,7 @@ void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor tar
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), accumulation_dtype(real));
+  args.multiplies([&] { return product_flops(x_TD, weight_VD); });
   run<&cuda::classifier_forward>(ctx, forward_on_cpu, loss_T, x_TD, weight_VD, target_T);
 }
 
@@ -132,6 +138,8 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
   Signature args(ctx);
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), sums)(SY_ARG(dx_TD), real)(SY_ARG(dweight_VD), sums);
+  args.multiplies([&] { return 3 * product_flops(x_TD, weight_VD); });
+  args.also_moves([&] { return dweight_VD.nbytes(); });
   run<&cuda::classifier_forward_backward>(ctx, forward_backward_on_cpu, loss_T, dx_TD, dweight_VD, x_TD,
                                           weight_VD, target_T, dloss);
 }

@@ -114,7 +114,8 @@ void Beside::join() {
 }
 
 void upload(Tensor to, Tensor from, Context& ctx) {
-  Signature(ctx).like(from, SY_ARG(to), kContiguous).like(to, SY_ARG(from), kContiguous | kAnywhere);
+  Signature args(ctx);
+  args.like(from, SY_ARG(to), kContiguous).like(to, SY_ARG(from), kContiguous | kAnywhere);
   const auto upload_on_cpu = [](const Tensor& there, const Tensor& here) { copy(there, here); };
   run<&cuda::upload>(ctx, upload_on_cpu, to, from);
 }
@@ -122,7 +123,7 @@ void upload(Tensor to, Tensor from, Context& ctx) {
 void Replay::run([[maybe_unused]] Context& ctx, const std::function<void()>& work,
                  [[maybe_unused]] bool alone) {
   if constexpr (kHasCuda) {
-    if (ctx.device == Device::cpu || is_called_) return work();
+    if (ctx.device == Device::cpu || is_called_ || ctx.profile != nullptr) return work();
     if (!std::exchange(warm_, true)) {
       is_called_ = cuda::is_turned_off("SWITCHYARD_NO_GRAPH");
       return work();

@@ -108,8 +108,9 @@ class Replay {
   // must start the same operators on the same memory, with the same numbers, and neither wait for the device
   // nor allocate; what it does on the host it does twice.
   //   Where SWITCHYARD_NO_GRAPH is set in the environment it is called each time; where recording fails, too,
-  // which a warning says with the reason. A recording of several ranks is one of all, with their exchanges in
-  // it: of them (`alone` is false) a failure throws RunError.
+  // which a warning says with the reason. So where the run is profiled, whose operators wait for the device. A
+  // recording of several ranks is one of all, with their exchanges in it: of them (`alone` is false) a failure
+  // throws RunError.
   void run(Context& ctx, const std::function<void()>& work, bool alone);
 
   std::int64_t n_recorded() const;  // operations of the device; 0: nothing is recorded yet

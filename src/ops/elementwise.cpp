@@ -163,17 +163,20 @@ void sum_at_on_cpu(Tensor sum_1, Tensor value_V, Tensor index_M) {
 }  // namespace
 
 void fill_zero(Tensor out, Context& ctx) {
-  Signature(ctx).like(out, SY_ARG(out));
+  Signature args(ctx);
+  args.like(out, SY_ARG(out));
   run<&cuda::fill_zero>(ctx, fill_zero_on_cpu, out);
 }
 
 void copy(Tensor out, Tensor in, Context& ctx) {
-  Signature(ctx).like(in, SY_ARG(in))(SY_ARG(out), in.shape(), out.dtype());
+  Signature args(ctx);
+  args.like(in, SY_ARG(in))(SY_ARG(out), in.shape(), out.dtype());
   run<&cuda::copy>(ctx, copy_on_cpu, out, in);
 }
 
 void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
-  Signature(ctx).like(a, SY_ARG(a)).like(a, SY_ARG(out))(SY_ARG(b), a.shape(), b.dtype());
+  Signature args(ctx);
+  args.like(a, SY_ARG(a)).like(a, SY_ARG(out))(SY_ARG(b), a.shape(), b.dtype());
   run<&cuda::add>(ctx, out.dtype(), SY_CPU(add_on_cpu), out, a, b);
 }
 
@@ -192,7 +195,8 @@ void accumulate(Tensor sum_N, Tensor value_N, double factor, Context& ctx) {
 }
 
 void sum_of_squares(Tensor sum_1, Tensor in, Context& ctx) {
-  Signature(ctx).like(in, SY_ARG(in), kContiguous)(SY_ARG(sum_1), DType::f64);
+  Signature args(ctx);
+  args.like(in, SY_ARG(in), kContiguous)(SY_ARG(sum_1), DType::f64);
   run<&cuda::sum_of_squares>(ctx, in.dtype(), SY_CPU(sum_of_squares_on_cpu), sum_1, in);
 }
 

@@ -59,6 +59,7 @@ void embedding_forward(Tensor out_TD, Tensor token_T, Tensor weight_VD, Context&
   const DType real = weight_VD.dtype();
   Signature args(ctx);
   args(SY_ARG(token_T), DType::i32)(SY_ARG(weight_VD), real)(SY_ARG(out_TD), real);
+  args.also_moves([&] { return out_TD.nbytes() - weight_VD.nbytes(); });  // a row for each token
   run<&cuda::embedding_forward>(ctx, real, SY_CPU(embedding_forward_on_cpu), out_TD, token_T, weight_VD);
 }
 
@@ -66,6 +67,8 @@ void embedding_backward(Tensor dweight_VD, Tensor dout_TD, Tensor token_T, Conte
   const DType real = dout_TD.dtype();
   Signature args(ctx);
   args(SY_ARG(token_T), DType::i32)(SY_ARG(dout_TD), real)(SY_ARG(dweight_VD), accumulation_dtype(real));
+  // The rows of these tokens alone, read and written.
+  args.also_moves([&] { return 2 * dout_TD.numel() * size_of(dweight_VD.dtype()) - dweight_VD.nbytes(); });
   run<&cuda::embedding_backward>(ctx, real, SY_CPU(embedding_backward_on_cpu), dweight_VD, dout_TD, token_T);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <span>
 
+#include "core/device_memory.h"
 #include "ops/cpu/e4m3.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/swiglu_row.h"
@@ -223,6 +224,19 @@ DType product_type(const Tensor& product, DType operand) {
   return product.dtype();
 }
 
+// What profiles are told: the FLOPs of so many rows times a matrix of so many elements.
+double product_flops(std::int64_t rows, std::int64_t matrix) {
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(matrix);
+}
+// Rows that experts have, of those that there is room for. Waits for a device.
+std::int64_t rows_of_experts(const Tensor& offset_Ep) {
+  return HostCopy(offset_Ep)->as<std::int32_t>()[offset_Ep.rows() - 1];
+}
+// Bytes of the rows that no expert has: none of them is touched.
+std::int64_t unrouted_bytes(const Tensor& x_RK, const Tensor& offset_Ep) {
+  return x_RK.slice(rows_of_experts(offset_Ep), x_RK.rows() - rows_of_experts(offset_Ep)).nbytes();
+}
+
 }  // namespace
 
 bool has_fast_matmul(MatmulType type, Device device) {
@@ -246,6 +260,8 @@ void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, 
   const DType operand = in_TK.dtype(), product = product_type(out_TN, operand);
   Signature args(ctx);
   args(SY_ARG(in_TK), operand)(SY_ARG(weight_NK), operand)(SY_ARG(out_TN), product);
+  args.multiplies([&] { return product_flops(in_TK.rows(), weight_NK.numel()); });
+  args.also_moves([&] { return write == Write::add ? out_TN.nbytes() : 0; });
   run<&cuda::linear_forward>(ctx, product, SY_CPU(linear_forward_on_cpu), out_TN, in_TK, weight_NK, write);
 }
 
@@ -253,6 +269,7 @@ void linear_forward_add(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Tensor we
   const DType operand = in_TK.dtype(), product = product_type(out_TN, operand);
   Signature args(ctx);
   args(SY_ARG(in_TK), operand)(SY_ARG(weight_NK), operand)(SY_ARG(out_TN), product)(SY_ARG(addend_TN), product);
+  args.multiplies([&] { return product_flops(in_TK.rows(), weight_NK.numel()); });
   run<&cuda::linear_forward_add>(ctx, linear_forward_add_on_cpu, out_TN, addend_TN, in_TK, weight_NK);
 }
 
@@ -260,6 +277,8 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
   const DType operand = dout_TN.dtype(), product = product_type(din_TK, operand);
   Signature args(ctx);
   args(SY_ARG(dout_TN), operand)(SY_ARG(weight_NK), operand)(SY_ARG(din_TK), product);
+  args.multiplies([&] { return product_flops(dout_TN.rows(), weight_NK.numel()); });
+  args.also_moves([&] { return write == Write::add ? din_TK.nbytes() : 0; });
   run<&cuda::linear_backward_input>(ctx, product, SY_CPU(linear_backward_input_on_cpu), din_TK, dout_TN,
                                     weight_NK, write);
 }
@@ -268,6 +287,8 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
   const DType operand = dout_TN.dtype(), sum = accumulation_dtype(operand);
   Signature args(ctx);
   args(SY_ARG(dout_TN), operand)(SY_ARG(in_TK), operand)(SY_ARG(dweight_NK), sum);
+  args.multiplies([&] { return product_flops(dout_TN.rows(), dweight_NK.numel()); });
+  args.also_moves([&] { return dweight_NK.nbytes(); });
   run<&cuda::linear_backward_weight>(ctx, sum, SY_CPU(linear_backward_weight_on_cpu), dweight_NK, dout_TN,
                                      in_TK);
 }
@@ -277,6 +298,8 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
   Signature args(ctx);
   args(SY_ARG(in_RK), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(out_RN), product);
   args(SY_ARG(offset_Ep), DType::i32);
+  args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENK.row_size()); });
+  args.also_moves([&] { return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(out_RN, offset_Ep); });
   run<&cuda::grouped_linear_forward>(ctx, product, SY_CPU(grouped_linear_forward_on_cpu), out_RN, in_RK,
                                      weight_ENK, offset_Ep);
 }
@@ -288,6 +311,11 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   args(SY_ARG(in_RK), operand)(SY_ARG(act_RF), product)(SY_ARG(gate_up_R2F), product);
   args(SY_ARG(weight_E2FK), operand, kContiguous)(SY_ARG(offset_Ep), DType::i32);
   args(SY_ARG(weight_R), accumulation_dtype(product));
+  args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_E2FK.row_size()); });
+  args.also_moves([&] {
+    return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(act_RF, offset_Ep) -
+           unrouted_bytes(gate_up_R2F, offset_Ep);
+  });
   run<&cuda::grouped_gate_up_forward>(ctx, product, SY_CPU(grouped_gate_up_forward_on_cpu), act_RF, gate_up_R2F,
                                       in_RK, weight_E2FK, weight_R, offset_Ep);
 }
@@ -298,6 +326,8 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
   Signature args(ctx);
   args(SY_ARG(dout_RN), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(din_RK), product);
   args(SY_ARG(offset_Ep), DType::i32);
+  args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENK.row_size()); });
+  args.also_moves([&] { return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(din_RK, offset_Ep); });
   run<&cuda::grouped_linear_backward_input>(ctx, product, SY_CPU(grouped_linear_backward_input_on_cpu), din_RK,
                                             dout_RN, weight_ENK, offset_Ep);
 }
@@ -310,6 +340,11 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
                                                                                    DType::i32);
   args(SY_ARG(gate_up_R2F), gate_up_R2F.dtype())(SY_ARG(dgate_up_R2F), gate_up_R2F.dtype());
   args(SY_ARG(weight_R), statistic)(SY_ARG(dweight_R), statistic);
+  args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENF.row_size()); });
+  args.also_moves([&] {
+    return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(gate_up_R2F, offset_Ep) -
+           unrouted_bytes(dgate_up_R2F, offset_Ep);
+  });
   run<&cuda::grouped_down_backward>(ctx, real, SY_CPU(grouped_down_backward_on_cpu), dgate_up_R2F, dweight_R,
                                     dout_RN, weight_ENF, gate_up_R2F, weight_R, offset_Ep);
 }
@@ -320,6 +355,10 @@ void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor i
   Signature args(ctx);
   args(SY_ARG(dout_RN), operand)(SY_ARG(in_RK), operand)(SY_ARG(dweight_ENK), sum, kContiguous);
   args(SY_ARG(offset_Ep), DType::i32);
+  args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), dweight_ENK.row_size()); });
+  args.also_moves([&] {
+    return dweight_ENK.nbytes() - unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(in_RK, offset_Ep);
+  });
   run<&cuda::grouped_linear_backward_weight>(ctx, sum, SY_CPU(grouped_linear_backward_weight_on_cpu),
                                              dweight_ENK, dout_RN, in_RK, offset_Ep);
 }

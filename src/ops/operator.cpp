@@ -11,8 +11,10 @@ bool is_letter(char c) { return ('A' <= c && c <= 'Z') || ('a' <= c && c <= 'z')
 
 }  // namespace
 
-Signature::Signature(const Context& ctx, std::source_location where) : device_(ctx.device), where_(where) {
+Signature::Signature(const Context& ctx, std::source_location where)
+    : profile_(ctx.profile), device_(ctx.device), where_(where) {
   size_.fill(-1);
+  if (profile_ != nullptr) profile_->begin(where.function_name());
 }
 
 void Signature::fail(const std::string& why) const {
@@ -50,6 +52,7 @@ bool Signature::passes(const char* name, const Tensor& tensor, DType dtype, unsi
                      name_of(device_)));
   if ((asked & kContiguous) && !tensor.contiguous())
     fail(fmt::format("{} {} has a row stride of {}", name, tensor.shape().to_string(), tensor.row_stride()));
+  if (profile_ != nullptr) profile_->add_bytes(tensor.nbytes());
   return true;
 }
 

@@ -13,6 +13,7 @@
 #include <source_location>
 
 #include "core/context.h"
+#include "ops/profile.h"
 
 // Declares an operator, ops::name, and its version on a CUDA device, ops::cuda::name, which is called with
 // checked arguments.
@@ -99,9 +100,17 @@ enum Asked : unsigned {
 //   rng_offset_2      [2]
 // Every tensor must lie on the device of the run. A mismatch is a broken invariant, reported at the operator:
 // "token_T is [1]: its T is 2 elsewhere".
+//
+// It lives as long as the operator runs, and measures it where the run has a profile (ops/profile.h): each
+// tensor is read or written once, unless the operator says otherwise.
 class Signature {
  public:
   explicit Signature(const Context& ctx, std::source_location where = std::source_location::current());
+  ~Signature() {
+    if (profile_ != nullptr) profile_->end();
+  }
+  Signature(const Signature&) = delete;
+  Signature& operator=(const Signature&) = delete;
 
   Signature& operator()(const char* name, const Tensor& tensor, DType dtype, unsigned asked = kAsIs);
   // Of a shape that the name does not say: whole tensors of any rank, heads that lie side by side in a row.
@@ -114,11 +123,26 @@ class Signature {
 
   std::int64_t operator[](char letter) const;
 
+  // FLOPs of the operator's products, a multiply-add being 2; and bytes that it moves beside its tensors, each
+  // once: those of a gradient that is read and written; negative: those of rows that it leaves alone.
+  // Functions, which are called where there is a profile.
+  template <std::invocable Flops>
+  Signature& multiplies(Flops&& flops) {
+    if (profile_ != nullptr) profile_->add_flops(static_cast<double>(flops()));
+    return *this;
+  }
+  template <std::invocable Bytes>
+  Signature& also_moves(Bytes&& bytes) {
+    if (profile_ != nullptr) profile_->add_bytes(static_cast<std::int64_t>(bytes()));
+    return *this;
+  }
+
  private:
   bool passes(const char* name, const Tensor& tensor, DType dtype, unsigned asked) const;
   std::int64_t& size_of_letter(char letter);
   [[noreturn]] void fail(const std::string& why) const;
 
+  Profile* profile_;
   Device device_;
   std::source_location where_;
   std::array<std::int64_t, 'z' - 'A' + 1> size_;  // -1: not known yet

@@ -101,6 +101,7 @@ void Group::move(const Tensor& of, std::span<const Piece> out, std::span<const P
 }
 
 void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: all_gather");
   check_moved(to_NX, from_X);
   const std::int64_t piece = from_X.numel();
   SY_CHECK(to_NX.numel() == size() * piece, "{} pieces of {} do not make {}", size(),
@@ -122,12 +123,14 @@ void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) 
 }
 
 void Group::meet(Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: meet");
   const ScratchScope scope(ctx.scratch);
   const Tensor token_N = ctx.scratch.take(Shape{size()}, DType::i32);  // whatever it holds
   all_gather(token_N, token_N.slice(place_, 1), Traffic::control, ctx);
 }
 
 void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: all_gather_parts");
   if (size() == 1) return;
   check_moved(to_P, to_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
@@ -142,6 +145,7 @@ void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Tra
 }
 
 void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: exchange");
   check_moved(to_NX, from_NX);
   SY_CHECK(to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0, "{} and {} are not {} equal pieces",
            from_NX.shape().to_string(), to_NX.shape().to_string(), size());
@@ -155,7 +159,8 @@ void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) c
 }
 
 void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
-                          std::span<const std::int64_t> send_N, Traffic kind, Context&) const {
+                          std::span<const std::int64_t> send_N, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: exchange_rows");
   check_moved(to_RX, from_RX);
   SY_CHECK(on_host(to_RX), "the host does not exchange rows of {}", name_of(to_RX.device()));
   SY_CHECK(to_RX.row_size() == from_RX.row_size(), "rows of {} become rows of {}", from_RX.row_size(),
@@ -184,6 +189,7 @@ void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int
 }
 
 void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: sum");
   check_summed(x);
   if (size() == 1 || x.numel() == 0) return;
   if (library_sums_ && !on_host(x)) {
@@ -197,6 +203,7 @@ void Group::sum(Tensor x, Traffic kind, Context& ctx) const {
 }
 
 void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
+  const ops::Profiled profiled(ctx, "ranks: sum_to_owners");
   check_summed(x_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   if (size() == 1) return;

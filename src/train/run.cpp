@@ -14,12 +14,11 @@
 #include "checkpoint/model_directory.h"
 #include "checkpoint/shared_directory.h"
 #include "config/names.h"
-#include "core/device_memory.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/threads.h"
 #include "ops/device.h"
-#include "ops/linear.h"
 #include "parallel/agreement.h"
 #include "parallel/watch.h"
 #include "train/evaluator.h"
@@ -35,27 +34,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// FLOP/s of a large dense product in ctx.matmul's precision on the threads that the run has: the best of a few,
-// some 20 milliseconds in all. 0 on a device, where nothing is measured.
-double measure_product_rate(Context& ctx) {
-  constexpr std::int64_t kSize = 512;
-  constexpr int kTries = 6;  // the first of them makes oneDNN's kernel
-  const std::int64_t bytes = kSize * kSize * size_of(DType::f32);
-  const AlignedBuffer memory = allocate_aligned(3 * bytes, "a product to measure", Device::cpu);
-  const auto square = [&](int index) {
-    return Tensor(memory.get() + index * bytes, Shape{kSize, kSize}, DType::f32, Device::cpu);
-  };
-  std::fill_n(square(0).as<float>(), 2 * kSize * kSize, 1.0f);
-  double best = 0;
-  for (int i = 0; i < kTries; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    ops::linear_forward(square(2), square(0), square(1), ops::Write::set, ctx);
-    best = std::max(best, 2.0 * kSize * kSize * kSize / std::max(seconds_since(start), 1e-9));
-  }
-  return best;
-}
-
-// The same, measured once a process. 0 on a device, where nothing is measured.
+// Products' FLOP/s (profile_report.h), measured once a process. 0 on a device, where nothing is measured.
 double product_rate_of(Context& ctx) {
   if (ctx.device != Device::cpu) return 0;
   static std::mutex mutex;
@@ -96,6 +75,24 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   all_.sum_numbers(std::span(&product_rate_, 1));
   parallel::set_checkpoint_note(last_checkpoint_note());
   if (is_first()) describe(resume);
+  if (run_.log.profile) begin_profile();
+}
+
+// Of all ranks: steps are recorded on all of them or on none.
+void TrainingRun::begin_profile() {
+  rates_ = measure_rates(step_.context());
+  profile_.emplace(step_.context());
+  step_.context().profile = &*profile_;
+}
+
+void TrainingRun::report_profile() {
+  step_.context().profile = nullptr;
+  if (!is_first()) return;
+  const Device device = step_.context().device;
+  for (const std::string& line : table_of(*profile_, rates_, device, world_.size()))
+    outputs_->console().line(line);
+  write_text_file(outputs_->directory() / "profile.json",
+                  to_text(json_of(*profile_, rates_, device, world_.size())));
 }
 
 void TrainingRun::begin(const Resume& resume) {
@@ -384,7 +381,9 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     mark_step(state_.step + 1);
     const Clock::time_point step_start = Clock::now();
     std::string spike;
+    if (profile_) profile_->begin_step();
     const StepResult result = step(spike);
+    if (profile_) profile_->end_step();
     count_redone(result.experts);
     const double tokens_per_second = tokens_a_step / seconds_since(step_start);
     const Wishes wishes = agree_on_wishes(stop_requested != 0);
@@ -432,6 +431,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
                                validation || due(run_.log.every) || state_.step == first_step_ + 1);
   }
   all_.barrier();  // the others have written what they write
+  if (profile_) report_profile();
   if (is_first()) {
     warn_of_steps_left_out();
     outputs_->close();

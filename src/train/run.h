@@ -12,6 +12,7 @@
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
 #include "train/outputs.h"
+#include "train/profile_report.h"
 #include "train/step.h"
 
 namespace switchyard::train {
@@ -74,6 +75,8 @@ class TrainingRun {
   struct Wishes {
     bool stop, save;
   };
+  void begin_profile();
+  void report_profile();
   void count_redone(const ExpertNeed& experts);
   void warn_of_late_kernels();
   Wishes agree_on_wishes(bool stop_requested) const;
@@ -94,6 +97,8 @@ class TrainingRun {
   std::string data_fingerprint_;
   std::optional<Outputs> outputs_;  // of rank 0, always there once constructed
   RankWatch rank_watch_;
+  std::optional<ops::Profile> profile_;  // with log.profile; measures step_'s context
+  MachineRates rates_;
   double product_rate_ = 0;        // FLOP/s; 0: not known
   std::int64_t steps_redone_ = 0;  // in rounds, since the process began
   bool warned_of_redone_ = false, warned_of_late_kernels_ = false;

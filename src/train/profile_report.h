@@ -1,0 +1,36 @@
+// What a profile of training steps (ops/profile.h) says, beside what this machine can do at most.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "core/json.h"
+#include "ops/profile.h"
+
+namespace switchyard::train {
+
+// What the machine does: FLOP/s of a large product in each MatmulType, 0 where it was not measured; bytes read
+// and written a second in a copy larger than caches.
+struct MachineRates {
+  std::array<double, ops::kMatmulTypes> product{};
+  double copy = 0;
+};
+
+// FLOP/s of a large dense product in ctx.matmul's precision, on the threads that the run has; the best of a
+// few, some 20 milliseconds in all.
+double measure_product_rate(Context& ctx);
+// All rates that products of a run with this context may have.
+MachineRates measure_rates(Context& ctx);
+
+// The least time that so much work takes: its FLOPs at the rates of products, or its bytes at the rate of
+// copies, whichever is longer.
+double bound_seconds(const ops::Profile::Row& row, const MachineRates& rates);
+
+// Lines for people: one operator a line, by time, in milliseconds of a step.
+std::vector<std::string> table_of(const ops::Profile& profile, const MachineRates& rates, Device device,
+                                  int ranks);
+// profile.json: figures of all counted steps together, in seconds, bytes and FLOPs.
+Json json_of(const ops::Profile& profile, const MachineRates& rates, Device device, int ranks);
+
+}  // namespace switchyard::train
