@@ -196,6 +196,31 @@ class Train(CliTest):
                 losses = self.losses(f"run{number}")
                 self.assertLess(losses[-1], losses[0] - 1.0)
 
+    def test_a_profile_adds_up_and_changes_nothing(self):
+        # One micro-batch: of several the balance loss has all run forward once more.
+        config = self.write_config(train__steps=6, train__global_batch_size=2)
+        self.ok("train", config, "--out", "plain")
+        done = self.ok("train", config, "--set", "log.profile=true", "--out", "profiled")
+        self.assertEqual(self.losses("plain"), self.losses("profiled"))
+        self.assertIn("share of the roofline", done.out)
+        profile = json.loads((self.dir / "profiled" / "profile.json").read_text())
+        self.assertEqual(profile["steps"], 3)
+        rows = {row["name"]: row for row in profile["operators"]}
+        for name in ("linear_forward", "attention_backward", "classifier_forward_backward", "adamw_update"):
+            self.assertGreater(rows[name]["bytes"], 0)
+            self.assertIn(name, done.out)
+        # "outside operators" is what the others leave, so that the sum is the whole but for rounding.
+        self.assertAlmostEqual(sum(row["seconds"] for row in rows.values()), profile["seconds"], delta=1e-9)
+        self.assertGreaterEqual(rows["outside operators"]["seconds"], 0)
+        # The formula gives attention's backward pass 4 products where 5 are computed, so that 7 stand for 6; all
+        # else is exact: sums of whole numbers, divided by the tokens and multiplied again.
+        attention = rows["attention_forward"]["flops"] + rows["attention_backward"]["flops"]
+        counted = profile["flops"] - attention / 7
+        metrics = self.metrics("profiled")
+        formula = sum(3 * step["flops_per_token"] * (step["tokens"] - before["tokens"])
+                      for before, step in zip(metrics[2:], metrics[3:]))
+        self.assertAlmostEqual(counted / formula, 1, delta=1e-12)
+
     def test_uint32_shards_are_the_same_data(self):
         self.ok("train", self.write_config(), "--out", "narrow")
         for name, count, seed in (("train_000", 1500, 1), ("train_001", 1100, 2)):
