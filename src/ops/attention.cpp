@@ -35,35 +35,65 @@ Visible visible_keys(std::int64_t kv_begin, std::int64_t i, std::int64_t key0, s
   return {begin, std::clamp<std::int64_t>(i + 1 - key0, begin, n_keys)};
 }
 
+// Loops over a row run in whole lanes, from and to a multiple of them: what is not seen in between must not
+// count.
+constexpr std::int64_t kLanes = 16;
+
+Visible in_lanes(Visible see, std::int64_t n_keys) {
+  return {see.begin / kLanes * kLanes, std::min(n_keys, (see.end + kLanes - 1) / kLanes * kLanes)};
+}
+
+// init and all term(j) of a range under `both`, which must be associative but for rounding: term j goes to lane
+// j mod kLanes, and halves of lanes are folded. So the compiler may vectorise it, and one order holds
+// everywhere.
+template <class T, class Term, class Both>
+T fold(Visible range, T init, Term&& term, Both&& both) {
+  T lane[kLanes];
+  std::fill_n(lane, kLanes, init);
+  std::int64_t j = range.begin;
+  for (; j + kLanes <= range.end; j += kLanes) {
+#pragma omp simd
+    for (std::int64_t l = 0; l < kLanes; ++l) lane[l] = both(lane[l], term(j + l));
+  }
+  for (std::int64_t l = 0; j + l < range.end; ++l) lane[l] = both(lane[l], term(j + l));
+  T four[4];
+#pragma omp simd
+  for (std::int64_t l = 0; l < 4; ++l)
+    four[l] = both(both(lane[l], lane[l + 4]), both(lane[l + 8], lane[l + 12]));
+  return both(both(four[0], four[1]), both(four[2], four[3]));
+}
+
+template <class T>
+void fill_outside(T* row, std::int64_t n, Visible range, T value) {
+  std::fill(row, row + range.begin, value);
+  std::fill(row + range.end, row + n, value);
+}
+
 // One softmax row of a tile, online: scores -> exp(scale*score - new max), zero where not visible; the running
 // maximum and sum move on, and, where asked for, the running sum of exp(s - max) s. Returns the factor by which
 // what was accumulated before must shrink.
 template <class T>
 T softmax_tile_row(T* score, std::int64_t n, Visible see, T scale, T* running_max, T* running_sum,
                    T* running_product) {
-  T max = *running_max;
-#pragma omp simd reduction(max : max)
-  for (std::int64_t j = see.begin; j < see.end; ++j) {
-    score[j] *= scale;
-    max = std::max(max, score[j]);
+  if (see.begin == see.end) {
+    std::fill_n(score, n, T(0));
+    return T(1);
   }
-  std::fill(score, score + see.begin, T(0));
-  std::fill(score + see.end, score + n, T(0));
-  if (see.begin == see.end) return T(1);
+  const Visible range = in_lanes(see, n);
+  fill_outside(score, n, see, -std::numeric_limits<T>::infinity());
+  const T max = fold(
+      range, *running_max, [&](std::int64_t j) { return score[j] *= scale; },
+      [](T a, T b) { return a < b ? b : a; });
   const T shrink = exp_of(*running_max - max);  // 0 on a row's first tile: its maximum was minus infinity
-  if (running_product != nullptr) {
-    T product = 0;
-#pragma omp simd reduction(+ : product)
-    for (std::int64_t j = see.begin; j < see.end; ++j) product += exp_of(score[j] - max) * score[j];
-    *running_product = *running_product * shrink + product;
-  }
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = see.begin; j < see.end; ++j) {
-    score[j] = exp_of(score[j] - max);
-    sum += score[j];
-  }
-  *running_sum = *running_sum * shrink + sum;
+  const auto plus = [](T a, T b) { return a + b; };
+  if (running_product != nullptr)
+    *running_product = *running_product * shrink +
+                       fold(
+                           see, T(0), [&](std::int64_t j) { return exp_of(score[j] - max) * score[j]; }, plus);
+  fill_outside(score, n, range, T(0));
+  *running_sum = *running_sum * shrink +
+                 fold(
+                     range, T(0), [&](std::int64_t j) { return score[j] = exp_of(score[j] - max); }, plus);
   *running_max = max;
   return shrink;
 }
@@ -205,16 +235,15 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
               const Visible see = visible_keys(kv_begin[i], i0 + i, key0, n_keys);
               T* prob = prob_BC + i * kKeyTile;
               T* dscore = dscore_BC + i * kKeyTile;
-              std::fill(prob, prob + see.begin, T(0));
-              std::fill(prob + see.end, prob + n_keys, T(0));
-              std::fill(dscore, dscore + see.begin, T(0));
-              std::fill(dscore + see.end, dscore + n_keys, T(0));
               const T row_lse = lse[i], row_delta = delta[i];
+              const Visible range = in_lanes(see, n_keys);
 #pragma omp simd
-              for (std::int64_t j = see.begin; j < see.end; ++j) {
+              for (std::int64_t j = range.begin; j < range.end; ++j) {
                 prob[j] = exp_of(scale * prob[j] - row_lse);
                 dscore[j] = scale * prob[j] * (dscore[j] - row_delta);
               }
+              fill_outside(prob, n_keys, see, T(0));
+              fill_outside(dscore, n_keys, see, T(0));
             }
             multiply<T>(type, Trans::yes, Trans::no, n_keys, M, n_queries, prob_BC, kKeyTile, dout,
                         dout_THM.row_stride(), true, dv, dv_TGM.row_stride());
