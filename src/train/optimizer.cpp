@@ -117,8 +117,11 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
   if (everywhere_) return;
   for (std::size_t i = 0; i < store.regions().size(); ++i) {
     const Region& region = store.regions()[i];
-    mesh_.sharing(i).all_gather_parts(store.values().slice(region.all.first, region.all.count),
-                                      region.parts_in(region.all), parallel::Traffic::weights, ctx);
+    const auto of = [&](const Tensor& flat_P) { return flat_P.slice(region.all.first, region.all.count); };
+    mesh_.sharing(i).all_gather_parts(of(store.values()), region.parts_in(region.all),
+                                      parallel::Traffic::weights, ctx);
+    // The update has rounded what this rank updates.
+    if (store.has_rounded_weights()) ops::copy(of(store.weights()), of(store.values()), ctx);
   }
 }
 
