@@ -178,6 +178,14 @@ const Refusal kRefusals[] = {
      "NCCL 2.17.5 is too old for ranks on devices; install 2.18 or newer, or use --device cpu"},
     {"TwoNccls", changed(machine(1, 1, "a") + machine(1, 1, "b"), [](auto& rank_R) { rank_R[1].nccl = 22203; }),
      "rank 0 (host a) has NCCL 2.28.9, rank 1 (host b) has 2.22.3; install one version everywhere"},
+    {"OneRankWithoutRecordings",
+     changed(machine(2, 2),
+             [](auto& rank_R) {
+               rank_R[0].turned_off = {"SWITCHYARD_NO_WGMMA"};
+               rank_R[1].turned_off = {"SWITCHYARD_NO_GRAPH", "SWITCHYARD_NO_WGMMA"};
+             }),
+     "SWITCHYARD_NO_GRAPH is set for rank 1 (host a) and not for rank 0 (host a); set it for all ranks, or for "
+     "none"},
     {"TwoWishes", changed(machine(2, 2), [](auto& rank_R) { rank_R[1].requested = "cpu"; }),
      "--device: cuda for rank 0 and cpu for rank 1; give all ranks the same"},
 };
@@ -256,6 +264,7 @@ TEST(RankInventory, ArrivesAsItWasSaid) {
   rank.seen.apart = {{0, 1}};
   rank.seen.device[1].unusable = "it \"is\" too old";
   rank.may_share = true;
+  rank.turned_off = {"SWITCHYARD_NO_GRAPH", "SWITCHYARD_NO_WGMMA"};
   rank.visible = "2,3";
   rank.cores = {0, 1, 5};
   rank.place = {{-1, {}}, {1, {4, 5}}};

@@ -22,6 +22,7 @@ using Ranks = std::span<const RankInventory>;
 
 constexpr int kOldestNccl = 21800;         // ncclCommSplit
 constexpr int kOldestSharingNccl = 23000;  // several ranks on one device
+constexpr const char* kSwitches[] = {"SWITCHYARD_NO_GRAPH", "SWITCHYARD_NO_CUBLASLT", "SWITCHYARD_NO_WGMMA"};
 
 std::string words_of_nccl(int version) {
   return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
@@ -98,6 +99,21 @@ void check_nccl(Ranks rank_R) {
   if (version < kOldestNccl)
     throw_input("NCCL {} is too old for ranks on devices; install 2.18 or newer, or use --device cpu",
                 words_of_nccl(version));
+}
+
+// A rank without a part of the backend computes other bits, or waits in exchanges that others have recorded.
+void check_switches(Ranks rank_R) {
+  for (const char* const variable : kSwitches) {
+    const auto is_set = [&](const RankInventory& rank) {
+      return std::find(rank.turned_off.begin(), rank.turned_off.end(), variable) != rank.turned_off.end();
+    };
+    const auto first_with = std::find_if(rank_R.begin(), rank_R.end(), is_set);
+    const auto first_without = std::find_if_not(rank_R.begin(), rank_R.end(), is_set);
+    if (first_with == rank_R.end() || first_without == rank_R.end()) continue;
+    throw_input("{} is set for {} and not for {}; set it for all ranks, or for none", variable,
+                name_of(rank_R, static_cast<std::size_t>(first_with - rank_R.begin())),
+                name_of(rank_R, static_cast<std::size_t>(first_without - rank_R.begin())));
+  }
 }
 
 bool may_share(Ranks rank_R) {
@@ -235,6 +251,10 @@ RankInventory own_inventory(const std::string& requested, const World& world) {
   own.nccl = ops::device_group_version();
   const char* const share = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
   own.may_share = share != nullptr && std::string(share) == "1";
+  for (const char* const variable : kSwitches) {
+    const char* const value = std::getenv(variable);
+    if (value != nullptr && std::string(value) != "0") own.turned_off.push_back(variable);
+  }
   own.cores = usable_cores();
   for (const ops::DeviceFacts& device : own.seen.device) own.place.push_back(numa_place_of(device.pci));
   return own;
@@ -246,6 +266,7 @@ DeviceChoice choose_devices(const std::string& launcher, Ranks rank_R) {
   DeviceChoice choice;
   if (!all_have_devices(rank_R, choice.warnings)) return choice;
   check_nccl(rank_R);
+  check_switches(rank_R);
   choice.device = Device::cuda;
   for (const RankInventory& rank : rank_R) {
     choice.rank_R.push_back({.number = number_for(rank)});
@@ -278,6 +299,7 @@ std::string text_of(const RankInventory& rank) {
                               {"driver", rank.seen.driver},
                               {"nccl", rank.nccl},
                               {"may_share", rank.may_share},
+                              {"turned_off", Json::list(rank.turned_off)},
                               {"cores", list_of_cores(rank.cores)},
                               {"places", std::move(places)}});
 }
@@ -293,6 +315,7 @@ RankInventory inventory_of_text(const std::string& text) {
                      .may_share = json["may_share"].boolean(),
                      .cores = cores_of_list(json["cores"].text())};
   rank.visible = json["visible"].text();
+  for (const Json& variable : json["turned_off"].array()) rank.turned_off.push_back(variable.text());
   rank.seen.unusable = json["unusable"].text();
   rank.seen.driver = number(json["driver"]);
   for (const Json& device : json["devices"].array())

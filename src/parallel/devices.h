@@ -26,6 +26,8 @@ struct RankInventory {
   std::string visible = {};  // CUDA_VISIBLE_DEVICES
   int nccl = 0;              // ops::device_group_version()
   bool may_share = false;    // NCCL_MULTI_RANK_GPU_ENABLE=1
+  // Variables by which this rank turns parts of the CUDA backend off (docs/cuda.md): "SWITCHYARD_NO_GRAPH".
+  std::vector<std::string> turned_off = {};
   std::vector<int> cores = {};
   std::vector<NumaPlace> place = {};  // of each device that it sees
 };
