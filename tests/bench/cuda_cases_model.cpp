@@ -38,8 +38,10 @@ double product_flop(std::int64_t m, std::int64_t n, std::int64_t k) {
 // in_TK weight_NK^T: out_TN.
 std::vector<Case> linear(std::int64_t T, std::int64_t N, std::int64_t K, DType dtype, MatmulType matmul) {
   const bool rounded = dtype == DType::f32 && matmul == MatmulType::bf16;
-  const std::string shape =
-      fmt::format("{} x {} x {} {}{}", T, N, K, name_of(dtype), rounded ? " rounded" : "");
+  const std::string shape = fmt::format("{} x {} x {} {}{}", T, N, K, name_of(dtype),
+                                        matmul == MatmulType::e4m3 ? " in e4m3"
+                                        : rounded                  ? " rounded"
+                                                                   : "");
   const auto multiply = [=](const Tensor& c, const Tensor& a, const Tensor& b, auto&& call) {
     return Work{
         .shape = shape, .bytes = bytes_of({c, a, b}), .flop = product_flop(T, N, K), .call = [=](Context& ctx) {
@@ -218,6 +220,10 @@ std::vector<Case> model_cases(const Sizes& s) {
                              linear(s.router_tokens, s.experts, s.hidden, DType::f32, MatmulType::f32),
                              embedding(s), classifier(s), whole_tensors(s)})
     all.insert(all.end(), family.begin(), family.end());
+  if (ops::e4m3_unavailable_reason(Device::cuda).empty()) {
+    const std::vector<Case> e4m3 = linear(s.tokens, s.hidden, s.hidden, DType::bf16, MatmulType::e4m3);
+    all.insert(all.end(), e4m3.begin(), e4m3.end());
+  }
   return all;
 }
 

@@ -32,12 +32,14 @@ std::vector<std::int32_t> expert_offsets(std::int64_t experts, std::int64_t rows
   return offsets;
 }
 
-std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load load) {
+std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load load,
+                          MatmulType matmul = MatmulType::bf16) {
   const std::int64_t R = s.gemm_rows, E = s.experts;
   const double flop = 2.0 * static_cast<double>(R) * static_cast<double>(N) * static_cast<double>(K);
-  const double bar = load == Load::zipf ? kGroupedBar : 0;
+  const double bar = load == Load::zipf && matmul == MatmulType::bf16 ? kGroupedBar : 0;
   const std::string shape =
-      fmt::format("{} rows, {} experts of {} x {} bf16, {}", R, E, N, K, load == Load::zipf ? "Zipf" : "even");
+      fmt::format("{} rows, {} experts of {} x {} bf16{}, {}", R, E, N, K,
+                  matmul == MatmulType::e4m3 ? " in e4m3" : "", load == Load::zipf ? "Zipf" : "even");
   const auto offsets = [=](Workspace& w) { return w.ints({E + 1}, expert_offsets(E, R, load)); };
   return {
       {"grouped_linear_forward", bar,
@@ -46,6 +48,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                       out = w.take({R, N}, DType::bf16), offset = offsets(w);
          return Work{
              .shape = shape, .bytes = bytes_of({in, weight, out}), .flop = flop, .call = [=](Context& ctx) {
+               ctx.matmul = matmul;
                ops::cuda::grouped_linear_forward(out, in, weight, offset, ctx);
              }};
        }},
@@ -55,6 +58,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                       din = w.take({R, K}, DType::bf16), offset = offsets(w);
          return Work{
              .shape = shape, .bytes = bytes_of({dout, weight, din}), .flop = flop, .call = [=](Context& ctx) {
+               ctx.matmul = matmul;
                ops::cuda::grouped_linear_backward_input(din, dout, weight, offset, ctx);
              }};
        }},
@@ -65,6 +69,7 @@ std::vector<Case> grouped(const Sizes& s, std::int64_t N, std::int64_t K, Load l
                      .bytes = bytes_of({dout, in, dweight, dweight}),
                      .flop = flop,
                      .call = [=](Context& ctx) {
+                       ctx.matmul = matmul;
                        ops::cuda::grouped_linear_backward_weight(dweight, dout, in, offset, ctx);
                      }};
        }}};
@@ -230,6 +235,10 @@ std::vector<Case> moe_cases(const Sizes& s) {
         grouped(s, s.hidden, s.expert_width, Load::even), permutation(s), dispatch(s), combine(s),
         token_rows(s)})
     all.insert(all.end(), family.begin(), family.end());
+  if (ops::e4m3_unavailable_reason(Device::cuda).empty()) {
+    const std::vector<Case> e4m3 = grouped(s, 2 * s.expert_width, s.hidden, Load::zipf, MatmulType::e4m3);
+    all.insert(all.end(), e4m3.begin(), e4m3.end());
+  }
   return all;
 }
 
