@@ -90,6 +90,21 @@ TEST(Skinny, ARowIsTheSameBitsWhateverRowsAndThreads) {
   }
 }
 
+// As the gradient of the classifier's input sums over a large vocabulary.
+TEST(Skinny, LongSumsKeepTheirDigits) {
+  const Sizes s{3, std::int64_t{1} << 17};
+  for (const Trans trans_b : {Trans::yes, Trans::no}) {
+    Product in_float(1, s, trans_b, DType::f32), exact(1, s, trans_b, DType::f64);
+    in_float.a = absolute(in_float.a), in_float.b = absolute(in_float.b);  // nothing cancels
+    exact.a = absolute(exact.a), exact.b = absolute(exact.b);
+    in_float.run<float>(trans_b, 1.0f, 0.0f);
+    exact.run<double>(trans_b, 1.0, 0.0);
+    // 16 lanes of 8,192 terms, or 256 sums of 512: some hundred roundings of 2^-25 that mostly cancel. In one
+    // sum from the first term to the last they would be 131,072.
+    EXPECT_TRUE(all_near(values(in_float.c), values(exact.c), 2e-6, 0));
+  }
+}
+
 // Few routed rows: cut in columns, so that every thread has some.
 TEST(Skinny, GroupedIsOneProductAnExpert) {
   const std::vector<std::vector<std::int64_t>> count_lists = {{0, 0, 1}, {1, 1, 0, 1},    {3, 0, 5, 0}, {0, 8},
