@@ -104,6 +104,8 @@ def main():
     parser.add_argument("--config", default="configs/bench_cpu_86m.json")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    parser.add_argument("--sequences", type=int, help="of a step (default: the configuration's)")
+    parser.add_argument("--profile", action="store_true", help="every operator of a step beside its bound (log.profile)")
     args = parser.parse_args()
     if args.steps <= WARM_UP:
         parser.error(f"--steps {args.steps}: the first {WARM_UP} are not counted; give more")
@@ -119,6 +121,11 @@ def main():
         run = os.path.join(directory, "run")
         command = [args.binary, "train", args.config, "--out", run, "--set", f"train.steps={args.steps}",
                    "--set", f"train.dtype={args.dtype}"]
+        if args.sequences:
+            for key in ("micro_batch_size", "global_batch_size"):
+                command += ["--set", f"train.{key}={args.sequences}"]
+        if args.profile:
+            command += ["--set", "log.profile=true"]
         peak, growth, late_growth = train(command, os.path.join(run, "metrics.jsonl"))
         with open(os.path.join(run, "metrics.jsonl")) as file:
             steps = [json.loads(line) for line in file]
