@@ -15,13 +15,12 @@ namespace {
 void* allocate_host(std::int64_t bytes) {
   constexpr std::int64_t kLargePage = std::int64_t{1} << 21;
   const std::int64_t alignment = bytes >= 2 * kLargePage ? kLargePage : kAlignment;
-  const std::int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* const memory =
-      std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(rounded));
+  void* memory = nullptr;
+  if (::posix_memalign(&memory, static_cast<std::size_t>(alignment), static_cast<std::size_t>(bytes)) != 0)
+    return nullptr;
 #ifdef MADV_HUGEPAGE
   // A refusal leaves small pages, which work as well.
-  if (memory != nullptr && alignment == kLargePage)
-    ::madvise(memory, static_cast<std::size_t>(rounded), MADV_HUGEPAGE);
+  if (alignment == kLargePage) ::madvise(memory, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
 #endif
   return memory;
 }
