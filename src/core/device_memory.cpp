@@ -15,12 +15,12 @@ namespace {
 void* allocate_host(std::int64_t bytes) {
   constexpr std::int64_t kLargePage = std::int64_t{1} << 21;
   const std::int64_t alignment = bytes >= 2 * kLargePage ? kLargePage : kAlignment;
+  const auto rounded = static_cast<std::size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
   void* memory = nullptr;
-  if (::posix_memalign(&memory, static_cast<std::size_t>(alignment), static_cast<std::size_t>(bytes)) != 0)
-    return nullptr;
+  if (::posix_memalign(&memory, static_cast<std::size_t>(alignment), rounded) != 0) return nullptr;
 #ifdef MADV_HUGEPAGE
   // A refusal leaves small pages, which work as well.
-  if (alignment == kLargePage) ::madvise(memory, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+  if (alignment == kLargePage) ::madvise(memory, rounded, MADV_HUGEPAGE);
 #endif
   return memory;
 }
