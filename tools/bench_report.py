@@ -107,6 +107,8 @@ def main():
     parser.add_argument("--sequences", type=int, help="of a step (default: the configuration's)")
     parser.add_argument("--profile", action="store_true", help="every operator of a step beside its bound (log.profile)")
     args = parser.parse_args()
+    if args.sequences is not None and args.sequences < 1:
+        parser.error(f"--sequences {args.sequences}: a step has at least one")
     if args.steps <= WARM_UP:
         parser.error(f"--steps {args.steps}: the first {WARM_UP} are not counted; give more")
 
