@@ -126,7 +126,7 @@ const Sizes kPackedSizes[] = {{1, 1, 1},      {7, 2, 15},     {8, 31, 16},   {9,
                               {257, 511, 31}, {65, 513, 513}, {300, 70, 64}, {19, 1025, 545}};
 
 TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
-  if (!ops::cpu::kHasPackedBf16) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
+  if (!ops::cpu::kHasPairs) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
   for (const Sizes& s : kPackedSizes)
     for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
       for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
@@ -139,7 +139,7 @@ TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
                                       : OwnedTensor::strided(s.rows, s.out, DType::f32);
           const OwnedTensor expected =
               add ? normal({s.rows, s.out}, DType::f64, "start") : OwnedTensor({s.rows, s.out}, DType::f64);
-          ops::cpu::gemm_bf16_packed(trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
+          ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
                                      a.view().row_stride(), b.view().as<float>(), b.view().row_stride(), add,
                                      out.view().as<float>(), out.view().row_stride());
           const OwnedTensor a64 = rounded(a), b64 = rounded(b);
@@ -155,12 +155,12 @@ TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
 
 // So that an expert's rows do not depend on who else is there, and a rank's on how many ranks there are.
 TEST(BFloat16, PackedSumsHaveOneOrder) {
-  if (!ops::cpu::kHasPackedBf16) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
+  if (!ops::cpu::kHasPairs) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
   constexpr std::int64_t kM = 300, kN = 600, kK = 1100;
   const OwnedTensor a = normal({kM, kK}, DType::f32, "a"), b = normal({kN, kK}, DType::f32, "b");
   const auto product = [&](std::int64_t first, std::int64_t rows) {
     OwnedTensor out({rows, kN}, DType::f32);
-    ops::cpu::gemm_bf16_packed(ops::cpu::Trans::no, ops::cpu::Trans::yes, rows, kN, kK,
+    ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, ops::cpu::Trans::no, ops::cpu::Trans::yes, rows, kN, kK,
                                a.view().row<float>(first), kK, b.view().as<float>(), kK, false,
                                out.view().as<float>(), kN);
     return out;

@@ -38,16 +38,28 @@ std::int64_t bf16_piece_rows();
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc);
 
-// Operands are copied into the order in which registers take them, rounded on the way (subnormals count as
+// Operands are copied into the order in which registers take them, rounded on the way (subnormals may count as
 // zero). An output's sum has the same order whatever M, N and the number of threads are: pieces of K, each from
-// its first element on, added up in ascending order. May be called where kHasPackedBf16.
-void gemm_bf16_packed(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-                      const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
-                      std::int64_t ldc);
-#ifdef __AVX512BF16__
-constexpr bool kHasPackedBf16 = true;
+// its first element on, added up in ascending order. May be called where kHasPacked; pairs where kHasPairs.
+enum class PackedWord {
+  f32,      // as they are
+  rounded,  // rounded to bfloat16, kept and multiplied as float32
+  pair,     // two bfloat16, multiplied and added at once
+};
+void gemm_packed(PackedWord word, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                 std::int64_t ldc);
+// The fastest word here for products of this type; those in FP8 have none of their own.
+PackedWord packed_word(MatmulType type);
+#ifdef __AVX512F__
+constexpr bool kHasPacked = true;
 #else
-constexpr bool kHasPackedBf16 = false;
+constexpr bool kHasPacked = false;
+#endif
+#ifdef __AVX512BF16__
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
 #endif
 
 // The same values up to the order of the sum, on any processor and no faster than float32: operands are rounded

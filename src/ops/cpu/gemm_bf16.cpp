@@ -192,14 +192,14 @@ bool has_tiles() {
 // Products of our own; but where oneDNN has tiles, only small ones: its calls cost some microseconds each.
 bool packs_bf16(std::int64_t products) {
   constexpr std::int64_t kSmall = std::int64_t{1} << 21;
-  return kHasPackedBf16 && (!has_tiles() || products <= kSmall);
+  return kHasPacked && (!has_tiles() || products <= kSmall);
 }
 
 }  // namespace
 
 bool has_bf16_products() {
   static const bool has = [] {
-    if (kHasPackedBf16) return true;
+    if (kHasPacked) return true;
     try {
       compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
       return true;
@@ -229,9 +229,9 @@ void gemm_bf16_rounded(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_
 
 void gemm_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c, std::int64_t ldc) {
-  const auto product = packs_bf16(m * n * k) ? gemm_bf16_packed
-                       : has_bf16_products() ? multiply_in_bf16
-                                             : gemm_bf16_rounded;
+  if (packs_bf16(m * n * k))
+    return gemm_packed(packed_word(MatmulType::bf16), trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+  const auto product = has_bf16_products() ? multiply_in_bf16 : gemm_bf16_rounded;
   product(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 

@@ -1,22 +1,15 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <bit>
 
 #include "core/arena.h"
 #include "core/error.h"
 #include "ops/cpu/gemm.h"
-
-#ifdef __AVX512BF16__
-// GCC 12's own header fills unused lanes with a value that it warns of.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
+#include "ops/cpu/packed_words.h"
 
 // A is packed into strips of kStrip rows, B into panels of kPanel columns. A word is what a lane multiplies at
-// once: two neighbours along K in bfloat16, the first in the lower half. What a strip, a panel or a word has
-// too many are zeros.
+// once: an element, or two neighbours along K in bfloat16, the first in the lower half. What a strip, a panel
+// or a word has too many are zeros.
 //   strip:   [words][kStrip]
 //   panel:   [words][kPanel]
 // From one to the next there are room(words) of them: an odd number, so that their lines, which are written in
@@ -24,68 +17,13 @@
 
 namespace switchyard::ops::cpu {
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 
 namespace {
 
-constexpr std::int64_t kPanel = 16, kStrip = 8;
-constexpr std::int64_t kDepth = 2;  // elements of K in a word
 // Panels of so many words and columns stay in the second-level cache (512 KiB), while strips pass.
 constexpr std::int64_t kWords = 256, kRows = 256, kColumns = 512;
 constexpr std::int64_t kAhead = 4;  // words of rows that are fetched before their turn
-using Vector = __m512;
-using Words = __m512i;
-
-__mmask16 first_lanes(std::int64_t n) {
-  return static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<unsigned>(std::min(n, kPanel))));
-}
-
-// 16 words along K, of which the first n elements are there.
-Words along(const float* from, std::int64_t n) {
-  const Vector low = _mm512_maskz_loadu_ps(first_lanes(n), from);
-  const Vector high = n > kPanel ? _mm512_maskz_loadu_ps(first_lanes(n - kPanel), from + kPanel) : Vector{};
-  return std::bit_cast<Words>(_mm512_cvtne2ps_pbh(high, low));
-}
-
-Words widened(Vector values) {
-  return _mm512_cvtepu16_epi32(std::bit_cast<__m256i>(_mm512_cvtneps_pbh(values)));
-}
-// 16 words across K: the first n columns of a row of K and, where there is one, of the next.
-Words across(const float* row, const float* next, std::int64_t n) {
-  const __mmask16 lanes = first_lanes(n);
-  const Vector low = _mm512_maskz_loadu_ps(lanes, row);
-  const Vector high = next != nullptr ? _mm512_maskz_loadu_ps(lanes, next) : Vector{};
-  return _mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16));
-}
-
-// Row i, word j -> row j, word i.
-void transpose(Words (&r)[16]) {
-  Words t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  // Quarters of four words: r[4g + q] holds column 4l + q of rows 4g to 4g + 3 in its quarter l.
-  for (int q = 0; q < 4; ++q) {
-    t[q] = _mm512_shuffle_i32x4(r[q], r[4 + q], 0x88);
-    t[4 + q] = _mm512_shuffle_i32x4(r[8 + q], r[12 + q], 0x88);
-    t[8 + q] = _mm512_shuffle_i32x4(r[q], r[4 + q], 0xdd);
-    t[12 + q] = _mm512_shuffle_i32x4(r[8 + q], r[12 + q], 0xdd);
-  }
-  for (int q = 0; q < 4; ++q) {
-    r[q] = _mm512_shuffle_i32x4(t[q], t[4 + q], 0x88);
-    r[8 + q] = _mm512_shuffle_i32x4(t[q], t[4 + q], 0xdd);
-    r[4 + q] = _mm512_shuffle_i32x4(t[8 + q], t[12 + q], 0x88);
-    r[12 + q] = _mm512_shuffle_i32x4(t[8 + q], t[12 + q], 0xdd);
-  }
-}
-
 std::int64_t room(std::int64_t words) { return words | 1; }
 std::int64_t up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
@@ -111,11 +49,12 @@ void store_word(std::int32_t* to, std::int64_t next, std::int64_t w, std::int64_
 }
 
 // Rows of K with `count` neighbours each -> strips or panels of kWidth.
-template <std::int64_t kWidth>
+template <class Word, std::int64_t kWidth>
 void pack_across(Words* to, const Piece& piece, std::int64_t words) {
+  constexpr std::int64_t kDepth = Word::kDepth;
   for (std::int64_t w = 0; w < words; ++w) {
     const float* const row = piece.from + w * kDepth * piece.ld;
-    const float* const next = kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
+    const float* const next = kDepth > 1 && kDepth * w + 1 < piece.depth ? row + piece.ld : nullptr;
     // Rows are too short for the processor to foresee the next ones by itself.
     const float* const later = row + kAhead * kDepth * piece.ld;
     const bool has_later = kDepth * (w + kAhead + 1) <= piece.depth;
@@ -124,14 +63,15 @@ void pack_across(Words* to, const Piece& piece, std::int64_t words) {
         for (int i = 0; i < kDepth; ++i) _mm_prefetch(later + i * piece.ld + j, _MM_HINT_T0);
       }
       store_word<kWidth>(reinterpret_cast<std::int32_t*>(to) + j * room(words), room(words), w, piece.count - j,
-                         across(row + j, next ? next + j : nullptr, piece.count - j));
+                         Word::across(row + j, next ? next + j : nullptr, piece.count - j));
     }
   }
 }
 
 // Rows along K (of A, or columns of B) -> strips or panels of kWidth.
-template <std::int64_t kWidth>
+template <class Word, std::int64_t kWidth>
 void pack_along(Words* to, const Piece& piece, std::int64_t words) {
+  constexpr std::int64_t kDepth = Word::kDepth;
   for (std::int64_t j = 0; j < piece.count; j += kPanel) {
     const std::int64_t rows = std::min(kPanel, piece.count - j);
     auto* const out = reinterpret_cast<std::int32_t*>(to) + j * room(words);
@@ -139,7 +79,7 @@ void pack_along(Words* to, const Piece& piece, std::int64_t words) {
       const std::int64_t left = piece.depth - w * kDepth;
       Words block[16];
       for (int i = 0; i < 16; ++i)
-        block[i] = i < rows ? along(piece.from + (j + i) * piece.ld + w * kDepth, left) : Words{};
+        block[i] = i < rows ? Word::along(piece.from + (j + i) * piece.ld + w * kDepth, left) : Words{};
       if (j + 2 * kPanel <= piece.count) {
         for (int i = 0; i < 16; ++i)
           for (int line = 0; line < kDepth; ++line)
@@ -161,7 +101,7 @@ struct Target {
   bool add;
 };
 
-template <int kVectors>
+template <class Word, int kVectors>
 void multiply_strip(const std::int32_t* a, const Words* b, std::int64_t words, const Target& to) {
   // Where the sums will go comes from far away while they are made.
   for (std::int64_t i = 0; i < to.rows; ++i)
@@ -175,9 +115,7 @@ void multiply_strip(const std::int32_t* a, const Words* b, std::int64_t words, c
     for (int i = 0; i < kStrip; ++i) {
       const Words value = _mm512_set1_epi32(a[w * kStrip + i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j)
-        sum[i][j] =
-            _mm512_dpbf16_ps(sum[i][j], std::bit_cast<__m512bh>(value), std::bit_cast<__m512bh>(columns[j]));
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = Word::plus_product(sum[i][j], value, columns[j]);
     }
   }
 #pragma GCC unroll 8
@@ -211,6 +149,7 @@ struct Operands {
   bool add;
 };
 
+template <class Word>
 void multiply_piece(const Words* a, const Words* b, std::int64_t rows, std::int64_t columns, std::int64_t words,
                     float* c, std::int64_t ldc, bool add) {
   for (std::int64_t i = 0; i < rows; i += kStrip) {
@@ -219,28 +158,29 @@ void multiply_piece(const Words* a, const Words* b, std::int64_t rows, std::int6
     std::int64_t j = 0;
     for (; j + kPanel < columns; j += 2 * kPanel, to.c += 2 * kPanel) {
       to.last = first_lanes(columns - j - kPanel);
-      multiply_strip<2>(strip, b + j / kPanel * room(words), words, to);
+      multiply_strip<Word, 2>(strip, b + j / kPanel * room(words), words, to);
     }
     if (j < columns) {
       to.last = first_lanes(columns - j);
-      multiply_strip<1>(strip, b + j / kPanel * room(words), words, to);
+      multiply_strip<Word, 1>(strip, b + j / kPanel * room(words), words, to);
     }
   }
 }
 
 // The outputs of rows [m_begin, m_end) and columns [n_begin, n_end), by one thread.
+template <class Word>
 void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end, std::int64_t n_begin,
                     std::int64_t n_end) {
   thread_local Workspace space;
-  constexpr std::int64_t kDeep = kWords * kDepth;
+  constexpr std::int64_t kDepth = Word::kDepth, kDeep = kWords * kDepth;
   for (std::int64_t n0 = n_begin; n0 < n_end; n0 += kColumns) {
     const std::int64_t columns = std::min(kColumns, n_end - n0);
     for (std::int64_t k0 = 0; k0 < o.k; k0 += kDeep) {
       const std::int64_t depth = std::min(kDeep, o.k - k0), words = (depth + kDepth - 1) / kDepth;
       if (o.trans_b)
-        pack_along<kPanel>(space.b(), {o.b + n0 * o.ldb + k0, o.ldb, columns, depth}, words);
+        pack_along<Word, kPanel>(space.b(), {o.b + n0 * o.ldb + k0, o.ldb, columns, depth}, words);
       else
-        pack_across<kPanel>(space.b(), {o.b + k0 * o.ldb + n0, o.ldb, columns, depth}, words);
+        pack_across<Word, kPanel>(space.b(), {o.b + k0 * o.ldb + n0, o.ldb, columns, depth}, words);
       for (std::int64_t m0 = m_begin; m0 < m_end; m0 += kRows) {
         const std::int64_t rows = std::min(kRows, m_end - m0);
         float* const c = o.c + m0 * o.ldc + n0;
@@ -248,10 +188,10 @@ void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end,
         const float* const a = o.trans_a ? o.a + k0 * o.lda + m0 : o.a + m0 * o.lda + k0;
         const Piece piece{a, o.lda, rows, depth};
         if (o.trans_a)
-          pack_across<kStrip>(space.a(), piece, words);
+          pack_across<Word, kStrip>(space.a(), piece, words);
         else
-          pack_along<kStrip>(space.a(), piece, words);
-        multiply_piece(space.a(), space.b(), rows, columns, words, c, o.ldc, add);
+          pack_along<Word, kStrip>(space.a(), piece, words);
+        multiply_piece<Word>(space.a(), space.b(), rows, columns, words, c, o.ldc, add);
       }
     }
   }
@@ -260,9 +200,10 @@ void multiply_block(const Operands& o, std::int64_t m_begin, std::int64_t m_end,
 // Multiplications below which a team of threads costs more than it saves.
 constexpr std::int64_t kParallelProducts = 1 << 17;
 
+template <class Word>
 void multiply(const Operands& o) {
   const std::int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  if (threads == 1 || o.m * o.n * o.k < kParallelProducts) return multiply_block(o, 0, o.m, 0, o.n);
+  if (threads == 1 || o.m * o.n * o.k < kParallelProducts) return multiply_block<Word>(o, 0, o.m, 0, o.n);
   // Blocks for every thread; the larger they are, the less is packed twice. The longer side is cut first.
   std::int64_t down = 1, across = 1;
   const auto rows = [&] { return up((o.m + down - 1) / down, kStrip); };
@@ -273,25 +214,34 @@ void multiply(const Operands& o) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (std::int64_t j = 0; j < across; ++j)
     for (std::int64_t i = 0; i < down; ++i)
-      multiply_block(o, std::min(o.m, i * n_rows), std::min(o.m, (i + 1) * n_rows),
-                     std::min(o.n, j * n_columns), std::min(o.n, (j + 1) * n_columns));
+      multiply_block<Word>(o, std::min(o.m, i * n_rows), std::min(o.m, (i + 1) * n_rows),
+                           std::min(o.n, j * n_columns), std::min(o.n, (j + 1) * n_columns));
 }
 
 }  // namespace
 
-void gemm_bf16_packed(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
-                      const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
-                      std::int64_t ldc) {
-  multiply({trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add});
+void gemm_packed(PackedWord word, Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                 const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool add, float* c,
+                 std::int64_t ldc) {
+  const Operands operands{trans_a == Trans::yes, trans_b == Trans::yes, m, n, k, a, b, lda, ldb, c, ldc, add};
+  with_word(word, [&]<class Word>(Word) { multiply<Word>(operands); });
 }
 
 #else
 
-void gemm_bf16_packed(Trans, Trans, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
-                      const float*, std::int64_t, bool, float*, std::int64_t) {
-  SY_CHECK(kHasPackedBf16, "this program was not built for AVX-512 BF16");
+void gemm_packed(PackedWord, Trans, Trans, std::int64_t, std::int64_t, std::int64_t, const float*, std::int64_t,
+                 const float*, std::int64_t, bool, float*, std::int64_t) {
+  SY_CHECK(kHasPacked, "this program was not built for AVX-512");
 }
 
 #endif
+
+PackedWord packed_word(MatmulType type) {
+  if (type == MatmulType::f32) return PackedWord::f32;
+  // Intel's processors start a product of pairs every other cycle, and two of floats every cycle; AMD's one of
+  // pairs every cycle.
+  static const bool pairs = kHasPairs && __builtin_cpu_is("intel") == 0;
+  return pairs ? PackedWord::pair : PackedWord::rounded;
+}
 
 }  // namespace switchyard::ops::cpu
