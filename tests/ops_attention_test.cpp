@@ -10,6 +10,7 @@
 
 #include "core/rng.h"
 #include "gradient_check.h"
+#include "ops/cpu/attention_tiles.h"
 #include "poisoned_context.h"
 #include "tensors.h"
 #include "threads.h"
@@ -231,6 +232,12 @@ const Case kCases[] = {
     {2, 129, 4, 4, 12, 8},
     {1, 193, 4, 1, 1, 9},
     {1, 257, 2, 2, 9, 1},
+    // Heads that fill whole lanes, with one and several blocks of keys.
+    {2, 71, 6, 2, 32},
+    {1, 100, 2, 1, 64, 16},
+    {1, 129, 3, 3, 48, 32},
+    {1, 65, 2, 1, 16, 256},
+    {1, 601, 2, 1, 16, 32},
 };
 
 std::string describe(const Case& c, Mask mask) {
@@ -292,6 +299,38 @@ TEST(Attention, Bfloat16FollowsTheDefinition) {
   EXPECT_FALSE(same_bits(out_in(MatmulType::bf16), out_in(MatmulType::f32)));
 }
 
+// Words that this processor can multiply but would not choose, too.
+TEST(Attention, TilesOfAnyWordFollowTheDefinition) {
+  for (const Case& c : {Case{2, 71, 6, 2, 32}, Case{1, 129, 3, 3, 48, 16}, Case{1, 601, 2, 1, 16}}) {
+    if (!ops::cpu::has_attention_tiles(c.shape())) GTEST_SKIP() << "not built for a processor with AVX-512";
+    for (const ops::cpu::PackedWord word :
+         {ops::cpu::PackedWord::f32, ops::cpu::PackedWord::rounded, ops::cpu::PackedWord::pair}) {
+      if (word == ops::cpu::PackedWord::pair && !ops::cpu::kHasPairs) continue;
+      const bool exact = word == ops::cpu::PackedWord::f32;
+      for (const Mask mask : kMasks) {
+        PoisonedContext ctx;
+        const Qkv in = normal_qkv(c, DType::f32), grad(c, DType::f32);
+        const OwnedTensor kv_begin = make_kv_begin(mask, c.n_seq, c.seq_len), dout = normal_dout(c, DType::f32);
+        const Reference expected(c, in, dout, kv_begin);
+        const Forward saved(c, DType::f32);
+        ops::cpu::attention_forward_tiles(word, saved.out, saved.lse, in.q, in.k, in.v, kv_begin, c.shape(), {},
+                                          ctx);
+        ops::cpu::attention_backward_tiles(word, grad.q, grad.k, grad.v, dout, saved.out, saved.lse, in.q, in.k,
+                                           in.v, kv_begin, c.shape(), ctx);
+        // The tolerances of the two tests above.
+        const double relative = exact ? 1e-6 : 0.02, absolute = exact ? 2e-6 : 0.03,
+                     absolute_gradient = exact ? 1e-5 : 0.2;
+        EXPECT_TRUE(all_near(values(saved.out), expected.out, relative, absolute)) << describe(c, mask);
+        EXPECT_TRUE(all_near(values(saved.lse), expected.lse, relative, absolute)) << describe(c, mask);
+        EXPECT_TRUE(all_near(values(grad.q), expected.dq, relative, absolute_gradient)) << describe(c, mask);
+        EXPECT_TRUE(all_near(values(grad.k), expected.dk, relative, absolute_gradient)) << describe(c, mask);
+        EXPECT_TRUE(all_near(values(grad.v), expected.dv, relative, absolute_gradient)) << describe(c, mask);
+        EXPECT_TRUE(saved.out.margins_untouched());
+      }
+    }
+  }
+}
+
 TEST(Attention, GradientsMatchFiniteDifferences) {
   for (const Case& c : {Case{2, 17, 4, 2, 3}, Case{1, 70, 2, 2, 2}, Case{1, 135, 2, 1, 2},
                         Case{2, 17, 4, 2, 3, 5}, Case{1, 70, 2, 2, 3, 2}}) {
@@ -310,12 +349,14 @@ TEST(Attention, GradientsMatchFiniteDifferences) {
 }
 
 TEST(Attention, InvisibleKeysGetExactlyNothing) {
-  const Case c{2, 257, 4, 2, 4};
-  for (DType dtype : {DType::f32, DType::f64}) {
+  for (const auto& [c, dtype] : {std::pair{Case{2, 257, 4, 2, 4}, DType::f32},
+                                 {Case{2, 257, 4, 2, 16}, DType::f32},
+                                 {Case{2, 257, 4, 2, 4}, DType::f64}}) {
     for (Mask mask : kMasks) {
       PoisonedContext ctx;
       const Qkv in = normal_qkv(c, dtype);
-      const OwnedTensor kv_begin = make_kv_begin(mask, c.n_seq, c.seq_len), dout({c.tokens(), 4 * 4}, dtype);
+      const OwnedTensor kv_begin = make_kv_begin(mask, c.n_seq, c.seq_len),
+                        dout({c.tokens(), c.n_heads * c.head_dim}, dtype);
       const Forward saved = forward(c, in, kv_begin, ctx);
       for (std::int64_t query : {0, 69, 70, 201, 257 + 235, 257 + 256}) {
         // Only this query has a gradient: what it does not see gets none.
@@ -339,8 +380,13 @@ TEST(Attention, InvisibleKeysGetExactlyNothing) {
 }
 
 TEST(Attention, InvisibleKeysDoNotShow) {
-  const Case c{1, 257, 2, 1, 8};
-  for (Mask mask : {Mask::causal, Mask::window_100, Mask::documents}) {
+  for (const auto& [mask, width] : {std::pair{Mask::causal, 8},
+                                    {Mask::window_100, 8},
+                                    {Mask::documents, 8},
+                                    {Mask::causal, 16},
+                                    {Mask::window_100, 16},
+                                    {Mask::documents, 16}}) {
+    const Case c{1, 257, 2, 1, width};
     PoisonedContext ctx;
     const Qkv in = normal_qkv(c, DType::f32), changed = normal_qkv(c, DType::f32);
     const OwnedTensor kv_begin = make_kv_begin(mask, c.n_seq, c.seq_len);
@@ -432,9 +478,8 @@ TEST(Attention, SequencesDoNotSeeEachOther) {
   EXPECT_TRUE(same_bits(grad.whole.view().slice(129, 129), grad_alone.whole));
 }
 
-TEST(Attention, SameBitsOnAnyThreadCount) {
+void expect_same_bits_of(const Case& c) {
   PoisonedContext ctx;
-  const Case c{2, 257, 4, 2, 16, 24};
   const Qkv in = normal_qkv(c, DType::f32);
   const OwnedTensor kv_begin = make_kv_begin(Mask::documents, c.n_seq, c.seq_len);
   const OwnedTensor dout = normal_dout(c, DType::f32);
@@ -448,6 +493,11 @@ TEST(Attention, SameBitsOnAnyThreadCount) {
   EXPECT_TRUE(same_bits(out(), out()));
   EXPECT_TRUE(same_bits(lse(), lse()));
   EXPECT_TRUE(same_bits(grad(), grad()));
+}
+
+TEST(Attention, SameBitsOnAnyThreadCount) {
+  expect_same_bits_of({2, 257, 4, 2, 16, 24});
+  expect_same_bits_of({2, 257, 4, 2, 16, 32});
 }
 
 TEST(Attention, RefusesOtherShapes) {

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "cuda/attention_cudnn.h"
+#include "ops/cpu/attention_tiles.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/vector_math.h"
 
@@ -106,6 +108,11 @@ template <class T>
 void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v_TGM,
                               Tensor kv_begin_T, const AttentionShape& shape, Tensor entropy_TH, Context& ctx) {
   const auto [n_seq, S, H, G, N, M, scale, before, window] = shape;
+  if constexpr (std::is_same_v<T, float>) {
+    if (has_attention_tiles(shape))
+      return attention_forward_tiles(packed_word(ctx.matmul), out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T,
+                                     shape, entropy_TH, ctx);
+  }
   const bool with_entropy = entropy_TH.defined();
   const MatmulType type = product_type(ctx);
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
@@ -186,6 +193,11 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
                                const AttentionShape& shape, Context& ctx) {
   const auto [n_seq, S, H, G, N, M, scale_double, before, window] = shape;
   SY_CHECK(before == 0, "gradients need the queries of all {} keys before", before);
+  if constexpr (std::is_same_v<T, float>) {
+    if (has_attention_tiles(shape))
+      return attention_backward_tiles(packed_word(ctx.matmul), dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM,
+                                      lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape, ctx);
+  }
   const T scale = static_cast<T>(scale_double);
   const MatmulType type = product_type(ctx);
   ScratchScope scope(ctx.scratch);
