@@ -331,6 +331,41 @@ TEST(Attention, TilesOfAnyWordFollowTheDefinition) {
   }
 }
 
+// A few long sequences, where a task is a query head: the parts of dk and dv are those of every head alone.
+TEST(Attention, GradientsOfLongSequencesAreThoseOfTheirHeads) {
+  const Case c{1, 1030, 4, 2, 16}, alone{1, 1030, 1, 1, 16};
+  PoisonedContext ctx;
+  const Qkv in = normal_qkv(c, DType::f32);
+  const OwnedTensor kv_begin = make_kv_begin(Mask::documents_and_window, c.n_seq, c.seq_len),
+                    dout = normal_dout(c, DType::f32);
+  const Forward saved = forward(c, in, kv_begin, ctx);
+  const Qkv grad = backward(c, in, saved, dout, kv_begin, ctx);
+  for (const std::int64_t g : {0, 1}) {
+    std::vector<double> dk(1030 * 16, 0), dv(1030 * 16, 0);
+    for (const std::int64_t h : {2 * g, 2 * g + 1}) {
+      const Qkv of(alone, DType::f32), to(alone, DType::f32);
+      const auto take = [&](const Tensor& one, const Tensor& all, std::int64_t head) {
+        for (std::int64_t t = 0; t < 1030; ++t)
+          std::copy_n(all.row<float>(t) + head * 16, 16, one.row<float>(t));
+      };
+      take(of.q, in.q, h);
+      take(of.k, in.k, g);
+      take(of.v, in.v, g);
+      const OwnedTensor dout_1({1030, 16}, DType::f32);
+      take(dout_1, dout, h);
+      const Forward saved_1 = forward(alone, of, kv_begin, ctx);
+      const Qkv grad_1 = backward(alone, of, saved_1, dout_1, kv_begin, ctx);
+      for (std::size_t i = 0; i < dk.size(); ++i) {
+        dk[i] += grad_1.k.row<float>(static_cast<std::int64_t>(i) / 16)[i % 16];
+        dv[i] += grad_1.v.row<float>(static_cast<std::int64_t>(i) / 16)[i % 16];
+      }
+    }
+    // One rounding of the sum of two numbers up to about 20.
+    EXPECT_TRUE(all_near(values(grad.k.columns(g * 16, 16)), dk, 1e-7, 2e-6));
+    EXPECT_TRUE(all_near(values(grad.v.columns(g * 16, 16)), dv, 1e-7, 2e-6));
+  }
+}
+
 TEST(Attention, GradientsMatchFiniteDifferences) {
   for (const Case& c : {Case{2, 17, 4, 2, 3}, Case{1, 70, 2, 2, 2}, Case{1, 135, 2, 1, 2},
                         Case{2, 17, 4, 2, 3, 5}, Case{1, 70, 2, 2, 3, 2}}) {
@@ -498,6 +533,7 @@ void expect_same_bits_of(const Case& c) {
 TEST(Attention, SameBitsOnAnyThreadCount) {
   expect_same_bits_of({2, 257, 4, 2, 16, 24});
   expect_same_bits_of({2, 257, 4, 2, 16, 32});
+  expect_same_bits_of({1, 1030, 4, 2, 16});
 }
 
 TEST(Attention, RefusesOtherShapes) {

@@ -26,6 +26,8 @@ using Word32 = std::int32_t;
 constexpr std::int64_t kQueries = 64, kKeys = 64;  // a tile of the backward pass
 constexpr std::int64_t kBlock = 512;               // keys whose scores a strip of queries keeps
 constexpr std::int64_t kWidest = 256;              // head
+constexpr std::int64_t kManyTasks = 16;            // so many need not be cut further
+constexpr std::int64_t kLong = 1024;               // sequences; of shorter ones cutting costs a third
 // From row to row an odd number of cache lines, so that eight rows do not share a set.
 constexpr std::int64_t kLine = kWidest + kPanel, kScoreLine = kBlock + kPanel, kTileLine = kKeys + kPanel;
 static_assert(kQueries == kKeys, "a tile's columns have the room of its lines");
@@ -436,95 +438,135 @@ void backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tens
   const Tensor space_XP = ctx.scratch.take(
       Shape{threads, static_cast<std::int64_t>(sizeof(BackwardSpace) / sizeof(Word32))}, DType::i32);
 
-  // One task owns a key-value head of one sequence and all query heads that read it, so that dq, dk and dv are
-  // each written by one thread, in a fixed order.
-#pragma omp parallel for collapse(2) schedule(dynamic, 1)
-  for (std::int64_t seq = 0; seq < n_seq; ++seq) {
-    for (std::int64_t g = 0; g < G; ++g) {
-      const std::int64_t token0 = seq * S;
-      BackwardSpace& space = *reinterpret_cast<BackwardSpace*>(space_XP.row<Word32>(omp_get_thread_num()));
-      Word32* const key_panels = head_XP.row<Word32>(omp_get_thread_num());
-      Word32* const key_columns = key_panels + room / kDepth * N;
-      Word32* const value_panels = key_columns + room / kDepth * N;
-      const Rows keys{k_TGN.row<float>(token0) + g * N, k_TGN.row_stride(), S, N};
-      pack_panels<Word>(key_panels, keys, room);
-      pack_columns<Word>(key_columns, N, keys, room);
-      pack_panels<Word>(value_panels, {v_TGM.row<float>(token0) + g * M, v_TGM.row_stride(), S, M}, room);
-      const Head head{key_panels, value_panels, key_columns};
-      for (std::int64_t t = token0; t < token0 + S; ++t) {
-        std::fill_n(dk_TGN.row<float>(t) + g * N, N, 0.0f);
-        std::fill_n(dv_TGM.row<float>(t) + g * M, M, 0.0f);
-      }
-      for (std::int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h)
-        for (std::int64_t i0 = 0; i0 < S; i0 += kQueries) {
-          const std::int64_t n_queries = std::min(kQueries, S - i0), token = token0 + i0;
-          const std::int32_t* const kv_begin = kv_begin_T.as<std::int32_t>() + token;
-          const Rows queries{q_THN.row<float>(token) + h * N, q_THN.row_stride(), n_queries, N};
-          const Rows douts{dout_THM.row<float>(token) + h * M, dout_THM.row_stride(), n_queries, M};
-          pack_lines<Word>(space.query, kLine, queries, kQueries);
-          pack_lines<Word>(space.dout, kLine, douts, kQueries);
-          const Word32 *query_columns = space.query, *dout_columns = space.dout;
-          const auto *prob_columns = reinterpret_cast<const Word32*>(space.prob),
-                     *dscore_columns = reinterpret_cast<const Word32*>(space.dscore),
-                     *dscore_lines = dscore_columns;
-          if constexpr (kDepth > 1) {
-            pack_columns<Word>(space.query_columns, kLine, queries, kQueries);
-            pack_columns<Word>(space.dout_columns, kLine, douts, kQueries);
-            query_columns = space.query_columns;
-            dout_columns = space.dout_columns;
-            prob_columns = space.prob_columns;
-            dscore_columns = space.dscore_columns;
-            dscore_lines = space.dscore_lines;
-          }
-          fetch(q_THN, token + kQueries, kQueries, h * N, N);
-          fetch(dout_THM, token + kQueries, kQueries, h * M, M);
-          fetch(out_THM, token + kQueries, kQueries, h * M, M);
-          for (std::int64_t i = 0; i < kQueries; ++i) {
-            space.delta[i] = space.lse[i] = 0;
-            if (i >= n_queries) continue;
-            const float* const out_M = out_THM.row<float>(token + i) + h * M;
-            const float* const dout_M = dout_THM.row<float>(token + i) + h * M;
-            Vector sum{};
-            for (std::int64_t c = 0; c < M; c += kPanel)
-              sum = _mm512_fmadd_ps(_mm512_loadu_ps(dout_M + c), _mm512_loadu_ps(out_M + c), sum);
-            space.delta[i] = _mm512_reduce_add_ps(sum);
-            space.lse[i] = lse_TH.row<float>(token + i)[h];
-          }
-          const std::int64_t first = *std::min_element(kv_begin, kv_begin + n_queries) / kKeys * kKeys;
-          for (std::int64_t key0 = first; key0 < i0 + n_queries; key0 += kKeys) {
-            for (std::int64_t strip = 0; strip < kQueries; strip += kStrip) {
-              const std::int64_t rows = std::clamp<std::int64_t>(n_queries - strip, 0, kStrip);
-              gradient_strip<Word>(space, strip, head, N, M, key0, static_cast<float>(scale),
-                                   Visible(kv_begin + strip, i0 + strip, rows));
-            }
-            if constexpr (kDepth > 1) {
-              const Rows probs{space.prob, kTileLine, kQueries, kKeys},
-                  dscores{space.dscore, kTileLine, kQueries, kKeys};
-              pack_columns<Word>(space.prob_columns, kTileLine, probs, kQueries);
-              pack_columns<Word>(space.dscore_columns, kTileLine, dscores, kQueries);
-              pack_lines<Word>(space.dscore_lines, kTileLine, dscores, kQueries);
-            }
-            for (std::int64_t strip = 0; strip < std::min(kKeys, S - key0); strip += kStrip) {
-              const std::int64_t key = key0 + strip, rows = std::min(kStrip, S - key);
-              // Queries before these keys do not see them.
-              const std::int64_t begin = std::max<std::int64_t>(0, key - i0) / kDepth, end = kQueries / kDepth;
-              multiply_strip<Word>(dv_TGM.row<float>(token0 + key) + g * M, dv_TGM.row_stride(), rows, M, kOnes,
-                                   false, Columns{prob_columns + strip, kTileLine},
-                                   Right{dout_columns, kLine, kPanel}, begin, end);
-              multiply_strip<Word>(dk_TGN.row<float>(token0 + key) + g * N, dk_TGN.row_stride(), rows, N, kOnes,
-                                   false, Columns{dscore_columns + strip, kTileLine},
-                                   Right{query_columns, kLine, kPanel}, begin, end);
-            }
-            for (std::int64_t strip = 0; strip < n_queries; strip += kStrip) {
-              const std::int64_t end = std::min(kKeys, up(i0 + strip + kStrip - key0, kPanel)) / kDepth;
-              multiply_strip<Word>(space.dq + strip * kLine, kLine, kStrip, N, kOnes, key0 == first,
-                                   Lines{dscore_lines + strip * kTileLine, kTileLine},
-                                   Right{key_columns + key0 / kDepth * N, N, kPanel}, 0, end);
-            }
-          }
-          for (std::int64_t i = 0; i < n_queries; ++i)
-            std::copy_n(space.dq + i * kLine, N, dq_THN.row<float>(token + i) + h * N);
+  // Of one sequence, the query heads [first_head, last_head), which read key-value head g: their part of dk and
+  // dv
+  // -> S rows from dk and dv on.
+  struct Target {
+    float *dk, *dv;
+    std::int64_t ldk, ldv;
+  };
+  const auto run_heads = [&](std::int64_t seq, std::int64_t g, std::int64_t first_head, std::int64_t last_head,
+                             const Target& to) {
+    const std::int64_t token0 = seq * S;
+    BackwardSpace& space = *reinterpret_cast<BackwardSpace*>(space_XP.row<Word32>(omp_get_thread_num()));
+    Word32* const key_panels = head_XP.row<Word32>(omp_get_thread_num());
+    Word32* const key_columns = key_panels + room / kDepth * N;
+    Word32* const value_panels = key_columns + room / kDepth * N;
+    const Rows keys{k_TGN.row<float>(token0) + g * N, k_TGN.row_stride(), S, N};
+    pack_panels<Word>(key_panels, keys, room);
+    pack_columns<Word>(key_columns, N, keys, room);
+    pack_panels<Word>(value_panels, {v_TGM.row<float>(token0) + g * M, v_TGM.row_stride(), S, M}, room);
+    const Head head{key_panels, value_panels, key_columns};
+    for (std::int64_t s = 0; s < S; ++s) {
+      std::fill_n(to.dk + s * to.ldk, N, 0.0f);
+      std::fill_n(to.dv + s * to.ldv, M, 0.0f);
+    }
+    for (std::int64_t h = first_head; h < last_head; ++h)
+      for (std::int64_t i0 = 0; i0 < S; i0 += kQueries) {
+        const std::int64_t n_queries = std::min(kQueries, S - i0), token = token0 + i0;
+        const std::int32_t* const kv_begin = kv_begin_T.as<std::int32_t>() + token;
+        const Rows queries{q_THN.row<float>(token) + h * N, q_THN.row_stride(), n_queries, N};
+        const Rows douts{dout_THM.row<float>(token) + h * M, dout_THM.row_stride(), n_queries, M};
+        pack_lines<Word>(space.query, kLine, queries, kQueries);
+        pack_lines<Word>(space.dout, kLine, douts, kQueries);
+        const Word32 *query_columns = space.query, *dout_columns = space.dout;
+        const auto *prob_columns = reinterpret_cast<const Word32*>(space.prob),
+                   *dscore_columns = reinterpret_cast<const Word32*>(space.dscore),
+                   *dscore_lines = dscore_columns;
+        if constexpr (kDepth > 1) {
+          pack_columns<Word>(space.query_columns, kLine, queries, kQueries);
+          pack_columns<Word>(space.dout_columns, kLine, douts, kQueries);
+          query_columns = space.query_columns;
+          dout_columns = space.dout_columns;
+          prob_columns = space.prob_columns;
+          dscore_columns = space.dscore_columns;
+          dscore_lines = space.dscore_lines;
         }
+        fetch(q_THN, token + kQueries, kQueries, h * N, N);
+        fetch(dout_THM, token + kQueries, kQueries, h * M, M);
+        fetch(out_THM, token + kQueries, kQueries, h * M, M);
+        for (std::int64_t i = 0; i < kQueries; ++i) {
+          space.delta[i] = space.lse[i] = 0;
+          if (i >= n_queries) continue;
+          const float* const out_M = out_THM.row<float>(token + i) + h * M;
+          const float* const dout_M = dout_THM.row<float>(token + i) + h * M;
+          Vector sum{};
+          for (std::int64_t c = 0; c < M; c += kPanel)
+            sum = _mm512_fmadd_ps(_mm512_loadu_ps(dout_M + c), _mm512_loadu_ps(out_M + c), sum);
+          space.delta[i] = _mm512_reduce_add_ps(sum);
+          space.lse[i] = lse_TH.row<float>(token + i)[h];
+        }
+        const std::int64_t first = *std::min_element(kv_begin, kv_begin + n_queries) / kKeys * kKeys;
+        for (std::int64_t key0 = first; key0 < i0 + n_queries; key0 += kKeys) {
+          for (std::int64_t strip = 0; strip < kQueries; strip += kStrip) {
+            const std::int64_t rows = std::clamp<std::int64_t>(n_queries - strip, 0, kStrip);
+            gradient_strip<Word>(space, strip, head, N, M, key0, static_cast<float>(scale),
+                                 Visible(kv_begin + strip, i0 + strip, rows));
+          }
+          if constexpr (kDepth > 1) {
+            const Rows probs{space.prob, kTileLine, kQueries, kKeys},
+                dscores{space.dscore, kTileLine, kQueries, kKeys};
+            pack_columns<Word>(space.prob_columns, kTileLine, probs, kQueries);
+            pack_columns<Word>(space.dscore_columns, kTileLine, dscores, kQueries);
+            pack_lines<Word>(space.dscore_lines, kTileLine, dscores, kQueries);
+          }
+          for (std::int64_t strip = 0; strip < std::min(kKeys, S - key0); strip += kStrip) {
+            const std::int64_t key = key0 + strip, rows = std::min(kStrip, S - key);
+            // Queries before these keys do not see them.
+            const std::int64_t begin = std::max<std::int64_t>(0, key - i0) / kDepth, end = kQueries / kDepth;
+            multiply_strip<Word>(to.dv + key * to.ldv, to.ldv, rows, M, kOnes, false,
+                                 Columns{prob_columns + strip, kTileLine}, Right{dout_columns, kLine, kPanel},
+                                 begin, end);
+            multiply_strip<Word>(to.dk + key * to.ldk, to.ldk, rows, N, kOnes, false,
+                                 Columns{dscore_columns + strip, kTileLine},
+                                 Right{query_columns, kLine, kPanel}, begin, end);
+          }
+          for (std::int64_t strip = 0; strip < n_queries; strip += kStrip) {
+            const std::int64_t end = std::min(kKeys, up(i0 + strip + kStrip - key0, kPanel)) / kDepth;
+            multiply_strip<Word>(space.dq + strip * kLine, kLine, kStrip, N, kOnes, key0 == first,
+                                 Lines{dscore_lines + strip * kTileLine, kTileLine},
+                                 Right{key_columns + key0 / kDepth * N, N, kPanel}, 0, end);
+          }
+        }
+        for (std::int64_t i = 0; i < n_queries; ++i)
+          std::copy_n(space.dq + i * kLine, N, dq_THN.row<float>(token + i) + h * N);
+      }
+  };
+
+  // A task owns dk and dv of a key-value head and adds up its query heads in order; where that would leave
+  // threads without a task, every query head is one, and their parts are added up in the same order afterwards.
+  // The shape alone decides, so that the number of threads does not show in the result.
+  if (H == G || n_seq * G >= kManyTasks || S < kLong) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+    for (std::int64_t seq = 0; seq < n_seq; ++seq)
+      for (std::int64_t g = 0; g < G; ++g)
+        run_heads(seq, g, g * (H / G), (g + 1) * (H / G),
+                  {dk_TGN.row<float>(seq * S) + g * N, dv_TGM.row<float>(seq * S) + g * M, dk_TGN.row_stride(),
+                   dv_TGM.row_stride()});
+    return;
+  }
+  const Tensor dk_XSN = ctx.scratch.take(Shape{n_seq * H, S * N}, DType::f32);
+  const Tensor dv_XSM = ctx.scratch.take(Shape{n_seq * H, S * M}, DType::f32);
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t seq = 0; seq < n_seq; ++seq)
+    for (std::int64_t h = 0; h < H; ++h)
+      run_heads(seq, h / (H / G), h, h + 1,
+                {dk_XSN.row<float>(seq * H + h), dv_XSM.row<float>(seq * H + h), N, M});
+  const auto add_up = [&](float* to, const Tensor& parts, std::int64_t head, std::int64_t s,
+                          std::int64_t width) {
+    std::copy_n(parts.row<float>(head) + s * width, width, to);
+    for (std::int64_t h = head + 1; h < head + H / G; ++h) {
+      const float* const part = parts.row<float>(h) + s * width;
+#pragma omp simd
+      for (std::int64_t c = 0; c < width; ++c) to[c] += part[c];
+    }
+  };
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < n_seq * S; ++t) {
+    for (std::int64_t g = 0; g < G; ++g) {
+      const std::int64_t head = t / S * H + g * (H / G);
+      add_up(dk_TGN.row<float>(t) + g * N, dk_XSN, head, t % S, N);
+      add_up(dv_TGM.row<float>(t) + g * M, dv_XSM, head, t % S, M);
     }
   }
 }
