@@ -1,7 +1,9 @@
 #include "ops/rope.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <type_traits>
 
 #include "ops/cpu/reduce.h"
 
@@ -117,82 +119,29 @@ namespace {
 
 using namespace cpu;
 
+// f(pairs of a head): usual ones as constants, with which the loops over a head are a few vectors long and have
+// no ends to look after. That is a third of the time where heads are short.
+template <class F>
+void with_pairs(std::int64_t pairs, F&& f) {
+  switch (pairs) {
+    case 16:
+      return f(std::integral_constant<std::int64_t, 16>());
+    case 32:
+      return f(std::integral_constant<std::int64_t, 32>());
+    case 64:
+      return f(std::integral_constant<std::int64_t, 64>());
+    default:
+      return f(pairs);
+  }
+}
+
+// q's heads, or k's: what is read, what is written, and what the forward pass has left.
 template <class T>
-struct Tables {
-  Rows<T> cos_SP, sin_SP;
-  std::int64_t seq_len, pairs;
+struct Heads {
+  Rows<T> in_THN, rstd_TH, out_THN;
+  const T* weight_N;
+  std::int64_t count;
 };
-
-// Of q or of k, here and below.
-template <class T>
-void forward(const Tensor& out_THN, const Tensor& rstd_TH, const Tensor& in_THN, const Tensor& weight_N,
-             const Tables<T>& tables, double eps) {
-  const Rows<T> out_rows(out_THN), rstd_rows(rstd_TH), in_rows(in_THN);
-  const T* weight = weight_N.as<T>();
-  const std::int64_t heads = rstd_TH.dim(1), pairs = tables.pairs, width = 2 * pairs;
-#pragma omp parallel for schedule(static) if (in_THN.numel() >= kParallelElements)
-  for (std::int64_t t = 0; t < in_THN.rows(); ++t) {
-    const T* cos = tables.cos_SP[t % tables.seq_len];
-    const T* sin = tables.sin_SP[t % tables.seq_len];
-    for (std::int64_t h = 0; h < heads; ++h) {
-      const T* in = in_rows[t] + h * width;
-      T* out = out_rows[t] + h * width;
-      const T rstd = reciprocal_rms(in, width, eps);
-      rstd_rows[t][h] = rstd;
-#pragma omp simd
-      for (std::int64_t p = 0; p < pairs; ++p) {
-        const T a = in[p] * rstd * weight[p], b = in[p + pairs] * rstd * weight[p + pairs];
-        out[p] = a * cos[p] - b * sin[p];
-        out[p + pairs] = b * cos[p] + a * sin[p];
-      }
-    }
-  }
-}
-
-template <class T>
-void backward(const Tensor& din_THN, const Tensor& dweight_N, const Tensor& dout_THN, const Tensor& in_THN,
-              const Tensor& rstd_TH, const Tensor& weight_N, const Tables<T>& tables, Context& ctx) {
-  const Rows<T> din_rows(din_THN), dout_rows(dout_THN), in_rows(in_THN), rstd_rows(rstd_TH);
-  const T* weight = weight_N.as<T>();
-  const std::int64_t n_rows = in_THN.rows(), heads = rstd_TH.dim(1), pairs = tables.pairs, width = 2 * pairs;
-  const bool parallel = in_THN.numel() >= kParallelElements;
-
-  ScratchScope scope(ctx.scratch);
-  const RowBlocks blocks(n_rows);
-  const Rows<T> partial_rows(ctx.scratch.take({blocks.count, width}, DTypeOf<T>::value));
-#pragma omp parallel for schedule(static) if (parallel)
-  for (std::int64_t block = 0; block < blocks.count; ++block) {
-    T* partial = partial_rows[block];  // the block's part of dweight
-    std::fill_n(partial, width, T(0));
-    const std::int64_t last = std::min((block + 1) * blocks.rows, n_rows);
-    for (std::int64_t t = block * blocks.rows; t < last; ++t) {
-      const T* cos = tables.cos_SP[t % tables.seq_len];
-      const T* sin = tables.sin_SP[t % tables.seq_len];
-      for (std::int64_t h = 0; h < heads; ++h) {
-        const T* dout = dout_rows[t] + h * width;
-        const T* in = in_rows[t] + h * width;
-        T* din = din_rows[t] + h * width;  // dy first
-        const T rstd = rstd_rows[t][h];
-#pragma omp simd
-        for (std::int64_t p = 0; p < pairs; ++p) {
-          din[p] = dout[p] * cos[p] + dout[p + pairs] * sin[p];
-          din[p + pairs] = dout[p + pairs] * cos[p] - dout[p] * sin[p];
-        }
-        const double sum =
-            sum_in_lanes(width, [=](std::int64_t n) { return din[n] * weight[n] * (in[n] * rstd); });
-        const T mean = static_cast<T>(sum / static_cast<double>(width));
-#pragma omp simd
-        for (std::int64_t n = 0; n < width; ++n) {
-          const T x = in[n] * rstd, dy = din[n];
-          din[n] = rstd * (dy * weight[n] - x * mean);
-          partial[n] += dy * x;
-        }
-      }
-    }
-  }
-
-  add_block_sums(dweight_N.as<T>(), partial_rows, blocks, 0, width, false);  // too little for a team
-}
 
 // q's and k's columns of a projection.
 QueryKey columns_of(const Tensor& qkv_TM, const QueryKey& like) {
@@ -200,27 +149,95 @@ QueryKey columns_of(const Tensor& qkv_TM, const QueryKey& like) {
 }
 
 template <class T>
-Tables<T> tables_of(const Tensor& cos_SP, const Tensor& sin_SP, std::int64_t seq_len) {
-  return {Rows<T>(cos_SP), Rows<T>(sin_SP), seq_len, cos_SP.dim(1)};
+std::array<Heads<T>, 2> heads_of(const Tensor& qkv_TM, const QueryKey& rstd, const QueryKey& out,
+                                 const QueryKey& weight_N) {
+  const QueryKey in = columns_of(qkv_TM, out);
+  return {Heads<T>{Rows<T>(in.q), Rows<T>(rstd.q), Rows<T>(out.q), weight_N.q.as<T>(), rstd.q.dim(1)},
+          Heads<T>{Rows<T>(in.k), Rows<T>(rstd.k), Rows<T>(out.k), weight_N.k.as<T>(), rstd.k.dim(1)}};
 }
 
+// A token's q and k lie side by side and are read in one pass.
 template <class T>
 void qk_norm_rope_forward_on_cpu(QueryKey out, QueryKey rstd, Tensor qkv_TM, QueryKey weight_N, Tensor cos_SP,
                                  Tensor sin_SP, std::int64_t seq_len, double eps) {
-  const QueryKey in = columns_of(qkv_TM, out);
-  const Tables<T> tables = tables_of<T>(cos_SP, sin_SP, seq_len);
-  forward<T>(out.q, rstd.q, in.q, weight_N.q, tables, eps);
-  forward<T>(out.k, rstd.k, in.k, weight_N.k, tables, eps);
+  const Rows<T> cos_rows(cos_SP), sin_rows(sin_SP);
+  const std::array<Heads<T>, 2> parts = heads_of<T>(qkv_TM, rstd, out, weight_N);
+  with_pairs(cos_SP.dim(1), [&](auto pairs_of_head) {
+    const std::int64_t pairs = pairs_of_head, width = 2 * pairs;
+#pragma omp parallel for schedule(static) if (qkv_TM.numel() >= kParallelElements)
+    for (std::int64_t t = 0; t < qkv_TM.rows(); ++t) {
+      const T *cos = cos_rows[t % seq_len], *sin = sin_rows[t % seq_len];
+      for (const Heads<T>& heads : parts) {
+        const T* weight = heads.weight_N;
+        for (std::int64_t h = 0; h < heads.count; ++h) {
+          const T* in_N = heads.in_THN[t] + h * width;
+          T* out_N = heads.out_THN[t] + h * width;
+          const T r = reciprocal_rms(in_N, width, eps);
+          heads.rstd_TH[t][h] = r;
+#pragma omp simd
+          for (std::int64_t p = 0; p < pairs; ++p) {
+            const T a = in_N[p] * r * weight[p], b = in_N[p + pairs] * r * weight[p + pairs];
+            out_N[p] = a * cos[p] - b * sin[p];
+            out_N[p + pairs] = b * cos[p] + a * sin[p];
+          }
+        }
+      }
+    }
+  });
 }
 
 template <class T>
 void qk_norm_rope_backward_on_cpu(Tensor dqkv_TM, QueryKey dweight_N, QueryKey dout, Tensor qkv_TM,
                                   QueryKey rstd, QueryKey weight_N, Tensor cos_SP, Tensor sin_SP,
                                   std::int64_t seq_len, Context& ctx) {
-  const QueryKey din = columns_of(dqkv_TM, dout), in = columns_of(qkv_TM, dout);
-  const Tables<T> tables = tables_of<T>(cos_SP, sin_SP, seq_len);
-  backward<T>(din.q, dweight_N.q, dout.q, in.q, rstd.q, weight_N.q, tables, ctx);
-  backward<T>(din.k, dweight_N.k, dout.k, in.k, rstd.k, weight_N.k, tables, ctx);
+  const Rows<T> cos_rows(cos_SP), sin_rows(sin_SP);
+  const std::array<Heads<T>, 2> parts = heads_of<T>(qkv_TM, rstd, dout, weight_N);
+  const QueryKey din = columns_of(dqkv_TM, dout);
+  const std::array<Rows<T>, 2> din_rows = {Rows<T>(din.q), Rows<T>(din.k)};
+  const std::int64_t n_rows = qkv_TM.rows(), N = weight_N.q.dim(0);
+
+  ScratchScope scope(ctx.scratch);
+  const RowBlocks blocks(n_rows);
+  const Rows<T> partial_rows(ctx.scratch.take({blocks.count, 2 * N}, DTypeOf<T>::value));
+  with_pairs(cos_SP.dim(1), [&](auto pairs_of_head) {
+    const std::int64_t pairs = pairs_of_head, width = 2 * pairs;
+#pragma omp parallel for schedule(static) if (qkv_TM.numel() >= kParallelElements)
+    for (std::int64_t block = 0; block < blocks.count; ++block) {
+      std::fill_n(partial_rows[block], 2 * width, T(0));
+      const std::int64_t last = std::min((block + 1) * blocks.rows, n_rows);
+      for (std::int64_t t = block * blocks.rows; t < last; ++t) {
+        const T *cos = cos_rows[t % seq_len], *sin = sin_rows[t % seq_len];
+        for (std::size_t part = 0; part < parts.size(); ++part) {
+          const Heads<T>& heads = parts[part];
+          const T* weight = heads.weight_N;
+          T* partial = partial_rows[block] + static_cast<std::int64_t>(part) * width;  // of dweight
+          for (std::int64_t h = 0; h < heads.count; ++h) {
+            const T *dout_N = heads.out_THN[t] + h * width, *in_N = heads.in_THN[t] + h * width;
+            T* din_N = din_rows[part][t] + h * width;  // dy first
+            const T r = heads.rstd_TH[t][h];
+#pragma omp simd
+            for (std::int64_t p = 0; p < pairs; ++p) {
+              din_N[p] = dout_N[p] * cos[p] + dout_N[p + pairs] * sin[p];
+              din_N[p + pairs] = dout_N[p + pairs] * cos[p] - dout_N[p] * sin[p];
+            }
+            const double sum =
+                sum_in_lanes(width, [=](std::int64_t n) { return din_N[n] * weight[n] * (in_N[n] * r); });
+            const T mean = static_cast<T>(sum / static_cast<double>(width));
+#pragma omp simd
+            for (std::int64_t n = 0; n < width; ++n) {
+              const T x = in_N[n] * r, dy = din_N[n];
+              din_N[n] = r * (dy * weight[n] - x * mean);
+              partial[n] += dy * x;
+            }
+          }
+        }
+      }
+    }
+  });
+
+  // Too little for a team.
+  add_block_sums(dweight_N.q.as<T>(), partial_rows, blocks, 0, N, false);
+  add_block_sums(dweight_N.k.as<T>(), partial_rows, blocks, N, N, false);
 }
 
 void check_inputs(Signature& args, const QueryKey& out, const QueryKey& rstd, const Tensor& qkv_TM,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "core/tensor.h"
 
@@ -24,22 +25,37 @@ class Rows {
   std::int64_t stride_;
 };
 
-// The sum in double of term(i), i < n. Term i goes to lane i mod 32, and the lanes are folded in ascending
-// order: the compiler may vectorise that, and no thread count or alignment changes the result.
+// The sum in double of term(i), i < n. Term i goes to lane i mod 16, and the upper half of the lanes is added
+// to the lower one until one is left: no processor, thread count or alignment changes the order. The lanes are
+// vectors by type, which GCC keeps in registers; an array of them it folds by way of the stack.
 template <class F>
-inline double sum_in_lanes(std::int64_t n, F&& term) {
-  constexpr std::int64_t kLanes = 32;
-  double lane[kLanes] = {};
+[[gnu::always_inline]] inline double sum_in_lanes(std::int64_t n, F&& term) {
+  constexpr std::int64_t kLanes = 16;
+  using Half [[gnu::vector_size(kLanes / 2 * sizeof(double))]] = double;
+  Half low = {}, high = {};
+  const auto add = [&](const double(&lane)[kLanes]) {
+    Half l, h;
+    std::memcpy(&l, lane, sizeof l);
+    std::memcpy(&h, lane + kLanes / 2, sizeof h);
+    low += l;
+    high += h;
+  };
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
+    double lane[kLanes];
 #pragma omp simd
-    for (std::int64_t l = 0; l < kLanes; ++l) lane[l] += static_cast<double>(term(i + l));
+    for (std::int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<double>(term(i + l));
+    add(lane);
   }
-  for (std::int64_t l = 0; i + l < n; ++l) lane[l] += static_cast<double>(term(i + l));
-  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+  if (i < n) {
+    double lane[kLanes] = {};
+    for (std::int64_t l = 0; i + l < n; ++l) lane[l] = static_cast<double>(term(i + l));
+    add(lane);
   }
-  return lane[0];
+  low += high;
+  low += __builtin_shufflevector(low, low, 4, 5, 6, 7, 0, 1, 2, 3);
+  low += __builtin_shufflevector(low, low, 2, 3, 0, 1, 2, 3, 0, 1);
+  return low[0] + low[1];
 }
 
 // How a sum over rows is cut so that its order is fixed: blocks of `rows` rows, a function of the row count

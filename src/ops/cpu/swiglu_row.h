@@ -24,11 +24,11 @@ inline T swiglu_backward_row(T* dgate_up, const T* dout, const T* gate_up, std::
   T dweight = 0;
 #pragma omp simd reduction(+ : dweight)
   for (std::int64_t f = 0; f < width; ++f) {
-    const T g = gate[f], u = up[f], d = weight * dout[f],
-            sigmoid = sigmoid_of(g);  // read before dgate and dup, which may be their memory
-    dweight += dout[f] * (g * sigmoid * u);
-    dgate[f] = d * u * sigmoid * (1 + g * (1 - sigmoid));
-    dup[f] = d * g * sigmoid;
+    const T g = gate[f], u = up[f], d = weight * dout[f], sigmoid = sigmoid_of(g),
+            silu = g * sigmoid;  // before dgate and dup, which may be their memory
+    dweight += dout[f] * (silu * u);
+    dgate[f] = d * u * (sigmoid + silu * (1 - sigmoid));
+    dup[f] = d * silu;
   }
   return dweight;
 }

@@ -5,19 +5,19 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace switchyard::ops::cpu {
 
 // exp(x): Cody-Waite reduction by ln 2, then the degree-6 polynomial of Cephes' expf. 0 where the result would
-// be subnormal (below -87.34), infinity above 88.73; NaN stays NaN.
+// be subnormal (below -87.34), infinity above 88.72; NaN stays NaN.
 inline float exp_of(float x) {
   constexpr float kLog2e = 1.44269504088896341f, kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-  constexpr float kSmallest = -87.3365447504f, kPastLargest = 89.0f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  // A NaN becomes kPastLargest: it must not be converted to an integer.
-  const float clamped = x < kPastLargest ? (x > kSmallest ? x : kSmallest) : kPastLargest;
-  const float n = (clamped * kLog2e + kRound) - kRound;
-  const float r = (clamped - n * kLn2Hi) - n * kLn2Lo;
+  constexpr float kSmallest = -87.3365447504f, kLargest = 88.7228317f;
+  constexpr float kRound =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, and leaves it in the low bits
+  const float rounded = x * kLog2e + kRound, n = rounded - kRound;
+  const float r = (x - n * kLn2Hi) - n * kLn2Lo;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -25,11 +25,11 @@ inline float exp_of(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const float e = p * r * r + r + 1.0f;
-  // 2^n as two factors: n = 128, just below the overflow, has no float of its own.
-  const std::int32_t exponent = static_cast<std::int32_t>(n), half = exponent >> 1;
+  // e 2^n by adding n to e's exponent. What this makes of an x outside the range is not used.
   const float scaled =
-      e * std::bit_cast<float>((half + 127) << 23) * std::bit_cast<float>((exponent - half + 127) << 23);
-  return x < kSmallest ? 0.0f : (x == x ? scaled : x);
+      std::bit_cast<float>(std::bit_cast<std::uint32_t>(e) + (std::bit_cast<std::uint32_t>(rounded) << 23));
+  const float in_range = x <= kSmallest ? 0.0f : scaled;
+  return x <= kLargest ? in_range : x + std::numeric_limits<float>::infinity();
 }
 inline double exp_of(double x) { return std::exp(x); }
 
