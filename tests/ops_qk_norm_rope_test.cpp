@@ -20,8 +20,10 @@ struct Sizes {
   std::int64_t width() const { return 2 * pairs; }
   std::int64_t columns() const { return (q_heads + 2 * k_heads) * width(); }  // q, k and v
 };
-// One pair, a last sequence that is not whole, widths on both sides of the sums' lanes, more rows than a block.
-const Sizes kSizes[] = {{1, 1, 1, 1, 1}, {5, 2, 3, 1, 3}, {34, 17, 4, 2, 8}, {70, 70, 2, 2, 33}};
+// One pair, a last sequence that is not whole, widths on both sides of the sums' lanes, more rows than a block,
+// and usual heads, for which the loops have constant lengths.
+const Sizes kSizes[] = {{1, 1, 1, 1, 1},    {5, 2, 3, 1, 3},  {34, 17, 4, 2, 8}, {70, 70, 2, 2, 33},
+                        {33, 16, 3, 1, 16}, {6, 3, 2, 1, 32}, {5, 5, 1, 2, 64}};
 
 struct Pair {
   OwnedTensor q, k;

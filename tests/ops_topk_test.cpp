@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numeric>
 
@@ -181,6 +183,30 @@ TEST(TopK, AgreesWithAStableSort) {
             ASSERT_EQ(choice.chosen[t * slots + k], free ? 0.0 : score[t * experts + e])
                 << experts << " experts";
           }
+        }
+      }
+    }
+  }
+}
+
+// Whole groups of tokens go side by side, the others one by one: a group against each of its tokens alone.
+TEST(TopK, TokensSideBySideAsOneByOne) {
+  constexpr std::int64_t kTokens = 16, experts = 33;
+  const double odd[] = {kNan, kInfinity, -kInfinity, 0.0, -0.0, 1e-45, -1e-45, 1e30};
+  const OwnedTensor skip = ints(std::vector<double>(kTokens, 0));
+  for (DType dtype : {DType::f32, DType::f64}) {
+    for (std::int64_t slots : {1, 3, 16, 17}) {
+      const OwnedTensor score = normal_strided(kTokens, experts, dtype, "score");
+      for (std::int64_t i = 0; i < score.numel(); ++i)
+        set(score, i, i % 3 == 0 ? odd[i / 3 % 8] : std::round(score[i] * 2) / 2);
+      for (std::int64_t e = 0; e < experts; ++e) set(score, 5 * experts + e, kNan);
+      const Choice together(score, slots, skip);
+      for (std::int64_t t = 0; t < kTokens; ++t) {
+        const Choice alone(score.view().slice(t, 1), slots, ints({0}));
+        for (std::int64_t k = 0; k < slots; ++k) {
+          ASSERT_EQ(together.expert[t * slots + k], alone.expert[k]) << "token " << t << ", slot " << k;
+          const double a = together.chosen[t * slots + k], b = alone.chosen[k];
+          ASSERT_EQ(std::bit_cast<std::uint64_t>(a), std::bit_cast<std::uint64_t>(b)) << a << ", not " << b;
         }
       }
     }

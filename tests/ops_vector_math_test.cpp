@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
+#include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops::cpu {
@@ -67,12 +69,40 @@ TEST(VectorMath, EndsOfTheRange) {
   EXPECT_EQ(exp_of(-1e30f), 0.0f);
   EXPECT_EQ(exp_of(-88.0f), 0.0f);  // subnormal: flushed
   EXPECT_TRUE(std::isfinite(exp_of(88.72f)));
-  EXPECT_EQ(exp_of(88.73f), kInfinity);
+  EXPECT_TRUE(std::isfinite(exp_of(88.7228317f)));  // the last one before the overflow
+  EXPECT_EQ(exp_of(88.7228394f), kInfinity);
+  EXPECT_EQ(exp_of(1e30f), kInfinity);
   EXPECT_EQ(exp_of(kInfinity), kInfinity);
   EXPECT_TRUE(std::isnan(exp_of(kNan)));
   EXPECT_EQ(sigmoid_of(kInfinity), 1.0f);
   EXPECT_EQ(sigmoid_of(-kInfinity), 0.0f);
   EXPECT_TRUE(std::isnan(sigmoid_of(kNan)));
+}
+
+// The order that sum_in_lanes promises, written out.
+template <class Sum>
+Sum sum_in_sixteen_lanes(const std::vector<Sum>& term) {
+  Sum lane[16] = {};
+  for (std::size_t i = 0; i < term.size(); ++i) lane[i % 16] += term[i];
+  for (std::size_t width = 8; width > 0; width /= 2)
+    for (std::size_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+  return lane[0];
+}
+
+template <class Sum>
+void expect_sums_in_lanes() {
+  for (std::size_t n : {0, 1, 7, 15, 16, 17, 31, 32, 33, 192, 1023}) {
+    std::vector<Sum> term(n);
+    for (std::size_t i = 0; i < n; ++i)
+      term[i] = std::sin(static_cast<Sum>(i + 1)) * std::exp2(static_cast<Sum>(i % 9));
+    const auto at = [&](std::int64_t i) { return term[static_cast<std::size_t>(i)]; };
+    EXPECT_EQ(sum_in_lanes<Sum>(static_cast<std::int64_t>(n), at), sum_in_sixteen_lanes(term)) << n << " terms";
+  }
+}
+
+TEST(SumInLanes, AddsInTheOrderThatItPromises) {
+  expect_sums_in_lanes<float>();
+  expect_sums_in_lanes<double>();
 }
 
 }  // namespace

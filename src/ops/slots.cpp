@@ -1,8 +1,12 @@
 #include "ops/slots.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
@@ -49,34 +53,90 @@ void softmax_backward_on_cpu(Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE) 
   }
 }
 
+// The order of top_k as that of integers: numbers as they are, both zeros equal, NaN below all of them, and the
+// least integer below NaN.
+template <class Key, class T>
+Key key_of(T score) {
+  constexpr Key kLeast = std::numeric_limits<Key>::min(), kNan = kLeast + 1;
+  const Key bits = std::bit_cast<Key>(score + T(0));
+  return score == score ? bits ^ ((bits >> std::numeric_limits<Key>::digits) & ~kLeast) : kNan;
+}
+
+// The K best of one token, by insertion into a list that is sorted at all times. An equal score does not pass
+// the ones before it, which belong to smaller experts; a NaN passes nothing, and every number passes it.
+template <class T>
+void best_of_token(std::int32_t* expert, const T* score, std::int64_t slots, std::int64_t experts) {
+  const auto passes = [score](std::int64_t e, std::int64_t other) {
+    return score[e] > score[other] || (score[e] == score[e] && score[other] != score[other]);
+  };
+  for (std::int64_t e = 0, filled = 0; e < experts; ++e) {
+    if (filled == slots && !passes(e, expert[slots - 1])) continue;
+    if (filled < slots) ++filled;
+    std::int64_t slot = filled - 1;
+    for (; slot > 0 && passes(e, expert[slot - 1]); --slot) expert[slot] = expert[slot - 1];
+    expert[slot] = static_cast<std::int32_t>(e);
+  }
+}
+
+// The same of several tokens side by side, one a lane, without branches: what a score passes moves down by one.
+template <class T>
+class BestOfTokens {
+  using Key = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  using Keys [[gnu::vector_size(64)]] = Key;
+
+ public:
+  static constexpr std::int64_t kTokens = sizeof(Keys) / sizeof(Key), kMostSlots = 16;
+
+  void find(const Rows<std::int32_t>& expert_rows, const Rows<T>& score_rows, std::int64_t t,
+            std::int64_t slots, std::int64_t experts) {
+    const Keys none = Keys{} + std::numeric_limits<Key>::min();
+    std::fill_n(key_, slots, none);
+    std::fill_n(expert_, slots, Keys{});
+    for (std::int64_t e = 0; e < experts; ++e) {
+      Key score[kTokens];
+      for (std::int64_t l = 0; l < kTokens; ++l) score[l] = key_of<Key>(score_rows[t + l][e]);
+      Keys key;
+      std::memcpy(&key, score, sizeof key);
+      const Keys expert = Keys{} + static_cast<Key>(e);
+      Keys passes = key > key_[slots - 1];
+      for (std::int64_t k = slots - 1; k > 0; --k) {
+        const Keys passes_next = key > key_[k - 1];
+        key_[k] = passes_next ? key_[k - 1] : (passes ? key : key_[k]);
+        expert_[k] = passes_next ? expert_[k - 1] : (passes ? expert : expert_[k]);
+        passes = passes_next;
+      }
+      key_[0] = passes ? key : key_[0];
+      expert_[0] = passes ? expert : expert_[0];
+    }
+    for (std::int64_t l = 0; l < kTokens; ++l)
+      for (std::int64_t k = 0; k < slots; ++k) expert_rows[t + l][k] = static_cast<std::int32_t>(expert_[k][l]);
+  }
+
+ private:
+  Keys key_[kMostSlots], expert_[kMostSlots];
+};
+
 template <class T>
 void top_k_on_cpu(Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T) {
   const Rows<std::int32_t> expert_rows(expert_TK), skip(token_T);
   const Rows<T> chosen_rows(chosen_TK), score_rows(score_TE);
-  const std::int64_t slots = expert_TK.dim(1), experts = score_TE.dim(1);
+  const std::int64_t n_tokens = score_TE.rows(), slots = expert_TK.dim(1), experts = score_TE.dim(1);
+  constexpr std::int64_t kTokens = BestOfTokens<T>::kTokens;
 #pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
-  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
-    std::int32_t* expert = expert_rows[t];
-    T* chosen = chosen_rows[t];
-    if (*skip[t] < 0) {
-      std::fill_n(expert, slots, -1);
-      std::fill_n(chosen, slots, T(0));
-      continue;
-    }
-    // Insertion into a list that is sorted at all times. An equal score does not pass the ones before it, which
-    // belong to smaller experts; a NaN passes nothing, and every number passes it.
-    const auto passes = [](T score, T other) { return score > other || (score == score && other != other); };
-    const T* score = score_rows[t];
-    for (std::int64_t e = 0, filled = 0; e < experts; ++e) {
-      if (filled == slots && !passes(score[e], chosen[slots - 1])) continue;
-      if (filled < slots) ++filled;
-      std::int64_t slot = filled - 1;
-      for (; slot > 0 && passes(score[e], chosen[slot - 1]); --slot) {
-        chosen[slot] = chosen[slot - 1];
-        expert[slot] = expert[slot - 1];
+  for (std::int64_t first = 0; first < n_tokens; first += kTokens) {
+    const std::int64_t last = std::min(first + kTokens, n_tokens);
+    const bool together = last - first == kTokens && slots <= BestOfTokens<T>::kMostSlots;
+    if (together) BestOfTokens<T>().find(expert_rows, score_rows, first, slots, experts);
+    for (std::int64_t t = first; t < last; ++t) {
+      std::int32_t* expert = expert_rows[t];
+      T* chosen = chosen_rows[t];
+      if (*skip[t] < 0) {
+        std::fill_n(expert, slots, -1);
+        std::fill_n(chosen, slots, T(0));
+        continue;
       }
-      chosen[slot] = score[e];
-      expert[slot] = static_cast<std::int32_t>(e);
+      if (!together) best_of_token(expert, score_rows[t], slots, experts);
+      for (std::int64_t k = 0; k < slots; ++k) chosen[k] = score_rows[t][expert[k]];
     }
   }
 }

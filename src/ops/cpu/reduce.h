@@ -25,34 +25,36 @@ class Rows {
   std::int64_t stride_;
 };
 
-// The sum in double of term(i), i < n. Term i goes to lane i mod 16, and the upper half of the lanes is added
+// The sum of term(i), i < n, in `Sum`. Term i goes to lane i mod 16, and the upper half of the lanes is added
 // to the lower one until one is left: no processor, thread count or alignment changes the order. The lanes are
 // vectors by type, which GCC keeps in registers; an array of them it folds by way of the stack.
-template <class F>
-[[gnu::always_inline]] inline double sum_in_lanes(std::int64_t n, F&& term) {
-  constexpr std::int64_t kLanes = 16;
-  using Half [[gnu::vector_size(kLanes / 2 * sizeof(double))]] = double;
-  Half low = {}, high = {};
-  const auto add = [&](const double(&lane)[kLanes]) {
-    Half l, h;
-    std::memcpy(&l, lane, sizeof l);
-    std::memcpy(&h, lane + kLanes / 2, sizeof h);
-    low += l;
-    high += h;
+template <class Sum = double, class F>
+[[gnu::always_inline]] inline Sum sum_in_lanes(std::int64_t n, F&& term) {
+  constexpr std::int64_t kLanes = 16, kHalf = kLanes / 2;
+  using Vector [[gnu::vector_size(64)]] = Sum;
+  using Half [[gnu::vector_size(kHalf * sizeof(Sum))]] = Sum;
+  constexpr std::size_t kVectors = kLanes * sizeof(Sum) / sizeof(Vector);
+  Vector sum[kVectors] = {};
+  const auto add = [&](const Sum(&lane)[kLanes]) {
+    Vector more[kVectors];
+    std::memcpy(&more, lane, sizeof more);
+    for (std::size_t v = 0; v < kVectors; ++v) sum[v] += more[v];
   };
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    double lane[kLanes];
+    Sum lane[kLanes];
 #pragma omp simd
-    for (std::int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<double>(term(i + l));
+    for (std::int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<Sum>(term(i + l));
     add(lane);
   }
   if (i < n) {
-    double lane[kLanes] = {};
-    for (std::int64_t l = 0; i + l < n; ++l) lane[l] = static_cast<double>(term(i + l));
+    Sum lane[kLanes] = {};
+    for (std::int64_t l = 0; i + l < n; ++l) lane[l] = static_cast<Sum>(term(i + l));
     add(lane);
   }
-  low += high;
+  Half half[2];
+  std::memcpy(&half, &sum, sizeof half);
+  Half low = half[0] + half[1];
   low += __builtin_shufflevector(low, low, 4, 5, 6, 7, 0, 1, 2, 3);
   low += __builtin_shufflevector(low, low, 2, 3, 0, 1, 2, 3, 0, 1);
   return low[0] + low[1];

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops::cpu {
@@ -21,16 +22,14 @@ template <class T>
 inline T swiglu_backward_row(T* dgate_up, const T* dout, const T* gate_up, std::int64_t width, T weight) {
   const T *gate = gate_up, *up = gate_up + width;
   T *dgate = dgate_up, *dup = dgate_up + width;
-  T dweight = 0;
-#pragma omp simd reduction(+ : dweight)
-  for (std::int64_t f = 0; f < width; ++f) {
+  return sum_in_lanes<T>(width, [=](std::int64_t f) {
     const T g = gate[f], u = up[f], d = weight * dout[f], sigmoid = sigmoid_of(g),
             silu = g * sigmoid;  // before dgate and dup, which may be their memory
-    dweight += dout[f] * (silu * u);
+    const T dweight = dout[f] * (silu * u);
     dgate[f] = d * u * (sigmoid + silu * (1 - sigmoid));
     dup[f] = d * silu;
-  }
-  return dweight;
+    return dweight;
+  });
 }
 
 }  // namespace switchyard::ops::cpu
