@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 ROUTERS = ({"type": "lpr", "reg_coef": 0.5, "z_loss_coef": 0.01}, {"type": "softmax_topk", "balance_scope": "model"},
            {"type": "top_p", "p": 0.6, "max_experts": 3, "entropy_coef": 0.1, "balance_scope": "layer"},
            {"type": "dynamic_k", "max_experts": 4, "balance_coef": 0.1}, {"type": "quantile"},
-           {"type": "expert_threshold", "max_experts": 3}, {"type": "kmeans"},
+           {"type": "expert_threshold", "max_experts": 3, "threshold_decay": 0.5}, {"type": "kmeans"},
            {"type": "sigmoid_group", "balance_coef": 0.1}, {"capacity_factor": 0.75})
 # Options that change what is computed; of one layout.
 OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
@@ -33,7 +33,7 @@ OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
              for name in ("activation_norm_l1", "attention_entropy", "router_entropy")),
            {"type": "dynamic_k", "max_experts": 4, "estimator": "threshold", "threshold": 5.6},
            {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},
-           {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4},
+           {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4, "threshold_decay": 0.5},
            {"type": "top_p", "renormalise": True, "max_experts": 4, "balance_scope": "sequence"})
 
 
