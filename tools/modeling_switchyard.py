@@ -274,7 +274,7 @@ class SigmoidGroupRouter(Router):
 
 
 class QuantileRouter(WithQuantileBias):
-    options_of_type = {"score_function": "sigmoid", "bias_ema": 0.0}
+    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "bias_ema": 0.0}
 
     def build(self):
         super().build()
@@ -665,6 +665,10 @@ class WithRouter:
         for block in self.routed_experts():
             block.gate.after_step()
 
+    @classmethod
+    def _can_set_experts_implementation(cls):
+        return True  # the experts are transformers' own, which it looks for in this file's text
+
     def _init_weights(self, module):
         if isinstance(module, Router):
             module.reset_parameters()
@@ -679,7 +683,7 @@ def with_router_losses(forward):
     @functools.wraps(forward)
     def routed_forward(self, *args, output_router_logits=None, return_dict=None, **kwargs):
         if output_router_logits is None:
-            output_router_logits = self.config.output_router_logits
+            output_router_logits = getattr(self.config, "output_router_logits", False)
         mask = signature.bind(self, *args, **kwargs).arguments.get("attention_mask")
         blocks = self.routed_experts()
         for block in blocks:
@@ -705,6 +709,11 @@ try:
                                                  register_checkpoint_conversion_mapping)
 except ImportError:  # the routers alone
     DeepseekV3Config = None
+
+    def __getattr__(name):
+        if name.startswith("Switchyard"):
+            raise ImportError(f"{name} needs transformers 5.0 or later; pip install -U transformers")
+        raise AttributeError(name)
 
 if DeepseekV3Config is not None:
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """tools/modeling_switchyard.py computes what switchyard computes: its routers as tests/golden/router_* has them, and
-models of every layout with every router as the built binary does. Needs torch, safetensors and, for models,
-transformers; without them it is skipped."""
+models of every layout with every router as the built binary does. Needs torch and safetensors, and for models transformers
+and tokenizers; without them it is skipped."""
 
 import json
+import os
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
 try:
     import torch
+    import torch.utils.checkpoint
     from safetensors.torch import load_file
 except ImportError:
     torch = None
@@ -20,6 +23,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 if torch is not None:
     import modeling_switchyard as modeling
 
+try:
+    import check_export
+    import export_runs
+    from transformers.utils import logging
+except ImportError:
+    check_export = None
+
+BINARY = os.environ.get("SWITCHYARD_BIN", str(ROOT / "build" / "switchyard"))
 # Of a tensor's largest value. The golden numbers are those of float64, rounded to float32.
 TOLERANCE = 2e-6
 
@@ -92,6 +103,61 @@ class GoldenRouters(unittest.TestCase):
             with self.subTest(directory.name):
                 self.run_case(json.loads((directory / "case.json").read_text()),
                               load_file(directory / "tensors.safetensors"))
+
+    def test_padding_and_recomputation_count_nowhere(self):
+        router = modeling.SigmoidGroupRouter(8, 4, 2, capacity_factor=0.5)
+        x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
+        real = torch.tensor([[True] * 6, [False] * 6])
+        routing = torch.utils.checkpoint.checkpoint(router, x, real, use_reentrant=False)
+        self.assertFalse(routing.taken_TK[6:].any() or routing.weight_TK[6:].any())
+        self.assertLessEqual(routing.taken_TE.sum(0).max().item(), 2)  # ceil(0.5 * 6 * 2 / 4)
+        routing.weight_TK.sum().backward()
+        self.assertEqual(router.sums["count"].sum().item(), routing.taken_TK.sum().item())
+        alone = router(x[:1])
+        self.assertTrue(torch.equal(alone.weight_TK, routing.weight_TK[:6]))
+
+    def test_an_unknown_option_is_named(self):
+        with self.assertRaisesRegex(ValueError, "LatentPrototypeRouter has no option latent; it has .*latent_dim"):
+            modeling.LatentPrototypeRouter(8, 4, 2, latent=3)
+        with self.assertRaisesRegex(ValueError, "router.type is 'lrp'; known: softmax_topk, .*lpr"):
+            modeling.make_router({"type": "lrp"}, 8, 4, 2)
+
+
+@unittest.skipIf(torch is None or check_export is None, "without torch, transformers and tokenizers")
+@unittest.skipUnless(os.access(BINARY, os.X_OK), f"without {BINARY}")
+class Models(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # tiny products
+        cls.addClassCleanup(torch.set_num_threads, threads)
+
+    def check(self, layout, router):
+        with self.subTest(layout=layout, router=router), tempfile.TemporaryDirectory() as place:
+            self.assertEqual(export_runs.check_router(BINARY, Path(place), check_export.MODELS[layout], router), [])
+
+    def test_every_router_in_every_layout(self):
+        for layout in check_export.LAYOUTS:
+            for router in export_runs.ROUTERS:
+                self.check(layout, router)
+
+    def test_every_option(self):
+        for router in export_runs.OPTIONS:
+            self.check("qwen3_moe", router)
+
+    def test_defaults_are_switchyards(self):
+        for kind, router in modeling.ROUTERS.items():
+            with self.subTest(kind), tempfile.TemporaryDirectory() as place:
+                config = Path(place) / "run.json"
+                config.write_text(json.dumps({"model": check_export.MODELS["mixtral"], "router": {"type": kind},
+                                              "data": {"train": ["none.bin"]}, "train": {"steps": 1, "seq_len": 8, "micro_batch_size": 1}}))
+                ours = json.loads(export_runs.switchyard(BINARY, "inspect", config, "--json").stdout)["config"]["router"]
+                theirs = modeling.EVERY_ROUTER | router.options_of_type
+                if "max_experts" in theirs:
+                    theirs["max_experts"] = 2  # num_experts_per_tok
+                self.assertEqual({key: value for key, value in ours.items() if key != "type"}, theirs)
 
 
 if __name__ == "__main__":
