@@ -2,6 +2,7 @@
 
 import array
 import hashlib
+import importlib.util
 import json
 import struct
 import subprocess
@@ -242,26 +243,26 @@ def check_saved(binary, place, model, data):
     return problems
 
 
-def lm_eval_loss(directory, text):
-    """Nats of a text to lm_eval, or None where it is not installed."""
-    try:
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
+def lm_eval_loss(directory, context, continuation):
+    """Nats of a continuation to lm_eval, or None where it is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
         return None
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
     harness = HFLM(pretrained=str(directory), trust_remote_code=True, dtype="float32", device="cpu", batch_size=1)
-    request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
-    return -harness.loglikelihood_rolling([request], disable_tqdm=True)[0]
+    request = Instance(request_type="loglikelihood", doc={}, arguments=(context, continuation), idx=0)
+    return -harness.loglikelihood([request], disable_tqdm=True)[0][0]
 
 
 def check_lm_eval(place, model, tokenizer):
-    text = SENTENCES[0]
-    theirs = lm_eval_loss(place / "exported", text)
+    context, continuation = SENTENCES[0][:17], SENTENCES[0][17:]
+    theirs = lm_eval_loss(place / "exported", context, continuation)
     if theirs is None:
         return []
-    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    begin, ids = len(tokenizer(context)["input_ids"]), torch.tensor([tokenizer(context + continuation)["input_ids"]])
     with torch.no_grad():
-        expected = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+        expected = torch.nn.functional.cross_entropy(
+            model(ids[:, :-1]).logits[0, begin - 1:], ids[0, begin:], reduction="sum").item()
     return [] if abs(theirs - expected) < 1e-3 else [f"lm_eval gives {theirs} nats, not {expected}"]
 
 

@@ -5,6 +5,7 @@ and tokenizers; without them it is skipped."""
 
 import json
 import os
+import re
 import sys
 import tempfile
 import unittest
@@ -121,6 +122,17 @@ class GoldenRouters(unittest.TestCase):
             modeling.LatentPrototypeRouter(8, 4, 2, latent=3)
         with self.assertRaisesRegex(ValueError, "router.type is 'lrp'; known: softmax_topk, .*lpr"):
             modeling.make_router({"type": "lrp"}, 8, 4, 2)
+
+    def test_the_page_runs(self):
+        page = (ROOT / "docs/router_in_pytorch.md").read_text()
+        (program,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if block.startswith("import"))
+        torch.manual_seed(1)
+        names = {}
+        exec(compile(program, "docs/router_in_pytorch.md", "exec"), names)
+        self.assertLess(names["loss"].item(), 1.9)  # 2: x and the values beside it have nothing in common
+        self.assertTrue(names["layer"].router.e_score_correction_bias.any())
+        for name, router in modeling.ROUTERS.items():
+            self.assertIn(f"| `{router.__name__}` | `{name}` |", page)
 
 
 @unittest.skipIf(torch is None or check_export is None, "without torch, transformers and tokenizers")
