@@ -6,7 +6,7 @@ for each: `switchyard export` of it must open with from_pretrained without a mis
 give the same logits, tensor by tensor the same bits; `switchyard dump` must give transformers' logits (in float32);
 saved with fused experts it must export to the same bits. Then trains runs of each layout: their exports must give
 the same tokens of a prompt and the same greedy text in `switchyard generate` on the run, on the export, and in
-`transformers`. Runs with every router that transformers has not: from_pretrained must refuse them without
+`transformers`. Runs with every router that transformers does not have: from_pretrained must refuse them without
 trust_remote_code, and with it give the same logits, greedy text, losses of a step and state after it, save the same
 tensors, and in lm_eval, where that is installed, the same loss of a text.
 Exit code 0: all of it holds; 1: something does not.

@@ -162,10 +162,10 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
   }
   const std::string why = fmt::format("{}", fmt::join(beyond, "; "));
   if (!as_layout) {
-    log_info(
-        fmt::format("transformers has not this model's router ({}): {} computes it, by from_pretrained(..., "
-                    "trust_remote_code=True), which is refused without; --as-layout writes {} all the same",
-                    why, config::kModelingFile, layout_name));
+    log_info(fmt::format(
+        "transformers does not have this model's router ({}): {} computes it, by from_pretrained(..., "
+        "trust_remote_code=True), which is refused without; --as-layout writes {} all the same",
+        why, config::kModelingFile, layout_name));
     return router;
   }
   const config::Router own = config::default_router(*source.model().layout, router::router_schemas());
