@@ -64,6 +64,8 @@ TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
                         architecture = parsed(plain)["architectures"].array()[0].text();
       EXPECT_EQ(parsed(stated)["model_type"], "switchyard_" + layout);
       EXPECT_EQ(parsed(stated)["architectures"].array()[0], "Switchyard" + architecture);
+      EXPECT_EQ(parsed(stated)["auto_map"]["AutoModelForCausalLM"],
+                "modeling_switchyard.Switchyard" + architecture);
       EXPECT_EQ(parse_model(stated, "x"), run.model);
       EXPECT_EQ(parse_model_router(stated, "x", router::router_schemas()), run.router);
       const Router own = default_router(*run.model.layout, router::router_schemas());

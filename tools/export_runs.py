@@ -2,20 +2,40 @@
 
 import array
 import hashlib
+import importlib.util
 import json
 import struct
 import subprocess
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 SENTENCES = ("The court held that the claim was barred.", "A naive reading, then: \u00e9t\u00e9, \u65e5\u672c\u8a9e and \U0001f600.",
              "def f(x):\n    return x + 1\n", "  Two spaces,\ttabs, and 1,234 numbers.")
 PROMPTS = ("The court held that", "  two  spaces\nand lines", "caf\u00e9 \u65e5\u672c \U0001f600!", "x")
-# More than one expert a token where a router can; the second holds back what an expert takes.
-ROUTERS = ({"type": "lpr", "bias": "quantile"}, {"type": "top_p"}, {"type": "dynamic_k"}, {"type": "quantile"},
-           {"type": "expert_threshold"}, {"type": "kmeans"}, {"capacity_factor": 0.75})
+CODE = "modeling_switchyard.py"
+# Float32 sums in another order, relative to the largest logit.
+TOLERANCE = 1e-5
+# More than one expert a token where a router can; the last holds back what an expert takes. With losses that show.
+ROUTERS = ({"type": "lpr", "reg_coef": 0.5, "z_loss_coef": 0.01}, {"type": "softmax_topk", "balance_scope": "model"},
+           {"type": "top_p", "p": 0.6, "max_experts": 3, "entropy_coef": 0.1, "balance_scope": "layer"},
+           {"type": "dynamic_k", "max_experts": 4, "balance_coef": 0.1}, {"type": "quantile"},
+           {"type": "expert_threshold", "max_experts": 3, "threshold_decay": 0.5}, {"type": "kmeans"},
+           {"type": "sigmoid_group", "balance_coef": 0.1}, {"capacity_factor": 0.75})
+# Options that change what is computed; of one layout.
+OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
+           *({"type": "lpr", "similarity": name} for name in ("dot", "gaussian", "mahalanobis", "cross_attention", "kl",
+                                                              "js", "hellinger", "wasserstein")),
+           {"type": "lpr", "similarity": "cross_attention", "num_heads": 2},
+           {"type": "lpr", "key_update": "ema", "diversity": "euclidean", "reg_scope": "micro_batch"},
+           *({"type": "dynamic_k", "max_experts": 4, "estimator": name}
+             for name in ("activation_norm_l1", "attention_entropy", "router_entropy")),
+           {"type": "dynamic_k", "max_experts": 4, "estimator": "threshold", "threshold": 5.6},
+           {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},
+           {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4, "threshold_decay": 0.5},
+           {"type": "top_p", "renormalise": True, "max_experts": 4, "balance_scope": "sequence"})
 
 
 def byte_tokenizer():
@@ -110,25 +130,166 @@ def check_text(binary, place, model, make):
     return problems
 
 
-def check_router(binary, place, model, router):
-    """transformers refuses a router that it does not compute; switchyard computes it from the export alone."""
-    said = train(binary, place, model, byte_tokenizer, router, 3)
-    exported, problems = place / "exported", []
-    if "--as-layout" not in said:
-        problems.append(f"export does not warn: {said!r}")
-    refused = f"switchyard_{model['model_type']}"
-    for directory in (exported, place / "run" / "checkpoints" / "latest"):
+def trusted(directory):
+    """transformers' model with the router's own code, and what was amiss about loading it."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=True, output_loading_info=True)
+    return model.eval(), [f"{key}: {sorted(map(str, names))[:4]}" for key, names in info.items() if names]
+
+
+def largest_difference(found, expected):
+    """Of the largest value."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def refusals(directory, layout):
+    """from_pretrained opens no such model whose code is not trusted."""
+    problems = []
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # refuses as it does when nobody answers its question in time
+    for given in ({}, {"trust_remote_code": False}):
         try:
-            AutoModelForCausalLM.from_pretrained(directory)
-            problems.append(f"from_pretrained opens {directory.name}")
+            AutoModelForCausalLM.from_pretrained(directory, **given)
+            problems.append(f"from_pretrained opens {directory.name} by {given}")
         except ValueError as error:
-            if refused not in str(error):
+            if "trust_remote_code" not in str(error):
                 problems.append(f"from_pretrained says {str(error)[:200]!r}")
+    return problems
+
+
+def check_logits(binary, place, model):
+    tokens = torch.randint(256, (2, 24), generator=torch.Generator().manual_seed(5))
+    save_file({"tokens": tokens.to(torch.int32)}, place / "tokens.safetensors")
+    switchyard(binary, "dump", place / "exported", "--tokens", place / "tokens.safetensors", "--out", place / "dump.st")
+    with torch.no_grad():
+        whole = model(tokens, use_cache=True)
+        masked = model(torch.cat([tokens[:, :3], tokens], 1), attention_mask=torch.cat(
+            [torch.zeros(2, 3, dtype=torch.long), torch.ones_like(tokens)], 1)).logits[:, 3:]
+    ours = load_file(place / "dump.st")["logits"].reshape(whole.logits.shape)
+    difference = largest_difference(whole.logits, ours)
+    if difference > TOLERANCE:
+        return [f"logits differ by {difference:.1e} of the largest"]
+    difference = largest_difference(masked, whole.logits)
+    return [f"left padding moves logits by {difference:.1e} of the largest"] if difference > TOLERANCE else []
+
+
+def check_greedy(binary, place, model, tokenizer):
+    """With a cache, token by token. A capacity looks at all tokens of a call: it is left out."""
+    problems = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            whole = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16)[0].tolist()
+        ours = generated(binary, place / "exported", prompt)
+        if ours[:2] != (ids, whole[len(ids):]):
+            problems.append(f"{prompt!r}: switchyard gives {ours[:2]}, transformers {(ids, whole[len(ids):])}")
+    return problems
+
+
+def check_step(binary, place, model, router):
+    """A step on one batch that is the whole of the data: its losses, and the state after it, by both programs."""
+    tokens = (torch.arange(4 * 32 + 1) * 7919 % 251).tolist()
+    (place / "batch").mkdir()
+    header = struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253)
+    (place / "batch/train_000000.bin").write_bytes(header + array.array("H", tokens).tobytes())
+    # What is drawn at random differs.
+    quiet = {"jitter": 0.0} | ({"align_weight": 0.0} if router.get("type") == "lpr" else {})
+    config = {"data": {"train": [str(place / "batch/train*.bin")]}, "router": {**router, **quiet},
+              "train": {"steps": 1, "seq_len": 32, "micro_batch_size": 4, "lr": 0.01}, "parallel": {"threads": 2}}
+    (place / "step.json").write_text(json.dumps(config))
+    switchyard(binary, "train", place / "step.json", "--init-from", place / "exported", "--out", place / "step")
+    logged = json.loads((place / "step/metrics.jsonl").read_text().splitlines()[0])
+    inputs = torch.tensor(tokens[:-1]).view(4, 32)
+    gates = [block.gate for block in model.routed_experts()]
+    for gate in gates:
+        vars(gate.options).update(quiet)
+    output = model.train()(inputs, labels=inputs, shift_labels=torch.tensor(tokens[1:]).view(4, 32),
+                           output_router_logits=True)
+    theirs = {"loss": output.loss.item() - output.aux_loss.item(), "aux_loss": output.aux_loss.item()}
+    ours = {"loss": logged["loss"], "aux_loss": sum(logged[f"{kind}_loss"] for kind in ("balance", "z", "router"))}
+    # The loss is of order 1 to 6, in float32.
+    problems = [f"{key}: {theirs[key]}, switchyard {ours[key]}" for key in ours
+                if abs(theirs[key] - ours[key]) > 1e-5 * max(1, abs(ours[key]))]
+    output.loss.backward()
+    if not all(p.grad is not None and p.grad.isfinite().all() for gate in gates for p in gate.parameters()
+               if p.requires_grad):
+        problems.append("a parameter of the router has no gradient")
+    model.after_step()
+    after = load_file(place / "step/checkpoints/latest/model.safetensors")
+    for layer, block in enumerate(model.model.layers):
+        for name, state in block.mlp.named_buffers() if hasattr(block.mlp, "gate") else ():
+            expected = next(t for key, t in after.items() if key.startswith(f"model.layers.{layer}.") and key.endswith(name))
+            if name.split(".")[-1] in ("expert_keys", "ema_sums", "ema_counts"):
+                continue  # of latents with noise
+            # A quantile moves by at most its bin where a rounding puts a token into the next one.
+            if (difference := largest_difference(state, expected)) > 1e-3:
+                problems.append(f"layer {layer}, {name} after a step differs by {difference:.1e} of the largest")
+    return problems
+
+
+def check_saved(binary, place, model, data):
+    """What save_pretrained writes opens again, and switchyard reads it."""
+    model.eval().save_pretrained(place / "saved")
+    again, problems = trusted(place / "saved")
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        if not torch.equal(model(tokens).logits, again(tokens).logits):
+            problems.append("a saved model has other logits")
+    before, after = (load_file(place / name / "model.safetensors") for name in ("exported", "saved"))
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+        problems.append("a saved model has other tensors")
+    losses = [json.loads(switchyard(binary, "eval", place / name, *data).stdout)["loss"] for name in ("exported", "saved")]
+    if losses[0] != losses[1]:
+        problems.append(f"to switchyard the export's loss is {losses[0]}, the saved model's {losses[1]}")
+    return problems
+
+
+def lm_eval_loss(directory, context, continuation):
+    """Nats of a continuation to lm_eval, or None where it is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        return None
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    harness = HFLM(pretrained=str(directory), trust_remote_code=True, dtype="float32", device="cpu", batch_size=1)
+    request = Instance(request_type="loglikelihood", doc={}, arguments=(context, continuation), idx=0)
+    return -harness.loglikelihood([request], disable_tqdm=True)[0][0]
+
+
+def check_lm_eval(place, model, tokenizer):
+    context, continuation = SENTENCES[0][:17], SENTENCES[0][17:]
+    theirs = lm_eval_loss(place / "exported", context, continuation)
+    if theirs is None:
+        return []
+    begin, ids = len(tokenizer(context)["input_ids"]), torch.tensor([tokenizer(context + continuation)["input_ids"]])
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(
+            model(ids[:, :-1]).logits[0, begin - 1:], ids[0, begin:], reduction="sum").item()
+    return [] if abs(theirs - expected) < 1e-3 else [f"lm_eval gives {theirs} nats, not {expected}"]
+
+
+def check_router(binary, place, model, router):
+    """transformers computes the router by the code that lies beside the model, and refuses the model without; switchyard
+    computes it from the export alone."""
+    said = train(binary, place, model, byte_tokenizer, router, 5)
+    exported, checkpoint, problems = place / "exported", place / "run" / "checkpoints" / "latest", []
     data = ("--data", place / "data/train_000000.bin", "--seq-len", 32, "--json", "-")
     losses = [json.loads(switchyard(binary, "eval", directory, *data).stdout)["loss"]
               for directory in (place / "run", exported)]
     if losses[0] != losses[1]:
         problems.append(f"the run's loss is {losses[0]}, its export's {losses[1]}")
+    if json.loads((exported / "config.json").read_text())["model_type"] == model["model_type"]:  # the layout's own
+        AutoModelForCausalLM.from_pretrained(exported)
+        return problems + (["brings code"] if (exported / CODE).exists() else [])
+    if "--as-layout" not in said:
+        problems.append(f"export does not say so: {said!r}")
+    for directory in (exported, checkpoint):
+        problems += refusals(directory, model["model_type"])
+    problems += trusted(checkpoint)[1]
+    ours, amiss = trusted(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    problems += amiss + check_logits(binary, place, ours) + check_lm_eval(place, ours, tokenizer)
+    if "capacity_factor" not in router:
+        problems += check_greedy(binary, place, ours, tokenizer)
+    problems += check_saved(binary, place, ours, data) + check_step(binary, place, ours, router)
     switchyard(binary, "export", exported, "--as-layout", "--out", place / "plain")
     AutoModelForCausalLM.from_pretrained(place / "plain")
     return problems
@@ -139,6 +300,6 @@ def cases(models):
     for layout, model in models.items():
         for name, make in TOKENIZERS.items():
             yield f"{layout}, text by {name}", lambda *at, model=model, make=make: check_text(*at, model, make)
-        for router in ROUTERS:
+        for router in ROUTERS + (OPTIONS if layout == "qwen3_moe" else ()):
             yield f"{layout}, router {json.dumps(router)}", lambda *at, model=model, router=router: check_router(
                 *at, model, router)

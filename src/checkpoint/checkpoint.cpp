@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/modeling_file.h"
 #include "checkpoint/shared_writing.h"
 #include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
@@ -240,6 +241,7 @@ class Saving {
     config_ = with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
                                                     router::router_schemas()),
                                record_of(texts_));
+    for (auto& file : modeling_files(run.model, run.router)) texts_.push_back(std::move(file));
     run_ = run_record_json({state, run.resolved_json, data});
     std::error_code error;
     fs::create_directories(checkpoints_, error);

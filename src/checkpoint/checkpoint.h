@@ -6,6 +6,7 @@
 //   state.safetensors   AdamW's moments "<name>.exp_avg", "<name>.exp_avg_sq" of what it trains, and what else a
 //                       run carries from step to step, each under the name that the caller gives it
 //   run.json            where the run stands (RunState), what its data are, the resolved configuration
+//   modeling_switchyard.py                 the router for `transformers`, where it is not the layout's own
 //   tokenizer_meta.json, tokenizer.json    which tokenizer made the data, where meta.json beside it says so
 //   manifest.json       size and CRC-32 of every other file; written last
 // clang-format on

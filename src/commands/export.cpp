@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "checkpoint/model_directory.h"
+#include "checkpoint/modeling_file.h"
 #include "checkpoint/tokenizer_record.h"
 #include "checkpoint/weights_files.h"
 #include "commands/commands.h"
@@ -56,8 +57,8 @@ void describe(CLI::App& app, Options& options) {
                "computes another model");
   app.footer(
       "Writes config.json and *.safetensors for transformers' from_pretrained, and the tokenizer's files. A "
-      "model "
-      "whose router transformers does not compute gets a model_type that from_pretrained refuses.\n"
+      "model whose router transformers does not compute brings the code for it, modeling_switchyard.py, which "
+      "from_pretrained runs with trust_remote_code=True, and refuses to open the model without.\n"
       "Examples:\n"
       "  switchyard export runs/quickstart --out exported --dtype bfloat16");
 }
@@ -161,11 +162,10 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
   }
   const std::string why = fmt::format("{}", fmt::join(beyond, "; "));
   if (!as_layout) {
-    log_warning(
-        fmt::format("transformers does not compute this model's router ({}): config.json has model_type "
-                    "switchyard_{}, which "
-                    "from_pretrained refuses and switchyard reads; --as-layout writes {} all the same",
-                    why, layout_name, layout_name));
+    log_info(fmt::format(
+        "transformers does not have this model's router ({}): {} computes it, by from_pretrained(..., "
+        "trust_remote_code=True), which is refused without; --as-layout writes {} all the same",
+        why, config::kModelingFile, layout_name));
     return router;
   }
   const config::Router own = config::default_router(*source.model().layout, router::router_schemas());
@@ -208,6 +208,8 @@ int run(const Options& options) {
   checkpoint::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type, record));
   const auto files = checkpoint::write_weights(temporary.path(), tensors, *max_shard_size);
   write_companions(source, record, temporary.path());
+  for (const auto& [name, text] : checkpoint::modeling_files(source.model(), router))
+    checkpoint::write_text(temporary.path() / name, text);
   sync_directory(temporary.path());
   fs::rename(temporary.path(), out, error);
   if (error) throw_input("{}: cannot be put in place: {}", out.string(), error.message());

@@ -18,6 +18,7 @@ namespace {
 // which would compute the layout's own, refuses it.
 constexpr char kWithRouter[] = "switchyard_";
 constexpr char kWithRouterClass[] = "Switchyard";
+constexpr char kAutoMap[] = "auto_map";
 constexpr std::int64_t kMaxLayers = 65536;
 // Bytes of optimizer state and gradients must fit int64 with room to spare.
 constexpr double kMaxParameters = 281474976710656.0;  // 2^48
@@ -261,7 +262,18 @@ std::string state_router(const std::string& config_json, const Model& model, con
   const std::string type(model.layout->name), architecture = std::string(model.layout->architecture);
   put("architectures", Json(Json::Array{Json(plain ? architecture : kWithRouterClass + architecture)}));
   put("model_type", plain ? type : kWithRouter + type);
-  if (!plain) put("router", write_router(router));
+  if (plain) {
+    std::erase_if(members, [](const JsonMember& member) { return member.key == kAutoMap; });
+    return to_text(json);
+  }
+  // Which classes of kModelingFile transformers opens the model with, where its code is trusted.
+  const std::string module(kModelingFile.substr(0, kModelingFile.rfind('.')));
+  const std::string own = module + "." + kWithRouterClass;
+  std::string stem = architecture;
+  stem.resize(stem.size() - std::string_view("ForCausalLM").size());
+  put(kAutoMap,
+      Json(Json::Object{{"AutoConfig", own + stem + "Config"}, {"AutoModelForCausalLM", own + architecture}}));
+  put("router", write_router(router));
   return to_text(json);
 }
 

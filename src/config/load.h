@@ -50,7 +50,9 @@ std::string model_to_hf_json(const Model& model);
 
 // A config.json that parse_model takes, made to state this router: where it is not the layout's own
 // (beyond_layout) model_type and architectures have our name in front, so that transformers refuses what it
-// would compute otherwise, and `router` holds all of it; else they are the layout's, and there is no `router`.
+// would compute otherwise, `router` holds all of it, and auto_map names the classes of kModelingFile that
+// compute it; else they are the layout's, and there is no `router`.
+inline constexpr std::string_view kModelingFile = "modeling_switchyard.py";
 std::string state_router(const std::string& config_json, const Model& model, const Router& router,
                          std::span<const RouterSchema> routers);
 

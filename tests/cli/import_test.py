@@ -1,5 +1,6 @@
 """Hugging Face model directories: eval, inspect, train --init-from and export, and every way in which one is wrong."""
 
+import ast
 import json
 import pathlib
 import re
@@ -10,6 +11,7 @@ import harness
 from harness import CliTest
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+CODE = pathlib.Path(__file__).resolve().parents[2] / "tools" / "modeling_switchyard.py"
 
 
 def read_raw(path):
@@ -179,6 +181,10 @@ class Import(CliTest):
                     config = json.loads((place / "config.json").read_text())
                     self.assertEqual(config["model_type"], "switchyard_qwen3_moe")
                     self.assertEqual(config["architectures"], ["SwitchyardQwen3MoeForCausalLM"])
+                    self.assertEqual(config["auto_map"], {
+                        "AutoConfig": "modeling_switchyard.SwitchyardQwen3MoeConfig",
+                        "AutoModelForCausalLM": "modeling_switchyard.SwitchyardQwen3MoeForCausalLM"})
+                    self.assertEqual((place / CODE.name).read_bytes(), CODE.read_bytes())
                     self.assertEqual(config["router"], json.loads((run / "config.json").read_text())["router"])
                 losses = [json.loads(self.ok("eval", place, "--data", "data/val.bin", "--seq-len", 32, "--json", "-").out)
                           ["loss"] for place in (run, out)]
@@ -190,13 +196,30 @@ class Import(CliTest):
                                  json.loads((run / "config.json").read_text())["router"])
                 said = self.ok("export", out, "--as-layout", "--out", plain).err
                 config = json.loads((plain / "config.json").read_text())
-                self.assertEqual((config["model_type"], "router" in config), ("qwen3_moe", False))
+                self.assertEqual((config["model_type"], "router" in config, "auto_map" in config),
+                                 ("qwen3_moe", False, False))
+                self.assertFalse((plain / CODE.name).exists())
                 self.assertEqual("at random" in said, not layout, said)
                 self.assertEqual(self.tensors(plain), self.tensors(out))
         finished = self.ok("train", self.write_config(train__steps=1), "--out", "own")
         finished = self.ok("export", "own", "--out", "own-out")
         self.assertNotIn("warning", finished.err)
         self.assertEqual(json.loads((self.dir / "own-out/config.json").read_text())["model_type"], "qwen3_moe")
+        for place in (self.dir / "own-out", self.latest("own")):
+            self.assertFalse((place / CODE.name).exists())
+
+    def test_the_code_for_transformers_names_every_class(self):
+        classes = {node.name for node in ast.walk(ast.parse(CODE.read_text())) if isinstance(node, ast.ClassDef)}
+        for case in ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe"):
+            with self.subTest(case):
+                source = self.model(case, name=case)
+                config = json.loads((source / "config.json").read_text())
+                config |= {"model_type": f"switchyard_{case}", "router": {"capacity_factor": 0.5}}
+                (source / "config.json").write_text(json.dumps(config))
+                self.ok("export", source, "--out", f"{case}-out")
+                names = json.loads((self.dir / f"{case}-out/config.json").read_text())["auto_map"].values()
+                self.assertEqual({name.split(".")[0] for name in names}, {CODE.stem})
+                self.assertLessEqual({name.split(".")[1] for name in names}, classes)
 
     def test_an_export_brings_a_tokenizer(self):
         meta = {"tokenizer": "bytes", "tokenizer_sha256": "", "vocab_size": 257, "eot_token": 256}
