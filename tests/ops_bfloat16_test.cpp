@@ -139,9 +139,9 @@ TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
                                       : OwnedTensor::strided(s.rows, s.out, DType::f32);
           const OwnedTensor expected =
               add ? normal({s.rows, s.out}, DType::f64, "start") : OwnedTensor({s.rows, s.out}, DType::f64);
-          ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
-                                     a.view().row_stride(), b.view().as<float>(), b.view().row_stride(), add,
-                                     out.view().as<float>(), out.view().row_stride());
+          ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, trans_a, trans_b, s.rows, s.out, s.in,
+                                a.view().as<float>(), a.view().row_stride(), b.view().as<float>(),
+                                b.view().row_stride(), add, out.view().as<float>(), out.view().row_stride());
           const OwnedTensor a64 = rounded(a), b64 = rounded(b);
           ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, a64.view().as<double>(),
                                  a64.view().dim(1), b64.view().as<double>(), b64.view().dim(1), add ? 1 : 0,
@@ -161,8 +161,8 @@ TEST(BFloat16, PackedSumsHaveOneOrder) {
   const auto product = [&](std::int64_t first, std::int64_t rows) {
     OwnedTensor out({rows, kN}, DType::f32);
     ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, ops::cpu::Trans::no, ops::cpu::Trans::yes, rows, kN, kK,
-                               a.view().row<float>(first), kK, b.view().as<float>(), kK, false,
-                               out.view().as<float>(), kN);
+                          a.view().row<float>(first), kK, b.view().as<float>(), kK, false,
+                          out.view().as<float>(), kN);
     return out;
   };
   expect_same_bits_on_any_thread_count([&] { return product(0, kM); });
