@@ -117,30 +117,35 @@ void multiply_strip(float* c, std::int64_t ldc, std::int64_t rows, std::int64_t 
 }
 constexpr float kOnes[kStrip] = {1, 1, 1, 1, 1, 1, 1, 1};
 
-// A stored matrix: `rows` rows of `columns` elements, a multiple of 16.
+// A stored matrix: rows [first, rows) of `columns` elements, a multiple of 16. Rows before and behind them may
+// be anything and count as zeros.
 struct Rows {
   const float* from;
-  std::int64_t ld, rows, columns;
+  std::int64_t ld, rows, columns, first = 0;
+  bool has(std::int64_t i) const { return i >= first && i < rows; }
+  // 16 elements of row i from column c on.
+  const float* at(std::int64_t i, std::int64_t c) const {
+    static constexpr float kZeros[kPanel] = {};
+    return has(i) ? from + i * ld + c : kZeros;
+  }
 };
 
-// To lines of the first `room` rows; those that are not there are zeros.
+// To lines of the first `room` rows.
 template <class Word>
 void pack_lines(Word32* to, std::int64_t stride, const Rows& in, std::int64_t room) {
   for (std::int64_t i = 0; i < room; ++i)
     for (std::int64_t c = 0; c < in.columns; c += kPanel * Word::kDepth)
       _mm512_storeu_si512(to + i * stride + c / Word::kDepth,
-                          i < in.rows ? Word::along(in.from + i * in.ld + c, in.columns - c) : Words{});
+                          in.has(i) ? Word::along(in.from + i * in.ld + c, in.columns - c) : Words{});
 }
 
 // To columns: K is down the rows.
 template <class Word>
 void pack_columns(Word32* to, std::int64_t stride, const Rows& in, std::int64_t room) {
   for (std::int64_t i = 0; i < room; i += Word::kDepth) {
-    const float* const row = in.from + i * in.ld;
-    const float* const next = i + 1 < in.rows ? row + in.ld : nullptr;
     for (std::int64_t c = 0; c < in.columns; c += kPanel)
       _mm512_storeu_si512(to + i / Word::kDepth * stride + c,
-                          i < in.rows ? Word::across(row + c, next ? next + c : nullptr, kPanel) : Words{});
+                          Word::across(in.at(i, c), in.at(i + 1, c), kPanel));
   }
 }
 
@@ -152,9 +157,9 @@ void pack_panels(Word32* to, const Rows& in, std::int64_t room) {
     for (std::int64_t w = 0; w < words; w += kPanel) {
       Words block[16];
       for (std::int64_t i = 0; i < 16; ++i)
-        block[i] = i0 + i < in.rows ? Word::along(in.from + (i0 + i) * in.ld + w * Word::kDepth,
-                                                  in.columns - w * Word::kDepth)
-                                    : Words{};
+        block[i] = in.has(i0 + i) ? Word::along(in.from + (i0 + i) * in.ld + w * Word::kDepth,
+                                                in.columns - w * Word::kDepth)
+                                  : Words{};
       transpose(block);
       for (std::int64_t i = 0; i < std::min(kPanel, words - w); ++i)
         _mm512_storeu_si512(to + (w + i) * kPanel, block[i]);
@@ -295,10 +300,12 @@ void forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v
 #pragma omp for schedule(static)
     for (std::int64_t x = 0; x < n_seq * G; ++x) {
       const std::int64_t row = x / G * all_keys, g = x % G;
+      const std::int32_t* const kv_begin = kv_begin_T.as<std::int32_t>() + x / G * S;
+      const std::int64_t first_seen = *std::min_element(kv_begin, kv_begin + S);
       pack_panels<Word>(keys_XP.row<Word32>(x),
-                        {k_TGN.row<float>(row) + g * N, k_TGN.row_stride(), all_keys, N}, room);
+                        {k_TGN.row<float>(row) + g * N, k_TGN.row_stride(), all_keys, N, first_seen}, room);
       pack_columns<Word>(values_XP.row<Word32>(x), M,
-                         {v_TGM.row<float>(row) + g * M, v_TGM.row_stride(), all_keys, M}, room);
+                         {v_TGM.row<float>(row) + g * M, v_TGM.row_stride(), all_keys, M, first_seen}, room);
     }
     alignas(64) ForwardSpace space;
     Word32* const lines = Word::kDepth == 1 ? reinterpret_cast<Word32*>(space.score) : space.lines;
