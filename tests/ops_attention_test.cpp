@@ -317,6 +317,12 @@ TEST(Attention, TilesOfAnyWordFollowTheDefinition) {
                                           ctx);
         ops::cpu::attention_backward_tiles(word, grad.q, grad.k, grad.v, dout, saved.out, saved.lse, in.q, in.k,
                                            in.v, kv_begin, c.shape(), ctx);
+        if (!exact) {
+          const Forward other(c, DType::f32);
+          ops::cpu::attention_forward_tiles(ops::cpu::PackedWord::f32, other.out, other.lse, in.q, in.k, in.v,
+                                            kv_begin, c.shape(), {}, ctx);
+          EXPECT_FALSE(same_bits(saved.out, other.out)) << describe(c, mask);
+        }
         // The tolerances of the two tests above.
         const double relative = exact ? 1e-6 : 0.02, absolute = exact ? 2e-6 : 0.03,
                      absolute_gradient = exact ? 1e-5 : 0.2;

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "ops/cpu/gemm.h"
 #include "ops/linear.h"
@@ -29,6 +30,12 @@ double to_bf16(double value) {
 OwnedTensor rounded(const Tensor& tensor) {
   OwnedTensor result(tensor.shape(), DType::f64);
   for (std::int64_t i = 0; i < tensor.numel(); ++i) set(result, i, to_bf16(get(tensor, i)));
+  return result;
+}
+
+OwnedTensor widened(const Tensor& tensor) {
+  OwnedTensor result(tensor.shape(), DType::f64);
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) set(result, i, get(tensor, i));
   return result;
 }
 
@@ -121,56 +128,90 @@ TEST(BFloat16, RoundedOperandsGiveTheSameProduct) {
       }
 }
 
-// Sizes at and beside those of strips, panels and the pieces that fit the caches.
-const Sizes kPackedSizes[] = {{1, 1, 1},      {7, 2, 15},     {8, 31, 16},   {9, 32, 17},    {63, 33, 33},
-                              {257, 511, 31}, {65, 513, 513}, {300, 70, 64}, {19, 1025, 545}};
+std::vector<ops::cpu::PackedWord> packed_words() {
+  using enum ops::cpu::PackedWord;
+  if (!ops::cpu::kHasPacked) return {};
+  if (!ops::cpu::kHasPairs) return {f32, rounded};
+  return {f32, rounded, pair};
+}
+const char* const kNoPacked = "not built for a processor with AVX-512";
+
+// Sizes at and beside those of strips, panels and the pieces that fit the caches; {rows, in, out}.
+const Sizes kPackedSizes[] = {{1, 1, 1},     {2, 3, 48},     {7, 2, 15},     {8, 31, 16},   {9, 32, 17},
+                              {63, 33, 33},  {257, 511, 31}, {65, 513, 513}, {300, 70, 64}, {19, 1025, 545},
+                              {40, 16, 129}, {257, 48, 160}, {256, 257, 130}};
 
 TEST(BFloat16, PackedOperandsGiveTheSameProduct) {
-  if (!ops::cpu::kHasPairs) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
-  for (const Sizes& s : kPackedSizes)
-    for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
-      for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
-        for (const bool add : {false, true}) {
-          const bool turn_a = trans_a == ops::cpu::Trans::yes, turn_b = trans_b == ops::cpu::Trans::yes;
-          // What lies beside the operands is NaN, and so is what the product may not read.
-          const OwnedTensor a = normal_strided(turn_a ? s.in : s.rows, turn_a ? s.rows : s.in, DType::f32, "a");
-          const OwnedTensor b = normal_strided(turn_b ? s.out : s.in, turn_b ? s.in : s.out, DType::f32, "b");
-          const OwnedTensor out = add ? normal_strided(s.rows, s.out, DType::f32, "start")
-                                      : OwnedTensor::strided(s.rows, s.out, DType::f32);
-          const OwnedTensor expected =
-              add ? normal({s.rows, s.out}, DType::f64, "start") : OwnedTensor({s.rows, s.out}, DType::f64);
-          ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, trans_a, trans_b, s.rows, s.out, s.in,
-                                a.view().as<float>(), a.view().row_stride(), b.view().as<float>(),
-                                b.view().row_stride(), add, out.view().as<float>(), out.view().row_stride());
-          const OwnedTensor a64 = rounded(a), b64 = rounded(b);
-          ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, a64.view().as<double>(),
-                                 a64.view().dim(1), b64.view().as<double>(), b64.view().dim(1), add ? 1 : 0,
-                                 expected.view().as<double>(), s.out);
-          // One more rounding: of the sum, when it is added to what was there.
-          EXPECT_TRUE(all_near(values(out), values(expected), 1e-6, tolerance(s.in) + 1e-6))
-              << s.rows << " x " << s.out << " x " << s.in;
-          EXPECT_TRUE(out.margins_untouched());
-        }
+  using ops::cpu::PackedWord;
+  if (packed_words().empty()) GTEST_SKIP() << kNoPacked;
+  for (const PackedWord word : packed_words())
+    for (const Sizes& s : kPackedSizes)
+      for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+        for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+          for (const bool add : {false, true}) {
+            const bool turn_a = trans_a == ops::cpu::Trans::yes, turn_b = trans_b == ops::cpu::Trans::yes;
+            // What lies beside the operands is NaN, and so is what the product may not read.
+            const OwnedTensor a =
+                normal_strided(turn_a ? s.in : s.rows, turn_a ? s.rows : s.in, DType::f32, "a");
+            const OwnedTensor b = normal_strided(turn_b ? s.out : s.in, turn_b ? s.in : s.out, DType::f32, "b");
+            const OwnedTensor out = add ? normal_strided(s.rows, s.out, DType::f32, "start")
+                                        : OwnedTensor::strided(s.rows, s.out, DType::f32);
+            const OwnedTensor expected =
+                add ? normal({s.rows, s.out}, DType::f64, "start") : OwnedTensor({s.rows, s.out}, DType::f64);
+            ops::cpu::gemm_packed(word, trans_a, trans_b, s.rows, s.out, s.in, a.view().as<float>(),
+                                  a.view().row_stride(), b.view().as<float>(), b.view().row_stride(), add,
+                                  out.view().as<float>(), out.view().row_stride());
+            const bool exact = word == PackedWord::f32;
+            const OwnedTensor a64 = exact ? widened(a) : rounded(a), b64 = exact ? widened(b) : rounded(b);
+            ops::cpu::gemm<double>(trans_a, trans_b, s.rows, s.out, s.in, 1, a64.view().as<double>(),
+                                   a64.view().dim(1), b64.view().as<double>(), b64.view().dim(1), add ? 1 : 0,
+                                   expected.view().as<double>(), s.out);
+            // One more rounding: of the sum, when it is added to what was there. Float32 operands need no other
+            // tolerance: fused operations do not round their products either.
+            EXPECT_TRUE(all_near(values(out), values(expected), 1e-6, tolerance(s.in) + 1e-6))
+                << s.rows << " x " << s.out << " x " << s.in << ", word " << static_cast<int>(word);
+            EXPECT_TRUE(out.margins_untouched());
+          }
 }
 
 // So that an expert's rows do not depend on who else is there, and a rank's on how many ranks there are.
 TEST(BFloat16, PackedSumsHaveOneOrder) {
-  if (!ops::cpu::kHasPairs) GTEST_SKIP() << "not built for a processor with AVX-512 BF16";
+  if (packed_words().empty()) GTEST_SKIP() << kNoPacked;
   constexpr std::int64_t kM = 300, kN = 600, kK = 1100;
-  const OwnedTensor a = normal({kM, kK}, DType::f32, "a"), b = normal({kN, kK}, DType::f32, "b");
-  const auto product = [&](std::int64_t first, std::int64_t rows) {
-    OwnedTensor out({rows, kN}, DType::f32);
-    ops::cpu::gemm_packed(ops::cpu::PackedWord::pair, ops::cpu::Trans::no, ops::cpu::Trans::yes, rows, kN, kK,
-                          a.view().row<float>(first), kK, b.view().as<float>(), kK, false,
-                          out.view().as<float>(), kN);
-    return out;
-  };
-  expect_same_bits_on_any_thread_count([&] { return product(0, kM); });
-  const OwnedTensor all = product(0, kM);
-  for (const std::int64_t first : {0, 5, 290}) {
-    for (const std::int64_t rows : {1, 3, 10})
-      EXPECT_TRUE(same_bits(product(first, rows), all.view().slice(first, rows))) << rows << " from " << first;
-  }
+  const OwnedTensor a_MK = normal({kM, kK}, DType::f32, "a"), a_KM = normal({kK, kM}, DType::f32, "a");
+  const OwnedTensor b_NK = normal({kN, kK}, DType::f32, "b"), b_KN = normal({kK, kN}, DType::f32, "b");
+  for (const ops::cpu::PackedWord word : packed_words())
+    for (const auto trans_a : {ops::cpu::Trans::no, ops::cpu::Trans::yes})
+      for (const auto trans_b : {ops::cpu::Trans::no, ops::cpu::Trans::yes}) {
+        const bool turn_a = trans_a == ops::cpu::Trans::yes, turn_b = trans_b == ops::cpu::Trans::yes;
+        const auto product = [&](std::int64_t first, std::int64_t rows, std::int64_t columns) {
+          OwnedTensor out({rows, columns}, DType::f32);
+          ops::cpu::gemm_packed(word, trans_a, trans_b, rows, columns, kK,
+                                turn_a ? a_KM.view().as<float>() + first : a_MK.view().row<float>(first),
+                                turn_a ? kM : kK, (turn_b ? b_NK : b_KN).view().as<float>(), turn_b ? kK : kN,
+                                false, out.view().as<float>(), columns);
+          return out;
+        };
+        expect_same_bits_on_any_thread_count([&] { return product(0, kM, kN); });
+        const OwnedTensor all = product(0, kM, kN);
+        for (const std::int64_t first : {0, 5, 290})
+          for (const std::int64_t rows : {1, 3, 10})
+            EXPECT_TRUE(same_bits(product(first, rows, kN), all.view().slice(first, rows)))
+                << rows << " from " << first;
+        for (const std::int64_t columns : {1, 40, 100, 512})
+          EXPECT_TRUE(same_bits(product(0, kM, columns), all.view().columns(0, columns)))
+              << columns << " columns";
+      }
+}
+
+// What a run is told of its dtype: rounded operands that are multiplied as float32 are no faster.
+TEST(BFloat16, PairsAreFastProducts) {
+  const bool pairs = ops::cpu::packed_word(MatmulType::bf16) == ops::cpu::PackedWord::pair;
+  EXPECT_TRUE(!pairs || ops::has_fast_matmul(MatmulType::bf16, Device::cpu));
+  EXPECT_EQ(ops::cpu::packed_word(MatmulType::f32), ops::cpu::PackedWord::f32);
+  EXPECT_NE(ops::cpu::packed_word(MatmulType::bf16), ops::cpu::PackedWord::f32);
+  EXPECT_NE(ops::cpu::packed_word(MatmulType::e4m3), ops::cpu::PackedWord::f32);
+  EXPECT_TRUE(ops::has_fast_matmul(MatmulType::f32, Device::cpu));
 }
 
 TEST(BFloat16, ItIsNotFloat32) {

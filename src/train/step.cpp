@@ -136,9 +136,10 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
         "which is slower than \"float32\"");
   else if (world.rank() == 0 && !ops::has_fast_matmul(ctx_.matmul, ctx_.device))
     log_warning(
-        "train.dtype is \"bfloat16\", but this processor has no bfloat16 products (they need AVX-512): "
-        "operands "
-        "are rounded and multiplied in float32, which is slower than \"float32\"");
+        "train.dtype is \"bfloat16\", but this processor has no fast bfloat16 products (Intel's are those of "
+        "AMX, "
+        "AMD's of AVX-512): operands are rounded and multiplied in float32, which is no faster than "
+        "\"float32\"");
   take_memory();
 }
 

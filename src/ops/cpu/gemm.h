@@ -27,7 +27,7 @@ void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std
 
 // Products of float matrices through bfloat16 operands: `multiply` for MatmulType::bf16.
 
-// Whether this processor multiplies bfloat16 itself (AVX-512 is needed).
+// Whether this processor multiplies bfloat16 itself, and faster than float32.
 bool has_bf16_products();
 
 // Rows of A with which B's rounding is a small part of a product; the fewer, the sooner its result is at hand,

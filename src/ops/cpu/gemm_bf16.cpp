@@ -199,7 +199,7 @@ bool packs_bf16(std::int64_t products) {
 
 bool has_bf16_products() {
   static const bool has = [] {
-    if (kHasPacked) return true;
+    if (kHasPacked) return has_tiles() || packed_word(MatmulType::bf16) == PackedWord::pair;
     try {
       compile({.trans_a = false, .trans_b = true, .add = false, .m = 32, .n = 32, .k = 32, .ldc = 32});
       return true;
