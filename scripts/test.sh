@@ -54,7 +54,18 @@ skipped_tests() {
        }' "$1"
 }
 
+# The last lines of each failed test in a log of CTest, which the output of those that passed would hide.
+failed_tests() {
+  awk '/^[0-9]+\/[0-9]+ Testing: / { name = $3; n = 0 }
+       { line[n++] = $0 }
+       /^Test Failed\.$/ {
+         print "  failed  " name
+         for (i = n > 40 ? n - 40 : 0; i < n; ++i) print "    " line[i]
+       }' "$1"
+}
+
 skips=()
+failures=()
 for preset in "${presets[@]}"; do
   directory=build
   [[ $preset == cpu ]] || directory="build-$preset"
@@ -70,6 +81,9 @@ for preset in "${presets[@]}"; do
     while IFS= read -r line; do
       skips+=("$preset: $line")
     done < <(skipped_tests "$log")
+    while IFS= read -r line; do
+      failures+=("$preset: $line")
+    done < <(failed_tests "$log")
   fi
 done
 
@@ -78,6 +92,7 @@ echo "Summary"
 printf '  %s\n' "${summary[@]}"
 printf '  %-27s %5d s\n' "everything" "$SECONDS"
 for line in "${skips[@]}"; do echo "  skipped  $line"; done
+for line in "${failures[@]}"; do echo "$line"; done
 ((${#presets[@]} > 1)) || echo "  the sanitizers were left out (--quick)"
 if $failed; then
   echo "FAILED"
