@@ -60,9 +60,11 @@ std::string no_command(const CLI::App& app, const std::string& word, bool asks_f
 int main(int argc, char** argv) {
   switchyard::limit_openmp_spinning(argv);
 #ifdef __GLIBC__
-  // oneDNN's large buffers go back to the system when they are freed. By default malloc keeps them from the
-  // second time on, in places where they do not fit each other's gaps, and memory grows for some steps.
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  // oneDNN allocates and frees buffers in each product. Up to 8 MiB they stay in the heap, which is never cut:
+  // asking the system for each was a sixth of a small model's step. Larger ones go back when they are freed; by
+  // default malloc keeps those from the second time on, where they do not fit each other's gaps, and memory grew.
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
   // A file size limit is then a failed write, which is reported like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
