@@ -30,7 +30,26 @@ void refuse_quantised(const std::string& config_json, const fs::path& path) {
               path.string(), printable(to_line(found)));
 }
 
-ModelWeights open_weights(const fs::path& directory) {
+config::ComputeType compute_type(const ModelDirectory& directory, const std::string& asked, Device device) {
+  if (asked.empty()) {
+    const auto run = directory.run();
+    return run && device == Device::cuda ? run->train.dtype : config::ComputeType::float32;
+  }
+  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
+}
+
+}  // namespace
+
+bool is_hugging_face(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path / "config.json", error)) return false;
+  for (const char* of_a_run : {"manifest.json", "run.json", "state.safetensors", "checkpoints"})
+    if (fs::exists(path / of_a_run, error)) return false;
+  return !config::looks_like_run(read_text_file(path / "config.json"), (path / "config.json").string());
+}
+
+ModelWeights open_weights(const fs::path& directory, const std::string& config_json) {
+  refuse_quantised(config_json, directory / "config.json");
   std::set<std::string> there;
   for (const auto& entry : fs::directory_iterator(directory))
     if (entry.path().extension() == ".safetensors") there.insert(entry.path().filename().string());
@@ -67,24 +86,6 @@ ModelWeights open_weights(const fs::path& directory) {
   return {directory, {listed.begin(), listed.end()}, true};
 }
 
-config::ComputeType compute_type(const ModelDirectory& directory, const std::string& asked, Device device) {
-  if (asked.empty()) {
-    const auto run = directory.run();
-    return run && device == Device::cuda ? run->train.dtype : config::ComputeType::float32;
-  }
-  return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
-}
-
-}  // namespace
-
-bool is_hugging_face(const fs::path& path) {
-  std::error_code error;
-  if (!fs::is_regular_file(path / "config.json", error)) return false;
-  for (const char* of_a_run : {"manifest.json", "run.json", "state.safetensors", "checkpoints"})
-    if (fs::exists(path / of_a_run, error)) return false;
-  return !config::looks_like_run(read_text_file(path / "config.json"), (path / "config.json").string());
-}
-
 ModelDirectory::ModelDirectory(const fs::path& path)
     : ModelDirectory(path, parallel::Group(*parallel::make_lone_transport(), {0})) {}
 
@@ -111,8 +112,7 @@ void ModelDirectory::open_hugging_face() {
   config_json_ = read_text_file(config);
   model_ = config::parse_model(config_json_, config.string());
   router();  // refused here where it cannot be read
-  refuse_quantised(config_json_, config);
-  weights_.emplace(open_weights(path_));
+  weights_.emplace(open_weights(path_, config_json_));
   // transformers writes num_nextn_predict_layers 1 by default and no such layer: the tensors decide.
   if (!weights_->has_layer(model_.num_hidden_layers)) model_.num_nextn_predict_layers = 0;
 }

@@ -24,6 +24,10 @@ namespace switchyard::checkpoint {
 // lost its manifest is not one.
 bool is_hugging_face(const std::filesystem::path& path);
 
+// The weights of a Hugging Face directory, whose config.json is given. Throws InputError: quantised weights;
+// files that the index does not name or that are not there.
+ModelWeights open_weights(const std::filesystem::path& directory, const std::string& config_json);
+
 class ModelDirectory {
  public:
   // A checkpoint as Checkpoint takes it (verified), else a Hugging Face directory. Throws InputError: neither;

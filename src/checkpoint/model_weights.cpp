@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <iterator>
 #include <set>
@@ -114,15 +113,6 @@ bool same_shape(const StoredTensor& stored, const Shape& shape) {
   bool same = static_cast<int>(stored.shape.size()) == shape.rank();
   for (int i = 0; same && i < shape.rank(); ++i) same = stored.shape[static_cast<std::size_t>(i)] == shape[i];
   return same;
-}
-
-// The layer of "model.layers.N.…", or -1.
-std::int64_t layer_of(std::string_view name) {
-  constexpr std::string_view kPrefix = "model.layers.";
-  if (!name.starts_with(kPrefix)) return -1;
-  std::int64_t layer = -1;
-  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
-  return error == std::errc() && stop != name.data() + name.size() && *stop == '.' ? layer : -1;
 }
 
 // What transformers keeps beside its weights to rotate by, and old files hold.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <initializer_list>
 #include <utility>
 
@@ -66,6 +67,14 @@ StoredTensor part_of(const StoredTensor& stored, std::string name, std::int64_t 
 }
 
 }  // namespace
+
+std::int64_t layer_of(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return -1;
+  std::int64_t layer = -1;
+  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+  return error == std::errc() && stop != name.data() + name.size() && *stop == '.' ? layer : -1;
+}
 
 std::string without_wrappers(std::string_view name) {
   Parts parts = parts_of(name);

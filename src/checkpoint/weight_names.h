@@ -17,6 +17,9 @@ namespace switchyard::checkpoint {
 // left out ("model.") put before it: "module.layers.0.mlp.gate.weight" -> "model.layers.0.mlp.gate.weight".
 std::string without_wrappers(std::string_view name);
 
+// The layer of "model.layers.N.…"; -1: of none.
+std::int64_t layer_of(std::string_view name);
+
 // A stored tensor, or a part of it, under a row's name.
 struct StoredRow {
   StoredTensor tensor;

@@ -33,6 +33,7 @@ struct Options {
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
+  std::string upcycle_from;     // empty: not; or the same of a dense model
   bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
   std::int64_t nproc = 0;       // ranks to start; 0: those that mpirun has started, or one
@@ -60,6 +61,11 @@ void describe(CLI::App& app, Options& options) {
          "--init-from", options.init_from,
          "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
          "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
+      ->type_name("DIR");
+  app.add_option(
+         "--upcycle-from", options.upcycle_from,
+         "Begin with the weights of a dense model, of whose networks the experts become copies or slices "
+         "(docs/upcycling.md). With --resume auto as --init-from")
       ->type_name("DIR");
   describe_device(app, options.device);
   describe_nproc(app, options.nproc);
@@ -135,13 +141,17 @@ Beginning find_beginning(const Options& options) {
   fs::path out =
       options.out.empty() ? fs::path("runs") / fs::path(options.config).stem() : fs::path(options.out);
   train::Resume resume = find_resume(options, out);
-  if (!options.init_from.empty()) {
+  const auto begin_with = [&](const char* option, const std::string& given,
+                              std::optional<fs::path>& directory) {
+    if (given.empty()) return;
     if (resume.checkpoint) {
-      log_info("--init-from " + options.init_from + " has no effect: the run goes on from its own checkpoint");
+      log_info(fmt::format("{} {} has no effect: the run goes on from its own checkpoint", option, given));
     } else {
-      resume.initial_weights = options.init_from;
+      directory = given;
     }
-  }
+  };
+  begin_with("--init-from", options.init_from, resume.initial_weights);
+  begin_with("--upcycle-from", options.upcycle_from, resume.dense_weights);
   resume.allow_new_data = options.allow_new_data;
   return {out, resume};
 }
@@ -159,6 +169,7 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   beginning.resume.wanted = !options.resume.empty();
   beginning.resume.checkpoint = optional_of_first(found.resume.checkpoint);
   beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
+  beginning.resume.dense_weights = optional_of_first(found.resume.dense_weights);
   beginning.resume.allow_new_data = options.allow_new_data;
   return beginning;
 }
@@ -203,11 +214,14 @@ int run_rank(const Options& options, parallel::World& world) {
 }
 
 int run(const Options& options) {
-  if (!options.init_from.empty() && !options.resume.empty() && options.resume != "auto")
-    throw_input(
-        "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
-        "remove one",
-        options.init_from, options.resume);
+  if (!options.init_from.empty() && !options.upcycle_from.empty())
+    throw_input("--upcycle-from {}: not together with --init-from {}: a run begins with one model; remove one",
+                options.upcycle_from, options.init_from);
+  const bool upcycles = options.init_from.empty();
+  const std::string& weights = upcycles ? options.upcycle_from : options.init_from;
+  if (!weights.empty() && !options.resume.empty() && options.resume != "auto")
+    throw_input("{} {}: not together with --resume {}: a run either begins with weights or goes on; remove one",
+                upcycles ? "--upcycle-from" : "--init-from", weights, options.resume);
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   return parallel::run_ranks(static_cast<int>(options.nproc),

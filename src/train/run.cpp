@@ -13,6 +13,7 @@
 
 #include "checkpoint/model_directory.h"
 #include "checkpoint/shared_directory.h"
+#include "checkpoint/upcycling.h"
 #include "config/names.h"
 #include "core/file.h"
 #include "core/log.h"
@@ -108,6 +109,13 @@ void TrainingRun::begin(const Resume& resume) {
       if (is_first()) {
         log_info(fmt::format("begins with the weights of {}", directory.path().string()));
         warn_of_other_tokens(run_.data, directory.path());
+      }
+    }
+    if (resume.dense_weights) {
+      const auto upcycled = checkpoint::upcycle(*resume.dense_weights, run_.model, model.parameters(), all_);
+      if (is_first()) {
+        log_info(fmt::format("begins with the weights of {}: {}", upcycled.directory.string(), upcycled.how));
+        warn_of_other_tokens(run_.data, upcycled.directory);
       }
     }
     model.round_weights(step_.context());

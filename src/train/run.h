@@ -22,6 +22,8 @@ struct Resume {
   std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
   // Where the weights of a run from the start come from (model_directory.h); none: they are random.
   std::optional<std::filesystem::path> initial_weights = std::nullopt;
+  // Or the dense model that the experts are made of (upcycling.h); not with initial_weights.
+  std::optional<std::filesystem::path> dense_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
 };
 
