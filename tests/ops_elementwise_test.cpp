@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -27,6 +28,20 @@ TEST(Elementwise, FillZeroSetsAllAndNothingElse) {
     }
   }
   ops::fill_zero(OwnedTensor({0, 4}, DType::f32), ctx);  // nothing to do
+}
+
+// From 64 MiB on zeros go past the caches, by 16 bytes at a time where they are aligned.
+TEST(Elementwise, FillZeroOfMoreThanCachesHold) {
+  Context ctx;
+  constexpr std::int64_t kCount = (std::int64_t{16} << 20) + 8193;
+  const OwnedTensor all({kCount + 8}, DType::f32);
+  auto* const values = all.view().as<float>();
+  for (const std::int64_t first : {0, 1, 4, 7}) {
+    std::fill_n(values, kCount + 8, 1.0f);
+    ops::fill_zero(all.view().slice(first, kCount), ctx);
+    EXPECT_EQ(std::count(values, values + kCount + 8, 0.0f), kCount) << first;
+    EXPECT_EQ(std::count(values + first, values + first + kCount, 0.0f), kCount) << first;
+  }
 }
 
 TEST(Elementwise, AccumulateAddsAMultiple) {

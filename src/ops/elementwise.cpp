@@ -1,6 +1,11 @@
 #include "ops/elementwise.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "core/device_memory.h"
@@ -46,10 +51,32 @@ class ByteRows {
   std::int64_t stride_;
 };
 
+// Above this no cache holds the zeros until they are read, and what they replace need not be fetched first.
+constexpr std::int64_t kStreamedBytes = std::int64_t{64} << 20;
+
+void stream_zeros(std::byte* to, std::size_t bytes) {
+#ifdef __SSE2__
+  constexpr std::size_t kVector = sizeof(__m128i);
+  const std::size_t head = std::min(bytes, -reinterpret_cast<std::uintptr_t>(to) % kVector);
+  std::memset(to, 0, head);
+  const std::size_t vectors = (bytes - head) / kVector;
+  auto* const at = reinterpret_cast<__m128i*>(to + head);
+  for (std::size_t i = 0; i < vectors; ++i) _mm_stream_si128(at + i, _mm_setzero_si128());
+  _mm_sfence();  // later stores of this thread are seen after these
+  std::memset(at + vectors, 0, bytes - head - vectors * kVector);
+#else
+  std::memset(to, 0, bytes);
+#endif
+}
+
 void fill_zero_on_cpu(Tensor out) {
   const ByteRows rows(out);
+  const bool streams = out.numel() * size_of(out.dtype()) >= kStreamedBytes;
   for_each_piece(out, out.contiguous(), [=](std::int64_t row, std::int64_t first, std::int64_t count) {
-    std::memset(rows.at(row, first), 0, rows.bytes(count));
+    if (streams)
+      stream_zeros(rows.at(row, first), rows.bytes(count));
+    else
+      std::memset(rows.at(row, first), 0, rows.bytes(count));
   });
 }
 
