@@ -49,6 +49,7 @@ std::vector<Case> cases() {
        true,
        0,
        0.3},
+      {"DynamicKHiddenEntropy", "dynamic_k", {{"max_experts", four}, {"estimator", "hidden_entropy"}}},
       {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.5}}},
       {"ExpertThresholdSigmoid", "expert_threshold", {{"max_experts", four}}},
       {"ExpertThresholdSoftmaxCapacityJitter",

@@ -31,7 +31,7 @@ OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
            {"type": "lpr", "similarity": "cross_attention", "num_heads": 2},
            {"type": "lpr", "key_update": "ema", "diversity": "euclidean", "reg_scope": "micro_batch"},
            *({"type": "dynamic_k", "max_experts": 4, "estimator": name}
-             for name in ("activation_norm_l1", "attention_entropy", "router_entropy")),
+             for name in ("activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy")),
            {"type": "dynamic_k", "max_experts": 4, "estimator": "threshold", "threshold": 5.6},
            {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},
            {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4, "threshold_decay": 0.5},

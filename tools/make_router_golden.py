@@ -83,6 +83,7 @@ CASES = {
                                           "z_loss_coef": 0.01}),
     "dynamic_k_router_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "router_entropy",
                                       "statistics_decay": 0.8}),
+    "dynamic_k_hidden_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "hidden_entropy"}),
     "dynamic_k_attention_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "attention_entropy"}),
     "dynamic_k_threshold": case({"type": "dynamic_k", "max_experts": 3, "estimator": "threshold", "threshold": 4.0}),
     "dynamic_k_uncalibrated": case({"type": "dynamic_k", "max_experts": 4, "capacity_factor": 0.6}),

@@ -326,6 +326,8 @@ class DynamicKRouter(Router):
             return attention_entropy_T.to(x_TD.dtype)
         if estimator == "router_entropy":
             return entropy(logit_TE)
+        if estimator == "hidden_entropy":
+            return entropy(x_TD)
         return x_TD.norm(p=1 if estimator == "activation_norm_l1" else 2, dim=-1)
 
     def choose(self, x_TD, attention_entropy_T):

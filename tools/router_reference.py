@@ -359,6 +359,9 @@ class DynamicK(Router):
         if estimator == "router_entropy":
             P_TE = logits_TE.softmax(-1)
             return -(P_TE * P_TE.log()).sum(-1)
+        if estimator == "hidden_entropy":
+            P_TD = x_TD.softmax(-1)
+            return -(P_TD * P_TD.log()).sum(-1)
         if estimator == "attention_entropy":
             return attention_entropy_T
         raise ValueError(f"no estimator {estimator}")

@@ -3,6 +3,7 @@
 #include "ops/complexity.h"
 #include "ops/cosine.h"
 #include "ops/elementwise.h"
+#include "ops/slots.h"
 
 namespace switchyard::router {
 
@@ -25,11 +26,22 @@ void router_entropy(Tensor raw_T, const ComplexityInput& input, Context& ctx) {
   ops::softmax_entropy_forward(raw_T, input.logit_TE, input.prob_TE, input.lse_T, ctx);
 }
 
+// Of the softmax of the hidden state over its own D numbers: the logarithm of a perplexity that needs no
+// classifier.
+void hidden_entropy(Tensor raw_T, const ComplexityInput& input, Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Tensor prob_TD = ctx.scratch.take(input.x_TD.shape(), input.x_TD.dtype());
+  const Tensor lse_T = ctx.scratch.take(raw_T.shape(), raw_T.dtype());
+  ops::softmax_forward(prob_TD, lse_T, input.x_TD, ctx);
+  ops::softmax_entropy_forward(raw_T, input.x_TD, prob_TD, lse_T, ctx);
+}
+
 constexpr ComplexityEstimator kEstimators[] = {
     {.name = "activation_norm_l2", .raw = norm_l2},
     {.name = "activation_norm_l1", .raw = norm_l1},
     {.name = "attention_entropy", .raw = attention_entropy, .needs_attention_entropy = true},
     {.name = "router_entropy", .raw = router_entropy},
+    {.name = "hidden_entropy", .raw = hidden_entropy},
     {.name = "threshold", .raw = norm_l2, .thresholded = true},
 };
 

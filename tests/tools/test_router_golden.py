@@ -53,7 +53,7 @@ class RouterGolden(unittest.TestCase):
         self.assertEqual(everywhere, {
             "balance_scope": {"layer", "sequence", "global_batch", "model"},
             "score_function": {"sigmoid", "softmax"},
-            "estimator": {"activation_norm_l2", "activation_norm_l1", "attention_entropy", "router_entropy",
+            "estimator": {"activation_norm_l2", "activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy",
                           "threshold"},
             "similarity": {"cosine", "dot", "gaussian", "mahalanobis", "cross_attention", "kl", "js", "hellinger",
                            "wasserstein"},
