@@ -18,9 +18,10 @@ BELOW = {
     "tokenizer": ["core"],
     "generate": ["core", "config", "model"],
     "checkpoint": ["core", "config", "router", "model", "data", "tokenizer", "parallel"],
+    "tasks": ["core", "model", "parallel", "tokenizer", "generate", "checkpoint"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "train"],
+                 "tasks", "train"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
 TRAINERS = {"parallel", "train"}
