@@ -109,14 +109,6 @@ TEST(LogProbabilities, AreThoseOfTheLogits) {
   }
 }
 
-TEST(LogProbabilities, PaddingChangesNotABit) {
-  Tiny tiny;
-  const Continuation alone = kContinuations[1];
-  // The same shapes of all products, beside padding and beside another sequence.
-  const double beside_padding = tiny.score({alone}, 2, false)[0];
-  EXPECT_EQ(tiny.score({alone, kContinuations[3]}, 2, false)[0], beside_padding);
-}
-
 TEST(LogProbabilities, AreTheSameOnRanks) {
   const std::vector<double> expected = Tiny().score(kContinuations, 2);
   for (const bool may_plan : {true, false})

@@ -34,24 +34,45 @@ std::vector<double> over(std::span<const double> values, const std::vector<std::
   return result;
 }
 
+// The choices of all questions behind their prompts.
+struct Pairs {
+  std::vector<Continuation> of_choices;
+  std::vector<std::string> prompts;
+  std::int64_t truncated = 0;
+};
+
+Pairs pairs_of(const TaskFile& task, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
+               std::int64_t most_tokens) {
+  Pairs pairs;
+  for (const Question& q : asked_questions(task, settings)) {
+    const std::string& prompt = pairs.prompts.emplace_back(full_prompt(task, q, settings.examples));
+    for (std::size_t c = 0; c < q.choices.size(); ++c) {
+      const Continuation& pair = pairs.of_choices.emplace_back(
+          encode_pair(text, prompt, " " + q.choices[c], fmt::format("{}: choice {}", q.place, c)));
+      const auto context = std::ssize(pair.context), tokens = std::ssize(pair.tokens);
+      if (tokens > most_tokens)
+        throw_input("{}: choice {} alone has {} tokens, and the model sees {}; leave the question out", q.place,
+                    c, tokens, most_tokens);
+      pairs.truncated += context + tokens > most_tokens + 1 ? 1 : 0;
+    }
+  }
+  return pairs;
+}
+
+void warn_of_truncated(const TaskFile& task, std::int64_t truncated, std::int64_t most_tokens) {
+  if (truncated > 0)
+    log_warning(
+        fmt::format("{}: {} prompts are longer than the {} tokens that the model sees, and lose their "
+                    "beginning",
+                    task.path.string(), truncated, most_tokens));
+}
+
 void evaluate_choices(TaskResult& result, const TaskFile& task, const TaskSettings& settings,
                       const checkpoint::ModelTokenizer& text, const Passes& passes) {
   const auto questions = asked_questions(task, settings);
-  std::vector<Continuation> pairs;
-  std::vector<std::string> prompts;
-  for (const Question& q : questions) {
-    const std::string prompt = full_prompt(task, q, settings.examples);
-    if (settings.samples) prompts.push_back(prompt);
-    for (std::size_t c = 0; c < q.choices.size(); ++c) {
-      pairs.push_back(encode_pair(text, prompt, " " + q.choices[c], fmt::format("{}: choice {}", q.place, c)));
-      const auto context = std::ssize(pairs.back().context), tokens = std::ssize(pairs.back().tokens);
-      if (tokens > passes.most_tokens)
-        throw_input("{}: choice {} alone has {} tokens, and the model sees {}; leave the question out", q.place,
-                    c, tokens, passes.most_tokens);
-      result.truncated += context + tokens > passes.most_tokens + 1 ? 1 : 0;
-    }
-  }
-  const std::vector<double> sums = log_probabilities(pairs, passes);
+  const Pairs pairs = pairs_of(task, settings, text, passes.most_tokens);
+  result.truncated = pairs.truncated;
+  const std::vector<double> sums = log_probabilities(pairs.of_choices, passes);
   std::int64_t right = 0, right_norm = 0, right_bytes = 0;
   auto of_question = std::span(sums);
   for (std::size_t i = 0; i < questions.size(); ++i) {
@@ -72,7 +93,7 @@ void evaluate_choices(TaskResult& result, const TaskFile& task, const TaskSettin
     Json answer;
     if (q.answer) answer = Json(*q.answer);
     result.samples.emplace_back(Json::Object{{"line", q.line},
-                                             {"prompt", prompts[i]},
+                                             {"prompt", pairs.prompts[i]},
                                              {"choices", Json::list(q.choices)},
                                              {"answer", std::move(answer)},
                                              {"log_probabilities", Json::list(of_choice)},
@@ -162,6 +183,11 @@ Metric metric_of(std::string name, std::int64_t right, std::int64_t questions) {
   return metric;
 }
 
+void check_prompts(const TaskFile& task, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
+                   std::int64_t most_tokens) {
+  warn_of_truncated(task, pairs_of(task, settings, text, most_tokens).truncated, most_tokens);
+}
+
 TaskResult evaluate(const TaskFile& task, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
                     const Passes& passes) {
   const auto start = std::chrono::steady_clock::now();
@@ -181,11 +207,7 @@ TaskResult evaluate(const TaskFile& task, const TaskSettings& settings, const ch
   } else {
     evaluate_choices(result, task, settings, text, passes);
   }
-  if (result.truncated > 0)
-    log_warning(
-        fmt::format("{}: {} prompts are longer than the {} tokens that the model sees, and lost their "
-                    "beginning",
-                    task.path.string(), result.truncated, passes.most_tokens));
+  if (passes.may_plan && passes.all.place() == 0) warn_of_truncated(task, result.truncated, passes.most_tokens);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

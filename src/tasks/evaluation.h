@@ -39,6 +39,11 @@ struct TaskSettings {
 
 Metric metric_of(std::string name, std::int64_t right, std::int64_t questions);
 
+// What evaluate() would refuse of a file with choices, before there is a model; the prompts that would lose
+// their beginning are counted in a warning, which evaluate() leaves out where passes.may_plan is false.
+void check_prompts(const TaskFile& task, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
+                   std::int64_t most_tokens);
+
 // Throws InputError: a choice that alone is longer than passes.most_tokens; no room for max_new_tokens; too few
 // examples; a file whose answers are generated where the passes may not plan the model.
 TaskResult evaluate(const TaskFile& task, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,

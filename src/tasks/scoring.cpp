@@ -21,8 +21,7 @@ namespace {
 class HostBatch {
  public:
   HostBatch(std::int64_t n_seq, std::int64_t seq_len, std::int64_t sliding_window)
-      : n_seq_(n_seq),
-        seq_len_(seq_len),
+      : seq_len_(seq_len),
         token_T_(static_cast<std::size_t>(n_seq * seq_len), -1),
         target_T_(token_T_.size(), -1),
         kv_begin_T_(token_T_.size(), 0),
@@ -60,7 +59,7 @@ class HostBatch {
     return {values.data(), Shape{static_cast<std::int64_t>(values.size())}, DType::i32};
   }
 
-  std::int64_t n_seq_, seq_len_;
+  std::int64_t seq_len_;
   std::vector<std::int32_t> token_T_, target_T_, kv_begin_T_, tokens_B_;
 };
 

@@ -48,13 +48,13 @@ class Record {
     const Json& value = json_[key];
     if (value.is_string() && value.text().empty())
       throw_input("{}: {} is empty; take a split with published answers", place_, key);
-    std::optional<std::uint64_t> place = value.whole();
+    std::optional<std::uint64_t> index = value.whole();
     if (value.is_string() && value.text().size() < 4 &&
         std::all_of(value.text().begin(), value.text().end(), [](char c) { return c >= '0' && c <= '9'; }))
-      place = std::stoul(value.text());
-    if (!place || *place >= n)
+      index = std::stoul(value.text());
+    if (!index || *index >= n)
       throw_input("{}: {} is {}, and there are {} choices, counted from 0", place_, key, describe(value), n);
-    return static_cast<std::size_t>(*place);
+    return static_cast<std::size_t>(*index);
   }
 
  private:

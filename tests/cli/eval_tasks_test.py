@@ -163,6 +163,56 @@ class Tasks(CliTest):
         self.fails(2, "eval", "bare", "--task", name, names=["no tokenizer.json", "--tokenizer"])
         self.ok("eval", "bare", "--task", name, "--tokenizer", "bytes")
 
+    def train_with_tasks(self, out, *options, **changes):
+        settings = {"train__steps": 6, "train__eval_every": 3, "data__validation": [], "eval__limit": 9, "eval__shots": 1,
+                    "eval__tasks": [str(FILES / "choices.jsonl"), str(FILES / "arc.jsonl")], **changes}
+        return self.ok("train", self.write_config(name=f"{out}.json", **settings), "--out", out, *options)
+
+    def test_in_training(self):
+        done = self.train_with_tasks("asked")
+        asked = {line["step"]: line["tasks"] for line in self.metrics("asked") if "tasks" in line}
+        self.assertEqual(sorted(asked), [3, 6])
+        done_again, _ = self.ask(FILES / "choices.jsonl", FILES / "arc.jsonl", model="asked", options=(
+            "--limit", 9, "--shots", 1, "--seq-len", harness.SEQ_LEN, "--batch", 2))
+        for report in done_again:
+            seen = asked[6][report["task"]]
+            self.assertEqual(seen, {key: report[key] for key in seen})
+            self.assertEqual(set(seen), {name + end for name in ("acc", "acc_norm", "acc_bytes") for end in ("", "_stderr")})
+            self.assertRegex(done.out, rf"(?m)^step 6  {report['task']}: acc {report['acc']:.4f}, acc_norm ")
+        # To ask changes nothing that is learned.
+        self.ok("train", self.write_config(name="silent.json", train__steps=6, data__validation=[], train__eval_every=0),
+                "--out", "silent")
+        self.assertEqual(self.losses("asked"), self.losses("silent"))
+        self.assertEqual(self.weights("asked"), self.weights("silent"))
+
+    def test_in_training_on_ranks(self):
+        self.train_with_tasks("one", parallel__threads=1)
+        for options in ({}, {"parallel__expert": 2, "parallel__expert_room": 1}):
+            out = f"two{len(options)}"
+            self.train_with_tasks(out, "--nproc", 2, parallel__threads=1, **options)
+            one, two = self.metrics("one")[-1]["tasks"], self.metrics(out)[-1]["tasks"]
+            for task, figures in one.items():
+                for name, value in figures.items():
+                    # Sums over ranks round otherwise, so that one of nine questions may be answered otherwise.
+                    self.assertAlmostEqual(two[task][name], value, delta=1.5 / 9, msg=f"{task} {name}")
+
+    def test_tasks_that_cannot_be_asked_in_training(self):
+        def refused(*names, **changes):
+            changes = {"data__validation": [], "train__eval_every": 2, **changes}
+            self.fails(2, "train", self.write_config(name="bad.json", **changes), "--out", "bad", names=names)
+            self.assertFalse((self.dir / "bad").exists())
+
+        choices = str(FILES / "choices.jsonl")
+        refused("eval.tasks", "generated", eval__tasks=[str(FILES / "gsm8k.jsonl")])
+        refused("two files are called choices", eval__tasks=[choices, choices])
+        refused("none.jsonl", eval__tasks=["none.jsonl"])
+        refused(r"eval\.tasks", "array of paths", eval__tasks="none.jsonl")
+        refused("--shots 99|99 examples", eval__tasks=[choices], eval__shots=99)
+        refused("choice 3 alone has", eval__tasks=[str(FILES / "hellaswag.jsonl")])
+        refused("eval_every", "eval.tasks")
+        (self.dir / "data" / "meta.json").unlink()
+        refused("eval.tasks", "meta.json", eval__tasks=[choices])
+
 
 if __name__ == "__main__":
     harness.main()
