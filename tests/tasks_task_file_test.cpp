@@ -63,7 +63,7 @@ TEST(TaskFile, HellaSwag) {
 TEST(TaskFile, ArcInBothForms) {
   const Files files;
   for (
-      const std::string& line :
+      const std::string line :
       {R"({"id": "a", "question": "Why? ", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"})",
        R"({"question": {"stem": "Why? ", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}, {"text": "z", "label": "3"}]}, "answerKey": "3"})"}) {
     const TaskFile task = files.read(line);
@@ -107,29 +107,27 @@ TEST(TaskFile, MmluAsksForLettersAndNamesItsSubject) {
 
 TEST(TaskFile, BbhSharesTheChoicesOfAllItsQuestions) {
   const Files files;
-  const std::string three = R"({"input": "Which?\nOptions:\n(A) x\n(B) y\n(C) z", "target": "(C)"
-})",
-                    two = R"({"input": "Or?\nOptions:\n(A) x\n(B) y", "target": "(B)"
-})",
-                    strange = R"({"input": "Hm?\nOptions:\n(A) x\n(B) y", "target": "x"})";
-const TaskFile task = files.read(two + "\n" + three + "\n" + strange + "\n");
-EXPECT_EQ(task.schema, Schema::bbh);
-EXPECT_EQ(task.questions[0].prompt, "Q: Or?\nOptions:\n(A) x\n(B) y\nA:");
-for (const Question& q : task.questions) EXPECT_EQ(q.choices, (Texts{"(A)", "(B)", "(C)"}));
-EXPECT_EQ(task.questions[0].answer, 1U);
-EXPECT_EQ(task.questions[1].answer, 2U);
-EXPECT_EQ(task.questions[2].answer, std::nullopt);
-// As the authors publish it: one object.
-const TaskFile whole =
-    files.read("{\"canary\": \"\",\n \"examples\": [" + two + ",\n" + three + "]}", "b.json");
-EXPECT_EQ(whole.questions[1].choices, task.questions[1].choices);
-EXPECT_EQ(whole.questions[1].line, 2);
-const TaskFile words = files.read(R"({"input": "Did he?\nOptions:\n- Yes\n- No", "target": "No"})");
-EXPECT_EQ(words.questions[0].choices, (Texts{"Yes", "No"}));
-const TaskFile given =
-    files.read(R"({"input": "not True is", "target": "False"})", "c.jsonl", {"True", "False"});
-EXPECT_EQ(given.questions[0].choices, (Texts{"True", "False"}));
-EXPECT_EQ(given.questions[0].answer, 1U);
+  const std::string three = R"j({"input": "Which?\nOptions:\n(A) x\n(B) y\n(C) z", "target": "(C)"})j",
+                    two = R"j({"input": "Or?\nOptions:\n(A) x\n(B) y", "target": "(B)"})j",
+                    strange = R"j({"input": "Hm?\nOptions:\n(A) x\n(B) y", "target": "x"})j";
+  const TaskFile task = files.read(two + "\n" + three + "\n" + strange + "\n");
+  EXPECT_EQ(task.schema, Schema::bbh);
+  EXPECT_EQ(task.questions[0].prompt, "Q: Or?\nOptions:\n(A) x\n(B) y\nA:");
+  for (const Question& q : task.questions) EXPECT_EQ(q.choices, (Texts{"(A)", "(B)", "(C)"}));
+  EXPECT_EQ(task.questions[0].answer, 1U);
+  EXPECT_EQ(task.questions[1].answer, 2U);
+  EXPECT_EQ(task.questions[2].answer, std::nullopt);
+  // As the authors publish it: one object.
+  const TaskFile whole =
+      files.read("{\"canary\": \"\",\n \"examples\": [" + two + ",\n" + three + "]}", "b.json");
+  EXPECT_EQ(whole.questions[1].choices, task.questions[1].choices);
+  EXPECT_EQ(whole.questions[1].line, 2);
+  const TaskFile words = files.read(R"({"input": "Did he?\nOptions:\n- Yes\n- No", "target": "No"})");
+  EXPECT_EQ(words.questions[0].choices, (Texts{"Yes", "No"}));
+  const TaskFile given =
+      files.read(R"({"input": "not True is", "target": "False"})", "c.jsonl", {"True", "False"});
+  EXPECT_EQ(given.questions[0].choices, (Texts{"True", "False"}));
+  EXPECT_EQ(given.questions[0].answer, 1U);
 }
 
 TEST(TaskFile, OursAndGsm8k) {
