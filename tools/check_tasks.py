@@ -32,7 +32,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 FILES = Path(__file__).resolve().parent.parent / "tests" / "tasks"
 THEIRS = Path(lm_eval.__file__).parent / "tasks"
 # The sum of some dozen log-probabilities in float32, each rounded at another place in the two programs.
-TOLERANCE = 2e-3
+TOLERANCE = 5e-4
 NEW_TOKENS = 64
 MODEL = {"model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "num_experts": 4, "num_experts_per_tok": 2,
@@ -137,7 +137,8 @@ def compare(name, mine, other, problems):
             problems.append(f"line {sample['line']}: the prompt is {sample['prompt']!r}, lm_eval's {prompts}")
         if "choices" not in sample:
             text = their["resps"][0][0]
-            if sample["text"] != text:
+            # Of a tokenizer that begins a text with a space, lm_eval's has lost the one that goes on from the prompt.
+            if sample["text"] not in (text, " " + text):
                 problems.append(f"line {sample['line']}: the text is {sample['text']!r}, lm_eval's {text!r}")
             continue
         continuations = [arguments[1] for arguments in their["arguments"]]
