@@ -10,6 +10,7 @@
 #include "checkpoint/tokenizer_record.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "data/shard_paths.h"
 #include "tasks/evaluation.h"
 #include "tokenizer/tokenizer.h"
 
@@ -27,11 +28,13 @@ struct Tasks {
 checkpoint::ModelTokenizer tokenizer_of(const config::Data& data) {
   const checkpoint::NamedTexts files = checkpoint::tokenizer_files(data);
   const auto record = checkpoint::record_of(files);
-  if (!record)
+  if (!record) {
+    for (const config::DataEntry& entry : data.train)
+      data::expand_shards(entry.path);  // says which are not there
     throw_input(
-        "eval.tasks: no meta.json beside the shards of data.train says which tokenizer made them, the same for "
-        "all; "
-        "make them with tools/prepare_data.py, or leave the tasks out");
+        "eval.tasks: no meta.json beside the shards of data.train says which tokenizer made them, or not the "
+        "same of all; make them with tools/prepare_data.py, or leave the tasks out");
+  }
   checkpoint::ModelTokenizer text{
       nullptr, static_cast<std::int32_t>(record->begin_token), {static_cast<std::int32_t>(record->eot_token)}};
   if (record->tokenizer == "bytes") {

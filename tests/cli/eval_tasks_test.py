@@ -210,6 +210,7 @@ class Tasks(CliTest):
         refused("--shots 99|99 examples", eval__tasks=[choices], eval__shots=99)
         refused("choice 3 alone has", eval__tasks=[str(FILES / "hellaswag.jsonl")])
         refused("eval_every", "eval.tasks")
+        refused(r"none_\*\.bin", eval__tasks=[choices], data__train=["data/none_*.bin"])
         (self.dir / "data" / "meta.json").unlink()
         refused("eval.tasks", "meta.json", eval__tasks=[choices])
 
