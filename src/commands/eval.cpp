@@ -200,7 +200,8 @@ int run_rank(const Options& options, parallel::World& world) {
     return evaluate_tasks(
         options.tasks,
         {.seq_len = options.seq_len, .batch = options.batch, .json = options.json, .device = options.device},
-        directory, {.dtype = options.dtype}, world);
+        directory,
+        [&](Context& ctx) { return checkpoint::open_model(directory, {.dtype = options.dtype}, ctx); }, world);
   const config::Model& config = directory.model();
   // What a run says beside the model; a Hugging Face directory has none.
   const std::optional<config::Run> run = directory.run();

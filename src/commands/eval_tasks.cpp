@@ -10,7 +10,6 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
-#include "model/transformer.h"
 #include "parallel/devices.h"
 #include "tasks/evaluation.h"
 
@@ -62,7 +61,7 @@ void describe_tasks(CLI::App& app, TaskOptions& options) {
 }
 
 int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
-                   const checkpoint::ModelDirectory& directory, const checkpoint::ModelOptions& model_options,
+                   const checkpoint::ModelDirectory& directory, const OpenModel& open_model,
                    parallel::World& world) {
   const parallel::Group all = parallel::all_ranks(world);
   const config::Model& config = directory.model();
@@ -96,7 +95,7 @@ int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
   const parallel::DeviceChoice devices = parallel::take_device(common.device, world);
   parallel::log_devices(devices, world);
   Context ctx(devices.device);
-  const auto model = checkpoint::open_model(directory, model_options, ctx);
+  const auto model = open_model(ctx);
   const tasks::Passes passes{
       .model = *model,
       .ctx = ctx,

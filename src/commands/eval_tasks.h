@@ -3,10 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "checkpoint/model_directory.h"
+#include "model/transformer.h"
 #include "parallel/launch.h"
 
 namespace switchyard::commands {
@@ -33,9 +36,11 @@ struct EvalOptions {
   std::string json;  // empty: none; "-": standard output
   std::string device;
 };
-// By all ranks of `world`. Returns the exit code.
+// The model of the directory, its activations not planned yet.
+using OpenModel = std::function<std::unique_ptr<model::Transformer>(Context& ctx)>;
+// By all ranks of `world`. Opens the model when files and options have been found good. Returns the exit code.
 int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
-                   const checkpoint::ModelDirectory& directory, const checkpoint::ModelOptions& model_options,
+                   const checkpoint::ModelDirectory& directory, const OpenModel& open_model,
                    parallel::World& world);
 
 }  // namespace switchyard::commands
