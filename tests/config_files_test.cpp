@@ -297,7 +297,7 @@ TEST(ConfigFiles, ThePagesDefaultsAreTheCodes) {
     const Json resolved = parsed(run_of(run).resolved_json);
     const std::vector<std::string> names{run["model"]["model_type"].text(), resolved["router"]["type"].text()};
     int compared = 0;
-    for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "log"}) {
+    for (const char* section : {"router", "data", "train", "parallel", "checkpoint", "eval", "log"}) {
       for (const auto& [key, value] : resolved[section].object()) {
         const std::string documented_default = default_in(page.at(section).find(key)->second.fallback, names);
         if (documented_default.empty() || (key == "type" && run.contains("router"))) continue;

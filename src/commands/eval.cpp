@@ -7,6 +7,7 @@
 
 #include "checkpoint/model_directory.h"
 #include "commands/commands.h"
+#include "commands/eval_tasks.h"
 #include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -33,6 +34,7 @@ struct Options {
   std::string device = "auto";
   std::int64_t nproc = 0;  // ranks to start; 0: those that mpirun has started, or one
   std::string dtype;       // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
+  TaskOptions tasks;
 };
 
 void describe(CLI::App& app, Options& options) {
@@ -46,7 +48,7 @@ void describe(CLI::App& app, Options& options) {
       ->type_name("PATH_OR_GLOB");
   app.add_option("--seq-len", options.seq_len,
                  "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
-                 "max_position_embeddings where that is less)")
+                 "max_position_embeddings where that is less; for tasks always that)")
       ->type_name("N")
       ->transform(whole_number(1, "", config::kMaxSize));
   app.add_option("--batch", options.batch, "Windows at once")
@@ -63,12 +65,14 @@ void describe(CLI::App& app, Options& options) {
   describe_device(app, options.device);
   describe_nproc(app, options.nproc);
   describe_dtype(app, options.dtype);
+  describe_tasks(app, options.tasks);
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once. The loss over all "
       "domains is the mean over their tokens.\n"
       "Examples:\n"
       "  switchyard eval runs/quickstart\n"
-      "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -");
+      "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -\n"
+      "  switchyard eval runs/quickstart --task arc_easy.jsonl --shots 5");
 }
 
 void add_figures(Json& json, const router::BalanceFigures& figures) {
@@ -192,6 +196,12 @@ int run_rank(const Options& options, parallel::World& world) {
   set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.threads()));
   const parallel::Group all = parallel::all_ranks(world);
   const checkpoint::ModelDirectory directory(options.checkpoint);
+  if (!options.tasks.files.empty())
+    return evaluate_tasks(
+        options.tasks,
+        {.seq_len = options.seq_len, .batch = options.batch, .json = options.json, .device = options.device},
+        directory,
+        [&](Context& ctx) { return checkpoint::open_model(directory, {.dtype = options.dtype}, ctx); }, world);
   const config::Model& config = directory.model();
   // What a run says beside the model; a Hugging Face directory has none.
   const std::optional<config::Run> run = directory.run();
@@ -250,8 +260,10 @@ int run(const Options& options) {
 
 }  // namespace
 
-const Command kEval = {"eval",
-                       "Loss, perplexity, bits per byte and expert balance of a checkpoint on token shards",
-                       with_options<Options, describe, run>};
+const Command kEval = {
+    "eval",
+    "Loss, perplexity, bits per byte and expert balance of a checkpoint on token shards; or its "
+    "score in tasks",
+    with_options<Options, describe, run>};
 
 }  // namespace switchyard::commands

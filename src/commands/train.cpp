@@ -6,6 +6,7 @@
 #include "checkpoint/tokenizer_record.h"
 #include "commands/commands.h"
 #include "commands/options.h"
+#include "commands/training_tasks.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -196,7 +197,8 @@ int run_rank(const Options& options, parallel::World& world) {
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
   mark("which run it is");
   const Beginning beginning = beginning_of_all(options, all);
-  train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device);
+  train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device,
+                              tasks_of_training(run, world.rank() == 0));
 
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);

@@ -228,6 +228,15 @@ struct Checkpoint {
   bool operator==(const Checkpoint&) const = default;
 };
 
+// What a run is asked beside its loss, whenever it is evaluated.
+struct Eval {
+  std::vector<std::string> tasks;  // files of questions with choices
+  std::int64_t shots = 0;          // examples before each question, from the file itself
+  std::int64_t limit = 0;          // questions of each file, from the first on; 0: all
+
+  bool operator==(const Eval&) const = default;
+};
+
 struct Log {
   std::int64_t every = 1;    // steps from one console line to the next; metrics.jsonl has every step
   bool tensorboard = false;  // event files beside metrics.jsonl
@@ -245,6 +254,7 @@ struct Run {
   Train train;
   Parallel parallel;
   Checkpoint checkpoint;
+  Eval eval;
   Log log;
   // The whole configuration as JSON, every default filled in and `model` in Hugging Face's keys: what the run
   // directory's config.json and the checkpoint's run.json hold. Reading it again gives the same Run.

@@ -7,7 +7,7 @@
 //   required_integer, required_text                     one without a default
 //   nullable_integer, nullable_number                   one that may be null, and is null where it is absent
 //   optional_number                                     one that may be absent
-//   bytes, entries, room, spike                         those of a form of their own
+//   texts, bytes, entries, room, spike                         those of a form of their own
 #pragma once
 
 #include <optional>
@@ -166,7 +166,8 @@ void describe(V& v, Train& train) {
        "step; with M of them a rank takes log2 M more gradients of memory"},
       train.same_bits);
   v.integer({"eval_every",
-             "steps from one evaluation to the next; 0: only after the last step. Needs `data.validation`"},
+             "steps from one evaluation to the next; 0: only after the last step. Needs `data.validation` or "
+             "`eval.tasks`"},
             train.eval_every, 0);
   v.integer({"eval_tokens", "tokens that an evaluation predicts of each domain at most; 0: all", "at least 0"},
             train.eval_tokens, 0, INT64_MAX / 16);
@@ -256,6 +257,17 @@ void describe(V& v, Checkpoint& checkpoint) {
 }
 
 template <class V>
+void describe(V& v, Eval& eval) {
+  v.texts({"tasks",
+           "files of questions with choices ([tasks.md](tasks.md)), asked at every `train.eval_every`: the "
+           "scores go "
+           "into `metrics.jsonl` and to the console. A prompt longer than `train.seq_len` loses its beginning"},
+          eval.tasks);
+  v.integer({"shots", "examples before each question, the file's first others"}, eval.shots, 0);
+  v.integer({"limit", "questions of each file, from the first on; 0: all"}, eval.limit, 0);
+}
+
+template <class V>
 void describe(V& v, Log& log) {
   v.integer({"every", "steps from one console line to the next; `metrics.jsonl` has every step"}, log.every, 1);
   v.boolean(
@@ -308,6 +320,7 @@ class FieldReader {
   void choice(const Field& f, Enum& value, const Enum (&all)[N], FullName full_name = nullptr) {
     value = section_.choice<Enum>(f.key, all, value, full_name);
   }
+  void texts(const Field& f, std::vector<std::string>& value);
   void bytes(const Field& f, std::int64_t& value);
   void entries(const Field& f, std::vector<DataEntry>& value, bool weighted);
   void room(const Field& f, double& value);

@@ -17,7 +17,7 @@ namespace {
 
 using Key = std::string_view;
 
-constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "log", "extends"};
+constexpr Key kTop[] = {"model", "router", "data", "train", "parallel", "checkpoint", "eval", "log", "extends"};
 
 constexpr Key kRope[] = {
     "rope_type",     "type",      "rope_theta", "factor",           "original_max_position_embeddings",
@@ -159,6 +159,7 @@ class FieldLister {
     for (const Enum each : all) words += (words.empty() ? "" : ", ") + in_ticks(name_of(each));
     put(f, "string", in_ticks(name_of(value)), words);
   }
+  void texts(const Field& f, const std::vector<std::string>&) { put(f, "array", "`[]`", ""); }
   void bytes(const Field& f, std::int64_t value) {
     put(f, "integer or string", in_ticks(std::to_string(value)), "at least 1");
   }
@@ -184,6 +185,7 @@ const std::map<std::string_view, std::vector<FieldText>>& all_texts() {
       {"train.spike", FieldLister::list<Spike>()},
       {"parallel", FieldLister::list<Parallel>()},
       {"checkpoint", FieldLister::list<Checkpoint>()},
+      {"eval", FieldLister::list<Eval>()},
       {"log", FieldLister::list<Log>()}};
   return texts;
 }
@@ -219,6 +221,7 @@ std::span<const SectionKeys> all_sections() {
         {"train.spike", "", keys_of("train.spike")},
         {"parallel", "", keys_of("parallel")},
         {"checkpoint", "", keys_of("checkpoint")},
+        {"eval", "", keys_of("eval")},
         {"log", "", keys_of("log")}};
     static std::vector<Key> keys[std::size(kLayouts)];
     for (std::size_t i = 0; i < std::size(kLayouts); ++i) {

@@ -125,10 +125,13 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                              train.decay_ratio, train.warmup_ratio),
                  section.path_of("warmup_ratio"));
   }
-  if (train.eval_every > 0 && run.data.validation.empty()) {
-    section.fail("eval_every",
-                 fmt::format("is {}, but data.validation is empty; add data, or set it to 0", train.eval_every),
-                 "data.validation");
+  if (train.eval_every > 0 && run.data.validation.empty() && run.eval.tasks.empty()) {
+    section.fail(
+        "eval_every",
+        fmt::format("is {}, but data.validation is empty, and there are no eval.tasks; add data, or set it "
+                    "to 0",
+                    train.eval_every),
+        "data.validation");
   }
 
   check_mtp(section, train, model);
@@ -226,6 +229,7 @@ class FieldWriter {
   void choice(const Field& f, Enum value, Rest&&...) {
     put(f, name_of(value));
   }
+  void texts(const Field& f, const std::vector<std::string>& value) { put(f, Json::list(value)); }
   void bytes(const Field& f, std::int64_t value) { put(f, value); }
   void room(const Field& f, double value) {
     put(f, value == Parallel::kAutoRoom    ? Json("auto")
@@ -253,6 +257,7 @@ std::string to_resolved_json(const Run& run) {
                                    {"train", FieldWriter::write(run.train)},
                                    {"parallel", FieldWriter::write(run.parallel)},
                                    {"checkpoint", FieldWriter::write(run.checkpoint)},
+                                   {"eval", FieldWriter::write(run.eval)},
                                    {"log", FieldWriter::write(run.log)}}));
 }
 
@@ -319,6 +324,19 @@ void FieldReader::room(const Field& f, double& value) {
   value = word == "auto" ? Parallel::kAutoRoom : Parallel::kWorstRoom;
 }
 
+void FieldReader::texts(const Field& f, std::vector<std::string>& value) {
+  const Json* json = section_.find(f.key);
+  if (json == nullptr) return;
+  if (!json->is_array())
+    section_.fail(f.key, fmt::format("is {}, expected an array of paths", describe(*json)));
+  for (std::size_t i = 0; i < json->size(); ++i) {
+    const Json& element = (*json)[i];
+    if (!element.is_string() || element.text().empty())
+      section_.fail(fmt::format("{}.{}", f.key, i), fmt::format("is {}, expected a path", describe(element)));
+    value.push_back(element.text());
+  }
+}
+
 // Bytes as a number, or as a text with a unit.
 void FieldReader::bytes(const Field& f, std::int64_t& value) {
   const Json* json = section_.find(f.key);
@@ -372,15 +390,16 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   if (!default_model) report_without_effect(model, origin);  // else whoever read the file has said it
   run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
   run.data = read_data(open("data"), run.model);
-  run.train = read_train(open("train"), run);
-  // A layer that is not trained is not made, and what is written must not promise it.
-  if (run.train.mtp_loss_coef == 0) run.model.num_nextn_predict_layers = 0;
   const auto read = [&](const char* key, auto& value) {
     Section section = open(key);
     FieldReader reader(section);
     describe(reader, value);
     section.finish();
   };
+  read("eval", run.eval);
+  run.train = read_train(open("train"), run);
+  // A layer that is not trained is not made, and what is written must not promise it.
+  if (run.train.mtp_loss_coef == 0) run.model.num_nextn_predict_layers = 0;
   read("parallel", run.parallel);
   read("checkpoint", run.checkpoint);
   read("log", run.log);

@@ -155,6 +155,10 @@ bool is_control(char32_t code) {
   return kControl(control, code);
 }
 
+char32_t titlecase(char32_t code) {
+  return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(code)));
+}
+
 void append_lowercase(std::string& text, char32_t code) {
   if (code == 0x130) {  // the only one whose full lowercase is two characters
     text += "i\xCC\x87";

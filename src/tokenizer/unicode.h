@@ -18,6 +18,7 @@ bool is_mark(char32_t code);             // general category M
 bool is_nonspacing_mark(char32_t code);  // general category Mn
 bool is_control(char32_t code);          // general categories Cc, Cf, Co
 void append_lowercase(std::string& text, char32_t code);
+char32_t titlecase(char32_t code);  // one character of the same length in letters; others stay
 
 enum class NormalForm { nfc, nfd, nfkc, nfkd };
 std::string normal_form(std::string_view text, NormalForm form);

@@ -1,5 +1,6 @@
 #include "train/outputs.h"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -118,7 +119,26 @@ void add_validation(MetricsRecord& record, const EvalResult& validation, const r
       .add("val_layers", evaluated_layers(validation, routing));
 }
 
+void add_tasks(MetricsRecord& record, std::span<const TaskScore> tasks) {
+  if (tasks.empty()) return;
+  MetricsRecord by_name;
+  for (const TaskScore& task : tasks) {
+    MetricsRecord figures;
+    for (const auto& [name, value] : task.figures) figures.add(name, value);
+    by_name.add(task.name, figures);
+  }
+  record.add("tasks", by_name);
+}
+
 }  // namespace
+
+std::string format_task(std::int64_t step, const TaskScore& task) {
+  std::string figures;
+  for (const auto& [name, value] : task.figures)
+    if (!name.ends_with("_stderr"))
+      figures += fmt::format("{} {} {:.4f}", figures.empty() ? "" : ",", name, value);
+  return fmt::format("step {}  {}:{}", step, task.name, figures);
+}
 
 MetricsRecord step_record(const StepOutcome& outcome, const model::Transformer& model,
                           const model::FlopCounter& flops) {
@@ -150,6 +170,7 @@ MetricsRecord step_record(const StepOutcome& outcome, const model::Transformer& 
       .add("layers", trained_layers(outcome, routing));
   add_ranks(record, outcome);
   if (outcome.validation) add_validation(record, *outcome.validation, routing);
+  add_tasks(record, outcome.tasks);
   return record;
 }
 

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "checkpoint/run_state.h"
 #include "config/config.h"
@@ -19,6 +23,14 @@
 
 namespace switchyard::train {
 
+// What a model has scored in a task of eval.tasks.
+struct TaskScore {
+  std::string name;
+  std::vector<std::pair<std::string, double>> figures;  // "acc", "acc_stderr", ...
+};
+// "step 40  arc: acc 0.2500, acc_norm 0.3100": without standard errors.
+std::string format_task(std::int64_t step, const TaskScore& task);
+
 // A step that is over, and where the run stands after it.
 struct StepOutcome {
   const StepResult& result;
@@ -29,6 +41,7 @@ struct StepOutcome {
   double product_rate = 0;                 // FLOP/s; 0: not known
   const LoadAverage& load;                 // moving average over steps
   const EvalResult* validation = nullptr;  // where it was evaluated
+  std::span<const TaskScore> tasks{};      // where they were asked
   const RankFigures& ranks;
   IdealBytes ideal_bytes{};
   int expert_ranks = 1;           // that hold the experts once

@@ -51,10 +51,11 @@ constexpr double kManyEpochs = 4;  // what repeated data are worth: Muennighoff 
 }  // namespace
 
 TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-                         parallel::World& world, Device device)
+                         parallel::World& world, Device device, AskTasks ask_tasks)
     : run_(run),
       out_(out),
       world_(world),
+      ask_tasks_(std::move(ask_tasks)),
       all_(parallel::all_ranks(world)),
       data_(run, all_),
       step_(run_, data_, world, device),
@@ -63,7 +64,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
   begin(resume);
   if (device != Device::cpu) {
-    step_.rehearse(!data_.validation.empty());  // what does not fit is refused before anything is written
+    step_.rehearse(is_evaluated());  // what does not fit is refused before anything is written
     world.transport->forget_counts();
   }
   mark("run directory");
@@ -299,6 +300,19 @@ std::optional<EvalResult> TrainingRun::evaluate_if_due() {
   return result;
 }
 
+std::vector<TaskScore> TrainingRun::ask_tasks_if_due() {
+  if (!ask_tasks_ || !due(run_.train.eval_every)) return {};
+  model::Transformer& model = step_.model();
+  Context& ctx = step_.context();
+  const AsEvaluated as_evaluated(ctx);
+  const auto forward = [&](const model::Batch& batch) {
+    in_rounds(model, batch.n_seq * batch.seq_len, all_, ctx, [&] { model.forward(batch, ctx); });
+  };
+  const std::vector<TaskScore> scores = ask_tasks_(model, ctx, all_, forward);
+  step_.count_windows();
+  return scores;
+}
+
 void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
   save_is_due_ = save_is_due_ || due(run_.checkpoint.every);
   // Amid steps that are left out a checkpoint would hold no newer weights, and take the place of one that the
@@ -401,6 +415,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
       check_replicas(step_.model().parameters(), step_.mesh(), state_.step);
 
     const std::optional<EvalResult> validation = evaluate_if_due();
+    const std::vector<TaskScore> tasks = ask_tasks_if_due();
     state_.train_seconds += seconds_since(last_step);
     last_step = Clock::now();
     const RankFigures ranks = rank_watch_.gather(
@@ -415,6 +430,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
         .product_rate = product_rate_,
         .load = load_average_,
         .validation = validation ? &*validation : nullptr,
+        .tasks = tasks,
         .ranks = ranks,
         .ideal_bytes = step_.ideal_bytes(),
         .expert_ranks = step_.mesh().expert.size(),
@@ -434,9 +450,10 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     }
     warn_of_late_kernels();
     save_if_due(outcome.validation, stopped);
-    if (is_first())
-      outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
-                               validation || due(run_.log.every) || state_.step == first_step_ + 1);
+    if (!is_first()) continue;
+    outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
+                             validation || due(run_.log.every) || state_.step == first_step_ + 1);
+    for (const TaskScore& task : tasks) outputs_->console().line(format_task(state_.step, task));
   }
   all_.barrier();  // the others have written what they write
   if (profile_) report_profile();

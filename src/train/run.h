@@ -6,8 +6,10 @@
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
@@ -29,13 +31,20 @@ struct Resume {
 
 enum class RunEnd { finished, interrupted };
 
+// Asks the run's tasks (eval.tasks), which this module knows nothing of: of a model that is planned for
+// micro_batch_size x seq_len and stays so, whose passes go through `forward`. All ranks of `all` call it
+// together.
+using Forward = std::function<void(const model::Batch&)>;
+using AskTasks = std::function<std::vector<TaskScore>(model::Transformer& model, Context& ctx,
+                                                      const parallel::Group& all, const Forward& forward)>;
+
 class TrainingRun {
  public:
   // Opens the data, makes the model, loads the checkpoint if any and creates the run directory; throws
   // InputError before anything is written where one of these cannot be. All ranks of `world` construct it with
   // the same arguments, and call its functions together; rank 0 alone writes logs and to the console.
   TrainingRun(const config::Run& run, const std::filesystem::path& out, const Resume& resume,
-              parallel::World& world, Device device = Device::cpu);
+              parallel::World& world, Device device = Device::cpu, AskTasks ask_tasks = {});
 
   // Trains up to train.steps, or until `stop_requested` reads true on a rank after a step; then saves and
   // returns. Throws RunError where a loss or gradient is not finite and train.spike cannot leave the step out
@@ -70,7 +79,9 @@ class TrainingRun {
   bool due(std::int64_t every) const {  // at the end, too
     return state_.step == run_.train.steps || (every > 0 && state_.step % every == 0);
   }
+  bool is_evaluated() const { return !data_.validation.empty() || ask_tasks_; }
   std::optional<EvalResult> evaluate_if_due();
+  std::vector<TaskScore> ask_tasks_if_due();
   void save_if_due(const EvalResult* validation, bool stopped);
   bool is_first() const { return world_.rank() == 0; }
   // Whether a rank wants to stop, and whether a checkpoint is due by the clock of the first: the same on all.
@@ -90,6 +101,7 @@ class TrainingRun {
   config::Run run_;
   std::filesystem::path out_;
   parallel::World& world_;
+  AskTasks ask_tasks_;  // not set: there are none
   parallel::Group all_;
   TrainingData data_;
   Step step_;

@@ -51,7 +51,7 @@ def missing_package(command):
 class Readme(CliTest):
     def setUp(self):
         super().setUp()
-        for name in ("configs", "tools", "scripts"):
+        for name in ("configs", "tests", "tools", "scripts"):
             (self.dir / name).symlink_to(ROOT / name)
         self.write_what_the_page_takes_as_given()
         # The binary, with `train` cut to a few steps.
