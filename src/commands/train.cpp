@@ -33,6 +33,7 @@ struct Options {
   std::string out;                     // empty: runs/<name of the config file>
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
+  bool strict = false;          // of init_from: the router must be theirs, too
   bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
   std::int64_t nproc = 0;       // ranks to start; 0: those that mpirun has started, or one
@@ -59,8 +60,13 @@ void describe(CLI::App& app, Options& options) {
   app.add_option(
          "--init-from", options.init_from,
          "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
-         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
+         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet. Where the "
+         "run "
+         "has another router, what that lacks begins anew, and is listed")
       ->type_name("DIR");
+  app.add_flag(
+      "--strict", options.strict,
+      "With --init-from: refuse weights of another router, of which something would begin anew or be left");
   describe_device(app, options.device);
   describe_nproc(app, options.nproc);
   app.footer(
@@ -143,6 +149,7 @@ Beginning find_beginning(const Options& options) {
     }
   }
   resume.allow_new_data = options.allow_new_data;
+  resume.strict = options.strict;
   return {out, resume};
 }
 
@@ -160,6 +167,7 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   beginning.resume.checkpoint = optional_of_first(found.resume.checkpoint);
   beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
   beginning.resume.allow_new_data = options.allow_new_data;
+  beginning.resume.strict = options.strict;
   return beginning;
 }
 
@@ -208,6 +216,8 @@ int run(const Options& options) {
         "--init-from {}: not together with --resume {}: a run either begins with weights or goes on; "
         "remove one",
         options.init_from, options.resume);
+  if (options.strict && options.init_from.empty())
+    throw_input("--strict: there are no weights to be strict with; add --init-from or remove it");
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   return parallel::run_ranks(static_cast<int>(options.nproc),

@@ -104,7 +104,7 @@ void TrainingRun::begin(const Resume& resume) {
     if (resume.initial_weights) {
       const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);
       directory.check_model(run_.model);
-      directory.weights().load(run_.model, model.parameters());
+      directory.load_weights(run_.model, run_.router, run_.train.seed, resume.strict, model.parameters());
       if (is_first()) {
         log_info(fmt::format("begins with the weights of {}", directory.path().string()));
         warn_of_other_tokens(run_.data, directory.path());
@@ -115,6 +115,7 @@ void TrainingRun::begin(const Resume& resume) {
   }
   const checkpoint::Checkpoint checkpoint(*resume.checkpoint, all_);
   checkpoint.check_resumable(run_);
+  check_router(run_, checkpoint);
   check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
   if (is_first()) warn_of_changes(run_, checkpoint);
   try {

@@ -23,6 +23,7 @@ struct Resume {
   // Where the weights of a run from the start come from (model_directory.h); none: they are random.
   std::optional<std::filesystem::path> initial_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
+  bool strict = false;          // of initial_weights: every row of the router must be theirs
 };
 
 enum class RunEnd { finished, interrupted };
