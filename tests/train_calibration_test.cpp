@@ -28,9 +28,9 @@ struct Calibrating {
     write_shard(dir / "a.bin", tokens);
     tokens.resize(41);
     write_shard(dir / "b.bin", tokens);
-    domains = open_domains({{(dir / "a.bin").string(), "a", std::nullopt},
-                            {(dir / "b.bin").string(), "b", std::nullopt}},
-                           31, parallel::lone_mesh().all);
+    domains = open_domains(
+        {{(dir / "a.bin").string(), "a", std::nullopt}, {(dir / "b.bin").string(), "b", std::nullopt}}, 31,
+        parallel::lone_mesh().all);
   }
   config::Router router(const char* type) const {
     return config::default_of(config::schema_of(type, router::router_schemas()), model_config);
@@ -87,7 +87,8 @@ TEST(Calibrate, IsForgottenByTheNextPlan) {
 TEST(Calibrate, ReadsWholeStepsAndAtMostWhatIsThere) {
   const Calibrating setup;
   const auto steps = [&](std::int64_t batch, std::int64_t tokens) {
-    return calibration_steps(setup.domains, {.seq_len = 8, .batch = batch, .tokens = tokens, .begin_token = {}});
+    return calibration_steps(setup.domains,
+                             {.seq_len = 8, .batch = batch, .tokens = tokens, .begin_token = {}});
   };
   EXPECT_EQ(steps(2, 1), 1);
   EXPECT_EQ(steps(2, 16), 1);
@@ -101,7 +102,8 @@ TEST(Calibrate, ReadsWholeStepsAndAtMostWhatIsThere) {
       calibrate(model, setup.domains, {.seq_len = 8, .batch = 2, .tokens = 100'000, .begin_token = {}}, ctx),
       200);
   EXPECT_CONTAINS(message_of<InputError>([&] {
-                    calibration_steps(setup.domains, {.seq_len = 200, .batch = 1, .tokens = 1, .begin_token = {}});
+                    calibration_steps(setup.domains,
+                                      {.seq_len = 200, .batch = 1, .tokens = 1, .begin_token = {}});
                   }),
                   "no whole window of 200 tokens");
 }

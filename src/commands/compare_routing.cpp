@@ -7,6 +7,7 @@
 #include "commands/commands.h"
 #include "commands/evaluation.h"
 #include "commands/options.h"
+#include "config/layouts.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "core/threads.h"

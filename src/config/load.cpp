@@ -364,9 +364,10 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
     Json model_of_weights = parse_json(*default_model, origin);
     std::optional<Json> router_of_weights = take_router(model_of_weights);
     members->push_back({"model", std::move(model_of_weights)});
-    if (router_of_weights && find_member(*members, "router") == nullptr &&
-        !is_replaced(*router_of_weights, overrides))
-      members->push_back({"router", std::move(*router_of_weights)});
+    if (router_of_weights && find_member(*members, "router") == nullptr)
+      members->push_back({"router", is_replaced(*router_of_weights, overrides)
+                                        ? Json(Json::Object{})
+                                        : std::move(*router_of_weights)});
   }
   place_router(*members, source);
   for (const std::string& text_of_override : overrides) apply_override(root, text_of_override, source);
