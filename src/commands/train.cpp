@@ -34,6 +34,7 @@ struct Options {
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
   bool strict = false;          // of init_from: the router must be theirs, too
+  std::int64_t fit_router = 0;  // tokens; 0: what begins anew is random
   bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
   std::int64_t nproc = 0;       // ranks to start; 0: those that mpirun has started, or one
@@ -64,6 +65,12 @@ void describe(CLI::App& app, Options& options) {
          "run "
          "has another router, what that lacks begins anew, and is listed")
       ->type_name("DIR");
+  app.add_option(
+         "--fit-router", options.fit_router,
+         "With --init-from: begin a router of type lpr not at random, but fitted to the weights' linear gate "
+         "over so many tokens of data.train")
+      ->type_name("TOKENS")
+      ->transform(whole_number(1));
   app.add_flag(
       "--strict", options.strict,
       "With --init-from: refuse weights of another router, of which something would begin anew or be left");
@@ -150,6 +157,7 @@ Beginning find_beginning(const Options& options) {
   }
   resume.allow_new_data = options.allow_new_data;
   resume.strict = options.strict;
+  resume.fit_tokens = options.fit_router;
   return {out, resume};
 }
 
@@ -168,6 +176,7 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
   beginning.resume.allow_new_data = options.allow_new_data;
   beginning.resume.strict = options.strict;
+  beginning.resume.fit_tokens = options.fit_router;
   return beginning;
 }
 
@@ -218,6 +227,8 @@ int run(const Options& options) {
         options.init_from, options.resume);
   if (options.strict && options.init_from.empty())
     throw_input("--strict: there are no weights to be strict with; add --init-from or remove it");
+  if (options.fit_router > 0 && options.init_from.empty())
+    throw_input("--fit-router: there are no weights with a gate to fit to; add --init-from or remove it");
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   return parallel::run_ranks(static_cast<int>(options.nproc),

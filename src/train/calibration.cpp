@@ -67,15 +67,13 @@ config::Router calibrating(const config::Router& router, std::int64_t steps) {
   return result;
 }
 
-std::int64_t calibrate(model::Transformer& model, const std::vector<Domain>& domains,
-                       const CalibrationSettings& settings, Context& ctx) {
+std::int64_t for_each_batch(const std::vector<Domain>& domains, const CalibrationSettings& settings,
+                            std::int64_t sliding_window, Context& ctx,
+                            const std::function<void(model::Batch batch)>& work) {
   const std::vector<Window> windows =
       choose_windows(domains, settings.seq_len, windows_to_read(domains, settings));
   const auto batch_size = static_cast<std::size_t>(settings.batch);
-  model.observe_routing(true);
-  model.plan(settings.batch, settings.seq_len, ctx);
-  BatchBuffers buffers(settings.batch, settings.seq_len, settings.begin_token, model.config().sliding_window,
-                       ctx.device);
+  BatchBuffers buffers(settings.batch, settings.seq_len, settings.begin_token, sliding_window, ctx.device);
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(settings.seq_len) + 1);
   std::int64_t step = 0;
   for (std::size_t first = 0; first < windows.size(); first += batch_size, ++step) {
@@ -90,17 +88,27 @@ std::int64_t calibrate(model::Transformer& model, const std::vector<Domain>& dom
       buffers.set_sequence(static_cast<std::int64_t>(b), window);
     }
     buffers.set_rng_offset(step, 0);
-    model::Batch batch = buffers.load(ctx);
-    batch.training = true;
-    batch.seed = 1;
-    model.routing().begin(ctx);
-    model.forward(batch, ctx);
-    model.routing().add_micro_batch(ctx);
-    model.routing().after_step(ctx);
+    work(buffers.load(ctx));
     ops::synchronise(ctx);  // the staging memory is free again
   }
-  model.observe_routing(false);
   return static_cast<std::int64_t>(windows.size()) * settings.seq_len;
+}
+
+std::int64_t calibrate(model::Transformer& model, const std::vector<Domain>& domains,
+                       const CalibrationSettings& settings, Context& ctx) {
+  model.observe_routing(true);
+  model.plan(settings.batch, settings.seq_len, ctx);
+  const std::int64_t tokens =
+      for_each_batch(domains, settings, model.config().sliding_window, ctx, [&](model::Batch batch) {
+        batch.training = true;
+        batch.seed = 1;
+        model.routing().begin(ctx);
+        model.forward(batch, ctx);
+        model.routing().add_micro_batch(ctx);
+        model.routing().after_step(ctx);
+      });
+  model.observe_routing(false);
+  return tokens;
 }
 
 }  // namespace switchyard::train

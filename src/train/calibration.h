@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -29,6 +30,12 @@ std::int64_t calibration_steps(const std::vector<Domain>& domains, const Calibra
 // running mean would keep so much that its initial value were still seen at the end, a step keeps less: 1 - 4 /
 // n, of which n steps leave some 2 percent.
 config::Router calibrating(const config::Router& router, std::int64_t steps);
+
+// Calls `work` with each batch, of whole windows: evenly spread over each domain, the domains in turn. Returns
+// the tokens in them.
+std::int64_t for_each_batch(const std::vector<Domain>& domains, const CalibrationSettings& settings,
+                            std::int64_t sliding_window, Context& ctx,
+                            const std::function<void(model::Batch batch)>& work);
 
 // `model` is made for evaluation, and is planned anew: plan() it again afterwards. Windows are taken from the
 // domains in turn, evenly spread over each. Every rank that calls it does all of it, so that the result does

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/model_directory.h"
 #include "config/config.h"
 #include "train/outputs.h"
 #include "train/profile_report.h"
@@ -24,6 +25,8 @@ struct Resume {
   std::optional<std::filesystem::path> initial_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
   bool strict = false;          // of initial_weights: every row of the router must be theirs
+  std::int64_t fit_tokens =
+      0;  // to which a router of type lpr is fitted (router_fit.h); 0: it begins at random
 };
 
 enum class RunEnd { finished, interrupted };
@@ -46,6 +49,7 @@ class TrainingRun {
 
   // Weights and all else that the run begins with: of a checkpoint, of a model directory, or random.
   void begin(const Resume& resume);
+  void fit_router(const checkpoint::ModelDirectory& directory, std::int64_t tokens);
   void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
   void describe(const Resume& resume) const;
   void describe_data() const;
