@@ -200,6 +200,42 @@ class NewRouter(CliTest):
             for loss in losses[1:]:  # sums in another order
                 self.assertAlmostEqual(loss / losses[0], 1, delta=1e-5)
 
+    def test_lpr_fitted_to_the_gate(self):
+        # A gate with large weights, which decides: random keys then send tokens elsewhere.
+        source = self.dir / "run"
+        model = json.loads((self.model("mixtral") / "config.json").read_text())
+        self.ok("train", self.config(model=model, train__steps=60, train__lr=0.01), "--out", source)
+        sets = ["router.type=lpr", "router.reg_coef=0", "train.seed=3"]
+        self.start_from(source, "random", *sets)
+        said = self.start_from(source, "fitted", *sets, options=["--fit-router", 1000]).err
+        self.assertIn("router lpr: encoder.weight, encoder.bias and expert_keys fitted to the gates on 1024 tokens, "
+                      "out_proj.weight set to 0", said)
+        random, fitted = self.tensors(self.latest("random")), self.tensors(self.latest("fitted"))
+        for name in random:
+            moved = any(name.endswith(row) for row in ("encoder.weight", "encoder.bias", "expert_keys", "out_proj.weight"))
+            if ".gate." in name and moved:
+                self.assertNotEqual(random[name], fitted[name], name)
+            else:  # one step of 1e-30
+                self.assertLess(max(abs(a - b) for a, b in zip(random[name][2], fitted[name][2])), 1e-25, name)
+        # The half of the latent that is a variance begins as ever: 5 experts fit into 5 of the 16 columns of the other half.
+        changed = [i // 16 for i, (a, b) in enumerate(zip(*(t["model.layers.0.block_sparse_moe.gate.encoder.weight"][2]
+                                                            for t in (random, fitted)))) if abs(a - b) > 1e-20]
+        self.assertEqual(set(changed), set(range(5)))
+        # The load of the experts is nearer to the gate's.
+        own, by_random, by_fit = ([layer["counts"] for layer in self.eval(place)["balance"]["layers"]]
+                                  for place in ("run", "random", "fitted"))
+        def distance(counts):
+            return sum(abs(a - b) for mine, theirs in zip(counts, own) for a, b in zip(mine, theirs))
+        self.assertLess(distance(by_fit), distance(by_random) / 2)
+        config = self.config()
+        for override, said in (("router.type=top_p", 'router.type is "top_p"; only "lpr"'),
+                               ("router.similarity=dot", 'only "lpr" of similarity "cosine" is fitted')):
+            self.fails(2, "train", config, "--init-from", source, "--out", "none", "--fit-router", 100, "--set",
+                       "router.type=lpr", "--set", override, names=[f"--fit-router: .*{said}"])
+        self.fails(2, "train", config, "--init-from", "fitted", "--out", "none", "--fit-router", 100,
+                   names=['--fit-router: .*has a router of type "lpr", which has no linear gate'])
+        self.fails(2, "train", self.write_config(), "--out", "none", "--fit-router", 100, names=["--fit-router: .*--init-from"])
+
     def test_another_number_of_experts_a_token(self):
         source, three = self.model("mixtral"), self.model("mixtral", num_experts_per_tok=3)
         said = self.start_from(source, "run", "model.num_experts_per_tok=3").err
