@@ -52,12 +52,14 @@ Matrix product(const Matrix& a, const Matrix& b) {
 // a^-1 b of a symmetric positive definite a, by its Cholesky factor.
 Matrix solve(Matrix a, Matrix b) {
   const std::int64_t n = a.n_rows;
-  for (std::int64_t i = 0; i < n; ++i)
+  for (std::int64_t i = 0; i < n; ++i) {
+    mark("fit to a gate", i);  // of a wide model it takes a while
     for (std::int64_t j = 0; j <= i; ++j) {
       double sum = a(i, j);
       for (std::int64_t k = 0; k < j; ++k) sum -= a(i, k) * a(j, k);
       a(i, j) = i == j ? std::sqrt(std::max(sum, 1e-300)) : sum / a(j, j);
     }
+  }
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t c = 0; c < b.n_columns; ++c) {
       double sum = b(i, c);

@@ -10,11 +10,14 @@
 #include <string>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/model_directory.h"
 #include "config/config.h"
 #include "train/outputs.h"
 #include "train/profile_report.h"
 #include "train/step.h"
+
+namespace switchyard::checkpoint {
+class ModelDirectory;
+}
 
 namespace switchyard::train {
 

@@ -227,6 +227,11 @@ class NewRouter(CliTest):
         def distance(counts):
             return sum(abs(a - b) for mine, theirs in zip(counts, own) for a, b in zip(mine, theirs))
         self.assertLess(distance(by_fit), distance(by_random) / 2)
+        # Every rank fits by itself, of the batches of one.
+        self.start_from(source, "ranks", *sets, "train.micro_batch_size=1", "parallel.threads=1",
+                        options=["--fit-router", 1000, "--nproc", 2])
+        self.start_from(source, "rank", *sets, "train.micro_batch_size=1", "parallel.threads=1", options=["--fit-router", 1000])
+        self.assertAlmostEqual(self.losses("ranks")[0] / self.losses("rank")[0], 1, delta=1e-5)  # sums in another order
         config = self.config()
         for override, said in (("router.type=top_p", 'router.type is "top_p"; only "lpr"'),
                                ("router.similarity=dot", 'only "lpr" of similarity "cosine" is fitted')):
