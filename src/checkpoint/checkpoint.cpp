@@ -18,6 +18,7 @@
 #include "checkpoint/shared_writing.h"
 #include "checkpoint/tokenizer_record.h"
 #include "config/load.h"
+#include "config/router_section.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
@@ -446,6 +447,15 @@ std::vector<ModelDifference> differences_of(const config::Model& here, const con
   for (const JsonMember& member : a.object()) compare(member.key);
   for (const JsonMember& member : b.object())
     if (!a.contains(member.key)) compare(member.key);
+  return differences;
+}
+
+std::vector<ModelDifference> differences_of(const config::Router& here, const config::Router& there) {
+  const Json a = config::write_router(here), b = config::write_router(there);
+  std::vector<ModelDifference> differences;
+  for (const JsonMember& member : a.object())
+    if (const Json* other = b.find(member.key); other != nullptr && *other != member.value)
+      differences.push_back({member.key, to_line(member.value), to_line(*other)});
   return differences;
 }
 

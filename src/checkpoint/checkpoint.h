@@ -81,6 +81,8 @@ struct ModelDifference {
   std::string key, here, there;
 };
 std::vector<ModelDifference> differences_of(const config::Model& here, const config::Model& there);
+// The same of `router`, of the keys that both have.
+std::vector<ModelDifference> differences_of(const config::Router& here, const config::Router& there);
 
 // A checkpoint opened for reading, its manifest verified: every file there, none besides, sizes and sums right.
 class Checkpoint {

@@ -38,6 +38,24 @@ config::ComputeType compute_type(const ModelDirectory& directory, const std::str
   return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
 }
 
+// `router.type is "lpr", there "softmax_topk"`: the type alone where that differs, else the options that do.
+std::string differences_of_routers(const config::Router& here, const config::Router& there) {
+  std::vector<std::string> clauses;
+  for (const ModelDifference& difference : differences_of(here, there))
+    if (here.type == there.type || difference.key == "type")
+      clauses.push_back(
+          fmt::format("router.{} is {}, there {}", difference.key, difference.here, difference.there));
+  return fmt::format("{}", fmt::join(clauses, ", "));
+}
+
+std::string describe(const RouterChange& change, std::string_view anew, std::string_view left) {
+  const auto names = [](const std::vector<std::string>& list) {
+    return list.empty() ? "nothing" : fmt::format("{}", fmt::join(list, ", "));
+  };
+  return fmt::format("kept {}; {} {}; {} {}", names(change.kept), anew, names(change.anew), left,
+                     names(change.left));
+}
+
 }  // namespace
 
 bool is_hugging_face(const fs::path& path) {
@@ -133,7 +151,7 @@ const ModelWeights& ModelDirectory::weights() const { return checkpoint_ ? check
 
 void ModelDirectory::check_model(const config::Model& model) const {
   constexpr std::string_view kMayDiffer[] = {"initializer_range", "max_position_embeddings",
-                                             "num_nextn_predict_layers"};
+                                             "num_experts_per_tok", "num_nextn_predict_layers"};
   std::vector<std::string> differences;
   for (const ModelDifference& difference : differences_of(model, model_))
     if (std::find(std::begin(kMayDiffer), std::end(kMayDiffer), difference.key) == std::end(kMayDiffer))
@@ -144,17 +162,39 @@ void ModelDirectory::check_model(const config::Model& model) const {
                 (path_ / "config.json").string(), fmt::join(differences, "; "));
 }
 
+void ModelDirectory::load_weights(const config::Model& model, const config::Router& router, std::uint64_t seed,
+                                  bool strict, ParameterStore& store) const {
+  const config::Router own = this->router();
+  if (model.num_experts_per_tok != model_.num_experts_per_tok)
+    log_info(fmt::format("model.num_experts_per_tok is {}, there {}", model.num_experts_per_tok,
+                         model_.num_experts_per_tok));
+  if (own == router) return weights().load(model, store);
+  const auto agree = [&](const RouterChange& change) {
+    if (strict && !(change.anew.empty() && change.left.empty()))
+      throw_input("{}: --strict: {}: {}; set what the directory has, or leave out --strict", path_.string(),
+                  differences_of_routers(router, own), describe(change, "would begin anew", "would be left"));
+    if (!change.anew.empty() || !change.left.empty() || own.type != router.type)
+      log_info(fmt::format("router {}: {}",
+                           own.type == router.type ? differences_of_routers(router, own)
+                                                   : fmt::format("{} -> {}", own.type, router.type),
+                           describe(change, "begin anew", "left")));
+  };
+  const model::Transformer there(model, own, DType::f32, false);  // described, not allocated
+  weights().load(model, there.parameters().rows(), seed, agree, store);
+}
+
 std::unique_ptr<model::Transformer> open_model(const ModelDirectory& directory, const ModelOptions& options,
                                                Context& ctx) {
-  config::Model config = directory.model();
+  config::Model config = options.model ? *options.model : directory.model();
   config.num_nextn_predict_layers = 0;
+  const config::Router router = options.router ? *options.router : directory.router();
   const config::ComputeType type = compute_type(directory, options.dtype, ctx.device);
   ctx.matmul = model::matmul_type_of(type);
   auto model =
-      std::make_unique<model::Transformer>(config, options.router ? *options.router : directory.router(),
-                                           model::dtype_of(type, ctx.device), options.training);
+      std::make_unique<model::Transformer>(config, router, model::dtype_of(type, ctx.device), options.training);
   model->allocate(ctx.device);
-  directory.weights().load(config, model->parameters());
+  constexpr std::uint64_t kSeed = 1;
+  directory.load_weights(config, router, kSeed, false, model->parameters());
   model->round_weights(ctx);
   return model;
 }

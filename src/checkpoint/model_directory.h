@@ -46,9 +46,15 @@ class ModelDirectory {
   std::optional<config::Run> run() const;
   config::Router router() const;  // the run's, or what config.json states, or that of the model's layout
   // Throws InputError, listing every key with both values, where `model` computes something else than the
-  // directory's. What only says how weights begin, how long sequences may be or whether there is multi-token
-  // prediction may differ.
+  // directory's. What only says how weights begin, how long sequences may be, whether there is multi-token
+  // prediction or how many experts a token has may differ.
   void check_model(const config::Model& model) const;
+  // Fills the store of such a model, whose router may be another than the directory's. Of the router's rows
+  // those of one name, shape and meaning are taken; what the files lack begins anew, by `seed`; what the router
+  // has no place for is left. All of that is said in one line. With `strict` it is an InputError where anything
+  // begins anew or is left. Everything else must be there, and nothing besides.
+  void load_weights(const config::Model& model, const config::Router& router, std::uint64_t seed, bool strict,
+                    ParameterStore& store) const;
 
  private:
   void open_hugging_face();
@@ -65,12 +71,14 @@ struct ModelOptions {
   // What to compute in: "float32", "bfloat16"; empty: on a CUDA device what the run trained in, else float32.
   std::string dtype;
   std::optional<config::Router> router = std::nullopt;  // in place of the directory's
+  std::optional<config::Model> model = std::nullopt;    // the same, of check_model()
   bool training = false;                                // with gradients and what a backward pass needs
 };
 
 // The main model of a directory with its weights, where `ctx` computes; without layers of multi-token
 // prediction, which are for training. Sets ctx.matmul to what the model computes in. Its activations are not
-// planned yet. Throws InputError where the weights are not this model's.
+// planned yet. What another router lacks begins as with seed 1. Throws InputError where the weights are not
+// this model's.
 std::unique_ptr<model::Transformer> open_model(const ModelDirectory& directory, const ModelOptions& options,
                                                Context& ctx);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <optional>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/progress.h"
+#include "model/names.h"
 
 namespace switchyard::checkpoint {
 
@@ -113,6 +115,19 @@ bool same_shape(const StoredTensor& stored, const Shape& shape) {
   bool same = static_cast<int>(stored.shape.size()) == shape.rank();
   for (int i = 0; same && i < shape.rank(); ++i) same = stored.shape[static_cast<std::size_t>(i)] == shape[i];
   return same;
+}
+
+// Of a router's row the name without the layer's prefix ("expert_keys"); none: the row is no router's.
+std::optional<std::string> name_in_router(const config::Layout& layout, const std::string& row) {
+  const std::int64_t layer = layer_of(row);
+  if (layer < 0) return std::nullopt;
+  const std::string prefix = model::router_prefix(layout, layer);
+  if (!row.starts_with(prefix)) return std::nullopt;
+  return row.substr(prefix.size());
+}
+
+void add_once(std::vector<std::string>& names, const std::string& name) {
+  if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
 }
 
 // What transformers keeps beside its weights to rotate by, and old files hold.
@@ -284,14 +299,57 @@ std::vector<ModelTensor> ModelWeights::match(const config::Model& model,
   return matched;
 }
 
-void ModelWeights::load(const config::Model& model, ParameterStore& store) const {
-  const std::vector<ModelTensor> matched = match(model, store.rows());
+void ModelWeights::read(std::span<const ModelTensor* const> source_R, ParameterStore& store) {
   std::int64_t number = 0;
   for (const RowPiece& piece : store.held(RowArray::value)) {
+    const ModelTensor* const source = source_R[piece.row];
+    if (source == nullptr) continue;
     mark("reading of weights", number++);
-    const ModelTensor& source = matched[piece.row];
-    source.file->read(source.tensor, piece.first, piece.tensor_N);
+    source->file->read(source->tensor, piece.first, piece.tensor_N);
   }
+}
+
+void ModelWeights::load(const config::Model& model, ParameterStore& store) const {
+  const std::vector<ModelTensor> matched = match(model, store.rows());
+  std::vector<const ModelTensor*> source_R;
+  for (const ModelTensor& tensor : matched) source_R.push_back(&tensor);
+  read(source_R, store);
+}
+
+RouterChange ModelWeights::load(const config::Model& model, std::span<const Parameter> rows, std::uint64_t seed,
+                                const std::function<void(const RouterChange&)>& agree,
+                                ParameterStore& store) const {
+  const std::vector<ModelTensor> matched = match(model, rows);
+  std::unordered_map<std::string_view, std::size_t> left;  // of `rows`, until the store has taken them
+  for (std::size_t row = 0; row < rows.size(); ++row) left.emplace(rows[row].name, row);
+
+  RouterChange change;
+  std::vector<const ModelTensor*> source_R(store.rows().size(), nullptr);
+  for (std::size_t row = 0; row < store.rows().size(); ++row) {
+    const Parameter& here = store.rows()[row];
+    const auto found = left.find(here.name);
+    const bool same = found != left.end() && rows[found->second].shape == here.shape &&
+                      rows[found->second].meaning == here.meaning;
+    if (same) {
+      source_R[row] = &matched[found->second];
+      left.erase(found);
+    }
+    if (const auto name = name_in_router(*model.layout, here.name))
+      add_once(same ? change.kept : change.anew, *name);
+    else
+      SY_CHECK(same, "{} is no row of a router, and another one in the files", here.name);
+  }
+  for (const Parameter& there : rows) {
+    if (!left.contains(there.name)) continue;
+    const auto name = name_in_router(*model.layout, there.name);
+    SY_CHECK(name.has_value(), "{} is no row of a router, and none of the model", there.name);
+    add_once(change.left, *name);
+  }
+  agree(change);
+  for (std::size_t row = 0; row < source_R.size(); ++row)
+    if (source_R[row] == nullptr) store.initialise(seed, row);
+  read(source_R, store);
+  return change;
 }
 
 std::vector<const StoredTensor*> match_all(const SafetensorsFile& file, std::span<const TensorSpec> specs) {

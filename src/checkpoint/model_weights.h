@@ -4,7 +4,9 @@
 // elsewhere than the index says is one InputError that lists it.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -26,6 +28,14 @@ struct ModelTensor {
   const StoredTensor* stored = nullptr;  // as the file has it
 };
 
+// What becomes of the rows of routers where a model's router is another than that of its files. Names without
+// the layer's prefix, each once for all layers, in the order of the rows.
+struct RouterChange {
+  std::vector<std::string> kept;  // taken from the files
+  std::vector<std::string> anew;  // the files have none of that name, shape and meaning: initial values
+  std::vector<std::string> left;  // the files', for which the model has no place
+};
+
 class ModelWeights {
  public:
   // Opens `files` of `directory`; has_index: kWeightsIndex is there and is checked against them.
@@ -43,8 +53,17 @@ class ModelWeights {
   bool has_layer(std::int64_t layer) const;
   // Fills the store's values (f32 or f64), those that this rank holds, from F32, BF16 or F16.
   void load(const config::Model& model, ParameterStore& store) const;
+  // The same where the store's routers are others than those that the files are of. `rows`: of the model with
+  // the files' routers, to all of which a tensor belongs, as match() says; all but the routers' are rows of the
+  // store as well. Returns what becomes of the routers', having done it after `agree` was told and did not
+  // throw: rows that begin anew are initialised by `seed`.
+  RouterChange load(const config::Model& model, std::span<const Parameter> rows, std::uint64_t seed,
+                    const std::function<void(const RouterChange&)>& agree, ParameterStore& store) const;
 
  private:
+  // source_R: of each row of the store, null where there is none.
+  static void read(std::span<const ModelTensor* const> source_R, ParameterStore& store);
+
   std::filesystem::path directory_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, std::string> index_;  // empty: none

@@ -1,5 +1,5 @@
-// The commands of the program, one file each: its options, its help and what it does. None of inspect, export,
-// generate and tokenize needs a trainer (src/CMakeLists.txt: they are a library that links none).
+// The commands of the program, one file each: its options, its help and what it does. None of inspect, export
+// and tokenize needs a trainer (src/CMakeLists.txt: they are a library that links none).
 #pragma once
 
 #include <functional>
@@ -18,6 +18,6 @@ struct Command {
   std::function<int()> (*describe)(CLI::App& app);
 };
 
-extern const Command kTrain, kEval, kInspect, kExport, kDump, kGenerate, kTokenize;
+extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kTokenize;
 
 }  // namespace switchyard::commands

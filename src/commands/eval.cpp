@@ -1,21 +1,16 @@
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
-#include "checkpoint/model_directory.h"
 #include "commands/commands.h"
 #include "commands/eval_tasks.h"
+#include "commands/evaluation.h"
 #include "commands/options.h"
-#include "core/error.h"
-#include "core/file.h"
 #include "core/json.h"
-#include "core/log.h"
 #include "core/threads.h"
 #include "model/transformer.h"
-#include "parallel/devices.h"
 #include "parallel/launch.h"
 #include "train/evaluator.h"
 
@@ -24,47 +19,14 @@ namespace switchyard::commands {
 namespace {
 
 struct Options {
-  std::string checkpoint;
-  std::vector<std::string> data;  // empty: what the run validates on
-  std::int64_t seq_len = 0;  // 0: what the checkpoint was trained with; of a model directory 2048 or its most
-  std::int64_t batch = 8;
-  std::int64_t max_tokens = 0;  // 0: all
-  std::int64_t threads = 0;     // 0: one a core
-  std::string json;             // empty: none; "-": standard output
-  std::string device = "auto";
-  std::int64_t nproc = 0;  // ranks to start; 0: those that mpirun has started, or one
-  std::string dtype;       // empty: on a CUDA device what the run trains in, else float32; float32, bfloat16
+  EvaluationOptions evaluation;
+  std::vector<std::string> overrides;  // of the routing
   TaskOptions tasks;
 };
 
 void describe(CLI::App& app, Options& options) {
-  app.add_option(
-         "CHECKPOINT", options.checkpoint,
-         "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
-      ->required();
-  app.add_option(
-         "--data", options.data,
-         "Token shards: files, directories or quoted globs (default: the run's data.validation, by domain)")
-      ->type_name("PATH_OR_GLOB");
-  app.add_option("--seq-len", options.seq_len,
-                 "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
-                 "max_position_embeddings where that is less; for tasks always that)")
-      ->type_name("N")
-      ->transform(whole_number(1, "", config::kMaxSize));
-  app.add_option("--batch", options.batch, "Windows at once")
-      ->type_name("N")
-      ->transform(whole_number(1, "", config::kMaxSize))
-      ->capture_default_str();
-  app.add_option("--max-tokens", options.max_tokens,
-                 "Predict at most so many tokens of each domain (default: all)")
-      ->type_name("N")
-      ->transform(whole_number(0, "0: all"));
-  describe_threads(app, options.threads);
-  app.add_option("--json", options.json, "Write the result as JSON to a file, or to standard output with -")
-      ->type_name("FILE|-");
-  describe_device(app, options.device);
-  describe_nproc(app, options.nproc);
-  describe_dtype(app, options.dtype);
+  describe_evaluation(app, options.evaluation);
+  describe_routing(app, options.overrides);
   describe_tasks(app, options.tasks);
   app.footer(
       "Windows follow one another; every token but the first is predicted exactly once. The loss over all "
@@ -72,35 +34,9 @@ void describe(CLI::App& app, Options& options) {
       "Examples:\n"
       "  switchyard eval runs/quickstart\n"
       "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -\n"
-      "  switchyard eval runs/quickstart --task arc_easy.jsonl --shots 5");
-}
-
-void add_figures(Json& json, const router::BalanceFigures& figures) {
-  for (const auto& [name, value] : router::named(figures)) json[name] = value;
-}
-
-// Of the forward pass, a token (model/cost.h): in all, as a static model's, and by layer.
-Json flops_json(const train::EvalResult& result, const model::Transformer& model) {
-  const model::FlopCounter counter(model);
-  std::vector<double> slot_L;
-  for (std::int64_t l = 0; l < result.load.n_layers(); ++l) slot_L.push_back(result.load.slots(l));
-  const model::Flops real = counter.count(result.counts, slot_L), all = counter.count_static(result.counts);
-  const auto tokens = static_cast<double>(result.counts.tokens);
-  Json layers(Json::Array{});
-  for (std::size_t l = 0; l < real.layers.size(); ++l) {
-    const model::LayerFlops& layer = real.layers[l];
-    layers.push_back(Json::Object{{"layer", l},
-                                  {"attention", layer.attention / tokens},
-                                  {"router", layer.router / tokens},
-                                  {"experts", layer.experts / tokens},
-                                  {"always", layer.always / tokens},
-                                  {"static", all.layers[l].total() / tokens}});
-  }
-  return Json::Object{{"per_token", real.total() / tokens},
-                      {"per_token_static", all.total() / tokens},
-                      {"saved", 1 - real.total() / all.total()},
-                      {"head", real.head / tokens},
-                      {"layers", std::move(layers)}};
+      "  switchyard eval runs/quickstart --task arc_easy.jsonl --shots 5\n"
+      "  switchyard eval runs/quickstart --set router.type=dynamic_k --set router.max_experts=4 --calibrate "
+      "50000");
 }
 
 // Of a domain or of all: `part` is a DomainLoss or the EvalResult.
@@ -193,68 +129,31 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 }
 
 int run_rank(const Options& options, parallel::World& world) {
-  set_threads(static_cast<int>(options.threads > 0 ? options.threads : world.threads()));
-  const parallel::Group all = parallel::all_ranks(world);
-  const checkpoint::ModelDirectory directory(options.checkpoint);
-  if (!options.tasks.files.empty())
+  const EvaluationOptions& evaluated = options.evaluation;
+  set_threads(static_cast<int>(evaluated.threads > 0 ? evaluated.threads : world.threads()));
+  if (!options.tasks.files.empty()) {
+    const checkpoint::ModelDirectory directory(evaluated.checkpoint);
+    const Calibration calibration(directory, evaluated.calibration, evaluated.seq_len, evaluated.batch,
+                                  parallel::all_ranks(world));
+    const config::RoutedModel routed = routed_model(directory, options.overrides);
     return evaluate_tasks(
         options.tasks,
-        {.seq_len = options.seq_len, .batch = options.batch, .json = options.json, .device = options.device},
-        directory,
-        [&](Context& ctx) { return checkpoint::open_model(directory, {.dtype = options.dtype}, ctx); }, world);
-  const config::Model& config = directory.model();
-  // What a run says beside the model; a Hugging Face directory has none.
-  const std::optional<config::Run> run = directory.run();
-  train::EvalSettings settings{.seq_len = options.seq_len,
-                               .batch = options.batch,
-                               .max_tokens = options.max_tokens,
-                               .begin_token = std::nullopt};
-  if (settings.seq_len == 0 && run) settings.seq_len = run->train.seq_len;
-  if (settings.seq_len == 0) {
-    constexpr std::int64_t kSeqLen = 2048;
-    settings.seq_len = std::min(kSeqLen, config.max_position_embeddings);
-    log_info(fmt::format("--seq-len {}: the default for a directory that no run wrote", settings.seq_len));
+        {.seq_len = evaluated.seq_len,
+         .batch = evaluated.batch,
+         .json = evaluated.json,
+         .device = evaluated.device},
+        directory, [&](Context& ctx) { return calibration.open(routed, evaluated.dtype, ctx); }, world);
   }
-  if (settings.seq_len > config.max_position_embeddings)
-    throw_input("--seq-len {}: the model has max_position_embeddings {}", settings.seq_len,
-                config.max_position_embeddings);
-
-  std::vector<config::DataEntry> entries;
-  for (const std::string& path : options.data) entries.push_back({path, "data", std::nullopt});
-  if (entries.empty() && run) entries = run->data.validation;
-  if (entries.empty())
-    throw_input("{}: {}; give --data", options.checkpoint,
-                run ? "the run has no data.validation" : "a model directory says nothing of data");
-  if (run && run->data.document_mask) {
-    const config::Data data{.train = entries,
-                            .validation = {},
-                            .document_mask = true,
-                            .eot_token = run->data.eot_token,
-                            .begin_token = run->data.begin_token};
-    settings.begin_token = train::find_begin_token(data, config.vocab_size);
-  }
-  const std::vector<train::Domain> domains = train::open_domains(entries, config.vocab_size, all);
-
-  const parallel::DeviceChoice devices = parallel::take_device(options.device, world);
-  parallel::log_devices(devices, world);
-  Context ctx(devices.device);
-  const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
-  model->plan(settings.batch, settings.seq_len, ctx);
-  const train::EvalResult result = train::evaluate(*model, domains, settings, ctx, all);
+  Evaluation evaluation(evaluated, world);
+  const auto [model, result] = evaluation.evaluate(routed_model(evaluation.directory(), options.overrides), {});
   if (world.rank() != 0) return 0;
-  const bool json_to_stdout = options.json == "-";
-  print_table(result, *model, json_to_stdout ? stderr : stdout);
-  const std::string text = to_text(to_json(result, *model));
-  if (json_to_stdout) {
-    fmt::print("{}", text);
-  } else if (!options.json.empty()) {
-    write_text_file(options.json, text);
-  }
+  print_table(result, *model, text_output(evaluated.json));
+  write_json(evaluated.json, to_json(result, *model));
   return 0;
 }
 
 int run(const Options& options) {
-  return parallel::run_ranks(static_cast<int>(options.nproc),
+  return parallel::run_ranks(static_cast<int>(options.evaluation.nproc),
                              [&](parallel::World& world) { return run_rank(options, world); });
 }
 

@@ -11,6 +11,7 @@
 #include "checkpoint/model_directory.h"
 #include "checkpoint/tokenizer_record.h"
 #include "commands/commands.h"
+#include "commands/evaluation.h"
 #include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -19,6 +20,7 @@
 #include "generate/generator.h"
 #include "model/transformer.h"
 #include "ops/device.h"
+#include "parallel/group.h"
 #include "tokenizer/tokenizer.h"
 
 namespace switchyard::commands {
@@ -38,7 +40,9 @@ struct Options {
   std::int64_t threads = 0;  // 0: one a core
   bool json = false;
   std::string device = "auto";
-  std::string dtype;  // as checkpoint::ModelOptions has it
+  std::string dtype;                   // as checkpoint::ModelOptions has it
+  std::vector<std::string> overrides;  // of the routing
+  CalibrationOptions calibration;
 };
 
 void describe(CLI::App& app, Options& options) {
@@ -78,6 +82,8 @@ void describe(CLI::App& app, Options& options) {
   app.add_flag("--json", options.json, "Print tokens, text, speed and why it stopped as JSON, at the end");
   describe_device(app, options.device);
   describe_dtype(app, options.dtype);
+  describe_routing(app, options.overrides);
+  describe_calibration(app, options.calibration);
   app.footer(
       "Examples:\n"
       "  switchyard generate runs/quickstart --prompt 'The court held'\n"
@@ -181,7 +187,10 @@ int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   Context ctx(ops::choose_device(options.device));
   const checkpoint::ModelDirectory directory(options.checkpoint);
-  const auto model = checkpoint::open_model(directory, {.dtype = options.dtype}, ctx);
+  const auto lone = parallel::make_lone_transport();
+  constexpr std::int64_t kBatch = 8;  // as eval has it by default
+  const Calibration calibration(directory, options.calibration, 0, kBatch, parallel::Group(*lone, {0}));
+  const auto model = calibration.open(routed_model(directory, options.overrides), options.dtype, ctx);
   const config::Model& config = model->config();
   const auto text = checkpoint::find_tokenizer(directory.path(), options.tokenizer, config.vocab_size);
   const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);

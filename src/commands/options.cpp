@@ -70,6 +70,29 @@ CLI::Validator type_name(std::vector<std::string> types) {
       "");
 }
 
+void describe_routing(CLI::App& app, std::vector<std::string>& overrides) {
+  app.add_option(
+         "--set", overrides,
+         "Another router, or other options of it, on the same weights: router.KEY=value or "
+         "model.num_experts_per_tok=N; may be repeated. What the weights lack begins anew, and is listed")
+      ->type_name("a.b=value")
+      ->take_all()
+      ->expected(1);
+}
+
+void describe_calibration(CLI::App& app, CalibrationOptions& options) {
+  app.add_option(
+         "--calibrate", options.tokens,
+         "First fit what the router keeps beside its trained weights (running means, thresholds, biases) "
+         "to so many tokens; no trained weight changes")
+      ->type_name("TOKENS")
+      ->transform(whole_number(1));
+  app.add_option(
+         "--calibrate-data", options.data,
+         "Token shards to calibrate on: files, directories or quoted globs (default: the run's data.train)")
+      ->type_name("PATH_OR_GLOB");
+}
+
 void describe_threads(CLI::App& app, std::int64_t& threads) {
   constexpr std::uint64_t kMaxThreads = 4096;
   app.add_option("--threads", threads, "Threads to use (default: one a core)")

@@ -33,6 +33,15 @@ CLI::Validator number_in(const config::Interval& range, const std::string& expec
 // One of `types`, also written short (bf16). For transform() too.
 CLI::Validator type_name(std::vector<std::string> types);
 
+// --set of a model that is there: config::override_routing() takes them.
+void describe_routing(CLI::App& app, std::vector<std::string>& overrides);
+// Before the model is used (train/calibration.h).
+struct CalibrationOptions {
+  std::int64_t tokens = 0;        // 0: none
+  std::vector<std::string> data;  // empty: what the run trained on
+};
+void describe_calibration(CLI::App& app, CalibrationOptions& options);
+
 void describe_threads(CLI::App& app, std::int64_t& threads);  // 0: one a core
 void describe_nproc(CLI::App& app, std::int64_t& nproc);      // 0: not given
 void describe_device(CLI::App& app, std::string& device);     // auto, cpu, cuda

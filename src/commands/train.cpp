@@ -35,6 +35,8 @@ struct Options {
   std::string resume;                  // empty: do not; "auto"; or a checkpoint or run directory
   std::string init_from;        // empty: random weights; or a model directory, checkpoint or run directory
   std::string upcycle_from;     // empty: not; or the same of a dense model
+  bool strict = false;          // of init_from: the router must be theirs, too
+  std::int64_t fit_router = 0;  // tokens; 0: what begins anew is random
   bool allow_new_data = false;  // resume although the data are not those of the checkpoint
   std::string device = "auto";  // auto, cpu, cuda
   std::int64_t nproc = 0;       // ranks to start; 0: those that mpirun has started, or one
@@ -61,13 +63,24 @@ void describe(CLI::App& app, Options& options) {
   app.add_option(
          "--init-from", options.init_from,
          "Begin with the weights of a Hugging Face model directory, a checkpoint or a run; a CONFIG without "
-         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet")
+         "'model' takes theirs. With --resume auto it holds only while there is no checkpoint yet. Where the "
+         "run "
+         "has another router, what that lacks begins anew, and is listed")
       ->type_name("DIR");
   app.add_option(
          "--upcycle-from", options.upcycle_from,
          "Begin with the weights of a dense model, of whose networks the experts become copies or slices "
          "(docs/upcycling.md). With --resume auto as --init-from")
       ->type_name("DIR");
+  app.add_option(
+         "--fit-router", options.fit_router,
+         "With --init-from: begin a router of type lpr not at random, but fitted to the weights' linear gate "
+         "over so many tokens of data.train")
+      ->type_name("TOKENS")
+      ->transform(whole_number(1));
+  app.add_flag(
+      "--strict", options.strict,
+      "With --init-from: refuse weights of another router, of which something would begin anew or be left");
   describe_device(app, options.device);
   describe_nproc(app, options.nproc);
   app.footer(
@@ -154,6 +167,8 @@ Beginning find_beginning(const Options& options) {
   begin_with("--init-from", options.init_from, resume.initial_weights);
   begin_with("--upcycle-from", options.upcycle_from, resume.dense_weights);
   resume.allow_new_data = options.allow_new_data;
+  resume.strict = options.strict;
+  resume.fit_tokens = options.fit_router;
   return {out, resume};
 }
 
@@ -172,6 +187,8 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
   beginning.resume.dense_weights = optional_of_first(found.resume.dense_weights);
   beginning.resume.allow_new_data = options.allow_new_data;
+  beginning.resume.strict = options.strict;
+  beginning.resume.fit_tokens = options.fit_router;
   return beginning;
 }
 
@@ -224,6 +241,10 @@ int run(const Options& options) {
   if (!weights.empty() && !options.resume.empty() && options.resume != "auto")
     throw_input("{} {}: not together with --resume {}: a run either begins with weights or goes on; remove one",
                 upcycles ? "--upcycle-from" : "--init-from", weights, options.resume);
+  if (options.strict && options.init_from.empty())
+    throw_input("--strict: there are no weights to be strict with; add --init-from or remove it");
+  if (options.fit_router > 0 && options.init_from.empty())
+    throw_input("--fit-router: there are no weights with a gate to fit to; add --init-from or remove it");
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   return parallel::run_ranks(static_cast<int>(options.nproc),

@@ -248,6 +248,26 @@ class FieldWriter {
   Json::Object members_;
 };
 
+// The router.type that overrides name; none where they name none.
+std::optional<std::string> overridden_type(const std::vector<std::string>& overrides) {
+  constexpr std::string_view kBefore = "router.type=";
+  std::optional<std::string> type;
+  for (const std::string& text : overrides) {
+    if (!text.starts_with(kBefore)) continue;
+    type = text.substr(kBefore.size());
+    if (type->size() > 1 && type->front() == '"' && type->back() == '"')
+      type = type->substr(1, type->size() - 2);
+  }
+  return type;
+}
+
+// Whether the overrides put another type of router in the place of this one, whose options are then none of
+// its.
+bool is_replaced(const Json& router, const std::vector<std::string>& overrides) {
+  const std::optional<std::string> given = overridden_type(overrides);
+  return given && router["type"] != Json(*given);
+}
+
 }  // namespace
 
 std::string to_resolved_json(const Run& run) {
@@ -358,12 +378,14 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   Json root = read_configuration(text, source);
   auto* const members = &root.object();
   if (default_model && find_member(*members, "model") == nullptr) {
-    // With the model comes its router, unless the run names one.
+    // With the model comes its router, unless the run or an override names another one.
     Json model_of_weights = parse_json(*default_model, origin);
     std::optional<Json> router_of_weights = take_router(model_of_weights);
     members->push_back({"model", std::move(model_of_weights)});
     if (router_of_weights && find_member(*members, "router") == nullptr)
-      members->push_back({"router", std::move(*router_of_weights)});
+      members->push_back({"router", is_replaced(*router_of_weights, overrides)
+                                        ? Json(Json::Object{})
+                                        : std::move(*router_of_weights)});
   }
   place_router(*members, source);
   for (const std::string& text_of_override : overrides) apply_override(root, text_of_override, source);
@@ -413,6 +435,28 @@ Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
              const VocabSizeOf& vocab_size_of) {
   return parse_run(read_text_file(path), path, overrides, routers, default_model, vocab_size_of);
+}
+
+RoutedModel override_routing(const RoutedModel& routed, const std::string& origin,
+                             const std::vector<std::string>& overrides, std::span<const RouterSchema> routers) {
+  Json root(Json::Object{{"model", write_model(routed.model)}});
+  if (Json router = write_router(routed.router); !is_replaced(router, overrides))
+    root["router"] = std::move(router);
+  Source source(origin);
+  for (const std::string& text : overrides) {
+    const std::string path = text.substr(0, text.find('='));
+    if (!path.starts_with("router.") && path != "model.num_experts_per_tok")
+      throw_input(
+          "--set {}: of a model that is there only router.KEY and model.num_experts_per_tok can be set; "
+          "remove it",
+          printable(text));
+    apply_override(root, text, source);
+  }
+  RoutedModel out;
+  out.model = read_model(&root["model"], "model", source).model;
+  source.set_layout(out.model.layout->name);
+  out.router = read_router(root.find("router"), source, out.model, std::nullopt, routers);
+  return out;
 }
 
 bool looks_like_run(const std::string& text, const std::string& origin) {

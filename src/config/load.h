@@ -56,6 +56,16 @@ inline constexpr std::string_view kModelingFile = "modeling_switchyard.py";
 std::string state_router(const std::string& config_json, const Model& model, const Router& router,
                          std::span<const RouterSchema> routers);
 
+// A model and its router as load_run's overrides change them, of which router.KEY and model.num_experts_per_tok
+// alone are taken; a router.type of another router brings the defaults of that. `origin` names the model in
+// messages. Throws InputError.
+struct RoutedModel {
+  Model model;
+  Router router;
+};
+RoutedModel override_routing(const RoutedModel& routed, const std::string& origin,
+                             const std::vector<std::string>& overrides, std::span<const RouterSchema> routers);
+
 // The router of a layout where a run says nothing about it.
 Router default_router(const Layout& layout, std::span<const RouterSchema> routers);
 

@@ -22,6 +22,7 @@ struct RouterOption {
   // that has such an option (slots_per_token).
   std::int64_t (*fallback_of)(const Model&) = nullptr;
   bool in_training_alone = false;  // has no part in what a trained model computes
+  bool kept_each_step = false;     // the share of a running mean that a step keeps
 };
 
 struct RouterSchema {

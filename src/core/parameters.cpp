@@ -442,17 +442,19 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
 }
 
 void ParameterStore::initialise(std::uint64_t seed) {
+  for (std::size_t i = 0; i < rows_.size(); ++i) initialise(seed, i);
+}
+
+void ParameterStore::initialise(std::uint64_t seed, std::size_t row) {
   SY_CHECK(memory_ != nullptr, "initialise() comes before allocate()");
-  for (std::size_t i = 0; i < rows_.size(); ++i) {
-    if (!is_here(i)) continue;
-    const HostCopy host(value(i));
-    if (value_P_.dtype() == DType::f64) {
-      initialise_row<double>(rows_[i], host.tensor(), seed);
-    } else {
-      initialise_row<float>(rows_[i], host.tensor(), seed);
-    }
-    host.write_back();
+  if (!is_here(row)) return;
+  const HostCopy host(value(row));
+  if (value_P_.dtype() == DType::f64) {
+    initialise_row<double>(rows_[row], host.tensor(), seed);
+  } else {
+    initialise_row<float>(rows_[row], host.tensor(), seed);
   }
+  host.write_back();
 }
 
 std::int64_t ParameterStore::count() const {

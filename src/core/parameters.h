@@ -42,6 +42,9 @@ struct Parameter {
   double init_std = 0.0;
   bool weight_decay = true;
   bool trained = true;  // false: has no gradient, and the optimizer leaves it alone (a router's bias)
+  // What its numbers say, where rows of other models have this name and shape and say something else: only
+  // between rows of one meaning are values handed on ("of sigmoid scores").
+  std::string meaning = {};
   Sharding sharding = Sharding::replicated;
   std::int64_t expert = 0, n_experts = 1;  // by_expert: whose it is, and of how many in its layer
   std::int64_t layer = -1;                 // begin_layer()'s, set by the store; -1: of none
@@ -106,6 +109,7 @@ class ParameterStore {
   void take_at_least(std::int64_t bytes) { least_bytes_ = bytes; }
   // Fills every value as its row says: a function of (seed, name, index).
   void initialise(std::uint64_t seed);
+  void initialise(std::uint64_t seed, std::size_t row);  // one row alone, if it is here
 
   const std::vector<Parameter>& rows() const { return rows_; }
   std::int64_t count() const;  // elements of all rows, whoever holds them, without alignment gaps

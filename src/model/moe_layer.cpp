@@ -46,7 +46,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .weight_scale = model.routed_scaling_factor,
                                                                 .init_std = model.initializer_range,
                                                                 .layer = layer},
-                                            moe_prefix(*model.layout, layer) + "gate.", store);
+                                            router_prefix(*model.layout, layer), store);
   router_cost_ = 2.0 * static_cast<double>(router_->router().extra_multiply_adds());
   for (std::size_t row = first_row; row < store.rows().size(); ++row)
     if (store.rows()[row].shape.rank() == 2)

@@ -20,6 +20,11 @@ inline std::string moe_prefix(const config::Layout& layout, std::int64_t layer) 
   return fmt::format("{}{}.", layer_prefix(layer), layout.moe_block);
 }
 
+// Before the names of a router's parameters.
+inline std::string router_prefix(const config::Layout& layout, std::int64_t layer) {
+  return moe_prefix(layout, layer) + "gate.";
+}
+
 inline ExpertNames expert_names(const config::Layout& layout, std::int64_t layer, std::int64_t expert) {
   const std::string prefix = fmt::format("{}experts.{}.", moe_prefix(layout, layer), expert);
   const auto name = [&](std::string_view projection) { return fmt::format("{}{}.weight", prefix, projection); };

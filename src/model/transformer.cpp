@@ -134,7 +134,7 @@ void Transformer::fill_rope_table(Context& ctx) {
 void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len) {
   const std::int64_t n_tokens = n_seq * seq_len, D = config_.hidden_size;
   const auto rows = [&](std::int64_t columns) { return arena.take(Shape{n_tokens, columns}, dtype_); };
-  routing_->plan(arena, n_seq, training_, blocks_share_memory());
+  routing_->plan(arena, n_seq, training_ || observes_routing_, blocks_share_memory());
   if (expert_ranks_.share() && routing_->n_layers() > 0) {
     expert_ranks_.largest_need_1 = arena.take(Shape{1}, DType::i32);
     expert_room_ = expert_ranks_.n_rows(n_tokens, routing_->layer(0).router().n_slots(), config_.num_experts);

@@ -86,6 +86,10 @@ class Transformer {
   const config::Model& config() const { return config_; }
 
   DType dtype() const { return dtype_; }  // of activations
+  // From the next plan() on, forward passes of a model made for evaluation leave what routers count in
+  // training, where Batch::training asks for it: routing().begin(), add_micro_batch() and after_step() can then
+  // be called.
+  void observe_routing(bool observes) { observes_routing_ = observes; }
   // How many bytes plan() is going to reserve. Before it.
   std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len,
                                    config::Recompute recompute = config::Recompute::none);
@@ -145,6 +149,7 @@ class Transformer {
   config::Model config_;
   DType dtype_;
   bool training_;
+  bool observes_routing_ = false;
   config::Recompute recompute_ = config::Recompute::none;
   ParameterStore parameters_;
   ExpertRanks expert_ranks_;  // the blocks know where it is

@@ -29,8 +29,9 @@ class DynamicK final : public Router {
         store_(store),
         gate_(options, shape, prefix, store) {
     if (estimator_.thresholded) return;
-    mean_ = add_expert_state(prefix + "complexity_mean", 1, store);
-    variance_ = add_expert_state(prefix + "complexity_var", 1, store);
+    const std::string meaning = fmt::format("of {}", estimator_.name);
+    mean_ = add_expert_state(prefix + "complexity_mean", 1, meaning, store);
+    variance_ = add_expert_state(prefix + "complexity_var", 1, meaning, store);
   }
 
   std::int64_t n_slots() const override { return max_experts_; }
@@ -144,7 +145,10 @@ RouterType dynamic_k_router() {
                                  config::max_experts_option(),
                                  estimator_option(),
                                  {.key = "threshold", .fallback = 0.0, .range = {0, 1e9}},
-                                 {.key = "statistics_decay", .fallback = 0.99, .range = {0, 1, false, true}}},
+                                 {.key = "statistics_decay",
+                                  .fallback = 0.99,
+                                  .range = {0, 1, false, true},
+                                  .kept_each_step = true}},
                      .check = check},
           .make = make_router_of<DynamicK>};
 }

@@ -20,7 +20,8 @@ class ExpertThreshold final : public Router {
         store_(store),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        threshold_(add_expert_state(prefix + "thresholds", shape.n_experts, store)) {}
+        threshold_(add_expert_state(prefix + "thresholds", shape.n_experts,
+                                    meaning_of(score_function(options.own)), store)) {}
 
   std::int64_t n_slots() const override { return max_experts_; }
 
@@ -89,7 +90,10 @@ RouterType expert_threshold_router() {
   return {.schema = {.type = "expert_threshold",
                      .balance_coef = 0,  // the thresholds balance
                      .options = {score_function_option(),
-                                 {.key = "threshold_decay", .fallback = 0.99, .range = {0, 1, false, true}},
+                                 {.key = "threshold_decay",
+                                  .fallback = 0.99,
+                                  .range = {0, 1, false, true},
+                                  .kept_each_step = true},
                                  config::max_experts_option()},
                      .check =
                          [](const config::Router& router, const config::Model& model, const auto& refuse) {

@@ -106,7 +106,10 @@ RouterType kmeans_router() {
   return {.schema = {.type = "kmeans",
                      .balance_coef = 0,
                      .no_z_loss = "whose cosine similarities are bounded as they are",
-                     .options = {{.key = "mean_decay", .fallback = 0.99, .range = {0, 1, false, true}}}},
+                     .options = {{.key = "mean_decay",
+                                  .fallback = 0.99,
+                                  .range = {0, 1, false, true},
+                                  .kept_each_step = true}}},
           .make = make_router_of<KMeans>};
 }
 

@@ -40,10 +40,15 @@ void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::i
   add_noise(logit_TE, RngPurpose::router_jitter, jitter, batch, layer, ctx);
 }
 
-std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, ParameterStore& store) {
+std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, const std::string& meaning,
+                             ParameterStore& store) {
   store.begin_group();
-  return store.add(
-      {.name = name, .shape = Shape{n_experts}, .init = Init::zeros, .weight_decay = false, .trained = false});
+  return store.add({.name = name,
+                    .shape = Shape{n_experts},
+                    .init = Init::zeros,
+                    .weight_decay = false,
+                    .trained = false,
+                    .meaning = meaning});
 }
 
 config::RouterOption score_function_option() {
@@ -52,6 +57,10 @@ config::RouterOption score_function_option() {
 
 ScoreFunction score_function(const config::RouterOptions& options) {
   return options.word("score_function") == "softmax" ? ScoreFunction::softmax : ScoreFunction::sigmoid;
+}
+
+const char* meaning_of(ScoreFunction function) {
+  return function == ScoreFunction::softmax ? "of softmax scores" : "of sigmoid scores";
 }
 
 void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse) {

@@ -32,8 +32,9 @@ void add_noise(Tensor x_TN, RngPurpose purpose, double sigma, const RouterBatch&
 // Noise of standard deviation `jitter` on logits or scores, in training only.
 void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::int64_t layer, Context& ctx);
 
-// A row of E numbers that chooses or measures and is not learned by gradient.
-std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, ParameterStore& store);
+// A row of E numbers that chooses or measures and is not learned by gradient. `meaning`: Parameter's.
+std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, const std::string& meaning,
+                             ParameterStore& store);
 
 // Scores S of a linear router, sigmoid or softmax of its logits, where a router lets the configuration choose.
 //   T tokens, E experts
@@ -43,6 +44,8 @@ enum class ScoreFunction { sigmoid, softmax };
 // The option "score_function" and what it says.
 config::RouterOption score_function_option();
 ScoreFunction score_function(const config::RouterOptions& options);
+// Parameter's meaning of a number that is compared with such scores.
+const char* meaning_of(ScoreFunction function);
 // Refuses a z-loss where the score function has no normaliser.
 void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse);
 

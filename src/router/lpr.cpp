@@ -68,7 +68,8 @@ class LatentPrototype final : public Router {
       ema_counts_ = add("ema_counts", Shape{E}, Init::zeros, false);
     }
     if (options.own.word("bias") == "quantile")
-      bias_.emplace(shape, options.own.number("bias_ema"), prefix, store);
+      bias_.emplace(shape, options.own.number("bias_ema"),
+                    fmt::format("of {} similarities", options.own.word("similarity")), prefix, store);
   }
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
@@ -305,9 +306,9 @@ RouterType lpr_router() {
                             .fallback = word("global_batch"),
                             .choices = {"global_batch", "micro_batch"}},
                            {.key = "key_update", .fallback = word("gradient"), .choices = {"gradient", "ema"}},
-                           {.key = "ema_decay", .fallback = 0.8, .range = share},
+                           {.key = "ema_decay", .fallback = 0.8, .range = share, .kept_each_step = true},
                            {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}},
-                           {.key = "bias_ema", .fallback = 0.0, .range = share}},
+                           {.key = "bias_ema", .fallback = 0.0, .range = share, .kept_each_step = true}},
                .check = check},
           .make = make_router_of<LatentPrototype>};
 }

@@ -16,7 +16,7 @@ class Quantile final : public Router {
       : shape_(shape),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        bias_(shape, options.own.number("bias_ema"), prefix, store) {}
+        bias_(shape, options.own.number("bias_ema"), meaning_of(score_function(options.own)), prefix, store) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 
@@ -70,7 +70,10 @@ RouterType quantile_router() {
   return {.schema = {.type = "quantile",
                      .balance_coef = 0,  // the bias balances
                      .options = {score_function_option(),
-                                 {.key = "bias_ema", .fallback = 0.0, .range = {0, 1, false, true}}},
+                                 {.key = "bias_ema",
+                                  .fallback = 0.0,
+                                  .range = {0, 1, false, true},
+                                  .kept_each_step = true}},
                      .check = [](const config::Router& router, const config::Model&,
                                  const auto& refuse) { check_score_function(router, refuse); }},
           .make = make_router_of<Quantile>};

@@ -12,13 +12,13 @@
 namespace switchyard::router {
 
 // Where every expert is chosen there is no cutoff and nothing to balance: then nothing is counted.
-QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::string& prefix,
-                           ParameterStore& store)
+QuantileBias::QuantileBias(const RouterShape& shape, double ema, const std::string& meaning,
+                           const std::string& prefix, ParameterStore& store)
     : n_experts_(shape.n_experts),
       n_slots_(shape.n_slots),
       ema_(ema),
       store_(store),
-      bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)) {}
+      bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, meaning, store)) {}
 
 std::int64_t QuantileBias::n_statistics() const {
   return n_slots_ < n_experts_ ? n_experts_ * 2 * ops::kGapBins : 0;

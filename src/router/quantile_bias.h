@@ -14,8 +14,10 @@ namespace switchyard::router {
 
 class QuantileBias {
  public:
-  // Adds "e_score_correction_bias" [E]. `ema` is the share of the old bias that a step keeps.
-  QuantileBias(const RouterShape& shape, double ema, const std::string& prefix, ParameterStore& store);
+  // Adds "e_score_correction_bias" [E] of this meaning (Parameter's). `ema` is the share of the old bias that a
+  // step keeps.
+  QuantileBias(const RouterShape& shape, double ema, const std::string& meaning, const std::string& prefix,
+               ParameterStore& store);
 
   // How many numbers of a router's statistics are this bias's.
   std::int64_t n_statistics() const;

@@ -41,13 +41,18 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool lay
       global_statistics_S_ = global_sums_.slice(L * E, n_statistics_);
     }
   }
+  if (!training) dprob_LBE_ = global_sums_ = global_count_LE_ = statistics_S_ = global_statistics_S_ = {};
   std::int64_t first = 0;  // of the layer's statistics
   for (std::int64_t l = 0; l < L; ++l) {
     LayerRouting& routing = routing_L_[static_cast<std::size_t>(l)];
     routing = {counts_.count_LBE.slice(l, 1).reshape(shape_BE),
                counts_.prob_sum_LBE.slice(l, 1).reshape(shape_BE),
                counts_.lse2_sum_LB.slice(l, 1).reshape(Shape{n_seq}), counts_.dropped_L.slice(l, 1)};
-    if (!training) continue;
+    if (!training) {
+      layers_[static_cast<std::size_t>(l)]->router().keep_statistics_in(
+          {});  // what an earlier plan had is gone
+      continue;
+    }
     routing.loss.dprob_BE = dprob_LBE_.slice(l, 1).reshape(shape_BE);
     Router& router = layers_[static_cast<std::size_t>(l)]->router();
     const std::int64_t size = router.n_statistics();

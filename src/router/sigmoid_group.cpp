@@ -19,7 +19,8 @@ class SigmoidGroup final : public Router {
         bias_update_speed_(options.own.number("bias_update_speed")),
         store_(store),
         gate_(options, shape, prefix, store),
-        bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts, store)) {}
+        bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts,
+                               meaning_of(ScoreFunction::sigmoid), store)) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 

@@ -137,15 +137,31 @@ std::string differing_keys(const Json& a, const Json& b) {
 
 }  // namespace
 
-// "router.type is "lpr", in the checkpoint "top_p"; ..."
+namespace {
+
+config::Run run_of(const checkpoint::Checkpoint& checkpoint) {
+  return config::parse_run(checkpoint.run_config_json(), checkpoint.path().string(), {},
+                           router::router_schemas());
+}
+
+}  // namespace
+
 std::string router_differences(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
-  const Json here = resolved(run.resolved_json), there = resolved(checkpoint.run_config_json());
   std::vector<std::string> differences;
-  for (const auto& [key, value] : here["router"].object())
-    if (const Json* other = there["router"].find(key); other != nullptr && *other != value)
-      differences.push_back(
-          fmt::format("router.{} is {}, in the checkpoint {}", key, to_line(value), to_line(*other)));
+  for (const auto& difference : checkpoint::differences_of(run.router, run_of(checkpoint).router))
+    differences.push_back(fmt::format("router.{} is {}, in the checkpoint {}", difference.key, difference.here,
+                                      difference.there));
   return fmt::format("{}", fmt::join(differences, "; "));
+}
+
+// Also where the two keep the same rows: moments of another router are no start for this one.
+void check_router(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
+  const std::string there = run_of(checkpoint).router.type;
+  if (run.router.type != there)
+    throw_input(
+        "{}: cannot be resumed with another router: router.type is \"{}\", in the checkpoint \"{}\"; use the "
+        "checkpoint's, or begin a new run with its weights (--init-from)",
+        checkpoint.path().string(), run.router.type, there);
 }
 
 // Samples would be repeated and left out without a word.
@@ -172,11 +188,7 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
       differing_keys(before, now));
   const std::int64_t next = checkpoint.state().step + 1;
   if (next > run.train.steps || before["train"] == now["train"]) return;
-  const double was = learning_rate(config::parse_run(checkpoint.run_config_json(), checkpoint.path().string(),
-                                                     {}, router::router_schemas())
-                                       .train,
-                                   next),
-               is = learning_rate(run.train, next);
+  const double was = learning_rate(run_of(checkpoint).train, next), is = learning_rate(run.train, next);
   if (std::abs(is - was) > 1e-3 * std::max(is, was))
     log_warning(
         fmt::format("the learning rate of step {} is {:.2e}; the checkpoint's configuration has {:.2e} there",

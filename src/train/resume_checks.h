@@ -15,6 +15,9 @@ namespace switchyard::train {
 // empty: none.
 std::string router_differences(const config::Run& run, const checkpoint::Checkpoint& checkpoint);
 
+// Throws InputError, naming both, where the checkpoint is of another type of router.
+void check_router(const config::Run& run, const checkpoint::Checkpoint& checkpoint);
+
 // `data`: the fingerprint of today's (data_fingerprint()). Throws InputError, naming the first difference,
 // where it is not the checkpoint's and `allow_new` is false; warns of it where that is true, and of a
 // checkpoint without one.

@@ -25,6 +25,7 @@
 #include "train/evaluator.h"
 #include "train/optimizer.h"
 #include "train/resume_checks.h"
+#include "train/router_fit.h"
 #include "train/spike.h"
 
 namespace switchyard::train {
@@ -106,7 +107,8 @@ void TrainingRun::begin(const Resume& resume) {
     if (resume.initial_weights) {
       const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);
       directory.check_model(run_.model);
-      directory.weights().load(run_.model, model.parameters());
+      directory.load_weights(run_.model, run_.router, run_.train.seed, resume.strict, model.parameters());
+      if (resume.fit_tokens > 0) fit_router(directory, resume.fit_tokens);
       if (is_first()) {
         log_info(fmt::format("begins with the weights of {}", directory.path().string()));
         warn_of_other_tokens(run_.data, directory.path());
@@ -124,6 +126,7 @@ void TrainingRun::begin(const Resume& resume) {
   }
   const checkpoint::Checkpoint checkpoint(*resume.checkpoint, all_);
   checkpoint.check_resumable(run_);
+  check_router(run_, checkpoint);
   check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
   if (is_first()) warn_of_changes(run_, checkpoint);
   try {
@@ -135,6 +138,30 @@ void TrainingRun::begin(const Resume& resume) {
     throw_input("{}: cannot be resumed with this configuration: {}; use the checkpoint's or start a new run",
                 checkpoint.path().string(), differences);
   }
+}
+
+// Its gate, and what it sees, are the directory's.
+void TrainingRun::fit_router(const checkpoint::ModelDirectory& directory, std::int64_t tokens) {
+  const std::string own_type = directory.router().type;
+  if (run_.router.type != "lpr" || run_.router.own.word("similarity") != "cosine")
+    throw_input(
+        "--fit-router: router.type is \"{}\"; only \"lpr\" of similarity \"cosine\" is fitted to a gate; "
+        "set them, or remove it",
+        run_.router.type);
+  if (own_type == "lpr" || own_type == "kmeans")
+    throw_input("--fit-router: {} has a router of type \"{}\", which has no linear gate to fit to; remove it",
+                directory.path().string(), own_type);
+  const CalibrationSettings settings{.seq_len = run_.train.seq_len,
+                                     .batch = run_.train.micro_batch_size,
+                                     .tokens = tokens,
+                                     .begin_token = data_.begin_token};
+  Context ctx(step_.context().device);
+  const auto own = checkpoint::open_model(directory, {.dtype = "float32", .training = true}, ctx);
+  const std::int64_t read = fit_to_gates(*own, data_.train, settings, step_.model().parameters(), ctx);
+  log_info(
+      fmt::format("router lpr: encoder.weight, encoder.bias and expert_keys fitted to the gates on {} tokens, "
+                  "out_proj.weight set to 0",
+                  read));
 }
 
 void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {

@@ -17,6 +17,10 @@
 #include "train/profile_report.h"
 #include "train/step.h"
 
+namespace switchyard::checkpoint {
+class ModelDirectory;
+}
+
 namespace switchyard::train {
 
 struct Resume {
@@ -27,6 +31,9 @@ struct Resume {
   // Or the dense model that the experts are made of (upcycling.h); not with initial_weights.
   std::optional<std::filesystem::path> dense_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
+  bool strict = false;          // of initial_weights: every row of the router must be theirs
+  std::int64_t fit_tokens =
+      0;  // to which a router of type lpr is fitted (router_fit.h); 0: it begins at random
 };
 
 enum class RunEnd { finished, interrupted };
@@ -56,6 +63,7 @@ class TrainingRun {
 
   // Weights and all else that the run begins with: of a checkpoint, of a model directory, or random.
   void begin(const Resume& resume);
+  void fit_router(const checkpoint::ModelDirectory& directory, std::int64_t tokens);
   void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
   void describe(const Resume& resume) const;
   void describe_data() const;
