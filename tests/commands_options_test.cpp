@@ -18,7 +18,7 @@ std::string rewritten(const CLI::Validator& validator, std::string text) {
 }
 
 TEST(Commands, WithoutATrainerDescribeThemselves) {
-  for (const Command* command : {&kInspect, &kExport, &kGenerate, &kTokenize}) {
+  for (const Command* command : {&kInspect, &kExport, &kTokenize}) {
     CLI::App app;
     EXPECT_TRUE(command->describe(app)) << command->name;
     EXPECT_GT(app.get_options().size(), 1u) << command->name;
