@@ -24,7 +24,8 @@ constexpr int kExitRun = 1;    // the run itself failed
 constexpr int kExitInput = 2;  // usage, configuration, data
 
 // In the order of the help.
-constexpr const Command* kCommands[] = {&kTrain, &kEval, &kInspect, &kExport, &kDump, &kGenerate, &kTokenize};
+constexpr const Command* kCommands[] = {&kTrain, &kEval,     &kInspect,  &kExport,
+                                        &kDump,  &kGenerate, &kTokenize, &kBench};
 
 int show_help(const CLI::App& app) {
   std::fputs(app.help().c_str(), stdout);
@@ -62,7 +63,8 @@ int main(int argc, char** argv) {
 #ifdef __GLIBC__
   // oneDNN allocates and frees buffers in each product. Up to 8 MiB they stay in the heap, which is never cut:
   // asking the system for each was a sixth of a small model's step. Larger ones go back when they are freed; by
-  // default malloc keeps those from the second time on, where they do not fit each other's gaps, and memory grew.
+  // default malloc keeps those from the second time on, where they do not fit each other's gaps, and memory
+  // grew.
   mallopt(M_MMAP_THRESHOLD, 8 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif

@@ -18,6 +18,6 @@ struct Command {
   std::function<int()> (*describe)(CLI::App& app);
 };
 
-extern const Command kTrain, kEval, kInspect, kExport, kDump, kGenerate, kTokenize;
+extern const Command kTrain, kEval, kInspect, kExport, kDump, kGenerate, kTokenize, kBench;
 
 }  // namespace switchyard::commands
