@@ -426,6 +426,26 @@ void measure_inference(const Subject& subject, const std::vector<Variant>& varia
   report.inference_peak = peak_resident();
 }
 
+// Of all precisions that a part may have.
+train::MachineRates machine_rates(const Subject& subject, Device device) {
+  Context ctx(device);
+  const auto has = [&](config::ComputeType type) {
+    return subject.inference_type == type || (subject.trains && subject.run.train.dtype == type);
+  };
+  ctx.e4m3_layers = has(config::ComputeType::fp8);
+  ctx.matmul = ctx.e4m3_layers || has(config::ComputeType::bfloat16) ? MatmulType::bf16 : MatmulType::f32;
+  ops::open_stream(ctx);
+  return train::measure_rates(ctx);
+}
+
+// What others do on the machine makes a rate smaller, never larger.
+train::MachineRates better_of(const train::MachineRates& a, const train::MachineRates& b) {
+  train::MachineRates best{.copy = std::max(a.copy, b.copy)};
+  for (std::size_t type = 0; type < ops::kMatmulTypes; ++type)
+    best.product[type] = std::max(a.product[type], b.product[type]);
+  return best;
+}
+
 }  // namespace
 
 const char* name_of(Kind kind) {
@@ -458,23 +478,23 @@ std::pair<config::Model, config::Router> static_model(const config::Run& run, st
 Report measure(const Subject& subject, const Settings& settings, Device device) {
   const std::vector<Variant> variants = variants_of(subject, settings);
   check_memory(subject, variants, settings, device);
+  const train::MachineRates before = machine_rates(subject, device);
+  bool resets = reset_peak_resident();  // what copies to measure took is no model's
   Report report;
   Models models;
-  if (subject.trains)
+  if (subject.trains) {
     measure_training(subject, variants, settings, device, models, report);
-  else
+    resets = reset_peak_resident() && resets;
+  } else {
     report.not_measured.emplace_back(name_of(Kind::training), subject.why_not_trained);
-  report.peaks_are_apart = !subject.trains || reset_peak_resident();
+  }
+  report.peaks_are_apart = resets;
   Context ctx(device);
   ctx.matmul = model::matmul_type_of(subject.inference_type);
   ops::open_stream(ctx);
   measure_inference(subject, variants, settings, ctx, models, report);
-
-  // Last, since copies to measure take memory of their own.
   models.clear();
-  ctx.e4m3_layers = subject.trains && subject.run.train.dtype == config::ComputeType::fp8;
-  if (subject.trains && subject.run.train.dtype != config::ComputeType::float32) ctx.matmul = MatmulType::bf16;
-  report.rates = train::measure_rates(ctx);
+  report.rates = better_of(before, machine_rates(subject, device));
   return report;
 }
 

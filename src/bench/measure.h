@@ -70,7 +70,7 @@ struct Report {
   std::vector<Memory> memory;
   std::vector<std::pair<std::string, std::string>> not_measured;  // a part, why
   std::int64_t training_peak = 0, inference_peak = 0;             // bytes resident at most; 0: not measured
-  bool peaks_are_apart = true;                                    // false: the second is that of both
+  bool peaks_are_apart = true;  // false: the peak so far, with what was measured before
   train::MachineRates rates;
 };
 
