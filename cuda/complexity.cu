@@ -71,10 +71,10 @@ void complexity_above(Tensor c_T, Tensor raw_T, double threshold, Context& ctx) 
                    Above{rows_of<float>(c_T), rows_of<const float>(raw_T), static_cast<float>(threshold)});
 }
 
-void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t most, Context& ctx) {
+void slot_count(Tensor count_T, Tensor c_T, double least, std::int64_t most, Context& ctx) {
   for_each_pack<1>("slot_count", c_T.rows(), 1, ctx,
                    SlotCount{rows_of<std::int32_t>(count_T), rows_of<const float>(c_T),
-                             static_cast<float>(least), static_cast<float>(most - least)});
+                             static_cast<float>(least), static_cast<float>(static_cast<double>(most) - least)});
 }
 
 void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx) {

@@ -104,6 +104,18 @@ TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
       {R"({"type": "top_p", "renormalise": 1})", "router.renormalise: is 1, expected true or false"},
       {R"({"type": "dynamic_k", "min_experts": 3, "max_experts": 2})",
        "router.min_experts: is 3, more than max_experts (2)"},
+      {R"({"type": "dynamic_k", "flops_target": 0.5})",
+       "router.flops_target: is 0.5, expected a number in [0, 0.5)"},
+      {R"({"type": "dynamic_k", "flops_target": 0.3, "max_experts": 2})",
+       "router.flops_target: is 0.3, but with max_experts 2 and at least one expert a token at most 0.25 of "
+       "the "
+       "experts' FLOPs can be saved; lower it or raise max_experts"},
+      {R"({"type": "dynamic_k", "flops_target": 0.2, "min_experts": 2, "max_experts": 8})",
+       "router.flops_target: is 0.2, from which min_experts follows, which is 2; remove one"},
+      {R"({"type": "dynamic_k", "flops_target": 0.2, "max_experts": 8, "estimator": "threshold", "threshold": 2})",
+       "router.flops_target: is 0.2, but how many tokens exceed a threshold is not known beforehand; use "
+       "another "
+       "estimator or remove it"},
       {R"({"type": "dynamic_k", "estimator": "guess"})",
        "router.estimator: is \"guess\", expected one of: activation_norm_l2, activation_norm_l1, "
        "attention_entropy, router_entropy, hidden_entropy, threshold"},

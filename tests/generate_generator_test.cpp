@@ -143,6 +143,45 @@ TEST_P(Growing, GreedyTextIsTheArgmaxOfFullPasses) {
   EXPECT_EQ(tokens, expected);
 }
 
+TEST_P(Growing, SequencesOfABatchAreThoseAlone) {
+  constexpr std::int64_t kSequences = 3, kPrompt = 7, kTokens = 6;
+  const auto token = [&](std::int64_t b, std::int64_t t) {
+    return static_cast<std::int32_t>((5 * b + 3 * t + t * t) % config_.vocab_size);
+  };
+  std::vector<std::vector<std::vector<double>>> alone;  // logits by sequence and call
+  for (std::int64_t b = 0; b < kSequences; ++b) {
+    Generator generator(model_, kPrompt + kTokens, ctx_);
+    std::vector<std::int32_t> prompt;
+    for (std::int64_t t = 0; t < kPrompt; ++t) prompt.push_back(token(b, t));
+    std::span<const float> last = generator.append(prompt);
+    alone.push_back({{last.begin(), last.end()}});
+    for (std::int64_t t = kPrompt; t < kPrompt + kTokens; ++t) {
+      const std::int32_t next = token(b, t);
+      last = generator.append(std::span(&next, 1));
+      alone.back().push_back({last.begin(), last.end()});
+    }
+  }
+  Generator generator(model_, kPrompt + kTokens, ctx_, kSequences);
+  for (int time = 0; time < 2; ++time) {  // the second time over what the first one left in the caches
+    generator.restart();
+    for (std::int64_t call = 0; call <= kTokens; ++call) {
+      const std::int64_t first = call == 0 ? 0 : kPrompt + call - 1, n = call == 0 ? kPrompt : 1;
+      std::vector<std::int32_t> token_Bn;
+      for (std::int64_t b = 0; b < kSequences; ++b)
+        for (std::int64_t t = first; t < first + n; ++t) token_Bn.push_back(token(b, t));
+      const std::span<const float> logits_BV = generator.append(token_Bn);
+      const auto V = static_cast<std::size_t>(config_.vocab_size);
+      for (std::size_t b = 0; b < kSequences; ++b) {
+        const auto own = logits_BV.subspan(b * V, V);
+        // As above: products of more rows add up in another order.
+        EXPECT_TRUE(
+            test::all_near({own.begin(), own.end()}, alone[b][static_cast<std::size_t>(call)], 2e-5, 2e-5))
+            << "sequence " << b << ", call " << call;
+      }
+    }
+  }
+}
+
 TEST_P(Growing, TakesNoMemoryAfterTheFirstSteps) {
   constexpr std::int64_t kTokens = 50;
   Generator generator(model_, 3 + kTokens, ctx_);

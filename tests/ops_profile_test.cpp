@@ -73,5 +73,35 @@ TEST(Profile, AProductSaysItsBytesAndFlops) {
   EXPECT_EQ(rows[0].bytes, 4 * (2 * (6 + 15 + 10) + 10));
 }
 
+// Three experts of 2 x 3 weights: the first has two rows, the second none, the last one; one row is nobody's.
+TEST(Profile, AnExpertWithoutRowsMovesNothing) {
+  Context ctx;
+  Profile profile(ctx, steady_seconds, 0);
+  ctx.profile = &profile;
+  const test::OwnedTensor in_RK({4, 3}, DType::f32), weight_ENK({3, 2, 3}, DType::f32),
+      out_RN({4, 2}, DType::f32);
+  const test::OwnedTensor offset_Ep({4}, DType::i32);
+  test::fill(offset_Ep, {0, 2, 2, 3});
+  profile.begin_step();
+  grouped_linear_forward(out_RN, in_RK, weight_ENK, offset_Ep, ctx);
+  grouped_linear_backward_input(in_RK, out_RN, weight_ENK, offset_Ep, ctx);
+  profile.end_step();
+  for (const Profile::Row& row : profile.rows()) {
+    if (row.name == "outside operators") continue;
+    EXPECT_EQ(row.calls, 1) << row.name;
+    EXPECT_EQ(row.all_flops(), 2 * 3 * 6) << row.name;
+    EXPECT_EQ(row.bytes, 4 * (3 * 3 + 2 * 6 + 3 * 2 + 4)) << row.name;
+  }
+  const test::OwnedTensor dweight_ENK({3, 2, 3}, DType::f32);
+  Profile again(ctx, steady_seconds, 0);
+  ctx.profile = &again;
+  again.begin_step();
+  grouped_linear_backward_weight(dweight_ENK, out_RN, in_RK, offset_Ep, ctx);
+  again.end_step();
+  double bytes = 0;
+  for (const Profile::Row& row : again.rows()) bytes += row.bytes;
+  EXPECT_EQ(bytes, 4 * (3 * 2 + 3 * 3 + 2 * 2 * 6 + 4));  // gradients are read and written
+}
+
 }  // namespace
 }  // namespace switchyard::ops

@@ -121,7 +121,8 @@ inline Option option_of(const std::string& section, const std::string& key, cons
     const std::string high = range.substr(comma + 2, range.size() - comma - 3);
     option.kind = Option::Kind::number;
     if (range.front() == '[') option.values.push_back(low);
-    option.values.push_back(whole ? "2" : "0.5");
+    const bool has_half = std::stod(high) > 0.5;
+    option.values.push_back(whole ? "2" : has_half ? "0.5" : fmt::format("{}", std::stod(high) / 2));
     if (range.back() == ']' && std::stod(high) <= kLargest) option.values.push_back(high);
   }
   return option;

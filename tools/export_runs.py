@@ -33,6 +33,7 @@ OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
            *({"type": "dynamic_k", "max_experts": 4, "estimator": name}
              for name in ("activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy")),
            {"type": "dynamic_k", "max_experts": 4, "estimator": "threshold", "threshold": 5.6},
+           {"type": "dynamic_k", "max_experts": 4, "flops_target": 0.3, "estimator": "router_entropy"},
            {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},
            {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4, "threshold_decay": 0.5},
            {"type": "top_p", "renormalise": True, "max_experts": 4, "balance_scope": "sequence"})

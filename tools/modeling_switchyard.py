@@ -308,8 +308,8 @@ class TopPRouter(Router):
 
 class DynamicKRouter(Router):
     """The complexity of a token says how many experts it has; it has no gradient."""
-    options_of_type = {"min_experts": 1, "max_experts": None, "estimator": "activation_norm_l2", "threshold": 0.0,
-                       "statistics_decay": 0.99}
+    options_of_type = {"min_experts": 1, "max_experts": None, "flops_target": 0.0, "estimator": "activation_norm_l2",
+                       "threshold": 0.0, "statistics_decay": 0.99}
 
     def build(self):
         super().build()
@@ -340,6 +340,8 @@ class DynamicKRouter(Router):
                 scaled_T = (raw_T - self.complexity_mean) / self.complexity_var.to(raw_T.dtype).sqrt()
                 complexity_T = torch.where(self.complexity_var == 0, 0.5, scaled_T.sigmoid())
             least, most = self.options.min_experts, self.n_slots
+            if self.options.flops_target > 0:  # the mean of k, halfway between its ends, saves that share
+                least = most * (1 - 2 * self.options.flops_target)
             k_T1 = (least + (most - least) * complexity_T + 0.5).floor().unsqueeze(-1)
         logit_TK, expert_TK, _ = self.largest(logit_TE)
         taken_TK = torch.arange(logit_TK.shape[-1], device=x_TD.device) < k_T1

@@ -24,8 +24,8 @@ OWN = {
     "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "bias_update_speed": 1e-3},
     "quantile": {"score_function": "sigmoid", "bias_ema": 0.0},
     "top_p": {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
-    "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "estimator": "activation_norm_l2",
-                  "threshold": None, "statistics_decay": 0.99},
+    "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
+                  "estimator": "activation_norm_l2", "threshold": None, "statistics_decay": 0.99},
     "expert_threshold": {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
     "kmeans": {"mean_decay": 0.99},
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
@@ -377,6 +377,8 @@ class DynamicK(Router):
 
     def choose(self, x_TD, attention_entropy_T=None):
         least, most = self.options["min_experts"], self.max_experts
+        if self.options["flops_target"] > 0:  # the mean of k, halfway between its ends, saves that share
+            least = most * (1 - 2 * self.options["flops_target"])
         logits_TE = x_TD @ self.rows["weight"].T
         with torch.no_grad():  # a whole number has no gradient
             self.last_raw_T = self.raw_T(x_TD, logits_TE, attention_entropy_T)

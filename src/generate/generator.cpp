@@ -73,46 +73,56 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
-Generator::Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx)
+model::Transformer::Generation Generator::plan_of(std::int64_t n_positions, std::int64_t n_seq) {
+  const std::int64_t of_each = std::max<std::int64_t>(1, kChunk / n_seq);
+  return {.n_seq = n_seq, .n_positions = n_positions, .most_tokens = std::min(n_positions, of_each)};
+}
+
+Generator::Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx, std::int64_t n_seq)
     : model_(model),
       ctx_(ctx),
       n_positions_(n_positions),
-      token_T_(static_cast<std::size_t>(std::min(n_positions, kChunk))),
+      n_seq_(n_seq),
+      chunk_(plan_of(n_positions, n_seq).most_tokens),
+      token_T_(static_cast<std::size_t>(n_seq * chunk_)),
       kv_begin_T_(token_T_.size()),
-      logits_V_(static_cast<std::size_t>(model.config().vocab_size)) {
-  model_.plan_generation(n_positions, static_cast<std::int64_t>(token_T_.size()), ctx);
+      logits_BV_(static_cast<std::size_t>(n_seq * model.config().vocab_size)) {
+  model_.plan_generation(plan_of(n_positions, n_seq), ctx);
 }
 
-std::span<const float> Generator::append(std::span<const std::int32_t> tokens) {
-  SY_CHECK(!tokens.empty() && size_ + static_cast<std::int64_t>(tokens.size()) <= n_positions_,
-           "{} tokens after {} of {}", tokens.size(), size_, n_positions_);
+std::span<const float> Generator::append(std::span<const std::int32_t> token_Bn) {
+  const std::int64_t n_tokens = static_cast<std::int64_t>(token_Bn.size()) / n_seq_;
+  SY_CHECK(n_tokens > 0 && n_tokens * n_seq_ == static_cast<std::int64_t>(token_Bn.size()) &&
+               size_ + n_tokens <= n_positions_,
+           "{} tokens of {} sequences after {} of {}", token_Bn.size(), n_seq_, size_, n_positions_);
   const std::int64_t window = model_.config().sliding_window;
-  while (!tokens.empty()) {
-    const std::size_t n = std::min(tokens.size(), token_T_.size());
-    std::copy_n(tokens.begin(), n, token_T_.begin());
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::int64_t position = size_ + static_cast<std::int64_t>(i);
-      kv_begin_T_[i] =
-          static_cast<std::int32_t>(window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0);
-    }
-    const Shape shape{static_cast<std::int64_t>(n)};
+  for (std::int64_t first = 0, n = 0; first < n_tokens; first += n) {
+    n = std::min(n_tokens - first, chunk_);
+    for (std::int64_t b = 0; b < n_seq_; ++b)
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto at = static_cast<std::size_t>(b * n + i);
+        const std::int64_t position = size_ + i;
+        token_T_[at] = token_Bn[static_cast<std::size_t>(b * n_tokens + first + i)];
+        kv_begin_T_[at] =
+            static_cast<std::int32_t>(window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0);
+      }
+    const Shape shape{n_seq_ * n};
     const CopyOn token_T(ctx_.device, Tensor(token_T_.data(), shape, DType::i32)),
         kv_begin_T(ctx_.device, Tensor(kv_begin_T_.data(), shape, DType::i32));
     model_.forward({.token_T = token_T.tensor(),
                     .target_T = {},
                     .kv_begin_T = kv_begin_T.tensor(),
-                    .n_seq = 1,
-                    .seq_len = shape[0],
+                    .n_seq = n_seq_,
+                    .seq_len = n,
                     .n_past = size_},
                    ctx_);
-    size_ += shape[0];
-    tokens = tokens.subspan(n);
+    size_ += n;
   }
-  const CopyOn logits_1V(
-      ctx_.device, Tensor(logits_V_.data(), Shape{1, static_cast<std::int64_t>(logits_V_.size())}, DType::f32));
-  model_.logits(logits_1V.tensor(), ctx_);
-  logits_1V.write_back();
-  return logits_V_;
+  const CopyOn logits_BV(ctx_.device,
+                         Tensor(logits_BV_.data(), Shape{n_seq_, model_.config().vocab_size}, DType::f32));
+  model_.logits_of_last(logits_BV.tensor(), ctx_);
+  logits_BV.write_back();
+  return logits_BV_;
 }
 
 Continuation continue_prompt(Generator& generator, Sampler& sampler, std::span<const std::int32_t> prompt,

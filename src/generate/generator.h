@@ -35,28 +35,32 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-// One sequence that grows: tokens go in, the logits of what follows come out; and a prompt that is gone on
-// from. The past stays in the layers' caches.   V vocabulary
+// Sequences that grow together: tokens go in, the logits of what follows come out; and a prompt that is gone on
+// from. The past stays in the layers' caches.   B sequences, n tokens of each, V vocabulary
 
 class Generator {
  public:
-  // Long prompts pass through the model in pieces of this many tokens.
+  // Long prompts pass through the model in pieces of this many tokens, those of all sequences together; of each
+  // one at least.
   static constexpr std::int64_t kChunk = 256;
+  static model::Transformer::Generation plan_of(std::int64_t n_positions, std::int64_t n_seq);
 
   // `model`: made for evaluation, with its weights; its activations are planned anew. It must outlive this.
-  Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx);
+  Generator(model::Transformer& model, std::int64_t n_positions, Context& ctx, std::int64_t n_seq = 1);
 
-  // Appends tokens, at least one and no more than there are positions left. Returns the logits [V] of what
-  // follows the last of them, which stay until the next call.
-  std::span<const float> append(std::span<const std::int32_t> tokens);
-  std::int64_t size() const { return size_; }  // tokens appended so far
+  // Appends tokens, as many to each sequence, at least one and no more than there are positions left: those of
+  // the first sequence, then those of the next one. Returns the logits [B, V] of what follows the last of each,
+  // which stay until the next call.
+  std::span<const float> append(std::span<const std::int32_t> token_Bn);
+  std::int64_t size() const { return size_; }  // tokens of each sequence so far
+  void restart() { size_ = 0; }                // forgets them
 
  private:
   model::Transformer& model_;
   Context& ctx_;
-  std::int64_t n_positions_, size_ = 0;
+  std::int64_t n_positions_, n_seq_, chunk_, size_ = 0;
   std::vector<std::int32_t> token_T_, kv_begin_T_;
-  std::vector<float> logits_V_;
+  std::vector<float> logits_BV_;
 };
 
 enum class Stop { full, end_of_text, interrupted };

@@ -25,8 +25,8 @@ struct Batch {
   Tensor rng_offset_2{};
   Tensor tokens_B{};             // i32: of each sequence, without padding; for auxiliary losses
   Tensor attention_entropy_T{};  // within a block: what its attention says to a router that asks for it
-  // Generating: the sequence has so many tokens before this batch, which the layers' caches hold; the batch's
-  // are added to them, and kv_begin_T counts from the sequence's beginning. n_seq is 1, target_T is not there.
+  // Generating: each sequence has so many tokens before this batch, which the layers' caches hold; the batch's
+  // are added to them, and kv_begin_T counts from the sequence's beginning. target_T is not there.
   // No value: no cache is used.
   std::optional<std::int64_t> n_past = std::nullopt;
 };

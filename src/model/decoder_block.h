@@ -27,8 +27,8 @@ class DecoderBlock {
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype, config::Recompute recompute);
 
-  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
-    attention_->plan_cache(arena, positions, dtype);
+  void plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) {
+    attention_->plan_cache(arena, n_seq, positions, dtype);
   }
 
   // out_TD = block(in_TD), set; out_TD may be in_TD where no backward pass follows. Not defined: as in

@@ -76,9 +76,13 @@ void GqaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.attn_out_THN = arena.take(Shape{n_tokens, heads_ * width_}, dtype);
 }
 
-void GqaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
-  cached_k_SGN_ = arena.take(Shape{positions, kv_heads_ * width_}, dtype);
-  cached_v_SGN_ = arena.take(Shape{positions, kv_heads_ * width_}, dtype);
+void GqaLayer::plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) {
+  cached_k_SGN_.clear();
+  cached_v_SGN_.clear();
+  for (std::int64_t b = 0; b < n_seq; ++b) {
+    cached_k_SGN_.push_back(arena.take(Shape{positions, kv_heads_ * width_}, dtype));
+    cached_v_SGN_.push_back(arena.take(Shape{positions, kv_heads_ * width_}, dtype));
+  }
 }
 
 ops::AttentionShape GqaLayer::shape_of(const Batch& batch) const {
@@ -110,19 +114,31 @@ void GqaLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Rop
     ops::rope_forward(q_THN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
     ops::rope_forward(k_TGN, rope.cos_SP, rope.sin_SP, batch.seq_len, {width_}, ctx);
   }
-  Tensor all_k_SGN = k_TGN, all_v_SGN = v_columns(qkv_TM);
-  if (batch.n_past) {
-    const std::int64_t first = *batch.n_past, end = first + batch.seq_len;
-    ops::copy(cached_k_SGN_.slice(first, batch.seq_len), all_k_SGN, ctx);
-    ops::copy(cached_v_SGN_.slice(first, batch.seq_len), all_v_SGN, ctx);
-    all_k_SGN = cached_k_SGN_.slice(0, end);
-    all_v_SGN = cached_v_SGN_.slice(0, end);
-  }
-  ops::attention_forward(attn_out_THN, lse_TH, q_THN, all_k_SGN, all_v_SGN, batch.kv_begin_T, shape_of(batch),
-                         entropy_.entropy_TH(), ctx);
+  if (batch.n_past)
+    attend_cached(batch, ctx);
+  else
+    ops::attention_forward(attn_out_THN, lse_TH, q_THN, k_TGN, v_columns(qkv_TM), batch.kv_begin_T,
+                           shape_of(batch), entropy_.entropy_TH(), ctx);
   entropy_.finish(batch, ctx);
   ops::linear_forward_add(out_TD, residual_TD, attn_out_THN, store_.weight(o_weight_), ctx);
   if (o_bias_) ops::bias_forward(out_TD, store_.weight(*o_bias_), ctx);
+}
+
+// One sequence after the other: each has its own past.
+void GqaLayer::attend_cached(const Batch& batch, Context& ctx) {
+  const std::int64_t first = *batch.n_past, n = batch.seq_len;
+  ops::AttentionShape shape = shape_of(batch);
+  shape.n_seq = 1;
+  for (std::int64_t b = 0; b < batch.n_seq; ++b) {
+    const auto own = [&](const Tensor& all_T) { return all_T.defined() ? all_T.slice(b * n, n) : all_T; };
+    const Tensor &k_SGN = cached_k_SGN_[static_cast<std::size_t>(b)],
+                 &v_SGN = cached_v_SGN_[static_cast<std::size_t>(b)];
+    ops::copy(k_SGN.slice(first, n), own(saved_.k_TGN), ctx);
+    ops::copy(v_SGN.slice(first, n), own(v_columns(saved_.qkv_TM)), ctx);
+    ops::attention_forward(own(saved_.attn_out_THN), own(saved_.lse_TH), own(saved_.q_THN),
+                           k_SGN.slice(0, first + n), v_SGN.slice(0, first + n), own(batch.kv_begin_T), shape,
+                           own(entropy_.entropy_TH()), ctx);
+  }
 }
 
 void GqaLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <vector>
 
 #include "config/config.h"
 #include "core/parameters.h"
@@ -19,7 +20,7 @@ class GqaLayer final : public AttentionLayer {
   GqaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
-  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
+  void plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) override;
   void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
@@ -44,6 +45,8 @@ class GqaLayer final : public AttentionLayer {
   Shape qkv_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_, hidden_}; }
   Shape qkv_bias_shape() const { return Shape{(heads_ + 2 * kv_heads_) * width_}; }
   ops::AttentionShape shape_of(const Batch& batch) const;
+  // attn_out_THN from the caches, to which the batch's own keys and values are added.
+  void attend_cached(const Batch& batch, Context& ctx);
   bool has_norm() const { return qk_norm_ != config::QkNorm::none; }
 
   std::int64_t hidden_, heads_, kv_heads_, width_, window_;
@@ -53,7 +56,8 @@ class GqaLayer final : public AttentionLayer {
   std::size_t q_weight_, o_weight_, q_norm_ = 0, k_norm_ = 0;  // rows; k and v follow q
   std::optional<std::size_t> q_bias_, o_bias_;                 // likewise
   Saved saved_;
-  Tensor cached_k_SGN_, cached_v_SGN_;  // S positions; keys rotated
+  // One an own sequence, S positions each; keys rotated.
+  std::vector<Tensor> cached_k_SGN_, cached_v_SGN_;
 };
 
 }  // namespace switchyard::model

@@ -51,8 +51,8 @@ class AttentionLayer {
   virtual ~AttentionLayer() = default;
   AttentionEntropy& entropy() { return entropy_; }
   virtual void plan(Arena& arena, std::int64_t n_tokens, DType dtype) = 0;
-  // Reserves what a sequence of up to `positions` tokens leaves behind for those that follow.
-  virtual void plan_cache(Arena& arena, std::int64_t positions, DType dtype) = 0;
+  // Reserves what each of n_seq sequences of up to `positions` tokens leaves behind for those that follow.
+  virtual void plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) = 0;
   // out_TD = residual_TD + attention(x_TD); out_TD may be residual_TD. The rope table begins at the batch's
   // first position.
   virtual void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope,

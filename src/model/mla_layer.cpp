@@ -82,8 +82,10 @@ void MlaLayer::plan(Arena& arena, std::int64_t n_tokens, DType dtype) {
   saved_.attn_out_THV = rows(heads * value);
 }
 
-void MlaLayer::plan_cache(Arena& arena, std::int64_t positions, DType dtype) {
-  cached_SM_ = arena.take(Shape{positions, latent_ + widths_.rope}, dtype);
+void MlaLayer::plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) {
+  cached_SM_.clear();
+  for (std::int64_t b = 0; b < n_seq; ++b)
+    cached_SM_.push_back(arena.take(Shape{positions, latent_ + widths_.rope}, dtype));
 }
 
 ops::AttentionShape MlaLayer::shape_of(const Batch& batch) const {
@@ -111,10 +113,11 @@ void MlaLayer::forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const Rop
                     ctx);
   ops::rope_forward(rope_columns(s.latent_TM), rope.cos_SP, rope.sin_SP, batch.seq_len, rope_of(widths_.rope),
                     ctx);
-  if (batch.n_past) {
-    const Tensor new_TM = cached_SM_.slice(*batch.n_past, batch.seq_len);
-    ops::copy(latent_columns(new_TM), s.kv_normed_TC, ctx);
-    ops::copy(rope_columns(new_TM), rope_columns(s.latent_TM), ctx);
+  const std::int64_t n = batch.seq_len;
+  for (std::int64_t b = 0; batch.n_past && b < batch.n_seq; ++b) {
+    const Tensor new_TM = cached_SM_[static_cast<std::size_t>(b)].slice(*batch.n_past, n);
+    ops::copy(latent_columns(new_TM), s.kv_normed_TC.slice(b * n, n), ctx);
+    ops::copy(rope_columns(new_TM), rope_columns(s.latent_TM).slice(b * n, n), ctx);
   }
   if (batch.n_past.value_or(0) > 0)
     attend_cached(batch, ctx);
@@ -135,23 +138,27 @@ void MlaLayer::attend_multiplied_out(const Batch& batch, Context& ctx) {
 
 void MlaLayer::attend_cached(const Batch& batch, Context& ctx) {
   const Saved& s = saved_;
-  const Tensor kv_b_MC = store_.weight(kv_b_), cached_SM = cached_SM_.slice(0, *batch.n_past + batch.seq_len);
-  const std::int64_t n_tokens = batch.seq_len, width = latent_ + widths_.rope;
+  const Tensor kv_b_MC = store_.weight(kv_b_);
+  const std::int64_t n_tokens = batch.n_seq * batch.seq_len, width = latent_ + widths_.rope, n = batch.seq_len;
   ScratchScope scope(ctx.scratch);
   const Tensor q_latent_THL = ctx.scratch.take(Shape{n_tokens, widths_.heads * width}, s.q_THN.dtype());
   const Tensor attn_out_THC = ctx.scratch.take(Shape{n_tokens, widths_.heads * latent_}, s.q_THN.dtype());
   ops::mla_absorb_query(q_latent_THL, s.q_THN, kv_b_MC, widths_, ctx);
-  ops::attention_forward(attn_out_THC, s.lse_TH, q_latent_THL, cached_SM, latent_columns(cached_SM),
-                         batch.kv_begin_T,
-                         {.n_seq = 1,
-                          .seq_len = n_tokens,
-                          .n_heads = widths_.heads,
-                          .n_kv_heads = 1,
-                          .head_dim = width,
-                          .v_head_dim = latent_,
-                          .scale = softmax_scale_,
-                          .n_past = *batch.n_past},
-                         entropy_.entropy_TH(), ctx);
+  for (std::int64_t b = 0; b < batch.n_seq; ++b) {  // each has its own past
+    const auto own = [&](const Tensor& all_T) { return all_T.defined() ? all_T.slice(b * n, n) : all_T; };
+    const Tensor cached_SM = cached_SM_[static_cast<std::size_t>(b)].slice(0, *batch.n_past + n);
+    ops::attention_forward(own(attn_out_THC), own(s.lse_TH), own(q_latent_THL), cached_SM,
+                           latent_columns(cached_SM), own(batch.kv_begin_T),
+                           {.n_seq = 1,
+                            .seq_len = n,
+                            .n_heads = widths_.heads,
+                            .n_kv_heads = 1,
+                            .head_dim = width,
+                            .v_head_dim = latent_,
+                            .scale = softmax_scale_,
+                            .n_past = *batch.n_past},
+                           own(entropy_.entropy_TH()), ctx);
+  }
   entropy_.finish(batch, ctx);
   ops::mla_expand_value(s.attn_out_THV, attn_out_THC, kv_b_MC, widths_, ctx);
 }

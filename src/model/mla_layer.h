@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <vector>
 
 #include "config/config.h"
 #include "core/parameters.h"
@@ -21,7 +22,7 @@ class MlaLayer final : public AttentionLayer {
   MlaLayer(const config::Model& model, std::int64_t layer, ParameterStore& store);
 
   void plan(Arena& arena, std::int64_t n_tokens, DType dtype) override;
-  void plan_cache(Arena& arena, std::int64_t positions, DType dtype) override;
+  void plan_cache(Arena& arena, std::int64_t n_seq, std::int64_t positions, DType dtype) override;
   void forward(Tensor out_TD, Tensor residual_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
                Context& ctx) override;
   void backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const RopeTable& rope, const Batch& batch,
@@ -58,7 +59,8 @@ class MlaLayer final : public AttentionLayer {
   std::size_t q_ = 0, q_a_norm_ = 0, q_b_ = 0, kv_a_ = 0, kv_a_norm_ = 0, kv_b_ = 0, o_ = 0;
   std::optional<std::size_t> q_a_bias_, kv_a_bias_, o_bias_;
   Saved saved_;
-  Tensor cached_SM_;  // [S, C+R], S positions: the normed latent, and the rotated key part
+  // One an own sequence, [S, C+R], S positions: the normed latent, and the rotated key part.
+  std::vector<Tensor> cached_SM_;
 };
 
 }  // namespace switchyard::model

@@ -98,16 +98,24 @@ void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx, c
       ctx);
 }
 
-void Transformer::plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx) {
+void Transformer::plan_generation(const Generation& generation, Context& ctx) {
   SY_CHECK(!training_, "this model was made for training");
-  allocate_activations(
-      [&](Arena& arena) {
-        lay_out_positions(arena, n_positions);
-        for (DecoderBlock& block : blocks_) block.plan_cache(arena, n_positions, dtype_);
-        lasting_bytes_ = arena.used();
-        lay_out(arena, 1, most_tokens);
-      },
-      ctx);
+  cached_sequences_ = generation.n_seq;
+  allocate_activations([&](Arena& arena) { lasting_bytes_ = lay_out_generation(arena, generation); }, ctx);
+}
+
+Transformer::GenerationBytes Transformer::measure_generation(const Generation& generation) {
+  Arena measure = Arena::measuring();
+  const std::int64_t lasting = lay_out_generation(measure, generation);
+  return {lasting, measure.peak() - lasting};
+}
+
+std::int64_t Transformer::lay_out_generation(Arena& arena, const Generation& generation) {
+  lay_out_positions(arena, generation.n_positions);
+  for (DecoderBlock& block : blocks_) block.plan_cache(arena, generation.n_seq, generation.n_positions, dtype_);
+  const std::int64_t lasting = arena.used();
+  lay_out(arena, generation.n_seq, generation.most_tokens);
+  return lasting;
 }
 
 void Transformer::allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx) {
@@ -169,14 +177,15 @@ void Transformer::check_batch(const Batch& batch) const {
 
 void Transformer::prepare(const Batch& batch) {
   if (!batch.n_past) return check_batch(batch);
-  const std::int64_t first = *batch.n_past, T = batch.seq_len;
-  SY_CHECK(lasting_bytes_ > 0 && batch.n_seq == 1 && T > 0 && first >= 0 && first + T <= rope_.cos_SP.rows(),
-           "{} x {} tokens after {} were not planned", batch.n_seq, T, first);
+  const std::int64_t first = *batch.n_past, n = batch.seq_len, T = batch.n_seq * n;
+  SY_CHECK(lasting_bytes_ > 0 && batch.n_seq == cached_sequences_ && n > 0 && first >= 0 &&
+               first + n <= rope_.cos_SP.rows(),
+           "{} x {} tokens after {} were not planned", batch.n_seq, n, first);
   SY_CHECK(batch.token_T.shape() == Shape{T} && batch.kv_begin_T.shape() == Shape{T},
            "token_T and kv_begin_T are not both of {}", T);
   if (T == final_TD_.rows()) return;
   arena_->rewind(lasting_bytes_);  // the same memory, cut for another number of tokens
-  lay_out(*arena_, 1, T);
+  lay_out(*arena_, batch.n_seq, n);
 }
 
 void Transformer::forward(const Batch& batch, Context& ctx) {
@@ -248,6 +257,12 @@ void Transformer::logits(Tensor logits_NV, Context& ctx) const {
   const std::int64_t n = logits_NV.rows();
   ops::linear_forward(logits_NV, final_TD_.slice(final_TD_.rows() - n, n), parameters_.weight(head_),
                       ops::Write::set, ctx);
+}
+
+void Transformer::logits_of_last(Tensor logits_BV, Context& ctx) const {
+  const std::int64_t B = logits_BV.rows(), D = config_.hidden_size, seq_len = final_TD_.rows() / B;
+  const Tensor last_BD = final_TD_.reshape(Shape{B, seq_len * D}).columns((seq_len - 1) * D, D);
+  ops::linear_forward(logits_BV, last_BD, parameters_.weight(head_), ops::Write::set, ctx);
 }
 
 void Transformer::visit_activations(const ActivationVisitor& visit) const {

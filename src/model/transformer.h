@@ -97,9 +97,18 @@ class Transformer {
   // kept in training but made again in the backward pass, the same bit for bit.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx,
             config::Recompute recompute = config::Recompute::none);
-  // Reserves, in place of that, the caches of one sequence of up to n_positions tokens and activations for up
-  // to most_tokens of them at once: forward then takes batches of one to so many tokens, with Batch::n_past.
-  void plan_generation(std::int64_t n_positions, std::int64_t most_tokens, Context& ctx);
+  // Reserves, in place of that, the caches of n_seq sequences of up to n_positions tokens and activations for
+  // up to most_tokens of each at once: forward then takes batches of one to so many tokens of each sequence,
+  // with Batch::n_past.
+  struct Generation {
+    std::int64_t n_seq, n_positions, most_tokens;
+  };
+  void plan_generation(const Generation& generation, Context& ctx);
+  // How many bytes that is going to reserve: of caches and rope table, and of activations.
+  struct GenerationBytes {
+    std::int64_t lasting, activations;
+  };
+  GenerationBytes measure_generation(const Generation& generation);
   void poison_activations(
       Context& ctx);  // fills them with NaN; what forward and backward compute must not change
 
@@ -120,6 +129,8 @@ class Transformer {
   // logits_NV (f32 in a bf16 model, else the model's type; set): of the last N tokens of the last forward pass,
   // all of them at once.
   void logits(Tensor logits_NV, Context& ctx) const;
+  // The same of the last token of each of its B sequences.
+  void logits_of_last(Tensor logits_BV, Context& ctx) const;
 
   // Depths of multi-token prediction that are computed: 0 in a model made for evaluation.
   std::int64_t n_mtp_depths() const { return mtp_ && training_ ? mtp_->n_depths() : 0; }
@@ -141,6 +152,7 @@ class Transformer {
   void allocate_activations(const std::function<void(Arena&)>& lay_out_all, Context& ctx);
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
+  std::int64_t lay_out_generation(Arena& arena, const Generation& generation);  // returns the lasting bytes
   bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
@@ -165,6 +177,7 @@ class Transformer {
 
   std::unique_ptr<Arena> arena_;
   std::int64_t lasting_bytes_ = 0;  // of rope table and caches, at the arena's beginning; 0: no caches
+  std::int64_t cached_sequences_ = 0;
   RopeTable rope_;
   // The residual stream: stream_[l] enters block l, the last one leaves the last block.
   std::vector<Tensor> stream_;       // [T, D] each

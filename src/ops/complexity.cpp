@@ -27,14 +27,14 @@ void complexity_above_on_cpu(Tensor c_T, Tensor raw_T, double threshold) {
 }
 
 template <class T>
-void slot_count_on_cpu(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t most) {
+void slot_count_on_cpu(Tensor count_T, Tensor c_T, double least, std::int64_t most) {
   const Rows<T> c(c_T);
   const Rows<std::int32_t> count(count_T);
   for (std::int64_t t = 0; t < c_T.rows(); ++t) {
     // A NaN, which compares with nothing, has the least.
     const T share = *c[t] > T(0) ? *c[t] : T(0);
     *count[t] = static_cast<std::int32_t>(
-        std::floor(static_cast<T>(least) + static_cast<T>(most - least) * share + T(0.5)));
+        std::floor(static_cast<T>(least) + static_cast<T>(static_cast<double>(most) - least) * share + T(0.5)));
   }
 }
 
@@ -70,10 +70,10 @@ void complexity_above(Tensor c_T, Tensor raw_T, double threshold, Context& ctx) 
   run<&cuda::complexity_above>(ctx, real, SY_CPU(complexity_above_on_cpu), c_T, raw_T, threshold);
 }
 
-void slot_count(Tensor count_T, Tensor c_T, std::int64_t least, std::int64_t most, Context& ctx) {
+void slot_count(Tensor count_T, Tensor c_T, double least, std::int64_t most, Context& ctx) {
   Signature args(ctx);
   args(SY_ARG(c_T), c_T.dtype())(SY_ARG(count_T), DType::i32);
-  SY_CHECK(0 <= least && least <= most, "{} to {} experts", least, most);
+  SY_CHECK(0 <= least && least <= static_cast<double>(most), "{} to {} experts", least, most);
   run<&cuda::slot_count>(ctx, c_T.dtype(), SY_CPU(slot_count_on_cpu), count_T, c_T, least, most);
 }
 

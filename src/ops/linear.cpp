@@ -236,6 +236,14 @@ std::int64_t rows_of_experts(const Tensor& offset_Ep) {
 std::int64_t unrouted_bytes(const Tensor& x_RK, const Tensor& offset_Ep) {
   return x_RK.slice(rows_of_experts(offset_Ep), x_RK.rows() - rows_of_experts(offset_Ep)).nbytes();
 }
+// Bytes of the weights of experts without rows: nor are these.
+std::int64_t idle_bytes(const Tensor& weight_ENK, const Tensor& offset_Ep) {
+  const HostCopy offsets(offset_Ep);
+  const std::int32_t* offset = offsets->as<std::int32_t>();
+  std::int64_t idle = 0;
+  for (std::int64_t e = 0; e < weight_ENK.rows(); ++e) idle += offset[e + 1] == offset[e] ? 1 : 0;
+  return idle * weight_ENK.row_size() * size_of(weight_ENK.dtype());
+}
 
 }  // namespace
 
@@ -299,7 +307,10 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
   args(SY_ARG(in_RK), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(out_RN), product);
   args(SY_ARG(offset_Ep), DType::i32);
   args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENK.row_size()); });
-  args.also_moves([&] { return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(out_RN, offset_Ep); });
+  args.also_moves([&] {
+    return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(out_RN, offset_Ep) -
+           idle_bytes(weight_ENK, offset_Ep);
+  });
   run<&cuda::grouped_linear_forward>(ctx, product, SY_CPU(grouped_linear_forward_on_cpu), out_RN, in_RK,
                                      weight_ENK, offset_Ep);
 }
@@ -314,7 +325,7 @@ void grouped_gate_up_forward(Tensor act_RF, Tensor gate_up_R2F, Tensor in_RK, Te
   args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_E2FK.row_size()); });
   args.also_moves([&] {
     return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(act_RF, offset_Ep) -
-           unrouted_bytes(gate_up_R2F, offset_Ep);
+           unrouted_bytes(gate_up_R2F, offset_Ep) - idle_bytes(weight_E2FK, offset_Ep);
   });
   run<&cuda::grouped_gate_up_forward>(ctx, product, SY_CPU(grouped_gate_up_forward_on_cpu), act_RF, gate_up_R2F,
                                       in_RK, weight_E2FK, weight_R, offset_Ep);
@@ -327,7 +338,10 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
   args(SY_ARG(dout_RN), operand)(SY_ARG(weight_ENK), operand, kContiguous)(SY_ARG(din_RK), product);
   args(SY_ARG(offset_Ep), DType::i32);
   args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENK.row_size()); });
-  args.also_moves([&] { return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(din_RK, offset_Ep); });
+  args.also_moves([&] {
+    return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(din_RK, offset_Ep) -
+           idle_bytes(weight_ENK, offset_Ep);
+  });
   run<&cuda::grouped_linear_backward_input>(ctx, product, SY_CPU(grouped_linear_backward_input_on_cpu), din_RK,
                                             dout_RN, weight_ENK, offset_Ep);
 }
@@ -343,7 +357,7 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
   args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), weight_ENF.row_size()); });
   args.also_moves([&] {
     return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(gate_up_R2F, offset_Ep) -
-           unrouted_bytes(dgate_up_R2F, offset_Ep);
+           unrouted_bytes(dgate_up_R2F, offset_Ep) - idle_bytes(weight_ENF, offset_Ep);
   });
   run<&cuda::grouped_down_backward>(ctx, real, SY_CPU(grouped_down_backward_on_cpu), dgate_up_R2F, dweight_R,
                                     dout_RN, weight_ENF, gate_up_R2F, weight_R, offset_Ep);
@@ -357,7 +371,8 @@ void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor i
   args(SY_ARG(offset_Ep), DType::i32);
   args.multiplies([&] { return product_flops(rows_of_experts(offset_Ep), dweight_ENK.row_size()); });
   args.also_moves([&] {
-    return dweight_ENK.nbytes() - unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(in_RK, offset_Ep);
+    return dweight_ENK.nbytes() - unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(in_RK, offset_Ep) -
+           2 * idle_bytes(dweight_ENK, offset_Ep);  // neither read nor written
   });
   run<&cuda::grouped_linear_backward_weight>(ctx, sum, SY_CPU(grouped_linear_backward_weight_on_cpu),
                                              dweight_ENK, dout_RN, in_RK, offset_Ep);

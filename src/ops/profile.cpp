@@ -27,7 +27,8 @@ double steady_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Profile::Profile(Context& ctx, double (*now)()) : ctx_(ctx), now_(now) {
+Profile::Profile(Context& ctx, double (*now)(), std::int64_t warm_up)
+    : ctx_(ctx), now_(now), warm_up_(warm_up) {
   constexpr std::size_t kManyOperators = 256;  // more than there are: no memory is taken amid a step
   counter_.reserve(kManyOperators);
 }

@@ -28,11 +28,12 @@ class Profile {
     double all_flops() const { return flops[0] + flops[1] + flops[2]; }
   };
 
-  // `ctx` outlives this. `now`: seconds of any clock; a test has its own.
-  explicit Profile(Context& ctx, double (*now)() = steady_seconds);
-
-  // What is between the two is a step. The first `kWarmUp` are not counted.
+  // What is between begin_step() and end_step() is a step. The first `warm_up` are not counted.
   static constexpr std::int64_t kWarmUp = 3;
+
+  // `ctx` outlives this. `now`: seconds of any clock; a test has its own.
+  explicit Profile(Context& ctx, double (*now)() = steady_seconds, std::int64_t warm_up = kWarmUp);
+
   void begin_step();
   void end_step();
 
@@ -49,8 +50,8 @@ class Profile {
     if (depth_ > 0) top().flops += flops;
   }
 
-  std::int64_t steps() const { return steps_ > kWarmUp ? steps_ - kWarmUp : 0; }  // that were counted
-  double seconds() const { return seconds_; }                                     // of these steps
+  std::int64_t steps() const { return steps_ > warm_up_ ? steps_ - warm_up_ : 0; }  // that were counted
+  double seconds() const { return seconds_; }                                       // of these steps
   // By time, the longest first. The last is "outside operators": the rest of the steps' time.
   std::vector<Row> rows() const;
 
@@ -67,13 +68,14 @@ class Profile {
     Row row;
   };
   Frame& top() { return frame_[depth_ - 1]; }
-  bool counts() const { return in_step_ && steps_ >= kWarmUp; }
+  bool counts() const { return in_step_ && steps_ >= warm_up_; }
   std::size_t counter_of(const char* name);
   void wait() noexcept;
 
   static constexpr std::size_t kMostNested = 16;
   Context& ctx_;
   double (*now_)();
+  std::int64_t warm_up_;
   std::vector<Counter> counter_;
   std::array<Frame, kMostNested> frame_;
   std::size_t depth_ = 0;

@@ -16,13 +16,21 @@ namespace switchyard::router {
 
 namespace {
 
+// Where a share of the experts' FLOPs is to be saved: so that the mean of k, which is halfway between its ends
+// since complexities are 1/2 in the mean, is that much below max_experts.
+double least_for(double flops_target, std::int64_t max_experts) {
+  return static_cast<double>(max_experts) * (1 - 2 * flops_target);
+}
+
 class DynamicK final : public Router {
  public:
   DynamicK(const config::Router& options, const RouterShape& shape, const std::string& prefix,
            ParameterStore& store)
       : shape_(shape),
-        min_experts_(options.own.integer("min_experts")),
         max_experts_(options.own.integer("max_experts")),
+        least_(options.own.number("flops_target") > 0
+                   ? least_for(options.own.number("flops_target"), max_experts_)
+                   : static_cast<double>(options.own.integer("min_experts"))),
         threshold_(options.own.number("threshold")),
         decay_(options.own.number("statistics_decay")),
         estimator_(complexity_estimator(options.own.word("estimator"))),
@@ -60,7 +68,7 @@ class DynamicK final : public Router {
     else
       ops::complexity_calibrated(complexity_T_, raw_T, store_.value(mean_), store_.value(variance_), ctx);
     if (batch.training && n_statistics() > 0) ops::token_moments(statistics_S_, raw_T, batch.token_T, ctx);
-    ops::slot_count(count_T, complexity_T_, min_experts_, max_experts_, ctx);
+    ops::slot_count(count_T, complexity_T_, least_, max_experts_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, logit_TE, batch.token_T, ctx);
     ops::keep_count(decision_.expert_TK, chosen_TK_, count_T, ctx);
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
@@ -99,8 +107,8 @@ class DynamicK final : public Router {
 
  private:
   RouterShape shape_;
-  std::int64_t min_experts_, max_experts_;
-  double threshold_, decay_;
+  std::int64_t max_experts_;
+  double least_, threshold_, decay_;
   const ComplexityEstimator& estimator_;
   ParameterStore& store_;
   LinearGate gate_;
@@ -122,8 +130,27 @@ void check(const config::Router& router, const config::Model& model,
   const std::int64_t least = router.own.integer("min_experts"), most = router.own.integer("max_experts");
   if (least > most)
     refuse("min_experts", fmt::format("is {}, more than max_experts ({})", least, most), "max_experts");
+  const double target = router.own.number("flops_target");
+  if (target > 0 && least > 1)
+    refuse("flops_target",
+           fmt::format("is {}, from which min_experts follows, which is {}; remove one", target, least),
+           "min_experts");
+  // A little less than 1 is rounding: 4 * (1 - 2 * 0.375).
+  constexpr double kRounding = 1e-9;
+  if (target > 0 && least_for(target, most) < 1 - kRounding)
+    refuse("flops_target",
+           fmt::format("is {}, but with max_experts {} and at least one expert a token at most {:.4g} of the "
+                       "experts' FLOPs can be saved; lower it or raise max_experts",
+                       target, most, (1 - 1 / static_cast<double>(most)) / 2),
+           "max_experts");
   const bool thresholded = complexity_estimator(router.own.word("estimator")).thresholded;
   const double threshold = router.own.number("threshold");
+  if (thresholded && target > 0)
+    refuse("flops_target",
+           fmt::format("is {}, but how many tokens exceed a threshold is not known beforehand; use another "
+                       "estimator or remove it",
+                       target),
+           "estimator");
   if (thresholded && threshold == 0)
     refuse("threshold",
            "is 0 or missing, but estimator is \"threshold\", which needs a length to compare with; give one",
@@ -143,6 +170,7 @@ RouterType dynamic_k_router() {
                                   .fallback = std::int64_t{1},
                                   .range = {1, static_cast<double>(config::kMaxSize)}},
                                  config::max_experts_option(),
+                                 {.key = "flops_target", .fallback = 0.0, .range = {0, 0.5, false, true}},
                                  estimator_option(),
                                  {.key = "threshold", .fallback = 0.0, .range = {0, 1e9}},
                                  {.key = "statistics_decay",

@@ -1,7 +1,6 @@
 #include "train/outputs.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -9,16 +8,11 @@
 #include <span>
 #include <vector>
 
+#include "core/process_memory.h"
+
 namespace switchyard::train {
 
 namespace {
-
-// Bytes of the process's largest resident set.
-std::int64_t peak_memory() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return std::int64_t{usage.ru_maxrss} * 1024;
-}
 
 void add_figures(MetricsRecord& record, const router::BalanceFigures& figures) {
   for (const auto& [name, value] : router::named(figures)) record.add(name, value);
@@ -43,7 +37,7 @@ void add_machine(MetricsRecord& record, const StepOutcome& outcome, double flops
       .add("wall_time",
            std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count())
       .add("train_seconds", outcome.state.train_seconds)
-      .add("memory_bytes", peak_memory());
+      .add("memory_bytes", peak_resident());
   if (outcome.product_rate > 0)
     record.add("product_rate_share", 3 * flops_per_token * outcome.tokens_per_second / outcome.product_rate);
 }

@@ -102,20 +102,14 @@ double measure_copy_rate_on_device(Context& ctx) {
   return best;
 }
 
-struct Total {
-  double flops = 0, bytes = 0, bound = 0;
-};
-Total total_of(const std::vector<ops::Profile::Row>& rows, const MachineRates& rates) {
-  Total total;
-  for (const ops::Profile::Row& row : rows) {
-    total.flops += row.all_flops();
-    total.bytes += row.bytes;
-    total.bound += bound_seconds(row, rates);
-  }
-  return total;
-}
-
 double ratio(double a, double b) { return b > 0 ? a / b : 0; }
+
+double product_seconds(const ops::Profile::Row& row, const MachineRates& rates) {
+  double seconds = 0;
+  for (std::size_t type = 0; type < ops::kMatmulTypes; ++type)
+    seconds += ratio(row.flops[type], rates.product[type]);
+  return seconds;
+}
 
 // In its column; nothing where there is nothing to tell.
 std::string cell(double value, int digits, int width) {
@@ -154,10 +148,19 @@ MachineRates measure_rates(Context& ctx) {
 }
 
 double bound_seconds(const ops::Profile::Row& row, const MachineRates& rates) {
-  double products = 0;
-  for (std::size_t type = 0; type < ops::kMatmulTypes; ++type)
-    products += ratio(row.flops[type], rates.product[type]);
-  return std::max(products, ratio(row.bytes, rates.copy));
+  return std::max(product_seconds(row, rates), ratio(row.bytes, rates.copy));
+}
+
+ProfileWork work_of(const std::vector<ops::Profile::Row>& rows, const MachineRates& rates) {
+  ProfileWork work;
+  for (const ops::Profile::Row& row : rows) {
+    work.flops += row.all_flops();
+    work.bytes += row.bytes;
+    work.product_seconds += product_seconds(row, rates);
+    work.copy_seconds += ratio(row.bytes, rates.copy);
+    work.bound_seconds += bound_seconds(row, rates);
+  }
+  return work;
 }
 
 std::vector<std::string> table_of(const ops::Profile& profile, const MachineRates& rates, Device device,
@@ -193,18 +196,18 @@ std::vector<std::string> table_of(const ops::Profile& profile, const MachineRate
   for (const ops::Profile::Row& row : rows)
     line(row.name, static_cast<double>(row.calls) / static_cast<double>(steps), row.seconds, row.all_flops(),
          row.bytes, bound_seconds(row, rates));
-  const Total total = total_of(rows, rates);
-  line("whole step", 1, profile.seconds(), total.flops, total.bytes, total.bound);
+  const ProfileWork total = work_of(rows, rates);
+  line("whole step", 1, profile.seconds(), total.flops, total.bytes, total.bound_seconds);
   lines.push_back(fmt::format("roofline: {:.2f} of {:.2f} ms a step; share of the roofline {:.1f} %",
-                              1e3 * total.bound / static_cast<double>(steps),
+                              1e3 * total.bound_seconds / static_cast<double>(steps),
                               1e3 * profile.seconds() / static_cast<double>(steps),
-                              100 * ratio(total.bound, profile.seconds())));
+                              100 * ratio(total.bound_seconds, profile.seconds())));
   return lines;
 }
 
 Json json_of(const ops::Profile& profile, const MachineRates& rates, Device device, int ranks) {
   const auto rows = profile.rows();
-  const Total total = total_of(rows, rates);
+  const ProfileWork total = work_of(rows, rates);
   Json json, product, operators{Json::Array{}};
   for (std::size_t type = 0; type < ops::kMatmulTypes; ++type)
     if (rates.product[type] > 0) product[kTypeNames[type]] = rates.product[type];
@@ -231,8 +234,8 @@ Json json_of(const ops::Profile& profile, const MachineRates& rates, Device devi
   json["seconds"] = profile.seconds();
   json["flops"] = total.flops;
   json["bytes"] = total.bytes;
-  json["bound_seconds"] = total.bound;
-  json["share_of_roofline"] = ratio(total.bound, profile.seconds());
+  json["bound_seconds"] = total.bound_seconds;
+  json["share_of_roofline"] = ratio(total.bound_seconds, profile.seconds());
   json["operators"] = operators;
   return json;
 }

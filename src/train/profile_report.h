@@ -27,6 +27,15 @@ MachineRates measure_rates(Context& ctx);
 // copies, whichever is longer.
 double bound_seconds(const ops::Profile::Row& row, const MachineRates& rates);
 
+// What all counted steps of a profile did, and the least time that takes.
+struct ProfileWork {
+  double flops = 0, bytes = 0;
+  double product_seconds = 0;  // its FLOPs at the rates of products
+  double copy_seconds = 0;     // its bytes at the rate of copies
+  double bound_seconds = 0;    // bound_seconds() of its operators together
+};
+ProfileWork work_of(const std::vector<ops::Profile::Row>& rows, const MachineRates& rates);
+
 // Lines for people: one operator a line, by time, in milliseconds of a step.
 std::vector<std::string> table_of(const ops::Profile& profile, const MachineRates& rates, Device device,
                                   int ranks);

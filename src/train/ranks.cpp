@@ -1,8 +1,6 @@
 #include "train/ranks.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -12,6 +10,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "core/process_memory.h"
 #include "ops/device_group.h"
 #include "ops/elementwise.h"
 #include "ops/token_rows.h"
@@ -255,9 +254,7 @@ RankFigures RankWatch::gather(const parallel::World& world, const parallel::Grou
     mine[kind] = static_cast<double>(now.sent_bytes[kind] - before_.sent_bytes[kind]);
   mine[kFigures - 3] = exchange_seconds.value_or(0);
   mine[kFigures - 2] = now.wait_seconds - before_.wait_seconds;
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  mine[kFigures - 1] = static_cast<double>(usage.ru_maxrss) * 1024;
+  mine[kFigures - 1] = static_cast<double>(peak_resident());
   before_ = now;
 
   const std::vector<double> of_all = all.gather_numbers(mine);

@@ -37,6 +37,30 @@ class Train(CliTest):
                 # That only 24 of 257 tokens occur is worth 2.4 nats, and it is learnt first.
                 self.assertLess(losses[-1], losses[0] - 1.5)
 
+    def test_dynamic_k_saves_what_it_was_asked_for(self):
+        """With max_experts 4: of the experts' FLOPs, whose share of all is in eval's JSON."""
+        for target in (0.125, 0.25, 0.375):
+            with self.subTest(target):
+                config = self.write_config(router={"type": "dynamic_k", "max_experts": 4, "flops_target": target,
+                                                   "estimator": "router_entropy", "statistics_decay": 0.9},
+                                           train__steps=150, checkpoint__every=150)
+                run = f"run_{target}"
+                self.ok("train", config, "--out", run)
+                flops = json.loads(self.ok("eval", run, "--json", "-").out)["flops"]
+                # A static layer is a dynamic one with all of its experts' slots.
+                rest = sum(layer["attention"] + layer["router"] + layer["always"] for layer in flops["layers"])
+                static = flops["per_token_static"]
+                share = (static - flops["head"] - rest) / static
+                self.assertGreater(share, 0.05)
+                # In the last 50 steps the learning rate falls to its least, so that the running statistics (0.9 a step) are those of
+                # the estimates that they are compared with. Complexities are 1/2 in the mean where estimates are spread evenly
+                # about theirs; a skewed spread is off by some hundredths, times (max - min)/max <= 3/4, and rounding k to whole
+                # numbers adds up to 1/8 of an expert in 4.
+                saved = [record["flops_saved"] for record in self.metrics(run)][100:]
+                self.assertAlmostEqual(sum(saved) / len(saved) / share, target, delta=0.05)
+        self.fails(2, "train", config, "--set", "router.flops_target=0.4", "--out", "none",
+                   names=[r"--set router\.flops_target=0\.4", "at most 0.375", "max_experts 4"])
+
     def test_dense_baseline_learns(self):
         config = self.write_config(model__mlp_only_layers=[0, 1])
         self.ok("train", config, "--out", "run")

@@ -20,11 +20,12 @@ BELOW = {
     "checkpoint": ["core", "config", "router", "model", "data", "tokenizer", "parallel"],
     "tasks": ["core", "model", "parallel", "tokenizer", "generate", "checkpoint"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
+    "bench": ["core", "config", "ops", "router", "model", "data", "generate", "parallel", "checkpoint", "train"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "tasks", "train"],
+                 "tasks", "train", "bench"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
-TRAINERS = {"parallel", "train"}
+TRAINERS = {"parallel", "train", "bench"}
 
 
 class Modules(unittest.TestCase):
