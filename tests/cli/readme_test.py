@@ -2,6 +2,7 @@
 looks like a checkout. Runs are cut to a few steps; what installs, builds or needs a large Python package is not run, and
 listed below by name, so that a command that is in neither group fails."""
 
+import copy
 import gzip
 import json
 import re
@@ -71,7 +72,8 @@ class Readme(CliTest):
         with gzip.open(self.dir / "c4" / "c4-train.00000.json.gz", "wt") as file:
             file.write("\n".join(texts) + "\n")
         for directory in ("corpus_bytes/prose", "corpus_bytes/reference", "corpus_bytes/technical", "corpus_bytes/legal",
-                          "corpus_bytes/code", "c4val"):
+                          "corpus_bytes/code", "c4val", "quickstart/finance", "quickstart/legal", "quickstart/code",
+                          "quickstart/general"):
             subprocess.run([ROOT / "tools" / "prepare_data.py", "--input", "c4/*.json.gz", "--tokenizer", "bytes",
                             "--out", f"data/{directory}", "--val-fraction", "0.1"], cwd=self.dir, check=True, capture_output=True)
         mine = tiny_config()
@@ -79,6 +81,11 @@ class Readme(CliTest):
         self.ok("train", self.write_config(mine, train__steps=2, checkpoint__every=2), "--out", "theirs")
         (self.dir / "path" / "to").mkdir(parents=True)
         self.ok("export", "theirs", "--out", "path/to/hf_model")
+        dense = copy.deepcopy(mine)
+        dense["model"] |= {"mlp_only_layers": [0, 1], "intermediate_size": 4 * dense["model"]["moe_intermediate_size"]}
+        self.ok("train", self.write_config(dense, "dense.json", router=None, train__steps=2, checkpoint__every=2), "--out",
+                "path/to/dense")
+        self.write_config(mine, name="moe.json")
         del mine["model"]  # --init-from brings it
         self.write_config(mine, name="my.json")
         (self.dir / "opening.txt").write_text("The court held that")
