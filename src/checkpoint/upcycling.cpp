@@ -205,7 +205,7 @@ class Plan {
     const std::string prefix = model::moe_prefix(*model_.layout, layer);
     if (!model_.layers[static_cast<std::size_t>(layer)].moe || !row.name.starts_with(prefix)) return plain(row);
     const std::string_view rest = std::string_view(row.name).substr(prefix.size());
-    if (rest.starts_with("gate.")) return {};
+    if (row.name.starts_with(model::router_prefix(*model_.layout, layer))) return {};
     if (rest.starts_with("shared_experts.")) {
       for (const Part part : {Part::gate, Part::up, Part::down})
         if (rest == fmt::format("shared_experts.{}.weight", kPartNames[static_cast<std::size_t>(part)]))
@@ -291,6 +291,21 @@ class Reader {
   const StoredTensor* whole_of_ = nullptr;
 };
 
+// Experts of one set of slices, which are neighbours, get the first one's row of a linear gate, so that a token
+// that goes to one of them goes to all.
+void group_gates(const config::Model& model, std::int64_t n, const ParameterStore& store) {
+  for (std::int64_t l = 0; l < model.num_hidden_layers; ++l) {
+    const std::string name = model::router_prefix(*model.layout, l) + "weight";
+    for (std::size_t row = 0; row < store.rows().size(); ++row) {
+      if (store.rows()[row].name != name) continue;
+      const HostCopy gate_ED(store.value(row));
+      for (std::int64_t e = 0; e < model.num_experts; ++e)
+        if (e % n != 0) copy(gate_ED->slice(e, 1), gate_ED->slice(e - e % n, 1));
+      gate_ED.write_back();
+    }
+  }
+}
+
 }  // namespace
 
 Upcycled upcycle(const fs::path& path, const config::Model& model, ParameterStore& store,
@@ -321,6 +336,7 @@ Upcycled upcycle(const fs::path& path, const config::Model& model, ParameterStor
     else
       from.file->read(from.tensor, piece.first, piece.tensor_N);
   }
+  if (slices.n > 1) group_gates(model, slices.n, store);
   return {dense.path, description_of(slices, model)};
 }
 

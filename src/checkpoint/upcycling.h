@@ -7,8 +7,11 @@
 //   n / (w routed_scaling_factor)
 // where w is the sum of a token's weights: 1, or num_experts_per_tok / E where they are not normalised. So a
 // token that goes to as many experts of each slice, with equal weights, or to copies, with any weights of that
-// sum, gets the dense network's output (arXiv 2410.07524 scales likewise). Routers keep their initial weights.
-// Layers that the model has dense, attention, norms and embeddings are the dense model's.
+// sum, gets the dense network's output. Routers keep their initial weights, but of a linear gate the n experts
+// that make a whole network together, which are neighbours, begin with one row and are chosen together
+// ("virtual groups", arXiv 2410.07524, which scales likewise): where num_experts_per_tok is a multiple of n and
+// weights sum to one, the model begins as the dense one. Layers that the model has dense, attention, norms and
+// embeddings are the dense model's.
 #pragma once
 
 #include <filesystem>

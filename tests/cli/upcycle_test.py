@@ -81,6 +81,17 @@ class Upcycle(CliTest):
                 self.assertAlmostEqual(got, want, DIGITS)
                 self.assertIn(f"{experts} experts a layer, {experts // 3} of each of 3 slices of 16 neurons", self.finished.err)
 
+    def test_slices_of_one_network_are_chosen_together(self):
+        """Whatever a gate begins with: all that make a network have one row of it."""
+        want = self.dense_loss(self.dense, DENSE)
+        for experts, k, router in ((6, 3, "softmax_topk"), (9, 6, "softmax_topk"), (9, 3, "quantile")):
+            with self.subTest(experts=experts, k=k, router=router):
+                model = {**harness.QWEN3_MOE, "num_experts": experts, "num_experts_per_tok": k}
+                got = self.first_loss(f"group_{experts}_{k}_{router}", model, "--upcycle-from", self.dense,
+                                      router={"type": router})
+                # Of six experts two networks come, whose weights differ and sum to one.
+                self.assertAlmostEqual(got, want, DIGITS)
+
     def test_fewer_slices_than_there_are_do_not_give_the_dense_model(self):
         """So that the tests above would fail if experts were copies of anything else."""
         model = {**harness.QWEN3_MOE, "num_experts": 3, "num_experts_per_tok": 1, "initializer_range": 1e-12}
