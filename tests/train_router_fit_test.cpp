@@ -126,5 +126,53 @@ TEST(RouterFit, PaddingIsNoToken) {
   EXPECT_EQ(keys[0], keys[1]);
 }
 
+// Four directions around a mean that is longer than what tells them apart: every token is nearest to the gate
+// of its own direction, and what all have in common chooses nothing.
+TEST(RouterFit, ClustersAreTheDirectionsThatTokensHave) {
+  constexpr std::int64_t kT = 400, kD = 24, kC = 4;
+  test::OwnedTensor x_TD({kT, kD}, DType::f32), way_CD({kC, kD}, DType::f32), mean_D({kD}, DType::f32);
+  test::OwnedTensor centre_CD({kC, kD}, DType::f32);
+  draw(x_TD, 1, 0.1);
+  draw(way_CD, 2, 1);
+  draw(mean_D, 3, 3);
+  const Rng rng(7, RngPurpose::init, 0);
+  std::vector<std::int64_t> cluster_T;
+  std::vector<double> true_mean(kD);
+  for (std::int64_t t = 0; t < kT; ++t) {
+    cluster_T.push_back(static_cast<std::int64_t>(rng.bits(static_cast<std::uint64_t>(t)) % kC));
+    for (std::int64_t i = 0; i < kD; ++i) {
+      float& x = x_TD.view().row<float>(t)[i];
+      x += way_CD.view().row<float>(cluster_T.back())[i] + mean_D.view().as<float>()[i];
+      true_mean[static_cast<std::size_t>(i)] += static_cast<double>(x) / kT;
+    }
+  }
+  cluster_directions(centre_CD, x_TD);
+
+  std::vector<std::int64_t> chosen_C(kC, -1);
+  double squares = 0;
+  for (std::int64_t t = 0; t < kT; ++t) {
+    std::vector<double> logit_C(kC);
+    for (std::int64_t c = 0; c < kC; ++c)
+      for (std::int64_t i = 0; i < kD; ++i)
+        logit_C[static_cast<std::size_t>(c)] += static_cast<double>(centre_CD.view().row<float>(c)[i]) *
+                                                static_cast<double>(x_TD.view().row<float>(t)[i]);
+    const double mean = std::accumulate(logit_C.begin(), logit_C.end(), 0.0) / kC;
+    for (const double logit : logit_C) squares += (logit - mean) * (logit - mean) / (kC * kT);
+    const std::int64_t best = largest(logit_C, 1).front();
+    std::int64_t& chosen = chosen_C[static_cast<std::size_t>(cluster_T[static_cast<std::size_t>(t)])];
+    if (chosen < 0) chosen = best;
+    ASSERT_EQ(best, chosen) << "token " << t;
+  }
+  std::sort(chosen_C.begin(), chosen_C.end());
+  EXPECT_EQ(chosen_C, (std::vector<std::int64_t>{0, 1, 2, 3}));
+  EXPECT_NEAR(squares, 1, 1e-4);  // centres are rounded to float32, some 1e-7 each, of logits near 1
+  for (std::int64_t c = 0; c < kC; ++c) {
+    double along = 0;
+    for (std::int64_t i = 0; i < kD; ++i)
+      along += static_cast<double>(centre_CD.view().row<float>(c)[i]) * true_mean[static_cast<std::size_t>(i)];
+    EXPECT_NEAR(along, 0, 1e-4);  // as above
+  }
+}
+
 }  // namespace
 }  // namespace switchyard::train

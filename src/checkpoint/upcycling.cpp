@@ -337,7 +337,7 @@ Upcycled upcycle(const fs::path& path, const config::Model& model, ParameterStor
       from.file->read(from.tensor, piece.first, piece.tensor_N);
   }
   if (slices.n > 1) group_gates(model, slices.n, store);
-  return {dense.path, description_of(slices, model)};
+  return {dense.path, slices.n, description_of(slices, model)};
 }
 
 }  // namespace switchyard::checkpoint

@@ -25,6 +25,7 @@ namespace switchyard::checkpoint {
 
 struct Upcycled {
   std::filesystem::path directory;  // the checkpoint's, where a run was named
+  std::int64_t n = 1;               // experts that make a whole network
   std::string how;                  // "16 experts a layer, each a copy of the dense network"
 };
 

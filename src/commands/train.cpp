@@ -74,8 +74,9 @@ void describe(CLI::App& app, Options& options) {
       ->type_name("DIR");
   app.add_option(
          "--fit-router", options.fit_router,
-         "With --init-from: begin a router of type lpr not at random, but fitted to the weights' linear gate "
-         "over so many tokens of data.train")
+         "Begin the router not at random, but fitted over so many tokens of data.train: with --init-from one "
+         "of type "
+         "lpr to the weights' linear gate; with --upcycle-from a linear gate to clusters of what it sees")
       ->type_name("TOKENS")
       ->transform(whole_number(1));
   app.add_flag(
@@ -243,8 +244,10 @@ int run(const Options& options) {
                 upcycles ? "--upcycle-from" : "--init-from", weights, options.resume);
   if (options.strict && options.init_from.empty())
     throw_input("--strict: there are no weights to be strict with; add --init-from or remove it");
-  if (options.fit_router > 0 && options.init_from.empty())
-    throw_input("--fit-router: there are no weights with a gate to fit to; add --init-from or remove it");
+  if (options.fit_router > 0 && options.init_from.empty() && options.upcycle_from.empty())
+    throw_input(
+        "--fit-router: there are no weights to fit a router to; add --init-from or --upcycle-from, or remove "
+        "it");
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
   return parallel::run_ranks(static_cast<int>(options.nproc),

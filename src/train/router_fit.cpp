@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <unordered_map>
 
 #include "core/device_memory.h"
 #include "core/error.h"
 #include "core/progress.h"
+#include "core/rng.h"
 #include "model/names.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
@@ -242,46 +245,167 @@ void GateSums::fit(Tensor encoder_dD, Tensor bias_d, Tensor key_Ed) const {
   }
 }
 
+namespace {
+
+std::unordered_map<std::string, std::size_t> rows_by_name(const ParameterStore& store) {
+  std::unordered_map<std::string, std::size_t> row_of;
+  for (std::size_t row = 0; row < store.rows().size(); ++row) row_of.emplace(store.rows()[row].name, row);
+  return row_of;
+}
+
+std::string router_prefix(const model::Transformer& model, std::int64_t l) {
+  return model::router_prefix(*model.config().layout, model.routing().layer(l).layer());
+}
+
+// Calls `look` with what the router of each layer sees, the l-th of the main model's, and the tokens; on the
+// host. Returns the tokens.
+std::int64_t for_each_router_input(
+    model::Transformer& model, const std::vector<Domain>& domains, const CalibrationSettings& settings,
+    Context& ctx, const std::function<void(std::int64_t l, const Tensor& x_TD, const Tensor& token_T)>& look) {
+  const router::RoutingStep& routing = model.routing();
+  model.plan(settings.batch, settings.seq_len, ctx);
+  return for_each_batch(domains, settings, model.config().sliding_window, ctx, [&](model::Batch batch) {
+    model.forward(batch, ctx);
+    std::int64_t l = 0;  // of the layers with a router
+    model.visit_activations([&](std::int64_t layer, const std::string& name, const Tensor& x_TD) {
+      if (name != "post_attention_layernorm output" || l >= routing.n_main_layers() ||
+          layer != routing.layer(l).layer())
+        return;
+      const HostCopy x(x_TD), tokens(batch.token_T);
+      look(l++, x.tensor(), tokens.tensor());
+    });
+    SY_CHECK(l == routing.n_main_layers(), "{} layers of {} have shown what their router sees", l,
+             routing.n_main_layers());
+  });
+}
+
+}  // namespace
+
 std::int64_t fit_to_gates(model::Transformer& own, const std::vector<Domain>& domains,
                           const CalibrationSettings& settings, ParameterStore& store, Context& ctx) {
   const config::Model& config = own.config();
-  const auto rows_of = [](const ParameterStore& of) {
-    std::unordered_map<std::string, std::size_t> row_of;
-    for (std::size_t row = 0; row < of.rows().size(); ++row) row_of.emplace(of.rows()[row].name, row);
-    return row_of;
-  };
-  const auto own_row = rows_of(own.parameters()), row = rows_of(store);
-  const router::RoutingStep& routing = own.routing();
-  std::vector<GateSums> sums_L(static_cast<std::size_t>(routing.n_main_layers()),
+  const auto own_row = rows_by_name(own.parameters()), row = rows_by_name(store);
+  const std::int64_t n_layers = own.routing().n_main_layers();
+  std::vector<GateSums> sums_L(static_cast<std::size_t>(n_layers),
                                GateSums(config.hidden_size, config.num_experts));
-  const auto prefix = [&](std::int64_t l) {
-    return model::router_prefix(*config.layout, routing.layer(l).layer());
-  };
-  own.plan(settings.batch, settings.seq_len, ctx);
-  const std::int64_t read =
-      for_each_batch(domains, settings, config.sliding_window, ctx, [&](model::Batch batch) {
-        own.forward(batch, ctx);
-        std::int64_t l = 0;  // of the layers with a router
-        own.visit_activations([&](std::int64_t layer, const std::string& name, const Tensor& x_TD) {
-          if (name != "post_attention_layernorm output" || l >= routing.n_main_layers() ||
-              layer != routing.layer(l).layer())
-            return;
-          const HostCopy x(x_TD), tokens(batch.token_T),
-              gate(own.parameters().value(own_row.at(prefix(l) + "weight")));
-          sums_L[static_cast<std::size_t>(l++)].add(x.tensor(), tokens.tensor(), gate.tensor());
-        });
-        SY_CHECK(l == routing.n_main_layers(), "{} layers of {} have shown what their router sees", l,
-                 routing.n_main_layers());
+  const std::int64_t read = for_each_router_input(
+      own, domains, settings, ctx, [&](std::int64_t l, const Tensor& x_TD, const Tensor& token_T) {
+        const HostCopy gate(own.parameters().value(own_row.at(router_prefix(own, l) + "weight")));
+        sums_L[static_cast<std::size_t>(l)].add(x_TD, token_T, gate.tensor());
       });
-  for (std::int64_t l = 0; l < routing.n_main_layers(); ++l) {
+  for (std::int64_t l = 0; l < n_layers; ++l) {
     mark("fit of layer", l);
-    const auto value = [&](const char* name) { return store.value(row.at(prefix(l) + name)); };
+    const auto value = [&](const char* name) { return store.value(row.at(router_prefix(own, l) + name)); };
     const HostCopy weight(value("encoder.weight")), bias(value("encoder.bias")), key(value("expert_keys"));
     const std::int64_t d = key.tensor().row_size();
     sums_L[static_cast<std::size_t>(l)].fit(weight.tensor().slice(0, d), bias.tensor().slice(0, d),
                                             key.tensor());
     for (const HostCopy* copy : {&weight, &bias, &key}) copy->write_back();
     ops::fill_zero(value("out_proj.weight"), ctx);
+  }
+  return read;
+}
+
+void cluster_directions(Tensor centre_CD, Tensor x_TD) {
+  const std::int64_t T = x_TD.rows(), D = x_TD.row_size(), C = centre_CD.rows();
+  SY_CHECK(T >= C, "{} clusters of {} rows", C, T);
+  std::vector<double> mean(static_cast<std::size_t>(D));
+  Matrix way(T, D), centre(C, D);  // way: directions from the mean
+  for (std::int64_t t = 0; t < T; ++t)
+    for (std::int64_t i = 0; i < D; ++i)
+      mean[static_cast<std::size_t>(i)] += static_cast<double>(x_TD.row<float>(t)[i]) / static_cast<double>(T);
+  for (std::int64_t t = 0; t < T; ++t)
+    for (std::int64_t i = 0; i < D; ++i)
+      way(t, i) = static_cast<double>(x_TD.row<float>(t)[i]) - mean[static_cast<std::size_t>(i)];
+  scale_rows_to(way, 1);
+  // Each next centre is a row, drawn by its squared distance from those before (k-means++).
+  const Rng rng(0, RngPurpose::router_noise, 0);
+  std::vector<double> distance_T(static_cast<std::size_t>(T), 2);
+  for (std::int64_t c = 0, chosen = 0; c < C; ++c) {
+    double left =
+        rng.uniform(static_cast<std::uint64_t>(c)) * std::accumulate(distance_T.begin(), distance_T.end(), 0.0);
+    for (chosen = 0; chosen < T - 1; ++chosen)
+      if ((left -= distance_T[static_cast<std::size_t>(chosen)]) < 0) break;
+    for (std::int64_t i = 0; i < D; ++i) centre(c, i) = way(chosen, i);
+    for (std::int64_t t = 0; t < T; ++t) {
+      double near = 0;
+      for (std::int64_t i = 0; i < D; ++i) near += way(t, i) * centre(c, i);
+      double& distance = distance_T[static_cast<std::size_t>(t)];
+      distance = std::min(distance, std::max(0.0, 2 - 2 * near));
+    }
+  }
+  constexpr int kIterations = 10;
+  for (int iteration = 0; iteration < kIterations; ++iteration) {
+    const Matrix near = product(way, transposed(centre));  // [T, C]
+    Matrix sum(C, D);
+    std::vector<std::int64_t> count(static_cast<std::size_t>(C));
+    for (std::int64_t t = 0; t < T; ++t) {
+      std::int64_t best = 0;
+      for (std::int64_t c = 1; c < C; ++c)
+        if (near(t, c) > near(t, best)) best = c;
+      ++count[static_cast<std::size_t>(best)];
+      for (std::int64_t i = 0; i < D; ++i) sum(best, i) += way(t, i);
+    }
+    for (std::int64_t c = 0; c < C; ++c)  // one that no row is nearest to stays
+      if (count[static_cast<std::size_t>(c)] > 0)
+        for (std::int64_t i = 0; i < D; ++i) centre(c, i) = sum(c, i);
+    scale_rows_to(centre, 1);
+  }
+  // What all rows have in common chooses no cluster.
+  double length = 0;
+  for (const double m : mean) length += m * m;
+  for (std::int64_t c = 0; c < C && length > 0; ++c) {
+    double along = 0;
+    for (std::int64_t i = 0; i < D; ++i) along += centre(c, i) * mean[static_cast<std::size_t>(i)] / length;
+    for (std::int64_t i = 0; i < D; ++i) centre(c, i) -= along * mean[static_cast<std::size_t>(i)];
+  }
+  double squares = 0;
+  for (std::int64_t t = 0; t < T; ++t) {
+    double sum = 0, sum2 = 0;
+    for (std::int64_t c = 0; c < C; ++c) {
+      double logit = 0;
+      for (std::int64_t i = 0; i < D; ++i) logit += centre(c, i) * static_cast<double>(x_TD.row<float>(t)[i]);
+      sum += logit;
+      sum2 += logit * logit;
+    }
+    squares += (sum2 - sum * sum / static_cast<double>(C)) / static_cast<double>(C * T);
+  }
+  const double scale = squares > 0 ? 1 / std::sqrt(squares) : 1;
+  for (std::int64_t c = 0; c < C; ++c)
+    for (std::int64_t i = 0; i < D; ++i) centre_CD.row<float>(c)[i] = static_cast<float>(scale * centre(c, i));
+}
+
+std::int64_t cluster_gates(model::Transformer& own, const std::vector<Domain>& domains,
+                           const CalibrationSettings& settings, std::int64_t n_together, ParameterStore& store,
+                           Context& ctx) {
+  constexpr std::int64_t kOfACluster = 128;  // tokens that are kept, in all layers
+  const config::Model& config = own.config();
+  const std::int64_t C = config.num_experts / n_together, D = config.hidden_size;
+  const std::int64_t all = calibration_steps(domains, settings) * settings.batch * settings.seq_len;
+  const std::int64_t apart = std::max<std::int64_t>(1, all / (kOfACluster * C));
+  const std::int64_t n_layers = own.routing().n_main_layers();
+  std::vector<std::vector<float>> x_L(static_cast<std::size_t>(n_layers));
+  std::vector<std::int64_t> seen_L(static_cast<std::size_t>(n_layers));
+  const std::int64_t read = for_each_router_input(
+      own, domains, settings, ctx, [&](std::int64_t l, const Tensor& x_TD, const Tensor& token_T) {
+        const auto at = static_cast<std::size_t>(l);
+        for (std::int64_t t = 0; t < x_TD.rows(); ++t)
+          if (token_T.as<std::int32_t>()[t] >= 0 && seen_L[at]++ % apart == 0)
+            x_L[at].insert(x_L[at].end(), x_TD.row<float>(t), x_TD.row<float>(t) + D);
+      });
+  const auto row = rows_by_name(store);
+  std::vector<float> centres(static_cast<std::size_t>(C * D));
+  for (std::int64_t l = 0; l < n_layers; ++l) {
+    mark("clusters of layer", l);
+    std::vector<float>& x = x_L[static_cast<std::size_t>(l)];
+    const std::int64_t T = static_cast<std::int64_t>(x.size()) / D;
+    if (T < C) throw_input("--fit-router: {} tokens for {} clusters; give more", T, C);
+    const Tensor centre_CD(centres.data(), Shape{C, D}, DType::f32);
+    cluster_directions(centre_CD, Tensor(x.data(), Shape{T, D}, DType::f32));
+    const HostCopy gate_ED(store.value(row.at(router_prefix(own, l) + "weight")));
+    for (std::int64_t e = 0; e < config.num_experts; ++e)
+      copy(gate_ED->slice(e, 1), centre_CD.slice(e / n_together, 1));
+    gate_ED.write_back();
   }
   return read;
 }

@@ -1,6 +1,7 @@
-// A latent prototype router that begins where a linear gate ends: its encoder and keys fitted to the gate's
-// logits over some batches, in closed form (docs/routers.md).
-//   T tokens, D hidden size, E experts, d latent width
+// Routers that begin with what they see over some batches: a latent prototype router where a linear gate ends,
+// its encoder and keys fitted to the gate's logits in closed form (docs/other-routers.md); a linear gate with
+// the clusters of its inputs (docs/upcycling.md).
+//   T tokens, D hidden size, E experts, d latent width, C clusters
 #pragma once
 
 #include <cstdint>
@@ -38,5 +39,19 @@ class GateSums {
 // it. Returns the tokens that were read.
 std::int64_t fit_to_gates(model::Transformer& own, const std::vector<Domain>& domains,
                           const CalibrationSettings& settings, ParameterStore& store, Context& ctx);
+
+// Of rows x_TD (f32, on the host): the centres [C, D] of C clusters of their directions from the mean, at right
+// angles to the mean, and scaled so that the products with the rows, less their mean over clusters, have a mean
+// square of 1. Lloyd's iterations on the sphere, from rows that k-means++ draws; a function of x_TD alone.
+// Throws std::logic_error where there are fewer rows than clusters.
+void cluster_directions(Tensor centre_CD, Tensor x_TD);
+
+// Sets the linear gate of every layer of `store`, rows of a model of the same layout, to clusters of what its
+// router sees in `own`, made for training and planned here: the same one for each `n_together` neighbours. Of
+// several ranks each does all of it. Returns the tokens that were read. Throws InputError where they are fewer
+// than the clusters.
+std::int64_t cluster_gates(model::Transformer& own, const std::vector<Domain>& domains,
+                           const CalibrationSettings& settings, std::int64_t n_together, ParameterStore& store,
+                           Context& ctx);
 
 }  // namespace switchyard::train

@@ -120,6 +120,7 @@ void TrainingRun::begin(const Resume& resume) {
         log_info(fmt::format("begins with the weights of {}: {}", upcycled.directory.string(), upcycled.how));
         warn_of_other_tokens(run_.data, upcycled.directory);
       }
+      if (resume.fit_tokens > 0) cluster_router(*resume.dense_weights, resume.fit_tokens);
     }
     model.round_weights(step_.context());
     return;
@@ -151,17 +152,42 @@ void TrainingRun::fit_router(const checkpoint::ModelDirectory& directory, std::i
   if (own_type == "lpr" || own_type == "kmeans")
     throw_input("--fit-router: {} has a router of type \"{}\", which has no linear gate to fit to; remove it",
                 directory.path().string(), own_type);
-  const CalibrationSettings settings{.seq_len = run_.train.seq_len,
-                                     .batch = run_.train.micro_batch_size,
-                                     .tokens = tokens,
-                                     .begin_token = data_.begin_token};
   Context ctx(step_.context().device);
   const auto own = checkpoint::open_model(directory, {.dtype = "float32", .training = true}, ctx);
-  const std::int64_t read = fit_to_gates(*own, data_.train, settings, step_.model().parameters(), ctx);
+  const std::int64_t read =
+      fit_to_gates(*own, data_.train, fit_settings(tokens), step_.model().parameters(), ctx);
   log_info(
       fmt::format("router lpr: encoder.weight, encoder.bias and expert_keys fitted to the gates on {} tokens, "
                   "out_proj.weight set to 0",
                   read));
+}
+
+// What the routers see is the dense model's: with random gates, experts that are copies give the same.
+void TrainingRun::cluster_router(const std::filesystem::path& dense, std::int64_t tokens) {
+  if (run_.router.type == "lpr" || run_.router.type == "kmeans")
+    throw_input(
+        "--fit-router: a router of type \"{}\" has no linear gate that could begin with clusters; remove it",
+        run_.router.type);
+  Context ctx(step_.context().device);
+  config::Model config = run_.model;
+  config.num_nextn_predict_layers = 0;
+  model::Transformer own(config, run_.router, DType::f32, true);
+  own.allocate(ctx.device);
+  own.parameters().initialise(run_.train.seed);
+  const checkpoint::Upcycled upcycled = checkpoint::upcycle(dense, config, own.parameters(), all_);
+  own.round_weights(ctx);
+  const std::int64_t read =
+      cluster_gates(own, data_.train, fit_settings(tokens), upcycled.n, step_.model().parameters(), ctx);
+  if (is_first())
+    log_info(fmt::format("router {}: gates set to {} clusters a layer of what they see of {} tokens",
+                         run_.router.type, config.num_experts / upcycled.n, read));
+}
+
+CalibrationSettings TrainingRun::fit_settings(std::int64_t tokens) const {
+  return {.seq_len = run_.train.seq_len,
+          .batch = run_.train.micro_batch_size,
+          .tokens = tokens,
+          .begin_token = data_.begin_token};
 }
 
 void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {

@@ -13,6 +13,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
+#include "train/calibration.h"
 #include "train/outputs.h"
 #include "train/profile_report.h"
 #include "train/step.h"
@@ -32,8 +33,9 @@ struct Resume {
   std::optional<std::filesystem::path> dense_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
   bool strict = false;          // of initial_weights: every row of the router must be theirs
-  std::int64_t fit_tokens =
-      0;  // to which a router of type lpr is fitted (router_fit.h); 0: it begins at random
+  // Over which a router is fitted (router_fit.h): of type lpr to the gate of initial_weights, or a linear gate
+  // to clusters of what it sees in the dense model; 0: it begins at random.
+  std::int64_t fit_tokens = 0;
 };
 
 enum class RunEnd { finished, interrupted };
@@ -64,6 +66,8 @@ class TrainingRun {
   // Weights and all else that the run begins with: of a checkpoint, of a model directory, or random.
   void begin(const Resume& resume);
   void fit_router(const checkpoint::ModelDirectory& directory, std::int64_t tokens);
+  CalibrationSettings fit_settings(std::int64_t tokens) const;
+  void cluster_router(const std::filesystem::path& dense, std::int64_t tokens);
   void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
   void describe(const Resume& resume) const;
   void describe_data() const;

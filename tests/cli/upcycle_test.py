@@ -37,8 +37,8 @@ class Upcycle(CliTest):
         return self.dir / name
 
     def first_loss(self, name, model, *options, **changes):
-        path = self.write_config(self.config(model, **{"train.steps": 1, "data.validation": [], "train.eval_every": 0, **changes}),
-                                 f"{name}.json")
+        short = {"train.steps": 1, "data.validation": [], "train.eval_every": 0}
+        path = self.write_config(self.config(model, **short, **changes), f"{name}.json")
         self.finished = self.ok("train", path, "--out", name, *options)
         return self.losses(self.dir / name)[0]
 
@@ -91,6 +91,30 @@ class Upcycle(CliTest):
                                       router={"type": router})
                 # Of six experts two networks come, whose weights differ and sum to one.
                 self.assertAlmostEqual(got, want, DIGITS)
+
+    def test_gates_that_begin_with_clusters(self):
+        """The loss stays the dense model's, and what the gates choose follows what the tokens are: counts are not those of
+        random gates."""
+        model = {**harness.QWEN3_MOE, "moe_intermediate_size": 48, "num_experts_per_tok": 1}
+        want = self.dense_loss(self.dense, DENSE)
+        random = self.first_loss("random", model, "--upcycle-from", self.dense)
+        counts = [layer["counts"] for layer in self.metrics(self.dir / "random")[0]["layers"]]
+        got = self.first_loss("clusters", model, "--upcycle-from", self.dense, "--fit-router", 1000)
+        self.assertAlmostEqual(got, want, DIGITS)
+        self.assertAlmostEqual(random, want, DIGITS)
+        self.assertIn("router softmax_topk: gates set to 4 clusters a layer of what they see of 1024 tokens", self.finished.err)
+        self.assertNotEqual([layer["counts"] for layer in self.metrics(self.dir / "clusters")[0]["layers"]], counts)
+        two = self.first_loss("two", model, "--upcycle-from", self.dense, "--fit-router", 1000, "--nproc", 2)
+        self.assertAlmostEqual(two, got, DIGITS)
+        grouped = {**harness.QWEN3_MOE, "num_experts": 6, "num_experts_per_tok": 3}
+        got = self.first_loss("grouped", grouped, "--upcycle-from", self.dense, "--fit-router", 500)
+        self.assertAlmostEqual(got, want, DIGITS)
+        for router in ("lpr", "kmeans"):
+            path = self.write_config(self.config(model, router={"type": router}), "bad.json")
+            self.fails(2, "train", path, "--out", "bad", "--upcycle-from", self.dense, "--fit-router", 100,
+                       names=[f'--fit-router: a router of type "{router}" has no linear gate'])
+        self.fails(2, "train", self.write_config(self.config(model), "bad.json"), "--out", "bad", "--fit-router", 100,
+                   names=["--fit-router: there are no weights to fit a router to"])
 
     def test_fewer_slices_than_there_are_do_not_give_the_dense_model(self):
         """So that the tests above would fail if experts were copies of anything else."""
@@ -172,7 +196,8 @@ class Upcycle(CliTest):
         moe = harness.QWEN3_MOE
         from_dense = ("--upcycle-from", self.dense)
         self.refused(DENSE, *from_dense, names=["no layer of experts"])
-        self.refused({**moe, "hidden_size": 64}, *from_dense, names=["cannot become this mixture", "model.hidden_size is 64, there 32"])
+        self.refused({**moe, "hidden_size": 64}, *from_dense,
+                     names=["cannot become this mixture", "model.hidden_size is 64, there 32"])
         self.refused({**moe, "rope_theta": 5e5}, *from_dense, names=["model.rope_theta"])
         self.refused({**moe, "moe_intermediate_size": 20}, *from_dense, names=["intermediate_size is 48", "width 20"])
         self.refused(moe, *from_dense, names=["3 slices of 16 for 4 experts", "multiple of 3"])
