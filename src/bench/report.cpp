@@ -182,8 +182,8 @@ std::vector<std::string> lines_of(const Report& report, const Subject& subject, 
                   run.model.layout->name, run.router.type, subject.directory ? "its" : "random"),
       fmt::format("{}, {} thread{}; this machine: products in {}copies {:.1f} GB/s", name_of(device),
                   thread_count(), thread_count() == 1 ? "" : "s", products, report.rates.copy * 1e-9),
-      fmt::format("random tokens, {} rounds after a warm-up{}", settings.rounds,
-                  settings.static_k > 0 ? ", both models in turns" : ""),
+      fmt::format("random tokens, {} round{} after a warm-up{}", settings.rounds,
+                  settings.rounds == 1 ? "" : "s", settings.static_k > 0 ? ", both models in turns" : ""),
       ""};
   add_rates(lines, report, subject, settings);
   for (const Part& part : report.parts)

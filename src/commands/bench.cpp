@@ -12,6 +12,7 @@
 #include "checkpoint/model_directory.h"
 #include "checkpoint/tokenizer_record.h"
 #include "commands/commands.h"
+#include "commands/evaluation.h"
 #include "commands/options.h"
 #include "config/load.h"
 #include "core/error.h"
@@ -232,14 +233,9 @@ int run(const Options& options) {
   found.subject.inference_type = inference_type(options, run, device);
   const bench::Report report = bench::measure(found.subject, settings, device);
 
-  const bool json_to_stdout = options.json == "-";
   for (const std::string& line : bench::lines_of(report, found.subject, settings, device))
-    fmt::print(json_to_stdout ? stderr : stdout, "{}\n", line);
-  const std::string text = to_text(bench::json_of(report, found.subject, settings, device));
-  if (json_to_stdout)
-    fmt::print("{}", text);
-  else if (!options.json.empty())
-    write_text_file(options.json, text);
+    fmt::print(text_output(options.json), "{}\n", line);
+  write_json(options.json, bench::json_of(report, found.subject, settings, device));
   if (std::fflush(stdout) != 0) throw_input("standard output cannot be written");
   return 0;
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "checkpoint/tokenizer_record.h"
+#include "commands/evaluation.h"
 #include "commands/options.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -107,9 +108,7 @@ int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
   for (const tasks::TaskFile& file : files) results.push_back(tasks::evaluate(file, settings, text, passes));
   if (world.rank() != 0) return 0;
 
-  const bool json_to_stdout = common.json == "-";
-  for (const std::string& line : tasks::table_of(results))
-    fmt::print(json_to_stdout ? stderr : stdout, "{}\n", line);
+  for (const std::string& line : tasks::table_of(results)) fmt::print(text_output(common.json), "{}\n", line);
   Json report(Json::Array{});
   std::string samples;
   for (const tasks::TaskResult& result : results) {
@@ -120,12 +119,7 @@ int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
       samples += to_line(line) + "\n";
     }
   }
-  const std::string json = to_text(Json(Json::Object{{"tasks", std::move(report)}}));
-  if (json_to_stdout) {
-    fmt::print("{}", json);
-  } else if (!common.json.empty()) {
-    write_text_file(common.json, json);
-  }
+  write_json(common.json, Json(Json::Object{{"tasks", std::move(report)}}));
   if (!options.samples.empty()) write_text_file(options.samples, samples);
   return 0;
 }
