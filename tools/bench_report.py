@@ -75,13 +75,15 @@ def count_lines(path):
         return 0
 
 
-def train(command, metrics):
+def train(command, metrics, output):
     """Runs it; -> (peak resident memory, growth of the allocated memory after step 1, and after step 3), in bytes.
+    What it prints goes to the file `output`.
 
     Read from /proc every 20 ms: getrusage would report the largest of all children, bench_gemm too. The growth leaves
     out pages of mapped files, which come in as the data is read and can be dropped at any time.
     """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with open(output, "w") as file:
+        process = subprocess.Popen(command, stdout=file)
     peak, allocated = 0, {}  # steps done -> most that was allocated then
     while process.poll() is None:
         steps = count_lines(metrics)
@@ -128,9 +130,12 @@ def main():
                 command += ["--set", f"train.{key}={args.sequences}"]
         if args.profile:
             command += ["--set", "log.profile=true"]
-        peak, growth, late_growth = train(command, os.path.join(run, "metrics.jsonl"))
+        output = os.path.join(directory, "output")
+        peak, growth, late_growth = train(command, os.path.join(run, "metrics.jsonl"), output)
         with open(os.path.join(run, "metrics.jsonl")) as file:
             steps = [json.loads(line) for line in file]
+        with open(output) as file:
+            _, header, profile = file.read().partition("\nprofile of ")
 
     total, active = counts(model)
     head_dim = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
@@ -153,6 +158,8 @@ def main():
     print(f"share of the rate    {100 * gflops / rate:10.1f} %")
     print(f"peak memory          {peak / 2**20:10.0f} MiB, {peak / total:.1f} bytes a parameter")
     print(f"growth after step 1  {growth / 2**20:10.1f} MiB, of which after step 3 {late_growth / 2**20:.1f} MiB")
+    if args.profile:
+        print((header + profile).rstrip())
 
 
 if __name__ == "__main__":
