@@ -25,3 +25,14 @@ done = int(latest[1]) if latest else 0
 print("finished" if done >= steps else f"step {done} of {steps}")
 PYTHON
 }
+
+# do_it COMMAND...: runs it, or shows it where $dry is true.
+# shellcheck disable=SC2154  # dry is the script's
+do_it() {
+  if $dry; then
+    printf ' %q' "$@" | sed 's/^ //'
+    echo
+  else
+    "$@"
+  fi
+}

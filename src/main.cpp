@@ -25,7 +25,7 @@ constexpr int kExitInput = 2;  // usage, configuration, data
 
 // In the order of the help.
 constexpr const Command* kCommands[] = {&kTrain, &kEval,     &kCompareRouting, &kInspect, &kExport,
-                                        &kDump,  &kGenerate, &kBench,          &kTokenize};
+                                        &kDump,  &kGenerate, &kBench,          &kSweep,   &kTokenize};
 
 int show_help(const CLI::App& app) {
   std::fputs(app.help().c_str(), stdout);

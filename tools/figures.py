@@ -3,6 +3,7 @@ them live."""
 
 import html
 import math
+import re
 from dataclasses import dataclass
 
 from run_metrics import AXES, is_number, specialisation_bits
@@ -212,6 +213,39 @@ def flops_figure(runs, view):
                   "These runs' metrics have no flops_per_token.", svg)
 
 
+def variant_of(run):
+    """The name without its seed: runs of one variant share a colour."""
+    return re.sub(r"_seed\d+$", "", run.name)
+
+
+def unbeaten(points):
+    """Of points, those that no other is at most as high and as far right as, from left to right; equal ones are one."""
+    kept = []
+    for x, y in sorted(set(points)):
+        if not kept or y < kept[-1][1]:
+            kept.append((x, y))
+    return kept
+
+
+def trade_off_figure(runs):
+    """Loss against balance of every run, where there are several that were judged on the same tokens."""
+    finals = [(variant_of(run), run.final()) for run in runs]
+    finals = [(name, final) for name, final in finals if is_number(final["loss"]) and is_number(final["gini"])]
+    if len(finals) < 2:
+        return None
+    names = list(dict.fromkeys(name for name, _ in finals))
+    points = {name: sorted((final["loss"], final["gini"]) for other, final in finals if other == name) for name in names}
+    edge = unbeaten([point for members in points.values() for point in members])
+    series = [Series("no other is better in both", edge, 7, "thin")] if len(edge) > 1 else []
+    series += [Series(name, members, color, "dots") for color, (name, members) in enumerate(points.items())]
+    tokens = {final["tokens"] for _, final in finals}
+    return Figure("trade-off", "Loss against balance",
+                  "A point a run: test loss, or that of the last validation, and the Gini coefficient counted with it. Left and "
+                  "low is better; the line goes through the runs that no other beats in both."
+                  + (" Not all were judged on the same tokens: their losses do not compare." if len(tokens) > 1 else ""),
+                  line_chart("Loss against balance", series, "loss, nats a token", "Gini", low=0))
+
+
 OTHERS = [
     ("tokens_per_second", "Speed", "tokens a second", {"low": 0}),
     ("grad_norm", "Gradient norm, before clipping", "L2 norm", {"log": True, "floor": 1e-6}),
@@ -272,7 +306,7 @@ def sections(runs, view=View()):
     ranks = [figure for i, run in enumerate(runs) for figure in rank_figures(run, i, view)]
     return [
         ("Loss", [loss_figure(runs, view)]),
-        ("Balance", [gini_figure(runs), min_max_figure(runs)]),
+        ("Balance", [figure for figure in (gini_figure(runs), min_max_figure(runs), trade_off_figure(runs)) if figure]),
         ("Expert load over time", [load_figure(run, i) for i, run in enumerate(runs)]),
         ("Specialisation by domain", [specialisation_figure(runs)] + [domains_figure(run, i)
                                                                       for i, run in enumerate(runs)]),

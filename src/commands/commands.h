@@ -18,6 +18,6 @@ struct Command {
   std::function<int()> (*describe)(CLI::App& app);
 };
 
-extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kBench, kTokenize;
+extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kBench, kSweep, kTokenize;
 
 }  // namespace switchyard::commands

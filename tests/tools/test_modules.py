@@ -21,8 +21,9 @@ BELOW = {
     "tasks": ["core", "model", "parallel", "tokenizer", "generate", "checkpoint"],
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
     "bench": ["core", "config", "ops", "router", "model", "data", "generate", "parallel", "checkpoint", "train"],
+    "sweep": ["core", "config"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "tasks", "train", "bench"],
+                 "tasks", "train", "bench", "sweep"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
 TRAINERS = {"parallel", "train", "bench"}

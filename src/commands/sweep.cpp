@@ -1,0 +1,424 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/tokenizer_record.h"
+#include "commands/commands.h"
+#include "commands/options.h"
+#include "config/load.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "model/cost.h"
+#include "model/transformer.h"
+#include "router/router.h"
+#include "sweep/processes.h"
+#include "sweep/results.h"
+#include "sweep/spec.h"
+
+namespace switchyard::commands {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string spec;
+  std::string out;                     // empty: runs/ and the stem of the file's name
+  std::string only;                    // empty: all
+  std::vector<std::string> overrides;  // of every run, after those of the file
+  std::vector<std::int64_t> seeds;     // empty: as the file says
+  std::string launcher;                // empty: none
+  std::int64_t jobs = 0, threads = 0;  // 0: as the file says
+  bool dry_run = false, table = false;
+  std::string json;  // empty: none beside OUT/sweep.json; "-": standard output
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option("SPEC", options.spec, "What to run (docs/sweeps.md)")->required();
+  app.add_option("--out", options.out, "Where the runs go (default: runs/ and the name of SPEC)")
+      ->type_name("DIR");
+  app.add_option("--only", options.only,
+                 "Variants whose name fits this regular expression, and what they are compared with")
+      ->type_name("PATTERN");
+  app.add_option("--set", options.overrides, "Override one key of every run's configuration; may be repeated")
+      ->type_name("a.b=value")
+      ->take_all()
+      ->expected(1);
+  app.add_option("--seeds", options.seeds, "Seeds (default: as SPEC says, or 1)")
+      ->type_name("N,N,...")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--launcher", options.launcher,
+                 "What starts each run on several ranks, in front of this program: \"mpirun -np 8\"; words are "
+                 "separated by spaces. The ranks have the threads and cores that it gives them")
+      ->type_name("WORDS");
+  app.add_option("--jobs", options.jobs, "Runs side by side (default: as SPEC says, or 1)")
+      ->type_name("N")
+      ->transform(whole_number(1, "", 4096));
+  app.add_option("--threads", options.threads, "Threads of each (default: as SPEC says, or 1)")
+      ->type_name("N")
+      ->transform(whole_number(1, "", 4096));
+  CLI::Option* const dry =
+      app.add_flag("--dry-run", options.dry_run, "Print the commands that would run, and do nothing");
+  app.add_flag("--table", options.table, "Print the table of what is there, and run nothing")->excludes(dry);
+  app.add_option("--json", options.json, "Write the table as JSON to a file, or to standard output with -")
+      ->type_name("FILE|-");
+  app.footer(
+      "Trains and evaluates every variant with every seed, goes on where it was stopped, and prints means with "
+      "standard errors and the paired differences to the variant that each is compared with. What is done is "
+      "not "
+      "done again; OUT/sweep.markdown and OUT/sweep.json hold the table. Ctrl-C lets the runs save and stops.\n"
+      "Examples:\n"
+      "  switchyard sweep configs/sweeps/lpr_tiny.json --jobs 2\n"
+      "  switchyard sweep configs/sweeps/lpr_tiny.json --only '^lpr' --dry-run");
+}
+
+config::Run load(const std::string& path, const std::vector<std::string>& overrides) {
+  return config::load_run(path, overrides, router::router_schemas(), std::nullopt, checkpoint::vocab_size_of);
+}
+
+std::int64_t tokens_of_step(const config::Run& run) { return run.train.global_batch_size * run.train.seq_len; }
+
+// FLOPs of a token in training, forward and backward, with every expert slot taken.
+double training_flops(const config::Run& run) {
+  const model::Transformer model(run.model, run.router, DType::f32, false);  // nothing is allocated
+  const std::int64_t seq_len = run.train.seq_len;
+  return 3 * model::FlopCounter(model).count_static({seq_len, seq_len * (seq_len + 1) / 2}).total() /
+         static_cast<double>(seq_len);
+}
+
+std::int64_t whole_steps(double steps, const sweep::Variant& variant) {
+  if (steps < 1) throw_input("budget: is less than a step of variant \"{}\" takes; give more", variant.name);
+  if (steps > 1e12) throw_input("budget: is more than 1e12 steps of variant \"{}\"; give less", variant.name);
+  return std::llround(steps);
+}
+
+// Tokens a second in training, from what `bench` wrote there.
+double measured_speed(const fs::path& path) {
+  const Json report = parse_stored_json(read_text_file(path), path.string());
+  for (const Json& part : report["parts"].array())
+    if (part["part"].text() == "training") return part["tokens_per_second"]["median"].number();
+  throw_input("{}: has no speed of training; remove the file, and it is measured again", path.string());
+}
+
+// The first key in which two resolved configurations differ, with both values; empty: none.
+std::string difference(const Json& one, const Json& other, const std::string& path) {
+  if (!one.is_object() || !other.is_object())
+    return one == other ? "" : fmt::format("{} is {} there and {} here", path, to_line(one), to_line(other));
+  const auto below = [&](const std::string& key) { return path.empty() ? key : path + "." + key; };
+  for (const JsonMember& member : one.object())
+    if (const std::string found = difference(member.value, other[member.key], below(member.key));
+        !found.empty())
+      return found;
+  for (const JsonMember& member : other.object())
+    if (!one.contains(member.key)) return fmt::format("{} is not there", below(member.key));
+  return "";
+}
+
+// As a shell takes it.
+std::string as_typed(const sweep::Program& program) {
+  std::vector<std::string> words = program.launcher;
+  words.emplace_back("switchyard");
+  words.insert(words.end(), program.arguments.begin(), program.arguments.end());
+  for (std::string& word : words) {
+    const bool plain = word.find_first_of(" \t\"'\\$&|;<>()[]{}*?!~`#") == std::string::npos && !word.empty();
+    if (plain) continue;
+    std::string quoted = "'";
+    for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    word = quoted + "'";
+  }
+  return fmt::format("{}", fmt::join(words, " "));
+}
+
+class Sweep {
+ public:
+  explicit Sweep(const Options& options) : options_(options), spec_(sweep::read_spec(options.spec)) {
+    out_ = options.out.empty() ? fs::path("runs") / fs::path(options.spec).stem() : fs::path(options.out);
+    if (options.jobs > 0) spec_.jobs = options.jobs;
+    if (options.threads > 0) spec_.threads = options.threads;
+    std::istringstream words(options.launcher);
+    for (std::string word; words >> word;) launcher_.push_back(word);
+    if (!options.seeds.empty()) spec_.seeds = distinct(options.seeds);
+    for (sweep::Variant& variant : spec_.variants)
+      variant.overrides.insert(variant.overrides.end(), options.overrides.begin(), options.overrides.end());
+    if (!options.only.empty()) keep_only(options.only);
+    // Every configuration is read before the first run begins.
+    for (const sweep::Variant& variant : spec_.variants) load(variant.config, arguments_of(variant, 1));
+  }
+
+  int run() {
+    if (options_.table) return print_table();
+    if (!options_.dry_run) {
+      std::error_code error;
+      fs::create_directories(out_ / "logs", error);
+      if (error) throw_input("{}: cannot be created: {}; give another --out", out_.string(), error.message());
+      if (const int signal = measure_speeds(); signal != 0) return stopped(signal);
+    }
+    std::vector<sweep::Task> tasks;
+    std::vector<std::string> names;
+    for (const sweep::Variant& variant : spec_.variants) {
+      for (const std::int64_t seed : spec_.seeds) {
+        sweep::Task task = task_of(variant, seed);
+        if (task.programs.empty()) continue;
+        names.push_back(sweep::run_path("", variant, seed).string());
+        tasks.push_back(std::move(task));
+      }
+    }
+    const std::size_t all = spec_.variants.size() * spec_.seeds.size();
+    if (options_.dry_run) {
+      for (const sweep::Task& task : tasks)
+        for (const sweep::Program& program : task.programs) fmt::print("{}\n", as_typed(program));
+      return 0;
+    }
+    log_info(fmt::format("{} of {} runs to do, {} at a time with {} {} each; logs in {}", tasks.size(), all,
+                         spec_.jobs, spec_.threads, spec_.threads == 1 ? "thread" : "threads",
+                         (out_ / "logs").string()));
+    std::size_t n_done = 0, n_failed = 0;
+    const int signal = sweep::run_side_by_side(
+        tasks, spec_.jobs, spec_.threads, [&](std::size_t i) { log_info(fmt::format("begins: {}", names[i])); },
+        [&](std::size_t i, const sweep::Outcome& outcome) {
+          ++n_done;
+          if (outcome.exit_code == 0) {
+            record(tasks[i]);
+            log_info(fmt::format("{} of {}: {} done in {}", n_done, tasks.size(), names[i],
+                                 format_duration(outcome.seconds)));
+          } else {
+            ++n_failed;
+            log_warning(fmt::format("{} of {}: {} failed with exit code {}: {}; {} has all of it", n_done,
+                                    tasks.size(), names[i], outcome.exit_code, outcome.error,
+                                    tasks[i].log.string()));
+          }
+        });
+    if (signal != 0) return stopped(signal);
+    print_table();
+    if (n_failed > 0)
+      throw_run("{} of {} runs failed; the same command tries them again", n_failed, tasks.size());
+    return 0;
+  }
+
+ private:
+  static std::vector<std::int64_t> distinct(const std::vector<std::int64_t>& seeds) {
+    std::vector<std::int64_t> sorted = seeds;
+    std::sort(sorted.begin(), sorted.end());
+    if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
+      throw_input("--seeds: a seed is there twice");
+    return seeds;
+  }
+
+  void keep_only(const std::string& pattern) {
+    std::regex expression;
+    try {
+      expression = std::regex(pattern);
+    } catch (const std::regex_error&) {
+      throw_input("--only '{}' is no regular expression", pattern);
+    }
+    std::vector<sweep::Variant> kept;
+    const auto wanted = [&](const sweep::Variant& variant) {
+      return std::regex_search(variant.name, expression);
+    };
+    for (const sweep::Variant& variant : spec_.variants) {
+      const bool compared_with = std::any_of(
+          spec_.variants.begin(), spec_.variants.end(),
+          [&](const sweep::Variant& other) { return wanted(other) && other.against == variant.name; });
+      if (wanted(variant) || compared_with) kept.push_back(variant);
+    }
+    if (kept.empty()) throw_input("--only '{}' fits no variant of {}", pattern, options_.spec);
+    // What stays for another's sake alone has nothing to be compared with.
+    for (sweep::Variant& variant : kept)
+      if (std::none_of(kept.begin(), kept.end(),
+                       [&](const sweep::Variant& other) { return other.name == variant.against; }))
+        variant.against.clear();
+    spec_.variants = std::move(kept);
+  }
+
+  std::vector<std::string> arguments_of(const sweep::Variant& variant, std::int64_t seed) const {
+    std::vector<std::string> overrides = variant.overrides;
+    overrides.push_back(fmt::format("train.seed={}", seed));
+    if (options_.launcher.empty()) overrides.push_back(fmt::format("parallel.threads={}", spec_.threads));
+    return overrides;
+  }
+
+  fs::path speed_path(const sweep::Variant& variant) const {
+    return out_ / ("speed_" + variant.name + ".json");
+  }
+
+  // A budget in minutes becomes one in steps by each variant's own speed, measured as the runs will go: side by
+  // side.
+  int measure_speeds() const {
+    if (spec_.budget.of != sweep::Budget::Of::minutes) return 0;
+    std::vector<sweep::Task> tasks;
+    std::vector<std::string> names;
+    for (const sweep::Variant& variant : spec_.variants) {
+      if (fs::exists(speed_path(variant))) continue;
+      std::vector<std::string> command{"bench",        variant.config,
+                                       "--rounds",     "3",
+                                       "--steps",      "2",
+                                       "--prompt",     "1",
+                                       "--new-tokens", "1",
+                                       "--batch",      "1",
+                                       "--threads",    std::to_string(spec_.threads)};
+      for (const std::string& text : arguments_of(variant, spec_.seeds.front())) {
+        command.emplace_back("--set");
+        command.push_back(text);
+      }
+      command.insert(command.end(), {"--json", speed_path(variant).string()});
+      tasks.push_back({{{.arguments = command}}, out_ / "logs" / ("speed_" + variant.name + ".log")});
+      names.push_back(variant.name);
+    }
+    if (!tasks.empty()) log_info(fmt::format("measuring the speed of {} variants", tasks.size()));
+    std::string failed;
+    const int signal = sweep::run_side_by_side(
+        tasks, spec_.jobs, spec_.threads, [](std::size_t) {},
+        [&](std::size_t i, const sweep::Outcome& outcome) {
+          if (outcome.exit_code != 0) failed = fmt::format("{}: {}", names[i], outcome.error);
+        });
+    if (!failed.empty()) throw_run("the speed of {}", failed);
+    return signal;
+  }
+
+  // train.steps of a variant, where a budget says it.
+  std::optional<std::int64_t> steps_of(const sweep::Variant& variant, const config::Run& run) const {
+    const double amount = spec_.budget.amount, tokens = static_cast<double>(tokens_of_step(run));
+    switch (spec_.budget.of) {
+      case sweep::Budget::Of::steps:
+        return std::nullopt;
+      case sweep::Budget::Of::tokens:
+        return whole_steps(amount / tokens, variant);
+      case sweep::Budget::Of::flops:
+        return whole_steps(amount / (tokens * training_flops(run)), variant);
+      case sweep::Budget::Of::minutes:
+        if (!fs::exists(speed_path(variant))) return std::nullopt;  // a dry run
+        return whole_steps(amount * 60 * measured_speed(speed_path(variant)) / tokens, variant);
+    }
+    return std::nullopt;
+  }
+
+  // What is still to be done for a run; no command: nothing.
+  sweep::Task task_of(const sweep::Variant& variant, std::int64_t seed) const {
+    const fs::path run = sweep::run_path(out_, variant, seed);
+    sweep::Task task{{}, out_ / "logs" / (run.filename().string() + ".log")};
+    std::vector<std::string> overrides = arguments_of(variant, seed);
+    if (const auto steps = steps_of(variant, load(variant.config, overrides)))
+      overrides.push_back(fmt::format("train.steps={}", *steps));
+    const config::Run wanted = load(variant.config, overrides);
+    check_same(run, wanted, spec_.budget.of == sweep::Budget::Of::minutes && options_.dry_run);
+    const std::vector<std::int64_t> saved = checkpoint::checkpoint_steps(run);
+    const bool trained = !saved.empty() && saved.back() >= wanted.train.steps;
+    if (!trained) {
+      std::vector<std::string> command{"train", variant.config, "--out", run.string(), "--resume", "auto"};
+      for (const std::string& text : overrides) {
+        command.emplace_back("--set");
+        command.push_back(text);
+      }
+      task.programs.push_back({std::move(command), launcher_});
+    }
+    const Json done = recorded();
+    for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
+      const sweep::Evaluation& evaluation = spec_.evaluations[i];
+      const fs::path result = sweep::evaluation_path(run, spec_, i);
+      std::vector<std::string> command{"eval", run.string(), "--threads", std::to_string(spec_.threads)};
+      for (const std::string& data : evaluation.data) {
+        command.emplace_back("--data");
+        command.push_back(data);
+      }
+      if (evaluation.max_tokens > 0) {
+        command.emplace_back("--max-tokens");
+        command.push_back(std::to_string(evaluation.max_tokens));
+      }
+      command.emplace_back("--json");
+      command.push_back(result.string());
+      if (trained && fs::exists(result) &&
+          done[result.string()] == Json(fmt::format("{}", fmt::join(command, " "))))
+        continue;
+      task.programs.push_back({std::move(command)});
+    }
+    return task;
+  }
+
+  // A run of other settings under the same name is not gone on with.
+  void check_same(const fs::path& run, const config::Run& wanted, bool steps_unknown) const {
+    const fs::path path = run / "config.json";
+    if (!fs::exists(path)) return;
+    config::Run found = config::load_run(path.string(), {}, router::router_schemas());
+    if (steps_unknown) found.train.steps = wanted.train.steps;
+    const std::string text = difference(parse_stored_json(config::to_resolved_json(found), path.string()),
+                                        parse_stored_json(config::to_resolved_json(wanted), options_.spec), "");
+    if (!text.empty())
+      throw_input("{}: is a run of other settings: {}; remove it, or give another --out", run.string(), text);
+  }
+
+  // Which evaluations are there: {result: command}, so that one of other data is not taken for one of these.
+  fs::path record_path() const { return out_ / "evaluations.json"; }
+  Json recorded() const {
+    if (!fs::exists(record_path())) return Json(Json::Object{});
+    return parse_stored_json(read_text_file(record_path()), record_path().string());
+  }
+  void record(const sweep::Task& task) const {
+    Json done = recorded();
+    for (const auto& [command, launcher] : task.programs)
+      if (command.front() == "eval") done[command.back()] = fmt::format("{}", fmt::join(command, " "));
+    const fs::path temporary = out_ / ".tmp_evaluations.json";
+    write_text_file(temporary, to_text(done));
+    fs::rename(temporary, record_path());
+  }
+
+  int print_table() const {
+    sweep::Results results;
+    const Json done = recorded();
+    for (const sweep::Variant& variant : spec_.variants) {
+      auto& row = results.emplace_back();
+      for (const std::int64_t seed : spec_.seeds) {
+        const fs::path run = sweep::run_path(out_, variant, seed);
+        bool whole = true;
+        for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
+          const fs::path path = sweep::evaluation_path(run, spec_, i);
+          whole = whole && fs::exists(path) && done.contains(path.string());
+        }
+        row.push_back(whole ? std::optional(sweep::read_result(run, spec_)) : std::nullopt);
+      }
+    }
+    const Json table = sweep::to_json(spec_, results);
+    const std::string markdown = sweep::to_markdown(spec_, table);
+    if (fs::is_directory(out_)) {
+      write_text_file(out_ / "sweep.json", to_text(table));
+      write_text_file(out_ / "sweep.markdown", markdown);
+    }
+    std::FILE* const to = options_.json == "-" ? stderr : stdout;
+    fmt::print(to, "{}", markdown);
+    if (options_.json == "-") {
+      fmt::print("{}", to_text(table));
+    } else if (!options_.json.empty()) {
+      write_text_file(options_.json, to_text(table));
+    }
+    return std::fflush(to) == 0 ? 0 : 1;
+  }
+
+  int stopped(int signal) const {
+    log_info(fmt::format("stopped; the same command goes on from there: {}", out_.string()));
+    return 128 + signal;
+  }
+
+  const Options& options_;
+  sweep::Spec spec_;
+  fs::path out_;
+  std::vector<std::string> launcher_;
+};
+
+int run(const Options& options) { return Sweep(options).run(); }
+
+}  // namespace
+
+const Command kSweep = {"sweep", "Train and evaluate many runs, and say what their differences are worth",
+                        with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands

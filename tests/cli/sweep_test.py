@@ -1,0 +1,195 @@
+"""`switchyard sweep`: what it runs, what it does not run again, how it stops, its table, and what is refused."""
+
+import json
+import math
+import shutil
+import signal
+import statistics
+import time
+
+import harness
+from harness import CliTest
+
+SET = {"train.steps": 4, "train.eval_every": 1, "train.eval_tokens": 64, "checkpoint.every": 2}
+
+
+class Sweep(CliTest):
+    def write_spec(self, **changes):
+        self.write_config()
+        spec = {"config": "config.json", "set": SET, "seeds": [1, 2, 3],
+                "variants": [{"name": "base"}, {"name": "quantile", "set": {"router.type": "quantile", "router.balance_coef": 0, "router.z_loss_coef": 0}}],
+                **changes}
+        spec = {key: value for key, value in spec.items() if value is not None}
+        (self.dir / "spec.json").write_text(json.dumps(spec))
+        return "spec.json"
+
+    def sweep(self, *options):
+        finished = self.ok("sweep", "spec.json", "--out", "out", *options)
+        return json.loads((self.dir / "out" / "sweep.json").read_text()), finished
+
+    def result(self, run, name="eval"):
+        return json.loads((self.dir / "out" / run / f"{name}.json").read_text())
+
+    def test_means_and_paired_differences_are_those_of_the_runs(self):
+        self.write_spec(jobs=2, detect=0.01, evaluate=[{"name": "all"}, {"name": "some", "max_tokens": 60}])
+        table, finished = self.sweep()
+        base, quantile = table["variants"]
+        losses = {name: [self.result(f"{name}_seed{seed}")["loss"] for seed in (1, 2, 3)] for name in ("base", "quantile")}
+        for row in (base, quantile):
+            loss = losses[row["name"]]
+            self.assertEqual(row["loss"]["all"]["each"], loss)
+            self.assertAlmostEqual(row["loss"]["all"]["mean"], statistics.mean(loss), delta=1e-12)  # sums of three numbers
+            self.assertAlmostEqual(row["loss"]["all"]["std_error"], statistics.stdev(loss) / math.sqrt(3), delta=1e-12)
+            self.assertEqual((row["loss"]["all"]["tokens"], row["loss"]["some"]["tokens"]), (500, 60))
+            self.assertEqual(row["loss"]["some"]["each"],
+                             [self.result(f"{row['name']}_seed{seed}", "eval_some")["loss"] for seed in (1, 2, 3)])
+            self.assertEqual(row["gini"]["each"],
+                             [self.result(f"{row['name']}_seed{seed}")["balance"]["gini"] for seed in (1, 2, 3)])
+            for i, percent in enumerate((25, 50, 75, 100)):
+                self.assertEqual(row["validation_gini"][str(percent)]["each"],
+                                 [self.metrics(f"out/{row['name']}_seed{seed}")[i]["val_balance"]["gini"] for seed in (1, 2, 3)])
+            self.assertEqual(row["steps"], 4)
+        self.assertNotIn("against", base)
+        differences = [one - other for one, other in zip(losses["quantile"], losses["base"])]
+        against = quantile["against"]
+        self.assertEqual((against["name"], against["seeds"]), ("base", [1, 2, 3]))
+        self.assertEqual(against["loss_difference"]["each"], differences)
+        self.assertAlmostEqual(against["t"], statistics.mean(differences) / (statistics.stdev(differences) / math.sqrt(3)),
+                               delta=1e-9 * abs(against["t"]))  # the same sums in another order
+        self.assertTrue(0 < against["p"] < 1)
+        self.assertGreaterEqual(against["seeds_to_see_detect"], 2)
+        self.assertIn("| quantile | 3 |", finished.out)
+        self.assertEqual((self.dir / "out" / "sweep.markdown").read_text(), finished.out)
+
+    def test_nothing_is_done_twice(self):
+        self.write_spec(seeds=[1])
+        self.sweep()
+        before = harness.snapshot(self.dir / "out")
+        _, finished = self.sweep()
+        self.assertIn("0 of 2 runs to do", finished.err)
+        self.assertEqual(harness.snapshot(self.dir / "out"), before)
+        # One more seed, and another evaluation: that alone.
+        self.write_spec(seeds=[1, 5], evaluate=[{"name": "validation", "max_tokens": 100}])
+        table, finished = self.sweep("--json", "table.json")
+        self.assertIn("4 of 4 runs to do", finished.err)
+        self.assertEqual((self.dir / "out" / "base_seed1" / "metrics.jsonl").read_bytes(), before["base_seed1/metrics.jsonl"])
+        self.assertEqual(table["variants"][0]["loss"]["validation"]["tokens"], 100)
+        self.assertEqual(json.loads((self.dir / "table.json").read_text()), table)
+        shutil.rmtree(self.dir / "out" / "base_seed5")
+        _, finished = self.sweep("--table")
+        self.assertIn("| base | 1 of 2 |", finished.out)
+
+    def test_runs_of_other_settings_are_not_gone_on_with(self):
+        self.write_spec(seeds=[1])
+        self.sweep()
+        self.write_spec(seeds=[1], set={**SET, "train.lr": 0.02})
+        before = harness.snapshot(self.dir / "out")
+        self.fails(2, "sweep", "spec.json", "--out", "out", names=["base_seed1", "train.lr is 0.01 there and 0.02 here"])
+        self.assertEqual(harness.snapshot(self.dir / "out"), before)
+
+    def test_a_sweep_that_was_stopped_goes_on_to_the_same_figures(self):
+        self.write_spec(set={**SET, "train.steps": 200}, seeds=[1], variants=[{"name": "base"}])
+        self.ok("sweep", "spec.json", "--out", "whole")
+        process = self.start("sweep", "spec.json", "--out", "out")
+        metrics = self.dir / "out" / "base_seed1" / "metrics.jsonl"
+        end = time.monotonic() + 50
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        finished = self.finish(process)
+        self.assertEqual(finished.code, 128 + signal.SIGINT, finished)
+        self.assertIn("the same command goes on", finished.err)
+        self.assertTrue(self.checkpoints("out/base_seed1"), "the run did not save")
+        self.assertLess(len(self.metrics("out/base_seed1")), 200)
+        self.sweep()
+        self.assert_same_run("out/base_seed1", "whole/base_seed1")
+
+    def test_a_grid_its_names_and_what_is_compared_with_what(self):
+        self.write_spec(grid={"train.lr": [0.01, 0.02]}, seeds=[1],
+                        variants=[{"name": "base"}, {"name": "lpr", "set": {"router.type": "lpr", "router.balance_coef": 0, "router.z_loss_coef": 0}},
+                                  {"name": "other", "grid": {"train.beta1": [0.5]}, "against": "fixed"},
+                                  {"name": "fixed", "grid": {}, "against": "fixed"}])
+        out = self.ok("sweep", "spec.json", "--dry-run").out
+        for run in ("base_lr=0.01", "base_lr=0.02", "lpr_lr=0.01", "lpr_lr=0.02", "other_beta1=0.5", "fixed"):
+            self.assertIn(f"--out runs/spec/{run}_seed1 ", out)
+        self.assertEqual(out.count(" train "), 6)
+        self.assertFalse((self.dir / "runs").exists())
+        # Kept for the other's sake: its baseline at the same point.
+        out = self.ok("sweep", "spec.json", "--dry-run", "--only", "^lpr_lr=0.02$").out
+        self.assertEqual([word for line in out.splitlines() if " train " in line for word in line.split() if "_seed" in word],
+                         ["runs/spec/base_lr=0.02_seed1", "runs/spec/lpr_lr=0.02_seed1"])
+
+    def test_configurations_by_name(self):
+        self.write_config(model=None)
+        self.write_spec(config=None, configs={"one": "config.json", "two": "config.json"}, seeds=[1])
+        table, _ = self.sweep()
+        self.assertEqual([(row["name"], row.get("against", {}).get("name")) for row in table["variants"]],
+                         [("one_base", None), ("one_quantile", "one_base"), ("two_base", None), ("two_quantile", "two_base")])
+
+    def test_budgets(self):
+        # A step has 4 sequences of 32 tokens.
+        self.write_spec(budget={"tokens": 3 * 4 * 32}, seeds=[1], variants=[{"name": "base"}])
+        self.assertEqual(self.sweep()[0]["variants"][0]["steps"], 3)
+        flops = 3 * self.metrics("out/base_seed1")[0]["flops_per_token_static"]
+        self.write_spec(budget={"flops": 5 * 4 * 32 * flops}, seeds=[1], variants=[{"name": "base"}])
+        shutil.rmtree(self.dir / "out")
+        self.assertEqual(self.sweep()[0]["variants"][0]["steps"], 5)
+        self.write_spec(budget={"minutes": 0.002}, seeds=[1], variants=[{"name": "base"}])
+        shutil.rmtree(self.dir / "out")
+        steps = self.sweep()[0]["variants"][0]["steps"]
+        speed = json.loads((self.dir / "out" / "speed_base.json").read_text())["parts"][0]["tokens_per_second"]["median"]
+        self.assertEqual(steps, round(0.12 * speed / (4 * 32)))
+        _, finished = self.sweep()
+        self.assertIn("0 of 1 runs to do", finished.err)
+
+    def test_a_run_that_fails_does_not_take_the_others_along(self):
+        self.write_spec(seeds=[1], variants=[{"name": "bad", "set": {"data.train": ["data/nothing_*.bin"]}}, {"name": "good"}])
+        finished = self.fails(1, "sweep", "spec.json", "--out", "out", names=["1 of 2 runs failed"])
+        self.assertRegex(finished.err, "bad_seed1 failed with exit code 2: .*nothing_")
+        self.assertIn("| bad | 0 of 1 |", finished.out)
+        self.assertIn("| good | 1 |", finished.out)
+
+    def test_a_launcher_starts_the_runs(self):
+        launcher = self.dir / "launch"
+        launcher.write_text('#!/bin/sh\necho "launched with $1"\nshift\nexec "$@"\n')
+        launcher.chmod(0o755)
+        self.write_spec(seeds=[1], variants=[{"name": "base"}])
+        self.sweep("--launcher", "./launch two", "--set", "parallel.threads=1")
+        self.assertIn("launched with two", (self.dir / "out" / "logs" / "base_seed1.log").read_text())
+        self.assertEqual(len(self.metrics("out/base_seed1")), 4)
+        shutil.rmtree(self.dir / "out")
+        self.fails(1, "sweep", "spec.json", "--out", "out", "--launcher", "./nothing", names=["1 of 1 runs failed"])
+
+    def test_bad_input(self):
+        for changes, named in (
+                ({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds: has 1 twice"), ({"seeds": [-1]}, "seeds: has -1"),
+                ({"config": None}, "variants.0.config"), ({"configs": {"a": "config.json"}}, "configs: is there beside config"),
+                ({"config": "nowhere.json"}, "nowhere.json"),
+                ({"variants": [{"name": "a/b"}]}, r"variants\.0\.name"), ({"variants": [{}]}, r"variants\.0\.name"),
+                ({"variants": [{"name": "a"}, {"name": "a"}]}, "another variant has"),
+                ({"variants": [{"name": "a", "against": "b"}]}, r"variants\.0\.against: is \"b\""),
+                ({"variants": [{"name": "a", "sett": {}}]}, 'variants\\.0\\.sett.*"set"'),
+                ({"variants": [{"name": "a", "set": {"train.lrr": 1}}]}, "--set train.lrr=1"),
+                ({"variants": [{"name": "a", "set": {"train.seed": 1}}]}, "train.seed"),
+                ({"grid": {"train.lr": []}}, "grid"), ({"grid": {"train.lr": 1}}, "grid"),
+                ({"grid": {"data.train": [["a"]]}}, "grid.*variant"),
+                ({"baseline": "nothing"}, "baseline"), ({"budget": {}}, "budget"),
+                ({"budget": {"tokens": 1, "flops": 2}}, r"budget\.flops"), ({"budget": {"tokens": -1}}, r"budget\.tokens"),
+                ({"budget": {"tokens": 3}}, "budget: is less than a step"),
+                ({"evaluate": []}, "evaluate"), ({"evaluate": [{"name": "a", "data": []}]}, r"evaluate\.0\.data"),
+                ({"evaluate": [{"name": "a"}, {"name": "a"}]}, r"evaluate\.1\.name"),
+                ({"jobs": 0}, "jobs"), ({"detect": -1}, "detect"), ({"bananas": 1}, "bananas")):
+            with self.subTest(changes):
+                self.write_spec(**changes)
+                self.fails(2, "sweep", "spec.json", "--out", "out", names=[named])
+                self.assertFalse((self.dir / "out").is_dir() and any((self.dir / "out").glob("*_seed*")))
+        self.write_spec()
+        for options, named in ((["--only", "nothing"], "--only"), (["--only", "("], "regular expression"),
+                               (["--seeds", "1,1"], "--seeds"), (["--seeds", "x"], "--seeds"), (["--jobs", "0"], "--jobs")):
+            with self.subTest(options):
+                self.fails(2, "sweep", "spec.json", *options, names=[named])
+
+
+if __name__ == "__main__":
+    harness.main()
