@@ -237,7 +237,7 @@ def trade_off_figure(runs):
     points = {name: sorted((final["loss"], final["gini"]) for other, final in finals if other == name) for name in names}
     edge = unbeaten([point for members in points.values() for point in members])
     series = [Series("no other is better in both", edge, 7, "thin")] if len(edge) > 1 else []
-    series += [Series(name, members, color, "dots") for color, (name, members) in enumerate(points.items())]
+    series += [Series(name, members, color, "cloud") for color, (name, members) in enumerate(points.items())]
     tokens = {final["tokens"] for _, final in finals}
     return Figure("trade-off", "Loss against balance",
                   "A point a run: test loss, or that of the last validation, and the Gini coefficient counted with it. Left and "

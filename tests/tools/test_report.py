@@ -532,5 +532,26 @@ class Report(unittest.TestCase):
         self.assertIn("librsvg2-bin", finished.stderr)
 
 
+class TradeOff(unittest.TestCase):
+    def test_the_edge_is_of_the_runs_that_no_other_beats_in_both(self):
+        self.assertEqual(figures.unbeaten([(2, 1), (1, 3), (3, 2), (1, 3), (4, 0.5), (2, 4)]), [(1, 3), (2, 1), (4, 0.5)])
+
+    def test_runs_of_one_variant_share_a_colour_and_no_line_joins_them(self):
+        class Run:
+            def __init__(self, name, loss, gini, tokens=10):
+                self.name, self.figures = name, {"loss": loss, "gini": gini, "tokens": tokens}
+
+            def final(self):
+                return self.figures
+
+        runs = [Run("a_seed1", 2.0, 0.5), Run("a_seed2", 2.1, 0.4), Run("b_seed1", 2.2, 0.1)]
+        figure = figures.trade_off_figure(runs)
+        self.assertEqual(re.findall("class='series' data-name='(.*?)'", figure.svg), ["no other is better in both", "a", "b"])
+        self.assertEqual((figure.svg.count("<circle cx") - 2, figure.svg.count("class='curve'")), (3, 1))  # 2: in the legend
+        self.assertNotIn("tokens", figure.caption)
+        self.assertIn("Not all", figures.trade_off_figure([*runs, Run("c", 1.0, 0.3, tokens=11)]).caption)
+        self.assertIsNone(figures.trade_off_figure(runs[:1] + [Run("dense", 1.0, None)]))
+
+
 if __name__ == "__main__":
     unittest.main()
