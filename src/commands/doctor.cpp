@@ -3,6 +3,7 @@
 #include <exception>
 #include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "commands/commands.h"
@@ -58,10 +59,10 @@ void describe(CLI::App& app, Options& options) {
 
 void look_at_devices(CudaFacts& facts) {
   read_devices(facts);
-  facts.built = ops::kHasCuda;
-  if (!facts.built) return;
   try {
     const ops::DeviceInventory inventory = ops::device_inventory();
+    facts.built = inventory.toolkit > 0;
+    if (!facts.built) return;
     facts.unusable = inventory.unusable;
     facts.driver = inventory.driver;
     facts.toolkit = inventory.toolkit;
@@ -71,7 +72,8 @@ void look_at_devices(CudaFacts& facts) {
       facts.device.push_back({device.name, device.capability, device.memory, device.unusable});
     for (const auto& [low, high] : inventory.apart) facts.apart.emplace_back(low, high);
     facts.nccl = ops::device_group_version();
-  } catch (const std::exception& error) {
+  } catch (const std::exception& error) {  // by the backend, of a device that fails
+    facts.built = true;
     facts.unusable = error.what();
   }
 }
@@ -143,9 +145,10 @@ int run(const Options& options) {
   facts.mpi.library = parallel::mpi_library();
   ask_mpirun(facts.mpi);
   facts.python = ask_python();
-  const fs::path directory = !options.directory.empty() ? fs::path(options.directory)
-                             : fs::is_directory("runs") ? fs::path("runs")
-                                                        : fs::path(".");
+  std::error_code ignored;
+  const fs::path directory = !options.directory.empty()          ? fs::path(options.directory)
+                             : fs::is_directory("runs", ignored) ? fs::path("runs")
+                                                                 : fs::path(".");
   facts.disk = look_at_disk(directory, !options.quick);
   if (!options.quick) {
     facts.rates = measure(facts);

@@ -66,7 +66,6 @@ struct DiskFacts {
   std::string file_system;          // "ext4", "tmpfs"; empty: not known
   std::int64_t size = 0, free = 0;  // bytes
   double write = 0, read = 0;       // bytes a second, to the disk and from it; 0: not measured
-  bool read_was_cached = false;     // what was read had not left the memory
 };
 
 // The paths that products on the CPU take.

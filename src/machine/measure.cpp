@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/statfs.h>
-#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,6 +15,8 @@
 #include <cstring>
 #include <sstream>
 #include <utility>
+
+#include "core/disk_space.h"
 
 namespace switchyard::machine {
 
@@ -184,10 +185,9 @@ DiskFacts look_at_disk(const fs::path& wanted, bool measured) {
     return facts;
   }
   facts.file_system = file_system_of(directory);
-  struct statvfs info {};
-  if (::statvfs(directory.c_str(), &info) == 0) {
-    facts.size = static_cast<std::int64_t>(info.f_blocks * info.f_frsize);
-    facts.free = static_cast<std::int64_t>(info.f_bavail * info.f_frsize);
+  if (const auto space = disk_space(directory)) {
+    facts.size = static_cast<std::int64_t>(space->size);
+    facts.free = static_cast<std::int64_t>(space->free);
   }
   const Descriptor file(open_nameless(directory));
   constexpr std::int64_t kRoom = std::int64_t{256} << 20;

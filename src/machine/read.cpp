@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/utsname.h>
@@ -20,6 +19,7 @@
 
 #include "core/control_group.h"
 #include "core/cores.h"
+#include "core/disk_space.h"
 #include "core/process_memory.h"
 
 #if defined(__x86_64__)
@@ -178,10 +178,9 @@ LimitFacts read_limits(const fs::path& root) {
   facts.address_space = limit_of(RLIMIT_AS);
   facts.core = limit_of(RLIMIT_CORE);
   facts.file_size = limit_of(RLIMIT_FSIZE);
-  struct statvfs info {};
-  if (::statvfs((root / "dev/shm").c_str(), &info) == 0) {
-    facts.shm = static_cast<std::int64_t>(info.f_blocks * info.f_frsize);
-    facts.shm_free = static_cast<std::int64_t>(info.f_bavail * info.f_frsize);
+  if (const auto space = disk_space(root / "dev/shm")) {
+    facts.shm = static_cast<std::int64_t>(space->size);
+    facts.shm_free = static_cast<std::int64_t>(space->free);
   }
   return facts;
 }

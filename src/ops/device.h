@@ -39,7 +39,7 @@ struct DeviceInventory {
   std::vector<DeviceFacts> device;        // by number: those that this process sees
   std::vector<std::array<int, 2>> apart;  // pairs of numbers: neither reaches the other's memory directly
   int driver = 0;                         // the newest CUDA that the driver knows: 12080 is 12.8; 0: no driver
-  int toolkit = 0;                        // the CUDA that this program was built with
+  int toolkit = 0;                        // the CUDA that this program was built with; 0: none
   std::string cublas, cudnn;              // versions; empty: this program has been built without
 };
 DeviceInventory device_inventory();

@@ -45,8 +45,8 @@ class Doctor(harness.CliTest):
         before = sorted(self.dir.rglob("*"))
         start = time.monotonic()
         finished = self.ok("doctor")
-        # Some two seconds on an idle machine: five times as long where others compute, too.
-        self.assertLess(time.monotonic() - start, 10 * (3 if harness.SANITIZED else 1), finished)
+        # A few seconds where nobody else computes, and was seen to take nine beside fifteen other programs on two cores.
+        self.assertLess(time.monotonic() - start, 30, finished)
         self.assertEqual(sorted(self.dir.rglob("*")), before)
         names = [line[:18].strip() for line in finished.out.split("\n\n")[0].splitlines()]
         for name in ("processor", "instructions", "cores", "threads", "products", "rates", "memory", "disk", "limits",
