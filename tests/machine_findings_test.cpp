@@ -490,6 +490,7 @@ TEST(Report, ShowsEachFindingOnce) {
   EXPECT_TRUE(has("OMP_NUM_THREADS=16"));
   EXPECT_TRUE(has("NCCL 2.28.9"));
   EXPECT_TRUE(has("between all devices"));
+  EXPECT_TRUE(has("products 1000 GFLOP/s in float32, 8000 in bfloat16; copies 100 GB/s, on 16 threads"));
   EXPECT_TRUE(has("AMX, AMX-BF16"));
   const Json json = json_of(facts, findings);
   EXPECT_EQ(json["findings"][0]["id"].text(), "slow-disk");

@@ -80,10 +80,15 @@ void write_limits(const LimitFacts& limits, Lines& lines) {
                             : "none");
 }
 
+// Three digits, or all before the point.
+std::string digits(double value) {
+  return fmt::format("{:.{}f}", value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
+}
+
 std::string rates_text(double float32, double bfloat16, double copy) {
   if (copy <= 0) return "";
-  return fmt::format("products {:.0f} GFLOP/s in float32, {:.0f} in bfloat16; copies {:.1f} GB/s",
-                     float32 * 1e-9, bfloat16 * 1e-9, copy * 1e-9);
+  return fmt::format("products {} GFLOP/s in float32, {} in bfloat16; copies {} GB/s", digits(float32 * 1e-9),
+                     digits(bfloat16 * 1e-9), digits(copy * 1e-9));
 }
 
 void write_devices(const CudaFacts& cuda, const RateFacts& rates, Lines& lines) {
@@ -103,7 +108,7 @@ void write_devices(const CudaFacts& cuda, const RateFacts& rates, Lines& lines) 
   if (cuda.cards > 0)
     add(text, fmt::format("{} NVIDIA card{} on the bus", cuda.cards, cuda.cards == 1 ? "" : "s"));
   add(text, cuda.kernel_driver.empty() ? "" : "driver " + cuda.kernel_driver);
-  if (cuda.driver > 0) add(text, fmt::format("which knows CUDA {}", cuda_version(cuda.driver)));
+  if (cuda.driver > 0) add(text, fmt::format("the driver knows CUDA {}", cuda_version(cuda.driver)));
   if (cuda.nodes > 0) add(text, fmt::format("{} of /dev/nvidia0, ...", cuda.nodes));
   lines.add("  driver", text.empty() ? "no NVIDIA card or driver is visible" : text);
   for (std::size_t i = 0; i < cuda.device.size(); ++i)
