@@ -203,6 +203,11 @@ void run(const char* op, Problem problem, std::initializer_list<Operand> operand
 
 }  // namespace
 
+std::string cudnn_version() {
+  const std::size_t version = cudnnGetVersion();
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
 std::string attention_cudnn_unavailable_reason(const AttentionShape& shape) {
   const char* op = "attention";
   if (cudnnGetVersion() < kOldestVersion)

@@ -1,5 +1,6 @@
 // cuDNN's fused attention in place of attention.cu's kernels: bf16, causal or with a sliding window, the same
-// bits in every run. Without cuDNN (SWITCHYARD_HAS_CUDNN) nothing of this may be called.
+// bits in every run. Without cuDNN (SWITCHYARD_HAS_CUDNN) nothing of this but its version
+// may be asked for.
 #pragma once
 
 #include <string>
@@ -10,8 +11,10 @@ namespace switchyard::ops::cuda {
 
 #ifdef SWITCHYARD_HAS_CUDNN
 constexpr bool kHasCudnn = true;
+std::string cudnn_version();  // "9.12.0"
 #else
 constexpr bool kHasCudnn = false;
+inline std::string cudnn_version() { return ""; }
 #endif
 
 // Why cuDNN cannot compute both functions below for such a shape on this device; empty: it can.

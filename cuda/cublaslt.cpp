@@ -146,6 +146,11 @@ class Library {
 
 }  // namespace
 
+std::string cublas_version() {
+  const std::size_t version = cublasLtGetVersion();
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
 bool cublaslt_multiply(const char* op, GemmLayout layout, const Matrix& c_MN, const Matrix& a, const Matrix& b,
                        const Tensor& addend_MN, Context& ctx) {
   if (is_turned_off("SWITCHYARD_NO_CUBLASLT")) return false;

@@ -7,11 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include "attention_cudnn.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/polling.h"
 #include "core/progress.h"
 #include "error.h"
+#include "gemm.h"
 #include "launch.h"
 
 namespace switchyard::ops::cuda {
@@ -147,11 +149,15 @@ std::string unavailable_reason() {
 
 DeviceInventory inventory() {
   DeviceInventory all;
+  // Both can be asked where there is no device; without a driver its version is 0.
+  SY_CUDA(cudaDriverGetVersion(&all.driver));
+  SY_CUDA(cudaRuntimeGetVersion(&all.toolkit));
+  all.cublas = cublas_version();
+  all.cudnn = cudnn_version();
   all.unusable = reason_for_none();
   if (!all.unusable.empty()) return all;
   int count = 0;
   SY_CUDA(cudaGetDeviceCount(&count));
-  SY_CUDA(cudaDriverGetVersion(&all.driver));
   for (int device = 0; device < count; ++device) {
     const cudaDeviceProp prop = properties_of(device);
     all.device.push_back(
@@ -159,7 +165,8 @@ DeviceInventory inventory() {
          .uuid = words_of(prop.uuid),
          .pci = fmt::format("{:04x}:{:02x}:{:02x}.0", prop.pciDomainID, prop.pciBusID, prop.pciDeviceID),
          .capability = fmt::format("{}.{}", prop.major, prop.minor),
-         .unusable = reason_against(prop)});
+         .unusable = reason_against(prop),
+         .memory = static_cast<std::int64_t>(prop.totalGlobalMem)});
     for (int other = 0; other < device; ++other) {
       int there = 0, back = 0;
       SY_CUDA(cudaDeviceCanAccessPeer(&there, other, device));

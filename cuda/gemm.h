@@ -1,6 +1,8 @@
 // Products of matrices: how operands lie in memory, and who else multiplies them beside gemm_tile.h.
 #pragma once
 
+#include <string>
+
 #include "core/context.h"
 
 namespace switchyard::ops::cuda {
@@ -43,6 +45,12 @@ struct Matrix {
 };
 
 // Dense matrix products by cuBLASLt.
+
+#ifndef SWITCHYARD_SIMT
+std::string cublas_version();  // "13.0.2"
+#else
+inline std::string cublas_version() { return ""; }  // the emulator has none
+#endif
 
 // c_MN = a b, plus the addend where it is defined (it may be c_MN), for matrices with one element at least, on
 // the run's stream. a and b f32 or both bf16, c of their type or f32; sums in float32, of f32 operands as they

@@ -286,15 +286,6 @@ TEST(RankInventory, ArrivesAsItWasSaid) {
   EXPECT_EQ(there.place[1].cores, rank.place[1].cores);
 }
 
-TEST(Numa, ReadsCoresAsTheKernelWritesThem) {
-  EXPECT_EQ(cores_of_list("0-3,8"), (std::vector<int>{0, 1, 2, 3, 8}));
-  EXPECT_EQ(cores_of_list("5"), (std::vector<int>{5}));
-  for (const char* none : {"", "a", "1-", "3-1", "1,", "-1", "0-1000000000", "1 2"})
-    EXPECT_EQ(cores_of_list(none), std::vector<int>()) << none;
-  for (const char* list : {"", "0", "0-1", "0-3,8", "1,3,5-6"})
-    EXPECT_EQ(list_of_cores(cores_of_list(list)), list);
-}
-
 TEST(Numa, IsLookedUpByTheDevicesAddress) {
   const TempDir sys;
   const auto write = [&](const std::filesystem::path& path, const char* text) {
@@ -314,8 +305,6 @@ TEST(Numa, IsLookedUpByTheDevicesAddress) {
   EXPECT_EQ(numa_place_of("0000:1e:00.0", sys.path()).cores, std::vector<int>())
       << "no list of that node's cores";
 }
-
-TEST(Numa, AProcessMayUseSomeCore) { EXPECT_GE(usable_cores().size(), 1u); }
 
 }  // namespace
 }  // namespace switchyard::parallel

@@ -13,6 +13,8 @@
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/threads.h"
+#include "machine/findings.h"
+#include "machine/read.h"
 #include "parallel/devices.h"
 #include "parallel/launch.h"
 #include "parallel/watch.h"
@@ -193,6 +195,16 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   return beginning;
 }
 
+// Of what would make all of it slow, the first: `switchyard doctor` has the rest.
+void warn_of_threads(const parallel::World& world) {
+  const machine::CoreFacts cores = machine::read_cores();
+  const bool forked = world.launcher == "--nproc", alone = world.size() == 1;
+  const int usable = forked || alone ? static_cast<int>(cores.usable.size()) : world.cores * world.node_size;
+  const std::vector<machine::Finding> findings = machine::thread_findings(
+      cores, {.threads = thread_count(), .ranks = world.node_size, .cores = usable, .forked = forked});
+  if (!findings.empty()) log_warning(machine::sentence_of(findings.front()));
+}
+
 int run_rank(const Options& options, parallel::World& world) {
   const parallel::Group all = parallel::all_ranks(world);
   mark("configuration");
@@ -213,6 +225,7 @@ int run_rank(const Options& options, parallel::World& world) {
     check_tokenizers(run.data);
   }
   set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
+  if (world.rank() == 0 && devices.device == Device::cpu) warn_of_threads(world);
   mark("which run it is");
   const Beginning beginning = beginning_of_all(options, all);
   train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device,

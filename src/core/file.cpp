@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -17,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/disk_space.h"
 #include "core/error.h"
 
 namespace switchyard {
@@ -326,12 +326,10 @@ std::uint32_t crc32_of_both(std::uint32_t first, std::uint32_t second, std::uint
 }
 
 void require_free_space(const std::filesystem::path& directory, std::uint64_t needed) {
-  struct statvfs info {};
-  if (::statvfs(directory.c_str(), &info) != 0 || info.f_blocks == 0) return;
-  const std::uint64_t free = std::uint64_t{info.f_bavail} * info.f_frsize;
-  if (free < needed)
+  const auto space = disk_space(directory);
+  if (space && space->free < needed)
     throw_input("{}: {} bytes are needed and {} are free; free some space or choose another --out",
-                directory.string(), needed, free);
+                directory.string(), needed, space->free);
 }
 
 TemporaryDirectory::TemporaryDirectory(std::filesystem::path path) : path_(std::move(path)) {

@@ -8,12 +8,14 @@
 #include <string>
 #include <string_view>
 
+#include "core/control_group.h"
+
 namespace switchyard {
 
 namespace {
 
 // "MemAvailable:  123456 kB" of a file of such lines; no value where it has none.
-std::optional<std::int64_t> kib_line(const char* path, std::string_view name) {
+std::optional<std::int64_t> kib_line(const std::filesystem::path& path, std::string_view name) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (!line.starts_with(name)) continue;
@@ -23,14 +25,6 @@ std::optional<std::int64_t> kib_line(const char* path, std::string_view name) {
     std::from_chars(line.data() + digit, line.data() + line.size(), kib);
     return kib * 1024;
   }
-  return std::nullopt;
-}
-
-// A file that holds one number; no value where there is none, as "max".
-std::optional<std::int64_t> number_in(const char* path) {
-  std::ifstream file(path);
-  std::int64_t value = 0;
-  if (file >> value) return value;
   return std::nullopt;
 }
 
@@ -48,12 +42,21 @@ bool reset_peak_resident() {
   return file.good();
 }
 
-std::optional<std::int64_t> available_memory() {
-  std::optional<std::int64_t> free = kib_line("/proc/meminfo", "MemAvailable:");
+SystemMemory system_memory(const std::filesystem::path& root) {
+  const std::filesystem::path file = root / "proc/meminfo";
+  SystemMemory memory;
+  memory.total = kib_line(file, "MemTotal:");
+  memory.available = kib_line(file, "MemAvailable:");
+  memory.swap = kib_line(file, "SwapTotal:").value_or(0);
+  memory.swap_used = memory.swap - kib_line(file, "SwapFree:").value_or(memory.swap);
+  return memory;
+}
+
+std::optional<std::int64_t> available_memory(const std::filesystem::path& root) {
+  const std::optional<std::int64_t> free = system_memory(root).available;
   // A container may have less than its machine.
-  const auto limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit && used) free = std::min(free.value_or(*limit), std::max<std::int64_t>(0, *limit - *used));
-  return free;
+  const std::optional<std::int64_t> left = control_group(root).memory_left;
+  return left ? std::min(free.value_or(*left), *left) : free;
 }
 
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 
 namespace switchyard {
@@ -11,8 +12,16 @@ std::int64_t peak_resident();
 // False where the system does not let it: the peak is then that of the whole process.
 bool reset_peak_resident();
 
-// Bytes that a new program could take without the system having to swap; no value where the system does not
-// say.
-std::optional<std::int64_t> available_memory();
+// As the kernel counts it, in bytes, whatever a container may use of it (core/control_group.h).
+struct SystemMemory {
+  std::optional<std::int64_t> total, available;  // no value where the system does not say
+  std::int64_t swap = 0, swap_used = 0;
+};
+// `root`: where /proc is; a test has its own.
+SystemMemory system_memory(const std::filesystem::path& root = "/");
+
+// Bytes that a new program could take without the system having to swap, no more than the control groups of
+// this process have left; no value where the system does not say.
+std::optional<std::int64_t> available_memory(const std::filesystem::path& root = "/");
 
 }  // namespace switchyard

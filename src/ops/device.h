@@ -27,17 +27,20 @@ Device choose_device(const std::string& requested);
 
 // What can be known of CUDA devices before one is chosen.
 struct DeviceFacts {
-  std::string name;        // "NVIDIA H100 80GB HBM3"
-  std::string uuid;        // the same in every process that sees the device, and no other's
-  std::string pci;         // "0000:18:00.0"
-  std::string capability;  // "9.0"
-  std::string unusable;    // why it cannot be used; empty: it can
+  std::string name;         // "NVIDIA H100 80GB HBM3"
+  std::string uuid;         // the same in every process that sees the device, and no other's
+  std::string pci;          // "0000:18:00.0"
+  std::string capability;   // "9.0"
+  std::string unusable;     // why it cannot be used; empty: it can
+  std::int64_t memory = 0;  // bytes, all there are
 };
 struct DeviceInventory {
   std::string unusable;  // why there is none: no CUDA backend, no driver, no device; empty: there are
   std::vector<DeviceFacts> device;        // by number: those that this process sees
   std::vector<std::array<int, 2>> apart;  // pairs of numbers: neither reaches the other's memory directly
-  int driver = 0;                         // the newest CUDA that the driver knows: 12080 is 12.8
+  int driver = 0;                         // the newest CUDA that the driver knows: 12080 is 12.8; 0: no driver
+  int toolkit = 0;                        // the CUDA that this program was built with; 0: none
+  std::string cublas, cudnn;              // versions; empty: this program has been built without
 };
 DeviceInventory device_inventory();
 // This process computes on the CUDA device of that number from here on: before anything else that touches one.

@@ -1,23 +1,23 @@
 #include "parallel/mpi.h"
 
 #include <sched.h>
-#include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <climits>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/cores.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "machine/findings.h"
+#include "machine/read.h"
 #include "parallel/run_end.h"
 
 #ifdef SWITCHYARD_HAS_MPI
@@ -58,6 +58,8 @@ LaunchedCopies launched_copies() {
 
 bool built_with_mpi() { return false; }
 
+std::string mpi_library() { return ""; }
+
 World make_mpi_world(std::size_t) {
   const LaunchedCopies copies = launched_copies();
   throw_input(
@@ -94,14 +96,6 @@ void check(int code, const char* what) {
   int length = 0;
   MPI_Error_string(code, text, &length);
   throw_run("MPI failed in {}: {}", what, std::string(text, static_cast<std::size_t>(length)));
-}
-
-std::string library_name() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
-  int length = 0;
-  MPI_Get_library_version(text, &length);
-  const std::string name(text, static_cast<std::size_t>(length));
-  return name.substr(0, name.find_first_of(",\n"));  // "Open MPI v4.1.4"
 }
 
 class MpiTransport final : public Transport {
@@ -199,31 +193,12 @@ class MpiTransport final : public Transport {
   std::vector<std::uint64_t> sent_, received_;  // messages to and from each rank
 };
 
-// Whether the system lets a process read another's memory, asked of the own: containers forbid the call, and
-// Open MPI then writes "Read -1" for each message.
-bool may_read_memory() {
-  int from = 1, to = 0;
-  const iovec local{&to, sizeof(to)}, remote{&from, sizeof(from)};
-  return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == static_cast<ssize_t>(sizeof(from));
-}
-
 cpu_set_t own_cores() {
   cpu_set_t cores;
   CPU_ZERO(&cores);
   sched_getaffinity(0, sizeof(cores), &cores);
   return cores;
 }
-// All that the system would give to this process, however its launcher has bound it.
-int unbound_cores() {
-  const cpu_set_t own = own_cores();
-  cpu_set_t all;
-  std::memset(&all, 0xff, sizeof(all));
-  if (sched_setaffinity(0, sizeof(all), &all) != 0) return CPU_COUNT(&own);
-  const cpu_set_t most = own_cores();
-  sched_setaffinity(0, sizeof(own), &own);
-  return CPU_COUNT(&most);
-}
-
 // Sets the rank's place on its machine and its share of the cores, which it shares with ranks of the same mask.
 void look_at_machine(World& world, MPI_Comm comm) {
   MPI_Comm node;
@@ -244,21 +219,25 @@ void look_at_machine(World& world, MPI_Comm comm) {
     CPU_OR(&together, &together, &cores);
   }
   world.cores = std::max(1, CPU_COUNT(&own) / sharing);
-  const int used = CPU_COUNT(&together), all = unbound_cores();
-  if (world.rank() == 0 && 2 * used < all)
-    log_warning(
-        fmt::format("{} ranks are bound to {} of this machine's {} cores; mpirun --bind-to none, or --map-by "
-                    "slot:PE={}, uses them",
-                    world.node_size, used, all, std::max(1, all / world.node_size)));
+  const auto warning = machine::binding_finding(world.node_size, CPU_COUNT(&together), unbound_cores());
+  if (world.rank() == 0 && warning) log_warning(machine::sentence_of(*warning));
 }
 
 }  // namespace
 
 bool built_with_mpi() { return true; }
 
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string name(text, static_cast<std::size_t>(length));
+  return name.substr(0, name.find_first_of(",\n"));  // "Open MPI v4.1.4"
+}
+
 World make_mpi_world(std::size_t piece_bytes) {
   SY_CHECK(piece_bytes >= 1 && piece_bytes <= INT_MAX, "pieces of {} bytes", piece_bytes);
-  if (!may_read_memory()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+  if (!machine::may_read_memory()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
   // With more ranks than cores, Open MPI would let others run each time that it is asked, and the time that
   // they take would look like its own. Ranks that wait sleep here.
   setenv("OMPI_MCA_mpi_yield_when_idle", "0", 0);
@@ -268,13 +247,13 @@ World make_mpi_world(std::size_t piece_bytes) {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
   check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  if (provided < MPI_THREAD_FUNNELED) throw_run("{} does not allow for threads beside it", library_name());
+  if (provided < MPI_THREAD_FUNNELED) throw_run("{} does not allow for threads beside it", mpi_library());
   int rank = 0, size = 1;
   check(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
   check(MPI_Comm_size(comm, &size), "MPI_Comm_size");
   const LaunchedCopies copies = launched_copies();
   if (copies.variable && copies.count != size) {
-    const std::string library = library_name();
+    const std::string library = mpi_library();
     if (size == 1) finish_mpi();
     throw_input(
         "{0} copies were started ({1}), but they do not know each other: this build's MPI, {2}, counts {3}; "

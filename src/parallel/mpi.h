@@ -3,12 +3,15 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "parallel/world.h"
 
 namespace switchyard::parallel {
 
 bool built_with_mpi();
+// Of this build, "Open MPI v4.1.4"; empty: without MPI. Before MPI is started, too.
+std::string mpi_library();
 
 // What a launcher has put into this process' environment: how many copies of the program it started, and which
 // of them this is. `variable`: which variable says so; null where none does, as for a process alone.

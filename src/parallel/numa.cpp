@@ -1,7 +1,6 @@
 #include "parallel/numa.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cctype>
@@ -27,49 +26,7 @@ bool read_number(std::string_view& text, int& number) {
   return true;
 }
 
-bool skip(std::string_view& text, char c) {
-  if (!text.starts_with(c)) return false;
-  text.remove_prefix(1);
-  return true;
-}
-
 }  // namespace
-
-std::vector<int> cores_of_list(std::string_view list) {
-  constexpr int kMostCores = 1 << 16;
-  std::vector<int> cores;
-  do {
-    int first = 0;
-    if (!read_number(list, first)) return {};
-    int last = first;
-    if (skip(list, '-') && !read_number(list, last)) return {};
-    if (first < 0 || last < first || last >= kMostCores) return {};
-    for (int core = first; core <= last; ++core) cores.push_back(core);
-  } while (skip(list, ','));
-  return list.empty() ? cores : std::vector<int>();
-}
-
-std::string list_of_cores(const std::vector<int>& cores) {
-  std::string list;
-  for (std::size_t first = 0; first < cores.size();) {
-    std::size_t last = first;
-    while (last + 1 < cores.size() && cores[last + 1] == cores[last] + 1) ++last;
-    list += fmt::format("{}{}", list.empty() ? "" : ",", cores[first]);
-    if (last > first) list += fmt::format("-{}", cores[last]);
-    first = last + 1;
-  }
-  return list;
-}
-
-std::vector<int> usable_cores() {
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  std::vector<int> cores;
-  if (::sched_getaffinity(0, sizeof(mask), &mask) != 0) return cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &mask)) cores.push_back(core);
-  return cores;
-}
 
 NumaPlace numa_place_of(const std::string& pci, const std::filesystem::path& sys) {
   // The kernel writes addresses in small letters.

@@ -1,19 +1,13 @@
-// Which cores and devices of a machine are near each other.
+// Which cores (core/cores.h) and devices of a machine are near each other.
 #pragma once
 
 #include <filesystem>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "core/cores.h"
+
 namespace switchyard::parallel {
-
-// "0-3,8" and {0, 1, 2, 3, 8}, as the kernel writes cores. A text that is none: no core.
-std::vector<int> cores_of_list(std::string_view list);
-std::string list_of_cores(const std::vector<int>& cores);  // ascending
-
-// That this process may use; empty: the system does not say.
-std::vector<int> usable_cores();
 
 struct NumaPlace {
   int node = -1;           // of memory; -1: the system does not say, as where there is only one

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -14,14 +13,14 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <new>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/control_group.h"
+#include "core/cores.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "parallel/shared_memory.h"
@@ -38,29 +37,6 @@ constexpr double kAfterGoodbye = 20;   // a rank that has said goodbye, but stay
 
 volatile std::sig_atomic_t signal_count[64];
 void count_signal(int signal) { signal_count[signal] = signal_count[signal] + 1; }
-
-// How many processes the system has killed for want of memory: in this process' control group, and anywhere.
-std::int64_t count_in(const std::string& path, const std::string& key) {
-  std::ifstream file(path);
-  std::string name;
-  for (std::int64_t count = 0; file >> name >> count;)
-    if (name == key) return count;
-  return 0;
-}
-std::int64_t memory_kills() {
-  std::int64_t kills = count_in("/proc/vmstat", "oom_kill");
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);)
-    if (line.starts_with("0::"))
-      kills += count_in("/sys/fs/cgroup" + line.substr(3) + "/memory.events", "oom_kill");
-  return kills + count_in("/sys/fs/cgroup/memory.events", "oom_kill");
-}
-
-int own_cores() {
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  return ::sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
-}
 
 struct Child {
   pid_t process = -1;
@@ -151,7 +127,7 @@ class Parent {
       return;
     }
     std::string how = describe_end(status);
-    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && memory_kills() > memory_kills_before_)
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && killed_for_memory() > memory_kills_before_)
       how += ", perhaps for want of memory,";
     monitor_.died(rank, how);
   }
@@ -159,7 +135,7 @@ class Parent {
   Monitor monitor_;
   std::vector<Child> children_;
   int handed_on_[64] = {};
-  std::int64_t memory_kills_before_ = memory_kills();
+  std::int64_t memory_kills_before_ = killed_for_memory();
 };
 
 }  // namespace
@@ -178,7 +154,7 @@ int run_processes(int ranks, const AsRank& as_rank) {
   auto parent = std::make_unique<Parent>(ranks);
   const pid_t own = ::getpid();
   const RankName monitor{host_name(), own};
-  const int cores = std::max(1, own_cores() / ranks);
+  const int cores = std::max(1, static_cast<int>(usable_cores().size()) / ranks);
   // A signal between here and the handler waits, in every copy.
   sigset_t signals, before;
   ::sigemptyset(&signals);

@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <numeric>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/cores.h"
 #include "core/error.h"
 #include "core/progress.h"
 #include "parallel/agreement.h"
@@ -19,7 +19,7 @@ namespace switchyard::parallel {
 World make_lone_world() {
   World world;
   world.transport = make_lone_transport();
-  world.cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  world.cores = std::max(1, static_cast<int>(usable_cores().size()));
   return world;
 }
 

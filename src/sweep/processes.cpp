@@ -13,6 +13,7 @@
 #include <cstring>
 #include <optional>
 
+#include "core/cores.h"
 #include "core/error.h"
 #include "core/file.h"
 
@@ -29,16 +30,6 @@ struct Running {
   Clock::time_point begun;
 };
 
-std::vector<int> own_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cores;
-  if (::sched_getaffinity(0, sizeof set, &set) != 0) return cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &set)) cores.push_back(core);
-  return cores;
-}
-
 // The last line of a log that says something.
 std::string last_line(const std::filesystem::path& log) {
   const std::string text = read_text_file(log);
@@ -53,7 +44,7 @@ class SideBySide {
  public:
   SideBySide(const std::vector<Task>& tasks, std::int64_t jobs, std::int64_t threads)
       : tasks_(tasks), slot_(static_cast<std::size_t>(jobs)), threads_(static_cast<std::size_t>(threads)) {
-    cores_ = own_cores();
+    cores_ = usable_cores();
     if (slot_.size() * threads_ > cores_.size()) cores_.clear();
     ::sigemptyset(&signals_);
     for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) ::sigaddset(&signals_, signal);

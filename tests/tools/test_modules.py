@@ -10,9 +10,10 @@ BELOW = {
     "core": [],
     "config": ["core"],
     "data": ["core"],
+    "machine": ["core"],
     "ops": ["core", "cuda"],
     "cuda": ["core", "ops"],
-    "parallel": ["core", "ops"],
+    "parallel": ["core", "ops", "machine"],
     "router": ["core", "config", "ops"],
     "model": ["core", "config", "ops", "parallel", "router"],
     "tokenizer": ["core"],
@@ -23,7 +24,7 @@ BELOW = {
     "bench": ["core", "config", "ops", "router", "model", "data", "generate", "parallel", "checkpoint", "train"],
     "sweep": ["core", "config"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "tasks", "train", "bench", "sweep"],
+                 "tasks", "train", "bench", "sweep", "machine"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
 TRAINERS = {"parallel", "train", "bench"}

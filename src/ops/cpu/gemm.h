@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/context.h"
+#include "core/vector_level.h"
 
 namespace switchyard::ops::cpu {
 
@@ -29,6 +30,8 @@ void multiply(MatmulType type, Trans trans_a, Trans trans_b, std::int64_t m, std
 
 // Whether this processor multiplies bfloat16 itself, and faster than float32.
 bool has_bf16_products();
+// What oneDNN's products use on this processor.
+VectorLevel library_level();
 
 // Rows of A with which B's rounding is a small part of a product; the fewer, the sooner its result is at hand,
 // in the cache.

@@ -185,7 +185,7 @@ void multiply_in_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t
 
 // AMX, which multiplies some eight times as fast as vectors do.
 bool has_tiles() {
-  static const bool has = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_amx;
+  static const bool has = library_level() == VectorLevel::amx;
   return has;
 }
 
@@ -196,6 +196,17 @@ bool packs_bf16(std::int64_t products) {
 }
 
 }  // namespace
+
+VectorLevel library_level() {
+  // Each set is a number of bits, which holds those of the sets before it, and numbers are in no order.
+  const auto isa = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
+  const auto has = [&](dnnl_cpu_isa_t set) { return (isa & set) == static_cast<unsigned>(set); };
+  if (has(dnnl_cpu_isa_avx512_core_amx)) return VectorLevel::amx;
+  if (has(dnnl_cpu_isa_avx512_core_bf16)) return VectorLevel::avx512_bf16;
+  if (has(dnnl_cpu_isa_avx512_core_vnni)) return VectorLevel::avx512_vnni;
+  if (has(dnnl_cpu_isa_avx512_core)) return VectorLevel::avx512;
+  return has(dnnl_cpu_isa_avx2) ? VectorLevel::avx2 : VectorLevel::none;
+}
 
 bool has_bf16_products() {
   static const bool has = [] {
