@@ -18,6 +18,7 @@ struct Command {
   std::function<int()> (*describe)(CLI::App& app);
 };
 
-extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kBench, kTokenize;
+extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kBench, kTokenize,
+    kPlan;
 
 }  // namespace switchyard::commands

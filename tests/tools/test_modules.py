@@ -10,6 +10,7 @@ BELOW = {
     "core": [],
     "config": ["core"],
     "data": ["core"],
+    "plan": ["core", "config"],
     "ops": ["core", "cuda"],
     "cuda": ["core", "ops"],
     "parallel": ["core", "ops"],
@@ -22,7 +23,7 @@ BELOW = {
     "train": ["core", "config", "ops", "router", "model", "data", "parallel", "checkpoint"],
     "bench": ["core", "config", "ops", "router", "model", "data", "generate", "parallel", "checkpoint", "train"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "tasks", "train", "bench"],
+                 "plan", "tasks", "train", "bench"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
 TRAINERS = {"parallel", "train", "bench"}

@@ -1,0 +1,52 @@
+// The constants that turn the closed forms of this folder into bytes and seconds: all of them, each with what
+// it was taken from. They are few and of the hardware and of kinds of software, never of one run. Fitted to the
+// runs of tools/published_runs.json by tools/check_plan.py --fit, which also says how far each study is off
+// when the others alone are fitted to; docs/planner.md has the errors.
+#pragma once
+
+#include <span>
+#include <string>
+
+namespace switchyard::plan {
+
+struct Calibration {
+  // Shares of a device's published peak that large matrix products reach.
+  double product_bf16 = 0.72;
+  double product_fp8 = 0.55;
+  double product_fp32 = 0.5;
+  double attention = 0.45;  // of the bf16 peak: tiled attention with the causal half left out
+  double bandwidth = 0.6;   // share of the published bandwidth of memory
+  double link = 0.6;        // of links within a domain
+  double network = 0.6;     // of the network between domains
+  // Shares of the time of exchanges that computing does not hide.
+  double exchange_exposed = 1.0;      // of tokens to experts and back
+  double exchange_overlapped = 0.65;  // the same with overlap
+  double tensor_exposed = 0.7;
+  double context_exposed = 0.4;
+  double pipeline_exposed = 0.3;
+  double sums_exposed = 0.2;  // of gradients and gathered weights
+  // Seconds for which the host needs to send off one layer of one micro-batch, forward and backward: below it a
+  // device waits.
+  double launch_dense = 1e-3;
+  double launch_moe = 4e-3;
+  double step_fixed = 0.05;  // seconds of a step besides: data, norms, logs
+  // Rows of the rank of experts that has most, over the mean, where a router decides.
+  double imbalance = 1.2;
+  double elementwise = 1.0;       // passes over memory of what is no product, as a multiple of the least
+  double elementwise_fsdp = 1.5;  // the same in PyTorch's own modules
+  // Memory.
+  double buffers = 0.8e9;  // bytes of libraries' workspaces: the mean of golden values less the closed form
+  double logit_bytes = 6;  // bytes a logit: bf16, and float32 for its loss and gradient
+};
+
+// All of them by name.
+struct Constant {
+  const char* name;
+  double Calibration::*member;
+};
+std::span<const Constant> constants();
+
+// The built-in ones with those of a JSON file in place: {"product_bf16": 0.7}. Throws InputError.
+Calibration read_calibration(const std::string& path);
+
+}  // namespace switchyard::plan
