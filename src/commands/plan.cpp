@@ -93,10 +93,11 @@ void describe(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_flag("--overlap", options.overlap,
                "Exchanges of tokens go on beside what computes (parallel.overlap)");
-  app.add_option(
-         "--scheme", options.scheme,
-         "Who keeps the optimizer's state: switchyard; for comparison megatron (distributed optimizer) or fsdp")
-      ->check(CLI::IsMember({"switchyard", "megatron", "fsdp"}))
+  app.add_option("--scheme", options.scheme,
+                 "Who keeps the optimizer's state: switchyard; for comparison megatron (distributed "
+                 "optimizer), fsdp, or "
+                 "torch (fsdp in PyTorch's own modules)")
+      ->check(CLI::IsMember({"switchyard", "megatron", "fsdp", "torch"}))
       ->capture_default_str();
   // For comparison: switchyard itself does not run these.
   size("--tensor", options.tensor, "For comparison: ranks that divide matrices");
@@ -244,8 +245,9 @@ plan::Device this_machine(plan::Precision precision) {
 // else at that of a copy.
 plan::Calibration measured(plan::Calibration calibration) {
   calibration.product_fp32 = calibration.product_bf16 = calibration.product_fp8 = calibration.attention = 1;
-  calibration.bandwidth = calibration.link = calibration.network = 1;
-  calibration.launch_dense = calibration.launch_moe = calibration.step_fixed = 0;
+  calibration.elementwise = calibration.bandwidth = calibration.link = calibration.network = 1;
+  calibration.layer_fixed = calibration.step_fixed = 0;
+  calibration.half_rows = calibration.half_width = 0;
   calibration.buffers = 0;
   return calibration;
 }
@@ -533,7 +535,9 @@ void print(const Plan& plan) {
 int run(const Options& options) {
   Plan plan{.asked = read(options), .device = {}, .calibration = {}, .stages = {}, .step = {}, .layouts = {}};
   const plan::Layout& layout = plan.asked.layout;
-  if (!options.calibration.empty()) plan.calibration = plan::read_calibration(options.calibration);
+  std::vector<plan::Calibration> sets(1);
+  if (!options.calibration.empty()) sets = plan::read_calibrations(options.calibration);
+  plan.calibration = sets.front();
   const bool on_cpu = options.device == "cpu";
   if (on_cpu) {
     plan.device = this_machine(layout.precision);
@@ -563,7 +567,11 @@ int run(const Options& options) {
       plan.layouts.resize(static_cast<std::size_t>(options.search));
   }
   if (options.json != "-") print(plan);
-  write_json(options.json, json_of(plan));
+  Json json = json_of(plan);
+  for (std::size_t i = 0; sets.size() > 1 && i < sets.size(); ++i)
+    json["speeds"].push_back(
+        plan::step_of(plan.asked.shape, layout, plan.device, sets[i]).tokens_per_second_per_device);
+  write_json(options.json, json);
   return 0;
 }
 

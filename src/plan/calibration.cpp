@@ -23,19 +23,22 @@ std::span<const Constant> constants() {
                                             {"context_exposed", &C::context_exposed},
                                             {"pipeline_exposed", &C::pipeline_exposed},
                                             {"sums_exposed", &C::sums_exposed},
-                                            {"launch_dense", &C::launch_dense},
-                                            {"launch_moe", &C::launch_moe},
+                                            {"layer_fixed", &C::layer_fixed},
                                             {"step_fixed", &C::step_fixed},
                                             {"imbalance", &C::imbalance},
                                             {"elementwise", &C::elementwise},
-                                            {"elementwise_fsdp", &C::elementwise_fsdp},
+                                            {"elementwise_torch", &C::elementwise_torch},
+                                            {"half_rows", &C::half_rows},
+                                            {"half_width", &C::half_width},
+                                            {"fp8_casts", &C::fp8_casts},
                                             {"buffers", &C::buffers},
                                             {"logit_bytes", &C::logit_bytes}};
   return kConstants;
 }
 
-Calibration read_calibration(const std::string& path) {
-  const Json json = parse_json(read_text_file(path), path);
+namespace {
+
+Calibration calibration_of(const Json& json, const std::string& path) {
   if (!json.is_object()) throw_input("{}: is {}, expected an object of constants", path, describe(json));
   Calibration calibration;
   for (const auto& [key, value] : json.object()) {
@@ -49,6 +52,17 @@ Calibration read_calibration(const std::string& path) {
     calibration.*(found->member) = value.number();
   }
   return calibration;
+}
+
+}  // namespace
+
+std::vector<Calibration> read_calibrations(const std::string& path) {
+  const Json json = parse_json(read_text_file(path), path);
+  if (!json.is_array()) return {calibration_of(json, path)};
+  std::vector<Calibration> sets;
+  for (const Json& each : json.array()) sets.push_back(calibration_of(each, path));
+  if (sets.empty()) throw_input("{}: is an empty list, expected an object of constants", path);
+  return sets;
 }
 
 }  // namespace switchyard::plan

@@ -6,6 +6,7 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 namespace switchyard::plan {
 
@@ -25,15 +26,22 @@ struct Calibration {
   double context_exposed = 0.4;
   double pipeline_exposed = 0.3;
   double sums_exposed = 0.2;  // of gradients and gathered weights
-  // Seconds for which the host needs to send off one layer of one micro-batch, forward and backward: below it a
-  // device waits.
-  double launch_dense = 1e-3;
-  double launch_moe = 4e-3;
-  double step_fixed = 0.05;  // seconds of a step besides: data, norms, logs
+  // Seconds that a layer of one micro-batch takes besides, forward and backward: gaps between its kernels,
+  // their first and last waves. Of one without experts, which has a third of the kernels, a third.
+  double layer_fixed = 0.5e-3;
+  // Seconds of a step besides, in Python: the optimizer's many small tensors, norms, data, logs.
+  double step_fixed = 0.2;
   // Rows of the rank of experts that has most, over the mean, where a router decides.
   double imbalance = 1.2;
-  double elementwise = 1.0;       // passes over memory of what is no product, as a multiple of the least
-  double elementwise_fsdp = 1.5;  // the same in PyTorch's own modules
+  double elementwise = 1.0;        // passes over memory of what is no product, as a multiple of the least
+  double elementwise_torch = 1.5;  // the same in PyTorch's own modules
+  // Products of experts take (1 + half_rows / rows of an expert) (1 + half_width / its width) times as long as
+  // large ones of as many FLOPs: tiles are not full, and each weight serves few rows.
+  double half_rows = 256;
+  double half_width = 100;
+  // Bytes that conversions of experts' operands to FP8 move, as a multiple of reading once and writing twice,
+  // on devices whose products take no scales of blocks.
+  double fp8_casts = 2.0;
   // Memory.
   double buffers = 0.8e9;  // bytes of libraries' workspaces: the mean of golden values less the closed form
   double logit_bytes = 6;  // bytes a logit: bf16, and float32 for its loss and gradient
@@ -46,7 +54,8 @@ struct Constant {
 };
 std::span<const Constant> constants();
 
-// The built-in ones with those of a JSON file in place: {"product_bf16": 0.7}. Throws InputError.
-Calibration read_calibration(const std::string& path);
+// The built-in ones with those of a JSON file in place: {"product_bf16": 0.7}; of an array of such objects one
+// set each. Throws InputError.
+std::vector<Calibration> read_calibrations(const std::string& path);
 
 }  // namespace switchyard::plan

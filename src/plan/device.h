@@ -16,6 +16,7 @@ struct Device {
   double network = 0;       // the same to all others
   std::int64_t domain = 1;  // devices that the fast links join
   double watts = 0;         // of one device at full load
+  bool block_scales = false;  // products take FP8 with scales of blocks (MXFP8)
   std::string source;
 };
 

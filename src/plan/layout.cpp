@@ -14,6 +14,8 @@ std::string_view name_of(Scheme scheme) {
       return "megatron";
     case Scheme::fsdp:
       return "fsdp";
+    case Scheme::torch:
+      return "torch";
   }
   return "";
 }
@@ -87,9 +89,10 @@ void check_layout(const Layout& layout, const Shape& shape) {
   if (!divides(layout.tensor, shape.heads))
     throw_input("--tensor: is {}, which does not divide the model's {} heads", layout.tensor, shape.heads);
   const std::int64_t layers = shape.layers + shape.mtp_depths;
-  if (layout.pipeline * layout.chunks > layers)
-    throw_input("--pipeline: {} stages of {} pieces are more than the model's {} layers", layout.pipeline,
-                layout.chunks, layers);
+  // Embedding and head may have pieces of their own.
+  if (layout.pipeline * layout.chunks > layers + 2 || layout.pipeline > layers)
+    throw_input("--pipeline: {} stages of {} pieces are more than the model's {} layers, embedding and head",
+                layout.pipeline, layout.chunks, layers);
   if (layout.chunks > 1 && layout.pipeline == 1)
     throw_input("--chunks: is {}, but there is one stage; give --pipeline too", layout.chunks);
   if (!divides(layout.context, layout.seq_len))

@@ -17,8 +17,11 @@ namespace switchyard::plan {
 //               distributed optimizer)
 //   fsdp        float32 parameters, gradients and moments divided over all ranks, layers gathered in bf16 as
 //   they run
-enum class Scheme { switchyard, megatron, fsdp };
-inline constexpr Scheme kSchemes[] = {Scheme::switchyard, Scheme::megatron, Scheme::fsdp};
+//   torch       the same, in PyTorch's own modules, as torchtitan: more passes over memory
+enum class Scheme { switchyard, megatron, fsdp, torch };
+inline constexpr Scheme kSchemes[] = {Scheme::switchyard, Scheme::megatron, Scheme::fsdp, Scheme::torch};
+// Layers are gathered as they run.
+inline bool is_fsdp(Scheme scheme) { return scheme == Scheme::fsdp || scheme == Scheme::torch; }
 std::string_view name_of(Scheme scheme);
 
 enum class Precision { float32, bfloat16, fp8 };

@@ -36,6 +36,7 @@ void add_state(StageMemory& memory, const StageValues& values, const Layout& lay
       memory.moments = 8 * (P / of_data + X / of_experts);
       return;
     case Scheme::fsdp:
+    case Scheme::torch:
       memory.parameters = 4 * (P / of_data + X / of_experts);
       memory.gradients = memory.parameters;
       memory.moments = 2 * memory.parameters;
@@ -123,7 +124,7 @@ std::vector<StageMemory> memory_of(const Shape& shape, const Layout& layout, con
   const std::vector<std::int64_t> layers = layers_of_stages(shape, layout);
   // Of a micro-batch, those whose layers a rank has.
   const double tokens = real(layout.micro_batch * layout.seq_len) / real(layout.context * layout.tensor);
-  const double load = layout.expert > 1 && layout.real_routing ? calibration.imbalance : 1.0;
+  // Experts of a rank take more than their share in some layers and less in others: over all of them the mean.
   Layout nothing_again = layout;
   nothing_again.recompute = {};
   std::size_t at = 0;
@@ -134,9 +135,8 @@ std::vector<StageMemory> memory_of(const Shape& shape, const Layout& layout, con
     const bool last = s + 1 == values.size();
     double kept = 0, whole = 0;
     const auto add = [&](const LayerShape& layer) {
-      const double rows = layer.moe ? load : 1.0;  // experts' rows are most of what such a layer keeps
-      kept += rows * kept_bytes(shape, layer, layout) * tokens;
-      whole = std::max(whole, rows * kept_bytes(shape, layer, nothing_again) * tokens);
+      kept += kept_bytes(shape, layer, layout) * tokens;
+      whole = std::max(whole, kept_bytes(shape, layer, nothing_again) * tokens);
     };
     for (std::int64_t i = 0; i < layers[s]; ++i) add(shape.layer[at++]);
     if (last)

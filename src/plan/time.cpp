@@ -42,7 +42,7 @@ class Timer {
     tensor_ = real(layout.tensor);
     tokens_ = real(layout.micro_batch * layout.seq_len) / real(layout.context);
     load_ = layout.real_routing && layout.expert > 1 ? calibration.imbalance : 1;
-    passes_ = layout.scheme == Scheme::fsdp ? calibration.elementwise_fsdp : calibration.elementwise;
+    passes_ = layout.scheme == Scheme::torch ? calibration.elementwise_torch : calibration.elementwise;
   }
 
   LayerTime layer(const LayerShape& layer) {
@@ -52,7 +52,13 @@ class Timer {
                  F = real(shape_.expert_width);
     // Forward, then twice as much backward.
     const double dense_flops = 2 * (layer.attention + layer.always + layer.router) * t / tensor_;
-    const double expert_flops = 2 * layer.active_experts * t / tensor_ * load_;
+    // Rows of one expert on the rank that holds it, and how much longer its products take than large ones.
+    const double rows =
+        t / tensor_ * K * real(layout_.expert_tensor * layout_.expert) / std::max(1.0, real(shape_.experts));
+    const double small = layer.moe ? (1 + calibration_.half_rows / rows) *
+                                         (1 + calibration_.half_width * real(layout_.expert_tensor) / F)
+                                   : 1;
+    const double expert_flops = 2 * layer.active_experts * t / tensor_ * load_ * small;
     const double qkv = shape_.latent_kv > 0
                            ? real(shape_.latent_q + shape_.latent_kv + shape_.rotated) + H * (2 * N + M)
                            : H * N + KV * (N + M);
@@ -77,8 +83,10 @@ class Timer {
     double walked = 2 * 4 * D + 2 * H * (N + M) + 3 * width + (layer.moe ? K * load_ * (4 * D + 3 * F) : 0);
     double bytes = walked * wide_;
     // An operand is read, and written twice, along rows and along columns.
-    if (layout_.precision == Precision::fp8)
-      bytes += 4 * (2 * D + H * M + width + (layer.moe ? K * load_ * (D + F) : 0));
+    if (layout_.precision == Precision::fp8) {
+      bytes += 4 * (2 * D + H * M + width);
+      if (layer.moe) bytes += (device_.block_scales ? 1 : calibration_.fp8_casts) * 4 * K * load_ * (D + F);
+    }
     const double walk_forward = passes_ * bytes * t / tensor_ / bandwidth_;
     time.elementwise = 3 * walk_forward;
 
@@ -171,6 +179,18 @@ class Timer {
   SentBytes sent_;
 };
 
+// What the slowest stage computes, of all. Layers are dealt out evenly where they divide, the head besides to
+// the last stage; else embedding and head each take the place of one layer, as Megatron has it. What the head
+// costs more than that layer, the others wait for.
+double slowest_share(double stages, double chunks, double layers, double layers_time, double head_time) {
+  if (stages == 1) return 1;
+  const double pieces = stages * chunks, each = layers_time / layers;
+  const bool divides = std::fmod(layers, pieces) == 0;
+  const double most = divides ? layers / stages : std::ceil((layers + 2) / pieces) * chunks;
+  const double last = divides ? most : std::max(0.0, std::min(most - 1, layers - (stages - 1) * most + 1));
+  return std::max(most * each, last * each + head_time) / (layers_time + head_time);
+}
+
 }  // namespace
 
 double peak_of(const Device& device, Precision precision) {
@@ -210,7 +230,6 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
                  const Calibration& calibration) {
   Timer timer(shape, layout, device, calibration);
   LayerTime sum;
-  double host = 0;  // what it needs to send off a micro-batch's layers
   const auto add = [&](const LayerShape& layer) {
     const LayerTime time = timer.layer(layer);
     sum.products += time.products;
@@ -221,21 +240,15 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
     sum.exchange += time.exchange;
     sum.tensor += time.tensor;
     sum.context += time.context;
-    host += layer.moe ? calibration.launch_moe : calibration.launch_dense;
   };
   for (const LayerShape& layer : shape.layer) add(layer);
   for (std::int64_t d = 0; d < shape.mtp_depths; ++d) add(shape.mtp);
   const double heads = real(1 + shape.mtp_depths) * timer.head();
 
-  // The slowest stage: an even share, or, where layers do not divide, one of whole layers.
   const double P = real(layout.pipeline), C = real(layout.chunks), m = real(layout.micro_batches());
   const double n_layers = real(shape.layers + shape.mtp_depths);
-  const double uneven = std::ceil(n_layers / (P * C)) * P * C / n_layers;
-  const double layers_time = sum.computing();
-  const double share =
-      P == 1
-          ? 1
-          : std::max(1 / P, std::min(uneven, 1 + C * P / n_layers) / P * layers_time / (layers_time + heads));
+  const double moe_layers = real(shape.moe_layers() + (shape.mtp.moe ? shape.mtp_depths : 0));
+  const double share = slowest_share(P, C, n_layers, sum.computing(), heads);
 
   StepPlan plan;
   StepTime& time = plan.time;
@@ -245,6 +258,8 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
   time.attention = times * sum.attention;
   time.elementwise = times * sum.elementwise;
   time.recompute = times * sum.recompute;
+  time.launch = share * m * calibration.layer_fixed * (moe_layers + (n_layers - moe_layers) / 3) *
+                (layout.recompute.block ? 4.0 / 3 : 1);
   const auto expose = [&](double whole, double exposed) {
     time.hidden += whole * (1 - exposed);
     return whole * exposed;
@@ -261,9 +276,8 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
     const double rate = timer.link_of(layout.ranks / layout.pipeline * 2);
     time.pipeline = expose(sent.pipeline / rate, calibration.pipeline_exposed);
   }
-  const double busy = time.products + time.experts + time.attention + time.elementwise + time.recompute;
-  time.launch =
-      std::max(0.0, times * host * (layout.recompute.block ? 4.0 / 3 : 1) - busy - time.exchange - time.tensor);
+  const double busy =
+      time.products + time.experts + time.attention + time.elementwise + time.recompute + time.launch;
 
   // Sums over ranks that hold the same, and gathers of what they divide.
   const std::vector<StageValues> stages = values_of_stages(shape, layout);
@@ -280,7 +294,7 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
   };
   // fsdp, of every micro-batch: bf16 weights before the forward pass and again before the backward one, and
   // gradients; otherwise once a step: gradients, then weights.
-  const double bytes = layout.scheme == Scheme::fsdp       ? m * (2 + 2 + 4)
+  const double bytes = is_fsdp(layout.scheme)              ? m * (2 + 2 + 2)
                        : layout.scheme == Scheme::megatron ? 4 + 2
                        : layout.zero == 2                  ? 4 * m + 4
                                                            : 8;
@@ -288,17 +302,17 @@ StepPlan step_of(const Shape& shape, const Layout& layout, const Device& device,
                        travel(values.experts, of_experts, layout.expert * layout.expert_tensor, bytes);
   // Beside it computes, at most, all of the step, or the last micro-batch's backward pass and the next one's
   // forward.
-  const double beside = layout.scheme == Scheme::fsdp || layout.zero == 2 ? busy : busy / m;
+  const double beside = is_fsdp(layout.scheme) || layout.zero == 2 ? busy : busy / m;
   time.sums = std::max(calibration.sums_exposed * whole, whole - beside);
   time.hidden += whole - time.sums;
 
-  time.bubble = (busy + time.exchange + time.tensor + time.context + time.launch) * (P - 1) / (C * m);
+  time.bubble = (busy + time.exchange + time.tensor + time.context) * (P - 1) / (C * m);
   const double owned = values.dense / real(of_data) + values.experts / real(of_experts);
   // Reads gradient, parameter and two moments and writes three of them; all gradients are zeroed and looked at
   // for their norm.
-  time.optimizer = (28 * owned + 12 * (layout.scheme == Scheme::fsdp ? owned : values.dense + values.experts)) /
-                   timer.bandwidth();
-  time.fixed = calibration.step_fixed;
+  time.optimizer =
+      (28 * owned + 12 * (is_fsdp(layout.scheme) ? owned : values.dense + values.experts)) / timer.bandwidth();
+  time.fixed = layout.scheme == Scheme::switchyard ? 0 : calibration.step_fixed;
 
   plan.sent = sent;
   plan.tokens = real(layout.global_batch) * real(layout.seq_len);

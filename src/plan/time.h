@@ -20,7 +20,7 @@ struct StepTime {
   double attention = 0;
   double elementwise = 0;  // norms, activations, permutations, conversions: what walks over memory
   double recompute = 0;    // all of that, again
-  double launch = 0;       // the device waits for the host
+  double launch = 0;       // gaps between kernels
   double exchange = 0;     // tokens to experts and back
   double tensor = 0, context = 0, pipeline = 0;  // between ranks that divide matrices, sequences, layers
   double sums = 0;                               // gradients added up, weights gathered
