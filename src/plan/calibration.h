@@ -12,36 +12,36 @@ namespace switchyard::plan {
 
 struct Calibration {
   // Shares of a device's published peak that large matrix products reach.
-  double product_bf16 = 0.72;
-  double product_fp8 = 0.55;
+  double product_bf16 = 0.75;
+  double product_fp8 = 0.77;
   double product_fp32 = 0.5;
-  double attention = 0.45;  // of the bf16 peak: tiled attention with the causal half left out
-  double bandwidth = 0.6;   // share of the published bandwidth of memory
-  double link = 0.6;        // of links within a domain
-  double network = 0.6;     // of the network between domains
+  double attention = 0.62;  // of the bf16 peak: tiled attention with the causal half left out
+  double bandwidth = 0.74;   // share of the published bandwidth of memory
+  double link = 0.66;        // of links within a domain
+  double network = 0.94;     // of the network between domains
   // Shares of the time of exchanges that computing does not hide.
-  double exchange_exposed = 1.0;      // of tokens to experts and back
-  double exchange_overlapped = 0.65;  // the same with overlap
-  double tensor_exposed = 0.7;
+  double exchange_exposed = 0.58;      // of tokens to experts and back
+  double exchange_overlapped = 0.27;  // the same with overlap
+  double tensor_exposed = 0.73;
   double context_exposed = 0.4;
-  double pipeline_exposed = 0.3;
-  double sums_exposed = 0.2;  // of gradients and gathered weights
+  double pipeline_exposed = 0.7;
+  double sums_exposed = 0.12;  // of gradients and gathered weights
   // Seconds that a layer of one micro-batch takes besides, forward and backward: gaps between its kernels,
   // their first and last waves. Of one without experts, which has a third of the kernels, a third.
-  double layer_fixed = 0.5e-3;
+  double layer_fixed = 0.39e-3;
   // Seconds of a step besides, in Python: the optimizer's many small tensors, norms, data, logs.
-  double step_fixed = 0.2;
+  double step_fixed = 0.28;
   // Rows of the rank of experts that has most, over the mean, where a router decides.
-  double imbalance = 1.2;
-  double elementwise = 1.0;        // passes over memory of what is no product, as a multiple of the least
-  double elementwise_torch = 1.5;  // the same in PyTorch's own modules
+  double imbalance = 1.40;
+  double elementwise = 0.74;        // passes over memory of what is no product, as a multiple of the least
+  double elementwise_torch = 2.46;  // the same in PyTorch's own modules
   // Products of experts take (1 + half_rows / rows of an expert) (1 + half_width / its width) times as long as
   // large ones of as many FLOPs: tiles are not full, and each weight serves few rows.
-  double half_rows = 256;
+  double half_rows = 300;
   double half_width = 100;
   // Bytes that conversions of experts' operands to FP8 move, as a multiple of reading once and writing twice,
   // on devices whose products take no scales of blocks.
-  double fp8_casts = 2.0;
+  double fp8_casts = 7.1;
   // Memory.
   double buffers = 0.8e9;  // bytes of libraries' workspaces: the mean of golden values less the closed form
   double logit_bytes = 6;  // bytes a logit: bf16, and float32 for its loss and gradient

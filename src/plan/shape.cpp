@@ -93,6 +93,7 @@ Shape shape_of(const config::Model& model, std::int64_t slots_a_token, bool mtp)
               .expert_width = model.moe_intermediate_size,
               .shared_width = model.n_shared_experts * model.moe_intermediate_size,
               .dense_width = model.intermediate_size,
+              .chosen_groups = static_cast<double>(model.topk_group) / static_cast<double>(model.n_group),
               .window = model.sliding_window,
               .mtp_depths = mtp ? model.num_nextn_predict_layers : 0,
               .tied = model.tie_word_embeddings,

@@ -30,6 +30,7 @@ struct Shape {
   std::int64_t key_width = 0, value_width = 0;            // of one head
   std::int64_t latent_q = 0, latent_kv = 0, rotated = 0;  // of latent attention; 0: grouped queries
   std::int64_t experts = 0, top_k = 0, expert_width = 0, shared_width = 0, dense_width = 0;
+  double chosen_groups = 1;     // share of the groups of experts that one token can go to
   std::int64_t window = 0;      // 0: a token sees all before it
   std::int64_t mtp_depths = 0;  // layers of multi-token prediction that are trained
   bool tied = false;

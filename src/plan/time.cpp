@@ -13,9 +13,10 @@ namespace {
 double real(std::int64_t value) { return static_cast<double>(value); }
 
 // Other members of a group of so many that at least one of K slots goes to, on average, slots being spread
-// evenly.
-double others_reached(double members, double slots) {
-  return members <= 1 ? 0 : (members - 1) * (1 - std::pow(1 - 1 / members, slots));
+// evenly over the share of the members whose groups of experts were chosen.
+double others_reached(double members, double slots, double chosen) {
+  const double possible = std::max(1.0, members * chosen);
+  return members <= 1 ? 0 : (members - 1) / members * possible * (1 - std::pow(1 - 1 / possible, slots));
 }
 
 // What one layer computes and sends for one micro-batch, in seconds, forward and backward.
@@ -160,9 +161,10 @@ class Timer {
     // switchyard's `all` is without choice.
     const bool all = layout_.scheme == Scheme::switchyard;
     const double slots = real(shape_.top_k);
-    const double near = (all ? inner - 1 : others_reached(real(group), slots) * (inner > 1 ? 1 : 0)) +
-                        real(layout_.expert_tensor - 1);
-    const double far = all ? real(group) - inner : others_reached(domains, slots);
+    const double near =
+        (all ? inner - 1 : others_reached(real(group), slots, shape_.chosen_groups) * (inner > 1 ? 1 : 0)) +
+        real(layout_.expert_tensor - 1);
+    const double far = all ? real(group) - inner : others_reached(domains, slots, shape_.chosen_groups);
     const double forward = 2 * row *
                            (near / (device_.link * calibration_.link) +
                             (far > 0 ? far / (device_.network * calibration_.network) : 0));
