@@ -459,7 +459,7 @@ void print_memory(const Plan& plan) {
   line("steady", memory.steady());
   line("gathered layers", memory.gathered);
   line(plan.counted_activations ? "activations, counted" : "activations", memory.activations);
-  line("working layer", memory.working);
+  line("workspace of a layer", memory.working);
   line("logits", memory.head);
   line("exchange buffers", memory.exchange);
   line("peak", memory.peak());

@@ -145,12 +145,16 @@ std::vector<StageMemory> memory_of(const Shape& shape, const Layout& layout, con
     memory.activations = n == 0 ? 0 : kept / n * layers_in_flight(layout, static_cast<std::int64_t>(s), n);
     // Gradients of a layer's activations, as wide as its widest two; where it is made again, the layer besides.
     memory.working = (layout.recompute.block || layout.recompute.moe ? whole : 0) + whole / 2;
-    if (last) memory.head = real(1 + shape.mtp_depths) * tokens * real(shape.vocab) * calibration.logit_bytes;
+    // switchyard has the logits of a few hundred tokens at a time (ops/classifier.h).
+    constexpr double kRows = 512;
+    const double rows = layout.scheme == Scheme::switchyard ? std::min(tokens, kRows) : tokens;
+    if (last) memory.head = real(1 + shape.mtp_depths) * rows * real(shape.vocab) * calibration.logit_bytes;
     if (layout.expert > 1 && layout.scheme == Scheme::switchyard)
       memory.exchange = 4 * real(layout.expert) * tokens * real(shape.hidden) * value_bytes(layout) / 2;
     if (measured_activations && values.size() == 1) {
       memory.activations = *measured_activations;
-      memory.working = memory.head = 0;  // the program's own count has them
+      memory.working =
+          whole / 2;  // a layer that is made again is part of the count, operators' workspace is not
     }
     stages.push_back(memory);
   }

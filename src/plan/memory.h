@@ -18,7 +18,7 @@ struct StageMemory {
   double gathered = 0;     // layers that are made whole while they run
   double buffers = 0;      // of libraries: workspaces, handles
   double activations = 0;  // that wait for their backward pass, of all micro-batches in flight
-  double working = 0;      // of the layer that runs: what is made again, gradients of activations
+  double working = 0;      // of the layer that runs: what is made again, gradients of activations, workspace
   double head = 0;         // logits and their gradient
   double exchange = 0;     // tokens on their way to experts and back
   double steady() const { return parameters + weights + gradients + moments + buffers; }

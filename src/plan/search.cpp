@@ -10,9 +10,11 @@ namespace switchyard::plan {
 
 namespace {
 
-std::vector<std::int64_t> powers(std::int64_t most) {
+// Powers of two, and what was asked for.
+std::vector<std::int64_t> powers(std::int64_t most, std::int64_t asked) {
   std::vector<std::int64_t> list;
   for (std::int64_t n = 1; n <= most; n *= 2) list.push_back(n);
+  if (std::find(list.begin(), list.end(), asked) == list.end()) list.push_back(asked);
   return list;
 }
 
@@ -43,11 +45,11 @@ std::vector<Candidate> search(const Shape& shape, const Layout& asked, const Dev
   const std::vector<std::string> recomputes = only_here ? std::vector<std::string>{"none", "swiglu", "block"}
                                                         : std::vector<std::string>{"none", "act,norm", "full"};
   std::vector<Layout> layouts;
-  for (const std::int64_t pipeline : powers(most_pipeline))
-    for (const std::int64_t tensor : powers(most_tensor))
-      for (const std::int64_t context : powers(most_context))
-        for (const std::int64_t expert : powers(std::max<std::int64_t>(1, shape.experts)))
-          for (const std::int64_t micro : powers(16))
+  for (const std::int64_t pipeline : powers(most_pipeline, asked.pipeline))
+    for (const std::int64_t tensor : powers(most_tensor, asked.tensor))
+      for (const std::int64_t context : powers(most_context, asked.context))
+        for (const std::int64_t expert : powers(std::max<std::int64_t>(1, shape.experts), asked.expert))
+          for (const std::int64_t micro : powers(16, asked.micro_batch))
             for (const std::string& recompute : recomputes)
               for (const std::int64_t zero : {1, 2}) {
                 if (zero == 2 && !only_here) continue;

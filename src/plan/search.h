@@ -15,9 +15,9 @@ struct Candidate {
   StepPlan step;
 };
 
-// Every layout of the asked-for ranks, batch and precision: divisions of experts, of layers, of matrices and of
-// sequences by powers of two, micro-batches, and what is computed again. Where `only_here`, those that
-// switchyard runs. Those that fit come first, then by tokens a second.
+// Every layout of the asked-for ranks, batch and precision: experts, layers, matrices and sequences divided by
+// powers of two, micro-batches of powers of two, what is asked for among them, and what is computed again.
+// Where `only_here`, those that switchyard runs. Those that fit come first, then by tokens a second.
 std::vector<Candidate> search(const Shape& shape, const Layout& asked, const Device& device,
                               const Calibration& calibration, bool only_here);
 
