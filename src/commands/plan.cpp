@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
-#include <limits>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -116,9 +115,10 @@ void describe(CLI::App& app, Options& options) {
                "--scheme is "
                "switchyard, those that it runs")
       ->transform(whole_number(1, "", 1000));
-  app.add_option(
-         "--calibration", options.calibration,
-         "A JSON object with constants in place of those of src/plan/calibration.h, as measured on a cluster")
+  app.add_option("--calibration", options.calibration,
+                 "A JSON object with constants in place of those of src/plan/calibration.h, as measured on a "
+                 "cluster; of "
+                 "an array of such objects the first holds, and `speeds` of --json has tokens/s with each")
       ->type_name("FILE");
   app.add_flag("--json{-}", options.json, "Print JSON; --json=FILE: write it there");
   app.footer(
@@ -237,7 +237,11 @@ plan::Device this_machine(plan::Precision precision) {
   device.bandwidth = rates.copy;
   device.link = device.network = rates.copy / 2;  // ranks of one machine copy what they exchange
   device.domain = kMost;
-  device.memory = static_cast<double>(available_memory().value_or(0));
+  const std::optional<std::int64_t> free = available_memory();
+  if (!free)
+    throw_input(
+        "--device: cpu: this system does not say how much memory is free; give NAME,memory=GB of a device");
+  device.memory = static_cast<double>(*free);
   return device;
 }
 
@@ -429,7 +433,17 @@ Json json_of(const Plan& plan) {
   return json;
 }
 
-std::string gb(double bytes) { return fmt::format("{:.2f} GB", bytes * 1e-9); }
+// "23.08 GFLOP", "612 TFLOP".
+std::string flops_text(double flops) {
+  const char* const units[] = {"", "k", "M", "G", "T", "P"};
+  std::size_t i = 0;
+  for (; flops >= 1000 && i + 1 < std::size(units); ++i) flops /= 1000;
+  return fmt::format("{:.{}f} {}FLOP", flops, flops < 100 ? 2 : 0, units[i]);
+}
+
+std::string gb(double bytes) {
+  return bytes < 1e9 ? fmt::format("{:.2f} MB", bytes * 1e-6) : fmt::format("{:.2f} GB", bytes * 1e-9);
+}
 
 std::string words_of(const plan::Layout& layout) {
   std::string text = fmt::format("expert {}", layout.expert);
@@ -485,10 +499,10 @@ void print(const Plan& plan) {
                    shape.mtp_depths > 0
                        ? fmt::format(", {} more in multi-token prediction", format_count(shape.mtp_values()))
                        : ""));
-  line("FLOPs", fmt::format("{:.2f} GFLOP a token: {}", plan::flops_of(shape, layout.seq_len).total() * 1e-9,
+  line("FLOPs", fmt::format("{} a token: {}", flops_text(plan::flops_of(shape, layout.seq_len).total()),
                             plan::flops_formula(shape, layout.seq_len)));
-  line("device", fmt::format("{}, {} of memory, {:.0f} TFLOP/s in {} ({})", plan.device.name,
-                             gb(plan.device.memory), plan::peak_of(plan.device, layout.precision) * 1e-12,
+  line("device", fmt::format("{}, {} of memory, {}/s in {} ({})", plan.device.name, gb(plan.device.memory),
+                             flops_text(plan::peak_of(plan.device, layout.precision)),
                              plan::name_of(layout.precision), plan.device.source));
   line("layout", fmt::format("{} rank{}: {} of data, {}; scheme {}", layout.ranks, layout.ranks == 1 ? "" : "s",
                              layout.data(), words_of(layout), plan::name_of(layout.scheme)));
@@ -506,10 +520,10 @@ void print(const Plan& plan) {
   line("sent", fmt::format("{} a rank and step: experts {}, sums and gathers {}, others {}",
                            gb(step.sent.total()), gb(step.sent.experts), gb(step.sent.sums),
                            gb(step.sent.tensor + step.sent.context + step.sent.pipeline)));
-  line("speed", fmt::format("{} tokens/s a device, {} in all; {:.1f} TFLOP/s a device, MFU {:.1f} %",
+  line("speed", fmt::format("{} tokens/s a device, {} in all; {}/s a device, MFU {:.1f} %",
                             format_count(step.tokens_per_second_per_device),
                             format_count(step.tokens_per_second_per_device * static_cast<double>(layout.ranks)),
-                            step.model_flops_per_second * 1e-12, 100 * step.mfu));
+                            flops_text(step.model_flops_per_second), 100 * step.mfu));
   if (plan.hours > 0) {
     std::string text =
         fmt::format("{} for {:.4g} tokens, {} device hours", format_duration(plan.hours * 3600),
@@ -547,7 +561,10 @@ int run(const Options& options) {
   }
   const std::optional<double> activations = measured_activations(plan.asked, on_cpu);
   plan.counted_activations = activations.has_value();
-  plan.stages = plan::memory_of(plan.asked.shape, layout, plan.calibration, activations);
+  // On a CPU everything is float32; products round their operands.
+  plan::Layout in_memory = layout;
+  if (on_cpu) in_memory.precision = plan::Precision::float32;
+  plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
   plan.step = plan::step_of(plan.asked.shape, layout, plan.device, plan.calibration);
   const double ranks = static_cast<double>(layout.ranks);
   if (plan.asked.tokens > 0) {
