@@ -41,12 +41,32 @@ OTHER_PARTS = ("hybrid", "DeltaNet")
 # Device names of the runs, and what they are here. The H100 of 96 GB with HBM2e and 500 W is no product with a data
 # sheet of its own: torchtitan's page gives memory and power, HBM2e has some 2.4 TB/s, and rates are taken to fall with the
 # root of power (voltage and clock fall together).
-DEVICES = {"H100": "H100", "H100 80 GB": "H100", "H800": "H800", "B200": "B200", "GB200": "GB200", "GB300": "GB300", "A100": "A100",
-           "H200": "H200", "MI300X": "MI300X",
-           "H100 96 GB": "H100,memory=96",
+DEVICES = {"H100 96 GB": "H100,memory=96",
            "H100 96 GB HBM2e 500 W": "H100,memory=96,bandwidth=2.4,watts=500,bf16=836,fp8=1673",
-           "180 GB class (178.4 GiB usable)": "B200,memory=191.6"}
+           "180 GB class (178.4 GiB usable)": "B200"}
 RECOMPUTE = {"mla_up_proj + mlp": "up_proj,mlp", "norm, act": "norm,act", "core_attn": "core_attention", "moe_act": "act", "mla_up_proj": "up_proj"}
+
+
+KNOWN_DEVICE = re.compile(r"\b(A100|H100|H800|H200|B200|B300|GB200|GB300|MI300X)\b")
+
+
+def device_of(run):
+    known = KNOWN_DEVICE.search(run["gpu"])
+    if run["gpu"] not in DEVICES and not known:
+        raise CannotExpress(f"{run['gpu']} is no device that is known here")
+    return DEVICES.get(run["gpu"]) or known[1]
+
+
+def load(path):
+    """The runs of a file, without what is null; steady memory and overlap are read from words where they stand there."""
+    runs = [{key: value for key, value in run.items() if value is not None} for run in json.loads(pathlib.Path(path).read_text())]
+    for run in runs:
+        steady = re.search(r"steady state (\d+\.\d+)", run.get("mem_kind", ""))
+        if steady:
+            run.setdefault("steady_gb", float(steady[1]))
+        if "overlap on" in run.get("notes", ""):
+            run.setdefault("overlap", True)
+    return runs
 
 
 def mean_window(full, window, length):
@@ -68,6 +88,8 @@ def model_of(run):
     model = {"vocab_size": run["vocab"], "hidden_size": run["hidden"], "num_hidden_layers": run["layers"],
              "num_attention_heads": run["heads"], "max_position_embeddings": 1 << 20}
     if attention.startswith("MLA"):
+        if not all(re.search(key, attention) for key in (r"kv\d", r"nope\d", r"rope\d", r"\bv\d")):
+            raise CannotExpress("the widths of latent attention are not published")
         widths = {key: int(re.search(key + r"(\d+)", attention)[1]) if re.search(key + r"(\d+)", attention) else None
                   for key in (r"\bq", "kv", "nope", "rope", r"\bv")}
         model |= {"model_type": "deepseek_v3", "q_lora_rank": widths[r"\bq"], "kv_lora_rank": widths["kv"],
@@ -80,11 +102,16 @@ def model_of(run):
                   "topk_group": 4 if run["model"].startswith("DeepSeek-V3") else 1, "num_key_value_heads": run["heads"],
                   "num_nextn_predict_layers": run.get("mtp_layers", 0)}
         return model
-    model |= {"model_type": "qwen3_moe", "num_key_value_heads": run["kv_heads"], "head_dim": run["head_dim"]}
+    model |= {"model_type": "qwen3_moe", "num_key_value_heads": run.get("kv_heads", run["heads"]),
+              "head_dim": run.get("head_dim", run["hidden"] // run["heads"])}
     # The published 0.5B and 1.5B of Qwen2.5 tie their embeddings.
     model["tie_word_embeddings"] = run["model"] in ("Qwen2.5-0.5B", "Qwen2.5-1.5B")
     if experts:
-        model |= {"num_experts": experts, "num_experts_per_tok": run["top_k"], "moe_intermediate_size": run["expert_ffn"]}
+        # The layout has no shared experts: as many more that each token goes to cost as much, and weigh a little less.
+        model |= {"num_experts": experts, "num_experts_per_tok": run["top_k"] + run.get("shared_experts", 0),
+                  "moe_intermediate_size": run["expert_ffn"]}
+        if run.get("dense_layers", 0) > 0:
+            model |= {"intermediate_size": run["dense_ffn"], "mlp_only_layers": list(range(run["dense_layers"]))}
     else:
         width = run["dense_ffn"]
         if "GELU" in run["model"] or "squared ReLU" in run["model"]:
@@ -122,9 +149,7 @@ def routing_of(run):
 
 def options_of(run):
     """Options of the command for a run, or why they cannot be known."""
-    device = DEVICES.get(run["gpu"])
-    if device is None:
-        raise CannotExpress(f"{run['gpu']} is no device that is known here")
+    device = device_of(run)
     if "seq_len" not in run or "gpus" not in run:
         raise CannotExpress("sequence length or batch are not published")
     scheme = scheme_of(run)
@@ -138,7 +163,8 @@ def options_of(run):
         if scheme in FSDP and pipeline == 1:
             raise CannotExpress("the micro-batch is not published")
         micro = 1 if not single else 4  # of pipelines: the usual one; on one device any that fills it
-    batch = run.get("global_batch_seqs", data * micro)
+    # A whole number of micro-batches of every data rank.
+    batch = max(1, round(run.get("global_batch_seqs", 0) / max(1, data * micro))) * max(1, data * micro)
     options = {"--device": device, "--ranks": run["gpus"], "--seq-len": run["seq_len"], "--micro-batch": micro,
                "--global-batch": batch, "--scheme": scheme, "--tensor": tensor, "--pipeline": pipeline,
                "--chunks": run.get("vpp", CHUNKS.get(run["id"], 1)), "--context": context, "--expert": run.get("ep", 1),
@@ -155,6 +181,8 @@ def options_of(run):
 
 def precision_of(run):
     text = run.get("precision", "BF16")
+    if "FP4" in text:
+        raise CannotExpress("products in FP4 are not planned")
     return "fp8" if "FP8" in text else "bfloat16"
 
 
@@ -477,7 +505,7 @@ def main():
     parser.add_argument("--fit", metavar="FILE", help="fit constants to the runs, and write them there")
     parser.add_argument("--leave-out", action="store_true", help="fit without each study in turn; takes minutes")
     args = parser.parse_args()
-    runs = json.loads(pathlib.Path(args.runs).read_text())
+    runs = load(args.runs)
     with tempfile.TemporaryDirectory() as directory:
         found = plans(runs, directory, args.calibration)
         if args.leave_out:

@@ -62,7 +62,7 @@ void describe(CLI::App& app, Options& options) {
       ->expected(1);
   app.add_option(
          "--device", options.device,
-         "cpu (this machine, measured), A100, H100, H800, H200, B200, GB200, GB300 or MI300X; with "
+         "cpu (this machine, measured), A100, H100, H800, H200, B200, B300, GB200, GB300 or MI300X; with "
          "NAME,key=value,... another: keys are fp32, bf16, fp8 (TFLOP/s), memory (GB), bandwidth (TB/s), "
          "link, network (GB/s one way), domain (devices), watts")
       ->type_name("NAME|SPEC")
@@ -173,6 +173,9 @@ Asked read(const Options& options) {
     layout.expert = run.parallel.expert;
     layout.zero = run.parallel.zero;
     layout.overlap = run.parallel.overlap;
+    layout.tokens_to_all =
+        run.parallel.token_exchange == config::TokenExchange::all ||
+        (run.parallel.token_exchange == config::TokenExchange::automatic && options.device != "cpu");
     layout.micro_batch = run.train.micro_batch_size;
     layout.global_batch = run.train.global_batch_size;
     layout.seq_len = run.train.seq_len;
@@ -254,6 +257,12 @@ plan::Calibration measured(plan::Calibration calibration) {
   calibration.half_rows = calibration.half_width = 0;
   calibration.buffers = 0;
   return calibration;
+}
+
+// Of a step on this machine's CPU: the least that its measured rates allow.
+plan::StepPlan step_on_cpu(const Asked& asked, const plan::Device& device,
+                           const plan::Calibration& calibration) {
+  return plan::step_of(asked.shape, asked.layout, device, calibration);
 }
 
 // What the program itself would keep of a micro-batch, counted by laying it out; only of what it runs on one
@@ -565,7 +574,8 @@ int run(const Options& options) {
   plan::Layout in_memory = layout;
   if (on_cpu) in_memory.precision = plan::Precision::float32;
   plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
-  plan.step = plan::step_of(plan.asked.shape, layout, plan.device, plan.calibration);
+  plan.step = on_cpu ? step_on_cpu(plan.asked, plan.device, plan.calibration)
+                     : plan::step_of(plan.asked.shape, layout, plan.device, plan.calibration);
   const double ranks = static_cast<double>(layout.ranks);
   if (plan.asked.tokens > 0) {
     plan.hours = plan.asked.tokens / (plan.step.tokens_per_second_per_device * ranks) / 3600;

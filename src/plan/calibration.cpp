@@ -32,7 +32,8 @@ std::span<const Constant> constants() {
                                             {"half_width", &C::half_width},
                                             {"fp8_casts", &C::fp8_casts},
                                             {"buffers", &C::buffers},
-                                            {"logit_bytes", &C::logit_bytes}};
+                                            {"logit_bytes", &C::logit_bytes},
+                                            {"logit_bytes_torch", &C::logit_bytes_torch}};
   return kConstants;
 }
 

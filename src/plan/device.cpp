@@ -69,23 +69,27 @@ void set(Device& device, const std::string& item, const std::string& text) {
 }  // namespace
 
 const std::vector<Device>& known_devices() {
-  // Dense rates, without sparsity. Links one way: half of what the sheets print for both.
+  // Memory: what PyTorch's messages give as the capacity where it was found (79.1 GiB of an H100 or A100 of "80
+  // GB", 139.8 of an H200, 178.4 of a B200, 192.0 of an MI300X), less 1.5 GB for the driver's context and NCCL;
+  // else the sheet's. Dense rates, without sparsity. Links one way: half of what the sheets print for both.
   static const std::vector<Device> devices = {
-      {"A100", 19.5e12, 312e12, 0, 80e9, 2.039e12, 300e9, 25e9, 8, 400, false,
+      {"A100", 19.5e12, 312e12, 0, 83.4e9, 2.039e12, 300e9, 25e9, 8, 400, false,
        "NVIDIA A100 80GB data sheet (SXM); HDR InfiniBand, 200 Gbit/s a GPU, as in DGX A100"},
-      {"H100", 67e12, 989.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9, 8, 700, false,
+      {"H100", 67e12, 989.5e12, 1979e12, 83.4e9, 3.35e12, 450e9, 50e9, 8, 700, false,
        "NVIDIA H100 data sheet (SXM); NDR InfiniBand, 400 Gbit/s a GPU, as in DGX H100"},
-      {"H800", 67e12, 989.5e12, 1979e12, 80e9, 3.35e12, 200e9, 50e9, 8, 700, false,
+      {"H800", 67e12, 989.5e12, 1979e12, 83.4e9, 3.35e12, 200e9, 50e9, 8, 700, false,
        "the H100's, with NVLink of 400 GB/s both ways (DeepSeek-V3 report, section 3.1: 160 GB/s used)"},
-      {"H200", 67e12, 989.5e12, 1979e12, 141e9, 4.8e12, 450e9, 50e9, 8, 700, false,
+      {"H200", 67e12, 989.5e12, 1979e12, 148.6e9, 4.8e12, 450e9, 50e9, 8, 700, false,
        "NVIDIA H200 data sheet (SXM)"},
-      {"B200", 75e12, 2250e12, 4500e12, 180e9, 7.7e12, 900e9, 50e9, 8, 1000, true,
+      {"B200", 75e12, 2250e12, 4500e12, 190e9, 7.7e12, 900e9, 50e9, 8, 1000, true,
        "NVIDIA DGX B200 data sheet, an eighth of it; ConnectX-7, 400 Gbit/s a GPU"},
+      {"B300", 75e12, 2250e12, 4500e12, 270e9, 7.7e12, 900e9, 100e9, 8, 1100, true,
+       "NVIDIA HGX B300 data sheet, an eighth of it; ConnectX-8, 800 Gbit/s a GPU"},
       {"GB200", 80e12, 2500e12, 5000e12, 186e9, 8e12, 900e9, 50e9, 72, 1200, true,
        "NVIDIA GB200 NVL72 data sheet, a 72nd of it; ConnectX-7, 400 Gbit/s a GPU"},
       {"GB300", 80e12, 2500e12, 5000e12, 279e9, 8e12, 900e9, 100e9, 72, 1400, true,
        "NVIDIA GB300 NVL72 data sheet, a 72nd of it; ConnectX-8, 800 Gbit/s a GPU"},
-      {"MI300X", 163.4e12, 1307.4e12, 2614.9e12, 192e9, 5.3e12, 448e9, 50e9, 8, 750, false,
+      {"MI300X", 163.4e12, 1307.4e12, 2614.9e12, 204.6e9, 5.3e12, 448e9, 50e9, 8, 750, false,
        "AMD Instinct MI300X data sheet; 400 Gbit/s a GPU"}};
   return devices;
 }

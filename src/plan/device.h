@@ -10,7 +10,7 @@ namespace switchyard::plan {
 struct Device {
   std::string name;
   double float32 = 0, bfloat16 = 0, fp8 = 0;  // dense FLOP/s of matrix products; 0: it has none
-  double memory = 0;                          // bytes
+  double memory = 0;                          // bytes that a run can take
   double bandwidth = 0;                       // bytes a second of that memory
   double link = 0;          // bytes a second, one way, to devices of the same domain (NVLink, Infinity Fabric)
   double network = 0;       // the same to all others

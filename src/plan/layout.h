@@ -56,9 +56,9 @@ struct Layout {
   Precision precision = Precision::bfloat16;
   Recompute recompute = {};
   std::string recompute_name = "none";
-  bool real_routing = true;  // tokens go where a router sends them; false: the same number to each expert
-  bool overlap = false;      // exchanges of tokens go on beside what computes
-  double expert_room = 1;    // rows of a rank's experts there is memory for, of an even load
+  bool real_routing = true;   // tokens go where a router sends them; false: the same number to each expert
+  bool overlap = false;       // exchanges of tokens go on beside what computes
+  bool tokens_to_all = true;  // of switchyard's scheme: parallel.token_exchange is `all`, not `rows`
 
   std::int64_t data() const { return ranks / (tensor * pipeline * context); }
   // Ranks that hold the same experts.

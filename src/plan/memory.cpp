@@ -114,7 +114,7 @@ double kept_bytes(const Shape& shape, const LayerShape& layer, const Layout& lay
     if (!again.moe && !again.swiglu) bytes += operand * K * D * real(layout.expert_tensor);
     bytes += 8 * real(shape.experts) * (again.moe ? 0 : 1);  // logits and probabilities, float32
   }
-  return again.selective ? 0.5 * bytes : bytes;
+  return again.selective ? 0.45 * bytes : bytes;
 }
 
 std::vector<StageMemory> memory_of(const Shape& shape, const Layout& layout, const Calibration& calibration,
@@ -148,7 +148,9 @@ std::vector<StageMemory> memory_of(const Shape& shape, const Layout& layout, con
     // switchyard has the logits of a few hundred tokens at a time (ops/classifier.h).
     constexpr double kRows = 512;
     const double rows = layout.scheme == Scheme::switchyard ? std::min(tokens, kRows) : tokens;
-    if (last) memory.head = real(1 + shape.mtp_depths) * rows * real(shape.vocab) * calibration.logit_bytes;
+    if (last)
+      memory.head = real(1 + shape.mtp_depths) * rows * real(shape.vocab) *
+                    (layout.scheme == Scheme::torch ? calibration.logit_bytes_torch : calibration.logit_bytes);
     if (layout.expert > 1 && layout.scheme == Scheme::switchyard)
       memory.exchange = 4 * real(layout.expert) * tokens * real(shape.hidden) * value_bytes(layout) / 2;
     if (measured_activations && values.size() == 1) {

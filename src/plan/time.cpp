@@ -159,7 +159,7 @@ class Timer {
     const double row = tokens_ / tensor_ * real(shape_.hidden) * wide_ * load_;
     // A token goes once to each domain that has one of its experts, and within it once to each rank.
     // switchyard's `all` is without choice.
-    const bool all = layout_.scheme == Scheme::switchyard;
+    const bool all = layout_.scheme == Scheme::switchyard && layout_.tokens_to_all;
     const double slots = real(shape_.top_k);
     const double near =
         (all ? inner - 1 : others_reached(real(group), slots, shape_.chosen_groups) * (inner > 1 ? 1 : 0)) +

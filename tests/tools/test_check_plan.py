@@ -19,7 +19,7 @@ class CheckPlan(unittest.TestCase):
     def setUpClass(cls):
         if not os.access(check_plan.BINARY, os.X_OK):
             raise unittest.SkipTest(f"{check_plan.BINARY} is not built")
-        cls.runs = json.loads(check_plan.RUNS.read_text())
+        cls.runs = check_plan.load(check_plan.RUNS)
         with tempfile.TemporaryDirectory() as directory:
             cls.found = check_plan.plans(cls.runs, directory)
         cls.errors = check_plan.Errors(cls.runs, cls.found)
