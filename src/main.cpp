@@ -24,8 +24,8 @@ constexpr int kExitRun = 1;    // the run itself failed
 constexpr int kExitInput = 2;  // usage, configuration, data
 
 // In the order of the help.
-constexpr const Command* kCommands[] = {&kTrain,    &kEval,  &kCompareRouting, &kInspect,  &kExport, &kDump,
-                                        &kGenerate, &kBench, &kSweep,          &kTokenize, &kDoctor};
+constexpr const Command* kCommands[] = {&kTrain, &kEval,     &kCompareRouting, &kPlan,  &kInspect,  &kExport,
+                                        &kDump,  &kGenerate, &kBench,          &kSweep, &kTokenize, &kDoctor};
 
 int show_help(const CLI::App& app) {
   std::fputs(app.help().c_str(), stdout);

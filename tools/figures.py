@@ -237,7 +237,7 @@ def trade_off_figure(runs):
     points = {name: sorted((final["loss"], final["gini"]) for other, final in finals if other == name) for name in names}
     edge = unbeaten([point for members in points.values() for point in members])
     series = [Series("no other is better in both", edge, 7, "thin")] if len(edge) > 1 else []
-    series += [Series(name, members, color, "cloud") for color, (name, members) in enumerate(points.items())]
+    series += [Series(name, members, color, "points") for color, (name, members) in enumerate(points.items())]
     tokens = {final["tokens"] for _, final in finals}
     return Figure("trade-off", "Loss against balance",
                   "A point a run: test loss, or that of the last validation, and the Gini coefficient counted with it. Left and "
@@ -314,6 +314,41 @@ def sections(runs, view=View()):
         ("The run itself", other_figures(runs, view)),
         *([("Ranks", ranks)] if ranks else []),
     ]
+
+
+def plan_figure(plan, index):
+    """Speed against memory of the layouts of `switchyard plan --search --json`, and those that no other beats in both."""
+    layouts = plan["layouts"]
+    places = [(each["peak"] * 1e-9, each["step"]["tokens_per_second_per_device"]) for each in layouts]
+    fits = sorted(place for place, each in zip(places, layouts) if each["fits"])
+    beyond = sorted(place for place, each in zip(places, layouts) if not each["fits"])
+    front, best = [], 0
+    for memory, speed in fits:
+        if speed > best:
+            front.append((memory, speed))
+            best = speed
+    series = [Series("fits", fits, 0, "points"), Series("does not fit", beyond, 7, "points"),
+              Series("none is faster with as little memory", front, 1)]
+    device, asked = plan["device"], plan["layout"]
+    svg = line_chart("Layouts", series, "GB of the rank that needs most", "tokens a second and device", width=WIDE, height=380, low=0)
+    return Figure(f"plan-{index}", f"Layouts on {asked['ranks']} x {device['name']}",
+                  f"{len(layouts)} layouts of {asked['global_batch']} sequences of {asked['seq_len']} tokens a step, in "
+                  f"{asked['precision']}, as planned; {device['memory'] * 1e-9:.0f} GB of memory.", svg)
+
+
+def plan_rows(plan):
+    """The layouts on the line of plan_figure, least memory first."""
+    rows, best = [], 0
+    for each in sorted((each for each in plan["layouts"] if each["fits"]), key=lambda each: each["peak"]):
+        speed = each["step"]["tokens_per_second_per_device"]
+        if speed > best:
+            best = speed
+            layout = each["layout"]
+            rows.append([f"{each['peak'] * 1e-9:.1f}", f"{speed:,.0f}", percent(each["step"]["mfu"]), each["step"]["bottleneck"],
+                         *(str(layout[key]) for key in ("expert", "zero", "tensor", "pipeline", "context", "micro_batch",
+                                                        "recompute"))])
+    return (["GB", "tokens/s", "MFU", "bottleneck", "expert", "zero", "tensor", "pipeline", "context", "micro-batch", "recompute"],
+            rows)
 
 
 def missing(members):

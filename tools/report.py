@@ -5,6 +5,7 @@ token and a table. Needs Python's standard library alone; --png also needs rsvg-
 import argparse
 import csv
 import html
+import json
 import math
 import os
 import re
@@ -27,6 +28,7 @@ examples:
   tools/report.py runs/lpr_small/* --markdown                  the table on the terminal too
   tools/report.py runs/a runs/b --x hours --smooth none --log-y    over time, every step as it is, logarithmic losses
   tools/report.py runs/a runs/b --csv tables                   what the figures are drawn from
+  tools/report.py --plan plan.json                             layouts of 'switchyard plan ... --search=1000 --json=plan.json'
 
 A run is a directory with metrics.jsonl (config.json and eval.json beside it are used if they are there), or a
 metrics.jsonl. It may still be going on: what is whole is used.
@@ -112,23 +114,34 @@ def figure_html(figure):
             f"<div class=wide>{figure.svg}</div>{caption}</figure>")
 
 
-def page(runs, parts, view):
+def load_plan(path):
+    """What `switchyard plan --search --json` wrote."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, ValueError):
+        raise UserError(f"{path}: is not JSON; 'switchyard plan CONFIG --search=1000 --json=FILE' writes such a file") from None
+    if not isinstance(plan, dict) or not plan.get("layouts") or "device" not in plan:
+        raise UserError(f"{path}: has no layouts; 'switchyard plan CONFIG --search=1000 --json=FILE' writes them")
+    return plan
+
+
+def page(runs, parts, view, plans=()):
     style = STYLE % (svg_chart.palette_css(svg_chart.LIGHT, svg_chart.SERIES_LIGHT),
                      svg_chart.palette_css(svg_chart.DARK, svg_chart.SERIES_DARK))
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs" if runs else "planned layouts"
     about = ", ".join(filter(None, [runs[0].label, str(runs[0].path)]) if len(runs) == 1 else [run.name for run in runs])
     out = ["<!doctype html><html lang=en><head><meta charset=utf-8>",
            "<meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'>",
            f"<title>switchyard: {html.escape(title)}</title><style>{style}</style></head><body><main>",
            f"<h1>{html.escape(title)}</h1><p class=about>{html.escape(about)}</p>",
-           figures.html_table(*figures.summary_rows(runs), 2, -1)]
+           figures.html_table(*figures.summary_rows(runs), 2, -1) if runs else ""]
     for run in runs:
         out += [f"<p class=note>{html.escape(run.name)}: {html.escape(note)}.</p>" for note in run.notes]
-    differences = config_differences(runs)
+    differences = config_differences(runs) if runs else ([], [])
     if differences[1]:
         out.append(f"<details><summary>In what the configurations differ: {len(differences[1])} keys</summary>"
                    f"{figures.html_table(*differences, len(differences[0]))}</details>")
-    if view.smooth:
+    if view.smooth and runs:
         out.append("<input type=checkbox id=single> <label for=single class=note>single steps in place of smoothed lines"
                    "</label>")
     for heading, members in parts:
@@ -138,6 +151,8 @@ def page(runs, parts, view):
         out += [figure_html(figure) for figure in members if figure.svg]
         out.append("</div>")
         out += [f"<p class=note>{html.escape(sentence)}</p>" for sentence in figures.missing(members)]
+        if heading.startswith("Planned"):
+            out += [figures.html_table(*figures.plan_rows(plan), 4) for plan in plans]
         if heading.startswith("Work"):
             for run in runs:
                 table = figures.flop_table(run)
@@ -244,7 +259,10 @@ def write_whole(path, content):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory or its metrics.jsonl")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run directory or its metrics.jsonl")
+    parser.add_argument("--plan", action="append", type=Path, default=[], metavar="FILE",
+                        help="speed against memory of the layouts that 'switchyard plan --search=1000 --json=FILE' wrote; may be "
+                        "repeated, and needs no RUN")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write every figure as a PNG into this directory too")
@@ -255,13 +273,18 @@ def main():
                         "same for every run (default: 0.9, which is over 19 steps)")
     parser.add_argument("--log-y", action="store_true", help="logarithmic scales for losses and the figures of the run itself")
     arguments = parser.parse_args()
+    if not arguments.runs and not arguments.plan:
+        parser.error("the following arguments are required: RUN, or --plan FILE")
     try:
-        runs = load_runs(arguments.runs, arguments.x)
+        runs = load_runs(arguments.runs, arguments.x) if arguments.runs else []
+        plans = [load_plan(path) for path in arguments.plan]
         view = figures.View(arguments.smooth, arguments.log_y)
-        parts = figures.sections(runs, view)
-        write_whole(arguments.out, page(runs, parts, view))
+        parts = figures.sections(runs, view) if runs else []
+        if plans:
+            parts.append(("Planned layouts", [figures.plan_figure(plan, i) for i, plan in enumerate(plans)]))
+        write_whole(arguments.out, page(runs, parts, view, plans))
         pngs = write_pngs(arguments.png, parts) if arguments.png else []
-        if arguments.csv:
+        if arguments.csv and runs:
             write_csvs(arguments.csv, runs)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
@@ -272,9 +295,9 @@ def main():
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}")
-    if arguments.markdown:
+    if arguments.markdown and runs:
         print(figures.markdown_table(*figures.summary_rows(runs)))
-    print(f"{arguments.out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, "
+    print(f"{arguments.out}: {len(runs)} run{'' if len(runs) == 1 else 's'}, "
           f"{sum(1 for _, members in parts for figure in members if figure.svg)} figures"
           + (f"; {len(pngs)} PNGs in {arguments.png}" if pngs else "")
           + (f"; CSV files in {arguments.csv}" if arguments.csv else ""))

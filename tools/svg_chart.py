@@ -173,7 +173,7 @@ class Series:
     label: str
     points: list            # [(x, y)], x ascending; NaN: not finite, which is marked
     color: int = 0
-    style: str = "line"     # line, thin, dots, cloud: dots that no line joins
+    style: str = "line"     # line, thin, dots (joined by a dotted line), points (not joined)
     raw: list = None        # what the points are a smoothed version of: drawn faintly, and what is marked at the frame
     in_legend: bool = True
 
@@ -319,7 +319,7 @@ def legend(entries, left, right, top):
         if x > left and x + width > right:
             x, y = left, y + 18
         out.append(f"<g class='key' data-name='{html.escape(label, quote=True)}'>")
-        if style in ("dots", "cloud"):
+        if style in ("dots", "points"):
             out.append(f"<circle cx='{x + 9:.1f}' cy='{y - 4:.1f}' r='3.5' fill='{color}'/>")
         else:
             out.append(f"<line x1='{x:.1f}' y1='{y - 4:.1f}' x2='{x + 18:.1f}' y2='{y - 4:.1f}' stroke='{color}' "
@@ -355,7 +355,7 @@ def path_of(parts, place, attributes):
 
 def draw_series(s, x_scale, y_scale, marks, place, x_format, y_format):
     """place: pixels of (share of the width, share of the height)."""
-    color, dots = color_of(s.color), s.style in ("dots", "cloud")
+    color, dots = color_of(s.color), s.style in ("dots", "points")
 
     def unit(points):
         return [(x_scale.at(x), y_scale.at(y) if math.isfinite(y) else math.nan) for x, y in points]
@@ -370,8 +370,8 @@ def draw_series(s, x_scale, y_scale, marks, place, x_format, y_format):
         out.append(path_of(clipped(unit(decimated(s.raw))), place, f"class='raw' stroke='{color}' opacity='0.25'"))
     look = {"line": f"class='{'smooth' if s.raw else 'curve'}' stroke-width='2'",
             "thin": "class='curve' stroke-width='1' opacity='0.5'",
-            "dots": "stroke-width='1.2' stroke-dasharray='2 3'", "cloud": None}[s.style]
-    if look:
+            "dots": "stroke-width='1.2' stroke-dasharray='2 3'", "points": ""}[s.style]
+    if s.style != "points":
         out.append(path_of(parts, place, f"stroke='{color}' {look}"))
     alone = {part[0] for part in parts if len(part) == 1}
     for point, at in zip(shown, unit(shown)):

@@ -18,7 +18,7 @@ struct Command {
   std::function<int()> (*describe)(CLI::App& app);
 };
 
-extern const Command kTrain, kEval, kCompareRouting, kInspect, kExport, kDump, kGenerate, kBench, kSweep,
+extern const Command kTrain, kEval, kCompareRouting, kPlan, kInspect, kExport, kDump, kGenerate, kBench, kSweep,
     kTokenize, kDoctor;
 
 }  // namespace switchyard::commands

@@ -11,6 +11,7 @@ BELOW = {
     "config": ["core"],
     "data": ["core"],
     "machine": ["core"],
+    "plan": ["core", "config"],
     "ops": ["core", "cuda"],
     "cuda": ["core", "ops"],
     "parallel": ["core", "ops", "machine"],
@@ -24,7 +25,7 @@ BELOW = {
     "bench": ["core", "config", "ops", "router", "model", "data", "generate", "parallel", "checkpoint", "train"],
     "sweep": ["core", "config"],
     "commands": ["core", "config", "ops", "router", "model", "data", "tokenizer", "generate", "parallel", "checkpoint",
-                 "tasks", "train", "bench", "sweep", "machine"],
+                 "plan", "tasks", "train", "bench", "sweep", "machine"],
 }
 # Of the commands' folder only the sources that src/CMakeLists.txt names training_commands.
 TRAINERS = {"parallel", "train", "bench"}

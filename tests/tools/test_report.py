@@ -524,6 +524,38 @@ class Report(unittest.TestCase):
             self.assertGreater(min(width, height), 300, name)
             self.assertGreater(len(raw), 3000, name)  # an empty one of this size has fewer
 
+    def plan(self):
+        """Four layouts: one that does not fit, and of the others one that another beats in both."""
+        layout = {"ranks": 8, "global_batch": 64, "seq_len": 4096, "precision": "bfloat16", "expert": 8, "zero": 1, "tensor": 1,
+                  "pipeline": 1, "context": 1, "micro_batch": 1, "recompute": "none"}
+        places = [(40e9, 1000, True, "block"), (60e9, 900, True, "swiglu"), (70e9, 3000, True, "none"), (90e9, 4000, False, "act")]
+        path = self.dir / "plan.json"
+        path.write_text(json.dumps({
+            "device": {"name": "H100", "memory": 80e9}, "layout": layout,
+            "layouts": [{"peak": peak, "fits": fits, "layout": layout | {"recompute": recompute},
+                         "step": {"tokens_per_second_per_device": speed, "mfu": 0.3, "bottleneck": "experts"}}
+                        for peak, speed, fits, recompute in places]}))
+        return path
+
+    def test_planned_layouts(self):
+        finished, page = self.report(options=["--plan", self.plan()])
+        self.assertIn("0 runs, 1 figures", finished.stdout)
+        drawn = self.figure(page, "plan-0")
+        self.assertEqual(drawn.count("<circle"), 4 + 2)  # and two in the legend
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td.*?</tr>", page)]
+        self.assertEqual([(row[0], row[1], row[-1]) for row in rows], [("40.0", "1,000", "block"), ("70.0", "3,000", "none")])
+        _, page = self.report(self.write_run(), options=["--plan", self.plan()])
+        self.assertIn("<svg", self.figure(page, "loss"))
+        self.assertIn("<svg", self.figure(page, "plan-0"))
+
+    def test_a_plan_without_layouts(self):
+        for text in ("{}", "nothing", '{"layouts": []}'):
+            (self.dir / "bad.json").write_text(text)
+            finished, _ = self.report(options=["--plan", self.dir / "bad.json"], code=2)
+            self.assertIn("--search", finished.stderr)
+        finished, _ = self.report(code=2)
+        self.assertIn("RUN", finished.stderr)
+
     def test_no_way_to_make_pngs(self):
         finished = subprocess.run(
             [sys.executable, TOOLS / "report.py", str(self.write_run()), "--png", "pictures"], capture_output=True,

@@ -1,0 +1,610 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/tokenizer_record.h"
+#include "commands/commands.h"
+#include "commands/evaluation.h"
+#include "commands/options.h"
+#include "config/load.h"
+#include "core/context.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "core/process_memory.h"
+#include "core/threads.h"
+#include "model/transformer.h"
+#include "plan/device.h"
+#include "plan/memory.h"
+#include "plan/search.h"
+#include "plan/time.h"
+#include "router/router.h"
+#include "train/profile_report.h"
+
+namespace switchyard::commands {
+
+namespace {
+
+constexpr std::int64_t kMost = 1 << 20;  // of every size that divides something
+constexpr double kStateBytes = 12;       // of a parameter in a checkpoint: its value and two moments, float32
+constexpr std::int64_t kShown = 10;      // layouts of a search, in the text
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string device = "H100";
+  // 0 or empty: what the configuration says.
+  std::int64_t ranks = 0, expert = 0, zero = -1, micro_batch = 0, global_batch = 0, seq_len = 0;
+  std::int64_t tensor = 1, pipeline = 1, chunks = 1, context = 1, expert_tensor = 1;
+  std::string scheme = "switchyard", precision, recompute, routing = "real";
+  bool overlap = false;
+  double tokens = 0;  // 0: those of the run
+  double price = 0;   // of a device and hour; 0: not given
+  std::int64_t search = 0;
+  std::string calibration;
+  std::string json;
+};
+
+void describe(CLI::App& app, Options& options) {
+  app.add_option(
+         "CONFIG", options.config,
+         "A run's configuration, or a model's config.json (then --seq-len and --micro-batch say the rest)")
+      ->required();
+  app.add_option("--set", options.overrides, "Override one key of a run's configuration; may be repeated")
+      ->type_name("a.b=value")
+      ->take_all()
+      ->expected(1);
+  app.add_option(
+         "--device", options.device,
+         "cpu (this machine, measured), A100, H100, H800, H200, B200, B300, GB200, GB300 or MI300X; with "
+         "NAME,key=value,... another: keys are fp32, bf16, fp8 (TFLOP/s), memory (GB), bandwidth (TB/s), "
+         "link, network (GB/s one way), domain (devices), watts")
+      ->type_name("NAME|SPEC")
+      ->capture_default_str();
+  const auto size = [&](const char* name, std::int64_t& value, const char* meaning) {
+    return app.add_option(name, value, meaning)->type_name("N")->transform(whole_number(1, "", kMost));
+  };
+  size("--ranks", options.ranks, "Devices, one rank each (default: parallel.ranks, or 1)");
+  size("--expert", options.expert, "Ranks that together hold each expert once (default: parallel.expert)");
+  app.add_option("--zero", options.zero, "Of switchyard's scheme: 0, 1 or 2 (default: parallel.zero)")
+      ->type_name("Z")
+      ->check(CLI::IsMember({"0", "1", "2"}));
+  size("--micro-batch", options.micro_batch, "Sequences that pass at once (default: train.micro_batch_size)");
+  size("--global-batch", options.global_batch, "Sequences of a step (default: train.global_batch_size)");
+  size("--seq-len", options.seq_len, "Tokens of a sequence (default: train.seq_len)");
+  app.add_option("--precision", options.precision,
+                 "Of products (default: train.dtype; of a config.json bfloat16)")
+      ->type_name("DTYPE")
+      ->transform(type_name({"float32", "bfloat16", "fp8"}));
+  app.add_option("--recompute", options.recompute,
+                 "What is computed again, with commas (default: train.recompute): none, swiglu, block; for "
+                 "comparison norm, act, mlp, moe, up_proj, core_attention, selective, full")
+      ->type_name("WHAT");
+  app.add_option("--routing", options.routing,
+                 "real: a router decides, and some ranks have more than others; balanced: all have the same")
+      ->check(CLI::IsMember({"real", "balanced"}))
+      ->capture_default_str();
+  app.add_flag("--overlap", options.overlap,
+               "Exchanges of tokens go on beside what computes (parallel.overlap)");
+  app.add_option("--scheme", options.scheme,
+                 "Who keeps the optimizer's state: switchyard; for comparison megatron (distributed "
+                 "optimizer), fsdp, or "
+                 "torch (fsdp in PyTorch's own modules)")
+      ->check(CLI::IsMember({"switchyard", "megatron", "fsdp", "torch"}))
+      ->capture_default_str();
+  // For comparison: switchyard itself does not run these.
+  size("--tensor", options.tensor, "For comparison: ranks that divide matrices");
+  size("--pipeline", options.pipeline, "For comparison: stages of layers");
+  size("--chunks", options.chunks, "For comparison: pieces of a stage that take turns (virtual stages)");
+  size("--context", options.context, "For comparison: ranks that divide a sequence");
+  size("--expert-tensor", options.expert_tensor, "For comparison: ranks that divide each expert");
+  app.add_option("--tokens", options.tokens, "Tokens to train on (default: those of the run)")
+      ->type_name("T")
+      ->check(number_in({0, 1e18, true}, "a number of tokens above 0, also written 1e12"));
+  app.add_option("--price", options.price, "Of a device for an hour, in any currency")
+      ->type_name("P")
+      ->check(number_in({0, 1e9}, "a number of 0 or more"));
+  app.add_flag("--search{10}", options.search,
+               "Other layouts of as many ranks and the same batch, best first (--search=N: so many). Where "
+               "--scheme is "
+               "switchyard, those that it runs")
+      ->transform(whole_number(1, "", 1000));
+  app.add_option("--calibration", options.calibration,
+                 "A JSON object with constants in place of those of src/plan/calibration.h, as measured on a "
+                 "cluster; of "
+                 "an array of such objects the first holds, and `speeds` of --json has tokens/s with each")
+      ->type_name("FILE");
+  app.add_flag("--json{-}", options.json, "Print JSON; --json=FILE: write it there");
+  app.footer(
+      "Nothing is allocated and no data are read. Examples:\n"
+      "  switchyard plan configs/qwen3_moe_0.6b.json --device cpu\n"
+      "  switchyard plan configs/hf/qwen3_30b_a3b.json --device H200 --ranks 16 --expert 8 --seq-len 4096 "
+      "--micro-batch 1 --tokens 1e12 --price 3\n"
+      "  switchyard plan configs/hf/deepseek_v3.json --device H100 --ranks 1024 --scheme megatron --tensor 2 "
+      "--pipeline 8 --chunks 4 --expert 64 --seq-len 4096 --micro-batch 1 --global-batch 8192 --precision fp8\n"
+      "  switchyard plan configs/hf/qwen3_30b_a3b.json --ranks 16 --seq-len 4096 --micro-batch 1 --search");
+}
+
+// What is asked about: a model and how it is trained.
+struct Asked {
+  config::Model model;
+  config::Router router;
+  plan::Shape shape;
+  plan::Layout layout;
+  double tokens = 0;  // 0: not known
+  std::optional<config::Checkpoint> checkpoint;
+};
+
+plan::Precision precision_of(config::ComputeType type) {
+  switch (type) {
+    case config::ComputeType::float32:
+      return plan::Precision::float32;
+    case config::ComputeType::bfloat16:
+      return plan::Precision::bfloat16;
+    case config::ComputeType::fp8:
+      return plan::Precision::fp8;
+  }
+  return plan::Precision::float32;
+}
+
+plan::Precision precision_named(const std::string& name) {
+  for (const plan::Precision each : plan::kPrecisions)
+    if (name == plan::name_of(each)) return each;
+  throw_input("--precision: there is no '{}'", name);
+}
+
+Asked read(const Options& options) {
+  const std::string text = read_text_file(options.config);
+  Asked asked;
+  plan::Layout& layout = asked.layout;
+  bool mtp = true;
+  if (config::looks_like_run(text, options.config)) {
+    const config::Run run = config::parse_run(text, options.config, options.overrides, router::router_schemas(),
+                                              std::nullopt, checkpoint::vocab_size_of);
+    asked.model = run.model;
+    asked.router = run.router;
+    layout.ranks = std::max<std::int64_t>(1, run.parallel.ranks);
+    layout.expert = run.parallel.expert;
+    layout.zero = run.parallel.zero;
+    layout.overlap = run.parallel.overlap;
+    layout.tokens_to_all =
+        run.parallel.token_exchange == config::TokenExchange::all ||
+        (run.parallel.token_exchange == config::TokenExchange::automatic && options.device != "cpu");
+    layout.micro_batch = run.train.micro_batch_size;
+    layout.global_batch = run.train.global_batch_size;
+    layout.seq_len = run.train.seq_len;
+    layout.precision = precision_of(run.train.dtype);
+    layout.recompute_name = run.train.recompute == config::Recompute::none     ? "none"
+                            : run.train.recompute == config::Recompute::swiglu ? "swiglu"
+                                                                               : "block";
+    mtp = run.train.mtp_loss_coef > 0;
+    asked.tokens = static_cast<double>(run.train.steps) * static_cast<double>(layout.global_batch) *
+                   static_cast<double>(layout.seq_len);
+    asked.checkpoint = run.checkpoint;
+  } else {
+    if (!options.overrides.empty())
+      throw_input("--set: {} is a model's config.json, which it does not change; give a run's configuration",
+                  options.config);
+    asked.model = config::parse_model(text, options.config);
+    asked.router = config::parse_model_router(text, options.config, router::router_schemas());
+    if (options.seq_len == 0 || options.micro_batch == 0)
+      throw_input("{}: is a model's config.json and says nothing of a run; give --seq-len and --micro-batch",
+                  options.config);
+    layout.global_batch = 0;
+  }
+  if (options.ranks > 0) layout.ranks = options.ranks;
+  if (options.expert > 0) layout.expert = options.expert;
+  if (options.zero >= 0) layout.zero = options.zero;
+  if (options.micro_batch > 0) layout.micro_batch = options.micro_batch;
+  if (options.seq_len > 0) layout.seq_len = options.seq_len;
+  if (!options.precision.empty()) layout.precision = precision_named(options.precision);
+  if (!options.recompute.empty()) layout.recompute_name = options.recompute;
+  layout.recompute = plan::parse_recompute(layout.recompute_name);
+  layout.tensor = options.tensor;
+  layout.pipeline = options.pipeline;
+  layout.chunks = options.chunks;
+  layout.context = options.context;
+  layout.expert_tensor = options.expert_tensor;
+  layout.overlap = layout.overlap || options.overlap;
+  layout.real_routing = options.routing == "real";
+  for (const plan::Scheme each : plan::kSchemes)
+    if (options.scheme == plan::name_of(each)) layout.scheme = each;
+  if (options.global_batch > 0) layout.global_batch = options.global_batch;
+  // One micro-batch of every data rank, where nothing else is said.
+  if (layout.global_batch == 0)
+    layout.global_batch = std::max<std::int64_t>(1, layout.data()) * layout.micro_batch;
+  asked.shape = plan::shape_of(asked.model, config::slots_per_token(asked.router, asked.model), mtp);
+  plan::check_layout(layout, asked.shape);
+  if (options.tokens > 0) asked.tokens = options.tokens;
+  return asked;
+}
+
+// Of this machine, measured: a large product in the run's precision and a large copy, as log.profile has them.
+plan::Device this_machine(plan::Precision precision) {
+  set_threads(0);
+  Context ctx;
+  ctx.matmul = precision == plan::Precision::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
+  const train::MachineRates rates = train::measure_rates(ctx);
+  plan::Device device{.name = "this machine's CPU", .source = "measured"};
+  device.float32 = rates.product[static_cast<std::size_t>(MatmulType::f32)];
+  device.bfloat16 = precision == plan::Precision::bfloat16
+                        ? rates.product[static_cast<std::size_t>(MatmulType::bf16)]
+                        : device.float32;
+  device.fp8 = device.float32;  // emulated
+  device.bandwidth = rates.copy;
+  device.link = device.network = rates.copy / 2;  // ranks of one machine copy what they exchange
+  device.domain = kMost;
+  const std::optional<std::int64_t> free = available_memory();
+  if (!free)
+    throw_input(
+        "--device: cpu: this system does not say how much memory is free; give NAME,memory=GB of a device");
+  device.memory = static_cast<double>(*free);
+  return device;
+}
+
+// Rates that were measured need no shares of a peak. A simple bound: products at the rate of a large one, all
+// else at that of a copy.
+plan::Calibration measured(plan::Calibration calibration) {
+  calibration.product_fp32 = calibration.product_bf16 = calibration.product_fp8 = calibration.attention = 1;
+  calibration.elementwise = calibration.bandwidth = calibration.link = calibration.network = 1;
+  calibration.layer_fixed = calibration.step_fixed = 0;
+  calibration.half_rows = calibration.half_width = 0;
+  calibration.buffers = 0;
+  return calibration;
+}
+
+// Of a step on this machine's CPU: the least that its measured rates allow.
+plan::StepPlan step_on_cpu(const Asked& asked, const plan::Device& device,
+                           const plan::Calibration& calibration) {
+  return plan::step_of(asked.shape, asked.layout, device, calibration);
+}
+
+// What the program itself would keep of a micro-batch, counted by laying it out; only of what it runs on one
+// rank of experts.
+std::optional<double> measured_activations(const Asked& asked, bool on_cpu) {
+  const plan::Layout& layout = asked.layout;
+  constexpr double kMostValues = 40e9;  // beyond it making the rows themselves takes seconds
+  if (!layout.runs_here() || layout.expert > 1 || asked.shape.total() > kMostValues) return std::nullopt;
+  const plan::Recompute& again = layout.recompute;
+  if (again.norm || again.act || again.mlp || again.moe || again.up_proj || again.core_attention ||
+      again.selective)
+    return std::nullopt;
+  config::Model model = asked.model;
+  if (asked.shape.mtp_depths == 0) model.num_nextn_predict_layers = 0;
+  const DType type = layout.precision == plan::Precision::float32 || on_cpu ? DType::f32 : DType::bf16;
+  model::Transformer transformer(model, asked.router, type, true);
+  return static_cast<double>(transformer.measure_activations(layout.micro_batch, layout.seq_len,
+                                                             again.block    ? config::Recompute::block
+                                                             : again.swiglu ? config::Recompute::swiglu
+                                                                            : config::Recompute::none));
+}
+
+struct Plan {
+  Asked asked;
+  plan::Device device;
+  plan::Calibration calibration;
+  std::vector<plan::StageMemory> stages;
+  bool counted_activations = false;
+  plan::StepPlan step;
+  std::vector<plan::Candidate> layouts;  // of a search
+  double hours = 0, energy_kwh = 0, cost = 0, checkpoint_bytes = 0;
+  const plan::StageMemory& memory() const { return plan::largest(stages); }
+  bool fits() const { return memory().peak() <= device.memory; }
+};
+
+// What would make it fit, the least change first; empty: nothing of these.
+std::vector<std::string> remedies(const Plan& plan) {
+  std::vector<std::string> found;
+  const auto try_layout = [&](plan::Layout layout, const std::string& words) {
+    try {
+      plan::check_layout(layout, plan.asked.shape);
+    } catch (const InputError&) {
+      return false;
+    }
+    if (plan::largest(plan::memory_of(plan.asked.shape, layout, plan.calibration)).peak() > plan.device.memory)
+      return false;
+    found.push_back(words);
+    return true;
+  };
+  const plan::Layout& asked = plan.asked.layout;
+  for (std::int64_t micro = asked.micro_batch / 2; micro >= 1; micro /= 2) {
+    plan::Layout layout = asked;
+    layout.micro_batch = micro;
+    if (try_layout(layout, fmt::format("--micro-batch {}", micro))) break;
+  }
+  if (!asked.recompute.block) {
+    plan::Layout layout = asked;
+    layout.recompute = {.block = true};
+    try_layout(layout, layout.scheme == plan::Scheme::switchyard ? "--recompute block" : "--recompute full");
+  }
+  if (asked.scheme == plan::Scheme::switchyard && asked.zero < 2) {
+    plan::Layout layout = asked;
+    layout.zero = 2;
+    try_layout(layout, "--zero 2");
+  }
+  for (std::int64_t expert = asked.expert * 2; expert <= std::min(asked.ranks, plan.asked.shape.experts);
+       expert *= 2) {
+    plan::Layout layout = asked;
+    layout.expert = expert;
+    if (try_layout(layout, fmt::format("--expert {}", expert))) break;
+  }
+  // All of these at once, and then more devices.
+  if (found.empty()) {
+    plan::Layout layout = asked;
+    layout.micro_batch = 1;
+    layout.recompute = {.block = true};
+    if (layout.scheme == plan::Scheme::switchyard) layout.zero = 2;
+    const char* again =
+        layout.scheme == plan::Scheme::switchyard ? "--zero 2 --recompute block" : "--recompute full";
+    for (std::int64_t times = 1; times <= 1024 && found.empty(); times *= 2) {
+      layout.ranks = asked.ranks * times;
+      layout.global_batch = std::max(asked.global_batch, layout.data());
+      for (std::int64_t expert = asked.expert;
+           expert <= std::max<std::int64_t>(1, plan.asked.shape.experts) && found.empty(); expert *= 2) {
+        layout.expert = expert;
+        try_layout(layout,
+                   fmt::format("--ranks {} --expert {} --micro-batch 1 {}", layout.ranks, expert, again));
+      }
+    }
+  }
+  return found;
+}
+
+Json json_of(const plan::StageMemory& memory) {
+  return Json::Object{
+      {"parameters", memory.parameters},   {"weights", memory.weights}, {"gradients", memory.gradients},
+      {"moments", memory.moments},         {"buffers", memory.buffers}, {"gathered", memory.gathered},
+      {"activations", memory.activations}, {"working", memory.working}, {"head", memory.head},
+      {"exchange", memory.exchange},       {"steady", memory.steady()}, {"peak", memory.peak()}};
+}
+
+Json json_of(const plan::Layout& layout) {
+  return Json::Object{{"scheme", plan::name_of(layout.scheme)},
+                      {"ranks", layout.ranks},
+                      {"data", layout.data()},
+                      {"expert", layout.expert},
+                      {"zero", layout.zero},
+                      {"tensor", layout.tensor},
+                      {"pipeline", layout.pipeline},
+                      {"chunks", layout.chunks},
+                      {"context", layout.context},
+                      {"expert_tensor", layout.expert_tensor},
+                      {"micro_batch", layout.micro_batch},
+                      {"global_batch", layout.global_batch},
+                      {"seq_len", layout.seq_len},
+                      {"precision", plan::name_of(layout.precision)},
+                      {"recompute", layout.recompute_name},
+                      {"routing", layout.real_routing ? "real" : "balanced"},
+                      {"overlap", layout.overlap},
+                      {"runs_in_switchyard", layout.runs_here()}};
+}
+
+Json json_of(const plan::StepPlan& step) {
+  Json json(Json::Object{{"seconds", step.time.total()},
+                         {"hidden_seconds", step.time.hidden},
+                         {"bottleneck", step.time.bottleneck()},
+                         {"tokens", step.tokens},
+                         {"tokens_per_second_per_device", step.tokens_per_second_per_device},
+                         {"model_tflops_per_device", step.model_flops_per_second * 1e-12},
+                         {"mfu", step.mfu}});
+  for (const auto& [name, seconds] : step.time.parts()) json["parts"][name] = seconds;
+  const plan::SentBytes& sent = step.sent;
+  json["sent_bytes_per_rank"] =
+      Json::Object{{"experts", sent.experts},   {"tensor", sent.tensor}, {"context", sent.context},
+                   {"pipeline", sent.pipeline}, {"sums", sent.sums},     {"total", sent.total()}};
+  return json;
+}
+
+Json json_of(const Plan& plan) {
+  const plan::Shape& shape = plan.asked.shape;
+  const plan::TokenFlops flops = plan::flops_of(shape, plan.asked.layout.seq_len);
+  Json json(Json::Object{
+      {"device", Json::Object{{"name", plan.device.name},
+                              {"memory", plan.device.memory},
+                              {"peak_flops", plan::peak_of(plan.device, plan.asked.layout.precision)},
+                              {"bandwidth", plan.device.bandwidth},
+                              {"source", plan.device.source}}},
+      {"layout", json_of(plan.asked.layout)},
+      {"parameters", Json::Object{{"total", shape.total()},
+                                  {"active", shape.active()},
+                                  {"active_matmul", shape.active_matmul()},
+                                  {"mtp", shape.mtp_values()}}},
+      {"flops_per_token", flops.total()},
+      {"flops_formula", plan::flops_formula(shape, plan.asked.layout.seq_len)},
+      {"fits", plan.fits()},
+      {"memory", json_of(plan.memory())},
+      {"activations_counted", plan.counted_activations},
+      {"step", json_of(plan.step)},
+      {"checkpoint_bytes", plan.checkpoint_bytes}});
+  for (const plan::StageMemory& stage : plan.stages) json["stages"].push_back(json_of(stage));
+  if (!plan.fits()) {
+    json["lacks_bytes"] = plan.memory().peak() - plan.device.memory;
+    json["would_fit"] = Json::list(remedies(plan));
+  }
+  if (plan.hours > 0) {
+    json["tokens"] = plan.asked.tokens;
+    json["hours"] = plan.hours;
+    json["device_hours"] = plan.hours * static_cast<double>(plan.asked.layout.ranks);
+    if (plan.energy_kwh > 0) json["energy_kwh"] = plan.energy_kwh;
+    if (plan.cost > 0) json["cost"] = plan.cost;
+  }
+  for (const plan::Candidate& each : plan.layouts)
+    json["layouts"].push_back(Json::Object{{"layout", json_of(each.layout)},
+                                           {"fits", each.fits},
+                                           {"peak", each.peak},
+                                           {"step", json_of(each.step)}});
+  return json;
+}
+
+// "23.08 GFLOP", "612 TFLOP".
+std::string flops_text(double flops) {
+  const char* const units[] = {"", "k", "M", "G", "T", "P"};
+  std::size_t i = 0;
+  for (; flops >= 1000 && i + 1 < std::size(units); ++i) flops /= 1000;
+  return fmt::format("{:.{}f} {}FLOP", flops, flops < 100 ? 2 : 0, units[i]);
+}
+
+std::string gb(double bytes) {
+  return bytes < 1e9 ? fmt::format("{:.2f} MB", bytes * 1e-6) : fmt::format("{:.2f} GB", bytes * 1e-9);
+}
+
+std::string words_of(const plan::Layout& layout) {
+  std::string text = fmt::format("expert {}", layout.expert);
+  const auto add = [&](const char* name, std::int64_t value) {
+    if (value > 1) text += fmt::format(", {} {}", name, value);
+  };
+  add("tensor", layout.tensor);
+  add("pipeline", layout.pipeline);
+  add("chunks", layout.chunks);
+  add("context", layout.context);
+  add("expert-tensor", layout.expert_tensor);
+  if (layout.scheme == plan::Scheme::switchyard) text += fmt::format(", zero {}", layout.zero);
+  return text + fmt::format(", micro-batch {}, recompute {}", layout.micro_batch, layout.recompute_name);
+}
+
+void print_memory(const Plan& plan) {
+  const plan::StageMemory& memory = plan.memory();
+  fmt::print("memory of a rank{}\n", plan.stages.size() > 1 ? ", of the stage that needs most" : "");
+  const auto line = [&](const char* name, double bytes) {
+    if (bytes > 0) fmt::print("  {:<24}{:>12}\n", name, gb(bytes));
+  };
+  line("parameters, float32", memory.parameters);
+  line("weights, bfloat16", memory.weights);
+  line("gradients", memory.gradients);
+  line("moments", memory.moments);
+  line("library buffers", memory.buffers);
+  line("steady", memory.steady());
+  line("gathered layers", memory.gathered);
+  line(plan.counted_activations ? "activations, counted" : "activations", memory.activations);
+  line("workspace of a layer", memory.working);
+  line("logits", memory.head);
+  line("exchange buffers", memory.exchange);
+  line("peak", memory.peak());
+  if (plan.fits()) {
+    fmt::print("fits         {} of {} are left\n", gb(plan.device.memory - memory.peak()),
+               gb(plan.device.memory));
+    return;
+  }
+  std::string would;
+  for (const std::string& each : remedies(plan)) would += (would.empty() ? "" : "; or ") + each;
+  fmt::print("does not fit {} more than the {} of {}; {}\n", gb(memory.peak() - plan.device.memory),
+             gb(plan.device.memory), plan.device.name,
+             would.empty() ? "no layout that was tried fits" : "would fit: " + would);
+}
+
+void print(const Plan& plan) {
+  const plan::Shape& shape = plan.asked.shape;
+  const plan::Layout& layout = plan.asked.layout;
+  const plan::StepPlan& step = plan.step;
+  const auto line = [&](const char* name, const std::string& value) { fmt::print("{:<13}{}\n", name, value); };
+  line("model",
+       fmt::format("{} parameters, {} active{}", format_count(shape.total()), format_count(shape.active()),
+                   shape.mtp_depths > 0
+                       ? fmt::format(", {} more in multi-token prediction", format_count(shape.mtp_values()))
+                       : ""));
+  line("FLOPs", fmt::format("{} a token: {}", flops_text(plan::flops_of(shape, layout.seq_len).total()),
+                            plan::flops_formula(shape, layout.seq_len)));
+  line("device", fmt::format("{}, {} of memory, {}/s in {} ({})", plan.device.name, gb(plan.device.memory),
+                             flops_text(plan::peak_of(plan.device, layout.precision)),
+                             plan::name_of(layout.precision), plan.device.source));
+  line("layout", fmt::format("{} rank{}: {} of data, {}; scheme {}", layout.ranks, layout.ranks == 1 ? "" : "s",
+                             layout.data(), words_of(layout), plan::name_of(layout.scheme)));
+  if (!layout.runs_here()) line("", "for comparison: switchyard does not run this layout");
+  line("batch", fmt::format("{} sequences of {} tokens a step, {} micro-batch{} a rank", layout.global_batch,
+                            layout.seq_len, layout.micro_batches(), layout.micro_batches() == 1 ? "" : "es"));
+  print_memory(plan);
+  fmt::print("time of a step\n");
+  for (const auto& [name, seconds] : step.time.parts())
+    if (seconds > 0)
+      fmt::print("  {:<24}{:>10.4f} s {:>5.1f} %\n", name, seconds, 100 * seconds / step.time.total());
+  fmt::print("  {:<24}{:>10.4f} s\n", "total", step.time.total());
+  if (step.time.hidden > 0) fmt::print("  {:<24}{:>10.4f} s\n", "hidden beside it", step.time.hidden);
+  line("bottleneck", step.time.bottleneck());
+  line("sent", fmt::format("{} a rank and step: experts {}, sums and gathers {}, others {}",
+                           gb(step.sent.total()), gb(step.sent.experts), gb(step.sent.sums),
+                           gb(step.sent.tensor + step.sent.context + step.sent.pipeline)));
+  line("speed", fmt::format("{} tokens/s a device, {} in all; {}/s a device, MFU {:.1f} %",
+                            format_count(step.tokens_per_second_per_device),
+                            format_count(step.tokens_per_second_per_device * static_cast<double>(layout.ranks)),
+                            flops_text(step.model_flops_per_second), 100 * step.mfu));
+  if (plan.hours > 0) {
+    std::string text =
+        fmt::format("{} for {:.4g} tokens, {} device hours", format_duration(plan.hours * 3600),
+                    plan.asked.tokens, format_count(plan.hours * static_cast<double>(layout.ranks)));
+    if (plan.energy_kwh > 0) text += fmt::format(", {} kWh", format_count(plan.energy_kwh));
+    if (plan.cost > 0) text += fmt::format(", cost {}", format_count(plan.cost));
+    line("training", text);
+  }
+  std::string disk = fmt::format("{} a checkpoint", gb(kStateBytes * (shape.total() + shape.mtp_values())));
+  if (plan.asked.checkpoint) disk += fmt::format(", {} for all that are kept", gb(plan.checkpoint_bytes));
+  line("disk", disk);
+  if (plan.asked.router.type != "softmax_topk" && plan.asked.router.type != "sigmoid_group" &&
+      shape.experts > 0)
+    line("note", fmt::format("router {} is counted as a linear gate", plan.asked.router.type));
+  if (plan.layouts.empty()) return;
+  fmt::print("\n{:>9}  {:>10}  {:>6}  {:<20}  layout\n", "tokens/s", "peak", "MFU", "bottleneck");
+  for (const plan::Candidate& each : plan.layouts)
+    fmt::print("{:>9}  {:>10}  {:>4.1f} %  {:<20}  {}{}\n",
+               format_count(each.step.tokens_per_second_per_device), gb(each.peak), 100 * each.step.mfu,
+               each.step.time.bottleneck(), words_of(each.layout), each.fits ? "" : " (does not fit)");
+}
+
+int run(const Options& options) {
+  Plan plan{.asked = read(options), .device = {}, .calibration = {}, .stages = {}, .step = {}, .layouts = {}};
+  const plan::Layout& layout = plan.asked.layout;
+  std::vector<plan::Calibration> sets(1);
+  if (!options.calibration.empty()) sets = plan::read_calibrations(options.calibration);
+  plan.calibration = sets.front();
+  const bool on_cpu = options.device == "cpu";
+  if (on_cpu) {
+    plan.device = this_machine(layout.precision);
+    if (options.calibration.empty()) plan.calibration = measured(plan.calibration);
+  } else {
+    plan.device = plan::parse_device(options.device);
+  }
+  const std::optional<double> activations = measured_activations(plan.asked, on_cpu);
+  plan.counted_activations = activations.has_value();
+  // On a CPU everything is float32; products round their operands.
+  plan::Layout in_memory = layout;
+  if (on_cpu) in_memory.precision = plan::Precision::float32;
+  plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
+  plan.step = on_cpu ? step_on_cpu(plan.asked, plan.device, plan.calibration)
+                     : plan::step_of(plan.asked.shape, layout, plan.device, plan.calibration);
+  const double ranks = static_cast<double>(layout.ranks);
+  if (plan.asked.tokens > 0) {
+    plan.hours = plan.asked.tokens / (plan.step.tokens_per_second_per_device * ranks) / 3600;
+    plan.energy_kwh = plan.hours * ranks * plan.device.watts * 1e-3;
+    plan.cost = plan.hours * ranks * options.price;
+  }
+  // The newest, the best, and the one that is being written.
+  const double kept = plan.asked.checkpoint ? static_cast<double>(plan.asked.checkpoint->keep) +
+                                                  (plan.asked.checkpoint->keep_best ? 1 : 0) + 1
+                                            : 1;
+  plan.checkpoint_bytes = kept * kStateBytes * (plan.asked.shape.total() + plan.asked.shape.mtp_values());
+  if (options.search > 0) {
+    plan.layouts = plan::search(plan.asked.shape, layout, plan.device, plan.calibration,
+                                layout.scheme == plan::Scheme::switchyard);
+    if (plan.layouts.size() > static_cast<std::size_t>(options.search))
+      plan.layouts.resize(static_cast<std::size_t>(options.search));
+  }
+  if (options.json != "-") print(plan);
+  Json json = json_of(plan);
+  for (std::size_t i = 0; sets.size() > 1 && i < sets.size(); ++i)
+    json["speeds"].push_back(
+        plan::step_of(plan.asked.shape, layout, plan.device, sets[i]).tokens_per_second_per_device);
+  write_json(options.json, json);
+  return 0;
+}
+
+}  // namespace
+
+const Command kPlan = {"plan", "Memory, time and cost of a run, before anything is allocated",
+                       with_options<Options, describe, run>};
+
+}  // namespace switchyard::commands
