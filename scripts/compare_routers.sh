@@ -5,8 +5,8 @@
 #
 #   scripts/compare_routers.sh --corpus DIR
 #
-#   --corpus DIR     c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of prose, reference, technical, legal and
-#                    code (or set CORPUS); needed until the tokens are there
+#   --corpus DIR     what tools/debian_corpus.py makes, or c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of
+#                    prose, reference, technical, legal and code (or set CORPUS); needed until the tokens are there
 #   --out DIR        where the runs go (default: runs/lpr_tiny)
 #   --seeds "N ..."  seeds (default: "1 2 3")
 #   --only PATTERN   routers whose name fits a regular expression, for example '^lpr'
@@ -66,6 +66,8 @@ do_it() {
 # name, overrides of the configuration.
 variants=(
   "softmax_topk"
+  "softmax_topk_balance router.balance_coef=0.01"
+  "sigmoid_group router.type=sigmoid_group"
   "quantile router.type=quantile"
   "quantile_ema router.type=quantile router.bias_ema=0.9"
   "lpr router.type=lpr router.align_weight=0.1"
