@@ -5,6 +5,8 @@
 #include "elements.h"
 #include "for_each_pack.h"
 #include "launch.h"
+#include "ops/elementwise.h"
+#include "ops/embedding.h"
 #include "partials.h"
 #include "reduce.h"
 
@@ -80,6 +82,69 @@ void slot_count(Tensor count_T, Tensor c_T, double least, std::int64_t most, Con
 void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx) {
   sum_rows<3>("token_moments", moments_3, raw_T.rows(), ctx,
               AddMoments{rows_of<const float>(raw_T), rows_of<const std::int32_t>(token_T)});
+}
+
+// By token: rows of a value and a one are added to a table of f32 as those of an embedding's gradient are, in
+// a fixed order and without atomics, and the table is added to the sums.
+
+namespace {
+
+struct Known {
+  Rows<float> raw_T;
+  Rows<std::int32_t> known_T;
+  Rows<const float> value_V;
+  const float* mean_1;
+  Rows<const std::int32_t> token_T;
+
+  __device__ void operator()(std::int64_t t, std::int64_t) const {
+    const std::int32_t v = *token_T[t];
+    const bool is_known = v >= 0 && *value_V[v] != 0;
+    *raw_T[t] = is_known ? *value_V[v] : *mean_1;
+    *known_T[t] = is_known ? v : -1;
+  }
+};
+
+struct ValueAndOne {
+  Rows<float> row_T2;
+  Rows<const float> value_T;
+
+  __device__ void operator()(std::int64_t t, std::int64_t) const {
+    row_T2[t][0] = *value_T[t];
+    row_T2[t][1] = 1;
+  }
+};
+
+struct AddTable {
+  double *sum_V, *count_V;
+  Rows<const float> table_V2;
+  double scale;
+
+  __device__ void operator()(std::int64_t v, std::int64_t) const {
+    sum_V[v] += scale * static_cast<double>(table_V2[v][0]);
+    count_V[v] += static_cast<double>(table_V2[v][1]);
+  }
+};
+
+}  // namespace
+
+void known_values(Tensor raw_T, Tensor known_T, Tensor value_V, Tensor mean_1, Tensor token_T, Context& ctx) {
+  for_each_pack<1>("known_values", raw_T.rows(), 1, ctx,
+                   Known{rows_of<float>(raw_T), rows_of<std::int32_t>(known_T), rows_of<const float>(value_V),
+                         mean_1.as<float>(), rows_of<const std::int32_t>(token_T)});
+}
+
+void add_by_token(Tensor sum_2V, Tensor value_T, Tensor token_T, double scale, Context& ctx) {
+  if (value_T.rows() == 0) return;
+  ScratchScope scope(ctx.scratch);
+  const std::int64_t V = sum_2V.numel() / 2;
+  const Tensor row_T2 = ctx.scratch.take({value_T.rows(), 2}, DType::f32),
+               table_V2 = ctx.scratch.take({V, 2}, DType::f32);
+  for_each_pack<1>("add_by_token", value_T.rows(), 1, ctx,
+                   ValueAndOne{rows_of<float>(row_T2), rows_of<const float>(value_T)});
+  fill_zero(table_V2, ctx);
+  embedding_backward(table_V2, row_T2, token_T, ctx);
+  double* const sum = sum_2V.as<double>();
+  for_each_pack<1>("add_by_token", V, 1, ctx, AddTable{sum, sum + V, rows_of<const float>(table_V2), scale});
 }
 
 // Forward: a warp a token, its sum in float32. Backward: element by element. All f32 but the sum of tokens.

@@ -129,6 +129,19 @@ struct FollowMoments {
   }
 };
 
+struct FollowTokenMean {
+  Rows<float> value_V;
+  const double *sum_V, *count_V;
+  double decay;
+
+  __device__ void operator()(std::int64_t v, std::int64_t) const {
+    if (count_V[v] == 0) return;
+    float& value = *value_V[v];
+    const double keep = value == 0 ? 0 : decay;
+    value = static_cast<float>(keep * static_cast<double>(value) + (1 - keep) * sum_V[v] / count_V[v]);
+  }
+};
+
 // A thread takes an expert's whole row: the count that it divides by changes in the same pass.
 struct FollowRatio {
   Rows<float> key_ED, ema_ED;
@@ -179,6 +192,12 @@ void follow_means(Tensor mean_ED, Tensor sum_ED, Tensor count_E, double decay, C
 void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay, Context& ctx) {
   for_each_pack<1>("follow_moments", 1, 1, ctx,
                    FollowMoments{mean_1.as<float>(), variance_1.as<float>(), moments_3.as<double>(), decay});
+}
+
+void follow_token_means(Tensor value_V, Tensor sum_2V, double decay, Context& ctx) {
+  const double* const sum = sum_2V.as<double>();
+  for_each_pack<1>("follow_token_means", value_V.rows(), 1, ctx,
+                   FollowTokenMean{rows_of<float>(value_V), sum, sum + value_V.rows(), decay});
 }
 
 void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay,

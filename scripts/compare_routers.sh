@@ -6,8 +6,8 @@
 #
 #   scripts/compare_routers.sh --corpus DIR [options of `switchyard sweep`: --only '^lpr', --seeds 1,2, --jobs 2, --dry-run]
 #
-#   --corpus DIR     c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of prose, reference, technical, legal and
-#                    code (or set CORPUS); needed until the tokens are there
+#   --corpus DIR     what tools/debian_corpus.py makes, or c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of
+#                    prose, reference, technical, legal and code (or set CORPUS); needed until the tokens are there
 #   --out DIR        where the runs go (default: runs/lpr_tiny)
 #
 # PYTHON: the interpreter for the tools (default: python3).

@@ -118,7 +118,7 @@ TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
        "estimator or remove it"},
       {R"({"type": "dynamic_k", "estimator": "guess"})",
        "router.estimator: is \"guess\", expected one of: activation_norm_l2, activation_norm_l1, "
-       "attention_entropy, router_entropy, hidden_entropy, threshold"},
+       "attention_entropy, router_entropy, hidden_entropy, loss_gradient, threshold"},
       {R"({"type": "dynamic_k", "estimator": "threshold"})",
        "router.threshold: is 0 or missing, but estimator is \"threshold\", which needs a length to compare "
        "with; "

@@ -290,6 +290,16 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
       "remove one");
 }
 
+// transformers' coefficient is of the layout's own router: another one has its own default.
+TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
+  const Json lpr = with(with(minimal_run(), "/model/router_aux_loss_coef", "0.02"), "/router/type", "\"lpr\"");
+  EXPECT_EQ(run_of(lpr).router.balance_coef, 0.0);
+  EXPECT_EQ(run_of(with(lpr, "/router/balance_coef", "0.03")).router.balance_coef, 0.03);
+  const Json same =
+      with(with(minimal_run(), "/model/router_aux_loss_coef", "0.02"), "/router/type", "\"softmax_topk\"");
+  EXPECT_EQ(run_of(same).router.balance_coef, 0.02);
+}
+
 TEST(ConfigRun, TheRouterOfAFamily) {
   const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
                        std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};

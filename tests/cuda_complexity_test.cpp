@@ -56,6 +56,35 @@ TEST_P(CudaComplexity, CountsSlotsAsTheCpu) {
   EXPECT_EQ(count.values(), values(count_host));
 }
 
+// Of a small vocabulary, so that many tokens meet, and of one with more tokens than come.
+TEST_P(CudaComplexity, ByTokenEqualsTheCpu) {
+  for (const std::int64_t vocabulary : {3, 5000}) {
+    std::vector<double> ids;
+    for (std::int64_t t = 0; t < tokens(); ++t)
+      ids.push_back(t % 7 == 2 ? -1.0 : static_cast<double>(t * t % vocabulary));
+    const OwnedTensor id = ints(ids), value = normal({vocabulary}, DType::f32, "value", 1, 20),
+                      norm = normal({tokens()}, DType::f32, "norm", 1, 5), mean({1}, DType::f32),
+                      raw({tokens()}, DType::f32), known({tokens()}, DType::i32),
+                      sum({2 * vocabulary}, DType::f64);
+    set(mean, 0, 2.5);
+    for (std::int64_t v = 1; v < vocabulary; v += 2) set(value, v, 0);  // not seen
+    for (std::int64_t i = 0; i < sum.numel(); ++i) set(sum, i, static_cast<double>(i % 11));
+    const DeviceTensor device_raw({tokens()}, DType::f32, ctx_), device_known({tokens()}, DType::i32, ctx_);
+    const auto device_id = DeviceTensor::of(id, ctx_), device_sum = DeviceTensor::of(sum, ctx_);
+    ops::cuda::known_values(device_raw, device_known, DeviceTensor::of(value, ctx_),
+                            DeviceTensor::of(mean, ctx_), device_id, ctx_);
+    ops::known_values(raw, known, value, mean, id, host_ctx_);
+    EXPECT_EQ(device_raw.values(), values(raw));
+    EXPECT_EQ(device_known.values(), values(known));
+
+    ops::cuda::add_by_token(device_sum, DeviceTensor::of(norm, ctx_), device_id, 128, ctx_);
+    ops::add_by_token(sum, norm, id, 128, host_ctx_);
+    // Of at most 2500 terms of one sign, one after the other in float32 there and in double here: their
+    // roundings of 2^-24 add up to far less than 2500 of them.
+    EXPECT_TRUE(all_near(device_sum.values(), values(sum), 1e-5, 0));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Tokens, CudaComplexity, ::testing::Values(0, 1, 37, 2500),
                          [](const auto& instance) { return std::to_string(instance.param); });
 

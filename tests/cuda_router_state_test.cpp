@@ -73,6 +73,20 @@ TEST_P(CudaRouterState, MeansAndRatiosEqualTheCpu) {
   EXPECT_TRUE(all_near(device_key.values(), values(key), kRounding, kRounding));
 }
 
+TEST_P(CudaRouterState, TokenMeansEqualTheCpu) {
+  const OwnedTensor value = normal({experts()}, DType::f32, "value"),
+                    sum = normal({2 * experts()}, DType::f64, "sum", 10);
+  const OwnedTensor count = counts({experts()}, "count", 9);
+  for (std::int64_t v = 0; v < experts(); ++v) {
+    set(sum, experts() + v, count[v]);
+    if (v % 4 == 0) set(value, v, 0);
+  }
+  const auto device_value = DeviceTensor::of(value, ctx_);
+  ops::cuda::follow_token_means(device_value, DeviceTensor::of(sum, ctx_), 0.75, ctx_);
+  ops::follow_token_means(value, sum, 0.75, host_ctx_);
+  EXPECT_TRUE(all_near(device_value.values(), values(value), kRounding, kRounding));
+}
+
 INSTANTIATE_TEST_SUITE_P(Experts, CudaRouterState, ::testing::Values(1, 5, 40, 300),
                          [](const auto& instance) { return std::to_string(instance.param); });
 

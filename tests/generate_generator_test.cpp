@@ -227,6 +227,36 @@ TEST_P(Growing, APromptIsContinuedUntilSomethingStopsIt) {
   EXPECT_EQ(interrupted.tokens, std::vector<std::int32_t>(first, first + 2));
 }
 
+// Prompts of other lengths in one batch: each goes on as it does alone, whether the others are still shown
+// their prompts or have ended.
+TEST_P(Growing, PromptsOfABatchAreContinuedAsAlone) {
+  constexpr std::int64_t kTokens = 6;
+  const std::vector<std::vector<std::int32_t>> prompts = {{3, 1, 4}, {1, 5, 2, 6, 5, 3, 5, 7}, {2}};
+  // The second ends at its second token; of the third no more than three are taken.
+  Sampler greedy({.temperature = 0});
+  std::vector<Continuation> alone;
+  std::vector<std::int32_t> end_tokens;
+  const auto takes = [](std::size_t b, std::size_t taken) { return b != 2 || taken < 3; };
+  for (int pass = 0; pass < 2; ++pass) {
+    alone.clear();
+    for (std::size_t b = 0; b < prompts.size(); ++b) {
+      Generator generator(model_, std::ssize(prompts[b]) + kTokens - 1, ctx_);
+      std::size_t taken = 0;
+      alone.push_back(continue_prompt(generator, greedy, prompts[b], kTokens, end_tokens,
+                                      [&](std::int32_t) { return takes(b, ++taken); }));
+    }
+    end_tokens = {alone[1].tokens[std::min<std::size_t>(1, alone[1].tokens.size() - 1)]};
+  }
+  Generator generator(model_, 8 + kTokens - 1, ctx_, 3);
+  std::vector<std::size_t> taken_B(3);
+  const auto together = continue_prompts(generator, greedy, prompts, kTokens, end_tokens,
+                                         [&](std::size_t b, std::int32_t) { return takes(b, ++taken_B[b]); });
+  for (std::size_t b = 0; b < prompts.size(); ++b) {
+    EXPECT_EQ(together[b].tokens, alone[b].tokens) << "sequence " << b;
+    EXPECT_EQ(together[b].stop, alone[b].stop) << "sequence " << b;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Routers, Growing, ::testing::ValuesIn(cases()),
                          [](const auto& each) { return each.param.name; });
 

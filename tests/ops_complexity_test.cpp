@@ -42,5 +42,20 @@ TEST(SlotCount, TheMeanIsHalfwayBetweenTheEnds) {
   EXPECT_NEAR(sum / 2400, (1.6 + 4) / 2, 0.05);
 }
 
+TEST(KnownValues, WhatIsNotKnownHasTheMean) {
+  Context ctx;
+  const test::OwnedTensor raw_T({4}, DType::f64), known_T({4}, DType::i32);
+  known_values(raw_T, known_T, test::doubles({3, 0, 7}), test::doubles({4.5}), test::ints({2, 1, -1, 0}), ctx);
+  EXPECT_EQ(test::values(raw_T), (std::vector<double>{7, 4.5, 4.5, 3}));
+  EXPECT_EQ(test::values(known_T), (std::vector<double>{2, -1, -1, 0}));
+}
+
+TEST(AddByToken, AddsValuesAndCountsWithoutPadding) {
+  Context ctx;
+  const test::OwnedTensor sum_6 = test::doubles({1, 0, 0, 5, 0, 0});
+  add_by_token(sum_6, test::doubles({1, 2, 100, 4}), test::ints({2, 0, -1, 2}), 10, ctx);
+  EXPECT_EQ(test::values(sum_6), (std::vector<double>{21, 0, 50, 6, 0, 2}));
+}
+
 }  // namespace
 }  // namespace switchyard::ops

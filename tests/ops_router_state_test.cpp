@@ -81,6 +81,13 @@ TEST(FollowMoments, TakesTheFirstAsTheyAreAndNothingFromNoTokens) {
   }
 }
 
+TEST(FollowTokenMeans, TakesTheFirstAsItIsAndLeavesWhatDidNotCome) {
+  Context ctx;
+  const test::OwnedTensor value_3 = test::doubles({0, 4, 6});
+  ops::follow_token_means(value_3, test::doubles({6, 16, 0, 2, 2, 0}), 0.75, ctx);
+  EXPECT_EQ(test::values(value_3), (std::vector<double>{3, 5, 6}));
+}
+
 TEST(FollowRatios, DividesAveragedSumsByAveragedCounts) {
   for (const DType dtype : kTypes) {
     PoisonedContext ctx;

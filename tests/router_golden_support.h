@@ -56,8 +56,11 @@ class RouterCase {
             .topk_group = shape()["topk_group"].integer(),
             .normalise_weights = shape()["norm_topk_prob"].boolean(),
             .weight_scale = shape()["routed_scaling_factor"].number(),
-            .init_std = 0.02};
+            .init_std = 0.02,
+            .vocab_size = kVocabulary};
   }
+
+  static constexpr std::int64_t kVocabulary = 100;  // of tools/make_router_golden.py
 
   // A stored tensor in the memory of a new one of the same type.
   test::OwnedTensor tensor(const std::string& name) const {
@@ -215,6 +218,7 @@ class RouterComparison {
       ops::clear_skipped_rows(*daddend_TD, token_T_, ctx_);
     }
     layer_.backward(dx_TD, routing, x_TD_, batch_, ctx_);
+    if (layer_.observes_gradient()) layer_.observe_gradient(dx_TD, batch_, ctx_);
     EXPECT_TRUE(close_to(dx_TD, golden_.expected("dx"), kRouterGradient)) << "dx";
   }
 

@@ -50,6 +50,7 @@ std::vector<Case> cases() {
        0,
        0.3},
       {"DynamicKHiddenEntropy", "dynamic_k", {{"max_experts", four}, {"estimator", "hidden_entropy"}}},
+      {"DynamicKLossGradient", "dynamic_k", {{"max_experts", four}, {"estimator", "loss_gradient"}}},
       {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.5}}},
       {"ExpertThresholdSigmoid", "expert_threshold", {{"max_experts", four}}},
       {"ExpertThresholdSoftmaxCapacityJitter",
@@ -69,7 +70,8 @@ RouterShape shape_of(const Case& test_case) {
           .n_slots = 3,
           .normalise_weights = test_case.normalise,
           .weight_scale = 1.5,
-          .init_std = 1};
+          .init_std = 1,
+          .vocab_size = 2};
 }
 
 config::Router options_of(const Case& test_case) {
@@ -85,6 +87,7 @@ void fill_state(RouterFixture& fixture) {
     const std::string& name = fixture.store.rows()[i].name;
     const double center = name.ends_with("thresholds") ? 0.2
                           : name.ends_with("_mean")    ? 2.4
+                          : name.ends_with("_token")   ? 3
                           : name.ends_with("_var")     ? 1
                                                        : 0;
     test::fill_normal(fixture.store.value(i), name,
@@ -140,6 +143,19 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
       for (const double gradient : values(fixture.store.grad(i))) EXPECT_EQ(gradient, 0.0);
   }
   for (std::size_t i = 6 * 6; i < dx.size(); ++i) EXPECT_EQ(dx[i], 0.0) << "padding has no gradient";
+  if (!fixture.layer.observes_gradient()) return;
+  // Of the whole gradient, with what was there before; all tokens are 1 of 0 and 1, and the last two padding.
+  double norms = 0;
+  for (std::int64_t t = 0; t < 6; ++t) {
+    double squares = 0;
+    for (std::int64_t d = 0; d < 6; ++d) squares += std::pow(dx_TD[6 * t + d], 2);
+    norms += std::sqrt(squares) / loss_gradient.token_share;
+  }
+  const Numbers sums = values(*fixture.gradient_statistics_S);
+  EXPECT_EQ(sums[0], 0);
+  EXPECT_NEAR(sums[1], norms, 1e-12 * norms);  // in double, in another order
+  EXPECT_EQ(sums[2], 0);
+  EXPECT_EQ(sums[3], 6);
 }
 
 // Through several steps: every token the same, so that some experts take all and others none; then all padding.

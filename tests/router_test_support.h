@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/elementwise.h"
 #include "router/router.h"
 #include "router/routing_step.h"
 #include "tensors.h"
@@ -40,6 +41,9 @@ struct RouterFixture {
     layer.connect(routing);
     if (layer.router().n_statistics() > 0)
       layer.router().keep_statistics_in(statistics_S.emplace(Shape{layer.router().n_statistics()}, DType::f64));
+    if (layer.observes_gradient())
+      layer.router().keep_gradient_statistics_in(
+          gradient_statistics_S.emplace(Shape{layer.router().n_gradient_statistics()}, DType::f64));
     arena->poison();
     ctx.scratch.set_poison(true);
   }
@@ -63,6 +67,9 @@ struct RouterFixture {
                 const RoutingLossGradient& loss) {
     routing.loss = loss;
     layer.backward(dx_TD, gradient, x_TD, batch, ctx);
+    if (!layer.observes_gradient()) return;
+    ops::fill_zero(*gradient_statistics_S, ctx);
+    layer.observe_gradient(dx_TD, batch, ctx);
   }
   Tensor row(const std::string& name) const {
     for (std::size_t i = 0; i < store.rows().size(); ++i)
@@ -82,7 +89,7 @@ struct RouterFixture {
   RoutedLayer layer;
   LayerRouting routing;
   std::optional<Arena> arena;
-  std::optional<test::OwnedTensor> statistics_S;  // where the router has any
+  std::optional<test::OwnedTensor> statistics_S, gradient_statistics_S;  // where the router has any
   test::OwnedTensor rng_offset_2 = test::ints({0, 0});
   Context ctx;
 

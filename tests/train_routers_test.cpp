@@ -43,6 +43,7 @@ std::vector<Case> cases() {
           {"DynamicKAttention", "dynamic_k", {{"estimator", "attention_entropy"}, {"max_experts", three}}},
           {"DynamicKRouterEntropy", "dynamic_k", {{"estimator", "router_entropy"}, {"max_experts", three}}},
           {"DynamicKHiddenEntropy", "dynamic_k", {{"estimator", "hidden_entropy"}, {"max_experts", three}}},
+          {"DynamicKLossGradient", "dynamic_k", {{"estimator", "loss_gradient"}, {"max_experts", three}}},
           {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.8}}},
           {"ExpertThreshold", "expert_threshold", {{"max_experts", three}, {"threshold_decay", 0.5}}},
           {"KMeans", "kmeans"},

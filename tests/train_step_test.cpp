@@ -54,6 +54,7 @@ struct Case {
   config::BalanceScope scope;
   std::int64_t micro_batch = 1;  // of a global batch of four
   bool mtp = false;              // DeepSeek-V3 with a depth of multi-token prediction, and documents
+  std::string estimator{};       // of dynamic_k
 };
 
 class Ranks : public ::testing::TestWithParam<Case> {
@@ -89,6 +90,10 @@ class Ranks : public ::testing::TestWithParam<Case> {
       run.data.begin_token = 4;
     }
     run.router = config::default_of(config::schema_of(given.type, router::router_schemas()), run.model);
+    if (!given.estimator.empty()) {
+      run.router.own.set("estimator", given.estimator);
+      run.router.own.set("max_experts", std::int64_t{3});
+    }
     run.router.balance_coef = 0.1;
     run.router.balance_scope = given.scope;
     run.router.jitter = 0.1;  // its noise belongs to places in the global batch
@@ -246,6 +251,8 @@ TEST_P(Ranks, ThatShareExpertsTrainAsOneDoes) {
 
 TEST_P(Ranks, WithoutRoomForAllRowsAStepIsDoneAgainInRounds) {
   config::Run run = this->run();
+  if (!GetParam().estimator.empty())
+    run.router.own.set("min_experts", std::int64_t{3});  // no slot stays free, for which there is room
   run.train.global_batch_size = 4 * run.train.micro_batch_size;
   const Trained one = train_on(1, run)[0];
   run.parallel.expert = 2;
@@ -261,13 +268,16 @@ TEST_P(Ranks, WithoutRoomForAllRowsAStepIsDoneAgainInRounds) {
 
 INSTANTIATE_TEST_SUITE_P(
     Routers, Ranks,
-    ::testing::Values(Case{"GlobalScopeOneMicroBatch", "softmax_topk", config::BalanceScope::global_batch, 2},
-                      Case{"GlobalScopeTwoMicroBatches", "softmax_topk", config::BalanceScope::global_batch},
-                      Case{"SequenceScope", "softmax_topk", config::BalanceScope::sequence},
-                      Case{"MtpAndDocuments", "sigmoid_group", config::BalanceScope::sequence, 1, true},
-                      Case{"Quantile", "quantile", config::BalanceScope::global_batch},
-                      Case{"Lpr", "lpr", config::BalanceScope::global_batch},
-                      Case{"TopP", "top_p", config::BalanceScope::global_batch}),
+    ::testing::Values(
+        Case{"GlobalScopeOneMicroBatch", "softmax_topk", config::BalanceScope::global_batch, 2},
+        Case{"GlobalScopeTwoMicroBatches", "softmax_topk", config::BalanceScope::global_batch},
+        Case{"SequenceScope", "softmax_topk", config::BalanceScope::sequence},
+        Case{"MtpAndDocuments", "sigmoid_group", config::BalanceScope::sequence, 1, true},
+        Case{"Quantile", "quantile", config::BalanceScope::global_batch},
+        Case{"Lpr", "lpr", config::BalanceScope::global_batch},
+        Case{"TopP", "top_p", config::BalanceScope::global_batch},
+        Case{"LossGradient", "dynamic_k", config::BalanceScope::global_batch, 1, false, "loss_gradient"},
+        Case{"LossGradientOfMtp", "dynamic_k", config::BalanceScope::layer, 1, true, "loss_gradient"}),
     [](const auto& test) { return test.param.name; });
 
 }  // namespace

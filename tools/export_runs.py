@@ -31,7 +31,7 @@ OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
            {"type": "lpr", "similarity": "cross_attention", "num_heads": 2},
            {"type": "lpr", "key_update": "ema", "diversity": "euclidean", "reg_scope": "micro_batch"},
            *({"type": "dynamic_k", "max_experts": 4, "estimator": name}
-             for name in ("activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy")),
+             for name in ("activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy", "loss_gradient")),
            {"type": "dynamic_k", "max_experts": 4, "estimator": "threshold", "threshold": 5.6},
            {"type": "dynamic_k", "max_experts": 4, "flops_target": 0.3, "estimator": "router_entropy"},
            {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},

@@ -33,7 +33,7 @@ import router_reference as reference
 
 N_SEQ, SEQ_LEN = 3, 8
 PADDING = [7, 22, 23]  # the end of the first and of the last sequence
-HIDDEN, EXPERTS, LATENT = 16, 8, 4
+HIDDEN, EXPERTS, LATENT, VOCABULARY = 16, 8, 4, 100
 SHAPE = {"hidden_size": HIDDEN, "n_experts": EXPERTS, "n_slots": 2, "n_group": 1, "topk_group": 1,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0}
 # The smallest distance of each kind of decision from its opposite. Float32 moves scores by some 1e-6.
@@ -84,6 +84,8 @@ CASES = {
     "dynamic_k_router_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "router_entropy",
                                       "statistics_decay": 0.8}),
     "dynamic_k_hidden_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "hidden_entropy"}),
+    "dynamic_k_loss_gradient": case({"type": "dynamic_k", "max_experts": 5, "estimator": "loss_gradient",
+                                     "statistics_decay": 0.8}),
     "dynamic_k_attention_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "attention_entropy"}),
     "dynamic_k_threshold": case({"type": "dynamic_k", "max_experts": 3, "estimator": "threshold", "threshold": 4.0}),
     "dynamic_k_uncalibrated": case({"type": "dynamic_k", "max_experts": 4, "capacity_factor": 0.6}),
@@ -135,6 +137,8 @@ def rows_of(options, shape, normal, uniform):
             rows["thresholds"] = typical * (0.8 + 0.4 * uniform(E))
         if kind == "dynamic_k":
             rows["complexity_mean"], rows["complexity_var"] = torch.zeros(1), torch.zeros(1)
+            if options["estimator"] == "loss_gradient":  # a third of the tokens has not been seen yet
+                rows["complexity_by_token"] = 20 * (0.5 + uniform(VOCABULARY)) * (uniform(VOCABULARY) > 1 / 3)
         return rows
 
     d, similarity = options["latent_dim"], options["similarity"]
@@ -175,7 +179,7 @@ def inputs_of(name, options, shape, seed):
 
     n_tokens = N_SEQ * SEQ_LEN
     slots = options.get("max_experts") or shape.n_slots
-    token = torch.randint(0, 100, (n_tokens,), generator=generator, dtype=torch.int32)
+    token = torch.randint(0, VOCABULARY, (n_tokens,), generator=generator, dtype=torch.int32)
     token[PADDING] = -1
     inputs = {"x": normal(n_tokens, shape.hidden_size), "token": token}
     rows = rows_of(options, shape, normal, uniform)
@@ -193,13 +197,15 @@ def inputs_of(name, options, shape, seed):
 def calibrate(options, shape, rows, inputs):
     """Running statistics near those of this batch, as after many steps."""
     router = reference.make_router(options, shape, rows)
-    router.forward(inputs["x"], inputs["token"], SEQ_LEN, **given_of(inputs))
+    router.forward(inputs["x"], inputs["token"], SEQ_LEN, **given_of(options, inputs))
     rows["complexity_mean"] = (0.95 * router.last_raw_T.mean()).reshape(1)
     rows["complexity_var"] = (1.3 * router.last_raw_T.var(correction=0)).reshape(1)
 
 
-def given_of(inputs):
+def given_of(options, inputs):
     names = {"epsilon": "epsilon_Td", "attention_entropy": "attention_entropy_T"}
+    if options.get("estimator") == "loss_gradient":
+        names["token"] = "id_T"
     return {argument: inputs[name] for name, argument in names.items() if name in inputs}
 
 
@@ -211,7 +217,7 @@ def compute(options, shape, inputs, dtype):
     x_TD = inputs["x"].requires_grad_()
     for row in router.trained().values():
         row.requires_grad_()
-    result = router.forward(x_TD, inputs["token"], SEQ_LEN, **given_of(inputs))
+    result = router.forward(x_TD, inputs["token"], SEQ_LEN, **given_of(options, inputs))
 
     total = (result.weight_TK * inputs["dweight"]).sum()
     total = total + result.router_loss + result.balance_loss + result.z_loss
@@ -225,6 +231,7 @@ def compute(options, shape, inputs, dtype):
     for name in ("router_loss", "balance_loss", "z_loss"):
         outputs[name] = getattr(result, name).detach().reshape(1)
     outputs["dx"] = x_TD.grad
+    router.dx_TD = x_TD.grad[inputs["token"] >= 0]
     for name, row in router.trained().items():
         outputs[f"grad.{name}"] = torch.zeros_like(row) if row.grad is None else row.grad
     with torch.no_grad():

@@ -53,12 +53,13 @@ class Router(nn.Module):
     """options: the keys of `router` in config.json, and those of MODEL_KEYS."""
     options_of_type = {}
 
-    def __init__(self, hidden_size, n_experts, k, init_std=0.02, **options):
+    def __init__(self, hidden_size, n_experts, k, init_std=0.02, vocab_size=None, **options):
         super().__init__()
         defaults = MODEL_KEYS | EVERY_ROUTER | self.options_of_type
         if unknown := sorted(options.keys() - defaults.keys()):
             raise ValueError(f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(defaults)}")
         self.hidden_size, self.n_experts, self.k, self.init_std = hidden_size, n_experts, k, init_std
+        self.vocab_size = vocab_size  # of a router that keeps a number a token
         self.options = SimpleNamespace(**defaults | options)
         self.n_slots = getattr(self.options, "max_experts", None) or k
         self.sums = {}  # since the last after_step, of tokens seen in training
@@ -88,8 +89,10 @@ class Router(nn.Module):
     def own_loss(self, routing):
         return 0.0
 
-    def forward(self, x, real=None, attention_entropy=None):
-        """x [B, S, D], or [T, D] for one sequence; real: bool [B, S], False: padding, which counts nowhere."""
+    def forward(self, x, real=None, attention_entropy=None, token=None):
+        """x [B, S, D], or [T, D] for one sequence; real: bool [B, S], False: padding, which counts nowhere; token:
+        [B, S], for a router that looks at it."""
+        self.token_T = None if token is None else token.reshape(-1)
         x_TD = x.reshape(-1, self.hidden_size).to(torch.promote_types(x.dtype, torch.float32))
         n_seq = x.shape[0] if x.dim() == 3 else 1
         real_T = torch.ones(len(x_TD), dtype=torch.bool, device=x.device) if real is None else real.reshape(-1).bool()
@@ -317,6 +320,11 @@ class DynamicKRouter(Router):
         if self.calibrated:
             self.state("complexity_mean", 1)
             self.state("complexity_var", 1)
+        self.by_token = self.options.estimator == "loss_gradient"
+        if self.by_token:
+            if self.vocab_size is None:
+                raise ValueError("estimator loss_gradient: give the router vocab_size")
+            self.state("complexity_by_token", self.vocab_size)  # 0: not seen yet
 
     def raw(self, x_TD, logit_TE, attention_entropy_T):
         estimator = self.options.estimator
@@ -324,6 +332,11 @@ class DynamicKRouter(Router):
             if attention_entropy_T is None:
                 raise ValueError("estimator attention_entropy: give the router attention_entropy [T]")
             return attention_entropy_T.to(x_TD.dtype)
+        if self.by_token:
+            if self.token_T is None:
+                raise ValueError("estimator loss_gradient: give the router token [B, S], the model input_ids")
+            known_T = self.complexity_by_token[self.token_T].to(x_TD.dtype)
+            return torch.where(known_T == 0, self.complexity_mean.to(x_TD.dtype), known_T)
         if estimator == "router_entropy":
             return entropy(logit_TE)
         if estimator == "hidden_entropy":
@@ -349,10 +362,25 @@ class DynamicKRouter(Router):
         return Routing(expert_TK, weight_TK, taken_TK, logit_TE, logit_TE.softmax(-1), observed=(raw_T,))
 
     def observe(self, routing, x_TD, real_T):
+        if self.by_token:
+            real_T = real_T & (self.complexity_by_token[self.token_T] != 0)
         raw_T = routing.observed[0][real_T].double()
         self.add("moments", torch.stack([real_T.sum(), raw_T.sum(), raw_T.square().sum()]))
 
+    def observe_gradient(self, dx_TD, token_T, real_T):
+        """dx_TD: all that comes back to x from a loss that is a mean over this call's tokens."""
+        norm_T = real_T * real_T.sum() * dx_TD.to(torch.promote_types(dx_TD.dtype, torch.float32)).norm(dim=-1)
+        sum_2V = dx_TD.new_zeros(2, self.vocab_size, dtype=torch.float64)
+        sum_2V[0].index_add_(0, token_T, norm_T.double())
+        sum_2V[1].index_add_(0, token_T, real_T.double())
+        self.add("gradients", sum_2V)
+
     def update(self, sums):
+        if "gradients" in sums:
+            (total_V, n_V), old_V = sums["gradients"], self.complexity_by_token.double()
+            decay_V = torch.where(old_V == 0, 0.0, self.options.statistics_decay)
+            new_V = decay_V * old_V + (1 - decay_V) * total_V / n_V.clamp(min=1)
+            self.complexity_by_token.copy_(torch.where(n_V > 0, new_V, old_V))
         n, total, squares = sums["moments"]
         if not self.calibrated or n == 0:
             return
@@ -624,11 +652,14 @@ class RoutedExperts(nn.Module):
         self.gate, self.experts = router, block.experts
         if hasattr(block, "shared_experts"):
             self.shared_experts = block.shared_experts
-        self.real = self.attention_entropy = self.routing = None
+        self.real = self.attention_entropy = self.token = self.routing = None
 
     def forward(self, x_BSD):
         real = None if self.real is None else self.real[:, -x_BSD.shape[1]:]
-        self.routing = routing = self.gate(x_BSD, real, self.attention_entropy)
+        self.routing = routing = self.gate(x_BSD, real, self.attention_entropy, self.token)
+        if getattr(self.gate, "by_token", False) and self.training and x_BSD.requires_grad:
+            token_T, real_T = self.token.flatten(), routing.real_BS.flatten()
+            x_BSD.register_hook(lambda dx_BSD: self.gate.observe_gradient(dx_BSD.flatten(0, 1), token_T, real_T))
         x_TD = x_BSD.flatten(0, 1)
         seen_TD = x_TD if routing.addend_TD is None else x_TD + routing.addend_TD.to(x_TD.dtype)
         out_BSD = self.experts(seen_TD, routing.expert_TK, routing.weight_TK).view_as(x_BSD)
@@ -654,7 +685,8 @@ class WithRouter:
             if not hasattr(layer.mlp, "experts"):
                 continue
             router = make_router(config.router, config.hidden_size, layer.mlp.experts.num_experts,
-                                 config.num_experts_per_tok, init_std=config.initializer_range, **keys)
+                                 config.num_experts_per_tok, init_std=config.initializer_range,
+                                 vocab_size=config.vocab_size, **keys)
             layer.mlp = RoutedExperts(layer.mlp, router)
             if getattr(router.options, "estimator", None) == "attention_entropy":
                 hook = functools.partial(_keep_attention_entropy, layer.mlp)
@@ -688,14 +720,16 @@ def with_router_losses(forward):
     def routed_forward(self, *args, output_router_logits=None, return_dict=None, **kwargs):
         if output_router_logits is None:
             output_router_logits = getattr(self.config, "output_router_logits", False)
-        mask = signature.bind(self, *args, **kwargs).arguments.get("attention_mask")
+        given = signature.bind(self, *args, **kwargs).arguments
+        mask = given.get("attention_mask")
         blocks = self.routed_experts()
         for block in blocks:
             block.real = mask if mask is not None and mask.dim() == 2 else None
+            block.token = given.get("input_ids")
         output = forward(self, *args, output_router_logits=False, return_dict=True, **kwargs)
         routings = [block.routing for block in blocks]
         for block in blocks:
-            block.real = block.attention_entropy = block.routing = None
+            block.real = block.attention_entropy = block.routing = None  # a backward pass may look up tokens again
         if output_router_logits:
             output.router_logits = tuple(routing.logit_TE for routing in routings)
             output.aux_loss = router_loss([block.gate for block in blocks], routings)

@@ -86,6 +86,7 @@ class Router:
     def __init__(self, options, shape, rows):
         self.options, self.shape, self.rows = options, shape, rows
         self.closeness = Closeness()
+        self.dx_TD = None  # of the last forward pass's real tokens: to be set before after_step
 
     @property
     def max_experts(self):
@@ -102,7 +103,7 @@ class Router:
         return {}
 
     def forward(self, x_TD, token_T, seq_len, **given):
-        """given: epsilon_Td, attention_entropy_T, for the routers that need them."""
+        """given: epsilon_Td, attention_entropy_T, id_T (the tokens), for the routers that need them."""
         real = token_T >= 0
         sequence_T = (torch.arange(len(token_T)) // seq_len)[real]
         choice = self.choose(x_TD[real], **{name: tensor[real] for name, tensor in given.items()})
@@ -348,10 +349,16 @@ class TopP(Router):
 
 
 class DynamicK(Router):
-    state_names = ("complexity_mean", "complexity_var")
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.by_token = self.options["estimator"] == "loss_gradient"
+        self.state_names = ("complexity_mean", "complexity_var") + (("complexity_by_token",) if self.by_token else ())
 
-    def raw_T(self, x_TD, logits_TE, attention_entropy_T):
+    def raw_T(self, x_TD, logits_TE, attention_entropy_T, id_T):
         estimator = self.options["estimator"]
+        if estimator == "loss_gradient":
+            known_T = self.rows["complexity_by_token"][id_T.long()]
+            return torch.where(known_T == 0, self.rows["complexity_mean"], known_T)
         if estimator == "activation_norm_l2" or estimator == "threshold":
             return x_TD.norm(dim=-1)
         if estimator == "activation_norm_l1":
@@ -375,13 +382,13 @@ class DynamicK(Router):
             return torch.full_like(raw_T, 0.5)
         return ((raw_T - mean) / var.sqrt()).sigmoid()
 
-    def choose(self, x_TD, attention_entropy_T=None):
+    def choose(self, x_TD, attention_entropy_T=None, id_T=None):
         least, most = self.options["min_experts"], self.max_experts
         if self.options["flops_target"] > 0:  # the mean of k, halfway between its ends, saves that share
             least = most * (1 - 2 * self.options["flops_target"])
         logits_TE = x_TD @ self.rows["weight"].T
         with torch.no_grad():  # a whole number has no gradient
-            self.last_raw_T = self.raw_T(x_TD, logits_TE, attention_entropy_T)
+            self.last_raw_T, self.last_id_T = self.raw_T(x_TD, logits_TE, attention_entropy_T, id_T), id_T
             exact_T = least + (most - least) * self.complexity_T(self.last_raw_T) + 0.5
             if self.options["estimator"] != "threshold" and self.rows["complexity_var"].item() != 0:
                 self.closeness.note("k", exact_T - exact_T.round())
@@ -393,11 +400,25 @@ class DynamicK(Router):
         mean, var = self.rows["complexity_mean"], self.rows["complexity_var"]
         if self.options["estimator"] == "threshold":
             return {"complexity_mean": mean.clone(), "complexity_var": var.clone()}
-        new_mean = self.last_raw_T.mean().reshape(1)
-        new_var = self.last_raw_T.var(correction=0).reshape(1)
+        seen_T = self.last_raw_T
+        if self.by_token:
+            seen_T = seen_T[self.rows["complexity_by_token"][self.last_id_T.long()] != 0]
+        new_mean = seen_T.mean().reshape(1)
+        new_var = seen_T.var(correction=0).reshape(1)
         decay = 0.0 if var.item() == 0 else self.options["statistics_decay"]
-        return {"complexity_mean": decay * mean + (1 - decay) * new_mean,
-                "complexity_var": decay * var + (1 - decay) * new_var}
+        state = {"complexity_mean": decay * mean + (1 - decay) * new_mean,
+                 "complexity_var": decay * var + (1 - decay) * new_var}
+        return state | self.table_after_step() if self.by_token else state
+
+    def table_after_step(self):
+        """Each token's mean norm of its rows of dx, as if the loss were a sum over tokens."""
+        token_T, table_V = self.last_id_T.long(), self.rows["complexity_by_token"]
+        norm_T = len(token_T) * self.dx_TD.norm(dim=-1)
+        new_V = table_V.clone()
+        for token in token_T.unique():
+            decay = 0.0 if table_V[token] == 0 else self.options["statistics_decay"]
+            new_V[token] = decay * table_V[token] + (1 - decay) * norm_T[token_T == token].mean()
+        return {"complexity_by_token": new_V}
 
 
 def attention_entropy(probability_HTT, length_T):

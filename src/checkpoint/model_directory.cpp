@@ -48,6 +48,24 @@ std::string differences_of_routers(const config::Router& here, const config::Rou
   return fmt::format("{}", fmt::join(clauses, ", "));
 }
 
+// What of the routers' part in a forward pass differs, one clause each: not what acts in training alone.
+std::vector<std::string> strict_differences(const config::Router& here, const config::Router& there) {
+  std::vector<std::string> clauses;
+  const config::RouterSchema& schema = config::schema_of(here.type, router::router_schemas());
+  for (const ModelDifference& difference : differences_of(here, there)) {
+    const auto option =
+        std::find_if(schema.options.begin(), schema.options.end(), [&](const config::RouterOption& each) {
+          return each.key == difference.key && !each.in_training_alone;
+        });
+    const bool counts = difference.key == "type" || difference.key == "capacity_factor" ||
+                        (here.type == there.type && option != schema.options.end());
+    if (counts)
+      clauses.push_back(
+          fmt::format("router.{} is {}, there {}", difference.key, difference.here, difference.there));
+  }
+  return clauses;
+}
+
 std::string describe(const RouterChange& change, std::string_view anew, std::string_view left) {
   const auto names = [](const std::vector<std::string>& list) {
     return list.empty() ? "nothing" : fmt::format("{}", fmt::join(list, ", "));
@@ -163,16 +181,32 @@ void ModelDirectory::check_model(const config::Model& model) const {
 }
 
 void ModelDirectory::load_weights(const config::Model& model, const config::Router& router, std::uint64_t seed,
-                                  bool strict, ParameterStore& store) const {
+                                  const std::optional<std::vector<std::string>>& strict,
+                                  ParameterStore& store) const {
   const config::Router own = this->router();
-  if (model.num_experts_per_tok != model_.num_experts_per_tok)
-    log_info(fmt::format("model.num_experts_per_tok is {}, there {}", model.num_experts_per_tok,
-                         model_.num_experts_per_tok));
-  if (own == router) return weights().load(model, store);
+  const std::string slots = model.num_experts_per_tok == model_.num_experts_per_tok
+                                ? ""
+                                : fmt::format("model.num_experts_per_tok is {}, there {}",
+                                              model.num_experts_per_tok, model_.num_experts_per_tok);
+  std::vector<std::string> differences;
+  if (strict) {
+    differences = strict_differences(router, own);
+    if (!slots.empty()) differences.insert(differences.begin(), slots);
+    differences.insert(differences.end(), strict->begin(), strict->end());
+  }
+  const auto refuse = [&](const std::string& rows) {
+    throw_input("{}: --strict: {}{}; set what the directory has, or leave out --strict", path_.string(),
+                fmt::join(differences, ", "), rows);
+  };
+  if (!slots.empty() && !strict) log_info(slots);
+  if (own == router) {
+    if (!differences.empty()) refuse("");
+    return weights().load(model, store);
+  }
   const auto agree = [&](const RouterChange& change) {
-    if (strict && !(change.anew.empty() && change.left.empty()))
-      throw_input("{}: --strict: {}: {}; set what the directory has, or leave out --strict", path_.string(),
-                  differences_of_routers(router, own), describe(change, "would begin anew", "would be left"));
+    const bool same_rows = change.anew.empty() && change.left.empty();
+    if (strict && !(differences.empty() && same_rows))
+      refuse(same_rows ? "" : ": " + describe(change, "would begin anew", "would be left"));
     if (!change.anew.empty() || !change.left.empty() || own.type != router.type)
       log_info(fmt::format("router {}: {}",
                            own.type == router.type ? differences_of_routers(router, own)
@@ -194,7 +228,7 @@ std::unique_ptr<model::Transformer> open_model(const ModelDirectory& directory, 
       std::make_unique<model::Transformer>(config, router, model::dtype_of(type, ctx.device), options.training);
   model->allocate(ctx.device);
   constexpr std::uint64_t kSeed = 1;
-  directory.load_weights(config, router, kSeed, false, model->parameters());
+  directory.load_weights(config, router, kSeed, std::nullopt, model->parameters());
   model->round_weights(ctx);
   return model;
 }

@@ -52,9 +52,10 @@ class ModelDirectory {
   // Fills the store of such a model, whose router may be another than the directory's. Of the router's rows
   // those of one name, shape and meaning are taken; what the files lack begins anew, by `seed`; what the router
   // has no place for is left. All of that is said in one line. With `strict` it is an InputError where anything
-  // begins anew or is left. Everything else must be there, and nothing besides.
-  void load_weights(const config::Model& model, const config::Router& router, std::uint64_t seed, bool strict,
-                    ParameterStore& store) const;
+  // begins anew or is left, or the router computes something else; it lists all of that, and what `strict` says
+  // of other differences. Everything else must be there, and nothing besides.
+  void load_weights(const config::Model& model, const config::Router& router, std::uint64_t seed,
+                    const std::optional<std::vector<std::string>>& strict, ParameterStore& store) const;
 
  private:
   void open_hugging_face();

@@ -122,6 +122,10 @@ std::unique_ptr<model::Transformer> Calibration::open(const config::RoutedModel&
     return model;
   }
   const std::int64_t tokens = train::calibrate(*model, domains_, settings_, ctx);
+  const router::RoutingStep& routing = model->routing();
+  if (routing.n_layers() > 0 && routing.layer(0).router().n_gradient_statistics() > 0)
+    log_info(fmt::format("router {}: what it knows of gradients stays as it is, since training alone makes any",
+                         routed.router.type));
   log_info(fmt::format("router {}: calibrated on {} tokens in {} steps{}", routed.router.type, tokens, steps,
                        tokens < settings_.tokens ? ", all that the data have in whole windows" : ""));
   return model;

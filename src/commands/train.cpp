@@ -81,9 +81,10 @@ void describe(CLI::App& app, Options& options) {
          "lpr to the weights' linear gate; with --upcycle-from a linear gate to clusters of what it sees")
       ->type_name("TOKENS")
       ->transform(whole_number(1));
-  app.add_flag(
-      "--strict", options.strict,
-      "With --init-from: refuse weights of another router, of which something would begin anew or be left");
+  app.add_flag("--strict", options.strict,
+               "With --init-from: refuse weights of another router or number of experts a token, and data "
+               "whose documents "
+               "begin or end with other tokens");
   describe_device(app, options.device);
   describe_nproc(app, options.nproc);
   app.footer(

@@ -411,6 +411,11 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
   source.set_layout(run.model.layout->name);
   if (!default_model) report_without_effect(model, origin);  // else whoever read the file has said it
   run.router = read_router(top.find("router"), source, run.model, model.router_aux_loss_coef, routers);
+  if (model.router_aux_loss_coef && run.router.type != run.model.layout->router)
+    log_info(fmt::format(
+        "{}: model.router_aux_loss_coef {} is of {}, the router of {}; router.balance_coef of {} is {}", origin,
+        *model.router_aux_loss_coef, run.model.layout->router, run.model.layout->name, run.router.type,
+        run.router.balance_coef));
   run.data = read_data(open("data"), run.model);
   const auto read = [&](const char* key, auto& value) {
     Section section = open(key);

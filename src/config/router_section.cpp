@@ -125,6 +125,7 @@ void check_max_experts(const Router& router, const Model& model, const RouterSch
 Router read_router(const Json* json, const Source& source, const Model& model,
                    std::optional<double> aux_loss_coef, std::span<const RouterSchema> routers) {
   const RouterSchema& schema = read_type(json, source, model, routers);
+  const bool says_balance = aux_loss_coef && schema.type == model.layout->router;  // it is of the layout's own
   refuse_options_of_others(json, source, schema, routers);
   const SectionKeys& common = section_keys(kPath);
   std::vector<std::string_view> all(common.keys.begin(), common.keys.end());
@@ -135,8 +136,8 @@ Router read_router(const Json* json, const Source& source, const Model& model,
   Router router = default_of(schema, model);
   section.find("type");
   router.balance_coef =
-      section.number("balance_coef", kCoefficient, aux_loss_coef.value_or(router.balance_coef));
-  if (aux_loss_coef && *aux_loss_coef != router.balance_coef) {
+      section.number("balance_coef", kCoefficient, says_balance ? *aux_loss_coef : router.balance_coef);
+  if (says_balance && *aux_loss_coef != router.balance_coef) {
     section.fail("balance_coef",
                  fmt::format("is {}, but model.router_aux_loss_coef, the same quantity, is {}; remove one",
                              router.balance_coef, *aux_loss_coef),

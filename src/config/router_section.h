@@ -10,8 +10,8 @@
 namespace switchyard::config {
 
 // `json`: the object, or null where the text has none. `aux_loss_coef`: what `model` says of the same quantity
-// as balance_coef. Throws InputError: an unknown type; a key that this type does not have; a value of the wrong
-// type or range; what the type refuses.
+// as balance_coef, of its layout's own router. Throws InputError: an unknown type; a key that this type does
+// not have; a value of the wrong type or range; what the type refuses.
 Router read_router(const Json* json, const Source& source, const Model& model,
                    std::optional<double> aux_loss_coef, std::span<const RouterSchema> routers);
 

@@ -151,4 +151,48 @@ Continuation continue_prompt(Generator& generator, Sampler& sampler, std::span<c
   return result;
 }
 
+std::vector<Continuation> continue_prompts(Generator& generator, Sampler& sampler,
+                                           std::span<const std::vector<std::int32_t>> prompt_B,
+                                           std::int64_t max_tokens, std::span<const std::int32_t> end_tokens,
+                                           const std::function<bool(std::size_t, std::int32_t)>& take) {
+  const std::size_t B = prompt_B.size();
+  std::vector<Continuation> result_B(B);
+  std::size_t shortest = prompt_B[0].size();
+  for (const auto& prompt : prompt_B) shortest = std::min(shortest, prompt.size());
+  std::vector<std::int32_t> token_Bn;
+  for (const auto& prompt : prompt_B)
+    token_Bn.insert(token_Bn.end(), prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(shortest));
+  const auto start = Clock::now();
+  std::span<const float> logits_BV = generator.append(token_Bn);
+  const double prompt_seconds = seconds_since(start);
+  std::vector<bool> is_done_B(B, max_tokens == 0);
+  token_Bn.assign(B, -1);
+  const std::size_t V = logits_BV.size() / B;
+  const auto choose = [&](std::size_t b) {
+    Continuation& result = result_B[b];
+    const std::int32_t token =
+        sampler.choose(logits_BV.subspan(b * V, V), static_cast<std::uint64_t>(generator.size()));
+    result.tokens.push_back(token);
+    if (std::find(end_tokens.begin(), end_tokens.end(), token) != end_tokens.end())
+      result.stop = Stop::end_of_text;
+    else if (!take(b, token))
+      result.stop = Stop::interrupted;
+    is_done_B[b] = result.stop != Stop::full || static_cast<std::int64_t>(result.tokens.size()) == max_tokens;
+    if (is_done_B[b]) result.seconds = seconds_since(start) - prompt_seconds;
+    return is_done_B[b] ? -1 : token;
+  };
+  for (;;) {
+    bool all_done = true;
+    for (std::size_t b = 0; b < B; ++b) {
+      const auto at = static_cast<std::size_t>(generator.size());
+      token_Bn[b] = is_done_B[b] ? -1 : at < prompt_B[b].size() ? prompt_B[b][at] : choose(b);
+      all_done = all_done && is_done_B[b];
+    }
+    if (all_done) break;
+    logits_BV = generator.append(token_Bn);
+  }
+  for (Continuation& result : result_B) result.prompt_seconds = prompt_seconds;
+  return result_B;
+}
+
 }  // namespace switchyard::generate

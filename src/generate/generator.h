@@ -78,4 +78,12 @@ Continuation continue_prompt(Generator& generator, Sampler& sampler, std::span<c
                              std::int64_t max_tokens, std::span<const std::int32_t> end_tokens,
                              const std::function<bool(std::int32_t)>& take);
 
+// The same of several prompts at once, one a sequence of the generator, which has room for the longest one and
+// max_tokens - 1 more. Every sequence has its tokens in the positions that it has alone: while one is still
+// shown its prompt, shorter ones go on from theirs; one that has ended is padding. take(b, token).
+std::vector<Continuation> continue_prompts(Generator& generator, Sampler& sampler,
+                                           std::span<const std::vector<std::int32_t>> prompt_B,
+                                           std::int64_t max_tokens, std::span<const std::int32_t> end_tokens,
+                                           const std::function<bool(std::size_t, std::int32_t)>& take);
+
 }  // namespace switchyard::generate

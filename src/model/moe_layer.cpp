@@ -45,6 +45,7 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
                                                                 .normalise_weights = model.norm_topk_prob,
                                                                 .weight_scale = model.routed_scaling_factor,
                                                                 .init_std = model.initializer_range,
+                                                                .vocab_size = model.vocab_size,
                                                                 .layer = layer},
                                             router_prefix(*model.layout, layer), store);
   router_cost_ = 2.0 * static_cast<double>(router_->router().extra_multiply_adds());
@@ -230,12 +231,16 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
     backward_experts(dx_TD, dweight_TK, dout_TD, x_TD, std::ref(shared), ctx);
   }
   const Tensor seen_TD = as_router_sees(x_TD, ctx);
-  if (seen_TD.dtype() == dx_TD.dtype())
-    return router_->backward(dx_TD, gradient, seen_TD, router_batch(batch), ctx);
-  const Tensor dseen_TD = scratch_like(seen_TD);
-  ops::fill_zero(dseen_TD, ctx);
-  router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), ctx);
-  ops::add(dx_TD, dx_TD, dseen_TD, ctx);
+  if (seen_TD.dtype() == dx_TD.dtype()) {
+    router_->backward(dx_TD, gradient, seen_TD, router_batch(batch), ctx);
+  } else {
+    const Tensor dseen_TD = scratch_like(seen_TD);
+    ops::fill_zero(dseen_TD, ctx);
+    router_->backward(dseen_TD, gradient, seen_TD, router_batch(batch), ctx);
+    ops::add(dx_TD, dx_TD, dseen_TD, ctx);
+  }
+  if (router_->observes_gradient())
+    router_->observe_gradient(as_router_sees(dx_TD, ctx), router_batch(batch), ctx);
 }
 
 FfnCost MoeLayer::cost() const {

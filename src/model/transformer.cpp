@@ -149,7 +149,7 @@ void Transformer::lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len
   }
   stream_.clear();
   for (std::size_t l = 0; l <= blocks_.size(); ++l)  // one for all where no backward pass will read them
-    stream_.push_back(training_ || l == 0 ? rows(D) : stream_.front());
+    stream_.push_back(keeps_activations() || l == 0 ? rows(D) : stream_.front());
   final_TD_ = rows(D);
   final_rstd_T1_ = arena.take(Shape{n_tokens, 1}, accumulation_dtype(dtype_));
   if (n_mtp_depths() > 0) mtp_->plan(arena, n_seq, seq_len, dtype_, recompute_);

@@ -90,6 +90,9 @@ class Transformer {
   // training, where Batch::training asks for it: routing().begin(), add_micro_batch() and after_step() can then
   // be called.
   void observe_routing(bool observes) { observes_routing_ = observes; }
+  // From the next plan() on, what each layer has computed is there after a forward pass, as in training:
+  // visit_activations().
+  void keep_activations(bool keeps) { keeps_activations_ = keeps; }
   // How many bytes plan() is going to reserve. Before it.
   std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len,
                                    config::Recompute recompute = config::Recompute::none);
@@ -153,7 +156,8 @@ class Transformer {
   void lay_out_positions(Arena& arena, std::int64_t n_positions);
   void lay_out(Arena& arena, std::int64_t n_seq, std::int64_t seq_len);
   std::int64_t lay_out_generation(Arena& arena, const Generation& generation);  // returns the lasting bytes
-  bool blocks_share_memory() const { return !training_ || recompute_ == config::Recompute::block; }
+  bool keeps_activations() const { return training_ || keeps_activations_; }
+  bool blocks_share_memory() const { return !keeps_activations() || recompute_ == config::Recompute::block; }
   void check_batch(const Batch& batch) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
   void prepare(const Batch& batch);
@@ -161,7 +165,7 @@ class Transformer {
   config::Model config_;
   DType dtype_;
   bool training_;
-  bool observes_routing_ = false;
+  bool observes_routing_ = false, keeps_activations_ = false;
   config::Recompute recompute_ = config::Recompute::none;
   ParameterStore parameters_;
   ExpertRanks expert_ranks_;  // the blocks know where it is

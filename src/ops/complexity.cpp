@@ -53,6 +53,32 @@ void token_moments_on_cpu(Tensor moments_3, Tensor raw_T, Tensor token_T) {
   }
 }
 
+template <class T>
+void known_values_on_cpu(Tensor raw_T, Tensor known_T, Tensor value_V, Tensor mean_1, Tensor token_T) {
+  const Rows<T> raw(raw_T), value(value_V);
+  const Rows<std::int32_t> known(known_T), token(token_T);
+  for (std::int64_t t = 0; t < raw_T.rows(); ++t) {
+    const std::int32_t v = *token[t];
+    const bool is_known = v >= 0 && *value[v] != T(0);
+    *raw[t] = is_known ? *value[v] : *mean_1.as<T>();
+    *known[t] = is_known ? v : -1;
+  }
+}
+
+template <class T>
+void add_by_token_on_cpu(Tensor sum_2V, Tensor value_T, Tensor token_T, double scale) {
+  const Rows<T> value(value_T);
+  const Rows<std::int32_t> token(token_T);
+  double* const sum = sum_2V.as<double>();
+  double* const count = sum + sum_2V.numel() / 2;
+  for (std::int64_t t = 0; t < value_T.rows(); ++t) {
+    const std::int32_t v = *token[t];
+    if (v < 0) continue;
+    sum[v] += scale * static_cast<double>(*value[t]);
+    count[v] += 1;
+  }
+}
+
 }  // namespace
 
 void complexity_calibrated(Tensor c_T, Tensor raw_T, Tensor mean_1, Tensor variance_1, Context& ctx) {
@@ -82,6 +108,21 @@ void token_moments(Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx)
   args(SY_ARG(raw_T), raw_T.dtype())(SY_ARG(token_T), DType::i32);
   args(SY_ARG(moments_3), DType::f64, kContiguous | kAnywhere);
   run<&cuda::token_moments>(ctx, raw_T.dtype(), SY_CPU(token_moments_on_cpu), moments_3, raw_T, token_T);
+}
+
+void known_values(Tensor raw_T, Tensor known_T, Tensor value_V, Tensor mean_1, Tensor token_T, Context& ctx) {
+  const DType real = raw_T.dtype();
+  Signature args(ctx);
+  args(SY_ARG(token_T), DType::i32)(SY_ARG(raw_T), real)(SY_ARG(known_T), DType::i32);
+  args(SY_ARG(value_V), real)(SY_ARG(mean_1), real);
+  run<&cuda::known_values>(ctx, real, SY_CPU(known_values_on_cpu), raw_T, known_T, value_V, mean_1, token_T);
+}
+
+void add_by_token(Tensor sum_2V, Tensor value_T, Tensor token_T, double scale, Context& ctx) {
+  Signature args(ctx);
+  args(SY_ARG(token_T), DType::i32)(SY_ARG(value_T), value_T.dtype());
+  args(SY_ARG(sum_2V), DType::f64, kContiguous);
+  run<&cuda::add_by_token>(ctx, value_T.dtype(), SY_CPU(add_by_token_on_cpu), sum_2V, value_T, token_T, scale);
 }
 
 namespace {

@@ -19,6 +19,16 @@ SY_OPERATOR(slot_count, Tensor count_T, Tensor c_T, double least, std::int64_t m
 // waits.
 SY_OPERATOR(token_moments, Tensor moments_3, Tensor raw_T, Tensor token_T, Context& ctx);
 
+// A number that is kept for each token of the vocabulary.   T tokens, V vocabulary
+
+// raw_T = value_V[token_T], or mean_1 where that is 0: of that token nothing is known yet. known_T (i32) = the
+// token, or -1 where nothing is known or the token is negative. Both set. Tokens are < V.
+SY_OPERATOR(known_values, Tensor raw_T, Tensor known_T, Tensor value_V, Tensor mean_1, Tensor token_T,
+            Context& ctx);
+// Of the tokens with token_T >= 0: the first V of sum_2V (f64) += scale * value_T, the others += 1, each at its
+// token. The order of the sum is fixed.
+SY_OPERATOR(add_by_token, Tensor sum_2V, Tensor value_T, Tensor token_T, double scale, Context& ctx);
+
 // Entropy of a softmax.   T tokens, E experts
 
 // entropy_T = -sum_e P log P = lse - sum_e P logit, set.   prob_TE, lse_T: of logit_TE (softmax_forward).

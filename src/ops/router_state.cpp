@@ -91,6 +91,18 @@ void follow_moments_on_cpu(Tensor mean_1, Tensor variance_1, Tensor moments_3, d
 }
 
 template <class T>
+void follow_token_means_on_cpu(Tensor value_V, Tensor sum_2V, double decay) {
+  const Rows<T> value(value_V);
+  const double* const sum = sum_2V.as<double>();
+  const double* const count = sum + value_V.rows();
+  for (std::int64_t v = 0; v < value_V.rows(); ++v) {
+    if (count[v] == 0) continue;
+    const double keep = *value[v] == T(0) ? 0 : decay;
+    *value[v] = static_cast<T>(keep * static_cast<double>(*value[v]) + (1 - keep) * sum[v] / count[v]);
+  }
+}
+
+template <class T>
 void follow_ratios_on_cpu(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E,
                           double decay) {
   const Rows<T> key(key_ED), ema_rows(ema_ED);
@@ -144,6 +156,13 @@ void follow_moments(Tensor mean_1, Tensor variance_1, Tensor moments_3, double d
   Signature args(ctx);
   args(SY_ARG(mean_1), real)(SY_ARG(variance_1), real)(SY_ARG(moments_3), DType::f64, kContiguous);
   run<&cuda::follow_moments>(ctx, real, SY_CPU(follow_moments_on_cpu), mean_1, variance_1, moments_3, decay);
+}
+
+void follow_token_means(Tensor value_V, Tensor sum_2V, double decay, Context& ctx) {
+  const DType real = value_V.dtype();
+  Signature args(ctx);
+  args(SY_ARG(value_V), real)(SY_ARG(sum_2V), DType::f64, kContiguous);
+  run<&cuda::follow_token_means>(ctx, real, SY_CPU(follow_token_means_on_cpu), value_V, sum_2V, decay);
 }
 
 void follow_ratios(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum_ED, Tensor count_E, double decay,

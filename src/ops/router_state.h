@@ -1,5 +1,6 @@
 // What an optimizer step does to what routers keep beside their weights: biases, thresholds and running means,
-// from sums over the tokens of the global batch.   E experts, N bins of a gap (ops/routing.h), D columns
+// from sums over the tokens of the global batch.   E experts, N bins of a gap (ops/routing.h), D columns, V
+// tokens of the vocabulary
 //
 // Sums and counts are f64, states of the store's type; all lie where the run computes, so that nobody waits.
 #pragma once
@@ -28,6 +29,10 @@ SY_OPERATOR(follow_means, Tensor mean_ED, Tensor sum_ED, Tensor count_E, double 
 // squares (token_moments). A variance of 0 keeps nothing: it is the state before the first step. A count of 0
 // changes nothing.
 SY_OPERATOR(follow_moments, Tensor mean_1, Tensor variance_1, Tensor moments_3, double decay, Context& ctx);
+
+// value_V keeps `decay` of itself and gets the rest from the mean of its token: sum_2V has V sums, then V
+// counts. A value of 0 keeps nothing: its token has not been seen. A count of 0 changes nothing.
+SY_OPERATOR(follow_token_means, Tensor value_V, Tensor sum_2V, double decay, Context& ctx);
 
 // ema_ED = decay * ema_ED + (1 - decay) * sum_ED, the same of ema_E and count_E; key_ED = ema_ED / max(ema_E,
 // 1e-6).

@@ -36,12 +36,17 @@ void hidden_entropy(Tensor raw_T, const ComplexityInput& input, Context& ctx) {
   ops::softmax_entropy_forward(raw_T, input.x_TD, prob_TD, lse_T, ctx);
 }
 
+void loss_gradient(Tensor raw_T, const ComplexityInput& input, Context& ctx) {
+  ops::known_values(raw_T, input.known_T, input.value_V, input.mean_1, input.token_T, ctx);
+}
+
 constexpr ComplexityEstimator kEstimators[] = {
     {.name = "activation_norm_l2", .raw = norm_l2},
     {.name = "activation_norm_l1", .raw = norm_l1},
     {.name = "attention_entropy", .raw = attention_entropy, .needs_attention_entropy = true},
     {.name = "router_entropy", .raw = router_entropy},
     {.name = "hidden_entropy", .raw = hidden_entropy},
+    {.name = "loss_gradient", .raw = loss_gradient, .by_token = true},
     {.name = "threshold", .raw = norm_l2, .thresholded = true},
 };
 

@@ -1,5 +1,5 @@
 // How hard a token is: the estimators of dynamic_k. A new one is a function and a line of complexity.cpp.
-//   T tokens, D hidden size, E experts
+//   T tokens, D hidden size, E experts, V vocabulary
 #pragma once
 
 #include <span>
@@ -14,6 +14,10 @@ struct ComplexityInput {
   Tensor x_TD;
   Tensor logit_TE, prob_TE, lse_T;  // of the router
   Tensor attention_entropy_T;       // not defined where the estimator does not need it
+  Tensor token_T{};
+  // Where ComplexityEstimator::by_token; value_V is 0 for a token of which nothing is known, which has mean_1.
+  Tensor value_V{}, mean_1{};
+  Tensor known_T{};  // i32, set: the token, or -1 where nothing is known; the running mean is of the others
 };
 
 struct ComplexityEstimator {
@@ -22,6 +26,9 @@ struct ComplexityEstimator {
   bool needs_attention_entropy = false;
   // Compared with a constant of the user's: 0 or 1. Otherwise measured against a running mean and variance.
   bool thresholded = false;
+  // Looks up what backward passes have left for the token: the mean norm of the loss's gradient at the router's
+  // input.
+  bool by_token = false;
 };
 
 std::span<const ComplexityEstimator> complexity_estimators();

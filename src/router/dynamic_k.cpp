@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "ops/complexity.h"
+#include "ops/cosine.h"
 #include "ops/elementwise.h"
 #include "ops/router_state.h"
 #include "ops/routing.h"
@@ -40,6 +41,9 @@ class DynamicK final : public Router {
     const std::string meaning = fmt::format("of {}", estimator_.name);
     mean_ = add_expert_state(prefix + "complexity_mean", 1, meaning, store);
     variance_ = add_expert_state(prefix + "complexity_var", 1, meaning, store);
+    if (!estimator_.by_token) return;
+    SY_CHECK(shape.vocab_size > 0, "a router that keeps a number a token knows the vocabulary");
+    by_token_ = add_expert_state(prefix + "complexity_by_token", shape.vocab_size, meaning, store);
   }
 
   std::int64_t n_slots() const override { return max_experts_; }
@@ -62,12 +66,24 @@ class DynamicK final : public Router {
     const Tensor count_T = ctx.scratch.take(complexity_T_.shape(), DType::i32);
     gate_.forward(logit_TE, x_TD, batch, ctx);
     ops::softmax_forward(prob_TE_, lse_T_, logit_TE, ctx);
-    estimator_.raw(raw_T, {x_TD, logit_TE, prob_TE_, lse_T_, batch.attention_entropy_T}, ctx);
+    ComplexityInput input{.x_TD = x_TD,
+                          .logit_TE = logit_TE,
+                          .prob_TE = prob_TE_,
+                          .lse_T = lse_T_,
+                          .attention_entropy_T = batch.attention_entropy_T,
+                          .token_T = batch.token_T};
+    if (estimator_.by_token) {
+      input.value_V = store_.value(by_token_);
+      input.mean_1 = store_.value(mean_);
+      input.known_T = ctx.scratch.take(complexity_T_.shape(), DType::i32);
+    }
+    estimator_.raw(raw_T, input, ctx);
     if (estimator_.thresholded)
       ops::complexity_above(complexity_T_, raw_T, threshold_, ctx);
     else
       ops::complexity_calibrated(complexity_T_, raw_T, store_.value(mean_), store_.value(variance_), ctx);
-    if (batch.training && n_statistics() > 0) ops::token_moments(statistics_S_, raw_T, batch.token_T, ctx);
+    if (batch.training && n_statistics() > 0)
+      ops::token_moments(statistics_S_, raw_T, estimator_.by_token ? input.known_T : batch.token_T, ctx);
     ops::slot_count(count_T, complexity_T_, least_, max_experts_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, logit_TE, batch.token_T, ctx);
     ops::keep_count(decision_.expert_TK, chosen_TK_, count_T, ctx);
@@ -98,6 +114,21 @@ class DynamicK final : public Router {
   void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
     if (n_statistics() > 0)
       ops::follow_moments(store_.value(mean_), store_.value(variance_), statistics_S, decay_, ctx);
+    if (n_gradient_statistics() > 0)
+      ops::follow_token_means(store_.value(by_token_), gradient_statistics_S_, decay_, ctx);
+  }
+
+  // Of each token of the vocabulary, the sum of the norms and how often it came.
+  std::int64_t n_gradient_statistics() const override {
+    return estimator_.by_token ? 2 * shape_.vocab_size : 0;
+  }
+
+  // The loss is a mean over the global batch, of which a token's gradient is a share.
+  void observe_gradient(Tensor dx_TD, const RouterBatch& batch, double token_share, Context& ctx) override {
+    ScratchScope scope(ctx.scratch);
+    const Tensor norm_T = ctx.scratch.take(complexity_T_.shape(), complexity_T_.dtype());
+    ops::row_norm_l2(norm_T, dx_TD, ctx);
+    ops::add_by_token(gradient_statistics_S_, norm_T, batch.token_T, 1 / token_share, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override {
@@ -112,7 +143,7 @@ class DynamicK final : public Router {
   const ComplexityEstimator& estimator_;
   ParameterStore& store_;
   LinearGate gate_;
-  std::size_t mean_ = 0, variance_ = 0;  // rows
+  std::size_t mean_ = 0, variance_ = 0, by_token_ = 0;  // rows
   Tensor prob_TE_, lse_T_, complexity_T_, chosen_TK_;
   RoutingDecision decision_;
 };
@@ -176,6 +207,7 @@ RouterType dynamic_k_router() {
                                  {.key = "statistics_decay",
                                   .fallback = 0.99,
                                   .range = {0, 1, false, true},
+                                  .in_training_alone = true,
                                   .kept_each_step = true}},
                      .check = check},
           .make = make_router_of<DynamicK>};

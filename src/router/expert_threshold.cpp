@@ -93,6 +93,7 @@ RouterType expert_threshold_router() {
                                  {.key = "threshold_decay",
                                   .fallback = 0.99,
                                   .range = {0, 1, false, true},
+                                  .in_training_alone = true,
                                   .kept_each_step = true},
                                  config::max_experts_option()},
                      .check =

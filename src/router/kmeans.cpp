@@ -109,6 +109,7 @@ RouterType kmeans_router() {
                      .options = {{.key = "mean_decay",
                                   .fallback = 0.99,
                                   .range = {0, 1, false, true},
+                                  .in_training_alone = true,
                                   .kept_each_step = true}}},
           .make = make_router_of<KMeans>};
 }

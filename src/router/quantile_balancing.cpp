@@ -73,6 +73,7 @@ RouterType quantile_router() {
                                  {.key = "bias_ema",
                                   .fallback = 0.0,
                                   .range = {0, 1, false, true},
+                                  .in_training_alone = true,
                                   .kept_each_step = true}},
                      .check = [](const config::Router& router, const config::Model&,
                                  const auto& refuse) { check_score_function(router, refuse); }},

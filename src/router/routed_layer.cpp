@@ -52,6 +52,10 @@ void RoutedLayer::backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor
   router_->backward(dx_TD, gradient, x_TD, batch, routing_->loss, ctx);
 }
 
+void RoutedLayer::observe_gradient(Tensor dx_TD, const RouterBatch& batch, Context& ctx) {
+  router_->observe_gradient(dx_TD, batch, routing_->loss.token_share, ctx);
+}
+
 void RoutedLayer::visit_saved(const TensorVisitor& visit) const {
   router_->visit_saved(visit);
   visit("router weights", decision_.weight_TK);

@@ -39,6 +39,10 @@ class RoutedLayer {
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                 Context& ctx);
 
+  // What is there for Router::observe_gradient, in float32 or float64; after backward().
+  bool observes_gradient() const { return router_->n_gradient_statistics() > 0; }
+  void observe_gradient(Tensor dx_TD, const RouterBatch& batch, Context& ctx);
+
   Router& router() { return *router_; }
   const Router& router() const { return *router_; }
   std::int64_t layer() const { return layer_; }  // of the model

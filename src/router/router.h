@@ -28,12 +28,13 @@ struct RouterShape {
   bool normalise_weights;       // Hugging Face's norm_topk_prob
   double weight_scale = 1.0;    // Hugging Face's routed_scaling_factor: multiplies every router's weights
   double init_std;
+  std::int64_t vocab_size = 0;
   std::int64_t layer = 0;  // of the model: no two layers draw the same noise
 };
 
 // One micro-batch of n_seq * seq_len tokens, as a router sees it.
 struct RouterBatch {
-  Tensor token_T;  // i32, negative: padding, which gets free slots only
+  Tensor token_T;  // i32, < vocab_size; negative: padding, which gets free slots only
   std::int64_t n_seq = 1;
   std::int64_t seq_len = 1;
   // Noise is drawn and statistics are made only in training.
@@ -117,6 +118,19 @@ class Router {
   void keep_statistics_in(Tensor statistics_S) { statistics_S_ = statistics_S; }
   Tensor statistics() const { return statistics_S_; }
 
+  // How many sums over tokens observe_gradient() adds to in gradient_statistics(). Over ranks they are added
+  // up.
+  virtual std::int64_t n_gradient_statistics() const { return 0; }
+  // gradient_statistics_S: f64 [n_gradient_statistics()], where the run computes; zeros when a step begins.
+  void keep_gradient_statistics_in(Tensor gradient_statistics_S) {
+    gradient_statistics_S_ = gradient_statistics_S;
+  }
+  Tensor gradient_statistics() const { return gradient_statistics_S_; }
+  // Called where there are any, once for each micro-batch: dx_TD is all that comes back to the router's input,
+  // of x's dtype, with respect to the loss that is a mean over the global batch. token_share:
+  // RoutingLossGradient's.
+  virtual void observe_gradient(Tensor, const RouterBatch&, double, Context&) {}
+
   // Called after each optimizer step, for updates that are not by gradient. count_E: slots on each expert, and
   // statistics_S, of the whole global batch; f64, where the run computes. What moves here is a row of the store
   // that is not trained, so that checkpoints keep it. Reads nothing back.
@@ -129,7 +143,7 @@ class Router {
   virtual void visit_saved(const TensorVisitor& visit) const = 0;
 
  protected:
-  Tensor statistics_S_;
+  Tensor statistics_S_, gradient_statistics_S_;
 };
 
 // A type of router: how it is configured, and how one is made. Its parameters are called `prefix` + their name

@@ -21,6 +21,7 @@ RoutingStep::RoutingStep(std::vector<RoutedLayer*> layers, const config::Router&
       routing_L_(layers_.size()) {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     n_statistics_ += layers_[l]->router().n_statistics();
+    n_gradient_statistics_ += layers_[l]->router().n_gradient_statistics();
     layers_[l]->connect(routing_L_[l]);
   }
 }
@@ -40,21 +41,28 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool lay
       statistics_S_ = arena.take(Shape{n_statistics_}, DType::f64);
       global_statistics_S_ = global_sums_.slice(L * E, n_statistics_);
     }
+    if (n_gradient_statistics_ > 0) gradient_sums_ = arena.take(Shape{n_gradient_statistics_}, DType::f64);
   }
-  if (!training) dprob_LBE_ = global_sums_ = global_count_LE_ = statistics_S_ = global_statistics_S_ = {};
-  std::int64_t first = 0;  // of the layer's statistics
+  if (!training)
+    dprob_LBE_ = global_sums_ = global_count_LE_ = statistics_S_ = global_statistics_S_ = gradient_sums_ = {};
+  std::int64_t first = 0, first_of_gradient = 0;  // of the layer's statistics
   for (std::int64_t l = 0; l < L; ++l) {
     LayerRouting& routing = routing_L_[static_cast<std::size_t>(l)];
     routing = {counts_.count_LBE.slice(l, 1).reshape(shape_BE),
                counts_.prob_sum_LBE.slice(l, 1).reshape(shape_BE),
                counts_.lse2_sum_LB.slice(l, 1).reshape(Shape{n_seq}), counts_.dropped_L.slice(l, 1)};
     if (!training) {
-      layers_[static_cast<std::size_t>(l)]->router().keep_statistics_in(
-          {});  // what an earlier plan had is gone
+      // What an earlier plan had is gone.
+      layers_[static_cast<std::size_t>(l)]->router().keep_statistics_in({});
+      layers_[static_cast<std::size_t>(l)]->router().keep_gradient_statistics_in({});
       continue;
     }
     routing.loss.dprob_BE = dprob_LBE_.slice(l, 1).reshape(shape_BE);
     Router& router = layers_[static_cast<std::size_t>(l)]->router();
+    if (const std::int64_t size = router.n_gradient_statistics(); size > 0) {
+      router.keep_gradient_statistics_in(gradient_sums_.slice(first_of_gradient, size));
+      first_of_gradient += size;
+    }
     const std::int64_t size = router.n_statistics();
     if (size == 0) continue;
     router.keep_statistics_in(statistics_S_.slice(first, size));
@@ -78,6 +86,7 @@ bool RoutingStep::needs_global_sums() const {
 
 void RoutingStep::begin(Context& ctx) {
   if (!layers_.empty()) ops::fill_zero(global_sums_, ctx);
+  if (gradient_sums_.defined()) ops::fill_zero(gradient_sums_, ctx);
 }
 
 void RoutingStep::add_micro_batch(Context& ctx) {

@@ -1,7 +1,7 @@
 // What a step knows of routing, for all layers with a router: their counts and probabilities, their routers'
 // statistics, the balance loss, z-loss and routers' own losses, and the gradients of these
 // (docs/router-mathematics.md, section 3; formulas: ops/routing.h).
-//   L layers with a router, B sequences, E experts, S statistics of all routers
+//   L layers with a router, B sequences, E experts, S statistics of all routers, G of their gradients
 //
 // The losses' strength does not depend on how a global batch is cut into micro-batches: every micro-batch
 // contributes in proportion to its tokens, and the contributions of one global batch add up to one loss.
@@ -59,6 +59,9 @@ class RoutingStep {
   // f64 [L*E + S]: slots on each expert and the routers' statistics of the micro-batches added so far, to be
   // added up over ranks. Not defined without a router.
   Tensor global_sums() const { return global_sums_; }
+  // f64 [G], zeroed by begin(): what the routers have seen of gradients, to which backward passes add; likewise
+  // to be added up over ranks. Not defined where no router looks at gradients.
+  Tensor gradient_sums() const { return gradient_sums_; }
   Tensor global_count_LE() const { return global_count_LE_; }  // a part of it
 
   // What the last forward pass, a micro-batch of this global batch, adds to the losses, coefficients included,
@@ -73,13 +76,14 @@ class RoutingStep {
   std::vector<RoutedLayer*> layers_;
   std::int64_t n_main_layers_;
   bool layers_share_memory_ = false;
-  std::int64_t n_experts_, n_statistics_ = 0;
+  std::int64_t n_experts_, n_statistics_ = 0, n_gradient_statistics_ = 0;
   BalanceLoss loss_;
   RoutingCounts counts_;
   Tensor dprob_LBE_;     // f64
   Tensor statistics_S_;  // f64, of the last forward pass; not defined where there are none
   Tensor global_sums_;   // f64; its parts:
   Tensor global_count_LE_, global_statistics_S_;
+  Tensor gradient_sums_;                 // f64 [G]
   std::vector<LayerRouting> routing_L_;  // parts of the above
 };
 

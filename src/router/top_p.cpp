@@ -87,7 +87,10 @@ RouterType top_p_router() {
   return {.schema = {.type = "top_p",
                      .options = {{.key = "p", .fallback = 0.4, .range = {0, 1, true}},
                                  config::max_experts_option(),
-                                 {.key = "entropy_coef", .fallback = 1e-4, .range = config::kCoefficient},
+                                 {.key = "entropy_coef",
+                                  .fallback = 1e-4,
+                                  .range = config::kCoefficient,
+                                  .in_training_alone = true},
                                  {.key = "renormalise", .fallback = false}},
                      .check = config::check_max_experts},
           .make = make_router_of<TopP>};

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
+#include <numeric>
 #include <span>
 
 #include "core/error.h"
@@ -106,20 +108,57 @@ void evaluate_choices(TaskResult& result, const TaskFile& task, const TaskSettin
                     metric_of("acc_bytes", right_bytes, result.questions)};
 }
 
-// Greedily, up to a stop string, a token that ends a text, or max_new_tokens.
-std::string generated(const std::vector<std::int32_t>& prompt, const TaskSettings& settings,
-                      const checkpoint::ModelTokenizer& text, const Passes& passes) {
-  generate::Generator generator(passes.model, std::ssize(prompt) + settings.max_new_tokens - 1, passes.ctx);
+// Greedily, up to a stop string, a token that ends a text, or max_new_tokens; each as it is alone.
+std::vector<std::string> generated(std::span<const std::vector<std::int32_t>> prompt_B,
+                                   const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
+                                   const Passes& passes) {
+  std::int64_t longest = 0;
+  std::vector<std::unique_ptr<tokenizer::TextStream>> stream_B;
+  for (const auto& prompt : prompt_B) {
+    longest = std::max<std::int64_t>(longest, std::ssize(prompt));
+    stream_B.push_back(text.tokenizer->text_stream());
+  }
+  std::vector<std::string> written_B(prompt_B.size());
+  generate::Generator generator(passes.model, longest + settings.max_new_tokens - 1, passes.ctx,
+                                std::ssize(prompt_B));
   generate::Sampler sampler({.temperature = 0});
-  const auto stream = text.tokenizer->text_stream();
-  std::string written;
-  generate::continue_prompt(generator, sampler, prompt, settings.max_new_tokens, text.end_tokens,
-                            [&](std::int32_t token) {
-                              written += stream->push(token);
-                              return before_stop(written).size() == written.size();
-                            });
-  written += stream->finish();
-  return std::string(before_stop(written));
+  generate::continue_prompts(generator, sampler, prompt_B, settings.max_new_tokens, text.end_tokens,
+                             [&](std::size_t b, std::int32_t token) {
+                               written_B[b] += stream_B[b]->push(token);
+                               return before_stop(written_B[b]).size() == written_B[b].size();
+                             });
+  for (std::size_t b = 0; b < written_B.size(); ++b) {
+    written_B[b] += stream_B[b]->finish();
+    written_B[b].resize(before_stop(written_B[b]).size());
+  }
+  return written_B;
+}
+
+// A question that this rank asks.
+struct Asked {
+  const Question* question;
+  std::string prompt;
+  std::vector<std::int32_t> tokens;
+  std::string answer{};
+};
+
+// In batches of prompts that are about as long.
+void answer(std::vector<Asked>& asked, const TaskSettings& settings, const checkpoint::ModelTokenizer& text,
+            const Passes& passes) {
+  std::vector<std::size_t> order(asked.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return asked[a].tokens.size() > asked[b].tokens.size();
+  });
+  const auto most = static_cast<std::size_t>(passes.n_seq);
+  for (std::size_t first = 0; first < order.size(); first += most) {
+    mark("answer", static_cast<std::int64_t>(first));
+    const auto of_batch = std::span(order).subspan(first, std::min(most, order.size() - first));
+    std::vector<std::vector<std::int32_t>> prompt_B;
+    for (const std::size_t i : of_batch) prompt_B.push_back(asked[i].tokens);
+    std::vector<std::string> answer_B = generated(prompt_B, settings, text, passes);
+    for (std::size_t b = 0; b < of_batch.size(); ++b) asked[of_batch[b]].answer = std::move(answer_B[b]);
+  }
 }
 
 void evaluate_answers(TaskResult& result, const TaskFile& task, const TaskSettings& settings,
@@ -135,28 +174,31 @@ void evaluate_answers(TaskResult& result, const TaskFile& task, const TaskSettin
   const auto ranks = static_cast<std::size_t>(passes.all.size()),
              place = static_cast<std::size_t>(passes.all.place());
   std::vector<double> counts(3);  // strict, flexible, truncated
-  Json mine(Json::Array{});
+  std::vector<Asked> asked;
   for (std::size_t i = 0; i < questions.size(); ++i) {
     const Question& q = questions[i];
-    const std::string prompt = full_prompt(task, q, settings.examples);
+    std::string prompt = full_prompt(task, q, settings.examples);
     std::vector<std::int32_t> tokens = encode_prompt(text, prompt);
     if (tokens.empty()) throw_input("{}: the prompt has no tokens", q.place);
     if (i % ranks != place) continue;
-    mark("answer", static_cast<std::int64_t>(i));
     if (std::ssize(tokens) > most) {
       tokens.erase(tokens.begin(), tokens.end() - most);
       counts[2] += 1;
     }
-    const std::string answer = generated(tokens, settings, text, passes);
+    asked.push_back({&q, std::move(prompt), std::move(tokens)});
+  }
+  answer(asked, settings, text, passes);
+  Json mine(Json::Array{});
+  for (const auto& [question, prompt, tokens, answer] : asked) {
     const std::string strict = strict_match(answer), flexible = flexible_extract(answer);
-    const bool strict_is_right = is_exact_match(strict, q.target),
-               flexible_is_right = is_exact_match(flexible, q.target);
+    const bool strict_is_right = is_exact_match(strict, question->target),
+               flexible_is_right = is_exact_match(flexible, question->target);
     counts[0] += strict_is_right ? 1 : 0;
     counts[1] += flexible_is_right ? 1 : 0;
     if (settings.samples)
-      mine.push_back(Json::Object{{"line", q.line},
+      mine.push_back(Json::Object{{"line", question->line},
                                   {"prompt", prompt},
-                                  {"target", q.target},
+                                  {"target", question->target},
                                   {"text", answer},
                                   {"strict_answer", strict},
                                   {"flexible_answer", flexible},

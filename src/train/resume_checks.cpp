@@ -195,19 +195,26 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
                     next, is, was));
 }
 
-void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::path& directory) {
+std::vector<std::string> differences_of_tokens(const config::Data& run_data,
+                                               const std::filesystem::path& directory) {
   const data::SpecialTokens data = special_tokens_of(run_data),
                             model = checkpoint::special_tokens_of_model(directory);
+  std::vector<std::string> differences;
   const auto compare = [&](const char* what, std::optional<std::int64_t> here,
                            std::optional<std::int64_t> there) {
     if (here && there && *here != *there)
-      log_warning(
-          fmt::format("documents of the training data {} with token {}, those that {} was trained on with "
-                      "{}; prepare the data with that model's tokenizer",
+      differences.push_back(
+          fmt::format("documents of the training data {} with token {}, those that {} was trained on with {}",
                       what, *here, directory.string(), *there));
   };
   compare("begin", data.begin, model.begin);
   compare("end", data.eot, model.eot);
+  return differences;
+}
+
+void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::path& directory) {
+  for (const std::string& difference : differences_of_tokens(run_data, directory))
+    log_warning(difference + "; prepare the data with that model's tokenizer");
 }
 
 }  // namespace switchyard::train

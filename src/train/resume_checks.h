@@ -28,6 +28,8 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
 
 // Where documents of the training data begin or end with another token than those that the model in `directory`
 // was trained on.
+std::vector<std::string> differences_of_tokens(const config::Data& run_data,
+                                               const std::filesystem::path& directory);
 void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::path& directory);
 
 // What a resumed run depends on beside its configuration: the shards behind its paths, and the tokens in them.

@@ -263,6 +263,7 @@ std::int64_t for_each_router_input(
     model::Transformer& model, const std::vector<Domain>& domains, const CalibrationSettings& settings,
     Context& ctx, const std::function<void(std::int64_t l, const Tensor& x_TD, const Tensor& token_T)>& look) {
   const router::RoutingStep& routing = model.routing();
+  model.keep_activations(true);
   model.plan(settings.batch, settings.seq_len, ctx);
   return for_each_batch(domains, settings, model.config().sliding_window, ctx, [&](model::Batch batch) {
     model.forward(batch, ctx);

@@ -107,7 +107,9 @@ void TrainingRun::begin(const Resume& resume) {
     if (resume.initial_weights) {
       const checkpoint::ModelDirectory directory(*resume.initial_weights, all_);
       directory.check_model(run_.model);
-      directory.load_weights(run_.model, run_.router, run_.train.seed, resume.strict, model.parameters());
+      std::optional<std::vector<std::string>> strict;
+      if (resume.strict) strict = differences_of_tokens(run_.data, directory.path());
+      directory.load_weights(run_.model, run_.router, run_.train.seed, strict, model.parameters());
       if (resume.fit_tokens > 0) fit_router(directory, resume.fit_tokens);
       if (is_first()) {
         log_info(fmt::format("begins with the weights of {}", directory.path().string()));
@@ -153,7 +155,7 @@ void TrainingRun::fit_router(const checkpoint::ModelDirectory& directory, std::i
     throw_input("--fit-router: {} has a router of type \"{}\", which has no linear gate to fit to; remove it",
                 directory.path().string(), own_type);
   Context ctx(step_.context().device);
-  const auto own = checkpoint::open_model(directory, {.dtype = "float32", .training = true}, ctx);
+  const auto own = checkpoint::open_model(directory, {.dtype = "float32"}, ctx);
   const std::int64_t read =
       fit_to_gates(*own, data_.train, fit_settings(tokens), step_.model().parameters(), ctx);
   log_info(
@@ -171,7 +173,7 @@ void TrainingRun::cluster_router(const std::filesystem::path& dense, std::int64_
   Context ctx(step_.context().device);
   config::Model config = run_.model;
   config.num_nextn_predict_layers = 0;
-  model::Transformer own(config, run_.router, DType::f32, true);
+  model::Transformer own(config, run_.router, DType::f32, false);
   own.allocate(ctx.device);
   own.parameters().initialise(run_.train.seed);
   const checkpoint::Upcycled upcycled = checkpoint::upcycle(dense, config, own.parameters(), all_);

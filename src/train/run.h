@@ -32,7 +32,7 @@ struct Resume {
   // Or the dense model that the experts are made of (upcycling.h); not with initial_weights.
   std::optional<std::filesystem::path> dense_weights = std::nullopt;
   bool allow_new_data = false;  // go on although the data are not those of the checkpoint
-  bool strict = false;          // of initial_weights: every row of the router must be theirs
+  bool strict = false;          // of initial_weights: router and text tokens must be theirs
   // Over which a router is fitted (router_fit.h): of type lpr to the gate of initial_weights, or a linear gate
   // to clusters of what it sees in the dense model; 0: it begins at random.
   std::int64_t fit_tokens = 0;

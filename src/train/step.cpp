@@ -158,11 +158,18 @@ void Step::take_memory() {
       losses.slice(micro_tokens(), n_depths * micro_tokens()).reshape(Shape{n_depths, micro_tokens()});
   model_.plan(run_.train.micro_batch_size, run_.train.seq_len, ctx_, run_.train.recompute);
   if (!run_.train.same_bits) return;
-  const Tensor sums = model_.routing().n_layers() > 0 ? model_.routing().global_sums() : Tensor{};
+  std::int64_t bytes = 0;
+  for (const Tensor& sum : sums_of_micro_batches(true)) bytes += sum.nbytes();
   for (std::int64_t i = 0; i < waiting_halves(mine_.run); ++i)
-    halves_.push_back(
-        allocate_aligned(model_.parameters().sum_of_grads().nbytes() + (sums.defined() ? sums.nbytes() : 0),
-                         "gradients of halves", ctx_.device));
+    halves_.push_back(allocate_aligned(bytes, "gradients of halves", ctx_.device));
+}
+
+std::vector<Tensor> Step::sums_of_micro_batches(bool with_counts) const {
+  const router::RoutingStep& routing = model_.routing();
+  std::vector<Tensor> sums = {model_.parameters().sum_of_grads()};
+  if (with_counts && routing.n_layers() > 0) sums.push_back(routing.global_sums());
+  if (routing.gradient_sums().defined()) sums.push_back(routing.gradient_sums());
+  return sums;
 }
 
 void Step::rehearse(bool evaluates) {
@@ -194,18 +201,16 @@ void Step::rehearse_rest(bool evaluates) {
   ParameterStore& parameters = model_.parameters();
   router::RoutingStep& routing = model_.routing();
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
-  const bool routes = routing.n_layers() > 0;
   model::Batch batch = load_micro_batch(0);
   if (needs_global_sums() && mine_.run > 1) {
     do_or_replay(count_step_, [&] { count_micro_batch(batch); });
     forward_backward(batch, true, gradient_sums_.in_backward(true), mtp_dloss_K);
   }
   keep_results(0);
-  std::vector<Tensor> sums = {parameters.sum_of_grads()};
-  if (routes) sums.push_back(routing.global_sums());
-  for_each_micro_batch(sums, [](std::int64_t) {});
+  for_each_micro_batch(sums_of_micro_batches(true), [](std::int64_t) {});
   routing.begin(ctx_);
   sum_routing_over_ranks();
+  sum_gradient_sums_over_ranks();
   gradient_sums_.sum_rest(ctx_);
   optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
   std::vector<HostCopy> kept;
@@ -353,6 +358,11 @@ void Step::sum_routing_over_ranks() {
     mesh_.all.sum(model_.routing().global_sums(), parallel::Traffic::sums, ctx_);
 }
 
+void Step::sum_gradient_sums_over_ranks() {
+  if (model_.routing().gradient_sums().defined())
+    mesh_.all.sum(model_.routing().gradient_sums(), parallel::Traffic::sums, ctx_);
+}
+
 void Step::do_micro_batch(const model::Batch& batch, bool is_last, bool count_first,
                           std::span<const double> mtp_dloss_K) {
   const bool sum_layers = gradient_sums_.in_backward(is_last);
@@ -444,15 +454,12 @@ StepResult Step::read_back(std::span<const double> mtp_share_K) {
 
 // All micro-batches forward and backward: gradients, and the sums of routing if no gradient needs them first.
 void Step::run_micro_batches(std::span<const double> mtp_dloss_K) {
-  ParameterStore& parameters = model_.parameters();
   router::RoutingStep& routing = model_.routing();
   // Whether a gradient needs sums over the whole global batch that one forward pass does not give.
   const bool count_first = needs_global_sums() && mine_.run > 1;
   routing.begin(ctx_);
   if (count_first) count_global_batch();
-  std::vector<Tensor> sums = {parameters.sum_of_grads()};
-  if (!count_first && routing.n_layers() > 0) sums.push_back(routing.global_sums());
-  for_each_micro_batch(sums, [&](std::int64_t micro) {
+  for_each_micro_batch(sums_of_micro_batches(!count_first), [&](std::int64_t micro) {
     const model::Batch batch = load_micro_batch(micro);
     do_micro_batch(batch, micro + 1 == mine_.run, count_first, mtp_dloss_K);
     keep_results(micro);
@@ -479,6 +486,7 @@ StepResult Step::compute(std::int64_t step, std::uint64_t first_sample) {
     mark("sum of gradients");
     gradient_sums_.sum_rest(ctx_);
     if (!needs_global_sums()) sum_routing_over_ranks();
+    sum_gradient_sums_over_ranks();
     optimizer_.measure(parameters, grad_squares_1_.on_device(), ctx_);
     result.emplace(read_back(mtp_share_K));
   };

@@ -149,6 +149,10 @@ class Step {
                         std::span<const double> mtp_dloss_K);
   void keep_results(std::int64_t micro);
   void sum_routing_over_ranks();
+  void sum_gradient_sums_over_ranks();
+  // What every micro-batch's passes add to: gradients, and what routers see of them; with the routing counts,
+  // where they have not been counted before.
+  std::vector<Tensor> sums_of_micro_batches(bool with_counts) const;
   double exchange_seconds();       // since it was last asked, of what the device was waited for
   bool needs_global_sums() const;  // a gradient does, before it can be made
   StepResult read_back(std::span<const double> mtp_share_K);

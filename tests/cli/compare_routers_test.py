@@ -39,14 +39,14 @@ class CompareRouters(CliTest):
     def test_every_router_is_trained_and_nothing_twice(self):
         output = self.script("--seeds", "4", "--jobs", "2").stdout
         rows = [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")][2:]
-        self.assertEqual(rows, ["softmax_topk", "quantile", "quantile_ema", "lpr", "lpr_quantile", "lpr_dot_quantile"])
+        self.assertEqual(rows, ["softmax_topk", "softmax_topk_balance", "sigmoid_group", "quantile", "quantile_ema", "lpr", "lpr_quantile", "lpr_dot_quantile"])
         config = json.loads((self.dir / "runs/lpr_tiny/lpr_quantile_seed4/config.json").read_text())
         self.assertEqual((config["router"]["type"], config["router"]["bias"], config["router"]["bias_ema"],
                           config["router"]["reg_coef"], config["train"]["seed"]), ("lpr", "quantile", 0.9, 0.1, 4))
         self.assertIn("lpr_dot_quantile_seed4", (self.dir / "runs/lpr_tiny/report.html").read_text())
         metrics = self.dir / "runs/lpr_tiny/softmax_topk_seed4/metrics.jsonl"
         before = metrics.read_bytes()
-        self.assertIn("0 of 6 runs to do", self.script("--seeds", "4").stderr)
+        self.assertIn("0 of 8 runs to do", self.script("--seeds", "4").stderr)
         self.assertEqual(metrics.read_bytes(), before)
 
     def test_bad_use(self):

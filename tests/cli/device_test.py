@@ -143,6 +143,7 @@ class OnTheDevice(CliTest):
             "kmeans": {"type": "kmeans"},
             "dynamic_k": {"type": "dynamic_k", "max_experts": 4},
             "attention_entropy": {"type": "dynamic_k", "estimator": "attention_entropy", "max_experts": 4},
+            "loss_gradient": {"type": "dynamic_k", "estimator": "loss_gradient", "max_experts": 4},
             "top_p": {"type": "top_p", "p": 0.6, "max_experts": 4},
         }
         for name, router in routers.items():

@@ -126,6 +126,11 @@ class Tasks(CliTest):
             whole = json.loads(self.ok("generate", "run", "--prompt", sample["prompt"], "--greedy", "--max-new-tokens", 20,
                                        "--json").out)["text"]
             self.assertEqual(sample["text"], whole.split("Question:")[0])
+        for batch in (1, 2, 16):  # prompts of 100 to 300 bytes: shorter ones go on while longer ones are still shown
+            (again,), others = self.ask(FILES / "gsm8k.jsonl", options=("--max-new-tokens", 20, "--limit", 5, "--batch", batch))
+            self.assertEqual(others, samples)
+            self.assertEqual([again[m] for m in ("strict_match", "flexible_extract")],
+                             [report[m] for m in ("strict_match", "flexible_extract")])
         for metric in ("strict_match", "flexible_extract"):
             self.assertEqual(report[metric], sum(sample[metric] for sample in samples) / 5)
         _, ranked = self.ask(FILES / "gsm8k.jsonl", options=("--max-new-tokens", 20, "--limit", 5, "--nproc", 2,

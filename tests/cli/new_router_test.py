@@ -151,10 +151,53 @@ class NewRouter(CliTest):
             failed.error)
         self.assert_holds_no_file(self.dir / "run")
         self.start_from(source, "same", options=["--strict"])
-        self.start_from(source, "top_p", "router.type=top_p", options=["--strict"])  # needs nothing else
+        self.fails(2, "train", self.config(), "--init-from", source, "--strict", "--set", "router.type=top_p", "--out", "run",
+                   names=['--strict: router.type is "top_p", there "softmax_topk"; set'])  # needs no other rows
+        self.start_from(source, "top_p", "router.type=top_p")
         self.fails(2, "train", self.config(), "--init-from", "top_p", "--strict", "--set", "router.type=kmeans",
                    "--out", "run", names=['router.type is "kmeans", there "top_p": kept nothing; would begin anew means'])
         self.fails(2, "train", self.write_config(), "--strict", "--out", "run", names=["--strict: .*add --init-from"])
+
+    def test_strict_lists_whatever_the_router_computes_otherwise(self):
+        source = self.model("mixtral")
+        self.start_from(source, "quantile", "router.type=quantile")
+
+        def refused(source, said, *overrides, config=None):
+            failed = self.fails(2, "train", config or self.config(), "--init-from", source, "--strict", "--out", "run",
+                                *self.set_router(*overrides))
+            self.assertIn(said, failed.error)
+            self.assert_holds_no_file(self.dir / "run")
+        refused(source, "--strict: model.num_experts_per_tok is 1, there 2; set", "model.num_experts_per_tok=1")
+        refused("quantile", "--strict: model.num_experts_per_tok is 1, there 2, router.capacity_factor is 0.5, there null, "
+                'router.score_function is "softmax", there "sigmoid": kept weight; would begin anew e_score_correction_bias',
+                "model.num_experts_per_tok=1", "router.capacity_factor=0.5", "router.score_function=softmax")
+        # What acts in training alone is the run's affair.
+        self.start_from("quantile", "losses", "router.balance_coef=0.5", "router.jitter=0.1", "router.bias_ema=0.5",
+                        options=["--strict"])
+        # What no run may change is refused with or without it, all at once.
+        deepseek = self.model("deepseek_v3")
+        config = json.loads((deepseek / "config.json").read_text())
+        other = {"norm_topk_prob": not config["norm_topk_prob"], "routed_scaling_factor": 7.5, "n_group": 1, "topk_group": 1,
+                 "rope_parameters": {**config["rope_parameters"], "rope_theta": 5e5}, "rms_norm_eps": 1e-2}
+        del config["architectures"]
+        for options in ([], ["--strict"]):
+            path = self.config(model={**config, **other})
+            failed = self.fails(2, "train", path, "--init-from", deepseek, "--out", "run", *options)
+            for key in other:
+                self.assertIn(f"model.{key.replace('rope_parameters', 'rope_')}", failed.error)
+
+    def test_strict_looks_at_the_tokens_around_documents(self):
+        self.start_from(self.model("mixtral"), "own")
+        meta = {"tokenizer": "bytes", "tokenizer_sha256": None, "eot_token": 3, "begin_token": 3, "vocab_size": 40}
+        (self.dir / "meta.json").write_text(json.dumps(meta))
+        self.start_from("mixtral", "with_tokens")
+        (self.dir / "meta.json").write_text(json.dumps(meta | {"eot_token": 5, "begin_token": 4}))
+        said = self.start_from("with_tokens", "warned").err
+        self.assertEqual(said.count("warning: documents of the training data"), 2, said)
+        failed = self.fails(2, "train", self.config(), "--init-from", "with_tokens", "--strict", "--out", "run",
+                            *self.set_router("model.num_experts_per_tok=1"))
+        self.assertRegex(failed.error, "--strict: model.num_experts_per_tok is 1, there 2, documents of the training data begin "
+                         "with token 4, .* with 3, documents of the training data end with token 5, .* with 3; set")
 
     def test_all_else_is_refused_as_ever(self):
         source = self.model("deepseek_v3")

@@ -20,6 +20,8 @@ NOT_RUN = {
     "scripts/test.sh": "it runs this test",
     "cmake --preset": "it builds",
     "pip install": "it needs a network",
+    "tools/debian_corpus.py": "it needs a network; tests/tools/test_debian_corpus.py runs it on packages of its own",
+    "scripts/compare_routers.sh": "it trains nine models in whole; compare_routers_test.py runs it on smaller ones",
     "streamlit run": "it needs streamlit; tests/tools/test_dashboard.py runs the page",
     "tools/compare_hf.py": "it needs transformers; tests/tools/test_compare_hf.py runs what does not",
     "mpirun": "it needs Open MPI and other machines; mpi_test.py runs it where it is installed",

@@ -54,7 +54,7 @@ class RouterGolden(unittest.TestCase):
             "balance_scope": {"layer", "sequence", "global_batch", "model"},
             "score_function": {"sigmoid", "softmax"},
             "estimator": {"activation_norm_l2", "activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy",
-                          "threshold"},
+                          "loss_gradient", "threshold"},
             "similarity": {"cosine", "dot", "gaussian", "mahalanobis", "cross_attention", "kl", "js", "hellinger",
                            "wasserstein"},
             "diversity": {"orthogonal", "cosine", "euclidean"},
