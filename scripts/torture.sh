@@ -16,26 +16,21 @@ state=runs/torture
 executions() { cat "$state/fuzz/$1.executions" 2>/dev/null || echo 0; }
 
 fuzz() {
-  local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} total target done log
+  local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} total target done log i
   cmake --preset fuzz --log-level=WARNING > /dev/null
   cmake --build --preset fuzz --parallel "$(nproc)"
   mkdir -p "$state/fuzz"
   # Stacks of allocations cost most of the time, and are in the report of a crash that is replayed without this.
   export ASAN_OPTIONS="${ASAN_OPTIONS-malloc_context_size=0:quarantine_size_mb=16}"
-  local begin=$SECONDS
-  while :; do
-    total=0
-    for target in build-fuzz/tests/fuzz/fuzz_*; do
-      [[ -x $target && -f $target ]] || continue
-      target=${target##*/fuzz_}
-      total=$((total + $(executions "$target")))
-    done
-    ((total < goal)) || break
-    ((minutes == 0 || SECONDS - begin < 60 * minutes)) || break
-    # The reader that had the fewest executions is next.
-    target=$(for target in build-fuzz/tests/fuzz/fuzz_*; do
-      [[ -x $target && -f $target ]] && echo "$(executions "${target##*/fuzz_}") ${target##*/fuzz_}"
-    done | sort -n | head -1 | cut -d' ' -f2)
+  local begin=$SECONDS targets=()
+  for target in build-fuzz/tests/fuzz/fuzz_*; do
+    if [[ -x $target && -f $target ]]; then targets+=("${target##*/fuzz_}"); fi
+  done
+  total=0
+  for target in "${targets[@]}"; do total=$((total + $(executions "$target"))); done
+  # Each reader in turn, as long as the others.
+  for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + 1) % ${#targets[@]})); do
+    target=${targets[i]}
     mkdir -p "$state/fuzz/$target"
     log="$state/fuzz/$target.log"
     if ! "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len=2048 -timeout=10 -detect_leaks=0 \
@@ -47,6 +42,7 @@ fuzz() {
     fi
     done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo $(($(executions "$target") + done)) > "$state/fuzz/$target.executions"
+    total=$((total + done))
   done
   for target in "$state"/fuzz/*.executions; do
     target=${target##*/}
