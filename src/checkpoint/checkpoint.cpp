@@ -271,7 +271,9 @@ class Saving {
     }
     files.emplace_back(kRunJson, write_text(directory / kRunJson, run_));
     for (const auto& [file, text] : texts_) files.emplace_back(file, write_text(directory / file, text));
-    write_text_file(directory / kManifest, manifest_json(files));
+    files.emplace_back(kManifest, write_text(directory / kManifest, manifest_json(files)));
+    for (const auto& [file, digest] : files)
+      if (!is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
     sync_directory(directory);
 
     const fs::path target = checkpoint_path(run_directory_, step_);
@@ -288,6 +290,11 @@ class Saving {
   }
 
  private:
+  static bool is_of(const TensorFiles& tensors, const std::string& name) {
+    return std::any_of(tensors.files.begin(), tensors.files.end(),
+                       [&](const FileLayout& file) { return file.name == name; });
+  }
+
   const fs::path run_directory_, checkpoints_;
   const std::int64_t step_;
   NamedTexts texts_;

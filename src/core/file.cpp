@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -218,7 +219,12 @@ std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) con
   const auto length_of = [&](std::size_t i) { return std::min<std::uint64_t>(kPiece, bytes - i * kPiece); };
 #pragma omp parallel
   {
-    std::vector<std::byte> buffer(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, bytes)));
+    std::vector<std::byte> buffer;
+    try {
+      buffer.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, bytes)));
+    } catch (const std::bad_alloc&) {
+      failure = ENOMEM;  // no exception leaves a parallel region
+    }
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < n_pieces; ++i) {
       const auto length = static_cast<std::size_t>(length_of(i));
@@ -229,7 +235,9 @@ std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) con
         if (n < 0 && errno != EINTR) failure = errno;
         if (n > 0) done += static_cast<std::size_t>(n);
       }
-      crcs[i] = static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(buffer.data()), length));
+      if (failure == 0)
+        crcs[i] =
+            static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(buffer.data()), length));
     }
   }
   if (failure != 0)

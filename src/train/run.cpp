@@ -382,13 +382,15 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
       out_, step_.model().parameters(), state_, run_,
       std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_,
       all_);
+  if (is_first()) {
+    const std::string saved = checkpoint::checkpoint_path(out_, state_.step).string();
+    outputs_->console().line("saved " + saved);
+    parallel::set_checkpoint_note("the last checkpoint is " + saved);
+  }
   parallel::by_first(all_, [&] {
     checkpoint::prune_checkpoints(out_, run_.checkpoint);
     return "";
   });
-  if (is_first())
-    parallel::set_checkpoint_note("the last checkpoint is " +
-                                  checkpoint::checkpoint_path(out_, state_.step).string());
   if (is_good) times_back_ = 0;
   last_save_ = Clock::now();
 }
@@ -502,11 +504,12 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
       if (is_first()) log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
     }
     warn_of_late_kernels();
+    if (is_first()) {
+      outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
+                               validation || due(run_.log.every) || state_.step == first_step_ + 1);
+      for (const TaskScore& task : tasks) outputs_->console().line(format_task(state_.step, task));
+    }
     save_if_due(outcome.validation, stopped);
-    if (!is_first()) continue;
-    outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
-                             validation || due(run_.log.every) || state_.step == first_step_ + 1);
-    for (const TaskScore& task : tasks) outputs_->console().line(format_task(state_.step, task));
   }
   all_.barrier();  // the others have written what they write
   if (profile_) report_profile();
