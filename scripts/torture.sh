@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# What docs/reliability.md promises, tried longer than a test run can. Each part says in its last line what it did, and
-# goes on from what an earlier call has left in runs/torture.
+# What docs/reliability.md promises, tried longer than a test run can. Each part says in its last line what it did.
+# The first two need a build (preset cpu); fuzzing builds what it needs, and goes on from what an earlier call has left in
+# runs/torture.
 #
+#   scripts/torture.sh --kills N            N SIGKILLs at random moments of tiny runs, each resumed to its end
+#   scripts/torture.sh --faults             every single write, fsync, rename, open, mmap of a run fails, once and for good;
+#                                           of allocations some hundred
 #   scripts/torture.sh --fuzz N [MINUTES]   until N executions in all, over all readers of files, or so many minutes
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,6 +57,11 @@ fuzz() {
 
 case "${1-}" in
   -h | --help | "") usage ;;
+  --kills)
+    whole --kills "${2-}"
+    exec python3 -B tests/cli/kills_test.py --kills "$2"
+    ;;
+  --faults) exec python3 -B tests/cli/failing_calls_test.py --every ;;
   --fuzz)
     whole --fuzz "${2-}"
     [[ -z ${3-} ]] || whole MINUTES "$3"

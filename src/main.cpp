@@ -1,3 +1,4 @@
+#include <execinfo.h>
 #include <malloc.h>
 #include <unistd.h>
 
@@ -138,6 +139,12 @@ int run_program(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   std::set_terminate(end_in_one_line);
+#ifdef __GLIBC__
+  // The C library loads what unwinds a stack when it is first asked to, and aborts where memory for that is missing:
+  // before memory is.
+  void* frame = nullptr;
+  static_cast<void>(::backtrace(&frame, 1));
+#endif
   switchyard::limit_openmp_spinning(argv);
   try {
     return run_program(argc, argv);

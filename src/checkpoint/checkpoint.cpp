@@ -325,6 +325,7 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
 void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& options) {
   SY_CHECK(options.keep >= 0 && options.keep_every >= 0, "keep {}, keep_every {}", options.keep,
            options.keep_every);
+  remove_stale(checkpoints_directory(run_directory));
   const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
   if (steps.empty()) return;
   std::vector<RunState> states;

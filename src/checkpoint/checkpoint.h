@@ -64,7 +64,7 @@ std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& run_dire
 //   back;
 //   - the one of the lowest training loss, where the newest one's is far above it (kFarAbove): a run that
 //     diverges must not take the place of what it had reached.
-// Throws InputError where a checkpoint cannot be removed or `best` not be set.
+// What a stopped save left goes, too. Throws InputError where a checkpoint cannot be removed or `best` not be set.
 constexpr double kFarAbove = 1.2;
 void prune_checkpoints(const std::filesystem::path& run_directory, const config::Checkpoint& options);
 

@@ -448,8 +448,15 @@ TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
 RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
   const std::int64_t steps = run_.train.steps;
   const auto tokens_a_step = static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
-  if (is_first() && state_.step >= steps)
-    outputs_->console().line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  if (state_.step >= steps) {
+    // The process that did the last step may have ended before it had put the checkpoints in order.
+    parallel::by_first(all_, [&] {
+      checkpoint::prune_checkpoints(out_, run_.checkpoint);
+      return "";
+    });
+    if (is_first())
+      outputs_->console().line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  }
   start_ = last_save_ = Clock::now();
   first_step_ = state_.step;
   Clock::time_point last_step = start_;
