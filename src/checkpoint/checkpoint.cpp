@@ -22,6 +22,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/log.h"
 #include "core/progress.h"
 #include "parallel/agreement.h"
 #include "router/router.h"
@@ -329,15 +330,18 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
   const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
   if (steps.empty()) return;
   std::vector<RunState> states;
+  std::set<std::int64_t> stay;
   for (const std::int64_t step : steps) {
     try {
       states.push_back(read_run_state(checkpoint_path(run_directory, step)));
-    } catch (const InputError&) {
-      // Damaged, or of another version: it takes no part in the comparison.
+    } catch (const InputError& error) {
+      // It may be the best one, and readable the next time.
+      log_warning(fmt::format("{}: this checkpoint takes no part in the comparison of checkpoints, and stays",
+                              error.what()));
+      stay.insert(step);
     }
   }
 
-  std::set<std::int64_t> stay;
   if (options.keep_best) {
     const auto best = lowest(states, [](const RunState& state) { return state.val_loss; });
     if (best) {

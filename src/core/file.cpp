@@ -35,6 +35,13 @@ const char* advice_for(int error) {
     case EPERM:
     case EROFS:
       return "choose a directory that you may write to";
+    case EIO:
+      return "the disk may be failing: choose another one";
+    case EMFILE:
+    case ENFILE:
+      return "raise the limit of open files (ulimit -n)";
+    case ENOMEM:
+      return "free some memory";
     default:
       return "check the path";
   }
@@ -87,7 +94,7 @@ std::uint32_t write_at(int fd, const std::filesystem::path& path, std::uint64_t 
 
 MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw_input("{}: cannot be opened: {}; check the path", path_.string(), std::strerror(errno));
+  if (fd < 0) throw_input("{}: cannot be opened: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
@@ -99,7 +106,7 @@ MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
     if (p == MAP_FAILED) {
       const int error = errno;
       ::close(fd);
-      throw_input("{}: cannot be mapped: {}", path_.string(), std::strerror(error));
+      throw_input("{}: cannot be mapped: {}; {}", path_.string(), std::strerror(error), advice_for(error));
     }
     data_ = static_cast<const std::byte*>(p);
   }
@@ -241,8 +248,8 @@ std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) con
     }
   }
   if (failure != 0)
-    throw_input("{}: {} bytes from byte {} on cannot be read back: {}", path_.string(), bytes, offset,
-                std::strerror(failure));
+    throw_input("{}: {} bytes from byte {} on cannot be read back: {}; {}", path_.string(), bytes, offset,
+                std::strerror(failure), advice_for(failure));
   std::uint32_t crc = 0;
   for (std::size_t i = 0; i < n_pieces; ++i) crc = crc32_of_both(crc, crcs[i], length_of(i));
   return crc;
@@ -282,10 +289,21 @@ void write_text_file(const std::filesystem::path& path, std::string_view text) {
 }
 
 void sync_directory(const std::filesystem::path& path) {
+  // Some file systems do not open or sync directories; a rename itself is still atomic there.
+  const auto check = [&](bool done) {
+    if (!done && (errno == EIO || errno == ENOSPC || errno == EDQUOT || errno == EMFILE || errno == ENFILE ||
+                  errno == ENOMEM))
+      throw_input("{}: cannot be synced to the disk: {}; {}", path.string(), std::strerror(errno),
+                  advice_for(errno));
+  };
   const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;  // some file systems do not open directories; the rename itself is still atomic
-  ::fsync(fd);
+  check(fd >= 0);
+  if (fd < 0) return;
+  const bool synced = ::fsync(fd) == 0;
+  const int error = errno;
   ::close(fd);
+  errno = error;
+  check(synced);
 }
 
 // Mapped window by window, so that a large file never counts as this process's memory.

@@ -103,8 +103,11 @@ class Killing:
                 continue
             if process.returncode != 0:
                 raise AssertionError(f"after {kills} kills exit code {process.returncode}\n{said[1]}")
-            if self.outcome(out, said[1]) != self.whole:
-                raise AssertionError(f"after {kills} kills the run is not the one that nobody killed")
+            outcome = self.outcome(out, said[1])
+            differ = [key for key, value in self.whole.items() if outcome[key] != value]
+            if differ:
+                raise AssertionError(f"after {kills} kills the run is not the one that nobody killed: {differ}; it has "
+                                     f"{outcome['names']}, {outcome['state']}")
             self.runs += 1
             return
         raise AssertionError(f"not at its end after {RESUMES} resumes")
