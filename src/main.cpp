@@ -19,6 +19,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/threads.h"
+#include "parallel/launch.h"
 #include "router/router.h"
 
 namespace {
@@ -61,12 +62,16 @@ std::string no_command(const CLI::App& app, const std::string& word, bool asks_f
          ", and 'switchyard help' explains them";
 }
 
-// Takes no memory.
+// Takes no memory. Of a rank the one line of error is that of whoever watches it.
 void say_out_of_memory() {
-  constexpr std::string_view kText =
-      "error: out of memory; free some, or take a smaller model, train.micro_batch_size or train.seq_len\n";
+  char text[160];
+  constexpr const char* kAdvice = "free some, or take a smaller model, train.micro_batch_size or train.seq_len";
+  const int size =
+      switchyard::parallel::is_watched()
+          ? std::snprintf(text, sizeof text, "rank %d: out of memory; %s\n", switchyard::log_rank(), kAdvice)
+          : std::snprintf(text, sizeof text, "error: out of memory; %s\n", kAdvice);
   std::fflush(stdout);
-  static_cast<void>(::write(STDERR_FILENO, kText.data(), kText.size()));
+  if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
 }
 
 // Of an exception that nobody can catch, as one within a parallel loop: the line that it would have been.

@@ -15,8 +15,11 @@ std::string crc_text(std::uint32_t crc) { return fmt::format("{:08x}", crc); }
 std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>& files) {
   Json manifest;
   manifest["format_version"] = kCheckpointFormat;
-  for (const auto& [name, digest] : files)
-    manifest["files"][name] = Json(Json::Object{{"bytes", digest.bytes}, {"crc32", crc_text(digest.crc)}});
+  for (const auto& [name, digest] : files) {
+    Json& entry = manifest["files"][name];  // member by member, as file_layout.cpp explains
+    entry["bytes"] = digest.bytes;
+    entry["crc32"] = crc_text(digest.crc);
+  }
   return to_text(manifest);
 }
 
