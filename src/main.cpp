@@ -68,7 +68,7 @@ void say_out_of_memory() {
   constexpr const char* kAdvice = "free some, or take a smaller model, train.micro_batch_size or train.seq_len";
   const int size =
       switchyard::parallel::is_watched()
-          ? std::snprintf(text, sizeof text, "rank %d: out of memory; %s\n", switchyard::log_rank(), kAdvice)
+          ? std::snprintf(text, sizeof text, "process %d: out of memory; %s\n", ::getpid(), kAdvice)
           : std::snprintf(text, sizeof text, "error: out of memory; %s\n", kAdvice);
   std::fflush(stdout);
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
@@ -145,8 +145,8 @@ int run_program(int argc, char** argv) {
 int main(int argc, char** argv) {
   std::set_terminate(end_in_one_line);
 #ifdef __GLIBC__
-  // The C library loads what unwinds a stack when it is first asked to, and aborts where memory for that is missing:
-  // before memory is.
+  // The C library loads what unwinds a stack when it is first asked to, and aborts where memory for that is
+  // missing: before memory is.
   void* frame = nullptr;
   static_cast<void>(::backtrace(&frame, 1));
 #endif

@@ -1,14 +1,14 @@
-// A library that is loaded before the program's own (LD_PRELOAD) and makes the n-th call of a kind fail, or spoils what
-// it writes. tests/cli/failing_calls_test.py sets it up. Calls before main do not count.
+// A library that is loaded before the program's own (LD_PRELOAD) and makes the n-th call of a kind fail, or
+// spoils what it writes. tests/cli/failing_calls_test.py sets it up. Calls before main do not count.
 //
 //   SHIM_CALL    write (pwrite, writev), fsync (fdatasync), rename, open (for writing), open_read,
 //                mmap (but not oneDNN's),
 //                malloc (every allocation on the heap), large (those of 64 KiB or more)
 //   SHIM_N       which call, from 1; 0 or absent: none fails
-//   SHIM_MODE    once (default), from (that and every later one), flip (once: a write succeeds, with one bit changed)
-//   SHIM_PATH    calls on files whose path holds this text alone
-//   SHIM_CHILD   the calls of this child alone, numbered from 0 as they are forked; without: each process counts its own
-//   SHIM_COUNT   a file to which the number of calls goes when the program ends by exit or from main
+//   SHIM_MODE    once (default), from (that and every later one), flip (once: a write succeeds, with one bit
+//   changed) SHIM_PATH    calls on files whose path holds this text alone SHIM_CHILD   the calls of this child
+//   alone, numbered from 0 as they are forked; without: each process counts its own SHIM_COUNT   a file to
+//   which the number of calls goes when the program ends by exit or from main
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -81,7 +81,8 @@ int counted_main(int argc, char** argv, char** environment) {
     const char* value = std::getenv(name);
     return value == nullptr ? "" : value;
   };
-  constexpr const char* kNames[] = {"", "write", "fsync", "rename", "open", "open_read", "mmap", "malloc", "large"};
+  constexpr const char* kNames[] = {"",          "write", "fsync",  "rename", "open",
+                                    "open_read", "mmap",  "malloc", "large"};
   for (int i = 1; i < static_cast<int>(std::size(kNames)); ++i)
     if (std::strcmp(kNames[i], text("SHIM_CALL")) == 0) wanted = static_cast<Call>(i);
   nth = std::atol(text("SHIM_N"));
@@ -144,7 +145,8 @@ std::size_t spoil(const void* bytes, std::size_t n) {
 // oneDNN looks at no result of mmap where it asks for memory for the code that it generates.
 bool is_of_onednn(const void* caller) {
   Dl_info info{};
-  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr && std::strstr(info.dli_fname, "dnnl") != nullptr;
+  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
+         std::strstr(info.dli_fname, "dnnl") != nullptr;
 }
 
 int fail(int error) {
@@ -204,7 +206,9 @@ ssize_t pwrite(int fd, const void* bytes, std::size_t n, off_t offset) {
   n = spoil(bytes, n);
   return original(fd, spoilt.copy, n, offset);
 }
-ssize_t pwrite64(int fd, const void* bytes, std::size_t n, off_t offset) { return pwrite(fd, bytes, n, offset); }
+ssize_t pwrite64(int fd, const void* bytes, std::size_t n, off_t offset) {
+  return pwrite(fd, bytes, n, offset);
+}
 
 ssize_t writev(int fd, const iovec* parts, int n) {
   static const auto original = next<ssize_t(int, const iovec*, int)>("writev");
@@ -289,7 +293,8 @@ void* calloc(std::size_t n, std::size_t each) {
 void* realloc(void* p, std::size_t bytes) {
   if (is_early(p)) {
     void* const moved = malloc(bytes);
-    if (moved != nullptr) std::memcpy(moved, p, std::min<std::size_t>(bytes, early + sizeof early - static_cast<char*>(p)));
+    if (moved != nullptr)
+      std::memcpy(moved, p, std::min<std::size_t>(bytes, early + sizeof early - static_cast<char*>(p)));
     return moved;
   }
   auto* const original = heap_function(true_realloc, "realloc");

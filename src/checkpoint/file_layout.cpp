@@ -22,7 +22,8 @@ std::string head_of(std::span<const TensorSpec> tensors) {
     SY_CHECK(tensor.name != "__metadata__" && names.insert(tensor.name).second, "tensor name {} is taken",
              tensor.name);
     const std::uint64_t end = offset + tensor.bytes();
-    // Member by member: an exception amid a list of members is destroyed wrongly by GCC 12, and this runs in each save.
+    // Member by member: an exception amid a list of members is destroyed wrongly by GCC 12, and this runs in
+    // each save.
     Json entry;
     entry["dtype"] = name_of(tensor.type);
     entry["shape"] = Json::list(tensor.shape);

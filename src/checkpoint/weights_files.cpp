@@ -126,7 +126,8 @@ void read_back(const std::filesystem::path& path, const FileDigest& written) {
   file.forget(0, written.bytes);
   if (file.crc(0, written.bytes) != written.crc)
     throw_input(
-        "{}: does not read back as it was written; the disk or the memory is at fault, choose another directory",
+        "{}: does not read back as it was written; the disk or the memory is at fault, choose another "
+        "directory",
         path.string());
 }
 

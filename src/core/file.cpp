@@ -94,7 +94,8 @@ std::uint32_t write_at(int fd, const std::filesystem::path& path, std::uint64_t 
 
 MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw_input("{}: cannot be opened: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
+  if (fd < 0)
+    throw_input("{}: cannot be opened: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);

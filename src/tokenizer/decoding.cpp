@@ -107,7 +107,8 @@ void Decoding::read(const Json& decoder, const std::string& where) {
     return;
   }
   if (byte_level_ || hold_last_ || (byte_fallback_ && type != "Fuse" && type != "Strip" && type != "Replace"))
-    throw_input("{}.type: {} behind ByteLevel, BPEDecoder or ByteFallback is not supported", where, in_quotes(type));
+    throw_input("{}.type: {} behind ByteLevel, BPEDecoder or ByteFallback is not supported", where,
+                in_quotes(type));
   if (fused_ && type != "Strip" && type != "Fuse")
     throw_input("{}.type: {} behind Fuse is not supported", where, in_quotes(type));
   if (type == "ByteLevel") {

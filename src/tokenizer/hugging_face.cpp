@@ -93,7 +93,8 @@ class Reader {
       return;
     }
     if (frame.known)
-      refuse(path + ".type", fmt::format("a second one that adds tokens ({}) is not supported", in_quotes(type)));
+      refuse(path + ".type",
+             fmt::format("a second one that adds tokens ({}) is not supported", in_quotes(type)));
     frame.known = true;
     if (type == "TemplateProcessing") {
       read_template(value, path, frame);
@@ -112,7 +113,8 @@ class Reader {
     TextMap<std::int32_t> vocab;
     if (!model["vocab"].is_object()) refuse("model.vocab", "is not an object");
     for (const auto& [text, id] : model["vocab"].object()) {
-      if (!is_token(id)) refuse("model.vocab", fmt::format("{} has {} for a token", in_quotes(text), to_line(id)));
+      if (!is_token(id))
+        refuse("model.vocab", fmt::format("{} has {} for a token", in_quotes(text), to_line(id)));
       vocab.emplace(text, static_cast<std::int32_t>(id.integer()));
     }
     return vocab;

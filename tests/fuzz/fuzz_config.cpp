@@ -1,5 +1,5 @@
-// Any text as a run's configuration or a model's config.json: refused with one line, or what is written of it is
-// read as the same.
+// Any text as a run's configuration or a model's config.json: refused with one line, or what is written of it
+// is read as the same.
 #include <cstdint>
 #include <cstdlib>
 #include <string>

@@ -1,4 +1,5 @@
-// Any text as JSON, by each of the readers: refused with one line, or a value that is written and read as itself.
+// Any text as JSON, by each of the readers: refused with one line, or a value that is written and read as
+// itself.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
@@ -11,7 +12,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const auto any = try_parse_json(text);
   const auto check = [&](const Json& value) {
-    if (parse_json(to_line(value), "line") != value || parse_json(to_text(value), "text") != value) std::abort();
+    if (parse_json(to_line(value), "line") != value || parse_json(to_text(value), "text") != value)
+      std::abort();
   };
   attempt([&] {
     const Json value = parse_json(text, "input");

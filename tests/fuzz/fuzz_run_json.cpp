@@ -1,4 +1,5 @@
-// Any text as the run.json of a checkpoint: refused with one line, or a state that is written and read as itself.
+// Any text as the run.json of a checkpoint: refused with one line, or a state that is written and read as
+// itself.
 #include <cstdint>
 #include <cstdlib>
 #include <string>

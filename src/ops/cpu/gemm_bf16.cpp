@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <oneapi/dnnl/dnnl.hpp>
 #include <new>
+#include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
 #include "core/arena.h"
