@@ -1,11 +1,16 @@
+#include <execinfo.h>
 #include <malloc.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <functional>
+#include <new>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "commands/commands.h"
@@ -14,6 +19,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/threads.h"
+#include "parallel/launch.h"
 #include "router/router.h"
 
 namespace {
@@ -56,10 +62,34 @@ std::string no_command(const CLI::App& app, const std::string& word, bool asks_f
          ", and 'switchyard help' explains them";
 }
 
-}  // namespace
+// Takes no memory. Of a rank the one line of error is that of whoever watches it.
+void say_out_of_memory() {
+  char text[160];
+  constexpr const char* kAdvice = "free some, or take a smaller model, train.micro_batch_size or train.seq_len";
+  const int size =
+      switchyard::parallel::is_watched()
+          ? std::snprintf(text, sizeof text, "process %d: out of memory; %s\n", ::getpid(), kAdvice)
+          : std::snprintf(text, sizeof text, "error: out of memory; %s\n", kAdvice);
+  std::fflush(stdout);
+  if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
+}
 
-int main(int argc, char** argv) {
-  switchyard::limit_openmp_spinning(argv);
+// Of an exception that nobody can catch, as one within a parallel loop: the line that it would have been.
+[[noreturn]] void end_in_one_line() {
+  try {
+    if (const std::exception_ptr error = std::current_exception()) std::rethrow_exception(error);
+  } catch (const std::bad_alloc&) {
+    say_out_of_memory();
+    ::_exit(kExitRun);
+  } catch (const std::exception& error) {
+    switchyard::log_error(error.what());
+    ::_exit(kExitRun);
+  } catch (...) {
+  }
+  std::abort();
+}
+
+int run_program(int argc, char** argv) {
 #ifdef __GLIBC__
   // oneDNN allocates and frees buffers in each product. Up to 8 MiB they stay in the heap, which is never cut:
   // asking the system for each was a sixth of a small model's step. Larger ones go back when they are freed; by
@@ -107,11 +137,28 @@ int main(int argc, char** argv) {
                           (named != nullptr ? " " + name : "") + "' shows the usage");
     return kExitInput;
   }
+  return run();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::set_terminate(end_in_one_line);
+#ifdef __GLIBC__
+  // The C library loads what unwinds a stack when it is first asked to, and aborts where memory for that is
+  // missing: before memory is.
+  void* frame = nullptr;
+  static_cast<void>(::backtrace(&frame, 1));
+#endif
+  switchyard::limit_openmp_spinning(argv);
   try {
-    return run();
+    return run_program(argc, argv);
   } catch (const switchyard::InputError& error) {
     switchyard::log_error(error.what());
     return kExitInput;
+  } catch (const std::bad_alloc&) {
+    say_out_of_memory();
+    return kExitRun;
   } catch (const std::exception& error) {
     switchyard::log_error(error.what());
     return kExitRun;

@@ -22,6 +22,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/log.h"
 #include "core/progress.h"
 #include "parallel/agreement.h"
 #include "router/router.h"
@@ -271,7 +272,9 @@ class Saving {
     }
     files.emplace_back(kRunJson, write_text(directory / kRunJson, run_));
     for (const auto& [file, text] : texts_) files.emplace_back(file, write_text(directory / file, text));
-    write_text_file(directory / kManifest, manifest_json(files));
+    files.emplace_back(kManifest, write_text(directory / kManifest, manifest_json(files)));
+    for (const auto& [file, digest] : files)
+      if (!is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
     sync_directory(directory);
 
     const fs::path target = checkpoint_path(run_directory_, step_);
@@ -288,6 +291,11 @@ class Saving {
   }
 
  private:
+  static bool is_of(const TensorFiles& tensors, const std::string& name) {
+    return std::any_of(tensors.files.begin(), tensors.files.end(),
+                       [&](const FileLayout& file) { return file.name == name; });
+  }
+
   const fs::path run_directory_, checkpoints_;
   const std::int64_t step_;
   NamedTexts texts_;
@@ -318,18 +326,22 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
 void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& options) {
   SY_CHECK(options.keep >= 0 && options.keep_every >= 0, "keep {}, keep_every {}", options.keep,
            options.keep_every);
+  remove_stale(checkpoints_directory(run_directory));
   const std::vector<std::int64_t> steps = checkpoint_steps(run_directory);
   if (steps.empty()) return;
   std::vector<RunState> states;
+  std::set<std::int64_t> stay;
   for (const std::int64_t step : steps) {
     try {
       states.push_back(read_run_state(checkpoint_path(run_directory, step)));
-    } catch (const InputError&) {
-      // Damaged, or of another version: it takes no part in the comparison.
+    } catch (const InputError& error) {
+      // It may be the best one, and readable the next time.
+      log_warning(fmt::format("{}: this checkpoint takes no part in the comparison of checkpoints, and stays",
+                              error.what()));
+      stay.insert(step);
     }
   }
 
-  std::set<std::int64_t> stay;
   if (options.keep_best) {
     const auto best = lowest(states, [](const RunState& state) { return state.val_loss; });
     if (best) {

@@ -24,9 +24,8 @@ T whole_number(const Json& object, const char* key, const fs::path& path) {
   return static_cast<T>(*value);
 }
 
-Json read_run_json(const fs::path& checkpoint) {
-  const fs::path path = checkpoint / kRunJson;
-  Json run = parse_stored_json(read_text_file(path), path.string());
+Json parse_run_json(std::string_view text, const fs::path& path) {
+  Json run = parse_stored_json(text, path.string());
   if (!run.contains("config"))
     throw_input("{}: is not a run's state; the checkpoint is damaged, use another one", path.string());
   if (const auto version = whole_number<std::int64_t>(run, "format_version", path);
@@ -95,21 +94,27 @@ std::string run_record_json(const RunRecord& record) {
   text["updates"] = state.updates;
   text["train_seconds"] = state.train_seconds;
   text["val_loss"] = state.val_loss ? Json(*state.val_loss) : Json();
-  text["spikes"] = Json(Json::Object{{"skipped", state.spikes.skipped},
-                                     {"skipped_in_row", state.spikes.skipped_in_row},
-                                     {"rollbacks", state.spikes.rollbacks},
-                                     {"losses", Json::list(state.spikes.losses)},
-                                     {"grad_norms", Json::list(state.spikes.grad_norms)}});
+  Json& spikes = text["spikes"];  // member by member, as file_layout.cpp explains
+  spikes["skipped"] = state.spikes.skipped;
+  spikes["skipped_in_row"] = state.spikes.skipped_in_row;
+  spikes["rollbacks"] = state.spikes.rollbacks;
+  spikes["losses"] = Json::list(state.spikes.losses);
+  spikes["grad_norms"] = Json::list(state.spikes.grad_norms);
   if (!record.data.empty()) text["data"] = parse_stored_json(record.data, "data");
   text["config"] = parse_stored_json(record.config_json, "config");
   return to_text(text);
 }
 
-RunRecord read_run_record(const fs::path& checkpoint) {
-  const Json run = read_run_json(checkpoint);
-  RunRecord record{run_state_of(run, checkpoint / kRunJson), to_text(run["config"]), {}};
+RunRecord parse_run_record(std::string_view text, const fs::path& path) {
+  const Json run = parse_run_json(text, path);
+  RunRecord record{run_state_of(run, path), to_text(run["config"]), {}};
   if (run.contains("data")) record.data = to_line(run["data"]);
   return record;
+}
+
+RunRecord read_run_record(const fs::path& checkpoint) {
+  const fs::path path = checkpoint / kRunJson;
+  return parse_run_record(read_text_file(path), path);
 }
 
 RunState read_run_state(const fs::path& checkpoint) { return read_run_record(checkpoint).state; }

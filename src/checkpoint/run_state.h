@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace switchyard::checkpoint {
@@ -52,5 +53,7 @@ std::string run_record_json(const RunRecord& record);
 // begin anew. Throws InputError naming the file and the key.
 RunRecord read_run_record(const std::filesystem::path& checkpoint);
 RunState read_run_state(const std::filesystem::path& checkpoint);  // of the same
+RunRecord parse_run_record(std::string_view text,
+                           const std::filesystem::path& path);  // a text; `path` names it
 
 }  // namespace switchyard::checkpoint

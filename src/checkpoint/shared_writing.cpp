@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <future>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -133,18 +132,10 @@ class Writing {
     }
   }
 
-  // What has been written goes to the disk and is read back. Ranks of many machines look at what their disks
-  // hold; a rank alone reads while the disk still works, from the system's cache, and loses no time by it.
+  // What has been written goes to the disk, leaves the system's cache, and is read back from the disk.
   void sync_and_read_back(std::span<Range> ranges) {
-    if (all_.size() > 1) {
-      attempt([&] { sync(); });
-      for (Range& range : ranges) read_back(range);
-      return;
-    }
-    if (error_) return;
-    std::future<void> syncing = std::async(std::launch::async, [&] { sync(); });
+    attempt([&] { sync(); });
     for (Range& range : ranges) read_back(range);
-    attempt([&] { syncing.get(); });
   }
 
   bool is_owner(const Range& range) const { return range.place == all_.place(); }
@@ -168,7 +159,7 @@ class Writing {
       attempt([&] {
         call_hook(WritingStage::read_back, range);
         const PositionedFile& file = *open_[range.file];
-        if (all_.size() > 1) file.forget(range.offset + begin, bytes);
+        file.forget(range.offset + begin, bytes);
         range.found = crc32_of_both(range.found, file.crc(range.offset + begin, bytes), bytes);
       });
     }

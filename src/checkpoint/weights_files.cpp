@@ -121,6 +121,16 @@ FileDigest write_text(const std::filesystem::path& path, const std::string& text
   return {file.bytes_written(), file.crc()};
 }
 
+void read_back(const std::filesystem::path& path, const FileDigest& written) {
+  const PositionedFile file(path);
+  file.forget(0, written.bytes);
+  if (file.crc(0, written.bytes) != written.crc)
+    throw_input(
+        "{}: does not read back as it was written; the disk or the memory is at fault, choose another "
+        "directory",
+        path.string());
+}
+
 NamedDigests write_weights(const std::filesystem::path& directory, const std::vector<WrittenTensor>& tensors,
                            std::int64_t max_shard_size) {
   const FilesLayout layout = lay_out_weights(specs_of(tensors), max_shard_size);

@@ -47,4 +47,8 @@ NamedDigests write_weights(const std::filesystem::path& directory, const std::ve
 
 FileDigest write_text(const std::filesystem::path& path, const std::string& text);
 
+// Reads a file that was written and synced, from the disk where the system lets go of what it has in its cache.
+// Throws InputError where it is not what was written.
+void read_back(const std::filesystem::path& path, const FileDigest& written);
+
 }  // namespace switchyard::checkpoint

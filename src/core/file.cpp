@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -34,6 +35,13 @@ const char* advice_for(int error) {
     case EPERM:
     case EROFS:
       return "choose a directory that you may write to";
+    case EIO:
+      return "the disk may be failing: choose another one";
+    case EMFILE:
+    case ENFILE:
+      return "raise the limit of open files (ulimit -n)";
+    case ENOMEM:
+      return "free some memory";
     default:
       return "check the path";
   }
@@ -86,7 +94,8 @@ std::uint32_t write_at(int fd, const std::filesystem::path& path, std::uint64_t 
 
 MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw_input("{}: cannot be opened: {}; check the path", path_.string(), std::strerror(errno));
+  if (fd < 0)
+    throw_input("{}: cannot be opened: {}; {}", path_.string(), std::strerror(errno), advice_for(errno));
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
@@ -98,7 +107,7 @@ MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
     if (p == MAP_FAILED) {
       const int error = errno;
       ::close(fd);
-      throw_input("{}: cannot be mapped: {}", path_.string(), std::strerror(error));
+      throw_input("{}: cannot be mapped: {}; {}", path_.string(), std::strerror(error), advice_for(error));
     }
     data_ = static_cast<const std::byte*>(p);
   }
@@ -218,7 +227,12 @@ std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) con
   const auto length_of = [&](std::size_t i) { return std::min<std::uint64_t>(kPiece, bytes - i * kPiece); };
 #pragma omp parallel
   {
-    std::vector<std::byte> buffer(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, bytes)));
+    std::vector<std::byte> buffer;
+    try {
+      buffer.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, bytes)));
+    } catch (const std::bad_alloc&) {
+      failure = ENOMEM;  // no exception leaves a parallel region
+    }
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < n_pieces; ++i) {
       const auto length = static_cast<std::size_t>(length_of(i));
@@ -229,12 +243,14 @@ std::uint32_t PositionedFile::crc(std::uint64_t offset, std::uint64_t bytes) con
         if (n < 0 && errno != EINTR) failure = errno;
         if (n > 0) done += static_cast<std::size_t>(n);
       }
-      crcs[i] = static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(buffer.data()), length));
+      if (failure == 0)
+        crcs[i] =
+            static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(buffer.data()), length));
     }
   }
   if (failure != 0)
-    throw_input("{}: {} bytes from byte {} on cannot be read back: {}", path_.string(), bytes, offset,
-                std::strerror(failure));
+    throw_input("{}: {} bytes from byte {} on cannot be read back: {}; {}", path_.string(), bytes, offset,
+                std::strerror(failure), advice_for(failure));
   std::uint32_t crc = 0;
   for (std::size_t i = 0; i < n_pieces; ++i) crc = crc32_of_both(crc, crcs[i], length_of(i));
   return crc;
@@ -274,10 +290,21 @@ void write_text_file(const std::filesystem::path& path, std::string_view text) {
 }
 
 void sync_directory(const std::filesystem::path& path) {
+  // Some file systems do not open or sync directories; a rename itself is still atomic there.
+  const auto check = [&](bool done) {
+    if (!done && (errno == EIO || errno == ENOSPC || errno == EDQUOT || errno == EMFILE || errno == ENFILE ||
+                  errno == ENOMEM))
+      throw_input("{}: cannot be synced to the disk: {}; {}", path.string(), std::strerror(errno),
+                  advice_for(errno));
+  };
   const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;  // some file systems do not open directories; the rename itself is still atomic
-  ::fsync(fd);
+  check(fd >= 0);
+  if (fd < 0) return;
+  const bool synced = ::fsync(fd) == 0;
+  const int error = errno;
   ::close(fd);
+  errno = error;
+  check(synced);
 }
 
 // Mapped window by window, so that a large file never counts as this process's memory.

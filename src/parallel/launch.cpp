@@ -24,6 +24,8 @@ namespace {
 
 using Body = std::function<int(World&)>;
 
+pid_t watcher = 0;  // the process that has started the ranks, as it and they know it
+
 constexpr double kWaitForEnd = 8;      // more than a monitor waits before it says that the run is over
 constexpr double kMonitorLingers = 3;  // after the end of a run, so that what it has said arrives
 
@@ -50,6 +52,7 @@ int run_watched(const Body& body, World& world, Watch& watch, const std::functio
 }
 
 int run_copies(int nproc, const Body& body) {
+  watcher = ::getpid();
   return run_processes(nproc, [&](World& world, Line line, RankName monitor) {
     // Left behind where the run fails: it then ends this process if nothing else does.
     static Watch* watch = nullptr;
@@ -110,6 +113,8 @@ int run_launched(const Body& body) {
 }
 
 }  // namespace
+
+bool is_watched() { return watcher != 0 && watcher != ::getpid(); }
 
 int run_ranks(int nproc, const Body& body) {
   const LaunchedCopies copies = launched_copies();

@@ -19,4 +19,7 @@ namespace switchyard::parallel {
 // processes were started cannot work. With one rank alone body is called, and nothing else happens.
 int run_ranks(int nproc, const std::function<int(World&)>& body);
 
+// True in a process of which another one tells the user how it ended.
+bool is_watched();
+
 }  // namespace switchyard::parallel

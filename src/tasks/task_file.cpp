@@ -296,7 +296,11 @@ std::string_view name_of(Schema schema) {
 }
 
 TaskFile read_task_file(const std::filesystem::path& path, const std::vector<std::string>& choices) {
-  const std::string text = read_text_file(path);
+  return parse_task_file(read_text_file(path), path, choices);
+}
+
+TaskFile parse_task_file(const std::string& text, const std::filesystem::path& path,
+                         const std::vector<std::string>& choices) {
   if (text.starts_with("PAR1"))
     throw_input("{}: is a Parquet file; 'tools/parquet_to_jsonl.py' makes lines of JSON of it", path.string());
   if (const auto byte = first_invalid_byte(text))

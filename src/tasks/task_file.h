@@ -44,6 +44,9 @@ struct TaskFile {
 // file and line: no JSON, keys of no schema or of another one than the first line's, a value of the wrong type,
 // an empty choice, an answer that is none of the choices; and where the file is empty or is no such file.
 TaskFile read_task_file(const std::filesystem::path& path, const std::vector<std::string>& choices = {});
+// The same of a text; `path` names it in messages.
+TaskFile parse_task_file(const std::string& text, const std::filesystem::path& path,
+                         const std::vector<std::string>& choices = {});
 
 // What stands before a question.
 struct Examples {

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "tokenizer/unicode.h"
 
 namespace switchyard::tokenizer {
@@ -53,14 +54,14 @@ AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const Bpe& model
     if (token.normalized) normalize_(content);
     text_[id] = content.text;
     if (content.text.empty())
-      throw_input("{}: \"{}\" is nothing once it is normalised; set normalized to false or remove it", where,
-                  token.content);
+      throw_input("{}: {} is nothing once it is normalised; set normalized to false or remove it", where,
+                  in_quotes(token.content));
     if (!(token.normalized ? normalized_ : raw_).add(content.text, id))
       throw_input(
-          "{}: \"{}\" and another token with normalized: true are both \"{}\" once they are normalised, and "
+          "{}: {} and another token with normalized: true are both {} once they are normalised, and "
           "Hugging "
           "Face's library takes any of the two; remove one",
-          where, token.content, content.text);
+          where, in_quotes(token.content), in_quotes(content.text));
   }
 }
 

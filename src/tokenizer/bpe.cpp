@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/utf8.h"
 
 namespace switchyard::tokenizer {
@@ -122,8 +123,8 @@ std::vector<std::int32_t> Bpe::symbols_of(std::string_view word) const {
     if (unknown != kNone) symbols.push_back(unknown);
     const auto found = vocab_.find(*options_.unknown);
     if (found == vocab_.end())
-      throw_input("the text has \"{}\", which is no token, and model.unk_token \"{}\" is none either",
-                  character, *options_.unknown);
+      throw_input("the text has {}, which is no token, and model.unk_token {} is none either",
+                  in_quotes(character), in_quotes(*options_.unknown));
     unknown = found->second;
   }
   if (unknown != kNone) symbols.push_back(unknown);

@@ -107,9 +107,10 @@ void Decoding::read(const Json& decoder, const std::string& where) {
     return;
   }
   if (byte_level_ || hold_last_ || (byte_fallback_ && type != "Fuse" && type != "Strip" && type != "Replace"))
-    throw_input("{}.type: \"{}\" behind ByteLevel, BPEDecoder or ByteFallback is not supported", where, type);
+    throw_input("{}.type: {} behind ByteLevel, BPEDecoder or ByteFallback is not supported", where,
+                in_quotes(type));
   if (fused_ && type != "Strip" && type != "Fuse")
-    throw_input("{}.type: \"{}\" behind Fuse is not supported", where, type);
+    throw_input("{}.type: {} behind Fuse is not supported", where, in_quotes(type));
   if (type == "ByteLevel") {
     byte_level_ = true;
   } else if (type == "ByteFallback") {
@@ -130,9 +131,9 @@ void Decoding::read(const Json& decoder, const std::string& where) {
     read_strip(decoder, where);
   } else {
     throw_input(
-        "{}.type: decoder \"{}\" is not supported; ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, "
+        "{}.type: decoder {} is not supported; ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, "
         "BPEDecoder and Sequence are",
-        where, type);
+        where, in_quotes(type));
   }
 }
 

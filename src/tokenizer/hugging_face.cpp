@@ -93,7 +93,8 @@ class Reader {
       return;
     }
     if (frame.known)
-      refuse(path + ".type", fmt::format("a second one that adds tokens (\"{}\") is not supported", type));
+      refuse(path + ".type",
+             fmt::format("a second one that adds tokens ({}) is not supported", in_quotes(type)));
     frame.known = true;
     if (type == "TemplateProcessing") {
       read_template(value, path, frame);
@@ -101,9 +102,9 @@ class Reader {
       frame.before = {token_of(value, "cls", path)};
       frame.behind = {token_of(value, "sep", path)};
     } else {
-      refuse(path + ".type", fmt::format("post-processor \"{}\" is not supported; TemplateProcessing, "
+      refuse(path + ".type", fmt::format("post-processor {} is not supported; TemplateProcessing, "
                                          "RobertaProcessing, BertProcessing, ByteLevel and Sequence are",
-                                         type));
+                                         in_quotes(type)));
     }
   }
 
@@ -112,7 +113,8 @@ class Reader {
     TextMap<std::int32_t> vocab;
     if (!model["vocab"].is_object()) refuse("model.vocab", "is not an object");
     for (const auto& [text, id] : model["vocab"].object()) {
-      if (!is_token(id)) refuse("model.vocab", fmt::format("\"{}\" has {} for a token", text, to_line(id)));
+      if (!is_token(id))
+        refuse("model.vocab", fmt::format("{} has {} for a token", in_quotes(text), to_line(id)));
       vocab.emplace(text, static_cast<std::int32_t>(id.integer()));
     }
     return vocab;

@@ -37,7 +37,7 @@ inline std::string character_of(const Json& part, std::string_view key, const st
                                 const std::string& fallback) {
   const auto text = entry<std::string>(part, key, where, fallback);
   if (text.empty() || character_size(text, 0) != text.size())
-    throw_input("{}.{}: is \"{}\", expected one character", where, key, text);
+    throw_input("{}.{}: is {}, expected one character", where, key, in_quotes(text));
   return text;
 }
 

@@ -145,10 +145,10 @@ Normalizer make_normalizer(const Json& part, const std::string& where) {
     };
   }
   throw_input(
-      "{}.type: normalizer \"{}\" is not supported; NFC, NFD, NFKC, NFKD, Lowercase, Strip, StripAccents, "
+      "{}.type: normalizer {} is not supported; NFC, NFD, NFKC, NFKD, Lowercase, Strip, StripAccents, "
       "Replace, "
       "Prepend, Nmt, BertNormalizer, ByteLevel and Sequence are",
-      where, type);
+      where, in_quotes(type));
 }
 
 }  // namespace switchyard::tokenizer

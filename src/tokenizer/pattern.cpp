@@ -6,6 +6,7 @@
 #include <cctype>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/utf8.h"
 #include "tokenizer/unicode.h"
 
@@ -67,7 +68,8 @@ Pattern::Pattern(const std::string& expression, const std::string& where) : wher
   const int status = onig_new(&regex, begin, begin + rewritten.size(), ONIG_OPTION_NONE, expression_encoding(),
                               ONIG_SYNTAX_ONIGURUMA, &info);
   if (status != ONIG_NORMAL)
-    throw_input("{}: Oniguruma does not accept the expression: {}", where, message_of(status, &info));
+    throw_input("{}: Oniguruma does not accept the expression: {}", where,
+                printable(message_of(status, &info)));
   expression_ = {regex, [](void* p) { onig_free(static_cast<regex_t*>(p)); }};
 }
 

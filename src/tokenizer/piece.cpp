@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace switchyard::tokenizer {
 
@@ -23,9 +24,9 @@ Piece slice(const Piece& piece, std::size_t begin, std::size_t end) {
 void rewrite(Piece& piece, std::string rewritten, std::size_t from_first) {
   if (piece.from_nothing > 0)
     throw_input(
-        "the tokenizer inserts \"{}\" before a text and then changes it again, on which Hugging Face's library "
+        "the tokenizer inserts {} before a text and then changes it again, on which Hugging Face's library "
         "fails or doubles the text; use a Prepend normalizer",
-        piece.text.substr(0, piece.from_nothing));
+        in_quotes(piece.text.substr(0, piece.from_nothing)));
   piece.text = std::move(rewritten);
   piece.from_first = from_first;
 }

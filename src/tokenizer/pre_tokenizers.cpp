@@ -25,9 +25,9 @@ Behavior behavior_of(const Json& part, const std::string& where, const std::stri
                                         {"Contiguous", Behavior::contiguous}})
     if (name == known) return behavior;
   throw_input(
-      "{}.behavior: is \"{}\", supported are Removed, Isolated, MergedWithPrevious, MergedWithNext and "
+      "{}.behavior: is {}, supported are Removed, Isolated, MergedWithPrevious, MergedWithNext and "
       "Contiguous",
-      where, name);
+      where, in_quotes(name));
 }
 
 // Joins neighbours: from left to right those for which join(this one matched, the one before matched) holds.
@@ -124,10 +124,10 @@ PreTokenizer make_metaspace(const Json& part, const std::string& where) {
   const std::string mark = character_of(part, "replacement", where, "\xE2\x96\x81");
   const auto scheme = entry<std::string>(part, "prepend_scheme", where, "always");
   if (scheme != "always" && scheme != "first" && scheme != "never")
-    throw_input("{}.prepend_scheme: is \"{}\", supported are always, first and never", where, scheme);
+    throw_input("{}.prepend_scheme: is {}, supported are always, first and never", where, in_quotes(scheme));
   if (!entry(part, "add_prefix_space", where, true) && scheme != "never")
-    throw_input("{}.add_prefix_space: is false, and prepend_scheme is \"{}\"; set that to never", where,
-                scheme);
+    throw_input("{}.add_prefix_space: is false, and prepend_scheme is {}; set that to never", where,
+                in_quotes(scheme));
   const bool split = entry(part, "split", where, true);
   const Pattern space = Pattern::literal(" "), marks = Pattern::literal(mark);
   return [=](std::vector<Piece>& pieces) {
@@ -213,9 +213,9 @@ PreTokenizer make_pre_tokenizer(const Json& part, const std::string& where) {
       all.push_back(make_pre_tokenizer(parts[i], fmt::format("{}.pretokenizers[{}]", where, i)));
   } else {
     throw_input(
-        "{}.type: pre-tokenizer \"{}\" is not supported; ByteLevel, Split, Metaspace, Digits, Punctuation, "
+        "{}.type: pre-tokenizer {} is not supported; ByteLevel, Split, Metaspace, Digits, Punctuation, "
         "Whitespace, WhitespaceSplit, CharDelimiterSplit, FixedLength, BertPreTokenizer and Sequence are",
-        where, type);
+        where, in_quotes(type));
   }
   return [all](std::vector<Piece>& pieces) {
     for (const PreTokenizer& each : all) each(pieces);

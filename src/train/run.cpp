@@ -384,13 +384,15 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
       out_, step_.model().parameters(), state_, run_,
       std::vector<checkpoint::NamedTensor>{{"balance.load_average", load_average_.state()}}, data_fingerprint_,
       all_);
+  if (is_first()) {
+    const std::string saved = checkpoint::checkpoint_path(out_, state_.step).string();
+    outputs_->console().line("saved " + saved);
+    parallel::set_checkpoint_note("the last checkpoint is " + saved);
+  }
   parallel::by_first(all_, [&] {
     checkpoint::prune_checkpoints(out_, run_.checkpoint);
     return "";
   });
-  if (is_first())
-    parallel::set_checkpoint_note("the last checkpoint is " +
-                                  checkpoint::checkpoint_path(out_, state_.step).string());
   if (is_good) times_back_ = 0;
   last_save_ = Clock::now();
 }
@@ -448,8 +450,15 @@ TrainingRun::Wishes TrainingRun::agree_on_wishes(bool stop_requested) const {
 RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
   const std::int64_t steps = run_.train.steps;
   const auto tokens_a_step = static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
-  if (is_first() && state_.step >= steps)
-    outputs_->console().line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  if (state_.step >= steps) {
+    // The process that did the last step may have ended before it had put the checkpoints in order.
+    parallel::by_first(all_, [&] {
+      checkpoint::prune_checkpoints(out_, run_.checkpoint);
+      return "";
+    });
+    if (is_first())
+      outputs_->console().line(fmt::format("nothing to do: step {} of {} is done", state_.step, steps));
+  }
   start_ = last_save_ = Clock::now();
   first_step_ = state_.step;
   Clock::time_point last_step = start_;
@@ -504,11 +513,12 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
       if (is_first()) log_warning(fmt::format("step {} is left out: {}", state_.step, spike));
     }
     warn_of_late_kernels();
+    if (is_first()) {
+      outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
+                               validation || due(run_.log.every) || state_.step == first_step_ + 1);
+      for (const TaskScore& task : tasks) outputs_->console().line(format_task(state_.step, task));
+    }
     save_if_due(outcome.validation, stopped);
-    if (!is_first()) continue;
-    outputs_->console().step(step_report(outcome, step_.model(), steps, seconds_left()),
-                             validation || due(run_.log.every) || state_.step == first_step_ + 1);
-    for (const TaskScore& task : tasks) outputs_->console().line(format_task(state_.step, task));
   }
   all_.barrier();  // the others have written what they write
   if (profile_) report_profile();

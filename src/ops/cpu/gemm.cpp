@@ -3,6 +3,7 @@
 #include <oneapi/dnnl/dnnl.h>
 
 #include <algorithm>
+#include <new>
 
 #include "core/error.h"
 
@@ -30,6 +31,7 @@ void gemm<float>(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t n, s
                                                                       ldc);
   const dnnl_status_t status = dnnl_sgemm(trans_a == Trans::yes ? 'T' : 'N', trans_b == Trans::yes ? 'T' : 'N',
                                           m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  if (status == dnnl_out_of_memory) throw std::bad_alloc();
   SY_CHECK(status == dnnl_success, "dnnl_sgemm({} x {} x {}) returned {}", m, n, k, static_cast<int>(status));
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
@@ -168,6 +169,7 @@ void multiply_in_bf16(Trans trans_a, Trans trans_b, std::int64_t m, std::int64_t
          {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), space.scratch(product.scratch))}});
     space.stream.wait();
   } catch (const dnnl::error& error) {
+    if (error.status == dnnl_out_of_memory) throw std::bad_alloc();
     SY_CHECK(false, "a bfloat16 product of {} x {} x {} failed: {}", m, n, k, error.what());
   }
   if (direct) return;

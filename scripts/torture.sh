@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# What docs/reliability.md promises, tried longer than a test run can. Each part says in its last line what it did.
+# The first two need a build (preset cpu); fuzzing builds what it needs, and goes on from what an earlier call has left in
+# runs/torture.
+#
+#   scripts/torture.sh --kills N            N SIGKILLs at random moments of tiny runs, each resumed to its end
+#   scripts/torture.sh --faults             every single write, fsync, rename, open, mmap of a run fails, once and for good;
+#                                           of allocations some hundred
+#   scripts/torture.sh --fuzz N [MINUTES]   until N executions in all, over all readers of files, or so many minutes
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d'; }
+refuse() { echo "torture: $1" >&2; exit 2; }
+whole() { [[ $2 =~ ^[1-9][0-9]*$ ]] || refuse "$1 $2: give a whole number above 0"; }
+
+state=runs/torture
+
+# Executions so far of a target, over all calls.
+executions() { cat "$state/fuzz/$1.executions" 2>/dev/null || echo 0; }
+
+fuzz() {
+  local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} total target done log i
+  cmake --preset fuzz --log-level=WARNING > /dev/null
+  cmake --build --preset fuzz --parallel "$(nproc)"
+  mkdir -p "$state/fuzz"
+  # Stacks of allocations cost most of the time, and are in the report of a crash that is replayed without this.
+  export ASAN_OPTIONS="${ASAN_OPTIONS-malloc_context_size=0:quarantine_size_mb=16}"
+  local begin=$SECONDS targets=()
+  for target in build-fuzz/tests/fuzz/fuzz_*; do
+    if [[ -x $target && -f $target ]]; then targets+=("${target##*/fuzz_}"); fi
+  done
+  total=0
+  for target in "${targets[@]}"; do total=$((total + $(executions "$target"))); done
+  # Each reader in turn, as long as the others.
+  for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + 1) % ${#targets[@]})); do
+    target=${targets[i]}
+    mkdir -p "$state/fuzz/$target"
+    log="$state/fuzz/$target.log"
+    if ! "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len=2048 -timeout=10 -detect_leaks=0 \
+      -print_final_stats=1 -artifact_prefix="$state/fuzz/${target}_" "$state/fuzz/$target" "tests/fuzz/corpus/$target" \
+      > "$log" 2>&1; then
+      tail -40 "$log"
+      echo "torture: the reader $target failed; the input is in $state/fuzz, the report in $log" >&2
+      return 1
+    fi
+    done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    echo $(($(executions "$target") + done)) > "$state/fuzz/$target.executions"
+    total=$((total + done))
+  done
+  for target in "$state"/fuzz/*.executions; do
+    target=${target##*/}
+    echo "${target%.executions}: $(executions "${target%.executions}") executions, $(find "$state/fuzz/${target%.executions}" -type f | wc -l) inputs kept"
+  done
+  echo "fuzz: $total executions of $goal, no fault"
+}
+
+case "${1-}" in
+  -h | --help | "") usage ;;
+  --kills)
+    whole --kills "${2-}"
+    exec python3 -B tests/cli/kills_test.py --kills "$2"
+    ;;
+  --faults) exec python3 -B tests/cli/failing_calls_test.py --every ;;
+  --fuzz)
+    whole --fuzz "${2-}"
+    [[ -z ${3-} ]] || whole MINUTES "$3"
+    fuzz "$2" "${3-0}"
+    ;;
+  *) refuse "unknown option '$1'; --help lists them" ;;
+esac
