@@ -311,7 +311,7 @@ std::int64_t training_bytes(const Variant& variant, Device device) {
   model::Transformer model(variant.run.model, variant.run.router,
                            model::dtype_of(variant.run.train.dtype, device), true);
   model.parameters().place({});
-  return train::plan_memory(model, variant.run.train, 1).total();
+  return train::needed(train::plan_memory(model, variant.run, parallel::lone_mesh(), 1, device), device);
 }
 
 struct InferenceBytes {

@@ -1,6 +1,7 @@
 #include "core/process_memory.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -48,12 +49,73 @@ bool reset_peak_resident() {
   return file.good();
 }
 
+std::int64_t resident_memory() {
+  std::ifstream file("/proc/self/statm");
+  std::int64_t total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+namespace {
+
+// What the control group of a process leaves, and those above it. Files that were read and can be dropped count
+// in what is used.
+std::optional<std::int64_t> room_of_group() {
+  std::optional<std::int64_t> room;
+  const auto look_at = [&](const std::string& folder, const char* limit_name, const char* used_name,
+                           const char* droppable) {
+    const auto limit = number_in((folder + "/" + limit_name).c_str()),
+               used = number_in((folder + "/" + used_name).c_str());
+    if (!limit || !used) return;
+    std::ifstream statistics(folder + "/memory.stat");
+    std::int64_t dropped = 0, value = 0;
+    for (std::string name; statistics >> name >> value;)
+      if (name == droppable) dropped = value;
+    const std::int64_t left = std::max<std::int64_t>(0, *limit - std::max<std::int64_t>(0, *used - dropped));
+    room = std::min(room.value_or(left), left);
+  };
+  // "0::/path" of version 2, "5:memory:/path" of version 1. Within a container the path may be that of the
+  // host, and the container's own group is the root.
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string kind = line.substr(first + 1, second - first - 1);
+    std::string path = line.substr(second + 1);
+    while (true) {
+      if (kind.empty()) look_at("/sys/fs/cgroup" + path, "memory.max", "memory.current", "inactive_file");
+      if (kind == "memory")
+        look_at("/sys/fs/cgroup/memory" + path, "memory.limit_in_bytes", "memory.usage_in_bytes",
+                "total_inactive_file");
+      const std::size_t slash = path.find_last_of('/');
+      if (slash == std::string::npos || path.empty()) break;
+      path.resize(slash);
+    }
+  }
+  return room;
+}
+
+}  // namespace
+
+MemoryRoom memory_room() {
+  MemoryRoom room;
+  if (const auto free = kib_line("/proc/meminfo", "MemAvailable:")) room.shared = *free;
+  if (const auto group = room_of_group(); group && *group < room.shared) {
+    room.shared = *group;
+    room.of_shared = "this machine's control group";
+  }
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    const std::int64_t used = kib_line("/proc/self/status", "VmSize:").value_or(0);
+    room.own = std::max<std::int64_t>(0, static_cast<std::int64_t>(limit.rlim_cur) - used);
+  }
+  return room;
+}
+
 std::optional<std::int64_t> available_memory() {
-  std::optional<std::int64_t> free = kib_line("/proc/meminfo", "MemAvailable:");
-  // A container may have less than its machine.
-  const auto limit = number_in("/sys/fs/cgroup/memory.max"), used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit && used) free = std::min(free.value_or(*limit), std::max<std::int64_t>(0, *limit - *used));
-  return free;
+  const MemoryRoom room = memory_room();
+  const std::int64_t least = std::min(room.shared, room.own);
+  return least == INT64_MAX ? std::nullopt : std::optional(least);
 }
 
 }  // namespace switchyard
