@@ -311,7 +311,7 @@ std::int64_t training_bytes(const Variant& variant, Device device) {
   model::Transformer model(variant.run.model, variant.run.router,
                            model::dtype_of(variant.run.train.dtype, device), true);
   model.parameters().place({});
-  return train::plan_memory(model, variant.run.train, 1).total();
+  return train::needed(train::plan_memory(model, variant.run, parallel::lone_mesh(), 1, device), device);
 }
 
 struct InferenceBytes {
@@ -479,11 +479,15 @@ Report measure(const Subject& subject, const Settings& settings, Device device) 
   const std::vector<Variant> variants = variants_of(subject, settings);
   check_memory(subject, variants, settings, device);
   const train::MachineRates before = machine_rates(subject, device);
+  const bool predicts = subject.trains && device == Device::cpu;
+  std::optional<plan::CpuStep> predicted;
+  if (predicts) predicted = plan::predict_cpu_step(subject.run);
   bool resets = reset_peak_resident();  // what copies to measure took is no model's
   Report report;
   Models models;
   if (subject.trains) {
     measure_training(subject, variants, settings, device, models, report);
+    if (predicts) predicted = plan::mean_of(*predicted, plan::predict_cpu_step(subject.run));
     resets = reset_peak_resident() && resets;
   } else {
     report.not_measured.emplace_back(name_of(Kind::training), subject.why_not_trained);
@@ -494,6 +498,7 @@ Report measure(const Subject& subject, const Settings& settings, Device device) 
   ops::open_stream(ctx);
   measure_inference(subject, variants, settings, ctx, models, report);
   models.clear();
+  report.predicted = predicted;
   report.rates = better_of(before, machine_rates(subject, device));
   return report;
 }

@@ -11,6 +11,7 @@
 #include "checkpoint/model_directory.h"
 #include "config/config.h"
 #include "ops/profile.h"
+#include "plan/cpu_step.h"
 #include "train/profile_report.h"
 
 namespace switchyard::bench {
@@ -72,6 +73,9 @@ struct Report {
   std::int64_t training_peak = 0, inference_peak = 0;             // bytes resident at most; 0: not measured
   bool peaks_are_apart = true;  // false: the peak so far, with what was measured before
   train::MachineRates rates;
+  // Of a training step on a CPU, of the model as configured: what plan::predict_cpu_step() says right before
+  // and right after the measurement, their mean.
+  std::optional<plan::CpuStep> predicted;
 };
 
 // One process, on `device`. Throws InputError, before anything large is taken, where memory is too small for

@@ -39,6 +39,27 @@ Shares shares_of(const Part& part, const train::MachineRates& rates) {
           ratio(work.bound_seconds, seconds)};
 }
 
+// Of the model as configured; null: it was not trained.
+const Part* training_of(const Report& report) {
+  for (const Part& part : report.parts)
+    if (part.kind == Kind::training && !part.is_static) return &part;
+  return nullptr;
+}
+
+void add_prediction(std::vector<std::string>& lines, const Report& report) {
+  const Part* const training = training_of(report);
+  if (!report.predicted || training == nullptr) return;
+  const double seconds = spread_of(training->seconds_R).median, predicted = report.predicted->total();
+  lines.push_back("");
+  lines.push_back(
+      fmt::format("training step     predicted {:.3f} s, measured {:.3f} s, predicted / measured {:.3f}",
+                  predicted, seconds, ratio(predicted, seconds)));
+  std::string parts;
+  for (const auto& [name, part] : report.predicted->parts())
+    if (part > 0) parts += fmt::format("{}{} {:.3f}", parts.empty() ? "" : ", ", name, part);
+  lines.push_back("of it             " + parts);
+}
+
 std::string shape_of(const Part& part, const Subject& subject, const Settings& settings) {
   switch (part.kind) {
     case Kind::training:
@@ -192,6 +213,7 @@ std::vector<std::string> lines_of(const Report& report, const Subject& subject, 
           fmt::format("training{}: {} of a step's {} micro-batches were measured, the others are "
                       "counted as long",
                       model_of(part, settings), part.micro_batches_measured, part.micro_batches));
+  add_prediction(lines, report);
   lines.push_back("");
   add_latencies(lines, report, settings);
   lines.push_back("");
@@ -231,6 +253,11 @@ Json json_of(const Report& report, const Subject& subject, const Settings& setti
                                                               {"inference", report.inference_peak},
                                                               {"apart", report.peaks_are_apart}}},
                          {"not_measured", missing}});
+  if (report.predicted) {
+    Json seconds(Json::Object{});
+    for (const auto& [name, part] : report.predicted->parts()) seconds[name] = part;
+    json["predicted_training_step"] = Json::Object{{"seconds", report.predicted->total()}, {"parts", seconds}};
+  }
   if (settings.static_k == 0) return json;
   json["static_k"] = settings.static_k;
   Json comparisons(Json::Array{});

@@ -21,7 +21,9 @@
 #include "core/log.h"
 #include "core/threads.h"
 #include "ops/device.h"
+#include "parallel/world.h"
 #include "router/router.h"
+#include "train/memory_plan.h"
 
 namespace switchyard::commands {
 
@@ -230,6 +232,8 @@ int run(const Options& options) {
   if (!options.dtype.empty())
     run.train.dtype =
         options.dtype == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
+  parallel::World alone = parallel::make_lone_world();
+  for (const std::string& line : train::choose_micro_batch(run, alone, device, std::nullopt)) log_info(line);
   found.subject.inference_type = inference_type(options, run, device);
   const bench::Report report = bench::measure(found.subject, settings, device);
 

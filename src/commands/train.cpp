@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "checkpoint/model_directory.h"
+#include "checkpoint/run_state.h"
 #include "checkpoint/tokenizer_record.h"
 #include "commands/commands.h"
 #include "commands/options.h"
@@ -10,6 +11,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/threads.h"
@@ -20,6 +22,7 @@
 #include "parallel/watch.h"
 #include "router/router.h"
 #include "tokenizer/tokenizer.h"
+#include "train/memory_plan.h"
 #include "train/ranks.h"
 #include "train/run.h"
 #include "train/token_data.h"
@@ -206,10 +209,31 @@ void warn_of_threads(const parallel::World& world) {
   if (!findings.empty()) log_warning(machine::sentence_of(findings.front()));
 }
 
+// "auto" is one sequence at least.
+void check_ranks(config::Run run, int size, Device device) {
+  if (run.train.micro_batch_size == config::Train::kAutoMicroBatch) run.train.micro_batch_size = 1;
+  train::check_ranks(run, size, device);
+}
+
+// Where it is "auto". A run that goes on keeps what it took, so that its steps are the same.
+void choose_micro_batch(config::Run& run, const Beginning& beginning, parallel::World& world, Device device) {
+  if (run.train.micro_batch_size != config::Train::kAutoMicroBatch) return;
+  std::optional<std::int64_t> before;
+  if (beginning.resume.checkpoint) {
+    const fs::path& checkpoint = *beginning.resume.checkpoint;
+    const Json stored =
+        parse_stored_json(checkpoint::read_run_record(checkpoint).config_json, checkpoint.string());
+    before = stored["train"]["micro_batch_size"].integer();
+  }
+  for (const std::string& line : train::choose_micro_batch(run, world, device, before))
+    if (world.rank() == 0) log_info(line);
+  train::check_ranks(run, world.size(), device);
+}
+
 int run_rank(const Options& options, parallel::World& world) {
   const parallel::Group all = parallel::all_ranks(world);
   mark("configuration");
-  const config::Run run = load_run(options);
+  config::Run run = load_run(options);
   train::expect_same_everywhere(all, "the configuration", run.resolved_json,
                                 "give all machines the same file and the same --set");
   parallel::set_patience(run.parallel.patience);
@@ -217,18 +241,19 @@ int run_rank(const Options& options, parallel::World& world) {
     train::expect_same_everywhere(all, "the program", std::to_string(crc32_of_file("/proc/self/exe")),
                                   "start the same build everywhere");
   const parallel::DeviceChoice devices = parallel::take_device(options.device, world);
-  train::check_ranks(run, world.size(), devices.device);
+  check_ranks(run, world.size(), devices.device);
   train::check_windows(run, devices);
   parallel::log_devices(devices, world);
+  set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
+  if (world.rank() == 0 && devices.device == Device::cpu) warn_of_threads(world);
+  mark("which run it is");
+  const Beginning beginning = beginning_of_all(options, all);
+  choose_micro_batch(run, beginning, world, devices.device);
   if (world.rank() == 0) {
     train::warn_of_idle_ranks(run.train, world.size());
     train::advise_on_rows(run, devices);
     check_tokenizers(run.data);
   }
-  set_threads(static_cast<int>(run.parallel.threads > 0 ? run.parallel.threads : world.threads()));
-  if (world.rank() == 0 && devices.device == Device::cpu) warn_of_threads(world);
-  mark("which run it is");
-  const Beginning beginning = beginning_of_all(options, all);
   train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device,
                               tasks_of_training(run, world.rank() == 0));
 

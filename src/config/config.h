@@ -167,7 +167,8 @@ struct Train {
   std::uint64_t seed = 1;
   std::int64_t steps = 0;
   std::int64_t seq_len = 0;
-  std::int64_t micro_batch_size = 0;   // sequences that pass through the model at once
+  static constexpr std::int64_t kAutoMicroBatch = -1;
+  std::int64_t micro_batch_size = 0;   // sequences that pass through the model at once; or kAutoMicroBatch
   std::int64_t global_batch_size = 0;  // sequences of one optimizer step; a multiple of micro_batch_size
   ComputeType dtype = ComputeType::float32;
   Recompute recompute = Recompute::none;

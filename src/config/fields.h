@@ -7,7 +7,7 @@
 //   required_integer, required_text                     one without a default
 //   nullable_integer, nullable_number                   one that may be null, and is null where it is absent
 //   optional_number                                     one that may be absent
-//   texts, bytes, entries, room, spike                         those of a form of their own
+//   texts, bytes, entries, room, spike, micro_batch     those of a form of their own
 #pragma once
 
 #include <optional>
@@ -108,8 +108,11 @@ void describe(V& v, Train& train) {
   v.seed({"seed", "of initial weights and the order of the data"}, train.seed);
   v.required_integer({"steps", "optimizer steps"}, train.steps, 1);
   v.required_integer({"seq_len", "tokens of a sequence", "[1, max_position_embeddings]"}, train.seq_len, 1);
-  v.required_integer({"micro_batch_size", "sequences that pass through the model at once"},
-                     train.micro_batch_size, 1);
+  v.micro_batch({"micro_batch_size",
+                 "sequences that pass through the model at once; `auto`: as many as fit into memory "
+                 "([memory.md](memory.md#the-largest-micro-batch)), which needs global_batch_size",
+                 "at least 1, or `auto`"},
+                train.micro_batch_size);
   if (train.global_batch_size == 0) train.global_batch_size = train.micro_batch_size;  // its default
   v.integer({"global_batch_size", "sequences of one optimizer step", "a multiple of micro_batch_size",
              "micro_batch_size"},
@@ -324,6 +327,7 @@ class FieldReader {
   void bytes(const Field& f, std::int64_t& value);
   void entries(const Field& f, std::vector<DataEntry>& value, bool weighted);
   void room(const Field& f, double& value);
+  void micro_batch(const Field& f, std::int64_t& value);
   void spike(const Field& f, Spike& value);
 
  private:

@@ -163,6 +163,7 @@ class FieldLister {
   void bytes(const Field& f, std::int64_t value) {
     put(f, "integer or string", in_ticks(std::to_string(value)), "at least 1");
   }
+  void micro_batch(const Field& f, std::int64_t) { put(f, "integer or string", "required", ""); }
   void room(const Field& f, double) { put(f, "number or string", "`auto`", ""); }
   void spike(const Field& f, const Spike&) { put(f, "object or boolean", "", ""); }
   void entries(const Field& f, const std::vector<DataEntry>&, bool) { put(f, "array", "", ""); }

@@ -105,8 +105,43 @@ void check_cudnn(const Section& section, const Train& train, const Run& run) {
              model.mla ? "model.v_head_dim" : "model.head_dim");
 }
 
+}  // namespace
+
+// In floating point: the products may be larger than any integer type.
+std::string too_many_tokens(const Model& model, const Router& router, const Train& train) {
+  const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
+  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, slots_per_token(router, model)));
+  if (tokens * top_k > static_cast<double>(kMaxSize))
+    return fmt::format(
+        "{} sequences of {} tokens, each on {:.0f} experts, are {:.2g} slots; at most {} can be "
+        "numbered. Use more micro-batches",
+        train.micro_batch_size, train.seq_len, top_k, tokens * top_k, kMaxSize);
+  const auto heads = static_cast<double>(model.num_attention_heads);
+  const Mla mla = model.mla.value_or(Mla{});
+  const double widest = std::max(
+      {static_cast<double>(model.hidden_size), static_cast<double>(model.intermediate_size),
+       heads * static_cast<double>(model.head_dim), static_cast<double>(mla.q_lora_rank),
+       static_cast<double>(mla.kv_lora_rank + mla.qk_rope_head_dim),
+       heads * static_cast<double>(mla.qk_nope_head_dim + mla.v_head_dim),
+       static_cast<double>(model.n_shared_experts * model.moe_intermediate_size),
+       static_cast<double>(model.num_experts), top_k * static_cast<double>(model.moe_intermediate_size)});
+  if (tokens * widest <= kMaxElements) return "";
+  return fmt::format(
+      "{} sequences of {} tokens make a tensor of {:.2g} elements; at most {:.2g} can be "
+      "addressed. Use more micro-batches",
+      train.micro_batch_size, train.seq_len, tokens * widest, kMaxElements);
+}
+
+namespace {
+
 void check_train(const Section& section, const Train& train, const Run& run) {
-  if (train.global_batch_size % train.micro_batch_size != 0) {
+  const bool is_auto = train.micro_batch_size == Train::kAutoMicroBatch;
+  if (is_auto && train.global_batch_size == Train::kAutoMicroBatch) {
+    section.fail("global_batch_size",
+                 "missing, and it has no default where train.micro_batch_size is \"auto\"; add it",
+                 section.path_of("micro_batch_size"));
+  }
+  if (!is_auto && train.global_batch_size % train.micro_batch_size != 0) {
     section.fail("global_batch_size",
                  fmt::format("is {}, not a multiple of train.micro_batch_size ({})", train.global_batch_size,
                              train.micro_batch_size),
@@ -137,34 +172,8 @@ void check_train(const Section& section, const Train& train, const Run& run) {
   check_mtp(section, train, model);
   if (train.attention == AttentionBackend::cudnn) check_cudnn(section, train, run);
 
-  // In floating point: the products may be larger than any integer type.
-  const auto tokens = static_cast<double>(train.micro_batch_size) * static_cast<double>(train.seq_len);
-  const auto top_k = static_cast<double>(std::max<std::int64_t>(1, slots_per_token(run.router, model)));
-  if (tokens * top_k > static_cast<double>(kMaxSize)) {
-    section.fail(
-        "micro_batch_size",
-        fmt::format("{} sequences of {} tokens, each on {:.0f} experts, are {:.2g} slots; at most {} can be "
-                    "numbered. Use more micro-batches",
-                    train.micro_batch_size, train.seq_len, top_k, tokens * top_k, kMaxSize),
-        section.path_of("seq_len"));
-  }
-  const auto heads = static_cast<double>(model.num_attention_heads);
-  const Mla mla = model.mla.value_or(Mla{});
-  const double widest = std::max(
-      {static_cast<double>(model.hidden_size), static_cast<double>(model.intermediate_size),
-       heads * static_cast<double>(model.head_dim), static_cast<double>(mla.q_lora_rank),
-       static_cast<double>(mla.kv_lora_rank + mla.qk_rope_head_dim),
-       heads * static_cast<double>(mla.qk_nope_head_dim + mla.v_head_dim),
-       static_cast<double>(model.n_shared_experts * model.moe_intermediate_size),
-       static_cast<double>(model.num_experts), top_k * static_cast<double>(model.moe_intermediate_size)});
-  if (tokens * widest > kMaxElements) {
-    section.fail(
-        "micro_batch_size",
-        fmt::format("{} sequences of {} tokens make a tensor of {:.2g} elements; at most {:.2g} can be "
-                    "addressed. Use more micro-batches",
-                    train.micro_batch_size, train.seq_len, tokens * widest, kMaxElements),
-        section.path_of("seq_len"));
-  }
+  if (const std::string problem = is_auto ? "" : too_many_tokens(model, run.router, train); !problem.empty())
+    section.fail("micro_batch_size", problem, section.path_of("seq_len"));
   const double all_tokens = static_cast<double>(train.steps) * static_cast<double>(train.global_batch_size) *
                             static_cast<double>(train.seq_len);
   if (all_tokens > 4611686018427387904.0) {  // 2^62: tokens are counted in int64
@@ -231,6 +240,9 @@ class FieldWriter {
   }
   void texts(const Field& f, const std::vector<std::string>& value) { put(f, Json::list(value)); }
   void bytes(const Field& f, std::int64_t value) { put(f, value); }
+  void micro_batch(const Field& f, std::int64_t value) {
+    put(f, value == Train::kAutoMicroBatch ? Json("auto") : Json(value));
+  }
   void room(const Field& f, double value) {
     put(f, value == Parallel::kAutoRoom    ? Json("auto")
            : value == Parallel::kWorstRoom ? Json("worst")
@@ -342,6 +354,17 @@ void FieldReader::room(const Field& f, double& value) {
   }
   const std::string word = section_.word(f.key, {"auto", "worst"}, "auto");
   value = word == "auto" ? Parallel::kAutoRoom : Parallel::kWorstRoom;
+}
+
+// A number, or "auto".
+void FieldReader::micro_batch(const Field& f, std::int64_t& value) {
+  const Json* json = section_.find(f.key);
+  if (json == nullptr || !json->is_string()) {
+    value = section_.integer(f.key, 1, kMaxSize);
+    return;
+  }
+  section_.word(f.key, {"auto"}, "auto");
+  value = Train::kAutoMicroBatch;
 }
 
 void FieldReader::texts(const Field& f, std::vector<std::string>& value) {

@@ -33,6 +33,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
               const std::optional<std::string>& default_model = std::nullopt,
               const VocabSizeOf& vocab_size_of = {});
 
+// Why a micro-batch of train.micro_batch_size sequences is larger than can be addressed; empty: it is not.
+std::string too_many_tokens(const Model& model, const Router& router, const Train& train);
+
 // The whole of a run as JSON, every default filled in: parse_run of it gives an equal Run. Does not read
 // run.resolved_json.
 std::string to_resolved_json(const Run& run);

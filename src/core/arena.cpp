@@ -36,8 +36,16 @@ Tensor Scratch::take(Shape shape, DType dtype) {
     used_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    chunks_.push_back({allocate_exchanged(bytes, "an operator's scratch space", device_), bytes});
+    chunks_.push_back(
+        {measures_ ? AlignedBuffer() : allocate_exchanged(bytes, "an operator's scratch space", device_),
+         bytes});
     used_ = 0;
+  }
+  if (measures_) {
+    used_ += bytes;
+    in_use_ += bytes;
+    peak_ = std::max(peak_, in_use_);
+    return Tensor(nullptr, shape, dtype);
   }
   std::byte* p = chunks_[chunk_].buffer.get() + used_;
   used_ += bytes;

@@ -40,6 +40,13 @@ class Arena {
 class Scratch {
  public:
   explicit Scratch(Device device = Device::cpu) : device_(device) {}
+  // One whose tensors have no memory: what is asked for is counted alone, pieces and all.
+  static Scratch measuring() {
+    Scratch scratch;
+    scratch.measures_ = true;
+    return scratch;
+  }
+  bool measures() const { return measures_; }
   Tensor take(Shape shape, DType dtype);
   // When set, every tensor handed out is filled with NaN first.
   void set_poison(bool on) { poison_ = on; }
@@ -60,7 +67,7 @@ class Scratch {
   std::size_t chunk_ = 0;               // the one in use
   std::int64_t used_ = 0;               // bytes used in it
   std::int64_t in_use_ = 0, peak_ = 0;  // bytes of all chunks, and the most of them so far
-  bool poison_ = false;
+  bool poison_ = false, measures_ = false;
 };
 
 // Gives back, at the end of a block, all that was taken from a Scratch within it.

@@ -19,6 +19,14 @@ enum class AttentionBackend : std::uint8_t { flash, cudnn };
 
 struct Context {
   explicit Context(Device where = Device::cpu) : device(where), scratch(where), beside{Scratch(where)} {}
+  // One in which operators check their arguments and take their scratch space, and do nothing else: tensors
+  // need no memory, and scratch.peak() is what the same calls take where they compute.
+  static Context measuring() {
+    Context ctx;
+    ctx.scratch = Scratch::measuring();
+    return ctx;
+  }
+  bool measures() const { return scratch.measures(); }
 
   Device device;
   MatmulType matmul = MatmulType::f32;

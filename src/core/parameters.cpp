@@ -420,19 +420,28 @@ void ParameterStore::allocate(DType dtype, DType compute, bool training, Device 
 
   place(placement_);
   training_ = training;
-  const std::int64_t array_bytes = size_ * size_of(dtype), moment_bytes = moments_size_ * size_of(dtype);
-  const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
-  const std::int64_t grad_bytes = gradients_size() * size_of(dtype);
   const std::int64_t bytes = this->bytes(dtype, compute, training);
   memory_ = allocate_exchanged(std::max(bytes, least_bytes_),
                                training ? "parameters, gradients and moments" : "parameters", device);
   zero(memory_.get(), bytes, device);
-  const auto flat = [&](std::int64_t first, std::int64_t size) {
-    return Tensor(memory_.get() + first, Shape{size}, dtype, device);
+  make_tensors(memory_.get(), dtype, compute, training, device);
+}
+
+void ParameterStore::pretend(DType dtype, DType compute, bool training) {
+  SY_CHECK(!memory_, "parameters are there");
+  make_tensors(nullptr, dtype, compute, training, Device::cpu);
+}
+
+void ParameterStore::make_tensors(std::byte* memory, DType dtype, DType compute, bool training, Device device) {
+  const std::int64_t array_bytes = size_ * size_of(dtype), moment_bytes = moments_size_ * size_of(dtype);
+  const std::int64_t weight_bytes = compute == dtype ? 0 : size_ * size_of(compute);
+  const std::int64_t grad_bytes = gradients_size() * size_of(dtype);
+  const auto at = [&](std::int64_t first, std::int64_t size, DType type) {
+    return Tensor(memory == nullptr ? nullptr : memory + first, Shape{size}, type, device);
   };
+  const auto flat = [&](std::int64_t first, std::int64_t size) { return at(first, size, dtype); };
   value_P_ = flat(0, size_);
-  weight_P_ = weight_bytes == 0 ? value_P_
-                                : Tensor(memory_.get() + bytes - weight_bytes, Shape{size_}, compute, device);
+  weight_P_ = weight_bytes == 0 ? value_P_ : at(bytes(dtype, compute, training) - weight_bytes, size_, compute);
   if (!training) return;
   grad_P_ = flat(array_bytes, grads_size_);
   sum_S_ = flat(array_bytes, grads_size_ + layer_sums_size_);

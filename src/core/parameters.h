@@ -103,6 +103,8 @@ class ParameterStore {
     allocate(dtype, dtype, training, device);
   }
   void allocate(DType dtype, DType compute, bool training, Device device);
+  // Tensors as allocate() makes them, but without memory, until it is called: for Context::measuring().
+  void pretend(DType dtype, DType compute, bool training);
   // The bytes that allocate() will take; and that it is to take so many at least, since ranks whose memory is
   // symmetric have as much. Once place() has laid the rows out.
   std::int64_t bytes(DType dtype, DType compute, bool training) const;
@@ -174,6 +176,7 @@ class ParameterStore {
   Tensor moments2() const { return moment2_P_; }
 
  private:
+  void make_tensors(std::byte* memory, DType dtype, DType compute, bool training, Device device);
   void lay_out(Sharding sharding, Region& region, int size, int place);
   void find_layers();
   std::vector<Block> blocks_of(const FlatRange& range) const;

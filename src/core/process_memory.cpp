@@ -1,6 +1,7 @@
 #include "core/process_memory.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -42,6 +43,13 @@ bool reset_peak_resident() {
   return file.good();
 }
 
+std::int64_t resident_memory() {
+  std::ifstream file("/proc/self/statm");
+  std::int64_t total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
 SystemMemory system_memory(const std::filesystem::path& root) {
   const std::filesystem::path file = root / "proc/meminfo";
   SystemMemory memory;
@@ -52,11 +60,26 @@ SystemMemory system_memory(const std::filesystem::path& root) {
   return memory;
 }
 
-std::optional<std::int64_t> available_memory(const std::filesystem::path& root) {
-  const std::optional<std::int64_t> free = system_memory(root).available;
+MemoryRoom memory_room(const std::filesystem::path& root) {
+  MemoryRoom room;
+  if (const auto free = system_memory(root).available) room.shared = *free;
   // A container may have less than its machine.
-  const std::optional<std::int64_t> left = control_group(root).memory_left;
-  return left ? std::min(free.value_or(*left), *left) : free;
+  if (const auto left = control_group(root).memory_left; left && *left < room.shared) {
+    room.shared = *left;
+    room.of_shared = "this machine's control group";
+  }
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    const std::int64_t used = kib_line("/proc/self/status", "VmSize:").value_or(0);
+    room.own = std::max<std::int64_t>(0, static_cast<std::int64_t>(limit.rlim_cur) - used);
+  }
+  return room;
+}
+
+std::optional<std::int64_t> available_memory(const std::filesystem::path& root) {
+  const MemoryRoom room = memory_room(root);
+  const std::int64_t least = std::min(room.shared, room.own);
+  return least == INT64_MAX ? std::nullopt : std::optional(least);
 }
 
 }  // namespace switchyard

@@ -11,6 +11,15 @@
 
 namespace switchyard::model {
 
+namespace {
+
+// Where memory alone is measured nothing has been reached.
+void mark_place(const Context& ctx, const char* place, std::size_t index = SIZE_MAX) {
+  if (!ctx.measures()) mark(place, index == SIZE_MAX ? -1 : static_cast<std::int64_t>(index));
+}
+
+}  // namespace
+
 DType dtype_of(config::ComputeType type, Device device) {
   return type != config::ComputeType::float32 && device == Device::cuda ? DType::bf16 : DType::f32;
 }
@@ -83,6 +92,34 @@ std::int64_t Transformer::measure_activations(std::int64_t n_seq, std::int64_t s
   if (!expert_ranks_.has_windows()) return measure.peak();
   return measure.peak() +
          parallel::TokenWindows::bytes(expert_ranks_.most_tokens(n_seq * seq_len), config_.hidden_size, dtype_);
+}
+
+Transformer::ScratchBytes Transformer::measure_scratch(std::int64_t n_seq, std::int64_t seq_len,
+                                                       MatmulType type, bool e4m3_layers) {
+  const std::int64_t T = n_seq * seq_len, K = n_mtp_depths();
+  parameters_.pretend(accumulation_dtype(dtype_), dtype_, training_);
+  Context ctx = Context::measuring();
+  ctx.matmul = type;
+  ctx.e4m3_layers = e4m3_layers;
+  const auto nothing = [](Shape shape, DType dtype) { return Tensor(nullptr, shape, dtype); };
+  const Batch batch{.token_T = nothing({T}, DType::i32),
+                    .target_T = nothing({T}, DType::i32),
+                    .kv_begin_T = nothing({T}, DType::i32),
+                    .n_seq = n_seq,
+                    .seq_len = seq_len,
+                    .training = true,
+                    .rng_offset_2 = nothing({2}, DType::i32),
+                    .tokens_B = nothing({n_seq}, DType::i32)};
+  forward(batch, ctx);
+  forward_mtp(batch, ctx);
+  routing_->add_micro_batch(ctx);
+  routing_->add_losses(nothing({3}, DType::f64), batch.tokens_B, {.n_tokens = T, .n_sequences = n_seq}, ctx);
+  const std::vector<double> dloss_K(static_cast<std::size_t>(K));
+  const DType exact = accumulation_dtype(dtype_);
+  const MtpLoss mtp{nothing({K, T}, exact), dloss_K};
+  loss_and_backward(nothing({T}, exact), batch, 1, ctx, &mtp);
+  routing_->after_step(ctx);
+  return {ctx.scratch.reserved(), ctx.scratch.peak()};
 }
 
 void Transformer::plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx, config::Recompute recompute) {
@@ -166,8 +203,9 @@ void Transformer::poison_activations(Context& ctx) {
   fill_rope_table(ctx);
 }
 
-void Transformer::check_batch(const Batch& batch) const {
-  SY_CHECK(arena_ && batch.seq_len == rope_.cos_SP.rows() && batch.n_seq * batch.seq_len == final_TD_.rows(),
+void Transformer::check_batch(const Batch& batch, const Context& ctx) const {
+  SY_CHECK((arena_ || ctx.measures()) && batch.seq_len == rope_.cos_SP.rows() &&
+               batch.n_seq * batch.seq_len == final_TD_.rows(),
            "a batch of {} x {} tokens was not planned", batch.n_seq, batch.seq_len);
   const Shape shape{batch.n_seq * batch.seq_len};
   SY_CHECK(
@@ -175,8 +213,8 @@ void Transformer::check_batch(const Batch& batch) const {
       "token_T, target_T and kv_begin_T are not all {}", shape.to_string());
 }
 
-void Transformer::prepare(const Batch& batch) {
-  if (!batch.n_past) return check_batch(batch);
+void Transformer::prepare(const Batch& batch, const Context& ctx) {
+  if (!batch.n_past) return check_batch(batch, ctx);
   const std::int64_t first = *batch.n_past, n = batch.seq_len, T = batch.n_seq * n;
   SY_CHECK(lasting_bytes_ > 0 && batch.n_seq == cached_sequences_ && n > 0 && first >= 0 &&
                first + n <= rope_.cos_SP.rows(),
@@ -189,12 +227,12 @@ void Transformer::prepare(const Batch& batch) {
 }
 
 void Transformer::forward(const Batch& batch, Context& ctx) {
-  prepare(batch);
+  prepare(batch, ctx);
   const std::int64_t first = batch.n_past.value_or(0);
   const RopeTable rope = {rope_.cos_SP.slice(first, batch.seq_len), rope_.sin_SP.slice(first, batch.seq_len)};
   ops::embedding_forward(stream_.front(), batch.token_T, parameters_.weight(embedding_), ctx);
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
-    mark("forward of layer", static_cast<std::int64_t>(l));
+    mark_place(ctx, "forward of layer", l);
     blocks_[l].forward(stream_[l + 1], stream_[l], rope, batch, ctx);
   }
   ops::rmsnorm_forward(final_TD_, final_rstd_T1_, stream_.back(), parameters_.weight(final_norm_),
@@ -202,7 +240,7 @@ void Transformer::forward(const Batch& batch, Context& ctx) {
 }
 
 void Transformer::forward_mtp(const Batch& batch, Context& ctx) {
-  check_batch(batch);
+  check_batch(batch, ctx);
   if (n_mtp_depths() > 0) mtp_->forward(final_TD_, rope_, batch, ctx);
 }
 
@@ -216,7 +254,7 @@ void Transformer::loss(Tensor loss_T, const Batch& batch, Context& ctx) {
 
 void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dloss, Context& ctx,
                                     const MtpLoss* mtp, const BackwardCalls& calls) {
-  check_batch(batch);
+  check_batch(batch, ctx);
   SY_CHECK(training_, "this model was made for evaluation");
   const auto weight = [&](std::size_t row) { return parameters_.weight(row); };
   const auto grad = [&](std::size_t row) { return parameters_.grad(row); };
@@ -227,7 +265,7 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
   };
   ScratchScope scope(ctx.scratch);
   const Tensor dstream_TD = ctx.scratch.take(final_TD_.shape(), dtype_);  // gradient of the residual stream
-  mark("classifier");
+  mark_place(ctx, "classifier");
   {
     ScratchScope of_head(ctx.scratch);
     const Tensor dfinal_TD = ctx.scratch.take(final_TD_.shape(), dtype_);
@@ -241,14 +279,14 @@ void Transformer::loss_and_backward(Tensor loss_T, const Batch& batch, double dl
                           weight(final_norm_), ctx);
   }
   for (std::size_t l = blocks_.size(); l-- > 0;) {
-    mark("backward of layer", static_cast<std::int64_t>(l));
+    mark_place(ctx, "backward of layer", l);
     if (blocks_share_memory() && l + 1 < blocks_.size())  // the last one's is still there
       blocks_[l].forward({}, stream_[l], rope_, batch, ctx);
     with_gradient(layers_.first_block + static_cast<std::int64_t>(l), [&] {
       blocks_[l].backward(dstream_TD, stream_[l], rope_, batch, ctx, calls.before_attention);
     });
   }
-  mark("backward of the embedding");
+  mark_place(ctx, "backward of the embedding");
   with_gradient(layers_.embedding,
                 [&] { ops::embedding_backward(grad(embedding_), dstream_TD, batch.token_T, ctx); });
 }

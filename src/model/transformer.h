@@ -96,6 +96,14 @@ class Transformer {
   // How many bytes plan() is going to reserve. Before it.
   std::int64_t measure_activations(std::int64_t n_seq, std::int64_t seq_len,
                                    config::Recompute recompute = config::Recompute::none);
+  // What operators of a step's passes take of scratch space beside that, on a CPU, where products are of `type`
+  // and those of layers in FP8 or not; after measure_activations() of the same sizes, before allocate(). At
+  // first in pieces, which do not all fit what comes next: `grown` bytes; once settled, `most` at once
+  // (core/arena.h).
+  struct ScratchBytes {
+    std::int64_t grown = 0, most = 0;
+  };
+  ScratchBytes measure_scratch(std::int64_t n_seq, std::int64_t seq_len, MatmulType type, bool e4m3_layers);
   // Reserves activations for batches of exactly n_seq sequences of seq_len tokens. What `recompute` says is not
   // kept in training but made again in the backward pass, the same bit for bit.
   void plan(std::int64_t n_seq, std::int64_t seq_len, Context& ctx,
@@ -158,9 +166,9 @@ class Transformer {
   std::int64_t lay_out_generation(Arena& arena, const Generation& generation);  // returns the lasting bytes
   bool keeps_activations() const { return training_ || keeps_activations_; }
   bool blocks_share_memory() const { return !keeps_activations() || recompute_ == config::Recompute::block; }
-  void check_batch(const Batch& batch) const;
+  void check_batch(const Batch& batch, const Context& ctx) const;
   // The same for a batch with a cache; and cuts the activations for its number of tokens.
-  void prepare(const Batch& batch);
+  void prepare(const Batch& batch, const Context& ctx);
 
   config::Model config_;
   DType dtype_;

@@ -118,6 +118,7 @@ void attention_forward_on_cpu(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tenso
   const std::int64_t tiles = (S + kQueryTile - 1) / kQueryTile;
   ScratchScope scope(ctx.scratch);
   const Tensor score_XBC = ctx.scratch.take(Shape{omp_get_max_threads(), kQueryTile, kKeyTile}, q_THN.dtype());
+  if (ctx.measures()) return;
 
 #pragma omp parallel for collapse(3) schedule(dynamic, 1)
   for (std::int64_t seq = 0; seq < n_seq; ++seq) {
@@ -204,6 +205,7 @@ void attention_backward_on_cpu(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tens
   const std::int64_t threads = omp_get_max_threads();
   const Tensor prob_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
   const Tensor dscore_XBC = ctx.scratch.take(Shape{threads, kQueryTile, kKeyTile}, q_THN.dtype());
+  if (ctx.measures()) return;
 
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (std::int64_t seq = 0; seq < n_seq; ++seq) {
@@ -306,6 +308,8 @@ void attention_forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN
     return visible_pairs(kv_begin_T, shape) *
            static_cast<double>(2 * shape.n_heads * (shape.head_dim + shape.v_head_dim));
   });
+  measure(ctx, out_THM.dtype(), SY_CPU(attention_forward_on_cpu), out_THM, lse_TH, q_THN, k_TGN, v_TGM,
+          kv_begin_T, shape, entropy_TH);
   run<&cuda::attention_forward>(ctx, out_THM.dtype(), SY_CPU(attention_forward_on_cpu), out_THM, lse_TH, q_THN,
                                 k_TGN, v_TGM, kv_begin_T, shape, entropy_TH);
 }
@@ -330,6 +334,8 @@ void attention_backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout
     return visible_pairs(kv_begin_T, shape) *
            static_cast<double>(2 * shape.n_heads * (3 * shape.head_dim + 2 * shape.v_head_dim));
   });
+  measure(ctx, dq_THN.dtype(), SY_CPU(attention_backward_on_cpu), dq_THN, dk_TGN, dv_TGM, dout_THM, out_THM,
+          lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
   run<&cuda::attention_backward>(ctx, dq_THN.dtype(), SY_CPU(attention_backward_on_cpu), dq_THN, dk_TGN, dv_TGM,
                                  dout_THM, out_THM, lse_TH, q_THN, k_TGN, v_TGM, kv_begin_T, shape);
 }

@@ -58,6 +58,7 @@ void for_each_chunk(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor target_
   const std::int64_t n_tokens = x_TD.rows(), D = x_TD.dim(1), V = weight_VD.rows();
   ScratchScope scope(ctx.scratch);
   const Tensor z_CV = ctx.scratch.take(Shape{chunk_rows, V}, x_TD.dtype());
+  if (ctx.measures()) return;
   const std::int32_t* target = target_T.as<std::int32_t>();
   for (std::int64_t first = 0; first < n_tokens; first += chunk_rows) {
     const std::int64_t rows = std::min(chunk_rows, n_tokens - first);
@@ -128,6 +129,7 @@ void classifier_forward(Tensor loss_T, Tensor x_TD, Tensor weight_VD, Tensor tar
   args(SY_ARG(x_TD), real)(SY_ARG(weight_VD), real)(SY_ARG(target_T), DType::i32);
   args(SY_ARG(loss_T), accumulation_dtype(real));
   args.multiplies([&] { return product_flops(x_TD, weight_VD); });
+  if (ctx.measures()) forward_on_cpu(loss_T, x_TD, weight_VD, target_T, ctx);
   run<&cuda::classifier_forward>(ctx, forward_on_cpu, loss_T, x_TD, weight_VD, target_T);
 }
 
@@ -139,6 +141,7 @@ void classifier_forward_backward(Tensor loss_T, Tensor dx_TD, Tensor dweight_VD,
   args(SY_ARG(loss_T), sums)(SY_ARG(dx_TD), real)(SY_ARG(dweight_VD), sums);
   args.multiplies([&] { return 3 * product_flops(x_TD, weight_VD); });
   args.also_moves([&] { return dweight_VD.nbytes(); });
+  if (ctx.measures()) forward_backward_on_cpu(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T, dloss, ctx);
   run<&cuda::classifier_forward_backward>(ctx, forward_backward_on_cpu, loss_T, dx_TD, dweight_VD, x_TD,
                                           weight_VD, target_T, dloss);
 }

@@ -18,6 +18,13 @@ namespace {
 
 using namespace cpu;
 
+// Where only memory is measured: the copies of operands that E4M3 products make.
+void measure_rounded(Context& ctx, const Tensor& a, const Tensor& b) {
+  if (!ctx.measures() || ctx.matmul != MatmulType::e4m3) return;
+  const ScratchScope scope(ctx.scratch);
+  for (const Tensor& operand : {a, b}) (void)ctx.scratch.take(operand.shape(), operand.dtype());
+}
+
 // Where products are in E4M3: product() of operands that have been rounded to it, in float or double.
 template <class F>
 bool multiply_rounded(Context& ctx, F&& product) {
@@ -169,7 +176,7 @@ void linear_forward_add_on_cpu(Tensor out_TN, Tensor addend_TN, Tensor in_TK, Te
 
 // Whether what follows a product is done piece by piece, while the product is in the cache.
 bool works_on_pieces(const Tensor& offset_Ep, const Context& ctx) {
-  return ctx.matmul != MatmulType::e4m3 && routed_rows(offset_Ep) > kSkinnyRows;
+  return ctx.matmul != MatmulType::e4m3 && (ctx.measures() || routed_rows(offset_Ep) > kSkinnyRows);
 }
 
 template <class T>
@@ -202,7 +209,8 @@ void grouped_down_backward_on_cpu(Tensor dgate_up_R2F, Tensor dweight_R, Tensor 
     grouped_linear_backward_input(dact_RF, dout_RN, weight_ENF, offset_Ep, ctx);
     return expert_swiglu_backward(dgate_up_R2F, dweight_R, dact_RF, gate_up_R2F, weight_R, offset_Ep, ctx);
   }
-  const std::span<const RowPiece> pieces = cut_rows(offset_Ep, ctx);
+  const std::span<const RowPiece> pieces =
+      ctx.measures() ? std::span<const RowPiece>() : cut_rows(offset_Ep, ctx);
   const Tensor dact_XPF =
       ctx.scratch.take(Shape{omp_get_max_threads(), piece_rows(ctx.matmul), width}, dout_RN.dtype());
 #pragma omp parallel for schedule(dynamic, 1)
@@ -270,6 +278,7 @@ void linear_forward(Tensor out_TN, Tensor in_TK, Tensor weight_NK, Write write, 
   args(SY_ARG(in_TK), operand)(SY_ARG(weight_NK), operand)(SY_ARG(out_TN), product);
   args.multiplies([&] { return product_flops(in_TK.rows(), weight_NK.numel()); });
   args.also_moves([&] { return write == Write::add ? out_TN.nbytes() : 0; });
+  measure_rounded(ctx, in_TK, weight_NK);
   run<&cuda::linear_forward>(ctx, product, SY_CPU(linear_forward_on_cpu), out_TN, in_TK, weight_NK, write);
 }
 
@@ -287,6 +296,7 @@ void linear_backward_input(Tensor din_TK, Tensor dout_TN, Tensor weight_NK, Writ
   args(SY_ARG(dout_TN), operand)(SY_ARG(weight_NK), operand)(SY_ARG(din_TK), product);
   args.multiplies([&] { return product_flops(dout_TN.rows(), weight_NK.numel()); });
   args.also_moves([&] { return write == Write::add ? din_TK.nbytes() : 0; });
+  measure_rounded(ctx, dout_TN, weight_NK);
   run<&cuda::linear_backward_input>(ctx, product, SY_CPU(linear_backward_input_on_cpu), din_TK, dout_TN,
                                     weight_NK, write);
 }
@@ -297,6 +307,7 @@ void linear_backward_weight(Tensor dweight_NK, Tensor dout_TN, Tensor in_TK, Con
   args(SY_ARG(dout_TN), operand)(SY_ARG(in_TK), operand)(SY_ARG(dweight_NK), sum);
   args.multiplies([&] { return product_flops(dout_TN.rows(), dweight_NK.numel()); });
   args.also_moves([&] { return dweight_NK.nbytes(); });
+  measure_rounded(ctx, dout_TN, in_TK);
   run<&cuda::linear_backward_weight>(ctx, sum, SY_CPU(linear_backward_weight_on_cpu), dweight_NK, dout_TN,
                                      in_TK);
 }
@@ -311,6 +322,7 @@ void grouped_linear_forward(Tensor out_RN, Tensor in_RK, Tensor weight_ENK, Tens
     return -unrouted_bytes(in_RK, offset_Ep) - unrouted_bytes(out_RN, offset_Ep) -
            idle_bytes(weight_ENK, offset_Ep);
   });
+  measure_rounded(ctx, in_RK, weight_ENK);
   run<&cuda::grouped_linear_forward>(ctx, product, SY_CPU(grouped_linear_forward_on_cpu), out_RN, in_RK,
                                      weight_ENK, offset_Ep);
 }
@@ -342,6 +354,7 @@ void grouped_linear_backward_input(Tensor din_RK, Tensor dout_RN, Tensor weight_
     return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(din_RK, offset_Ep) -
            idle_bytes(weight_ENK, offset_Ep);
   });
+  measure_rounded(ctx, dout_RN, weight_ENK);
   run<&cuda::grouped_linear_backward_input>(ctx, product, SY_CPU(grouped_linear_backward_input_on_cpu), din_RK,
                                             dout_RN, weight_ENK, offset_Ep);
 }
@@ -359,6 +372,8 @@ void grouped_down_backward(Tensor dgate_up_R2F, Tensor dweight_R, Tensor dout_RN
     return -unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(gate_up_R2F, offset_Ep) -
            unrouted_bytes(dgate_up_R2F, offset_Ep) - idle_bytes(weight_ENF, offset_Ep);
   });
+  measure(ctx, real, SY_CPU(grouped_down_backward_on_cpu), dgate_up_R2F, dweight_R, dout_RN, weight_ENF,
+          gate_up_R2F, weight_R, offset_Ep);
   run<&cuda::grouped_down_backward>(ctx, real, SY_CPU(grouped_down_backward_on_cpu), dgate_up_R2F, dweight_R,
                                     dout_RN, weight_ENF, gate_up_R2F, weight_R, offset_Ep);
 }
@@ -374,6 +389,7 @@ void grouped_linear_backward_weight(Tensor dweight_ENK, Tensor dout_RN, Tensor i
     return dweight_ENK.nbytes() - unrouted_bytes(dout_RN, offset_Ep) - unrouted_bytes(in_RK, offset_Ep) -
            2 * idle_bytes(dweight_ENK, offset_Ep);  // neither read nor written
   });
+  measure_rounded(ctx, dout_RN, in_RK);
   run<&cuda::grouped_linear_backward_weight>(ctx, sum, SY_CPU(grouped_linear_backward_weight_on_cpu),
                                              dweight_ENK, dout_RN, in_RK, offset_Ep);
 }

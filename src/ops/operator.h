@@ -58,6 +58,7 @@ void with_scalar(DType dtype, F&& f) {
 // by the linker of a program that has the backend.
 template <auto Cuda, class Cpu, class... Args>
 void run(Context& ctx, DType scalar, Cpu&& cpu, const Args&... args) {
+  if (ctx.measures()) return;
   if constexpr (kHasCuda) {
     if (ctx.device == Device::cuda) return Cuda(args..., ctx);
   }
@@ -74,6 +75,7 @@ void run(Context& ctx, DType scalar, Cpu&& cpu, const Args&... args) {
 template <auto Cuda, class Cpu, class... Args>
 requires std::invocable<Cpu, Args...> || std::invocable<Cpu, Args..., Context&>
 void run(Context& ctx, Cpu&& cpu, const Args&... args) {
+  if (ctx.measures()) return;
   if constexpr (kHasCuda) {
     if (ctx.device == Device::cuda) return Cuda(args..., ctx);
   }
@@ -81,6 +83,14 @@ void run(Context& ctx, Cpu&& cpu, const Args&... args) {
     cpu(args..., ctx);
   else
     cpu(args...);
+}
+
+// For operators whose CPU version takes much scratch space, before run(): where the context only measures that
+// version is called, which returns once it has taken it; for a model of bf16, which no CPU computes, it is not.
+template <class Cpu, class... Args>
+void measure(Context& ctx, DType scalar, Cpu&& cpu, const Args&... args) {
+  if (ctx.measures() && (scalar == DType::f32 || scalar == DType::f64))
+    with_scalar(scalar, [&]<class T>() { cpu.template operator()<T>(args..., ctx); });
 }
 
 // What a Signature asks of a tensor beside its shape and dtype, or does not ask; combined with |.

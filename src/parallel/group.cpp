@@ -11,8 +11,6 @@ namespace switchyard::parallel {
 
 namespace {
 
-constexpr std::int64_t kSumPieceBytes = std::int64_t{4} << 20;  // of each part, in sum_to_owners
-
 std::size_t index(int place) { return static_cast<std::size_t>(place); }
 
 bool on_host(const Tensor& x) { return x.device() == Device::cpu; }
@@ -106,6 +104,7 @@ void Group::all_gather(Tensor to_NX, Tensor from_X, Traffic kind, Context& ctx) 
   const std::int64_t piece = from_X.numel();
   SY_CHECK(to_NX.numel() == size() * piece, "{} pieces of {} do not make {}", size(),
            from_X.shape().to_string(), to_NX.shape().to_string());
+  if (ctx.measures()) return;
   if (!on_host(to_NX) && size() > 1) {
     device_of(to_NX).all_gather(to_NX, from_X, ctx);
     return count(kind, (size() - 1) * from_X.nbytes());
@@ -131,7 +130,7 @@ void Group::meet(Context& ctx) const {
 
 void Group::all_gather_parts(Tensor to_P, std::span<const FlatRange> part_N, Traffic kind, Context& ctx) const {
   const ops::Profiled profiled(ctx, "ranks: all_gather_parts");
-  if (size() == 1) return;
+  if (size() == 1 || ctx.measures()) return;
   check_moved(to_P, to_P);
   SY_CHECK(part_N.size() == ranks_.size(), "{} parts for {} ranks", part_N.size(), size());
   const auto part = [&](int p) { return bytes_of(to_P, part_N[index(p)].first, part_N[index(p)].count); };
@@ -149,6 +148,7 @@ void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) c
   check_moved(to_NX, from_NX);
   SY_CHECK(to_NX.numel() == from_NX.numel() && to_NX.numel() % size() == 0, "{} and {} are not {} equal pieces",
            from_NX.shape().to_string(), to_NX.shape().to_string(), size());
+  if (ctx.measures()) return;
   if (!on_host(to_NX) && size() > 1) {
     device_of(to_NX).exchange(to_NX, from_NX, ctx);
     return count(kind, from_NX.nbytes() / size() * (size() - 1));
@@ -161,6 +161,7 @@ void Group::exchange(Tensor to_NX, Tensor from_NX, Traffic kind, Context& ctx) c
 void Group::exchange_rows(Tensor to_RX, Tensor from_RX, std::span<const std::int64_t> receive_N,
                           std::span<const std::int64_t> send_N, Traffic kind, Context& ctx) const {
   const ops::Profiled profiled(ctx, "ranks: exchange_rows");
+  if (ctx.measures()) return;
   check_moved(to_RX, from_RX);
   SY_CHECK(on_host(to_RX), "the host does not exchange rows of {}", name_of(to_RX.device()));
   SY_CHECK(to_RX.row_size() == from_RX.row_size(), "rows of {} become rows of {}", from_RX.row_size(),
@@ -218,6 +219,7 @@ void Group::sum_to_owners(Tensor x_P, std::span<const FlatRange> part_N, Traffic
   const std::int64_t piece = std::min(longest, kSumPieceBytes / size_of(x_P.dtype()));
   const ScratchScope scope(ctx.scratch);
   const Tensor others_NX = ctx.scratch.take({size(), piece}, x_P.dtype());
+  if (ctx.measures()) return;
   // Piece after piece of all parts at once. What has been sent of x_P is not read again, and the own part takes
   // its sum where it lies.
   for (std::int64_t start = 0; start < longest; start += piece) {

@@ -25,6 +25,9 @@ namespace switchyard::parallel {
 // that allows.
 FlatRange part_of(std::int64_t total, std::int64_t block, int n, int place);
 
+// What sum_to_owners() takes of scratch space for each rank of the group, at most.
+constexpr std::int64_t kSumPieceBytes = std::int64_t{4} << 20;
+
 class Group {
  public:
   // `ranks` of the transport, ascending; its own is among them. `device`: the same ranks, where they compute on

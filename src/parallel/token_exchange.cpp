@@ -33,7 +33,8 @@ T* add_halves(T* const* row_N, int n, std::int64_t width) {
 std::int64_t TokenExchange::route(Tensor expert_TK, std::int64_t experts_each, Context& ctx) {
   expert_TK_ = expert_TK;
   experts_each_ = experts_each;
-  n_spread_ = way_ == Way::rows ? route_rows(ctx) : group_.size() * expert_TK.rows();
+  // Where only memory is measured nobody knows who goes where: all to all.
+  n_spread_ = way_ == Way::rows && !ctx.measures() ? route_rows(ctx) : group_.size() * expert_TK.rows();
   return n_spread_;
 }
 
@@ -73,17 +74,22 @@ Tensor TokenExchange::room_for(const Tensor& token_TX, std::int64_t most_T, std:
 }
 
 Tensor TokenExchange::arrivals(const Tensor& token_TX, std::int64_t most_T, Context& ctx) const {
+  if (way_ == Way::windows && ctx.measures())
+    return {nullptr, token_TX.shape().with_rows(n_spread_), token_TX.dtype()};
   return way_ == Way::windows ? windows_->arrivals(n_spread_) : room_for(token_TX, most_T, n_spread_, ctx);
 }
 
 Tensor TokenExchange::departures(const Tensor& token_TX, std::int64_t most_T, Context& ctx) const {
+  if (way_ == Way::windows && ctx.measures())
+    return {nullptr, token_TX.shape().with_rows(n_spread_), token_TX.dtype()};
   return way_ == Way::windows ? windows_->departures(n_spread_) : room_for(token_TX, most_T, n_spread_, ctx);
 }
 
 void TokenExchange::spread(const Spread& wide, std::initializer_list<Spread> small, Context& ctx) const {
-  if (way_ != Way::windows) {
+  if (way_ != Way::windows || ctx.measures()) {
     for (const Spread& rows : small) spread_one(rows, ctx);
-    return spread_one(wide, ctx);
+    if (way_ != Way::windows) spread_one(wide, ctx);
+    return;
   }
   SY_CHECK(wide.to_SX.raw() == windows_->arrivals(n_spread_).raw(), "rows arrive in a window");
   // What was in the window has been read by all once they have met; it is there once they have met again.
@@ -97,6 +103,11 @@ void TokenExchange::spread(const Spread& wide, std::initializer_list<Spread> sma
 
 void TokenExchange::spread_one(const Spread& rows, Context& ctx) const {
   if (way_ != Way::rows) return group_.all_gather(rows.to_SX, rows.from_TX, Traffic::tokens, ctx);
+  if (ctx.measures()) {
+    const ScratchScope scope(ctx.scratch);
+    (void)room_for(rows.from_TX, rows.from_TX.rows(), 0, ctx);
+    return;
+  }
   const Tensor& from_TX = rows.from_TX;
   SY_CHECK(from_TX.contiguous(), "ranks exchange contiguous tensors");
   const auto n_sent = static_cast<std::int64_t>(sent_.size());
@@ -114,6 +125,7 @@ void TokenExchange::spread_one(const Spread& rows, Context& ctx) const {
 void TokenExchange::collect(const Collect& wide, std::initializer_list<Collect> small, Context& ctx) const {
   for (const Collect& rows : small) collect_one(rows, ctx);
   if (way_ != Way::windows) return collect_one(wide, ctx);
+  if (ctx.measures()) return;
   SY_CHECK(wide.from_SX.raw() == windows_->departures(n_spread_).raw(), "rows depart from a window");
   // All have written once they have met. They have read before they meet in the next spread(), and write again
   // behind that.
@@ -142,7 +154,9 @@ void TokenExchange::collect_rows(const Collect& rows, Context& ctx) const {
            out.shape().to_string());
   const std::int64_t n = group_.size(), width = out.row_size();
   const ScratchScope scope(ctx.scratch);
-  const Tensor row_MX = room_for(out, out.rows(), static_cast<std::int64_t>(sent_.size()), ctx);
+  const Tensor row_MX =
+      room_for(out, out.rows(), ctx.measures() ? 0 : static_cast<std::int64_t>(sent_.size()), ctx);
+  if (ctx.measures()) return;
   group_.exchange_rows(row_MX, rows.from_SX, send_N_, receive_N_, Traffic::tokens, ctx);
   ops::with_scalar(out.dtype(), [&]<class T>() {
     T* const sums = row_MX.as<T>();

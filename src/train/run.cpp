@@ -59,7 +59,10 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
       ask_tasks_(std::move(ask_tasks)),
       all_(parallel::all_ranks(world)),
       data_(run, all_),
-      step_(run_, data_, world, device),
+      step_(run_, data_, world, device,
+            [&](const model::Transformer& model, const MemoryPlan& plan, const Available& available) {
+              if (is_first()) describe_memory(model, plan, available, device);
+            }),
       flop_counter_(step_.model()),
       load_average_(step_.model().routing().n_layers(), std::max<std::int64_t>(1, run.model.num_experts)),
       data_fingerprint_(data_fingerprint(data_.train, data_.validation, run_.data)) {
@@ -201,17 +204,27 @@ void TrainingRun::load(const checkpoint::Checkpoint& checkpoint) {
   state_ = checkpoint.state();
 }
 
-void TrainingRun::describe(const Resume& resume) const {
-  const Device device = step_.context().device;
+// Before any of it is taken.
+void TrainingRun::describe_memory(const model::Transformer& model, const MemoryPlan& plan,
+                                  const Available& available, Device device) const {
   // Of several ranks, each with its own device, it has been said already (parallel/devices.h).
   if (device != Device::cpu && world_.size() == 1) log_info("computes on " + ops::describe_device(device));
   const std::string ranks = world_.size() > 1
-                                ? fmt::format("{} ranks of {} thread{}; memory of a rank:", world_.size(),
+                                ? fmt::format("{} ranks of {} thread{}; memory of a rank", world_.size(),
                                               thread_count(), thread_count() == 1 ? "" : "s")
-                                : fmt::format("{} threads; memory:", thread_count());
-  log_info(fmt::format("{:.1f}M parameters; {}", static_cast<double>(step_.model().parameters().count()) * 1e-6,
-                       ranks));
-  for (const std::string& line : table_of(step_.memory())) log_info(line);
+                                : fmt::format("{} threads; memory", thread_count());
+  log_info(fmt::format(
+      "{:.1f}M parameters; {} as planned{}:", static_cast<double>(model.parameters().count()) * 1e-6, ranks,
+      available.bytes ? fmt::format(", of {:.1f} MiB free on {}",
+                                    static_cast<double>(*available.bytes) / (1 << 20), available.where)
+                      : ""));
+  for (const std::string& line : table_of(plan, device)) log_info(line);
+}
+
+void TrainingRun::describe(const Resume& resume) const {
+  if (step_.context().device != Device::cpu)
+    log_info(fmt::format("workspace, as measured: {:.1f} MiB",
+                         static_cast<double>(step_.memory().workspace) / (1 << 20)));
   if (product_rate_ > 0)
     log_info(fmt::format("this machine multiplies matrices in {} at {:.0f} GFLOP/s", name_of(run_.train.dtype),
                          product_rate_ * 1e-9));

@@ -69,6 +69,8 @@ class TrainingRun {
   CalibrationSettings fit_settings(std::int64_t tokens) const;
   void cluster_router(const std::filesystem::path& dense, std::int64_t tokens);
   void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
+  void describe_memory(const model::Transformer& model, const MemoryPlan& plan, const Available& available,
+                       Device device) const;
   void describe(const Resume& resume) const;
   void describe_data() const;
 

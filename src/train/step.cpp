@@ -57,34 +57,32 @@ void check_products(const config::Run& run, Device device) {
   if (!reason.empty()) throw_input("train.dtype: is \"fp8\": {}; or set it to \"bfloat16\"", reason);
 }
 
-// Of a device's free memory, what is planned for: operators take workspace, too.
-constexpr double kPlanned = 0.85;
-
-// What the run needs, if the device has so much.
+// What the run needs, if there is so much.
 MemoryPlan checked_plan(model::Transformer& model, const config::Run& run, const parallel::Mesh& mesh,
-                        const parallel::World& world, Device device) {
+                        const parallel::World& world, Device device, const Step::Planned& planned) {
   check_attention(run, model, device);
   check_products(run, device);
-  model.parameters().place(
-      placement_of(mesh, run.parallel.zero, sums_beside_backward(run, mesh.all.size(), device)));
-  const auto plan_with = [&](double room) {
-    share_experts(model, run.parallel, mesh, room, device);
-    return plan_memory(model, run.train, mesh.all.size());
-  };
-  const auto free_bytes = parallel::free_memory(world, device);
-  const std::int64_t even_activations = mesh.expert.size() > 1 ? plan_with(1).activations : 0;
+  const Available available = available_to(world, device);
   double room = run.parallel.expert_room;
   if (room == config::Parallel::kAutoRoom) room = config::Parallel::kWorstRoom;
+  const auto plan_with = [&](const config::Run& other, double some) {
+    model.parameters().place(
+        placement_of(mesh, other.parallel.zero, sums_beside_backward(other, mesh.all.size(), device)));
+    return plan_memory(model, other, mesh, some, device);
+  };
   // On a CPU pages that nobody touches cost nothing. On a device there is room for what fits.
-  if (free_bytes && run.parallel.expert_room == config::Parallel::kAutoRoom && mesh.expert.size() > 1)
+  if (device != Device::cpu && available.bytes && run.parallel.expert_room == config::Parallel::kAutoRoom &&
+      mesh.expert.size() > 1)
     room = largest_room(mesh, [&](double some) {
-      return static_cast<double>(plan_with(some).total()) <= kPlanned * static_cast<double>(*free_bytes);
+      return static_cast<double>(plan_with(run, some).before_workspace()) <=
+             kUsableOfDevice * static_cast<double>(*available.bytes);
     });
-  MemoryPlan plan = plan_with(room);
-  plan.even_activations = even_activations;
-  plan.expert_room = mesh.expert.size() > 1 ? room : 0;
-  check_fits_everywhere(plan, free_bytes, ops::describe_device(device), parallel::describe_rank(world, device),
-                        mesh.all);
+  const MemoryPlan plan = plan_with(run, room);
+  if (planned) planned(model, plan, available);
+  check_fits_everywhere(plan, available, device, parallel::describe_rank(world, device), mesh.all, [&] {
+    return what_fits([&](const config::Run& other) { return plan_with(other, room); }, run, mesh.all.size(),
+                     *available.bytes, device);
+  });
   return plan;
 }
 
@@ -100,7 +98,8 @@ double sum_of(std::span<const double> values) { return std::accumulate(values.be
 
 }  // namespace
 
-Step::Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device)
+Step::Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device,
+           const Planned& planned)
     : run_(run),
       data_(data),
       transport_(*world.transport),
@@ -109,7 +108,7 @@ Step::Step(const config::Run& run, const TrainingData& data, parallel::World& wo
       mine_(micro_batches_of(run.train, world.rank(), world.size())),
       ctx_(device),
       model_(run.model, run.router, model::dtype_of(run.train.dtype, device), true),
-      memory_(checked_plan(model_, run, mesh_, world, device)),
+      memory_(checked_plan(model_, run, mesh_, world, device, planned)),
       gradient_sums_(model_.parameters(), mesh_, run.parallel.zero,
                      sums_beside_backward(run, world.size(), device)),
       optimizer_(run.train, model_.parameters(), mesh_, run.parallel.zero, device),
@@ -190,7 +189,7 @@ void Step::rehearse(bool evaluates) {
   } else {
     ctx_.scratch.settle();
   }
-  memory_.workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
+  memory_.workspace = memory_.first_workspace = ctx_.scratch.reserved() + ctx_.beside.scratch.reserved();
   exchange_seconds();  // which are not the run's
   ops::expect_no_new_kernels();
 }

@@ -80,9 +80,13 @@ struct StepResult {
 class Step {
  public:
   // Makes the model and takes all memory; parameters are not initialised. `data` outlives this. Throws
-  // InputError where the device has not enough of it, or cannot compute as the configuration asks. All ranks
-  // call the same functions of it in the same order.
-  Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device);
+  // InputError where there is not enough of it, or the device cannot compute as the configuration asks. All
+  // ranks call the same functions of it in the same order. `planned` is called before anything large is taken,
+  // and before what does not fit is refused.
+  using Planned =
+      std::function<void(const model::Transformer& model, const MemoryPlan& plan, const Available& of)>;
+  Step(const config::Run& run, const TrainingData& data, parallel::World& world, Device device,
+       const Planned& planned = {});
 
   model::Transformer& model() { return model_; }
   const model::Transformer& model() const { return model_; }

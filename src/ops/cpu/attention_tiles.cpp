@@ -295,6 +295,7 @@ void forward(Tensor out_THM, Tensor lse_TH, Tensor q_THN, Tensor k_TGN, Tensor v
   const ScratchScope scope(ctx.scratch);
   const Tensor keys_XP = ctx.scratch.take(Shape{n_seq * G, room * words}, DType::i32);
   const Tensor values_XP = ctx.scratch.take(Shape{n_seq * G, room / Word::kDepth * M}, DType::i32);
+  if (ctx.measures()) return;
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
@@ -544,6 +545,7 @@ void backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tens
   // threads without a task, every query head is one, and their parts are added up in the same order afterwards.
   // The shape alone decides, so that the number of threads does not show in the result.
   if (H == G || n_seq * G >= kManyTasks || S < kLong) {
+    if (ctx.measures()) return;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
     for (std::int64_t seq = 0; seq < n_seq; ++seq)
       for (std::int64_t g = 0; g < G; ++g)
@@ -554,6 +556,7 @@ void backward(Tensor dq_THN, Tensor dk_TGN, Tensor dv_TGM, Tensor dout_THM, Tens
   }
   const Tensor dk_XSN = ctx.scratch.take(Shape{n_seq * H, S * N}, DType::f32);
   const Tensor dv_XSM = ctx.scratch.take(Shape{n_seq * H, S * M}, DType::f32);
+  if (ctx.measures()) return;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (std::int64_t seq = 0; seq < n_seq; ++seq)
     for (std::int64_t h = 0; h < H; ++h)
