@@ -14,6 +14,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/progress.h"
+#include "core/signal_thread.h"
 #include "core/threads.h"
 #include "machine/findings.h"
 #include "machine/read.h"
@@ -230,7 +231,10 @@ void choose_micro_batch(config::Run& run, const Beginning& beginning, parallel::
   train::check_ranks(run, world.size(), device);
 }
 
+constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGUSR1};
+
 int run_rank(const Options& options, parallel::World& world) {
+  const SignalThread signals(kStopSignals);
   const parallel::Group all = parallel::all_ranks(world);
   mark("configuration");
   config::Run run = load_run(options);
@@ -257,9 +261,7 @@ int run_rank(const Options& options, parallel::World& world) {
   train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device,
                               tasks_of_training(run, world.rank() == 0));
 
-  std::signal(SIGINT, request_stop);
-  std::signal(SIGTERM, request_stop);
-  std::signal(SIGUSR1, request_stop);
+  for (const int signal : kStopSignals) std::signal(signal, request_stop);
   const train::RunEnd end = training.run(stop_signal);
   const double own_signal = stop_signal;  // one rank alone may have got it
   const std::vector<double> signals = all.gather_numbers(std::span(&own_signal, 1));
