@@ -20,6 +20,7 @@
 #include "core/process_memory.h"
 #include "core/threads.h"
 #include "model/transformer.h"
+#include "plan/cpu_step.h"
 #include "plan/device.h"
 #include "plan/memory.h"
 #include "plan/search.h"
@@ -259,10 +260,48 @@ plan::Calibration measured(plan::Calibration calibration) {
   return calibration;
 }
 
-// Of a step on this machine's CPU: the least that its measured rates allow.
+config::Recompute recompute_of(const plan::Recompute& again) {
+  return again.block    ? config::Recompute::block
+         : again.swiglu ? config::Recompute::swiglu
+                        : config::Recompute::none;
+}
+
+// What only other programs make again.
+bool recomputes_otherwise(const plan::Recompute& again) {
+  return again.norm || again.act || again.mlp || again.moe || again.up_proj || again.core_attention ||
+         again.selective;
+}
+
+// Of a step on this machine's CPU. What the program runs on one rank is timed, operator by operator in the
+// run's sizes (plan/cpu_step.h); of anything else it is the least that the measured rates allow.
 plan::StepPlan step_on_cpu(const Asked& asked, const plan::Device& device,
                            const plan::Calibration& calibration) {
-  return plan::step_of(asked.shape, asked.layout, device, calibration);
+  const plan::Layout& layout = asked.layout;
+  plan::StepPlan step = plan::step_of(asked.shape, layout, device, calibration);
+  constexpr double kMostValues = 2e9;  // of a model whose layers are tried: a few of them, in memory
+  if (layout.ranks > 1 || !layout.runs_here() || recomputes_otherwise(layout.recompute) ||
+      layout.precision == plan::Precision::fp8 || asked.shape.total() > kMostValues)
+    return step;
+  config::Run run;
+  run.model = asked.model;
+  if (asked.shape.mtp_depths == 0) run.model.num_nextn_predict_layers = 0;
+  run.router = asked.router;
+  run.train.seq_len = layout.seq_len;
+  run.train.micro_batch_size = layout.micro_batch;
+  run.train.global_batch_size = layout.global_batch;
+  run.train.dtype = layout.precision == plan::Precision::bfloat16 ? config::ComputeType::bfloat16
+                                                                  : config::ComputeType::float32;
+  run.train.recompute = recompute_of(layout.recompute);
+  const plan::CpuStep timed = plan::predict_cpu_step(run);
+  step.time = {.products = timed.products + timed.output,
+               .experts = timed.experts,
+               .attention = timed.attention,
+               .elementwise = timed.passes + timed.router,
+               .optimizer = timed.optimizer};
+  step.tokens_per_second_per_device = step.tokens / timed.total();
+  step.model_flops_per_second = step.model_flops / timed.total();
+  step.mfu = step.model_flops_per_second / plan::peak_of(device, layout.precision);
+  return step;
 }
 
 // What the program itself would keep of a micro-batch, counted by laying it out; only of what it runs on one
@@ -271,18 +310,13 @@ std::optional<double> measured_activations(const Asked& asked, bool on_cpu) {
   const plan::Layout& layout = asked.layout;
   constexpr double kMostValues = 40e9;  // beyond it making the rows themselves takes seconds
   if (!layout.runs_here() || layout.expert > 1 || asked.shape.total() > kMostValues) return std::nullopt;
-  const plan::Recompute& again = layout.recompute;
-  if (again.norm || again.act || again.mlp || again.moe || again.up_proj || again.core_attention ||
-      again.selective)
-    return std::nullopt;
+  if (recomputes_otherwise(layout.recompute)) return std::nullopt;
   config::Model model = asked.model;
   if (asked.shape.mtp_depths == 0) model.num_nextn_predict_layers = 0;
   const DType type = layout.precision == plan::Precision::float32 || on_cpu ? DType::f32 : DType::bf16;
   model::Transformer transformer(model, asked.router, type, true);
-  return static_cast<double>(transformer.measure_activations(layout.micro_batch, layout.seq_len,
-                                                             again.block    ? config::Recompute::block
-                                                             : again.swiglu ? config::Recompute::swiglu
-                                                                            : config::Recompute::none));
+  return static_cast<double>(
+      transformer.measure_activations(layout.micro_batch, layout.seq_len, recompute_of(layout.recompute)));
 }
 
 struct Plan {

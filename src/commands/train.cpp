@@ -234,7 +234,7 @@ void choose_micro_batch(config::Run& run, const Beginning& beginning, parallel::
 constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGUSR1};
 
 int run_rank(const Options& options, parallel::World& world) {
-  const SignalThread signals(kStopSignals);
+  const SignalThread signal_thread(kStopSignals);
   const parallel::Group all = parallel::all_ranks(world);
   mark("configuration");
   config::Run run = load_run(options);
