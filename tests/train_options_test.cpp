@@ -15,6 +15,7 @@
 #include "tensors.h"
 #include "threads.h"
 #include "train/evaluator.h"
+#include "train/memory_plan.h"
 #include "train/run.h"
 
 namespace switchyard::train {
@@ -105,10 +106,11 @@ class Options : public ::testing::Test {
     model.allocate();
     Checkpoint(checkpoint_path(dir_ / "run", kSteps)).load_weights(model.parameters());
     model.round_weights(ctx);
-    model.plan(kBatch, kSeqLen, ctx);
+    model.plan(run.train.micro_batch_size, kSeqLen, ctx);  // other shapes of products round otherwise
     const std::optional<std::int64_t> begin = run.data.document_mask ? run.data.begin_token : std::nullopt;
     return evaluate(model, open_domains(run.data.validation, run.model.vocab_size, parallel::lone_mesh().all),
-                    {.seq_len = kSeqLen, .batch = kBatch, .begin_token = begin}, ctx, parallel::lone_mesh().all)
+                    {.seq_len = kSeqLen, .batch = run.train.micro_batch_size, .begin_token = begin}, ctx,
+                    parallel::lone_mesh().all)
         .loss;
   }
 
@@ -126,9 +128,13 @@ class Options : public ::testing::Test {
   }
   void try_run(const Json& base, const Overrides& overrides) {
     SCOPED_TRACE(text_of(overrides) + " in " + to_line(base));
-    const config::Run run = test::run_of(base, overrides);
+    config::Run run = test::run_of(base, overrides);
     if (!tried_.insert(run.resolved_json).second) return;  // most options have their default among their values
     try {
+      // As the command does it.
+      if (parallel::World world = parallel::make_lone_world();
+          run.train.micro_batch_size == config::Train::kAutoMicroBatch)
+        choose_micro_batch(run, world, Device::cpu, std::nullopt);
       try_run(run);
     } catch (const std::logic_error& error) {
       ADD_FAILURE() << error.what();

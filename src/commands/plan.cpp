@@ -140,6 +140,7 @@ struct Asked {
   plan::Layout layout;
   double tokens = 0;  // 0: not known
   std::optional<config::Checkpoint> checkpoint;
+  bool auto_micro_batch = false;  // the largest that fits
 };
 
 plan::Precision precision_of(config::ComputeType type) {
@@ -177,7 +178,9 @@ Asked read(const Options& options) {
     layout.tokens_to_all =
         run.parallel.token_exchange == config::TokenExchange::all ||
         (run.parallel.token_exchange == config::TokenExchange::automatic && options.device != "cpu");
-    layout.micro_batch = run.train.micro_batch_size;
+    asked.auto_micro_batch =
+        run.train.micro_batch_size == config::Train::kAutoMicroBatch && options.micro_batch == 0;
+    layout.micro_batch = asked.auto_micro_batch ? 1 : run.train.micro_batch_size;
     layout.global_batch = run.train.global_batch_size;
     layout.seq_len = run.train.seq_len;
     layout.precision = precision_of(run.train.dtype);
@@ -589,6 +592,18 @@ void print(const Plan& plan) {
                each.step.time.bottleneck(), words_of(each.layout), each.fits ? "" : " (does not fit)");
 }
 
+void find_memory(Plan& plan, bool on_cpu) {
+  const std::optional<double> activations = measured_activations(plan.asked, on_cpu);
+  plan.counted_activations = activations.has_value();
+  // On a CPU everything is float32; products round their operands.
+  plan::Layout in_memory = plan.asked.layout;
+  if (on_cpu) in_memory.precision = plan::Precision::float32;
+  plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
+}
+
+// Of a device's memory, what an "auto" micro-batch may take: a plan is an estimate.
+constexpr double kUsable = 0.9;
+
 int run(const Options& options) {
   Plan plan{.asked = read(options), .device = {}, .calibration = {}, .stages = {}, .step = {}, .layouts = {}};
   const plan::Layout& layout = plan.asked.layout;
@@ -602,12 +617,15 @@ int run(const Options& options) {
   } else {
     plan.device = plan::parse_device(options.device);
   }
-  const std::optional<double> activations = measured_activations(plan.asked, on_cpu);
-  plan.counted_activations = activations.has_value();
-  // On a CPU everything is float32; products round their operands.
-  plan::Layout in_memory = layout;
-  if (on_cpu) in_memory.precision = plan::Precision::float32;
-  plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
+  if (plan.asked.auto_micro_batch) {
+    const std::int64_t most = layout.global_batch / std::max<std::int64_t>(1, layout.data());
+    for (plan.asked.layout.micro_batch = most; layout.micro_batch > 1; --plan.asked.layout.micro_batch) {
+      if (most % layout.micro_batch != 0) continue;
+      find_memory(plan, on_cpu);
+      if (plan.memory().peak() <= kUsable * plan.device.memory) break;
+    }
+  }
+  find_memory(plan, on_cpu);
   plan.step = on_cpu ? step_on_cpu(plan.asked, plan.device, plan.calibration)
                      : plan::step_of(plan.asked.shape, layout, plan.device, plan.calibration);
   const double ranks = static_cast<double>(layout.ranks);

@@ -346,11 +346,13 @@ class Sweep {
   }
 
   // A run of other settings under the same name is not gone on with.
-  void check_same(const fs::path& run, const config::Run& wanted, bool steps_unknown) const {
+  void check_same(const fs::path& run, config::Run wanted, bool steps_unknown) const {
     const fs::path path = run / "config.json";
     if (!fs::exists(path)) return;
     config::Run found = config::load_run(path.string(), {}, router::router_schemas());
     if (steps_unknown) found.train.steps = wanted.train.steps;
+    if (wanted.train.micro_batch_size == config::Train::kAutoMicroBatch)
+      wanted.train.micro_batch_size = found.train.micro_batch_size;
     const std::string text = difference(parse_stored_json(config::to_resolved_json(found), path.string()),
                                         parse_stored_json(config::to_resolved_json(wanted), options_.spec), "");
     if (!text.empty())

@@ -144,6 +144,15 @@ class Plan(CliTest):
         self.assertGreater(report["device"]["memory"], 1e8)
         self.assertGreater(report["step"]["seconds"], 0)
 
+    def test_auto_is_the_largest_micro_batch_that_fits(self):
+        config = self.write_config(train__micro_batch_size="auto", train__global_batch_size=12)
+        whole = self.plan(config, "--device", "H100")
+        self.assertEqual(whole["layout"]["micro_batch"], 12)
+        # Just above what six sequences take, of which nine tenths are used.
+        six = self.plan(config, "--device", "H100", "--micro-batch", 6)["memory"]["peak"]
+        report = self.plan(config, "--device", f"H100,memory={six / 0.899 / 1e9}")
+        self.assertEqual(report["layout"]["micro_batch"], 6)
+
     def test_what_is_refused(self):
         def refused(*arguments, names=()):
             self.fails(2, "plan", *arguments, names=names)
