@@ -23,6 +23,7 @@ def limited_to(address_space):
     return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))}
 
 
+@unittest.skipIf(harness.SANITIZED, "the sanitizer takes memory and address space of its own")
 class MemoryTest(CliTest):
     def setUp(self):
         super().setUp()

@@ -185,7 +185,7 @@ class Sweep(CliTest):
                 self.fails(2, "sweep", "spec.json", "--out", "out", names=[named])
                 self.assertFalse((self.dir / "out").is_dir() and any((self.dir / "out").glob("*_seed*")))
         self.write_spec()
-        for options, named in ((["--only", "nothing"], "--only"), (["--only", "["], "regular expression"),
+        for options, named in ((["--only", "nothing"], "--only"), (["--only", "("], "regular expression"),
                                (["--seeds", "1,1"], "--seeds"), (["--seeds", "x"], "--seeds"), (["--jobs", "0"], "--jobs")):
             with self.subTest(options):
                 self.fails(2, "sweep", "spec.json", *options, names=[named])
