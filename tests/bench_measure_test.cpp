@@ -8,7 +8,7 @@
 
 #include "bench/random_tokens.h"
 #include "bench/report.h"
-#include "bench/statistics.h"
+#include "core/statistics.h"
 #include "config/load.h"
 #include "core/error.h"
 #include "model/cost.h"

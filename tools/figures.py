@@ -316,17 +316,19 @@ def sections(runs, view=View()):
     ]
 
 
+def plan_front(plan):
+    """The layouts that fit and that no other beats in memory and speed, least memory first."""
+    at = {(each["peak"], -each["step"]["tokens_per_second_per_device"]): each for each in reversed(plan["layouts"]) if each["fits"]}
+    return [at[place] for place in unbeaten(at)]
+
+
 def plan_figure(plan, index):
     """Speed against memory of the layouts of `switchyard plan --search --json`, and those that no other beats in both."""
     layouts = plan["layouts"]
     places = [(each["peak"] * 1e-9, each["step"]["tokens_per_second_per_device"]) for each in layouts]
     fits = sorted(place for place, each in zip(places, layouts) if each["fits"])
     beyond = sorted(place for place, each in zip(places, layouts) if not each["fits"])
-    front, best = [], 0
-    for memory, speed in fits:
-        if speed > best:
-            front.append((memory, speed))
-            best = speed
+    front = [(each["peak"] * 1e-9, each["step"]["tokens_per_second_per_device"]) for each in plan_front(plan)]
     series = [Series("fits", fits, 0, "points"), Series("does not fit", beyond, 7, "points"),
               Series("none is faster with as little memory", front, 1)]
     device, asked = plan["device"], plan["layout"]
@@ -338,15 +340,10 @@ def plan_figure(plan, index):
 
 def plan_rows(plan):
     """The layouts on the line of plan_figure, least memory first."""
-    rows, best = [], 0
-    for each in sorted((each for each in plan["layouts"] if each["fits"]), key=lambda each: each["peak"]):
-        speed = each["step"]["tokens_per_second_per_device"]
-        if speed > best:
-            best = speed
-            layout = each["layout"]
-            rows.append([f"{each['peak'] * 1e-9:.1f}", f"{speed:,.0f}", percent(each["step"]["mfu"]), each["step"]["bottleneck"],
-                         *(str(layout[key]) for key in ("expert", "zero", "tensor", "pipeline", "context", "micro_batch",
-                                                        "recompute"))])
+    rows = [[f"{each['peak'] * 1e-9:.1f}", f"{each['step']['tokens_per_second_per_device']:,.0f}", percent(each["step"]["mfu"]),
+             each["step"]["bottleneck"],
+             *(str(each["layout"][key]) for key in ("expert", "zero", "tensor", "pipeline", "context", "micro_batch", "recompute"))]
+            for each in plan_front(plan)]
     return (["GB", "tokens/s", "MFU", "bottleneck", "expert", "zero", "tensor", "pipeline", "context", "micro-batch", "recompute"],
             rows)
 

@@ -10,11 +10,11 @@
 #include <tuple>
 
 #include "bench/random_tokens.h"
-#include "bench/statistics.h"
 #include "config/config.h"
 #include "config/router_schema.h"
 #include "core/error.h"
 #include "core/process_memory.h"
+#include "core/statistics.h"
 #include "generate/generator.h"
 #include "model/transformer.h"
 #include "ops/device.h"

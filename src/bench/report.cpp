@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <array>
 
-#include "bench/statistics.h"
 #include "config/layouts.h"
 #include "config/names.h"
 #include "core/log.h"
+#include "core/statistics.h"
 #include "core/threads.h"
 #include "model/cost.h"
 

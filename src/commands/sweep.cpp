@@ -23,6 +23,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/json_differences.h"
 #include "core/log.h"
 #include "model/cost.h"
 #include "model/transformer.h"
@@ -115,20 +116,6 @@ double measured_speed(const fs::path& path) {
   for (const Json& part : report["parts"].array())
     if (part["part"].text() == "training") return part["tokens_per_second"]["median"].number();
   throw_input("{}: has no speed of training; remove the file, and it is measured again", path.string());
-}
-
-// The first key in which two resolved configurations differ, with both values; empty: none.
-std::string difference(const Json& one, const Json& other, const std::string& path) {
-  if (!one.is_object() || !other.is_object())
-    return one == other ? "" : fmt::format("{} is {} there and {} here", path, to_line(one), to_line(other));
-  const auto below = [&](const std::string& key) { return path.empty() ? key : path + "." + key; };
-  for (const JsonMember& member : one.object())
-    if (const std::string found = difference(member.value, other[member.key], below(member.key));
-        !found.empty())
-      return found;
-  for (const JsonMember& member : other.object())
-    if (!one.contains(member.key)) return fmt::format("{} is not there", below(member.key));
-  return "";
 }
 
 // As a shell takes it.
@@ -359,10 +346,18 @@ class Sweep {
     if (steps_unknown) found.train.steps = wanted.train.steps;
     if (wanted.train.micro_batch_size == config::Train::kAutoMicroBatch)
       wanted.train.micro_batch_size = found.train.micro_batch_size;
-    const std::string text = difference(parse_stored_json(config::to_resolved_json(found), path.string()),
-                                        parse_stored_json(config::to_resolved_json(wanted), options_.spec), "");
-    if (!text.empty())
-      throw_input("{}: is a run of other settings: {}; remove it, or give another --out", run.string(), text);
+    const Json there = sorted(parse_stored_json(config::to_resolved_json(found), path.string())),
+               here = sorted(parse_stored_json(config::to_resolved_json(wanted), options_.spec));
+    const std::vector<std::string> paths = differing_paths(there, here);
+    if (paths.empty()) return;
+    const auto value = [&](const Json& json) {
+      const Json* const at = find_path(json, paths.front());
+      return at == nullptr ? "nothing" : to_line(*at);
+    };
+    throw_input(
+        "{}: is a run of other settings: {} is {} there and {} here{}; remove it, or give another --out",
+        run.string(), paths.front(), value(there), value(here),
+        paths.size() == 1 ? "" : fmt::format(" ({} keys differ)", paths.size()));
   }
 
   // Which evaluations are there: {result: command}, so that one of other data is not taken for one of these.

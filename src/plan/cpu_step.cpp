@@ -9,6 +9,7 @@
 #include "core/context.h"
 #include "core/device_memory.h"
 #include "core/rng.h"
+#include "core/statistics.h"
 #include "model/transformer.h"
 #include "ops/adamw.h"
 #include "ops/classifier.h"
@@ -22,11 +23,6 @@ namespace {
 constexpr int kFewestPasses = 3;
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
-  return values[values.size() / 2];
-}
-
 // Seconds of one call, the median of some, after one that does not count: kernels are made, memory is touched.
 double seconds_of(const std::function<void()>& work, double at_least) {
   work();
@@ -37,7 +33,7 @@ double seconds_of(const std::function<void()>& work, double at_least) {
     work();
     seconds.push_back(ops::steady_seconds() - start);
   }
-  return median(seconds);
+  return quantile_of(seconds, 0.5);
 }
 
 // Of what an operator does, by its name.
@@ -170,7 +166,7 @@ LayerTime time_layers(const config::Run& run, const std::vector<config::LayerSpe
   const auto result = [&](const ops::Profile& profile, const std::vector<double>& seconds) {
     const auto n = static_cast<double>(seconds.size());
     const double mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / n;
-    CpuStep step = parts_of(profile, n * static_cast<double>(layers.size()) * mean / median(seconds));
+    CpuStep step = parts_of(profile, n * static_cast<double>(layers.size()) * mean / quantile_of(seconds, 0.5));
     step.output = 0;
     return step;
   };

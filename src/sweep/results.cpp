@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/statistics.h"
 #include "sweep/statistics.h"
 
 namespace switchyard::sweep {
@@ -47,11 +48,7 @@ void read_metrics(RunResult& result, const fs::path& path) {
     if (const Json* speed = line->find("tokens_per_second"); speed != nullptr && speed->is_number())
       speeds.push_back(speed->number());
   }
-  if (!speeds.empty()) {
-    const auto middle = speeds.begin() + static_cast<std::ptrdiff_t>(speeds.size() / 2);
-    std::nth_element(speeds.begin(), middle, speeds.end());
-    result.tokens_per_second = *middle;
-  }
+  if (!speeds.empty()) result.tokens_per_second = quantile_of(speeds, 0.5);
   // A moment that no validation is near has no figure.
   for (const int percent : kMoments) {
     const double wanted = percent / 100.0 * static_cast<double>(result.steps);

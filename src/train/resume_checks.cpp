@@ -10,6 +10,7 @@
 #include "config/load.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_differences.h"
 #include "core/log.h"
 #include "router/router.h"
 #include "train/optimizer.h"
@@ -104,37 +105,6 @@ namespace {
 // A resolved configuration, its keys in one order whoever wrote it.
 Json resolved(const std::string& text) { return sorted(parse_stored_json(text, "config.json")); }
 
-// The keys in which two configurations differ, as "train.lr, data.train.0.path".
-void collect_differing(const Json& a, const Json& b, const std::string& path, std::vector<std::string>& keys) {
-  if (a == b) return;
-  const auto below = [&](std::string_view part) {
-    return path.empty() ? std::string(part) : fmt::format("{}.{}", path, part);
-  };
-  if (a.is_object() && b.is_object()) {
-    for (const auto& [key, value] : a.object()) {
-      if (const Json* other = b.find(key); other != nullptr)
-        collect_differing(value, *other, below(key), keys);
-      else
-        keys.push_back(below(key));
-    }
-    for (const auto& [key, value] : b.object())
-      if (!a.contains(key)) keys.push_back(below(key));
-  } else if (a.is_array() && b.is_array()) {
-    const std::size_t common = std::min(a.size(), b.size());
-    for (std::size_t i = 0; i < common; ++i) collect_differing(a[i], b[i], below(std::to_string(i)), keys);
-    for (std::size_t i = a.size(); i > common; --i) keys.push_back(below(std::to_string(i - 1)));
-    for (std::size_t i = common; i < b.size(); ++i) keys.push_back(below("-"));  // no element there to name
-  } else {
-    keys.push_back(path);
-  }
-}
-
-std::string differing_keys(const Json& a, const Json& b) {
-  std::vector<std::string> keys;
-  collect_differing(a, b, "", keys);
-  return fmt::format("{}", fmt::join(keys, ", "));
-}
-
 }  // namespace
 
 namespace {
@@ -185,7 +155,7 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
   if (before == now) return;
   log_warning(
       "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
-      differing_keys(before, now));
+      fmt::format("{}", fmt::join(differing_paths(before, now), ", ")));
   const std::int64_t next = checkpoint.state().step + 1;
   if (next > run.train.steps || before["train"] == now["train"]) return;
   const double was = learning_rate(run_of(checkpoint).train, next), is = learning_rate(run.train, next);

@@ -1,4 +1,4 @@
-#include "bench/statistics.h"
+#include "core/statistics.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 
-namespace switchyard::bench {
+namespace switchyard {
 
 double quantile_of(std::vector<double> values, double share) {
   SY_CHECK(!values.empty() && share >= 0 && share <= 1, "the {} quantile of {} values", share, values.size());
@@ -23,4 +23,4 @@ Spread spread_of(std::vector<double> values) {
   return {median, *low, *high};
 }
 
-}  // namespace switchyard::bench
+}  // namespace switchyard

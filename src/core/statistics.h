@@ -3,7 +3,7 @@
 
 #include <vector>
 
-namespace switchyard::bench {
+namespace switchyard {
 
 struct Spread {
   double median = 0, low = 0, high = 0;
@@ -13,4 +13,4 @@ Spread spread_of(std::vector<double> values);  // at least one
 // The value below which a share of them lies, in [0, 1]: 0.5 the median; between two of them on the line.
 double quantile_of(std::vector<double> values, double share);  // at least one
 
-}  // namespace switchyard::bench
+}  // namespace switchyard
