@@ -352,7 +352,9 @@ void FieldReader::room(const Field& f, double& value) {
       section_.fail(f.key, fmt::format("{} is less than an even load, 1; raise it or set \"auto\"", value));
     return;
   }
-  const std::string word = section_.word(f.key, {"auto", "worst"}, "auto");
+  const std::string word = section_.text(f.key);
+  if (word != "auto" && word != "worst")
+    section_.fail(f.key, fmt::format("is {}, expected a number, \"auto\" or \"worst\"", to_line(*json)));
   value = word == "auto" ? Parallel::kAutoRoom : Parallel::kWorstRoom;
 }
 
@@ -363,7 +365,8 @@ void FieldReader::micro_batch(const Field& f, std::int64_t& value) {
     value = section_.integer(f.key, 1, kMaxSize);
     return;
   }
-  section_.word(f.key, {"auto"}, "auto");
+  if (section_.text(f.key) != "auto")
+    section_.fail(f.key, fmt::format("is {}, expected a whole number or \"auto\"", to_line(*json)));
   value = Train::kAutoMicroBatch;
 }
 

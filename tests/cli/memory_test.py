@@ -157,7 +157,7 @@ class MemoryTest(CliTest):
         self.assertLess(self.chosen("some"), 32)
 
     def test_bad_values_are_refused_with_their_path(self):
-        for changes, named in (({"train__micro_batch_size": "automatic"}, r'train.micro_batch_size: is "automatic", expected one of: auto'),
+        for changes, named in (({"train__micro_batch_size": "automatic"}, r'train.micro_batch_size: is "automatic", expected a whole number or "auto"'),
                                ({"train__micro_batch_size": 0}, r"train.micro_batch_size: is 0, expected an integer"),
                                ({"train__micro_batch_size": [1]}, r"train.micro_batch_size: is "),
                                ({**self.AUTO, "train__global_batch_size": None},

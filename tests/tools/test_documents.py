@@ -73,6 +73,13 @@ class Documents(unittest.TestCase):
                 named += 1
         self.assertGreater(named, 100)
 
+    def test_what_is_run_by_its_name_may_be_run(self):
+        """The pages call tools and scripts by their names alone."""
+        programs = [path for folder in ("tools", "scripts", "tests") for path in (ROOT / folder).rglob("*")
+                    if path.suffix in {".py", ".sh"} and path.read_bytes().startswith(b"#!")]
+        self.assertGreater(len(programs), 30)
+        self.assertEqual([str(path.relative_to(ROOT)) for path in programs if not path.stat().st_mode & 0o100], [])
+
 
 if __name__ == "__main__":
     unittest.main()
