@@ -8,9 +8,9 @@
 
 #include "bench/random_tokens.h"
 #include "bench/report.h"
-#include "core/statistics.h"
 #include "config/load.h"
 #include "core/error.h"
+#include "core/statistics.h"
 #include "model/cost.h"
 #include "router/router.h"
 #include "run_samples.h"
