@@ -149,6 +149,14 @@ TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
       {R"({"type": 3})", "router.type: is 3, expected a string"},
       {R"({"type": "quantile", "bias_emma": 0.5})",
        "router.bias_emma: unknown key; did you mean \"bias_ema\"?"},
+      {R"({"type": "lpr", "bias_solves": 2})", "router.bias_solves: is 2, but bias is \"none\"; remove it"},
+      {R"({"type": "lpr", "settle_tokens": 2048})",
+       "router.settle_tokens: is 2048, but bias is \"none\"; remove it"},
+      {R"({"type": "quantile", "bias_solves": 17})",
+       "router.bias_solves: is 17, expected an integer in [0, 16]"},
+      {R"({"type": "softmax_topk", "settle_tokens": 2048})",
+       "router.settle_tokens: router.type is \"softmax_topk\", which has no such option (of: \"quantile\", "
+       "\"expert_threshold\", \"lpr\"); remove it"},
   };
   for (const Case& c : cases)
     EXPECT_EQ(run_error(with_router(c.router)), std::string("run.json: ") + c.message) << c.router;

@@ -16,7 +16,7 @@ TEST(ConfigRun, EverySectionIsRead) {
   text["train"] = parsed(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
       "global_batch_size": 8, "dtype": "bfloat16", "recompute": "block", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
       "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
-      "eval_tokens": 64})");
+      "eval_tokens": 64, "eval_mix": "training"})");
   text["parallel"]["threads"] = 2;
   text["train"]["spike"] =
       Json::Object{{"deviations", 4.5}, {"grad_norm_factor", 8}, {"window", 64}, {"patience", 3}};
@@ -49,7 +49,8 @@ TEST(ConfigRun, EverySectionIsRead) {
                        .clip_norm = 0,
                        .spike = {4.5, 8, 64, 3},
                        .eval_every = 3,
-                       .eval_tokens = 64};
+                       .eval_tokens = 64,
+                       .eval_mix = EvalMix::training};
   EXPECT_EQ(r.train, expected);
   EXPECT_EQ(r.parallel, Parallel{2});
   EXPECT_EQ(r.checkpoint, (Checkpoint{5, 1.5, 0, 50, false}));
@@ -224,6 +225,9 @@ TEST(ConfigRun, CrossChecks) {
             "run.json: train.decay_ratio: is 0.75, and train.warmup_ratio is 0.5: together more than the whole "
             "run (1)");
   EXPECT_NO_THROW(run_of(with(wsd, "/train/schedule", "\"cosine\"")));
+  EXPECT_CONTAINS(
+      run_error(with(base, "/train/eval_mix", R"("training")")),
+      "train.eval_mix: is \"training\", which divides train.eval_tokens among the domains, and that is 0");
   EXPECT_CONTAINS(run_error(with(base, "/train/eval_every", "5")),
                   "train.eval_every: is 5, but data.validation is empty");
   EXPECT_CONTAINS(

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "ops/router_state.h"
 #include "ops/routing.h"
@@ -198,6 +199,65 @@ TEST(Quantile, BalancesWhereALinearRouterDoesNot) {
     EXPECT_GT(first, 1.4) << score;
     EXPECT_LT(last, 1.05) << score;
   }
+}
+
+// A micro-batch of training that is solved by itself is balanced at once, whatever the bias in force; that one
+// moves as it does without, and evaluation knows nothing of it.
+TEST(Quantile, AMicroBatchIsBalancedByItself) {
+  constexpr std::int64_t kTokens = 512, kExperts = 8;
+  const RouterShape shape{
+      .hidden_size = 8, .n_experts = kExperts, .n_slots = 2, .normalise_weights = true, .init_std = 1};
+  const OwnedTensor x_TD = test::normal({kTokens, 8}, DType::f32, "x", 1, 0.5),
+                    token_T = ints(Numbers(kTokens, 1));
+  for (std::int64_t t = kTokens / 2; t < kTokens; ++t)
+    token_T.view().as<std::int32_t>()[t] = -1;  // half is padding
+  Numbers load_of_solves, first_bias, first_evaluated;
+  for (const std::int64_t solves : {0, 1, 6}) {
+    RouterFixture fixture(options_of("quantile", shape, {{"bias_solves", solves}}), shape, 1, kTokens,
+                          DType::f32);
+    test::fill_normal(fixture.row("weight"), "gate", 0.5, 0.3);
+    fill(fixture.row("e_score_correction_bias"), Numbers(kExperts, 0));
+    fixture.layer.forward(x_TD, fixture.batch(token_T), fixture.ctx);
+    const Numbers count = values(fixture.routing.count_BE);
+    load_of_solves.push_back(*std::max_element(count.begin(), count.end()) / (1.0 * kTokens / kExperts));
+    EXPECT_EQ(std::accumulate(count.begin(), count.end(), 0.0), kTokens);  // 2 slots of each of half the tokens
+    fixture.after_step();
+    const Numbers bias = values(fixture.row("e_score_correction_bias"));
+    fill(fixture.row("e_score_correction_bias"), Numbers(kExperts, 0));
+    fixture.layer.forward(x_TD, fixture.batch(token_T, false), fixture.ctx);
+    const Numbers evaluated = values(fixture.routing.count_BE);
+    if (solves == 0) first_bias = bias, first_evaluated = evaluated;
+    EXPECT_EQ(bias, first_bias) << solves;
+    EXPECT_EQ(evaluated, first_evaluated) << solves;
+  }
+  EXPECT_GT(load_of_solves[0], 1.4);
+  EXPECT_LT(load_of_solves[1], load_of_solves[0] - 0.2);
+  EXPECT_LT(load_of_solves[2], 1.05);  // 3 of 64 slots
+}
+
+// Of the first of a row of batches nothing older is kept, whatever a step of training keeps; of the i-th a
+// mean.
+TEST(Quantile, SettlingTakesTheMeanOfWhatItIsFed) {
+  constexpr std::int64_t kTokens = 64, kExperts = 4;
+  const RouterShape shape{
+      .hidden_size = 8, .n_experts = kExperts, .n_slots = 2, .normalise_weights = true, .init_std = 1};
+  const OwnedTensor token_T = ints(Numbers(kTokens, 1));
+  const auto bias_after = [&](double ema, double keep, std::int64_t settle_tokens) {
+    RouterFixture fixture(options_of("quantile", shape, {{"bias_ema", ema}, {"settle_tokens", settle_tokens}}),
+                          shape, 1, kTokens, DType::f64);
+    test::fill_normal(fixture.row("weight"), "gate", 0.5, 0.3);
+    fill(fixture.row("e_score_correction_bias"), {0.1, 0.2, -0.3, 0});
+    EXPECT_EQ(fixture.layer.router().settle_tokens(), settle_tokens);
+    fixture.layer.forward(test::normal({kTokens, 8}, DType::f64, "x", 1, 0.5), fixture.batch(token_T),
+                          fixture.ctx);
+    if (settle_tokens > 0)
+      fixture.layer.router().settle({}, *fixture.statistics_S, keep, fixture.ctx);
+    else
+      fixture.after_step();
+    return values(fixture.row("e_score_correction_bias"));
+  };
+  EXPECT_EQ(bias_after(0.9, 0, 5), bias_after(0, 0, 0));
+  EXPECT_EQ(bias_after(0, 0.75, 5), bias_after(0.75, 0, 0));
 }
 
 TEST(KMeans, TheMostSimilarMeansChooseAndMoveTowardsTheirTokens) {

@@ -112,6 +112,35 @@ TEST(Evaluate, TheLossIsTheMeanOverTheTokensOfAllDomains) {
   EXPECT_EQ(both.load.by_domain(1), (std::vector<std::vector<double>>{a.load.layer(1), b.load.layer(1)}));
 }
 
+// 24 tokens in all: of the longer stream three quarters, 18, as four windows of five, spread over its four
+// whole ones; of the other one window.
+TEST(Evaluate, SharesOfDomainsAreRoundedToWholeWindows) {
+  const Evaluation evaluation;
+  const auto domains = evaluation.domains({"a", "b"});
+  EvalSettings settings{
+      .seq_len = 5, .batch = 2, .max_tokens = 12, .begin_token = {}, .share_of_domain = {0.75, 0.25}};
+  const EvalResult result = evaluation.run(domains, settings);
+  EXPECT_EQ(result.domains[0].tokens, 20);
+  EXPECT_EQ(result.domains[1].tokens, 5);
+  EXPECT_EQ(result.tokens, 25);
+  // A share of next to nothing is one window, the first; two of four are the first and the third.
+  settings.share_of_domain = {0.4, 0.001};
+  const EvalResult two = evaluation.run(domains, settings);
+  EXPECT_EQ(two.domains[0].tokens, 10);
+  EXPECT_EQ(two.domains[1].tokens, 5);
+  const auto loss_of = [&](const char* name, std::vector<std::uint32_t> tokens) {
+    test::write_shard(evaluation.dir / (std::string(name) + ".bin"), tokens);
+    return evaluation.run(evaluation.domains({name}), {.seq_len = 5, .batch = 2, .begin_token = {}}).loss;
+  };
+  const auto window = [](std::uint32_t first) {
+    std::vector<std::uint32_t> tokens;
+    for (std::uint32_t i = first; i < first + 6; ++i) tokens.push_back(i * i % 31);
+    return tokens;
+  };
+  // float32, other shapes of matrix products
+  EXPECT_NEAR(two.domains[0].loss, (loss_of("first", window(0)) + loss_of("third", window(10))) / 2, 1e-5);
+}
+
 TEST(Evaluate, MaxTokensBoundsEachDomain) {
   const Evaluation evaluation;
   const EvalResult result = evaluation.run(evaluation.domains({"a", "b"}),

@@ -72,6 +72,7 @@ CASES = {
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
                                    "capacity_factor": 1.1}, norm_topk_prob=False),
+    "quantile_solves": case({"type": "quantile", "bias_ema": 0.5, "bias_solves": 2}, n_slots=3),
     "top_p": case({"type": "top_p", "max_experts": 6, "entropy_coef": 0.02, "balance_coef": 0.02}),
     "top_p_renormalised": case({"type": "top_p", "p": 0.7, "max_experts": 3, "entropy_coef": 0.02, "renormalise": True,
                                 "z_loss_coef": 0.01}),
@@ -119,6 +120,7 @@ CASES = {
     "lpr_key_update_ema_wasserstein": case(LOUD | {"key_update": "ema", "similarity": "wasserstein",
                                                    "ema_decay": 0.5}),
     "lpr_bias_quantile": case(LPR | {"bias": "quantile", "bias_ema": 0.2}),
+    "lpr_bias_quantile_solves": case(LPR | {"bias": "quantile", "bias_ema": 0.2, "bias_solves": 1}),
     "lpr_bias_quantile_capacity": case(LOUD | {"bias": "quantile", "capacity_factor": 0.9}, n_slots=3),
 }
 

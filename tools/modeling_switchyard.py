@@ -97,6 +97,7 @@ class Router(nn.Module):
         n_seq = x.shape[0] if x.dim() == 3 else 1
         real_T = torch.ones(len(x_TD), dtype=torch.bool, device=x.device) if real is None else real.reshape(-1).bool()
         with torch.autocast(x.device.type, enabled=False):
+            self.real_T = real_T
             routing = self.choose(x_TD, attention_entropy)
             routing.real_BS = real_T.view(n_seq, -1)
             routing.taken_TK = routing.taken_TK & real_T.unsqueeze(-1)
@@ -225,21 +226,32 @@ class WithQuantileBias(Router):
     """The bias with which K/E of the tokens would choose each expert. It chooses, and does not weigh."""
 
     def choose_with_bias(self, score_TE):
-        self.biased_TE = (score_TE + self.e_score_correction_bias).detach()
-        expert_TK = self.biased_TE.topk(self.k, dim=-1).indices
+        self.biased_TE = biased_TE = (score_TE + self.e_score_correction_bias).detach()
+        if self.training and self.k < self.n_experts:
+            bias_E = self.e_score_correction_bias
+            for _ in range(self.options.bias_solves):  # on the batch's own tokens; the bias that is kept stays
+                bias_E = self.solved(bias_E, self.gaps_of(biased_TE[self.real_T]))
+                biased_TE = (score_TE + bias_E).detach()
+        expert_TK = biased_TE.topk(self.k, dim=-1).indices
         return expert_TK, torch.ones_like(expert_TK, dtype=torch.bool)
 
     def observe(self, routing, x_TD, real_T):
         if self.k < self.n_experts:
-            biased_TE = self.biased_TE[real_T]
-            cutoff_T1 = biased_TE.topk(self.k + 1, dim=-1).values[:, -1:]
-            self.add("gaps", gap_histogram(cutoff_T1 - biased_TE))
+            self.add("gaps", self.gaps_of(self.biased_TE[real_T]))
+
+    def gaps_of(self, biased_TE):
+        return gap_histogram(biased_TE.topk(self.k + 1, dim=-1).values[:, -1:] - biased_TE)
+
+    def solved(self, bias_E, gaps_EB):
+        if gaps_EB.sum() == 0:
+            return bias_E
+        solved_E = bias_E + quantile_of(gaps_EB, self.k / self.n_experts).to(bias_E.dtype)
+        return solved_E - solved_E.mean()
 
     def update(self, sums):
         if "gaps" in sums:
             bias_E, old = self.e_score_correction_bias, self.options.bias_ema
-            solved_E = bias_E + quantile_of(sums["gaps"], self.k / self.n_experts).to(bias_E.dtype)
-            bias_E.copy_(old * bias_E + (1 - old) * (solved_E - solved_E.mean()))
+            bias_E.copy_(old * bias_E + (1 - old) * self.solved(bias_E, sums["gaps"]))
 
 
 # ---- linear routers ----
@@ -277,7 +289,8 @@ class SigmoidGroupRouter(Router):
 
 
 class QuantileRouter(WithQuantileBias):
-    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "bias_ema": 0.0}
+    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "bias_ema": 0.0, "bias_solves": 0,
+                       "settle_tokens": 0}
 
     def build(self):
         super().build()
@@ -391,7 +404,8 @@ class DynamicKRouter(Router):
 
 class ExpertThresholdRouter(Router):
     """An expert takes every token whose score exceeds its threshold; a token may have none."""
-    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None}
+    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None,
+                       "settle_tokens": 0}
 
     def build(self):
         super().build()
@@ -546,7 +560,8 @@ class LatentPrototypeRouter(WithQuantileBias):
     options_of_type = {"balance_coef": 0.0, "latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1,
                        "unit_ball": False, "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal",
                        "diversity_lambda": 1.0, "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch",
-                       "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0}
+                       "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0,
+                       "bias_solves": 0, "settle_tokens": 0}
 
     def build(self):
         D, E, d = self.hidden_size, self.n_experts, self.options.latent_dim

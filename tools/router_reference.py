@@ -22,7 +22,7 @@ COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0
 OWN = {
     "softmax_topk": {"balance_coef": 0.001},
     "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "bias_update_speed": 1e-3},
-    "quantile": {"score_function": "sigmoid", "bias_ema": 0.0},
+    "quantile": {"score_function": "sigmoid", "bias_ema": 0.0, "bias_solves": 0},
     "top_p": {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
     "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
                   "estimator": "activation_norm_l2", "threshold": None, "statistics_decay": 0.99},
@@ -31,7 +31,7 @@ OWN = {
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
             "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal", "diversity_lambda": 1.0,
             "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch", "key_update": "gradient",
-            "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0},
+            "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0, "bias_solves": 0},
 }
 
 
@@ -255,13 +255,22 @@ class QuantileBias:
         self.router, self.gaps = router, GapQuantile(router.closeness)
 
     def choose(self, S_TE):
-        """Mask of the K largest S + b."""
+        """Mask of the K largest S + b, of training: with b solved again on these tokens, bias_solves times."""
         K, n_experts = self.router.shape.n_slots, self.router.shape.n_experts
-        biased_TE = S_TE + self.router.rows["e_score_correction_bias"]
-        if K < n_experts:
-            cutoff_T = biased_TE.sort(dim=-1, descending=True).values[:, K]
-            self.gaps.see(cutoff_T.unsqueeze(-1) - biased_TE)
-        return self.router.largest(biased_TE, K)
+        bias_E = self.router.rows["e_score_correction_bias"]
+        if K == n_experts:
+            return self.router.largest(S_TE + bias_E, K)
+        self.gaps.see(self.gap(S_TE + bias_E, K))
+        for _ in range(self.router.options["bias_solves"]):
+            own = GapQuantile(self.router.closeness)
+            own.see(self.gap(S_TE + bias_E, K))
+            bias_E = bias_E + own.solve(K / n_experts, bias_E.dtype)
+            bias_E = bias_E - bias_E.mean()
+        return self.router.largest(S_TE + bias_E, K)
+
+    @staticmethod
+    def gap(biased_TE, K):
+        return biased_TE.sort(dim=-1, descending=True).values[:, K].unsqueeze(-1) - biased_TE
 
     def after_step(self):
         shape, bias_E = self.router.shape, self.router.rows["e_score_correction_bias"]

@@ -24,6 +24,8 @@ enum class QkNorm { none, head, projection };
 enum class RopeType { unscaled, linear, yarn };
 using switchyard::BalanceScope;
 enum class Schedule { constant, linear, cosine, wsd };
+// What an evaluation while training weighs the domains by: each alike, or as training's samples do.
+enum class EvalMix { equal, training };
 // What the forward pass does not keep and the backward pass makes again: nothing; the experts' inputs and
 // activations; all of a block but what enters it.
 enum class Recompute { none, swiglu, block };
@@ -188,6 +190,7 @@ struct Train {
   bool same_bits = false;        // the gradient's bits do not depend on the number of ranks
   std::int64_t eval_every = 0;   // steps; 0: only after the last step
   std::int64_t eval_tokens = 0;  // at most so many a domain; 0: all
+  EvalMix eval_mix = EvalMix::equal;
 
   bool operator==(const Train&) const = default;
 };

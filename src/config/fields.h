@@ -174,6 +174,15 @@ void describe(V& v, Train& train) {
             train.eval_every, 0);
   v.integer({"eval_tokens", "tokens that an evaluation predicts of each domain at most; 0: all", "at least 0"},
             train.eval_tokens, 0, INT64_MAX / 16);
+  v.choice(
+      {"eval_mix",
+       "which of them: the first of each domain, as many of all; or, of as many in all, of each domain the "
+       "share "
+       "that it has of training's samples, in windows that are spread evenly over its text. Balance is that of "
+       "the "
+       "tokens a router is trained on: with other shares it looks worse. `training` needs `eval_tokens`, and a "
+       "domain of `data.train` for each of `data.validation`"},
+      train.eval_mix, kEvalMixes);
 }
 
 template <class V>

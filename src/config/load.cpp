@@ -168,6 +168,12 @@ void check_train(const Section& section, const Train& train, const Run& run) {
                     train.eval_every),
         "data.validation");
   }
+  if (train.eval_mix == EvalMix::training && train.eval_tokens == 0)
+    section.fail(
+        "eval_mix",
+        "is \"training\", which divides train.eval_tokens among the domains, and that is 0 (all tokens); "
+        "say how many, or set it to \"equal\"",
+        section.path_of("eval_tokens"));
 
   check_mtp(section, train, model);
   if (train.attention == AttentionBackend::cudnn) check_cudnn(section, train, run);

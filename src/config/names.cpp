@@ -34,6 +34,8 @@ std::string_view name_of(BalanceScope scope) {
   return "";
 }
 
+std::string_view name_of(EvalMix mix) { return mix == EvalMix::equal ? "equal" : "training"; }
+
 std::string_view name_of(Schedule schedule) {
   switch (schedule) {
     case Schedule::constant:

@@ -12,6 +12,7 @@ inline constexpr BalanceScope kBalanceScopes[] = {BalanceScope::layer, BalanceSc
                                                   BalanceScope::global_batch, BalanceScope::model};
 inline constexpr Schedule kSchedules[] = {Schedule::constant, Schedule::linear, Schedule::cosine,
                                           Schedule::wsd};
+inline constexpr EvalMix kEvalMixes[] = {EvalMix::equal, EvalMix::training};
 inline constexpr Recompute kRecomputes[] = {Recompute::none, Recompute::swiglu, Recompute::block};
 inline constexpr ComputeType kComputeTypes[] = {ComputeType::float32, ComputeType::bfloat16, ComputeType::fp8};
 inline constexpr TokenExchange kTokenExchanges[] = {TokenExchange::automatic, TokenExchange::all,
@@ -23,6 +24,7 @@ inline constexpr AttentionBackend kAttentionBackends[] = {AttentionBackend::flas
 std::string_view name_of(RopeType type);             // "default", "linear", "yarn"
 std::string_view name_of(BalanceScope scope);        // "layer", "sequence", "global_batch", "model"
 std::string_view name_of(Schedule schedule);         // "constant", "linear", "cosine", "wsd"
+std::string_view name_of(EvalMix mix);               // "equal", "training"
 std::string_view name_of(Recompute recompute);       // "none", "swiglu", "block"
 std::string_view name_of(ComputeType type);          // "float32", "bfloat16", "fp8"
 std::string_view name_of(AttentionBackend backend);  // "flash", "cudnn"

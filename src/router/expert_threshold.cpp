@@ -5,6 +5,7 @@
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "router/linear_gate.h"
+#include "router/quantile_bias.h"
 
 namespace switchyard::router {
 
@@ -17,6 +18,7 @@ class ExpertThreshold final : public Router {
       : shape_(shape),
         max_experts_(options.own.integer("max_experts")),
         decay_(options.own.number("threshold_decay")),
+        settle_tokens_(options.own.integer("settle_tokens")),
         store_(store),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
@@ -60,9 +62,13 @@ class ExpertThreshold final : public Router {
   std::int64_t n_statistics() const override { return shape_.n_experts * 2 * ops::kGapBins; }
 
   // Towards the threshold that would have given each expert its even share of the global batch.
-  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
+  void after_step(Tensor count_E, Tensor statistics_S, Context& ctx) override {
+    settle(count_E, statistics_S, decay_, ctx);
+  }
+  std::int64_t settle_tokens() const override { return settle_tokens_; }
+  void settle(Tensor, Tensor statistics_S, double keep, Context& ctx) override {
     const double share = static_cast<double>(shape_.n_slots) / static_cast<double>(shape_.n_experts);
-    ops::follow_quantiles(store_.value(threshold_), bins(statistics_S), 1 - share, decay_, ctx);
+    ops::follow_quantiles(store_.value(threshold_), bins(statistics_S), 1 - share, keep, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
@@ -76,6 +82,7 @@ class ExpertThreshold final : public Router {
   RouterShape shape_;
   std::int64_t max_experts_;
   double decay_;
+  std::int64_t settle_tokens_;
   ParameterStore& store_;
   LinearGate gate_;
   Scores scores_;
@@ -95,6 +102,7 @@ RouterType expert_threshold_router() {
                                   .range = {0, 1, false, true},
                                   .in_training_alone = true,
                                   .kept_each_step = true},
+                                 settle_tokens_option(),
                                  config::max_experts_option()},
                      .check =
                          [](const config::Router& router, const config::Model& model, const auto& refuse) {

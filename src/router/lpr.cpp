@@ -68,8 +68,8 @@ class LatentPrototype final : public Router {
       ema_counts_ = add("ema_counts", Shape{E}, Init::zeros, false);
     }
     if (options.own.word("bias") == "quantile")
-      bias_.emplace(shape, options.own.number("bias_ema"),
-                    fmt::format("of {} similarities", options.own.word("similarity")), prefix, store);
+      bias_.emplace(shape, options.own, fmt::format("of {} similarities", options.own.word("similarity")),
+                    prefix, store);
   }
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
@@ -185,12 +185,16 @@ class LatentPrototype final : public Router {
   }
 
   void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
-    if (bias_)
-      bias_->after_step(statistics_S.slice(regularisation_.n_statistics(), bias_->n_statistics()), ctx);
+    if (bias_) bias_->after_step(bias_part(statistics_S), ctx);
     if (!ema_) return;
     const auto [sum_Ed, count_E] = regularisation_.routed_sums(own_part(statistics_S));
     ops::follow_ratios(store_.value(keys_), store_.value(ema_sums_), store_.value(ema_counts_), sum_Ed, count_E,
                        ema_decay_, ctx);
+  }
+
+  std::int64_t settle_tokens() const override { return bias_ ? bias_->settle_tokens() : 0; }
+  void settle(Tensor, Tensor statistics_S, double keep, Context& ctx) override {
+    if (bias_) bias_->settle(bias_part(statistics_S), keep, ctx);
   }
 
   // Of the matrices in the gate, the keys make S; V is a second product of that size, and ema_sums is none.
@@ -211,11 +215,11 @@ class LatentPrototype final : public Router {
     return statistics_S.slice(0, regularisation_.n_statistics());
   }
   Tensor own_statistics() const { return own_part(statistics_S_); }
-  // Not defined where there are none: outside training.
-  Tensor bias_statistics() const {
-    return statistics_S_.defined() ? statistics_S_.slice(regularisation_.n_statistics(), bias_->n_statistics())
-                                   : Tensor{};
+  Tensor bias_part(const Tensor& statistics_S) const {
+    return statistics_S.slice(regularisation_.n_statistics(), bias_->n_statistics());
   }
+  // Not defined where there are none: outside training.
+  Tensor bias_statistics() const { return statistics_S_.defined() ? bias_part(statistics_S_) : Tensor{}; }
 
   void observe(const RouterBatch& batch, Context& ctx) {
     ScratchScope scope(ctx.scratch);
@@ -277,8 +281,14 @@ void check(const config::Router& router, const config::Model&, const config::Rou
            fmt::format("is {}, but key_update is \"gradient\", which averages nothing; remove it",
                        own.number("ema_decay")),
            "key_update");
-  if (own.number("bias_ema") != 0 && own.word("bias") != "quantile")
-    refuse("bias_ema", fmt::format("is {}, but bias is \"none\"; remove it", own.number("bias_ema")), "bias");
+  if (own.word("bias") != "quantile") {
+    const auto refuse_unless_0 = [&](const char* key, double value) {
+      if (value != 0) refuse(key, fmt::format("is {}, but bias is \"none\"; remove it", value), "bias");
+    };
+    refuse_unless_0("bias_ema", own.number("bias_ema"));
+    for (const char* key : {"bias_solves", "settle_tokens"})
+      refuse_unless_0(key, static_cast<double>(own.integer(key)));
+  }
 }
 
 }  // namespace
@@ -286,59 +296,37 @@ void check(const config::Router& router, const config::Model&, const config::Rou
 RouterType lpr_router() {
   const auto word = [](const char* value) { return config::OptionValue(std::string(value)); };
   const config::Interval share{0, 1, false, true};
-  return {
-      .schema = {.type = "lpr",
-                 .balance_coef = 0,  // keys that are spread out balance
-                 .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
-                             {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
-                             {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},
-                             {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
-                             {.key = "unit_ball", .fallback = false, .in_training_alone = true},
-                             {.key = "reg_coef",
-                              .fallback = 0.01,
-                              .range = config::kCoefficient,
-                              .in_training_alone = true},
-                             {.key = "div_weight",
-                              .fallback = 1.0,
-                              .range = config::kCoefficient,
-                              .in_training_alone = true},
-                             {.key = "diversity",
-                              .fallback = word("orthogonal"),
-                              .choices = {"orthogonal", "cosine", "euclidean"},
-                              .in_training_alone = true},
-                             {.key = "diversity_lambda",
-                              .fallback = 1.0,
-                              .range = config::kCoefficient,
-                              .in_training_alone = true},
-                             {.key = "kl_weight",
-                              .fallback = 0.01,
-                              .range = config::kCoefficient,
-                              .in_training_alone = true},
-                             {.key = "align_weight",
-                              .fallback = 0.05,
-                              .range = config::kCoefficient,
-                              .in_training_alone = true},
-                             {.key = "reg_scope",
-                              .fallback = word("global_batch"),
-                              .choices = {"global_batch", "micro_batch"},
-                              .in_training_alone = true},
-                             {.key = "key_update",
-                              .fallback = word("gradient"),
-                              .choices = {"gradient", "ema"},
-                              .in_training_alone = true},
-                             {.key = "ema_decay",
-                              .fallback = 0.8,
-                              .range = share,
-                              .in_training_alone = true,
-                              .kept_each_step = true},
-                             {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}},
-                             {.key = "bias_ema",
-                              .fallback = 0.0,
-                              .range = share,
-                              .in_training_alone = true,
-                              .kept_each_step = true}},
-                 .check = check},
-      .make = make_router_of<LatentPrototype>};
+  std::vector<config::RouterOption> options = {
+      {.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
+      {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
+      {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},
+      {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
+      {.key = "unit_ball", .fallback = false, .in_training_alone = true},
+      {.key = "reg_coef", .fallback = 0.01, .range = config::kCoefficient, .in_training_alone = true},
+      {.key = "div_weight", .fallback = 1.0, .range = config::kCoefficient, .in_training_alone = true},
+      {.key = "diversity",
+       .fallback = word("orthogonal"),
+       .choices = {"orthogonal", "cosine", "euclidean"},
+       .in_training_alone = true},
+      {.key = "diversity_lambda", .fallback = 1.0, .range = config::kCoefficient, .in_training_alone = true},
+      {.key = "kl_weight", .fallback = 0.01, .range = config::kCoefficient, .in_training_alone = true},
+      {.key = "align_weight", .fallback = 0.05, .range = config::kCoefficient, .in_training_alone = true},
+      {.key = "reg_scope",
+       .fallback = word("global_batch"),
+       .choices = {"global_batch", "micro_batch"},
+       .in_training_alone = true},
+      {.key = "key_update",
+       .fallback = word("gradient"),
+       .choices = {"gradient", "ema"},
+       .in_training_alone = true},
+      {.key = "ema_decay", .fallback = 0.8, .range = share, .in_training_alone = true, .kept_each_step = true},
+      {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}}};
+  for (config::RouterOption& option : quantile_bias_options()) options.push_back(std::move(option));
+  return {.schema = {.type = "lpr",
+                     .balance_coef = 0,  // keys that are spread out balance
+                     .options = std::move(options),
+                     .check = check},
+          .make = make_router_of<LatentPrototype>};
 }
 
 }  // namespace switchyard::router

@@ -16,7 +16,7 @@ class Quantile final : public Router {
       : shape_(shape),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        bias_(shape, options.own.number("bias_ema"), meaning_of(score_function(options.own)), prefix, store) {}
+        bias_(shape, options.own, meaning_of(score_function(options.own)), prefix, store) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 
@@ -49,6 +49,10 @@ class Quantile final : public Router {
 
   std::int64_t n_statistics() const override { return bias_.n_statistics(); }
   void after_step(Tensor, Tensor statistics_S, Context& ctx) override { bias_.after_step(statistics_S, ctx); }
+  std::int64_t settle_tokens() const override { return bias_.settle_tokens(); }
+  void settle(Tensor, Tensor statistics_S, double keep, Context& ctx) override {
+    bias_.settle(statistics_S, keep, ctx);
+  }
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", scores_.score_TE()); }
 
  private:
@@ -67,14 +71,11 @@ class Quantile final : public Router {
 }  // namespace
 
 RouterType quantile_router() {
+  std::vector<config::RouterOption> options = quantile_bias_options();
+  options.insert(options.begin(), score_function_option());
   return {.schema = {.type = "quantile",
                      .balance_coef = 0,  // the bias balances
-                     .options = {score_function_option(),
-                                 {.key = "bias_ema",
-                                  .fallback = 0.0,
-                                  .range = {0, 1, false, true},
-                                  .in_training_alone = true,
-                                  .kept_each_step = true}},
+                     .options = std::move(options),
                      .check = [](const config::Router& router, const config::Model&,
                                  const auto& refuse) { check_score_function(router, refuse); }},
           .make = make_router_of<Quantile>};

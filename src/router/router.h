@@ -136,6 +136,12 @@ class Router {
   // that is not trained, so that checkpoints keep it. Reads nothing back.
   virtual void after_step(Tensor, Tensor, Context&) {}
 
+  // How many training tokens settle() is to be fed before the run is evaluated or saved; 0: it does nothing.
+  virtual std::int64_t settle_tokens() const { return 0; }
+  // after_step() between optimizer steps, of a global batch that was run forward alone: what is kept keeps
+  // `keep` of itself, whatever a step of training keeps.
+  virtual void settle(Tensor, Tensor, double, Context&) {}
+
   // Multiply-adds of a token beside one for each value of the router's matrices (model/cost.h).
   virtual std::int64_t extra_multiply_adds() const { return 0; }
 

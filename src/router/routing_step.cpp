@@ -115,4 +115,16 @@ void RoutingStep::after_step(Context& ctx) {
         global_count_LE_.slice(l, 1).reshape(Shape{n_experts_}), routing(l).loss.statistics_S, ctx);
 }
 
+std::int64_t RoutingStep::settle_tokens() const {
+  std::int64_t most = 0;
+  for (const RoutedLayer* layer : layers_) most = std::max(most, layer->router().settle_tokens());
+  return most;
+}
+
+void RoutingStep::settle(double keep, Context& ctx) {
+  for (std::int64_t l = 0; l < n_layers(); ++l)
+    layers_[static_cast<std::size_t>(l)]->router().settle(
+        global_count_LE_.slice(l, 1).reshape(Shape{n_experts_}), routing(l).loss.statistics_S, keep, ctx);
+}
+
 }  // namespace switchyard::router

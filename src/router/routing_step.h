@@ -72,6 +72,11 @@ class RoutingStep {
   // What routers do beside their gradients, after each optimizer step: by the sums of the global batch.
   void after_step(Context& ctx);
 
+  // The most that any of the routers wants to be fed (Router::settle_tokens).
+  std::int64_t settle_tokens() const;
+  // Likewise what routers do with the sums of a global batch from which nothing is learned.
+  void settle(double keep, Context& ctx);
+
  private:
   std::vector<RoutedLayer*> layers_;
   std::int64_t n_main_layers_;

@@ -28,6 +28,33 @@ std::optional<data::TextSize> sum_of(const std::optional<data::TextSize>& a,
   return data::TextSize{a->bytes + b->bytes, a->is_estimate || b->is_estimate};
 }
 
+// Which windows of a domain are evaluated: the w-th begins at token begin(w) and predicts inputs(w).
+struct Windows {
+  std::int64_t seq_len, to_predict, count;
+  std::int64_t spread_over;  // whole windows of the domain; 0: the windows follow one another
+
+  std::int64_t begin(std::int64_t w) const { return (spread_over > 0 ? w * spread_over / count : w) * seq_len; }
+  std::int64_t inputs(std::int64_t w) const {  // 0 or less beyond the last
+    return std::min(seq_len, to_predict - w * seq_len);
+  }
+};
+
+Windows windows_of(const Domain& domain, std::size_t d, std::size_t n_domains, const EvalSettings& settings) {
+  std::int64_t to_predict = domain.stream.size() - 1;
+  if (to_predict < 1)
+    throw_input("{}: one token alone predicts nothing; give more data",
+                domain.stream.shards().front().path().string());
+  const std::int64_t seq_len = settings.seq_len, whole = to_predict / seq_len;
+  if (!settings.share_of_domain.empty() && whole > 0) {
+    const double wanted = settings.share_of_domain[d] * static_cast<double>(settings.max_tokens) *
+                          static_cast<double>(n_domains) / static_cast<double>(seq_len);
+    const std::int64_t count = std::clamp<std::int64_t>(std::llround(wanted), 1, whole);
+    return {seq_len, count * seq_len, count, whole};
+  }
+  if (settings.max_tokens > 0) to_predict = std::min(to_predict, settings.max_tokens);
+  return {seq_len, to_predict, (to_predict + seq_len - 1) / seq_len, 0};
+}
+
 }  // namespace
 
 std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
@@ -54,23 +81,18 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
 
   for (std::size_t d = 0; d < domains.size(); ++d) {
     const data::TokenStream& stream = domains[d].stream;
-    std::int64_t to_predict = stream.size() - 1;
-    if (to_predict < 1)
-      throw_input("{}: one token alone predicts nothing; give more data",
-                  stream.shards().front().path().string());
-    if (settings.max_tokens > 0) to_predict = std::min(to_predict, settings.max_tokens);
+    const Windows of_domain = windows_of(domains[d], d, domains.size(), settings);
+    const std::int64_t to_predict = of_domain.to_predict, windows = of_domain.count;
     const std::vector<std::size_t> domain_B(static_cast<std::size_t>(settings.batch), d);
-    const std::int64_t windows = (to_predict + settings.seq_len - 1) / settings.seq_len;
     const std::int64_t batches = (windows + settings.batch - 1) / settings.batch;
     std::vector<double> loss_of_window(static_cast<std::size_t>(windows));
     for (std::int64_t round = 0; round * all.size() < batches; ++round) {
       const std::int64_t first = (round * all.size() + all.place()) * settings.batch;  // window
       mark("evaluation batch", round);
       for (std::int64_t b = 0; b < settings.batch; ++b) {
-        const std::int64_t next = (first + b) * settings.seq_len;
-        const std::int64_t inputs = std::min(settings.seq_len, to_predict - next);
+        const std::int64_t inputs = of_domain.inputs(first + b);
         const auto tokens = std::span(window).first(inputs > 0 ? static_cast<std::size_t>(inputs) + 1 : 0);
-        if (!tokens.empty()) stream.read(next, tokens);
+        if (!tokens.empty()) stream.read(of_domain.begin(first + b), tokens);
         buffers.set_sequence(b, tokens);
       }
       const model::Batch batch = buffers.load(ctx);

@@ -20,6 +20,9 @@ struct EvalSettings {
   std::int64_t batch;                       // windows at once
   std::int64_t max_tokens = 0;              // predicted tokens of each domain at most; 0: all
   std::optional<std::int64_t> begin_token;  // set: attention stops at document borders
+  // Not empty: of max_tokens times the domains a domain has this share, rounded to whole windows (at least one,
+  // at most what it has), which are spread evenly over it. Adds up to 1.
+  std::vector<double> share_of_domain{};
 };
 
 struct DomainLoss {

@@ -356,12 +356,22 @@ void TrainingRun::go_back(const std::string& spike) {
                   before.step, before.spikes.skipped_in_row, spike, target.string(), before.samples));
 }
 
+// Of steps by number alone, not of saves by the clock or by a signal: the run that goes on from a checkpoint is
+// the one that was never saved there.
+void TrainingRun::settle_if_due() {
+  if (due(run_.train.eval_every) || due(run_.checkpoint.every))
+    step_.settle_routers(state_.step, state_.samples);
+}
+
 std::optional<EvalResult> TrainingRun::evaluate_if_due() {
   if (data_.validation.empty() || !due(run_.train.eval_every)) return std::nullopt;
   const EvalSettings settings{.seq_len = run_.train.seq_len,
                               .batch = run_.train.micro_batch_size,
                               .max_tokens = run_.train.eval_tokens,
-                              .begin_token = data_.begin_token};
+                              .begin_token = data_.begin_token,
+                              .share_of_domain = run_.train.eval_mix == config::EvalMix::training
+                                                     ? data_.training_shares()
+                                                     : std::vector<double>{}};
   const AsEvaluated as_evaluated(step_.context());
   const EvalResult result = evaluate(step_.model(), data_.validation, settings, step_.context(), all_);
   step_.count_windows();
@@ -491,6 +501,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     if (run_.log.check_replicas > 0 && state_.step % run_.log.check_replicas == 0)
       check_replicas(step_.model().parameters(), step_.mesh(), state_.step);
 
+    settle_if_due();
     const std::optional<EvalResult> validation = evaluate_if_due();
     const std::vector<TaskScore> tasks = ask_tasks_if_due();
     state_.train_seconds += seconds_since(last_step);

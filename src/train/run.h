@@ -94,6 +94,7 @@ class TrainingRun {
     return state_.step == run_.train.steps || (every > 0 && state_.step % every == 0);
   }
   bool is_evaluated() const { return !data_.validation.empty() || ask_tasks_; }
+  void settle_if_due();
   std::optional<EvalResult> evaluate_if_due();
   std::vector<TaskScore> ask_tasks_if_due();
   void save_if_due(const EvalResult* validation, bool stopped);

@@ -201,7 +201,7 @@ void Step::rehearse_rest(bool evaluates) {
   router::RoutingStep& routing = model_.routing();
   const std::vector<double> mtp_dloss_K(static_cast<std::size_t>(model_.n_mtp_depths()));
   model::Batch batch = load_micro_batch(0);
-  if (needs_global_sums() && mine_.run > 1) {
+  if ((needs_global_sums() && mine_.run > 1) || routing.settle_tokens() > 0) {
     do_or_replay(count_step_, [&] { count_micro_batch(batch); });
     forward_backward(batch, true, gradient_sums_.in_backward(true), mtp_dloss_K);
   }
@@ -506,6 +506,22 @@ void Step::update(double lr, std::int64_t n) {
   mark("optimizer");
   optimizer_.update(model_.parameters(), grad_squares_1_.on_device(), lr, n, ctx_);
   model_.routing().after_step(ctx_);
+}
+
+void Step::settle_routers(std::int64_t step, std::uint64_t first_sample) {
+  router::RoutingStep& routing = model_.routing();
+  const std::int64_t batches = (routing.settle_tokens() + batch_tokens() - 1) / batch_tokens();
+  for (std::int64_t i = 0; i < batches; ++i) {
+    mark("settling of routers", i);
+    read_data(step, first_sample + static_cast<std::uint64_t>(i * run_.train.global_batch_size));
+    in_rounds(model_, micro_tokens(), mesh_.all, ctx_, [&] {
+      routing.begin(ctx_);
+      count_global_batch();
+    });
+    routing.settle(static_cast<double>(i) / static_cast<double>(i + 1), ctx_);
+    ops::synchronise(ctx_);  // the staging memory is free again
+  }
+  if (batches > 0) count_windows();
 }
 
 void Step::count_windows() {

@@ -109,6 +109,11 @@ class Step {
   // Learns from it, with learning rate `lr`; `n` counts updates from 1. Without it the step is left out.
   void update(double lr, std::int64_t n);
 
+  // Feeds routers that want it (Router::settle_tokens) the samples from `first_sample` on, in global batches
+  // run forward alone: of n of them the i-th (from 0) counts for 1 / (i + 1) of what is kept then, so that the
+  // last state is the mean of all solutions. `step`: where their noise is. Before an evaluation or a save.
+  void settle_routers(std::int64_t step, std::uint64_t first_sample);
+
   // Adds what has gone by windows (parallel/token_windows.h) to what this rank has sent: since compute(), which
   // does it. Waits for the device.
   void count_windows();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/file.h"
 #include "core/progress.h"
@@ -122,7 +123,28 @@ TrainingData::TrainingData(const config::Run& run, const parallel::Group& all)
                                          : std::nullopt),
       train(open_domains(run.data.train, run.model.vocab_size, all)),
       validation(open_domains(run.data.validation, run.model.vocab_size, all)),
-      sampler(sampler_domains(train), run.train.seq_len, run.train.seed) {}
+      sampler(sampler_domains(train), run.train.seq_len, run.train.seed) {
+  if (run.train.eval_mix == config::EvalMix::training) (void)training_shares();  // refused before anything else
+}
+
+std::vector<double> TrainingData::training_shares() const {
+  std::vector<double> shares;
+  for (const Domain& domain : validation) {
+    const auto trained =
+        std::find_if(train.begin(), train.end(), [&](const Domain& each) { return each.name == domain.name; });
+    if (trained == train.end())
+      throw_input(
+          "data.validation: domain \"{}\" is not one of data.train, and train.eval_mix is \"training\"; name "
+          "it as "
+          "there, or set train.eval_mix to \"equal\"",
+          domain.name);
+    shares.push_back(
+        static_cast<double>(sampler.samples_per_block()[static_cast<std::size_t>(trained - train.begin())]));
+  }
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  for (double& share : shares) share /= sum;
+  return shares;
+}
 
 BatchBuffers::BatchBuffers(std::int64_t n_seq, std::int64_t seq_len, std::optional<std::int64_t> begin_token,
                            std::int64_t sliding_window, Device device, std::int64_t n_micro_batches)

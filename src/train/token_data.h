@@ -46,6 +46,10 @@ struct TrainingData {
   // same data.
   TrainingData(const config::Run& run, const parallel::Group& all);
 
+  // Of each validation domain: its share of the samples of training, over the sum of these. Throws InputError
+  // where one is not trained on.
+  std::vector<double> training_shares() const;
+
   std::optional<std::int64_t> begin_token;  // with data.document_mask
   std::vector<Domain> train, validation;
   data::Sampler sampler;  // of `train`
