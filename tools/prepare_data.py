@@ -282,7 +282,7 @@ class Preparation:
             self.publish()
 
     def described(self):
-        names = ("tokenizer", "train_bpe", "text_field", "shard_tokens", "split_name", "val_fraction", "eot_token",
+        names = ("tokenizer", "train_bpe", "text_field", "shard_tokens", "split_name", "val_fraction", "held_out", "eot_token",
                  "begin_token", "on_error")  # fmt: skip
         options = {"--" + name.replace("_", "-"): getattr(self.args, name) for name in names}
         options["--train-bpe-mbytes"] = self.args.train_bpe_mbytes if self.args.train_bpe else None
@@ -360,7 +360,7 @@ class Preparation:
     def take(self, block, train, val, skipped):
         """Writes what a block gave. `done` changes at once, so that an interrupt finds it whole."""
         splits = {}
-        for split, tally in zip((self.args.split_name, "val"), (train, val)):
+        for split, tally in zip((self.args.split_name, self.args.held_out), (train, val)):
             if split not in self.writers or split in splits:
                 continue
             self.writers[split].write(tally.packed[0])
@@ -406,9 +406,9 @@ class Preparation:
             left_out = f"; left out: {skipped}" if skipped.counts else ""
             raise NoDocuments(f"no document for '{args.split_name}' in {', '.join(args.input)}{left_out}; check the input, "
                               "--text-field and --val-fraction")  # fmt: skip
-        if args.val_fraction > 0 and not held["val"]["documents"]:
-            raise NoDocuments(f"--val-fraction {args.val_fraction} chose none of {held['train']['documents']} documents; "
-                              "use a larger one, or prepare a validation file with --split-name val")  # fmt: skip
+        if args.val_fraction > 0 and not held[args.held_out]["documents"]:
+            raise NoDocuments(f"--val-fraction {args.val_fraction} chose none of {held[args.split_name]['documents']} documents; "
+                              f"use a larger one, or prepare a file of its own with --split-name {args.held_out}")  # fmt: skip
         for split, writer in self.writers.items():
             writer.finish()
             counts = {key: held[split][key] for key in ("documents", "tokens", "bytes")}
@@ -494,6 +494,8 @@ def parse_arguments(argv):
     parser.add_argument("--val-fraction", type=share, default=0.0, metavar="F",
                         help="about this share of the documents goes to val_*.bin instead, chosen by a hash of their "
                         "content (default: 0)")  # fmt: skip
+    parser.add_argument("--held-out", choices=SPLITS[1:], default="val",
+                        help="the split that --val-fraction fills (default: val); 'test' beside a validation file of its own")  # fmt: skip
     parser.add_argument("--eot-token", metavar="TOKEN",
                         help="the end-of-text token of a Hugging Face tokenizer, its text or number (default: <|endoftext|> "
                         "or, where it has none, its eos token)")  # fmt: skip
@@ -518,10 +520,13 @@ def parse_arguments(argv):
                        "an undisturbed run")  # fmt: skip
     begun.add_argument("--overwrite", action="store_true", help="replace the shards of this split, whole or unfinished")
     args = parser.parse_args(argv)
-    if args.val_fraction > 0 and args.split_name == "val":
-        parser.error("--val-fraction does not go with --split-name val: all of it is validation")
-    if args.train_bpe is not None and args.split_name == "val":
-        parser.error("--train-bpe does not go with --split-name val: give the tokenizer.json that train was made with")
+    if args.val_fraction > 0 and args.split_name == args.held_out:
+        parser.error(f"--val-fraction does not go with --split-name {args.held_out}: all of it is held out")
+    if args.val_fraction == 0 and args.held_out != "val":
+        parser.error(f"--held-out {args.held_out} needs --val-fraction, the share of documents that it gets")
+    if args.train_bpe is not None and args.split_name != "train":
+        parser.error(f"--train-bpe does not go with --split-name {args.split_name}: give the tokenizer.json that train was "
+                     "made with")  # fmt: skip
     if args.train_bpe is not None and (args.eot_token is not None or args.begin_token is not None):
         parser.error("--eot-token and --begin-token do not go with --train-bpe, whose one special token is <|endoftext|>")
     return args
@@ -531,7 +536,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     run = None
     try:
-        run = Preparation(args, expand_inputs(args.input), [args.split_name] + (["val"] if args.val_fraction > 0 else []))
+        run = Preparation(args, expand_inputs(args.input), [args.split_name] + ([args.held_out] if args.val_fraction > 0 else []))
         run.prepare()
         return 0
     except UserError as error:

@@ -11,7 +11,7 @@ import struct
 import sys
 from array import array
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 HEADER_BYTES = 1024
 FORMATS = {"uint16": (20240520, 1, 2), "uint32": (20240801, 7, 4)}  # magic, version, bytes a token
 ARRAY_CODE = {"uint16": "H", "uint32": "I"}

@@ -26,17 +26,20 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
   return found;
 }
 
-// prepare_data.py (and llm.c's scripts) put both splits into one directory: to take all of it would be to train
-// on the validation set.
+// prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it would be to train on what
+// is held out.
 void refuse_mixed_splits(const std::string& directory, const std::vector<fs::path>& shards) {
   const auto any = [&](std::string_view part) {
     return std::any_of(shards.begin(), shards.end(), [&](const fs::path& p) {
       return p.filename().string().find(part) != std::string::npos;
     });
   };
-  if (any("train_") && any("val_"))
-    throw_input("{0}: holds shards of two splits, train_ and val_; say which, as in '{0}/train_*.bin'",
-                directory);
+  std::vector<std::string_view> there;
+  for (const std::string_view part : {"train_", "val_", "test_"})
+    if (any(part)) there.push_back(part);
+  if (there.size() > 1)
+    throw_input("{0}: holds shards of two splits, {1} and {2}; say which, as in '{0}/{1}*.bin'", directory, there[0],
+                there[1]);
 }
 
 std::vector<fs::path> matches_of(const std::string& pattern) {

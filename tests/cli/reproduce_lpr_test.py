@@ -35,7 +35,8 @@ class ReproduceLpr(CliTest):
             shards = self.dir / "data" / "lpr_small" / domain
             harness.write_shard(shards / "train_000000.bin", harness.learnable_tokens(600, seed=i))
             harness.write_shard(shards / "val_000000.bin", harness.learnable_tokens(90, seed=10 + i))
-            (shards / "meta.json").write_text('{"splits": {"train": {}, "val": {}}}')
+            harness.write_shard(shards / "test_000000.bin", harness.learnable_tokens(70, seed=20 + i))
+            (shards / "meta.json").write_text('{"splits": {"train": {}, "val": {}, "test": {}}}')
 
     def script(self, *options, code=0):
         finished = subprocess.run([str(self.dir / "scripts" / "reproduce_lpr.sh"), *options], capture_output=True,
@@ -49,16 +50,18 @@ class ReproduceLpr(CliTest):
     def rows(self, output):
         return [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")][2:]
 
-    def test_all_nine_with_the_routers_that_they_are_named_after(self):
+    def test_all_of_them_with_the_routers_that_they_are_named_after(self):
         self.assertEqual(self.rows(self.script("--scale", "small").stdout),
-                         [layout + ending for layout in LAYOUTS for ending in ("", "_lpr", "_lpr_init")])
+                         [layout + ending for layout in LAYOUTS for ending in ("", "_balance", "_quantile", "_lpr")])
         for layout in LAYOUTS:
             report = json.loads((self.run_path(layout + "_seed1") / "eval.json").read_text())
+            self.assertEqual(report["tokens"], 5 * 69)
+            report = json.loads((self.run_path(layout + "_seed1") / "eval_validation.json").read_text())
             self.assertEqual(report["tokens"], 5 * 89)
-            for ending, unit_ball in (("_lpr", False), ("_lpr_init", True)):
-                config = json.loads((self.run_path(f"{layout}{ending}_seed1") / "config.json").read_text())
-                self.assertEqual(config["router"]["type"], "lpr")
-                self.assertEqual(config["router"]["unit_ball"], unit_ball)
+            for ending in ("quantile", "lpr"):
+                config = json.loads((self.run_path(f"{layout}_{ending}_seed1") / "config.json").read_text())
+                self.assertEqual(config["router"]["type"], ending)
+                self.assertEqual(config["router"]["bias_solves"], 2)
         config = json.loads((self.run_path("deepseek_v3_seed1") / "config.json").read_text())
         self.assertEqual(config["router"]["balance_coef"], 0)
         self.assertEqual(config["router"]["bias_update_speed"], 0)

@@ -195,6 +195,19 @@ class PrepareData(unittest.TestCase):
         self.bytes_run(self.write_texts("b.jsonl", texts[::-1]), "--val-fraction", 0.1, "--overwrite")
         self.assertEqual(sorted(self.tokens("val")), sorted(first_val))
 
+    def test_a_split_that_no_choice_looks_at(self):
+        texts = sample_texts(500)
+        source = self.write_texts("a.jsonl", texts)
+        self.bytes_run(source, "--val-fraction", 0.1)
+        held_out = self.tokens("val")
+        self.bytes_run(source, "--val-fraction", 0.1, "--held-out", "test", "--overwrite")
+        self.bytes_run(self.write_texts("b.jsonl", ["val"]), "--split-name", "val", "--overwrite")
+        self.assertEqual(self.tokens("test"), held_out)
+        self.assertEqual(self.tokens("val"), byte_tokens(["val"]))
+        self.assertEqual(set(self.meta()["splits"]), {"train", "val", "test"})
+        for wrong in (["--held-out", "test"], ["--held-out", "test", "--val-fraction", "0.1", "--split-name", "test"]):
+            self.assertRegex(self.bytes_run(source, *wrong, expect=2), "--held-out test needs|all of it is held out")
+
     def test_a_validation_file_of_its_own(self):
         train, val = self.write_texts("a.jsonl", ["train"]), self.write_texts("b.jsonl", ["val"])
         self.bytes_run(train)
