@@ -301,8 +301,10 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 }
 
 TEST(ConfigRun, TheRouterOfAFamily) {
-  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
-                       std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
+  const RouterOptions own = {{"bias", "sign"},    {"bias_update_speed", 1e-3}, {"bias_mean_free", false},
+                             {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 0.1},
+                             {"phi_decay", 0.99}};
+  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, own};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
@@ -313,10 +315,10 @@ TEST(ConfigRun, TheRouterOfAFamily) {
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   const Json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
-  EXPECT_EQ(
-      run_of(still).router,
-      (Router{
-          "sigmoid_group", 0, BalanceScope::sequence, 0.0, std::nullopt, 0.0, {{"bias_update_speed", 0.0}}}));
+  Router unmoved = sigmoid;
+  unmoved.balance_coef = 0;
+  unmoved.own.set("bias_update_speed", 0.0);
+  EXPECT_EQ(run_of(still).router, unmoved);
 }
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
@@ -328,11 +330,32 @@ TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
   EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
   EXPECT_EQ(run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
             "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no such option "
-            "(of: \"sigmoid_group\"); remove it");
+            "(of: \"sigmoid_group\", \"quantile\", \"lpr\"); remove it");
   EXPECT_EQ(run_error(with(deepseek, "/router/bias_update_speed", "1.5")),
             "run.json: router.bias_update_speed: is 1.5, expected a number in [0, 1]");
   EXPECT_CONTAINS(run_error(with(deepseek, "/router/bias_update_speed", "0.01"), {"router.type=softmax_topk"}),
                   "--set router.type=softmax_topk: router.bias_update_speed: ");
+}
+
+TEST(ConfigRun, ARuleOfTheBiasReadsItsOwnOptions) {
+  const Json deepseek = minimal_run(minimal_deepseek());
+  const auto error = [](const char* router) { return run_error(with(minimal_run(), "/router", router)); };
+  EXPECT_EQ(error(R"({"type": "sigmoid_group", "bias": "quantile"})"),
+            "run.json: router.bias: is \"quantile\", expected one of: sign, smebu, phi");
+  EXPECT_EQ(error(R"({"type": "sigmoid_group", "bias_momentum": 0.9})"),
+            "run.json: router.bias_momentum: is 0.9, but bias is \"sign\", which does not read it; remove it");
+  EXPECT_CONTAINS(error(R"({"type": "sigmoid_group", "bias": "phi", "bias_update_speed": 0.5})"),
+                  "bias is \"phi\", which does not read it");
+  EXPECT_CONTAINS(error(R"({"type": "sigmoid_group", "bias": "smebu", "bias_mean_free": true})"),
+                  "router.bias_mean_free: is true, but bias is \"smebu\"");
+  EXPECT_CONTAINS(error(R"({"type": "quantile", "bias": "smebu", "bias_ema": 0.5})"),
+                  "router.bias_ema: is 0.5");
+  EXPECT_CONTAINS(error(R"({"type": "quantile", "bias_mean_free": false})"), "router.bias_mean_free: is false");
+  EXPECT_CONTAINS(error(R"({"type": "lpr", "phi_decay": 0.5})"), "bias is \"none\", which does not read it");
+  for (const char* router : {R"({"type": "sigmoid_group", "bias": "smebu", "bias_update_speed": 5e-4})",
+                             R"({"type": "quantile", "bias": "sign", "bias_mean_free": false})",
+                             R"({"type": "lpr", "bias": "phi", "phi_decay": 0, "phi_strength": 0.01})"})
+    EXPECT_NO_THROW(run_of(with(deepseek, "/router", router))) << router;
 }
 
 TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {

@@ -28,7 +28,13 @@ std::vector<Case> cases() {
   return {
       {"SoftmaxTopKJitterCapacity", "softmax_topk", {}, true, 0.7, 0.3},
       {"SigmoidGroupJitterCapacity", "sigmoid_group", {}, true, 0.7, 0.3},
+      {"SigmoidGroupMeanFree", "sigmoid_group", {{"bias_mean_free", true}}},
+      {"SigmoidGroupSmebu", "sigmoid_group", {{"bias", "smebu"}}},
+      {"SigmoidGroupPhi", "sigmoid_group", {{"bias", "phi"}}},
       {"QuantileSigmoid", "quantile"},
+      {"QuantileSign", "quantile", {{"bias", "sign"}}},
+      {"QuantileSmebuCapacityJitter", "quantile", {{"bias", "smebu"}}, true, 0.7, 0.3},
+      {"QuantileSoftmaxPhi", "quantile", {{"bias", "phi"}, {"score_function", "softmax"}}},
       {"QuantileSoftmaxAsTheyAre", "quantile", {{"score_function", "softmax"}}, false},
       {"QuantileSoftmaxCapacityJitter", "quantile", {{"score_function", "softmax"}}, true, 0.7, 0.3},
       {"TopP", "top_p", {{"p", 0.5}, {"max_experts", four}, {"entropy_coef", 0.7}}},
@@ -89,6 +95,7 @@ void fill_state(RouterFixture& fixture) {
                           : name.ends_with("_mean")    ? 2.4
                           : name.ends_with("_token")   ? 3
                           : name.ends_with("_var")     ? 1
+                          : name.ends_with("_load")    ? 1
                                                        : 0;
     test::fill_normal(fixture.store.value(i), name,
                       name.ends_with("weight") || name.ends_with("means") ? 0.7 : 0.05, center);

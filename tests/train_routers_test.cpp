@@ -36,7 +36,12 @@ std::vector<Case> cases() {
   const std::int64_t three = 3;
   return {{"SoftmaxTopK", "softmax_topk"},
           {"SigmoidGroup", "sigmoid_group"},
+          {"SigmoidGroupMeanFree", "sigmoid_group", {{"bias_mean_free", true}, {"bias_update_speed", 0.05}}},
+          {"SigmoidGroupSmebu", "sigmoid_group", {{"bias", "smebu"}, {"bias_update_speed", 0.05}}},
+          {"SigmoidGroupPhi", "sigmoid_group", {{"bias", "phi"}, {"phi_decay", 0.5}}},
           {"Quantile", "quantile"},
+          {"QuantileSmebu", "quantile", {{"bias", "smebu"}, {"bias_update_speed", 0.05}}},
+          {"QuantilePhi", "quantile", {{"bias", "phi"}, {"score_function", "softmax"}}},
           {"QuantileSoftmax", "quantile", {{"score_function", "softmax"}, {"bias_ema", 0.5}}},
           {"TopP", "top_p", {{"max_experts", three}}},
           {"DynamicKNorm", "dynamic_k", {{"max_experts", three}}},
@@ -50,6 +55,9 @@ std::vector<Case> cases() {
           {"Lpr", "lpr", {{"latent_dim", three}}},
           {"LprDot", "lpr", {{"latent_dim", three}, {"similarity", "dot"}, {"reg_coef", 0.1}}},
           {"LprAverageBias", "lpr", {{"latent_dim", three}, {"key_update", "ema"}, {"bias", "quantile"}}},
+          {"LprSign", "lpr", {{"latent_dim", three}, {"bias", "sign"}}},
+          {"LprSmebu", "lpr", {{"latent_dim", three}, {"bias", "smebu"}}},
+          {"LprPhi", "lpr", {{"latent_dim", three}, {"bias", "phi"}}},
           {"LprDistance", "lpr", {{"latent_dim", three}, {"similarity", "hellinger"}, {"unit_ball", true}}},
           {"Example", "example"}};
 }

@@ -67,7 +67,18 @@ CASES = {
                                        n_group=2, topk_group=1, n_slots=3, norm_topk_prob=False),
     "sigmoid_group_capacity": case({"type": "sigmoid_group", "balance_coef": 0.02, "capacity_factor": 1.0},
                                    n_group=4, topk_group=3, routed_scaling_factor=1.5),
+    "sigmoid_group_mean_free": case({"type": "sigmoid_group", "bias_mean_free": True, "bias_update_speed": 0.01},
+                                    n_group=4, topk_group=2),
+    "sigmoid_group_smebu": case({"type": "sigmoid_group", "bias": "smebu", "bias_update_speed": 0.02}, n_group=4,
+                                topk_group=2, routed_scaling_factor=2.5),
+    "sigmoid_group_smebu_capacity": case({"type": "sigmoid_group", "bias": "smebu", "bias_kappa": 0.5,
+                                          "bias_momentum": 0.9, "capacity_factor": 1.0}, n_slots=3),
+    "sigmoid_group_phi": case({"type": "sigmoid_group", "bias": "phi", "phi_decay": 0.8}, n_group=2, topk_group=1),
     "quantile": case({"type": "quantile"}),
+    "quantile_sign": case({"type": "quantile", "bias": "sign", "bias_update_speed": 0.05}, n_slots=3),
+    "quantile_smebu": case({"type": "quantile", "bias": "smebu", "score_function": "softmax",
+                            "bias_update_speed": 0.05, "bias_momentum": 0.0}),
+    "quantile_phi": case({"type": "quantile", "bias": "phi", "phi_strength": 0.5, "phi_decay": 0.5}),
     "quantile_softmax": case({"type": "quantile", "score_function": "softmax", "bias_ema": 0.3, "balance_coef": 0.02,
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
@@ -119,8 +130,20 @@ CASES = {
     "lpr_key_update_ema_wasserstein": case(LOUD | {"key_update": "ema", "similarity": "wasserstein",
                                                    "ema_decay": 0.5}),
     "lpr_bias_quantile": case(LPR | {"bias": "quantile", "bias_ema": 0.2}),
+    "lpr_bias_sign": case(LPR | {"bias": "sign", "bias_update_speed": 0.05}),
+    "lpr_bias_smebu": case(LPR | {"bias": "smebu", "bias_update_speed": 0.05}),
+    "lpr_bias_phi": case(LPR | {"bias": "phi", "key_update": "ema", "phi_decay": 0.0}),
     "lpr_bias_quantile_capacity": case(LOUD | {"bias": "quantile", "capacity_factor": 0.9}, n_slots=3),
 }
+
+
+def bias_rows(options, E, normal, uniform):
+    rows = {"e_score_correction_bias": 0.1 * normal(E)}
+    if options["bias"] == "smebu":
+        rows["bias_momentum"] = 0.02 * normal(E)
+    if options["bias"] == "phi":  # one expert had next to nothing, another nothing
+        rows["expert_load"] = torch.cat([2 * uniform(E - 2), torch.tensor([1e-3, 0.0])])
+    return rows
 
 
 def rows_of(options, shape, normal, uniform):
@@ -131,7 +154,7 @@ def rows_of(options, shape, normal, uniform):
     if kind != "lpr":
         rows = {"weight": 0.4 * normal(E, D)}
         if kind in ("sigmoid_group", "quantile"):
-            rows["e_score_correction_bias"] = 0.1 * normal(E)
+            rows |= bias_rows(options, E, normal, uniform)
         if kind == "expert_threshold":
             typical = 0.6 if options["score_function"] == "sigmoid" else 0.25
             rows["thresholds"] = typical * (0.8 + 0.4 * uniform(E))
@@ -160,8 +183,8 @@ def rows_of(options, shape, normal, uniform):
     elif similarity in ("kl", "js", "hellinger", "wasserstein"):
         rows[prefix + "key_log_var"] = 0.4 * normal(E, d)
         rows[prefix + "proj.weight"], rows[prefix + "proj.bias"] = 0.7 * normal(d, d), 0.2 * normal(d)
-    if options["bias"] == "quantile":
-        rows["e_score_correction_bias"] = 0.1 * normal(E)
+    if options["bias"] != "none":
+        rows |= bias_rows(options, E, normal, uniform)
     if options["key_update"] == "ema":
         rows["ema_sums"], rows["ema_counts"] = 2 * normal(E, d), 1 + 3 * uniform(E)
     return rows
@@ -276,7 +299,12 @@ def applies(key, options):
     """Some keys belong to one choice of another; elsewhere a run's configuration refuses them."""
     owner = {"sigma": ("similarity", "gaussian"), "num_heads": ("similarity", "cross_attention"),
              "threshold": ("estimator", "threshold")}.get(key)
-    return owner is None or options[owner[0]] == owner[1]
+    if owner is not None:
+        return options[owner[0]] == owner[1]
+    rules = {"bias_update_speed": ("sign", "smebu"), "bias_mean_free": ("sign",), "bias_kappa": ("smebu",),
+             "bias_momentum": ("smebu",), "phi_strength": ("phi",), "phi_decay": ("phi",),
+             "bias_ema": ("quantile",)}.get(key)
+    return rules is None or options["bias"] in rules
 
 
 def make_case(name, described, out):

@@ -17,16 +17,17 @@
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
+#include "router/choice_bias.h"
 #include "router/linear_gate.h"
 #include "router/lpr_regularisation.h"
 #include "router/lpr_similarity.h"
-#include "router/quantile_bias.h"
 
 namespace switchyard::router {
 
 namespace {
 
 constexpr double kNormEps = 1e-5;
+constexpr bool kMeanFree = true;  // no published run has a sign step here
 
 class LatentPrototype final : public Router {
  public:
@@ -67,8 +68,8 @@ class LatentPrototype final : public Router {
       ema_sums_ = add("ema_sums", Shape{E, d}, Init::zeros, false);
       ema_counts_ = add("ema_counts", Shape{E}, Init::zeros, false);
     }
-    if (options.own.word("bias") == "quantile")
-      bias_.emplace(shape, options.own.number("bias_ema"),
+    if (options.own.word("bias") != "none")
+      bias_.emplace(options.own, shape, ExpertGroups{},
                     fmt::format("of {} similarities", options.own.word("similarity")), prefix, store);
   }
 
@@ -184,9 +185,10 @@ class LatentPrototype final : public Router {
     return regularisation_.n_statistics() + (bias_ ? bias_->n_statistics() : 0);
   }
 
-  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
+  void after_step(Tensor slots_E, Tensor statistics_S, Context& ctx) override {
     if (bias_)
-      bias_->after_step(statistics_S.slice(regularisation_.n_statistics(), bias_->n_statistics()), ctx);
+      bias_->after_step(slots_E, statistics_S.slice(regularisation_.n_statistics(), bias_->n_statistics()),
+                        ctx);
     if (!ema_) return;
     const auto [sum_Ed, count_E] = regularisation_.routed_sums(own_part(statistics_S));
     ops::follow_ratios(store_.value(keys_), store_.value(ema_sums_), store_.value(ema_counts_), sum_Ed, count_E,
@@ -243,7 +245,7 @@ class LatentPrototype final : public Router {
   std::size_t ema_sums_ = 0, ema_counts_ = 0;
   std::optional<LatentSimilarity> similarity_;
   LatentRegularisation regularisation_;
-  std::optional<QuantileBias> bias_;
+  std::optional<ChoiceBias> bias_;
   Tensor norm_mean_T_, norm_rstd_T_, a_TD_, latent_T2d_, key_unit_Ed_, key_norm_E_;
   Tensor score_TE_, prob_TE_, lse_T_, chosen_TK_, V_Td_;
   LatentRows token_;
@@ -277,8 +279,7 @@ void check(const config::Router& router, const config::Model&, const config::Rou
            fmt::format("is {}, but key_update is \"gradient\", which averages nothing; remove it",
                        own.number("ema_decay")),
            "key_update");
-  if (own.number("bias_ema") != 0 && own.word("bias") != "quantile")
-    refuse("bias_ema", fmt::format("is {}, but bias is \"none\"; remove it", own.number("bias_ema")), "bias");
+  check_choice_bias(router, kMeanFree, refuse);
 }
 
 }  // namespace
@@ -286,7 +287,7 @@ void check(const config::Router& router, const config::Model&, const config::Rou
 RouterType lpr_router() {
   const auto word = [](const char* value) { return config::OptionValue(std::string(value)); };
   const config::Interval share{0, 1, false, true};
-  return {
+  RouterType type = {
       .schema = {.type = "lpr",
                  .balance_coef = 0,  // keys that are spread out balance
                  .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
@@ -330,15 +331,12 @@ RouterType lpr_router() {
                               .fallback = 0.8,
                               .range = share,
                               .in_training_alone = true,
-                              .kept_each_step = true},
-                             {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}},
-                             {.key = "bias_ema",
-                              .fallback = 0.0,
-                              .range = share,
-                              .in_training_alone = true,
                               .kept_each_step = true}},
                  .check = check},
       .make = make_router_of<LatentPrototype>};
+  type.schema.options = type.schema.options +
+                        choice_bias_options({"none", "quantile", "sign", "smebu", "phi"}, "none", kMeanFree);
+  return type;
 }
 
 }  // namespace switchyard::router
