@@ -303,15 +303,17 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 TEST(ConfigRun, TheRouterOfAFamily) {
   const RouterOptions own = {{"bias", "sign"},    {"bias_update_speed", 1e-3}, {"bias_mean_free", false},
                              {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 0.1},
-                             {"phi_decay", 0.99}};
+                             {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
+  Router softmax;
+  softmax.own.set("simbal_coef", 0.0);
   const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, own};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
-  EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), Router{});
-  EXPECT_EQ(default_router(kMixtral, router::router_schemas()), Router{});
+  EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), softmax);
+  EXPECT_EQ(default_router(kMixtral, router::router_schemas()), softmax);
   // Each router fits every layout.
-  EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
+  EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, softmax);
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   const Json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
@@ -352,6 +354,8 @@ TEST(ConfigRun, ARuleOfTheBiasReadsItsOwnOptions) {
                   "router.bias_ema: is 0.5");
   EXPECT_CONTAINS(error(R"({"type": "quantile", "bias_mean_free": false})"), "router.bias_mean_free: is false");
   EXPECT_CONTAINS(error(R"({"type": "lpr", "phi_decay": 0.5})"), "bias is \"none\", which does not read it");
+  EXPECT_CONTAINS(error(R"({"type": "kmeans", "simbal_coef": 0.5})"),
+                  "router.simbal_coef: router.type is \"kmeans\", which has no such option");
   for (const char* router : {R"({"type": "sigmoid_group", "bias": "smebu", "bias_update_speed": 5e-4})",
                              R"({"type": "quantile", "bias": "sign", "bias_mean_free": false})",
                              R"({"type": "lpr", "bias": "phi", "phi_decay": 0, "phi_strength": 0.01})"})

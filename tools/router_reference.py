@@ -21,14 +21,15 @@ import torch.nn.functional as F
 COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None}
 # What the rules of a bias read.
 RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 0.1, "phi_decay": 0.99}
+GATE = {"simbal_coef": 0.0}  # of every router with a linear gate
 OWN = {
-    "softmax_topk": {"balance_coef": 0.001},
-    "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False} | RULES,
-    "quantile": {"score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True, "bias_ema": 0.0} | RULES,
-    "top_p": {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
-    "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
+    "softmax_topk": {"balance_coef": 0.001} | GATE,
+    "sigmoid_group": GATE | {"balance_coef": 0.0001, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False} | RULES,
+    "quantile": GATE | {"score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True, "bias_ema": 0.0} | RULES,
+    "top_p": GATE | {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
+    "dynamic_k": GATE | {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
                   "estimator": "activation_norm_l2", "threshold": None, "statistics_decay": 0.99},
-    "expert_threshold": {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
+    "expert_threshold": GATE | {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
     "kmeans": {"mean_decay": 0.99},
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
             "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal", "diversity_lambda": 1.0,
@@ -118,9 +119,19 @@ class Router:
             expert_TK=put_back(expert_TK, real, -1), weight_TK=put_back(weight_TK, real, 0.0),
             addend_TD=None if choice.addend_TD is None else put_back(choice.addend_TD, real, 0.0),
             count_E=kept_TE.sum(0), n_chosen=int(choice.chosen_TE.sum()),
-            router_loss=zero + choice.loss,
+            router_loss=zero + choice.loss + self.gate_loss(),
             balance_loss=zero + self.balance(kept_TE, choice.probability_TE, sequence_T),
             z_loss=zero + self.options["z_loss_coef"] * choice.logits_TE.logsumexp(-1).pow(2).mean())
+
+    def gate_loss(self):
+        """SimBal: how far the gate's rows are from an orthonormal set, entry by entry."""
+        coef = self.options.get("simbal_coef", 0)
+        if coef == 0:
+            return 0.0
+        R_DE = self.rows["weight"].T
+        difference_EE = R_DE.T @ R_DE - torch.eye(R_DE.shape[1], dtype=R_DE.dtype)
+        self.closeness.note("simbal", difference_EE)
+        return coef * difference_EE.abs().sum()
 
     def within_capacity(self, choice):
         factor = self.options["capacity_factor"]

@@ -5,6 +5,7 @@
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -95,7 +96,8 @@ RouterType expert_threshold_router() {
                                   .range = {0, 1, false, true},
                                   .in_training_alone = true,
                                   .kept_each_step = true},
-                                 config::max_experts_option()},
+                                 config::max_experts_option(),
+                                 simbal_option()},
                      .check =
                          [](const config::Router& router, const config::Model& model, const auto& refuse) {
                            config::check_max_experts(router, model, refuse);

@@ -4,6 +4,7 @@
 #include "ops/sigmoid_group.h"
 #include "router/choice_bias.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -73,7 +74,7 @@ RouterType quantile_router() {
   return {
       .schema = {.type = "quantile",
                  .balance_coef = 0,  // the bias balances
-                 .options = std::vector{score_function_option()} +
+                 .options = std::vector{score_function_option(), simbal_option()} +
                             choice_bias_options({"quantile", "sign", "smebu", "phi"}, "quantile", kMeanFree),
                  .check =
                      [](const config::Router& router, const config::Model&, const auto& refuse) {

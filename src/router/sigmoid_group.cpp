@@ -6,6 +6,7 @@
 #include "ops/slots.h"
 #include "router/choice_bias.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -82,7 +83,8 @@ RouterType sigmoid_group_router() {
                      .balance_coef = 1e-4,
                      .balance_scope = config::BalanceScope::sequence,
                      .no_z_loss = "which has no softmax whose normaliser it could bound",
-                     .options = choice_bias_options({"sign", "smebu", "phi"}, "sign", kMeanFree),
+                     .options = choice_bias_options({"sign", "smebu", "phi"}, "sign", kMeanFree) +
+                                std::vector{simbal_option()},
                      .check = [](const config::Router& router, const config::Model&,
                                  const auto& refuse) { check_choice_bias(router, kMeanFree, refuse); }},
           .make = make_router_of<SigmoidGroup>};

@@ -59,9 +59,12 @@ class RouterGolden(unittest.TestCase):
                            "wasserstein"},
             "diversity": {"orthogonal", "cosine", "euclidean"},
             "key_update": {"gradient", "ema"}, "bias": {"none", "quantile", "sign", "smebu", "phi"},
-            "bias_mean_free": {True, False}, "renormalise": {True, False}, "unit_ball": {True, False}, "num_heads": {1, 2}, "reg_scope": {"global_batch", "micro_batch"}})
+            "bias_mean_free": {True, False}, "renormalise": {True, False}, "unit_ball": {True, False},
+            "num_heads": {1, 2}, "reg_scope": {"global_batch", "micro_batch"}})
         for kind in types:
             self.assertGreater(len(seen[kind, "capacity_factor"]), 1, kind)
+            if (kind, "simbal_coef") in seen:  # of a linear gate
+                self.assertGreater(len(seen[kind, "simbal_coef"]), 1, kind)
 
     def test_slots_are_in_order_and_padding_has_none(self):
         for name, case, tensors in self.each():
