@@ -307,7 +307,7 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 
 TEST(ConfigRun, TheRouterOfAFamily) {
   const RouterOptions own = {{"bias", "sign"},    {"bias_update_speed", 1e-3}, {"bias_mean_free", false},
-                             {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 0.1},
+                             {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 1.0},
                              {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
   Router softmax;
   softmax.own.set("simbal_coef", 0.0);

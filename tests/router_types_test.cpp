@@ -191,7 +191,7 @@ TEST(ChoiceBias, EveryRuleBalancesWhereALinearRouterDoesNot) {
   const Rule rules[] = {{{{"bias", "quantile"}}, 20, 1.05},
                         {{{"bias", "sign"}, {"bias_update_speed", 0.005}}, 200, 1.2},
                         {{{"bias", "smebu"}, {"bias_update_speed", 0.01}}, 200, 1.05},
-                        {{{"bias", "phi"}, {"phi_strength", 1.0}, {"phi_decay", 0.99}}, 200, 1.3}};
+                        {{{"bias", "phi"}}, 200, 1.3}};
   for (const Rule& rule : rules)
     for (const char* score : {"sigmoid", "softmax"}) {
       config::Router options = options_of("quantile", shape, rule.own);

@@ -227,7 +227,7 @@ def quantile_of(count_EB, share):
 
 
 # What the rules of a bias read.
-BIAS_OPTIONS = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 0.1,
+BIAS_OPTIONS = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0,
                 "phi_decay": 0.99}
 
 

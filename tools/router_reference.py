@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None}
 # What the rules of a bias read.
-RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 0.1, "phi_decay": 0.99}
+RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0, "phi_decay": 0.99}
 GATE = {"simbal_coef": 0.0}  # of every router with a linear gate
 OWN = {
     "softmax_topk": {"balance_coef": 0.001} | GATE,

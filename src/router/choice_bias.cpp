@@ -44,7 +44,7 @@ std::vector<OptionOfRules> options_of_rules(bool mean_free) {
       {{.key = "bias_kappa", .fallback = 2.0, .range = {0, 1000, true}, .in_training_alone = true},
        {BiasRule::smebu}},
       {{.key = "bias_momentum", .fallback = 0.5, .range = kKept, .in_training_alone = true}, {BiasRule::smebu}},
-      {{.key = "phi_strength", .fallback = 0.1, .range = {0, 1000, true}, .in_training_alone = true},
+      {{.key = "phi_strength", .fallback = 1.0, .range = {0, 1000, true}, .in_training_alone = true},
        {BiasRule::phi}},
       {{.key = "phi_decay",
         .fallback = 0.99,
