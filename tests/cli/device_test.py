@@ -147,6 +147,7 @@ class OnTheDevice(CliTest):
             "attention_entropy": {"type": "dynamic_k", "estimator": "attention_entropy", "max_experts": 4},
             "loss_gradient": {"type": "dynamic_k", "estimator": "loss_gradient", "max_experts": 4},
             "top_p": {"type": "top_p", "p": 0.6, "max_experts": 4},
+            "simbal": {"type": "softmax_topk", "simbal_coef": 0.05},
         }
         for name, router in routers.items():
             with self.subTest(name):
@@ -160,7 +161,7 @@ class OnTheDevice(CliTest):
         model = {**harness.QWEN3_MOE, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 4,
                  "num_key_value_heads": 1, "moe_intermediate_size": 8}
         options = router_options()
-        self.assertEqual({type for type, _, _ in options}, 
+        self.assertEqual({type for type, _, _ in options},
                          {"sigmoid_group", "quantile", "expert_threshold", "top_p", "dynamic_k", "lpr"})
         self.assertGreater(len(options), 25)
         for type, key, value in options:
