@@ -140,10 +140,10 @@ std::vector<config::RouterOption> choice_bias_options(std::vector<std::string_vi
   return options;
 }
 
-std::vector<config::RouterOption> operator+(std::vector<config::RouterOption> options,
-                                            const std::vector<config::RouterOption>& more) {
-  options.insert(options.end(), more.begin(), more.end());
-  return options;
+std::vector<config::RouterOption> joined(std::vector<config::RouterOption> own,
+                                         const std::vector<config::RouterOption>& shared) {
+  own.insert(own.end(), shared.begin(), shared.end());
+  return own;
 }
 
 void check_choice_bias(const config::Router& router, bool mean_free,

@@ -53,9 +53,9 @@ class ChoiceBias {
 // bias, and what these rules read. `mean_free`: the default of bias_mean_free.
 std::vector<config::RouterOption> choice_bias_options(std::vector<std::string_view> words,
                                                       std::string_view fallback, bool mean_free);
-// Behind a router's other options.
-std::vector<config::RouterOption> operator+(std::vector<config::RouterOption> options,
-                                            const std::vector<config::RouterOption>& more);
+// A router's own options and those that it shares with others, in this order.
+std::vector<config::RouterOption> joined(std::vector<config::RouterOption> own,
+                                         const std::vector<config::RouterOption>& shared);
 // Refuses what the rule that is chosen does not read. `mean_free` as above.
 void check_choice_bias(const config::Router& router, bool mean_free,
                        const config::RouterSchema::Refuse& refuse);

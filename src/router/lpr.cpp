@@ -334,8 +334,9 @@ RouterType lpr_router() {
                               .kept_each_step = true}},
                  .check = check},
       .make = make_router_of<LatentPrototype>};
-  type.schema.options = type.schema.options +
-                        choice_bias_options({"none", "quantile", "sign", "smebu", "phi"}, "none", kMeanFree);
+  type.schema.options =
+      joined(type.schema.options,
+             choice_bias_options({"none", "quantile", "sign", "smebu", "phi"}, "none", kMeanFree));
   return type;
 }
 

@@ -71,17 +71,17 @@ class Quantile final : public Router {
 
 RouterType quantile_router() {
   constexpr bool kMeanFree = true;  // no published run has a sign step here
-  return {
-      .schema = {.type = "quantile",
-                 .balance_coef = 0,  // the bias balances
-                 .options = std::vector{score_function_option(), simbal_option()} +
-                            choice_bias_options({"quantile", "sign", "smebu", "phi"}, "quantile", kMeanFree),
-                 .check =
-                     [](const config::Router& router, const config::Model&, const auto& refuse) {
-                       check_score_function(router, refuse);
-                       check_choice_bias(router, kMeanFree, refuse);
-                     }},
-      .make = make_router_of<Quantile>};
+  return {.schema = {.type = "quantile",
+                     .balance_coef = 0,  // the bias balances
+                     .options = joined(
+                         {score_function_option(), simbal_option()},
+                         choice_bias_options({"quantile", "sign", "smebu", "phi"}, "quantile", kMeanFree)),
+                     .check =
+                         [](const config::Router& router, const config::Model&, const auto& refuse) {
+                           check_score_function(router, refuse);
+                           check_choice_bias(router, kMeanFree, refuse);
+                         }},
+          .make = make_router_of<Quantile>};
 }
 
 }  // namespace switchyard::router

@@ -83,8 +83,8 @@ RouterType sigmoid_group_router() {
                      .balance_coef = 1e-4,
                      .balance_scope = config::BalanceScope::sequence,
                      .no_z_loss = "which has no softmax whose normaliser it could bound",
-                     .options = choice_bias_options({"sign", "smebu", "phi"}, "sign", kMeanFree) +
-                                std::vector{simbal_option()},
+                     .options = joined(choice_bias_options({"sign", "smebu", "phi"}, "sign", kMeanFree),
+                                       {simbal_option()}),
                      .check = [](const config::Router& router, const config::Model&,
                                  const auto& refuse) { check_choice_bias(router, kMeanFree, refuse); }},
           .make = make_router_of<SigmoidGroup>};
