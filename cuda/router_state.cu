@@ -88,17 +88,86 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block.
-__global__ void __launch_bounds__(kThreads)
-    balance_bias_kernel(float* bias_E, const double* count_E, float speed, int n_experts) {
+// One block: the counts' mean, in every thread.
+__device__ __forceinline__ double mean_of_counts(const double* count_E, int n_experts) {
   double sum = 0;
   for (int e = static_cast<int>(threadIdx.x); e < n_experts; e += kThreads) sum += count_E[e];
-  const double mean = reduce_block<Sum, kThreads>(sum) / n_experts;
+  return reduce_block<Sum, kThreads>(sum) / n_experts;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    balance_bias_kernel(float* bias_E, const double* count_E, float speed, int n_experts) {
+  const double mean = mean_of_counts(count_E, n_experts);
   for (int e = static_cast<int>(threadIdx.x); e < n_experts; e += kThreads) {
     if (count_E[e] < mean) bias_E[e] += speed;
     if (count_E[e] > mean) bias_E[e] -= speed;
   }
 }
+
+// What moves an expert's bias, less the mean of all experts' moves: Move has of(count, mean), which any thread
+// may ask twice, and apply(e, move).
+template <class Move>
+__global__ void __launch_bounds__(kThreads)
+    centred_moves_kernel(Move moves, const double* count_E, int n_experts) {
+  const double mean = mean_of_counts(count_E, n_experts);
+  if (moves.needs_counts && mean == 0) return;  // nothing was counted at all
+  double sum = 0;
+  for (int e = static_cast<int>(threadIdx.x); e < n_experts; e += kThreads)
+    sum += moves.of(e, count_E[e], mean);
+  const double mean_move = reduce_block<Sum, kThreads>(sum) / n_experts;
+  for (int e = static_cast<int>(threadIdx.x); e < n_experts; e += kThreads)
+    moves.apply(e, count_E[e], mean, mean_move);
+}
+
+struct SignMove {
+  static constexpr bool needs_counts = false;
+  float* bias_E;
+  double speed;
+
+  __device__ double of(int, double count, double mean) const {
+    return count < mean ? 1 : count > mean ? -1 : 0;
+  }
+  __device__ void apply(int e, double count, double mean, double mean_move) const {
+    bias_E[e] = static_cast<float>(static_cast<double>(bias_E[e]) + speed * (of(e, count, mean) - mean_move));
+  }
+};
+
+struct SoftMove {
+  static constexpr bool needs_counts = true;
+  float *bias_E, *momentum_E;
+  SoftClamp clamp;
+
+  __device__ double of(int, double count, double mean) const {
+    return clamp.speed * tanh(clamp.kappa * (mean - count) / mean);
+  }
+  __device__ void apply(int e, double count, double mean, double mean_move) const {
+    const double move = of(e, count, mean) - mean_move;
+    const auto momentum =
+        static_cast<float>(clamp.keep * static_cast<double>(momentum_E[e]) + (1 - clamp.keep) * move);
+    momentum_E[e] = momentum;
+    bias_E[e] = static_cast<float>(static_cast<double>(bias_E[e]) + static_cast<double>(momentum));
+  }
+};
+
+struct LoadMove {
+  static constexpr bool needs_counts = true;
+  float *bias_E, *load_E;
+  double decay, strength;
+
+  __device__ float load(int e, double count, double mean) const {
+    return static_cast<float>(decay * static_cast<double>(load_E[e]) + (1 - decay) * count / mean);
+  }
+  __device__ double shift(float load) const {
+    const auto exact = static_cast<double>(load);
+    return -strength * log(exact > kLeastLoad ? exact : kLeastLoad);
+  }
+  __device__ double of(int e, double count, double mean) const { return shift(load(e, count, mean)); }
+  __device__ void apply(int e, double count, double mean, double mean_move) const {
+    const float new_load = load(e, count, mean);
+    load_E[e] = new_load;
+    bias_E[e] = static_cast<float>(shift(new_load) - mean_move);
+  }
+};
 
 struct FollowMean {
   Rows<float> mean_ED;
@@ -164,9 +233,26 @@ struct FollowRatio {
 
 }  // namespace
 
-void balance_bias(Tensor bias_E, Tensor count_E, double speed, Context& ctx) {
-  launch("balance_bias", balance_bias_kernel, {1, kThreads}, ctx, bias_E.as<float>(), count_E.as<double>(),
-         speed, bias_E.rows());
+void balance_bias(Tensor bias_E, Tensor count_E, double speed, bool mean_free, Context& ctx) {
+  if (mean_free)
+    launch("balance_bias", centred_moves_kernel<SignMove>, {1, kThreads}, ctx,
+           SignMove{bias_E.as<float>(), speed}, count_E.as<double>(), bias_E.rows());
+  else
+    launch("balance_bias", balance_bias_kernel, {1, kThreads}, ctx, bias_E.as<float>(), count_E.as<double>(),
+           speed, bias_E.rows());
+}
+
+void balance_bias_softly(Tensor bias_E, Tensor momentum_E, Tensor count_E, const SoftClamp& clamp,
+                         Context& ctx) {
+  launch("balance_bias_softly", centred_moves_kernel<SoftMove>, {1, kThreads}, ctx,
+         SoftMove{bias_E.as<float>(), momentum_E.as<float>(), clamp}, count_E.as<double>(), bias_E.rows());
+}
+
+void follow_load_bias(Tensor bias_E, Tensor load_E, Tensor count_E, double decay, double strength,
+                      Context& ctx) {
+  launch("follow_load_bias", centred_moves_kernel<LoadMove>, {1, kThreads}, ctx,
+         LoadMove{bias_E.as<float>(), load_E.as<float>(), decay, strength}, count_E.as<double>(),
+         bias_E.rows());
 }
 
 void follow_quantiles(Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx) {

@@ -27,7 +27,9 @@ TEST(ConfigRun, EverySectionIsRead) {
   text["log"] = Json::Object{{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
-  EXPECT_EQ(r.router, (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25}));
+  EXPECT_EQ(
+      r.router,
+      (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25, std::nullopt, 0.0, {{"simbal_coef", 0.0}}}));
   const std::vector<DataEntry> train{{"a.bin", "x", 3.0}, {"b.bin", "x", 3.0}, {"c.bin", "default", 1.5}};
   EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99, 1}));
   const Train expected{.seed = 18446744073709551615u,
@@ -66,7 +68,7 @@ TEST(ConfigRun, DefaultsAreThoseOfTheStructs) {
   train.micro_batch_size = 2;
   train.global_batch_size = 2;  // micro_batch_size
   EXPECT_EQ(r.train, train);
-  EXPECT_EQ(r.router, Router{});
+  EXPECT_EQ(r.router, default_router(kQwen3Moe, router::router_schemas()));
   EXPECT_EQ(r.parallel, Parallel{});
   EXPECT_EQ(r.checkpoint, Checkpoint{});
   EXPECT_EQ(r.log, Log{});
@@ -286,7 +288,10 @@ TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
 
 TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
   const Json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
-  EXPECT_EQ(run_of(aux).router, (Router{"softmax_topk", 0.02, BalanceScope::global_batch, 0.0}));
+  EXPECT_EQ(
+      run_of(aux).router,
+      (Router{
+          "softmax_topk", 0.02, BalanceScope::global_batch, 0.0, std::nullopt, 0.0, {{"simbal_coef", 0.0}}}));
   EXPECT_EQ(run_of(with(aux, "/router/balance_coef", "0.02")).router.balance_coef, 0.02);
   EXPECT_EQ(
       run_error(with(aux, "/router/balance_coef", "0.03")),
@@ -305,22 +310,26 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 }
 
 TEST(ConfigRun, TheRouterOfAFamily) {
-  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
-                       std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
+  const RouterOptions own = {{"bias", "sign"},    {"bias_update_speed", 1e-3}, {"bias_mean_free", false},
+                             {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 1.0},
+                             {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
+  Router softmax;
+  softmax.own.set("simbal_coef", 0.0);
+  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, own};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
-  EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), Router{});
-  EXPECT_EQ(default_router(kMixtral, router::router_schemas()), Router{});
+  EXPECT_EQ(default_router(kQwen3Moe, router::router_schemas()), softmax);
+  EXPECT_EQ(default_router(kMixtral, router::router_schemas()), softmax);
   // Each router fits every layout.
-  EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, Router{});
+  EXPECT_EQ(run_of(with(deepseek, "/router/type", "\"softmax_topk\"")).router, softmax);
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   const Json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
-  EXPECT_EQ(
-      run_of(still).router,
-      (Router{
-          "sigmoid_group", 0, BalanceScope::sequence, 0.0, std::nullopt, 0.0, {{"bias_update_speed", 0.0}}}));
+  Router unmoved = sigmoid;
+  unmoved.balance_coef = 0;
+  unmoved.own.set("bias_update_speed", 0.0);
+  EXPECT_EQ(run_of(still).router, unmoved);
 }
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
@@ -332,11 +341,34 @@ TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
   EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
   EXPECT_EQ(run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
             "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no such option "
-            "(of: \"sigmoid_group\"); remove it");
+            "(of: \"sigmoid_group\", \"quantile\", \"lpr\"); remove it");
   EXPECT_EQ(run_error(with(deepseek, "/router/bias_update_speed", "1.5")),
             "run.json: router.bias_update_speed: is 1.5, expected a number in [0, 1]");
   EXPECT_CONTAINS(run_error(with(deepseek, "/router/bias_update_speed", "0.01"), {"router.type=softmax_topk"}),
                   "--set router.type=softmax_topk: router.bias_update_speed: ");
+}
+
+TEST(ConfigRun, ARuleOfTheBiasReadsItsOwnOptions) {
+  const Json deepseek = minimal_run(minimal_deepseek());
+  const auto error = [](const char* router) { return run_error(with(minimal_run(), "/router", router)); };
+  EXPECT_EQ(error(R"({"type": "sigmoid_group", "bias": "quantile"})"),
+            "run.json: router.bias: is \"quantile\", expected one of: sign, smebu, phi");
+  EXPECT_EQ(error(R"({"type": "sigmoid_group", "bias_momentum": 0.9})"),
+            "run.json: router.bias_momentum: is 0.9, but bias is \"sign\", which does not read it; remove it");
+  EXPECT_CONTAINS(error(R"({"type": "sigmoid_group", "bias": "phi", "bias_update_speed": 0.5})"),
+                  "bias is \"phi\", which does not read it");
+  EXPECT_CONTAINS(error(R"({"type": "sigmoid_group", "bias": "smebu", "bias_mean_free": true})"),
+                  "router.bias_mean_free: is true, but bias is \"smebu\"");
+  EXPECT_CONTAINS(error(R"({"type": "quantile", "bias": "smebu", "bias_ema": 0.5})"),
+                  "router.bias_ema: is 0.5");
+  EXPECT_CONTAINS(error(R"({"type": "quantile", "bias_mean_free": false})"), "router.bias_mean_free: is false");
+  EXPECT_CONTAINS(error(R"({"type": "lpr", "phi_decay": 0.5})"), "bias is \"none\", which does not read it");
+  EXPECT_CONTAINS(error(R"({"type": "kmeans", "simbal_coef": 0.5})"),
+                  "router.simbal_coef: router.type is \"kmeans\", which has no such option");
+  for (const char* router : {R"({"type": "sigmoid_group", "bias": "smebu", "bias_update_speed": 5e-4})",
+                             R"({"type": "quantile", "bias": "sign", "bias_mean_free": false})",
+                             R"({"type": "lpr", "bias": "phi", "phi_decay": 0, "phi_strength": 0.01})"})
+    EXPECT_NO_THROW(run_of(with(deepseek, "/router", router))) << router;
 }
 
 TEST(ConfigRun, MultiTokenPredictionHasLayersAndALossOrNeither) {

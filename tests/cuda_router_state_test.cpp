@@ -27,12 +27,42 @@ class CudaRouterState : public ::testing::TestWithParam<std::int64_t> {
 constexpr double kRounding = 0x1p-23;
 
 TEST_P(CudaRouterState, BiasesEqualTheCpu) {
-  const OwnedTensor bias = normal({experts()}, DType::f32, "bias"), count({experts()}, DType::f64);
-  for (std::int64_t e = 0; e < experts(); ++e) set(count, e, static_cast<double>(e % 3));  // below, at, above
-  const auto device_bias = DeviceTensor::of(bias, ctx_);
-  ops::cuda::balance_bias(device_bias, DeviceTensor::of(count, ctx_), 0.001, ctx_);
-  ops::balance_bias(bias, count, 0.001, host_ctx_);
-  EXPECT_EQ(device_bias.values(), values(bias));
+  for (const bool mean_free : {false, true}) {
+    const OwnedTensor bias = normal({experts()}, DType::f32, "bias"), count({experts()}, DType::f64);
+    for (std::int64_t e = 0; e < experts(); ++e) set(count, e, static_cast<double>(e % 3));  // below, at, above
+    const auto device_bias = DeviceTensor::of(bias, ctx_);
+    ops::cuda::balance_bias(device_bias, DeviceTensor::of(count, ctx_), 0.001, mean_free, ctx_);
+    ops::balance_bias(bias, count, 0.001, mean_free, host_ctx_);
+    if (mean_free)
+      EXPECT_TRUE(all_near(device_bias.values(), values(bias), kRounding, kRounding));
+    else
+      EXPECT_EQ(device_bias.values(), values(bias));
+  }
+}
+
+TEST_P(CudaRouterState, BiasesWithAStateEqualTheCpu) {
+  const OwnedTensor count = counts({experts()}, "count", 9), none({experts()}, DType::f64);
+  fill(none, std::vector<double>(static_cast<std::size_t>(experts()), 0));
+  const ops::SoftClamp clamp{.speed = 0.5, .kappa = 2, .keep = 0.75};
+  for (const OwnedTensor* counted : {&count, static_cast<const OwnedTensor*>(&none)}) {
+    const OwnedTensor bias = normal({experts()}, DType::f32, "bias"),
+                      momentum = normal({experts()}, DType::f32, "momentum"),
+                      load = normal({experts()}, DType::f32, "load", 0.1, 2), shift({experts()}, DType::f32);
+    fill_normal(shift, "shift");
+    const auto device_bias = DeviceTensor::of(bias, ctx_), device_momentum = DeviceTensor::of(momentum, ctx_),
+               device_load = DeviceTensor::of(load, ctx_), device_shift = DeviceTensor::of(shift, ctx_),
+               device_count = DeviceTensor::of(*counted, ctx_);
+    ops::cuda::balance_bias_softly(device_bias, device_momentum, device_count, clamp, ctx_);
+    ops::cuda::follow_load_bias(device_shift, device_load, device_count, 0, 0.5, ctx_);
+    ops::balance_bias_softly(bias, momentum, *counted, clamp, host_ctx_);
+    ops::follow_load_bias(shift, load, *counted, 0, 0.5, host_ctx_);
+    EXPECT_TRUE(all_near(device_momentum.values(), values(momentum), kRounding, kRounding));
+    // Momenta that differ in a last place differ as much in their sum with the bias.
+    EXPECT_TRUE(all_near(device_bias.values(), values(bias), 2 * kRounding, 2 * kRounding));
+    EXPECT_TRUE(all_near(device_load.values(), values(load), kRounding, kRounding));
+    // A load that is rounded otherwise moves its logarithm by as much, relative to 1.
+    EXPECT_TRUE(all_near(device_shift.values(), values(shift), 2 * kRounding, 2 * kRounding));
+  }
 }
 
 TEST_P(CudaRouterState, QuantilesEqualTheCpu) {

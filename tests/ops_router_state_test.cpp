@@ -25,12 +25,79 @@ TEST(BalanceBias, MovesByTheSpeedTowardsTheMean) {
     PoisonedContext ctx;
     const OwnedTensor bias({4}, dtype);
     fill(bias, {0, 1, -1, 0.5});
-    ops::balance_bias(bias, doubles({0, 8, 3, 4}), 0.25, ctx);  // mean 3.75
+    ops::balance_bias(bias, doubles({0, 8, 3, 4}), 0.25, false, ctx);  // mean 3.75
     EXPECT_EQ(values(bias), (Numbers{0.25, 0.75, -0.75, 0.25}));
-    ops::balance_bias(bias, doubles({5, 5, 5, 5}), 0.25, ctx);  // balanced: sign(0) = 0
+    ops::balance_bias(bias, doubles({5, 5, 5, 5}), 0.25, false, ctx);  // balanced: sign(0) = 0
     EXPECT_EQ(values(bias), (Numbers{0.25, 0.75, -0.75, 0.25}));
-    ops::balance_bias(bias, doubles({2, 4, 6, 4}), 0.25, ctx);  // mean 4
+    ops::balance_bias(bias, doubles({2, 4, 6, 4}), 0.25, false, ctx);  // mean 4
     EXPECT_EQ(values(bias), (Numbers{0.5, 0.75, -1, 0.25}));
+  }
+}
+
+// Signs 1, -1, 1, -1 have no mean; 1, 1, 1, -1 have 1/2, and a bias that only gains experts below the mean does
+// not rise.
+TEST(BalanceBias, MeanFreeItKeepsTheMeanOfTheBias) {
+  for (const DType dtype : kTypes) {
+    PoisonedContext ctx;
+    const OwnedTensor bias = state(dtype, {4}, {0, 1, -1, 0.5});
+    ops::balance_bias(bias, doubles({0, 8, 1, 7}), 0.25, true, ctx);
+    EXPECT_EQ(values(bias), (Numbers{0.25, 0.75, -0.75, 0.25}));
+    ops::balance_bias(bias, doubles({1, 1, 1, 9}), 0.25, true, ctx);
+    EXPECT_EQ(values(bias), (Numbers{0.375, 0.875, -0.625, -0.125}));
+    ops::balance_bias(bias, doubles({0, 0, 0, 0}), 0.25, true, ctx);  // nothing was counted
+    EXPECT_EQ(values(bias), (Numbers{0.375, 0.875, -0.625, -0.125}));
+  }
+}
+
+// Loads 4, 3, 1, 8 of a mean of 4: v = 0, 1/4, 3/4, -1.
+TEST(BalanceBiasSoftly, MovesByTheMomentumOfClampedSteps) {
+  for (const DType dtype : kTypes) {
+    PoisonedContext ctx;
+    const double tolerance = dtype == DType::f32 ? 1e-7 : 1e-16;  // one rounding of numbers of some tenths
+    const OwnedTensor bias = state(dtype, {4}, {0, 1, -1, 0.5}), momentum = state(dtype, {4}, {0, 0.5, 0, 0});
+    Numbers u = {0, std::tanh(0.5), std::tanh(1.5), std::tanh(-2.0)};
+    const double mean = (u[0] + u[1] + u[2] + u[3]) / 4;
+    for (double& each : u) each = 0.25 * (each - mean);
+    Numbers m = {0.25 * u[0], 0.375 + 0.25 * u[1], 0.25 * u[2], 0.25 * u[3]};
+    ops::balance_bias_softly(bias, momentum, doubles({4, 3, 1, 8}), {.speed = 0.25, .kappa = 2, .keep = 0.75},
+                             ctx);
+    EXPECT_TRUE(all_near(values(momentum), m, 0, tolerance));
+    EXPECT_TRUE(all_near(values(bias), {m[0], 1 + m[1], -1 + m[2], 0.5 + m[3]}, 0, 2 * tolerance));
+    // Balanced, the bias goes on by what is left of the momentum.
+    ops::balance_bias_softly(bias, momentum, doubles({4, 4, 4, 4}), {.speed = 0.25, .kappa = 2, .keep = 0.5},
+                             ctx);
+    for (double& each : m) each *= 1.5;
+    EXPECT_TRUE(all_near(values(bias), {m[0], 1 + m[1], -1 + m[2], 0.5 + m[3]}, 0, 4 * tolerance));
+    // Nothing was counted: nothing moves.
+    const Numbers bias_before = values(bias), momentum_before = values(momentum);
+    ops::balance_bias_softly(bias, momentum, doubles({0, 0, 0, 0}), {.speed = 0.25, .kappa = 2, .keep = 0.5},
+                             ctx);
+    EXPECT_EQ(values(bias), bias_before);
+    EXPECT_EQ(values(momentum), momentum_before);
+  }
+}
+
+TEST(FollowLoadBias, IsMinusTheLogarithmOfTheAverageLoad) {
+  for (const DType dtype : kTypes) {
+    PoisonedContext ctx;
+    const double tolerance = dtype == DType::f32 ? 1e-6 : 1e-14;  // a rounded load, its logarithm times 1/2
+    const OwnedTensor bias = state(dtype, {3}, {9, 9, 9}), load = state(dtype, {3}, {1, 1, 1});
+    ops::follow_load_bias(bias, load, doubles({2, 4, 0}), 0.5, 0.5, ctx);  // of their mean: 1, 2, 0
+    EXPECT_EQ(values(load), (Numbers{1, 1.5, 0.5}));
+    const double mean = (std::log(1.5) + std::log(0.5)) / 3;
+    EXPECT_TRUE(all_near(values(bias),
+                         {0.5 * mean, -0.5 * (std::log(1.5) - mean), -0.5 * (std::log(0.5) - mean)}, 0,
+                         tolerance));
+    ops::follow_load_bias(bias, load, doubles({0, 0, 0}), 0.5, 0.5, ctx);  // nothing was counted
+    EXPECT_EQ(values(load), (Numbers{1, 1.5, 0.5}));
+    // However long an expert has nothing, its bias is that of the least load.
+    ops::follow_load_bias(bias, load, doubles({3, 3, 0}), 0, 0.5, ctx);
+    EXPECT_EQ(values(load), (Numbers{1.5, 1.5, 0}));
+    const double least = std::log(ops::kLeastLoad), middle = (2 * std::log(1.5) + least) / 3;
+    EXPECT_TRUE(
+        all_near(values(bias),
+                 {-0.5 * (std::log(1.5) - middle), -0.5 * (std::log(1.5) - middle), -0.5 * (least - middle)}, 0,
+                 8 * tolerance));
   }
 }
 
@@ -103,8 +170,12 @@ TEST(FollowRatios, DividesAveragedSumsByAveragedCounts) {
 TEST(RouterState, RefusesOtherShapesAndTypes) {
   Context ctx;
   const OwnedTensor three = state(DType::f32, {3}, {1, 2, 3}), matrix({3, 2}, DType::f32);
-  EXPECT_THROW(ops::balance_bias(three, doubles({1, 2}), 0.1, ctx), std::logic_error);
-  EXPECT_THROW(ops::balance_bias(three, three, 0.1, ctx), std::logic_error);
+  EXPECT_THROW(ops::balance_bias(three, doubles({1, 2}), 0.1, false, ctx), std::logic_error);
+  EXPECT_THROW(ops::balance_bias(three, three, 0.1, true, ctx), std::logic_error);
+  EXPECT_THROW(ops::balance_bias_softly(three, matrix, doubles({1, 2, 3}), {0.1, 1, 0}, ctx), std::logic_error);
+  EXPECT_THROW(ops::balance_bias_softly(three, three, doubles({1, 2}), {0.1, 1, 0}, ctx), std::logic_error);
+  EXPECT_THROW(ops::follow_load_bias(three, matrix, doubles({1, 2, 3}), 0.5, 0.1, ctx), std::logic_error);
+  EXPECT_THROW(ops::follow_load_bias(three, three, three, 0.5, 0.1, ctx), std::logic_error);
   EXPECT_THROW(ops::follow_quantiles(three, matrix, 0.5, 0.5, ctx), std::logic_error);
   EXPECT_THROW(ops::follow_quantile_bias(three, matrix, 0.5, 0.5, ctx), std::logic_error);
   EXPECT_THROW(ops::follow_means(matrix, matrix, doubles({1, 2, 3}), 0.5, ctx), std::logic_error);

@@ -28,7 +28,15 @@ std::vector<Case> cases() {
   return {
       {"SoftmaxTopKJitterCapacity", "softmax_topk", {}, true, 0.7, 0.3},
       {"SigmoidGroupJitterCapacity", "sigmoid_group", {}, true, 0.7, 0.3},
+      {"SoftmaxTopKSimBal", "softmax_topk", {{"simbal_coef", 0.3}}},
+      {"TopPSimBal", "top_p", {{"max_experts", four}, {"entropy_coef", 0.7}, {"simbal_coef", 0.3}}},
+      {"SigmoidGroupMeanFree", "sigmoid_group", {{"bias_mean_free", true}}},
+      {"SigmoidGroupSmebu", "sigmoid_group", {{"bias", "smebu"}}},
+      {"SigmoidGroupPhi", "sigmoid_group", {{"bias", "phi"}}},
       {"QuantileSigmoid", "quantile"},
+      {"QuantileSign", "quantile", {{"bias", "sign"}}},
+      {"QuantileSmebuCapacityJitter", "quantile", {{"bias", "smebu"}}, true, 0.7, 0.3},
+      {"QuantileSoftmaxPhi", "quantile", {{"bias", "phi"}, {"score_function", "softmax"}}},
       {"QuantileSoftmaxAsTheyAre", "quantile", {{"score_function", "softmax"}}, false},
       {"QuantileSoftmaxCapacityJitter", "quantile", {{"score_function", "softmax"}}, true, 0.7, 0.3},
       {"TopP", "top_p", {{"p", 0.5}, {"max_experts", four}, {"entropy_coef", 0.7}}},
@@ -89,6 +97,7 @@ void fill_state(RouterFixture& fixture) {
                           : name.ends_with("_mean")    ? 2.4
                           : name.ends_with("_token")   ? 3
                           : name.ends_with("_var")     ? 1
+                          : name.ends_with("_load")    ? 1
                                                        : 0;
     test::fill_normal(fixture.store.value(i), name,
                       name.ends_with("weight") || name.ends_with("means") ? 0.7 : 0.05, center);
@@ -110,7 +119,9 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
   const OwnedTensor entropy_T = test::normal({8}, DType::f64, "entropy", 0.5, 2.4);
   RouterBatch batch = fixture.batch(token_T);
   batch.attention_entropy_T = entropy_T;
-  const RoutingLossGradient loss_gradient{.dprob_BE = s_BE, .dlse2 = kDz, .token_share = 1.0 / 6};
+  const OwnedTensor tokens_B = ints({4, 2});
+  const RoutingLossGradient loss_gradient{
+      .dprob_BE = s_BE, .dlse2 = kDz, .token_share = 1.0 / 6, .tokens_B = tokens_B};
   const Numbers chosen = values(fixture.layer.forward(x_TD, batch, fixture.ctx).expert_TK);
   EXPECT_EQ(fixture.routing.dropped_1.as<std::int32_t>()[0] > 0, test_case.capacity_factor > 0);
   const auto loss = [&] {
@@ -168,6 +179,7 @@ TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
     for (std::int64_t i = 0; i < x_TD.numel(); ++i) test::set(x_TD, i, padding ? 0 : (i % 6 == 2 ? 20 : 0.1));
     const OwnedTensor entropy_T = test::normal({8}, DType::f32, "entropy", 0, 1);
     const OwnedTensor s_BE = test::normal({2, 5}, DType::f64, "s");
+    const OwnedTensor tokens_B = ints({padding ? 0.0 : 4, padding ? 0.0 : 4});
     RouterBatch batch = fixture.batch(token_T);
     batch.attention_entropy_T = entropy_T;
     for (int step = 0; step < 4; ++step) {
@@ -180,7 +192,7 @@ TEST_P(RouterGradient, StaysFiniteWhereOneExpertTakesAllAndWhereNothingComes) {
       for (std::int64_t i = 0; i < dweight_TK.numel(); ++i)
         if (test::get(decision.expert_TK, i) < 0) test::set(dweight_TK, i, 0);
       fixture.backward(dx_TD, {dweight_TK}, x_TD, batch,
-                       {.dprob_BE = s_BE, .dlse2 = 0.1, .token_share = 0.125});
+                       {.dprob_BE = s_BE, .dlse2 = 0.1, .token_share = 0.125, .tokens_B = tokens_B});
       for (const double value : values(dx_TD)) ASSERT_TRUE(std::isfinite(value));
       fixture.after_step();
       for (const double value : values(fixture.store.values()))

@@ -60,7 +60,7 @@ struct RouterFixture {
   Numbers statistics() const { return statistics_S ? test::values(*statistics_S) : Numbers{}; }
   double own_loss(const RoutingLossGradient& gradient) {
     const test::OwnedTensor loss_1 = test::doubles({0});
-    layer.router().add_router_loss(loss_1, gradient, ctx);
+    layer.add_layer_loss(loss_1, gradient, ctx);
     return loss_1[0];
   }
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,

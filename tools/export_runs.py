@@ -26,6 +26,11 @@ ROUTERS = ({"type": "lpr", "reg_coef": 0.5, "z_loss_coef": 0.01}, {"type": "soft
            {"type": "sigmoid_group", "balance_coef": 0.1}, {"capacity_factor": 0.75})
 # Options that change what is computed; of one layout.
 OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
+           {"type": "lpr", "bias": "sign"}, {"type": "lpr", "bias": "smebu"}, {"type": "lpr", "bias": "phi"},
+           {"type": "quantile", "bias": "smebu", "bias_update_speed": 0.05}, {"type": "quantile", "bias": "phi"},
+           {"type": "sigmoid_group", "bias_mean_free": True}, {"type": "sigmoid_group", "bias": "smebu"},
+           {"type": "sigmoid_group", "bias": "phi"}, {"type": "quantile", "simbal_coef": 0.1},
+           {"type": "top_p", "max_experts": 3, "simbal_coef": 0.1},
            *({"type": "lpr", "similarity": name} for name in ("dot", "gaussian", "mahalanobis", "cross_attention", "kl",
                                                               "js", "hellinger", "wasserstein")),
            {"type": "lpr", "similarity": "cross_attention", "num_heads": 2},

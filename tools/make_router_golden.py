@@ -37,7 +37,7 @@ HIDDEN, EXPERTS, LATENT, VOCABULARY = 16, 8, 4, 100
 SHAPE = {"hidden_size": HIDDEN, "n_experts": EXPERTS, "n_slots": 2, "n_group": 1, "topk_group": 1,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0}
 # The smallest distance of each kind of decision from its opposite. Float32 moves scores by some 1e-6.
-MIN_DISTANCE = {"choice": 1e-3, "capacity": 1e-3, "p": 1e-3, "k": 1e-3, "threshold": 1e-3, "alignment": 1e-4,
+MIN_DISTANCE = {"choice": 1e-3, "capacity": 1e-3, "p": 1e-3, "k": 1e-3, "threshold": 1e-3, "alignment": 1e-4, "simbal": 1e-4,
                 "bin": 2e-6}
 # Of a tensor's largest value: decisions, weights, losses and state; gradients.
 FORWARD, GRADIENT = 1e-5, 1e-4
@@ -60,6 +60,7 @@ CASES = {
         {"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "global_batch"}, n_slots=3),
     "softmax_topk_balance_model": case({"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "model"}),
     "softmax_topk_capacity": case({"type": "softmax_topk", "balance_coef": 0.02, "capacity_factor": 0.9}),
+    "softmax_topk_simbal": case({"type": "softmax_topk", "simbal_coef": 0.05}),
     "sigmoid_group": case({"type": "sigmoid_group", "balance_coef": 0.02}, n_group=4, topk_group=2,
                           routed_scaling_factor=2.5),
     "sigmoid_group_unnormalised": case({"type": "sigmoid_group", "balance_coef": 0.02, "balance_scope": "layer",
@@ -67,7 +68,20 @@ CASES = {
                                        n_group=2, topk_group=1, n_slots=3, norm_topk_prob=False),
     "sigmoid_group_capacity": case({"type": "sigmoid_group", "balance_coef": 0.02, "capacity_factor": 1.0},
                                    n_group=4, topk_group=3, routed_scaling_factor=1.5),
+    "sigmoid_group_mean_free": case({"type": "sigmoid_group", "bias_mean_free": True, "bias_update_speed": 0.01},
+                                    n_group=4, topk_group=2),
+    "sigmoid_group_smebu": case({"type": "sigmoid_group", "bias": "smebu", "bias_update_speed": 0.02}, n_group=4,
+                                topk_group=2, routed_scaling_factor=2.5),
+    "sigmoid_group_smebu_capacity": case({"type": "sigmoid_group", "bias": "smebu", "bias_kappa": 0.5,
+                                          "bias_momentum": 0.9, "capacity_factor": 1.0}, n_slots=3),
+    "sigmoid_group_phi": case({"type": "sigmoid_group", "bias": "phi", "phi_decay": 0.8}, n_group=2, topk_group=1),
+    "sigmoid_group_simbal": case({"type": "sigmoid_group", "bias": "smebu", "simbal_coef": 0.02}, n_group=4, topk_group=2),
     "quantile": case({"type": "quantile"}),
+    "quantile_simbal": case({"type": "quantile", "simbal_coef": 0.02, "capacity_factor": 1.0}),
+    "quantile_sign": case({"type": "quantile", "bias": "sign", "bias_update_speed": 0.05}, n_slots=3),
+    "quantile_smebu": case({"type": "quantile", "bias": "smebu", "score_function": "softmax",
+                            "bias_update_speed": 0.05, "bias_momentum": 0.0}),
+    "quantile_phi": case({"type": "quantile", "bias": "phi", "phi_strength": 0.5, "phi_decay": 0.5}),
     "quantile_softmax": case({"type": "quantile", "score_function": "softmax", "bias_ema": 0.3, "balance_coef": 0.02,
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
@@ -76,6 +90,7 @@ CASES = {
     "top_p": case({"type": "top_p", "max_experts": 6, "entropy_coef": 0.02, "balance_coef": 0.02}),
     "top_p_renormalised": case({"type": "top_p", "p": 0.7, "max_experts": 3, "entropy_coef": 0.02, "renormalise": True,
                                 "z_loss_coef": 0.01}),
+    "top_p_simbal": case({"type": "top_p", "max_experts": 6, "entropy_coef": 0.02, "simbal_coef": 0.02}),
     "top_p_one": case({"type": "top_p", "p": 1.0, "max_experts": 5, "balance_scope": "sequence"}),
     "top_p_capacity": case({"type": "top_p", "p": 0.5, "max_experts": 4, "capacity_factor": 0.5}),
     "dynamic_k_activation_norm_l2": case({"type": "dynamic_k", "max_experts": 4}),
@@ -88,9 +103,11 @@ CASES = {
     "dynamic_k_loss_gradient": case({"type": "dynamic_k", "max_experts": 5, "estimator": "loss_gradient",
                                      "statistics_decay": 0.8}),
     "dynamic_k_attention_entropy": case({"type": "dynamic_k", "max_experts": 4, "estimator": "attention_entropy"}),
+    "dynamic_k_simbal": case({"type": "dynamic_k", "max_experts": 4, "simbal_coef": 0.02}),
     "dynamic_k_threshold": case({"type": "dynamic_k", "max_experts": 3, "estimator": "threshold", "threshold": 4.0}),
     "dynamic_k_uncalibrated": case({"type": "dynamic_k", "max_experts": 4, "capacity_factor": 0.6}),
     "expert_threshold": case({"type": "expert_threshold", "max_experts": 4}),
+    "expert_threshold_simbal": case({"type": "expert_threshold", "max_experts": 4, "simbal_coef": 0.02}),
     "expert_threshold_softmax": case({"type": "expert_threshold", "score_function": "softmax", "max_experts": 2,
                                       "threshold_decay": 0.5, "balance_coef": 0.02}),
     "expert_threshold_capacity": case({"type": "expert_threshold", "max_experts": 4, "capacity_factor": 0.6}),
@@ -121,8 +138,20 @@ CASES = {
                                                    "ema_decay": 0.5}),
     "lpr_bias_quantile": case(LPR | {"bias": "quantile", "bias_ema": 0.2}),
     "lpr_bias_quantile_solves": case(LPR | {"bias": "quantile", "bias_ema": 0.2, "bias_solves": 1}),
+    "lpr_bias_sign": case(LPR | {"bias": "sign", "bias_update_speed": 0.05}),
+    "lpr_bias_smebu": case(LPR | {"bias": "smebu", "bias_update_speed": 0.05}),
+    "lpr_bias_phi": case(LPR | {"bias": "phi", "key_update": "ema", "phi_decay": 0.0}),
     "lpr_bias_quantile_capacity": case(LOUD | {"bias": "quantile", "capacity_factor": 0.9}, n_slots=3),
 }
+
+
+def bias_rows(options, E, normal, uniform):
+    rows = {"e_score_correction_bias": 0.1 * normal(E)}
+    if options["bias"] == "smebu":
+        rows["bias_momentum"] = 0.02 * normal(E)
+    if options["bias"] == "phi":  # one expert had next to nothing, another nothing
+        rows["expert_load"] = torch.cat([2 * uniform(E - 2), torch.tensor([1e-3, 0.0])])
+    return rows
 
 
 def rows_of(options, shape, normal, uniform):
@@ -133,7 +162,7 @@ def rows_of(options, shape, normal, uniform):
     if kind != "lpr":
         rows = {"weight": 0.4 * normal(E, D)}
         if kind in ("sigmoid_group", "quantile"):
-            rows["e_score_correction_bias"] = 0.1 * normal(E)
+            rows |= bias_rows(options, E, normal, uniform)
         if kind == "expert_threshold":
             typical = 0.6 if options["score_function"] == "sigmoid" else 0.25
             rows["thresholds"] = typical * (0.8 + 0.4 * uniform(E))
@@ -162,8 +191,8 @@ def rows_of(options, shape, normal, uniform):
     elif similarity in ("kl", "js", "hellinger", "wasserstein"):
         rows[prefix + "key_log_var"] = 0.4 * normal(E, d)
         rows[prefix + "proj.weight"], rows[prefix + "proj.bias"] = 0.7 * normal(d, d), 0.2 * normal(d)
-    if options["bias"] == "quantile":
-        rows["e_score_correction_bias"] = 0.1 * normal(E)
+    if options["bias"] != "none":
+        rows |= bias_rows(options, E, normal, uniform)
     if options["key_update"] == "ema":
         rows["ema_sums"], rows["ema_counts"] = 2 * normal(E, d), 1 + 3 * uniform(E)
     return rows
@@ -278,7 +307,12 @@ def applies(key, options):
     """Some keys belong to one choice of another; elsewhere a run's configuration refuses them."""
     owner = {"sigma": ("similarity", "gaussian"), "num_heads": ("similarity", "cross_attention"),
              "threshold": ("estimator", "threshold")}.get(key)
-    return owner is None or options[owner[0]] == owner[1]
+    if owner is not None:
+        return options[owner[0]] == owner[1]
+    rules = {"bias_update_speed": ("sign", "smebu"), "bias_mean_free": ("sign",), "bias_kappa": ("smebu",),
+             "bias_momentum": ("smebu",), "phi_strength": ("phi",), "phi_decay": ("phi",),
+             "bias_ema": ("quantile",)}.get(key)
+    return rules is None or options["bias"] in rules
 
 
 def make_case(name, described, out):

@@ -87,7 +87,12 @@ class Router(nn.Module):
         """Moves the state, after each step of the optimizer."""
 
     def own_loss(self, routing):
-        return 0.0
+        """Of a linear gate: SimBal, how far its rows are from an orthonormal set."""
+        if not getattr(self.options, "simbal_coef", 0):
+            return 0.0
+        W_ED = self.weight.to(routing.weight_TK.dtype)
+        identity_EE = torch.eye(self.n_experts, dtype=W_ED.dtype, device=W_ED.device)
+        return self.options.simbal_coef * (W_ED @ W_ED.T - identity_EE).abs().sum()
 
     def forward(self, x, real=None, attention_entropy=None, token=None):
         """x [B, S, D], or [T, D] for one sequence; real: bool [B, S], False: padding, which counts nowhere; token:
@@ -222,12 +227,28 @@ def quantile_of(count_EB, share):
     return torch.where(count_E1 > 0, value_E1, torch.zeros_like(value_E1)).squeeze(1)
 
 
-class WithQuantileBias(Router):
-    """The bias with which K/E of the tokens would choose each expert. It chooses, and does not weigh."""
+# What the rules of a bias read.
+BIAS_OPTIONS = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0,
+                "phi_decay": 0.99}
+
+
+class WithChoiceBias(Router):
+    """A bias that chooses with the scores, and does not weigh. The option `bias` says what moves it after a step: the
+    quantile with which K/E of the tokens would choose each expert, a step towards balance (sign), that step softly
+    clamped and with momentum (smebu), or the logarithm of an average load (phi)."""
+
+    def build_bias(self):
+        self.state("e_score_correction_bias", self.n_experts)
+        if self.options.bias == "smebu":
+            self.state("bias_momentum", self.n_experts)
+        elif self.options.bias == "phi":
+            self.register_buffer("expert_load", torch.ones(self.n_experts))  # 1 at balance
+        elif self.options.bias not in ("sign", "quantile"):
+            raise ValueError(f"bias is {self.options.bias!r}, which is not known")
 
     def choose_with_bias(self, score_TE):
         self.biased_TE = biased_TE = (score_TE + self.e_score_correction_bias).detach()
-        if self.training and self.k < self.n_experts:
+        if self.training and self.options.bias == "quantile" and self.k < self.n_experts:
             bias_E = self.e_score_correction_bias
             for _ in range(self.options.bias_solves):  # on the batch's own tokens; the bias that is kept stays
                 bias_E = self.solved(bias_E, self.gaps_of(biased_TE[self.real_T]))
@@ -236,7 +257,7 @@ class WithQuantileBias(Router):
         return expert_TK, torch.ones_like(expert_TK, dtype=torch.bool)
 
     def observe(self, routing, x_TD, real_T):
-        if self.k < self.n_experts:
+        if self.options.bias == "quantile" and self.k < self.n_experts:
             self.add("gaps", self.gaps_of(self.biased_TE[real_T]))
 
     def gaps_of(self, biased_TE):
@@ -249,15 +270,39 @@ class WithQuantileBias(Router):
         return solved_E - solved_E.mean()
 
     def update(self, sums):
-        if "gaps" in sums:
-            bias_E, old = self.e_score_correction_bias, self.options.bias_ema
-            bias_E.copy_(old * bias_E + (1 - old) * self.solved(bias_E, sums["gaps"]))
+        options, n_E = self.options, sums["count"]
+        if options.bias == "quantile":
+            if "gaps" in sums:
+                bias_E, old = self.e_score_correction_bias, options.bias_ema
+                bias_E.copy_(old * bias_E + (1 - old) * self.solved(bias_E, sums["gaps"]))
+            return
+        if options.bias == "none" or n_E.sum() == 0:
+            return
+        relative_E = n_E / n_E.mean()
+        if options.bias == "phi":
+            self.expert_load.copy_(options.phi_decay * self.expert_load + (1 - options.phi_decay) * relative_E)
+            gradient_E = self.expert_load.double().clamp(min=1e-6).log()
+            self.e_score_correction_bias.copy_(-options.phi_strength * (gradient_E - gradient_E.mean()))
+            return
+        move_E = (1 - relative_E).sign() if options.bias == "sign" else (options.bias_kappa * (1 - relative_E)).tanh()
+        if options.bias == "smebu" or options.bias_mean_free:
+            move_E = move_E - move_E.mean()
+        move_E = options.bias_update_speed * move_E
+        if options.bias == "smebu":
+            keep = options.bias_momentum
+            self.bias_momentum.copy_(keep * self.bias_momentum + (1 - keep) * move_E)
+            move_E = self.bias_momentum
+        self.e_score_correction_bias += move_E.to(self.e_score_correction_bias.dtype)
 
 
 # ---- linear routers ----
 
+GATE_OPTIONS = {"simbal_coef": 0.0}  # of every linear gate
+
 
 class SoftmaxTopKRouter(Router):
+    options_of_type = GATE_OPTIONS
+
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
         P_TE = logit_TE.softmax(-1)
@@ -265,12 +310,13 @@ class SoftmaxTopKRouter(Router):
         return Routing(expert_TK, self.normalised(P_TK), taken_TK, logit_TE, P_TE)
 
 
-class SigmoidGroupRouter(Router):
-    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "bias_update_speed": 1e-3}
+class SigmoidGroupRouter(WithChoiceBias):
+    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False,
+                       **BIAS_OPTIONS, **GATE_OPTIONS}
 
     def build(self):
         super().build()
-        self.state("e_score_correction_bias", self.n_experts)
+        self.build_bias()
 
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
@@ -283,18 +329,15 @@ class SigmoidGroupRouter(Router):
         weight_TK = self.normalised(S_TE.gather(1, expert_TK))
         return Routing(expert_TK, weight_TK, taken_TK, logit_TE, S_TE / S_TE.sum(-1, keepdim=True))
 
-    def update(self, sums):
-        move_E = self.options.bias_update_speed * (sums["count"].mean() - sums["count"]).sign()
-        self.e_score_correction_bias += move_E.to(self.e_score_correction_bias.dtype)
 
-
-class QuantileRouter(WithQuantileBias):
-    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "bias_ema": 0.0, "bias_solves": 0,
-                       "settle_tokens": 0}
+class QuantileRouter(WithChoiceBias):
+    options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True,
+                       "bias_ema": 0.0, "bias_solves": 0, "settle_tokens": 0,
+                        **BIAS_OPTIONS, **GATE_OPTIONS}
 
     def build(self):
         super().build()
-        self.state("e_score_correction_bias", self.n_experts)
+        self.build_bias()
 
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
@@ -304,7 +347,8 @@ class QuantileRouter(WithQuantileBias):
 
 
 class TopPRouter(Router):
-    options_of_type = {"p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False}
+    options_of_type = {"p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False,
+                       **GATE_OPTIONS}
 
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
@@ -319,13 +363,14 @@ class TopPRouter(Router):
 
     def own_loss(self, routing):
         real_T = routing.real_BS.flatten()
-        return self.options.entropy_coef * (entropy(routing.logit_TE) * real_T).sum() / real_T.sum().clamp(min=1)
+        unsure = (entropy(routing.logit_TE) * real_T).sum() / real_T.sum().clamp(min=1)
+        return super().own_loss(routing) + self.options.entropy_coef * unsure
 
 
 class DynamicKRouter(Router):
     """The complexity of a token says how many experts it has; it has no gradient."""
     options_of_type = {"min_experts": 1, "max_experts": None, "flops_target": 0.0, "estimator": "activation_norm_l2",
-                       "threshold": 0.0, "statistics_decay": 0.99}
+                       "threshold": 0.0, "statistics_decay": 0.99, **GATE_OPTIONS}
 
     def build(self):
         super().build()
@@ -405,7 +450,7 @@ class DynamicKRouter(Router):
 class ExpertThresholdRouter(Router):
     """An expert takes every token whose score exceeds its threshold; a token may have none."""
     options_of_type = {"balance_coef": 0.0, "score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None,
-                       "settle_tokens": 0}
+                       "settle_tokens": 0, **GATE_OPTIONS}
 
     def build(self):
         super().build()
@@ -556,12 +601,12 @@ def diversity(kind, Y):
     return ((N.T @ N).square().sum() - 2 * own + n) / n**2  # the mean of (N N^T - I)^2
 
 
-class LatentPrototypeRouter(WithQuantileBias):
+class LatentPrototypeRouter(WithChoiceBias):
     options_of_type = {"balance_coef": 0.0, "latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1,
                        "unit_ball": False, "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal",
                        "diversity_lambda": 1.0, "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch",
-                       "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0,
-                       "bias_solves": 0, "settle_tokens": 0}
+                       "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_mean_free": True,
+                       "bias_ema": 0.0, "bias_solves": 0, "settle_tokens": 0, **BIAS_OPTIONS}
 
     def build(self):
         D, E, d = self.hidden_size, self.n_experts, self.options.latent_dim
@@ -573,8 +618,8 @@ class LatentPrototypeRouter(WithQuantileBias):
             self.state("ema_counts", E)
         else:
             self.expert_keys = nn.Parameter(torch.zeros(E, d))
-        if self.options.bias == "quantile":
-            self.state("e_score_correction_bias", E)
+        if self.options.bias != "none":
+            self.build_bias()
 
     def reset_parameters(self):
         for module in self.modules():
@@ -596,7 +641,7 @@ class LatentPrototypeRouter(WithQuantileBias):
         S_TE, decode = self.similarity_func(mu_Td, logvar_Td, key_Ed)
         S_TE = self.jittered(S_TE)
         P_TE = S_TE.softmax(-1)
-        if self.options.bias == "quantile":
+        if self.options.bias != "none":
             expert_TK, taken_TK = self.choose_with_bias(S_TE)
             S_TK = S_TE.gather(1, expert_TK)
         else:
@@ -617,8 +662,7 @@ class LatentPrototypeRouter(WithQuantileBias):
                                    + options.align_weight * (key_Ed - R_TE.T @ z_Td).abs().mean())
 
     def observe(self, routing, x_TD, real_T):
-        if self.options.bias == "quantile":
-            super().observe(routing, x_TD, real_T)
+        super().observe(routing, x_TD, real_T)
         if self.options.key_update == "ema":
             _, _, z_Td, R_TE = (each[real_T].double() for each in routing.observed)
             self.add("of_key", R_TE.T @ z_Td)

@@ -19,19 +19,22 @@ import torch
 import torch.nn.functional as F
 
 COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None}
+# What the rules of a bias read.
+RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0, "phi_decay": 0.99}
+GATE = {"simbal_coef": 0.0}  # of every router with a linear gate
 OWN = {
-    "softmax_topk": {"balance_coef": 0.001},
-    "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "bias_update_speed": 1e-3},
-    "quantile": {"score_function": "sigmoid", "bias_ema": 0.0, "bias_solves": 0},
-    "top_p": {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
-    "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
+    "softmax_topk": {"balance_coef": 0.001} | GATE,
+    "sigmoid_group": GATE | {"balance_coef": 0.0001, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False} | RULES,
+    "quantile": GATE | {"score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True, "bias_ema": 0.0, "bias_solves": 0} | RULES,
+    "top_p": GATE | {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
+    "dynamic_k": GATE | {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
                   "estimator": "activation_norm_l2", "threshold": None, "statistics_decay": 0.99},
-    "expert_threshold": {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
+    "expert_threshold": GATE | {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
     "kmeans": {"mean_decay": 0.99},
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
             "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal", "diversity_lambda": 1.0,
             "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch", "key_update": "gradient",
-            "ema_decay": 0.8, "bias": "none", "bias_ema": 0.0, "bias_solves": 0},
+            "ema_decay": 0.8, "bias": "none", "bias_mean_free": True, "bias_ema": 0.0, "bias_solves": 0} | RULES,
 }
 
 
@@ -116,9 +119,19 @@ class Router:
             expert_TK=put_back(expert_TK, real, -1), weight_TK=put_back(weight_TK, real, 0.0),
             addend_TD=None if choice.addend_TD is None else put_back(choice.addend_TD, real, 0.0),
             count_E=kept_TE.sum(0), n_chosen=int(choice.chosen_TE.sum()),
-            router_loss=zero + choice.loss,
+            router_loss=zero + choice.loss + self.gate_loss(),
             balance_loss=zero + self.balance(kept_TE, choice.probability_TE, sequence_T),
             z_loss=zero + self.options["z_loss_coef"] * choice.logits_TE.logsumexp(-1).pow(2).mean())
+
+    def gate_loss(self):
+        """SimBal: how far the gate's rows are from an orthonormal set, entry by entry."""
+        coef = self.options.get("simbal_coef", 0)
+        if coef == 0:
+            return 0.0
+        R_DE = self.rows["weight"].T
+        difference_EE = R_DE.T @ R_DE - torch.eye(R_DE.shape[1], dtype=R_DE.dtype)
+        self.closeness.note("simbal", difference_EE)
+        return coef * difference_EE.abs().sum()
 
     def within_capacity(self, choice):
         factor = self.options["capacity_factor"]
@@ -248,17 +261,23 @@ class GapQuantile:
         return quantile_of(self.count_EB, share).to(dtype)
 
 
-class QuantileBias:
-    """b such that each expert would be chosen by K/E of the tokens."""
+class ChoiceBias:
+    """A bias that chooses with the scores, and the rules by which a step moves it."""
 
     def __init__(self, router):
-        self.router, self.gaps = router, GapQuantile(router.closeness)
+        self.router, self.rule, self.gaps = router, router.options["bias"], GapQuantile(router.closeness)
+        self.state_names = ("e_score_correction_bias",) + {"smebu": ("bias_momentum",), "phi": ("expert_load",)}.get(
+            self.rule, ())
+
+    @property
+    def value_E(self):
+        return self.router.rows["e_score_correction_bias"]
 
     def choose(self, S_TE):
         """Mask of the K largest S + b, of training: with b solved again on these tokens, bias_solves times."""
         K, n_experts = self.router.shape.n_slots, self.router.shape.n_experts
-        bias_E = self.router.rows["e_score_correction_bias"]
-        if K == n_experts:
+        bias_E = self.value_E
+        if self.rule != "quantile" or K == n_experts:
             return self.router.largest(S_TE + bias_E, K)
         self.gaps.see(self.gap(S_TE + bias_E, K))
         for _ in range(self.router.options["bias_solves"]):
@@ -272,8 +291,36 @@ class QuantileBias:
     def gap(biased_TE, K):
         return biased_TE.sort(dim=-1, descending=True).values[:, K].unsqueeze(-1) - biased_TE
 
-    def after_step(self):
-        shape, bias_E = self.router.shape, self.router.rows["e_score_correction_bias"]
+    def after_step(self, count_E):
+        """count_E: slots on each expert, of the global batch."""
+        options, bias_E = self.router.options, self.value_E
+        n_E = count_E.to(bias_E.dtype)
+        nbar = n_E.mean()
+        if self.rule == "quantile":
+            return {"e_score_correction_bias": self.solved(bias_E)}
+        if self.rule == "sign":
+            move_E = torch.sign(nbar - n_E)
+            if options["bias_mean_free"]:
+                move_E = move_E - move_E.mean()
+            return {"e_score_correction_bias": bias_E + options["bias_update_speed"] * move_E}
+        if self.rule == "smebu":
+            beta = options["bias_momentum"]
+            u_E = options["bias_update_speed"] * torch.tanh(options["bias_kappa"] * (nbar - n_E) / nbar)
+            u_E = u_E - u_E.mean()
+            m_E = beta * self.router.rows["bias_momentum"] + (1 - beta) * u_E
+            return {"e_score_correction_bias": bias_E + m_E, "bias_momentum": m_E}
+        if self.rule == "phi":
+            decay = options["phi_decay"]
+            load_E = decay * self.router.rows["expert_load"] + (1 - decay) * n_E / nbar
+            # grad phi of the negative entropy is 1 + log; what is the same for all experts chooses nothing.
+            gradient_E = load_E.clamp(min=1e-6).log()
+            return {"e_score_correction_bias": -options["phi_strength"] * (gradient_E - gradient_E.mean()),
+                    "expert_load": load_E}
+        raise ValueError(f"no rule {self.rule}")
+
+    def solved(self, bias_E):
+        """b such that each expert would be chosen by K/E of the tokens."""
+        shape = self.router.shape
         if shape.n_slots == shape.n_experts:
             return bias_E.clone()
         solved_E = bias_E + self.gaps.solve(shape.n_slots / shape.n_experts, bias_E.dtype)
@@ -295,13 +342,16 @@ class SoftmaxTopK(Router):
 
 
 class SigmoidGroup(Router):
-    state_names = ("e_score_correction_bias",)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.bias = ChoiceBias(self)
+        self.state_names = self.bias.state_names
 
     def choose(self, x_TD):
         shape = self.shape
         logits_TE = x_TD @ self.rows["weight"].T
         S_TE, probability_TE = scores_of("sigmoid", logits_TE)
-        biased_TE = S_TE + self.rows["e_score_correction_bias"]
+        biased_TE = S_TE + self.bias.value_E
         grouped = biased_TE.unflatten(-1, (shape.n_group, -1))
         group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
         kept = self.largest(group_score, shape.topk_group).unsqueeze(-1)
@@ -313,18 +363,14 @@ class SigmoidGroup(Router):
         return Choice(chosen_TE, weight_TE, probability_TE, logits_TE)
 
     def after_step(self, count_E):
-        bias_E = self.rows["e_score_correction_bias"]
-        count_E = count_E.to(bias_E.dtype)
-        move = self.options["bias_update_speed"] * torch.sign(count_E.mean() - count_E)
-        return {"e_score_correction_bias": bias_E + move}
+        return self.bias.after_step(count_E)
 
 
 class Quantile(Router):
-    state_names = ("e_score_correction_bias",)
-
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.bias = QuantileBias(self)
+        self.bias = ChoiceBias(self)
+        self.state_names = self.bias.state_names
 
     def choose(self, x_TD):
         logits_TE = x_TD @ self.rows["weight"].T
@@ -336,7 +382,7 @@ class Quantile(Router):
         return Choice(chosen_TE, weight_TE, probability_TE, logits_TE)
 
     def after_step(self, count_E):
-        return {"e_score_correction_bias": self.bias.after_step()}
+        return self.bias.after_step(count_E)
 
 
 class TopP(Router):
@@ -532,8 +578,8 @@ def diversity(kind, Y):
 class LatentPrototype(Router):
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.bias = QuantileBias(self) if self.options["bias"] == "quantile" else None
-        self.state_names = (("e_score_correction_bias",) if self.bias else ()) + (
+        self.bias = ChoiceBias(self) if self.options["bias"] != "none" else None
+        self.state_names = (self.bias.state_names if self.bias else ()) + (
             ("expert_keys", "ema_sums", "ema_counts") if self.options["key_update"] == "ema" else ())
 
     def similarity(self, mu_Td, logvar_Td):
@@ -602,7 +648,7 @@ class LatentPrototype(Router):
     def after_step(self, count_E):
         state = {}
         if self.bias:
-            state["e_score_correction_bias"] = self.bias.after_step()
+            state |= self.bias.after_step(count_E)
         if self.options["key_update"] == "ema":
             R_TE, z_Td = self.last
             decay = self.options["ema_decay"]

@@ -178,6 +178,29 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
   return own;
 }
 
+// Where config.json states the layout's own router, what its router keeps for training alone (the momentum of a
+// bias) is no tensor of the layout, and nobody who reads the export would know it.
+void leave_out_training_state(std::vector<checkpoint::WrittenTensor>& tensors,
+                              const checkpoint::ModelDirectory& source, const config::Router& stated) {
+  if (!config::beyond_layout(stated, source.model(), router::router_schemas()).empty() ||
+      !config::beyond_layout(source.router(), source.model(), router::router_schemas()).empty())
+    return;
+  const model::Transformer layout(source.model(),
+                                  config::default_router(*source.model().layout, router::router_schemas()),
+                                  DType::f32, false);
+  std::set<std::string_view> known;
+  for (const Parameter& row : layout.parameters().rows()) known.insert(row.name);
+  std::vector<std::string> left;
+  std::erase_if(tensors, [&](const checkpoint::WrittenTensor& tensor) {
+    if (known.contains(tensor.from.name)) return false;
+    left.push_back(tensor.from.name);
+    return true;
+  });
+  if (!left.empty())
+    log_info(fmt::format("left out, since training alone reads it: {}{}", left[0],
+                         left.size() == 1 ? "" : fmt::format(" and {} more", left.size() - 1)));
+}
+
 int run(const Options& options) {
   const auto dtype = parse_dtype(options.dtype);
   const auto max_shard_size = config::parse_byte_size(options.max_shard_size);
@@ -193,7 +216,8 @@ int run(const Options& options) {
   const model::Transformer model(source.model(), source.router(), DType::f32, false);
   const config::Router router = router_for(source, model, options.as_layout);
   const auto record = checkpoint::tokenizer_record_in(source.path());
-  const auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
+  auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
+  leave_out_training_state(tensors, source, router);
   const auto embedding = std::find_if(
       tensors.begin(), tensors.end(),
       [](const checkpoint::WrittenTensor& tensor) { return tensor.from.name == "model.embed_tokens.weight"; });

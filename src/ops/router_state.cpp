@@ -1,6 +1,7 @@
 #include "ops/router_state.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -30,16 +31,64 @@ double gap_quantile(const double* count_N, double q) {
   return 0;
 }
 
+double mean_of(const Tensor& number_E) {
+  const double* number = number_E.as<double>();
+  return std::accumulate(number, number + number_E.rows(), 0.0) / static_cast<double>(number_E.rows());
+}
+
+// Less their mean.
+void centre(std::vector<double>& number_E) {
+  const double mean =
+      std::accumulate(number_E.begin(), number_E.end(), 0.0) / static_cast<double>(number_E.size());
+  for (double& number : number_E) number -= mean;
+}
+
 template <class T>
-void balance_bias_on_cpu(Tensor bias_E, Tensor count_E, double speed) {
+void balance_bias_on_cpu(Tensor bias_E, Tensor count_E, double speed, bool mean_free) {
   T* bias = bias_E.as<T>();
   const double* count = count_E.as<double>();
-  const std::int64_t E = count_E.rows();
-  const double mean = std::accumulate(count, count + E, 0.0) / static_cast<double>(E);
-  for (std::int64_t e = 0; e < E; ++e) {
-    if (count[e] < mean) bias[e] += static_cast<T>(speed);
-    if (count[e] > mean) bias[e] -= static_cast<T>(speed);
+  const double mean = mean_of(count_E);
+  std::vector<double> sign_E;
+  for (std::int64_t e = 0; e < count_E.rows(); ++e)
+    sign_E.push_back(count[e] < mean ? 1 : count[e] > mean ? -1 : 0);
+  if (!mean_free) {  // the steps of published runs, which are rounded before they are added
+    for (std::size_t e = 0; e < sign_E.size(); ++e) bias[e] += static_cast<T>(speed * sign_E[e]);
+    return;
   }
+  centre(sign_E);
+  for (std::size_t e = 0; e < sign_E.size(); ++e)
+    bias[e] = static_cast<T>(static_cast<double>(bias[e]) + speed * sign_E[e]);
+}
+
+template <class T>
+void balance_bias_softly_on_cpu(Tensor bias_E, Tensor momentum_E, Tensor count_E, const SoftClamp& clamp) {
+  const double mean = mean_of(count_E);
+  if (mean == 0) return;
+  T *bias = bias_E.as<T>(), *momentum = momentum_E.as<T>();
+  const double* count = count_E.as<double>();
+  std::vector<double> step_E;
+  for (std::int64_t e = 0; e < count_E.rows(); ++e)
+    step_E.push_back(clamp.speed * std::tanh(clamp.kappa * (mean - count[e]) / mean));
+  centre(step_E);
+  for (std::size_t e = 0; e < step_E.size(); ++e) {
+    momentum[e] = static_cast<T>(clamp.keep * static_cast<double>(momentum[e]) + (1 - clamp.keep) * step_E[e]);
+    bias[e] = static_cast<T>(static_cast<double>(bias[e]) + static_cast<double>(momentum[e]));
+  }
+}
+
+template <class T>
+void follow_load_bias_on_cpu(Tensor bias_E, Tensor load_E, Tensor count_E, double decay, double strength) {
+  const double mean = mean_of(count_E);
+  if (mean == 0) return;
+  T *bias = bias_E.as<T>(), *load = load_E.as<T>();
+  const double* count = count_E.as<double>();
+  std::vector<double> shift_E;
+  for (std::int64_t e = 0; e < count_E.rows(); ++e) {
+    load[e] = static_cast<T>(decay * static_cast<double>(load[e]) + (1 - decay) * count[e] / mean);
+    shift_E.push_back(-strength * std::log(std::max(static_cast<double>(load[e]), kLeastLoad)));
+  }
+  centre(shift_E);
+  for (std::size_t e = 0; e < shift_E.size(); ++e) bias[e] = static_cast<T>(shift_E[e]);
 }
 
 template <class T>
@@ -121,11 +170,29 @@ void follow_ratios_on_cpu(Tensor key_ED, Tensor ema_ED, Tensor ema_E, Tensor sum
 
 }  // namespace
 
-void balance_bias(Tensor bias_E, Tensor count_E, double speed, Context& ctx) {
+void balance_bias(Tensor bias_E, Tensor count_E, double speed, bool mean_free, Context& ctx) {
   const DType real = bias_E.dtype();
   Signature args(ctx);
   args(SY_ARG(bias_E), real)(SY_ARG(count_E), DType::f64, kContiguous);
-  run<&cuda::balance_bias>(ctx, real, SY_CPU(balance_bias_on_cpu), bias_E, count_E, speed);
+  run<&cuda::balance_bias>(ctx, real, SY_CPU(balance_bias_on_cpu), bias_E, count_E, speed, mean_free);
+}
+
+void balance_bias_softly(Tensor bias_E, Tensor momentum_E, Tensor count_E, const SoftClamp& clamp,
+                         Context& ctx) {
+  const DType real = bias_E.dtype();
+  Signature args(ctx);
+  args(SY_ARG(bias_E), real)(SY_ARG(momentum_E), real)(SY_ARG(count_E), DType::f64, kContiguous);
+  run<&cuda::balance_bias_softly>(ctx, real, SY_CPU(balance_bias_softly_on_cpu), bias_E, momentum_E, count_E,
+                                  clamp);
+}
+
+void follow_load_bias(Tensor bias_E, Tensor load_E, Tensor count_E, double decay, double strength,
+                      Context& ctx) {
+  const DType real = bias_E.dtype();
+  Signature args(ctx);
+  args(SY_ARG(bias_E), real)(SY_ARG(load_E), real)(SY_ARG(count_E), DType::f64, kContiguous);
+  run<&cuda::follow_load_bias>(ctx, real, SY_CPU(follow_load_bias_on_cpu), bias_E, load_E, count_E, decay,
+                               strength);
 }
 
 void follow_quantiles(Tensor value_E, Tensor count_EN, double q, double decay, Context& ctx) {

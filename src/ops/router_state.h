@@ -9,9 +9,27 @@
 
 namespace switchyard::ops {
 
-// bias_E[e] += speed * sign(mean(count_E) - count_E[e]): balancing without a loss (arXiv 2408.15664).
-// count_E: slots on each expert.
-SY_OPERATOR(balance_bias, Tensor bias_E, Tensor count_E, double speed, Context& ctx);
+// Balancing without a loss: bias_E moves by what each expert had.   count_E: slots on each expert
+//
+// bias_E[e] += speed * s[e], s[e] = sign(mean(count_E) - count_E[e]) (arXiv 2408.15664); less the mean of s if
+// `mean_free`.
+SY_OPERATOR(balance_bias, Tensor bias_E, Tensor count_E, double speed, bool mean_free, Context& ctx);
+
+// With u[e] = speed * tanh(kappa * (1 - count_E[e] / mean(count_E))), less the mean of u,
+//   momentum_E = keep * momentum_E + (1 - keep) * u;  bias_E += momentum_E
+// (arXiv 2602.17004). Where nothing was counted at all, both stay.
+struct SoftClamp {
+  double speed, kappa, keep;
+};
+SY_OPERATOR(balance_bias_softly, Tensor bias_E, Tensor momentum_E, Tensor count_E, const SoftClamp& clamp,
+            Context& ctx);
+
+// load_E = decay * load_E + (1 - decay) * count_E / mean(count_E), an expert's share of the slots times E, and
+//   bias_E[e] = -strength * log(max(load_E[e], kLeastLoad)), less its mean over experts
+// (arXiv 2605.15403: minus the gradient of the negative entropy). Where nothing was counted at all, both stay.
+constexpr double kLeastLoad = 1e-6;
+SY_OPERATOR(follow_load_bias, Tensor bias_E, Tensor load_E, Tensor count_E, double decay, double strength,
+            Context& ctx);
 
 // The q quantile of what is counted in an expert's bins is where the running count reaches q times the whole,
 // straight between the borders of that bin; 0 where nothing was counted: the value in force stays.

@@ -12,6 +12,7 @@
 #include "ops/slots.h"
 #include "router/complexity.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -208,7 +209,8 @@ RouterType dynamic_k_router() {
                                   .fallback = 0.99,
                                   .range = {0, 1, false, true},
                                   .in_training_alone = true,
-                                  .kept_each_step = true}},
+                                  .kept_each_step = true},
+                                 simbal_option()},
                      .check = check},
           .make = make_router_of<DynamicK>};
 }

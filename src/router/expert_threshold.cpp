@@ -6,6 +6,7 @@
 #include "ops/slots.h"
 #include "router/linear_gate.h"
 #include "router/quantile_bias.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -103,7 +104,8 @@ RouterType expert_threshold_router() {
                                   .in_training_alone = true,
                                   .kept_each_step = true},
                                  settle_tokens_option(),
-                                 config::max_experts_option()},
+                                 config::max_experts_option(),
+                                 simbal_option()},
                      .check =
                          [](const config::Router& router, const config::Model& model, const auto& refuse) {
                            config::check_max_experts(router, model, refuse);

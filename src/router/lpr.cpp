@@ -17,16 +17,17 @@
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
 #include "ops/slots.h"
+#include "router/choice_bias.h"
 #include "router/linear_gate.h"
 #include "router/lpr_regularisation.h"
 #include "router/lpr_similarity.h"
-#include "router/quantile_bias.h"
 
 namespace switchyard::router {
 
 namespace {
 
 constexpr double kNormEps = 1e-5;
+constexpr bool kMeanFree = true;  // no published run has a sign step here
 
 class LatentPrototype final : public Router {
  public:
@@ -67,9 +68,9 @@ class LatentPrototype final : public Router {
       ema_sums_ = add("ema_sums", Shape{E, d}, Init::zeros, false);
       ema_counts_ = add("ema_counts", Shape{E}, Init::zeros, false);
     }
-    if (options.own.word("bias") == "quantile")
-      bias_.emplace(shape, options.own, fmt::format("of {} similarities", options.own.word("similarity")),
-                    prefix, store);
+    if (options.own.word("bias") != "none")
+      bias_.emplace(options.own, shape, ExpertGroups{},
+                    fmt::format("of {} similarities", options.own.word("similarity")), prefix, store);
   }
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
@@ -184,8 +185,8 @@ class LatentPrototype final : public Router {
     return regularisation_.n_statistics() + (bias_ ? bias_->n_statistics() : 0);
   }
 
-  void after_step(Tensor, Tensor statistics_S, Context& ctx) override {
-    if (bias_) bias_->after_step(bias_part(statistics_S), ctx);
+  void after_step(Tensor slots_E, Tensor statistics_S, Context& ctx) override {
+    if (bias_) bias_->after_step(slots_E, bias_part(statistics_S), ctx);
     if (!ema_) return;
     const auto [sum_Ed, count_E] = regularisation_.routed_sums(own_part(statistics_S));
     ops::follow_ratios(store_.value(keys_), store_.value(ema_sums_), store_.value(ema_counts_), sum_Ed, count_E,
@@ -247,7 +248,7 @@ class LatentPrototype final : public Router {
   std::size_t ema_sums_ = 0, ema_counts_ = 0;
   std::optional<LatentSimilarity> similarity_;
   LatentRegularisation regularisation_;
-  std::optional<QuantileBias> bias_;
+  std::optional<ChoiceBias> bias_;
   Tensor norm_mean_T_, norm_rstd_T_, a_TD_, latent_T2d_, key_unit_Ed_, key_norm_E_;
   Tensor score_TE_, prob_TE_, lse_T_, chosen_TK_, V_Td_;
   LatentRows token_;
@@ -281,14 +282,7 @@ void check(const config::Router& router, const config::Model&, const config::Rou
            fmt::format("is {}, but key_update is \"gradient\", which averages nothing; remove it",
                        own.number("ema_decay")),
            "key_update");
-  if (own.word("bias") != "quantile") {
-    const auto refuse_unless_0 = [&](const char* key, double value) {
-      if (value != 0) refuse(key, fmt::format("is {}, but bias is \"none\"; remove it", value), "bias");
-    };
-    refuse_unless_0("bias_ema", own.number("bias_ema"));
-    for (const char* key : {"bias_solves", "settle_tokens"})
-      refuse_unless_0(key, static_cast<double>(own.integer(key)));
-  }
+  check_choice_bias(router, kMeanFree, refuse);
 }
 
 }  // namespace
@@ -296,37 +290,57 @@ void check(const config::Router& router, const config::Model&, const config::Rou
 RouterType lpr_router() {
   const auto word = [](const char* value) { return config::OptionValue(std::string(value)); };
   const config::Interval share{0, 1, false, true};
-  std::vector<config::RouterOption> options = {
-      {.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
-      {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
-      {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},
-      {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
-      {.key = "unit_ball", .fallback = false, .in_training_alone = true},
-      {.key = "reg_coef", .fallback = 0.01, .range = config::kCoefficient, .in_training_alone = true},
-      {.key = "div_weight", .fallback = 1.0, .range = config::kCoefficient, .in_training_alone = true},
-      {.key = "diversity",
-       .fallback = word("orthogonal"),
-       .choices = {"orthogonal", "cosine", "euclidean"},
-       .in_training_alone = true},
-      {.key = "diversity_lambda", .fallback = 1.0, .range = config::kCoefficient, .in_training_alone = true},
-      {.key = "kl_weight", .fallback = 0.01, .range = config::kCoefficient, .in_training_alone = true},
-      {.key = "align_weight", .fallback = 0.05, .range = config::kCoefficient, .in_training_alone = true},
-      {.key = "reg_scope",
-       .fallback = word("global_batch"),
-       .choices = {"global_batch", "micro_batch"},
-       .in_training_alone = true},
-      {.key = "key_update",
-       .fallback = word("gradient"),
-       .choices = {"gradient", "ema"},
-       .in_training_alone = true},
-      {.key = "ema_decay", .fallback = 0.8, .range = share, .in_training_alone = true, .kept_each_step = true},
-      {.key = "bias", .fallback = word("none"), .choices = {"none", "quantile"}}};
-  for (config::RouterOption& option : quantile_bias_options()) options.push_back(std::move(option));
-  return {.schema = {.type = "lpr",
-                     .balance_coef = 0,  // keys that are spread out balance
-                     .options = std::move(options),
-                     .check = check},
-          .make = make_router_of<LatentPrototype>};
+  RouterType type = {
+      .schema = {.type = "lpr",
+                 .balance_coef = 0,  // keys that are spread out balance
+                 .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
+                             {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
+                             {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},
+                             {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
+                             {.key = "unit_ball", .fallback = false, .in_training_alone = true},
+                             {.key = "reg_coef",
+                              .fallback = 0.01,
+                              .range = config::kCoefficient,
+                              .in_training_alone = true},
+                             {.key = "div_weight",
+                              .fallback = 1.0,
+                              .range = config::kCoefficient,
+                              .in_training_alone = true},
+                             {.key = "diversity",
+                              .fallback = word("orthogonal"),
+                              .choices = {"orthogonal", "cosine", "euclidean"},
+                              .in_training_alone = true},
+                             {.key = "diversity_lambda",
+                              .fallback = 1.0,
+                              .range = config::kCoefficient,
+                              .in_training_alone = true},
+                             {.key = "kl_weight",
+                              .fallback = 0.01,
+                              .range = config::kCoefficient,
+                              .in_training_alone = true},
+                             {.key = "align_weight",
+                              .fallback = 0.05,
+                              .range = config::kCoefficient,
+                              .in_training_alone = true},
+                             {.key = "reg_scope",
+                              .fallback = word("global_batch"),
+                              .choices = {"global_batch", "micro_batch"},
+                              .in_training_alone = true},
+                             {.key = "key_update",
+                              .fallback = word("gradient"),
+                              .choices = {"gradient", "ema"},
+                              .in_training_alone = true},
+                             {.key = "ema_decay",
+                              .fallback = 0.8,
+                              .range = share,
+                              .in_training_alone = true,
+                              .kept_each_step = true}},
+                 .check = check},
+      .make = make_router_of<LatentPrototype>};
+  type.schema.options =
+      joined(type.schema.options,
+             choice_bias_options({"none", "quantile", "sign", "smebu", "phi"}, "none", kMeanFree));
+  return type;
 }
 
 }  // namespace switchyard::router

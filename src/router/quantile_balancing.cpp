@@ -1,9 +1,10 @@
-// Quantile balancing on linear scores: a bias that is solved once a step (quantile_bias.h) chooses, the scores
-// weigh (docs/router-mathematics.md, section 1).
+// Quantile balancing on linear scores: a bias that is solved once a step (quantile_bias.h), or moved by another
+// rule (choice_bias.h), chooses; the scores weigh (docs/router-mathematics.md, section 1).
 #include "ops/routing.h"
 #include "ops/sigmoid_group.h"
+#include "router/choice_bias.h"
 #include "router/linear_gate.h"
-#include "router/quantile_bias.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -16,7 +17,7 @@ class Quantile final : public Router {
       : shape_(shape),
         gate_(options, shape, prefix, store),
         scores_(score_function(options.own), shape.n_experts),
-        bias_(shape, options.own, meaning_of(score_function(options.own)), prefix, store) {}
+        bias_(options.own, shape, {}, meaning_of(score_function(options.own)), prefix, store) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 
@@ -48,7 +49,9 @@ class Quantile final : public Router {
   }
 
   std::int64_t n_statistics() const override { return bias_.n_statistics(); }
-  void after_step(Tensor, Tensor statistics_S, Context& ctx) override { bias_.after_step(statistics_S, ctx); }
+  void after_step(Tensor count_E, Tensor statistics_S, Context& ctx) override {
+    bias_.after_step(count_E, statistics_S, ctx);
+  }
   std::int64_t settle_tokens() const override { return bias_.settle_tokens(); }
   void settle(Tensor, Tensor statistics_S, double keep, Context& ctx) override {
     bias_.settle(statistics_S, keep, ctx);
@@ -63,7 +66,7 @@ class Quantile final : public Router {
   RouterShape shape_;
   LinearGate gate_;
   Scores scores_;
-  QuantileBias bias_;
+  ChoiceBias bias_;
   Tensor chosen_TK_;
   RoutingDecision decision_;
 };
@@ -71,13 +74,17 @@ class Quantile final : public Router {
 }  // namespace
 
 RouterType quantile_router() {
-  std::vector<config::RouterOption> options = quantile_bias_options();
-  options.insert(options.begin(), score_function_option());
+  constexpr bool kMeanFree = true;  // no published run has a sign step here
   return {.schema = {.type = "quantile",
                      .balance_coef = 0,  // the bias balances
-                     .options = std::move(options),
-                     .check = [](const config::Router& router, const config::Model&,
-                                 const auto& refuse) { check_score_function(router, refuse); }},
+                     .options = joined(
+                         {score_function_option(), simbal_option()},
+                         choice_bias_options({"quantile", "sign", "smebu", "phi"}, "quantile", kMeanFree)),
+                     .check =
+                         [](const config::Router& router, const config::Model&, const auto& refuse) {
+                           check_score_function(router, refuse);
+                           check_choice_bias(router, kMeanFree, refuse);
+                         }},
           .make = make_router_of<Quantile>};
 }
 

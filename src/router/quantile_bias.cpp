@@ -18,16 +18,6 @@ config::RouterOption settle_tokens_option() {
           .in_training_alone = true};
 }
 
-std::vector<config::RouterOption> quantile_bias_options() {
-  return {{.key = "bias_ema",
-           .fallback = 0.0,
-           .range = {0, 1, false, true},
-           .in_training_alone = true,
-           .kept_each_step = true},
-          {.key = "bias_solves", .fallback = std::int64_t{0}, .range = {0, 16}, .in_training_alone = true},
-          settle_tokens_option()};
-}
-
 // Where every expert is chosen there is no cutoff and nothing to balance: then nothing is counted.
 QuantileBias::QuantileBias(const RouterShape& shape, const config::RouterOptions& own,
                            const std::string& meaning, const std::string& prefix, ParameterStore& store)

@@ -20,14 +20,13 @@
 
 namespace switchyard::router {
 
-// What a router with this bias can be configured with: bias_ema, bias_solves, settle_tokens.
-std::vector<config::RouterOption> quantile_bias_options();
+// Router::settle_tokens() of a router that settles.
 config::RouterOption settle_tokens_option();
 
 class QuantileBias {
  public:
-  // Adds "e_score_correction_bias" [E] of this meaning (Parameter's). `own`: the router's options, with
-  // quantile_bias_options() among them.
+  // Adds "e_score_correction_bias" [E] of this meaning (Parameter's). `own`: the router's options, of
+  // which bias_ema, bias_solves and settle_tokens are read (choice_bias.h).
   QuantileBias(const RouterShape& shape, const config::RouterOptions& own, const std::string& meaning,
                const std::string& prefix, ParameterStore& store);
 

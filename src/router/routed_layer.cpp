@@ -12,7 +12,11 @@ RoutedLayer::RoutedLayer(const config::Router& options, const RouterShape& shape
     : n_experts_(shape.n_experts),
       layer_(shape.layer),
       capacity_factor_(options.capacity_factor),
-      router_(make_router(options, shape, prefix, store)) {}
+      router_(make_router(options, shape, prefix, store)) {
+  const std::string_view key = simbal_option().key;
+  if (options.own.has(key) && options.own.number(key) > 0)
+    simbal_.emplace(options.own.number(key), prefix, store);
+}
 
 void RoutedLayer::plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) {
   const Shape slots{n_seq * seq_len, router_->n_slots()};
@@ -50,6 +54,12 @@ void RoutedLayer::backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor
            "a layer with a router needs the gradient of its losses");
   const Float32Products products(ctx);
   router_->backward(dx_TD, gradient, x_TD, batch, routing_->loss, ctx);
+  if (simbal_) simbal_->backward(routing_->loss, ctx);
+}
+
+void RoutedLayer::add_layer_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const {
+  router_->add_router_loss(loss_1, gradient, ctx);
+  if (simbal_) simbal_->add_loss(loss_1, gradient, ctx);
 }
 
 void RoutedLayer::observe_gradient(Tensor dx_TD, const RouterBatch& batch, Context& ctx) {

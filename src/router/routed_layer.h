@@ -7,6 +7,7 @@
 #include <string>
 
 #include "router/router.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -39,6 +40,10 @@ class RoutedLayer {
   void backward(Tensor dx_TD, const RoutingGradient& gradient, Tensor x_TD, const RouterBatch& batch,
                 Context& ctx);
 
+  // Of the last forward pass: what this micro-batch adds to losses that are this layer's alone, the router's
+  // own and that of its gate, coefficients included, is added to loss_1 (f64).
+  void add_layer_loss(Tensor loss_1, const RoutingLossGradient& gradient, Context& ctx) const;
+
   // What is there for Router::observe_gradient, in float32 or float64; after backward().
   bool observes_gradient() const { return router_->n_gradient_statistics() > 0; }
   void observe_gradient(Tensor dx_TD, const RouterBatch& batch, Context& ctx);
@@ -52,6 +57,7 @@ class RoutedLayer {
   std::int64_t n_experts_, layer_;
   std::optional<double> capacity_factor_;
   std::unique_ptr<Router> router_;
+  std::optional<SimBal> simbal_;
   const LayerRouting* routing_ = nullptr;
   RoutingDecision decision_;
   Tensor kept_expert_TK_, kept_weight_TK_;  // with a capacity: the decision without the dropped slots

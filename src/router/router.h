@@ -78,6 +78,7 @@ struct RoutingLossGradient {
   // The router's statistics. Of the whole global batch where needs_statistics_first(); of this micro-batch and
   // those before it elsewhere.
   Tensor statistics_S{};
+  Tensor tokens_B{};  // i32, the micro-batch's: of each sequence, without padding
 };
 
 using TensorVisitor = std::function<void(const std::string& name, const Tensor& tensor)>;

@@ -105,7 +105,8 @@ void RoutingStep::add_losses(Tensor loss_3, Tensor tokens_B, const GlobalBatch& 
     RoutingLossGradient& gradient = routing_L_[l].loss;
     gradient.dlse2 = loss.z_coef / static_cast<double>(n_layers()) / static_cast<double>(batch.n_tokens);
     gradient.token_share = 1 / static_cast<double>(batch.n_tokens);
-    layers_[l]->router().add_router_loss(loss_3.slice(2, 1), gradient, ctx);
+    gradient.tokens_B = tokens_B;
+    layers_[l]->add_layer_loss(loss_3.slice(2, 1), gradient, ctx);
   }
 }
 

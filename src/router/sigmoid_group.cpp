@@ -2,10 +2,11 @@
 // (docs/router-mathematics.md, section 1).
 #include "ops/sigmoid_group.h"
 #include "ops/elementwise.h"
-#include "ops/router_state.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
+#include "router/choice_bias.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -16,11 +17,9 @@ class SigmoidGroup final : public Router {
   SigmoidGroup(const config::Router& options, const RouterShape& shape, const std::string& prefix,
                ParameterStore& store)
       : shape_(shape),
-        bias_update_speed_(options.own.number("bias_update_speed")),
-        store_(store),
         gate_(options, shape, prefix, store),
-        bias_(add_expert_state(prefix + "e_score_correction_bias", shape.n_experts,
-                               meaning_of(ScoreFunction::sigmoid), store)) {}
+        bias_(options.own, shape, {shape.n_group, shape.topk_group}, meaning_of(ScoreFunction::sigmoid), prefix,
+              store) {}
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
 
@@ -33,13 +32,9 @@ class SigmoidGroup final : public Router {
   }
 
   RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
-    ScratchScope scope(ctx.scratch);
-    const Tensor choice_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
-    const Tensor chosen_choice_TK = ctx.scratch.take(chosen_TK_.shape(), chosen_TK_.dtype());
     gate_.forward(score_TE_, x_TD, batch, ctx);
     ops::sigmoid_forward(score_TE_, score_TE_, ctx);
-    ops::group_choice(choice_TE, score_TE_, store_.value(bias_), shape_.n_group, shape_.topk_group, ctx);
-    ops::top_k(decision_.expert_TK, chosen_choice_TK, choice_TE, batch.token_T, ctx);
+    bias_.choose(decision_.expert_TK, statistics_S_, score_TE_, batch, ctx);
     ops::gather_slots(chosen_TK_, score_TE_, decision_.expert_TK, ctx);  // the bias chooses, it does not weigh
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting(), ctx);
     ops::row_share_forward(prob_TE_, score_TE_, ctx);
@@ -60,9 +55,9 @@ class SigmoidGroup final : public Router {
     gate_.backward(dx_TD, dscore_TE, x_TD, ctx);
   }
 
-  void after_step(Tensor count_E, Tensor, Context& ctx) override {
-    if (bias_update_speed_ == 0) return;
-    ops::balance_bias(store_.value(bias_), count_E, bias_update_speed_, ctx);
+  std::int64_t n_statistics() const override { return bias_.n_statistics(); }
+  void after_step(Tensor count_E, Tensor statistics_S, Context& ctx) override {
+    bias_.after_step(count_E, statistics_S, ctx);
   }
 
   void visit_saved(const TensorVisitor& visit) const override { visit("router scores", score_TE_); }
@@ -73,10 +68,8 @@ class SigmoidGroup final : public Router {
   }
 
   RouterShape shape_;
-  double bias_update_speed_;
-  ParameterStore& store_;
   LinearGate gate_;
-  std::size_t bias_;
+  ChoiceBias bias_;
   Tensor score_TE_, prob_TE_, chosen_TK_;
   RoutingDecision decision_;
 };
@@ -84,15 +77,16 @@ class SigmoidGroup final : public Router {
 }  // namespace
 
 RouterType sigmoid_group_router() {
+  constexpr bool kMeanFree = false;  // as DeepSeek-V3 has it
   return {.schema = {.type = "sigmoid_group",
                      // The bias balances; the loss only keeps single sequences from extremes.
                      .balance_coef = 1e-4,
                      .balance_scope = config::BalanceScope::sequence,
                      .no_z_loss = "which has no softmax whose normaliser it could bound",
-                     .options = {{.key = "bias_update_speed",
-                                  .fallback = 1e-3,
-                                  .range = config::kShare,
-                                  .in_training_alone = true}}},
+                     .options = joined(choice_bias_options({"sign", "smebu", "phi"}, "sign", kMeanFree),
+                                       {simbal_option()}),
+                     .check = [](const config::Router& router, const config::Model&,
+                                 const auto& refuse) { check_choice_bias(router, kMeanFree, refuse); }},
           .make = make_router_of<SigmoidGroup>};
 }
 

@@ -3,6 +3,7 @@
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -60,7 +61,8 @@ class SoftmaxTopK final : public Router {
 }  // namespace
 
 RouterType softmax_topk_router() {
-  return {.schema = {.type = "softmax_topk"}, .make = make_router_of<SoftmaxTopK>};
+  return {.schema = {.type = "softmax_topk", .options = {simbal_option()}},
+          .make = make_router_of<SoftmaxTopK>};
 }
 
 }  // namespace switchyard::router

@@ -5,6 +5,7 @@
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "router/linear_gate.h"
+#include "router/simbal.h"
 
 namespace switchyard::router {
 
@@ -91,7 +92,8 @@ RouterType top_p_router() {
                                   .fallback = 1e-4,
                                   .range = config::kCoefficient,
                                   .in_training_alone = true},
-                                 {.key = "renormalise", .fallback = false}},
+                                 {.key = "renormalise", .fallback = false},
+                                 simbal_option()},
                      .check = config::check_max_experts},
           .make = make_router_of<TopP>};
 }

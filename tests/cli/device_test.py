@@ -26,6 +26,7 @@ DEEPSEEK_V3 = {
     "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "max_position_embeddings": 64,
 }
 LPR = {"type": "lpr", "latent_dim": 8, "reg_coef": 0.1, "align_weight": 0.05}
+NO_BIAS_OF = {"sigmoid_group": ("none", "quantile"), "quantile": ("none",)}  # words that these types do not have
 
 
 def router_options():
@@ -36,7 +37,8 @@ def router_options():
     for key, kind, words, meaning in re.findall(r"^\| `(\w+)` \| (string|boolean) \|[^|]*\|([^|]*)\|([^|]*)\|", rows, re.M):
         values = [True] if kind == "boolean" else re.findall(r"`(\w+)`", words.partition(";")[0])
         types = re.findall(r"`(\w+)`", meaning.partition(":")[0])
-        options += [(type, key, value) for type in types for value in values]
+        options += [(type, key, value) for type in types for value in values
+                    if key != "bias" or value not in NO_BIAS_OF.get(type, ())]
     return options
 
 
@@ -149,6 +151,7 @@ class OnTheDevice(CliTest):
             "attention_entropy": {"type": "dynamic_k", "estimator": "attention_entropy", "max_experts": 4},
             "loss_gradient": {"type": "dynamic_k", "estimator": "loss_gradient", "max_experts": 4},
             "top_p": {"type": "top_p", "p": 0.6, "max_experts": 4},
+            "simbal": {"type": "softmax_topk", "simbal_coef": 0.05},
         }
         for name, router in routers.items():
             with self.subTest(name):
@@ -162,7 +165,8 @@ class OnTheDevice(CliTest):
         model = {**harness.QWEN3_MOE, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 4,
                  "num_key_value_heads": 1, "moe_intermediate_size": 8}
         options = router_options()
-        self.assertEqual({type for type, _, _ in options}, {"quantile", "expert_threshold", "top_p", "dynamic_k", "lpr"})
+        self.assertEqual({type for type, _, _ in options},
+                         {"sigmoid_group", "quantile", "expert_threshold", "top_p", "dynamic_k", "lpr"})
         self.assertGreater(len(options), 25)
         for type, key, value in options:
             with self.subTest(f"{type}, {key} {value}"):

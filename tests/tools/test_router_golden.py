@@ -49,7 +49,7 @@ class RouterGolden(unittest.TestCase):
                                  "kmeans", "lpr"})
         everywhere = {key: set().union(*(v for (_, k), v in seen.items() if k == key)) for key in
                       ("balance_scope", "score_function", "estimator", "similarity", "diversity", "key_update", "bias",
-                       "renormalise", "unit_ball", "num_heads", "reg_scope")}
+                       "bias_mean_free", "renormalise", "unit_ball", "num_heads", "reg_scope")}
         self.assertEqual(everywhere, {
             "balance_scope": {"layer", "sequence", "global_batch", "model"},
             "score_function": {"sigmoid", "softmax"},
@@ -58,10 +58,13 @@ class RouterGolden(unittest.TestCase):
             "similarity": {"cosine", "dot", "gaussian", "mahalanobis", "cross_attention", "kl", "js", "hellinger",
                            "wasserstein"},
             "diversity": {"orthogonal", "cosine", "euclidean"},
-            "key_update": {"gradient", "ema"}, "bias": {"none", "quantile"}, "renormalise": {True, False},
-            "unit_ball": {True, False}, "num_heads": {1, 2}, "reg_scope": {"global_batch", "micro_batch"}})
+            "key_update": {"gradient", "ema"}, "bias": {"none", "quantile", "sign", "smebu", "phi"},
+            "bias_mean_free": {True, False}, "renormalise": {True, False}, "unit_ball": {True, False},
+            "num_heads": {1, 2}, "reg_scope": {"global_batch", "micro_batch"}})
         for kind in types:
             self.assertGreater(len(seen[kind, "capacity_factor"]), 1, kind)
+            if (kind, "simbal_coef") in seen:  # of a linear gate
+                self.assertGreater(len(seen[kind, "simbal_coef"]), 1, kind)
 
     def test_slots_are_in_order_and_padding_has_none(self):
         for name, case, tensors in self.each():
