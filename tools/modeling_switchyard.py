@@ -757,6 +757,8 @@ if DeepseekV3Config is not None:
 
     class SwitchyardMixtralConfig(MixtralConfig):
         model_type = "switchyard_mixtral"
+        routed_scaling_factor: float = 1.0
+        norm_topk_prob: bool = True
         router: dict | None = None
 
     class SwitchyardMixtralForCausalLM(WithRouter, MixtralForCausalLM):
@@ -765,6 +767,7 @@ if DeepseekV3Config is not None:
 
     class SwitchyardQwen3MoeConfig(Qwen3MoeConfig):
         model_type = "switchyard_qwen3_moe"
+        routed_scaling_factor: float = 1.0
         router: dict | None = None
 
     class SwitchyardQwen3MoeForCausalLM(WithRouter, Qwen3MoeForCausalLM):
@@ -781,6 +784,7 @@ if DeepseekV3Config is not None:
 
     class SwitchyardOlmoeConfig(OlmoeConfig):
         model_type = "switchyard_olmoe"
+        routed_scaling_factor: float = 1.0
         router: dict | None = None
 
     class SwitchyardOlmoeForCausalLM(WithRouter, OlmoeForCausalLM):

@@ -94,7 +94,7 @@ std::vector<std::string> beyond_layout(const Router& router, const Model& model,
   const std::string_view own = model.layout->router;
   if (router.type != own)
     return {fmt::format("router.type is \"{}\", that of {} is \"{}\"", router.type, model.layout->name, own)};
-  std::vector<std::string> clauses;
+  std::vector<std::string> clauses = weights_beyond_layout(model);
   // With room for every token on one expert nothing is ever dropped.
   const auto slots = static_cast<double>(slots_per_token(router, model));
   if (router.capacity_factor && *router.capacity_factor * slots < static_cast<double>(model.num_experts))

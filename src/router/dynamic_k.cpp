@@ -197,6 +197,7 @@ void check(const config::Router& router, const config::Model& model,
 
 RouterType dynamic_k_router() {
   return {.schema = {.type = "dynamic_k",
+                     .weights_sum_to = "1",
                      .options = {{.key = "min_experts",
                                   .fallback = std::int64_t{1},
                                   .range = {1, static_cast<double>(config::kMaxSize)}},

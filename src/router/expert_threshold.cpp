@@ -89,6 +89,7 @@ class ExpertThreshold final : public Router {
 RouterType expert_threshold_router() {
   return {.schema = {.type = "expert_threshold",
                      .balance_coef = 0,  // the thresholds balance
+                     .weights_sum_to = "what the scores sum to",
                      .options = {score_function_option(),
                                  {.key = "threshold_decay",
                                   .fallback = 0.99,

@@ -289,6 +289,7 @@ RouterType lpr_router() {
   return {
       .schema = {.type = "lpr",
                  .balance_coef = 0,  // keys that are spread out balance
+                 .weights_sum_to = "1",
                  .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
                              {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
                              {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},

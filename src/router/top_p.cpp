@@ -85,6 +85,7 @@ class TopP final : public Router {
 
 RouterType top_p_router() {
   return {.schema = {.type = "top_p",
+                     .weights_sum_to = "what router.renormalise says",
                      .options = {{.key = "p", .fallback = 0.4, .range = {0, 1, true}},
                                  config::max_experts_option(),
                                  {.key = "entropy_coef",

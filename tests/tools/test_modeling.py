@@ -161,6 +161,16 @@ class Models(unittest.TestCase):
             for router in export_runs.ROUTERS:
                 self.check(layout, router)
 
+    def test_every_sum_of_weights(self):
+        """norm_topk_prob and routed_scaling_factor other than the layout's, with its own router and with others."""
+        for layout, normalised in (("mixtral", False), ("mixtral", True), ("qwen3_moe", True), ("olmoe", False)):
+            model = check_export.MODELS[layout] | {"norm_topk_prob": normalised, "routed_scaling_factor": 2.5}
+            for kind in ("softmax_topk", "sigmoid_group", "quantile", "lpr"):
+                router = {"type": kind}
+                with self.subTest(layout=layout, router=router, normalised=normalised), \
+                        tempfile.TemporaryDirectory() as place:
+                    self.assertEqual(export_runs.check_router(BINARY, Path(place), model, router), [])
+
     def test_every_option(self):
         for router in export_runs.OPTIONS:
             self.check("qwen3_moe", router)
