@@ -53,6 +53,26 @@ TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
       << "no layer has a router";
 }
 
+TEST(ConfigRouters, AZLossFitsWhereverThereIsASoftmaxOverLogits) {
+  for (const Json& minimal : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& schema : router::router_schemas()) {
+      Json text = with(minimal_run(minimal), "/router", fmt::format(R"({{"type": "{}"}})", schema.type));
+      text["router"]["z_loss_coef"] = 0.004;
+      const bool has_scores = default_of(schema, run_of(minimal_run(minimal)).model).own.has("score_function");
+      if (has_scores) {
+        EXPECT_CONTAINS(run_error(text), "has no normaliser") << schema.type;
+        text["router"]["score_function"] = "sqrtsoftplus";
+        EXPECT_CONTAINS(run_error(text), "score_function is \"sqrtsoftplus\"") << schema.type;
+        text["router"]["score_function"] = "softmax";
+      }
+      if (schema.type == "kmeans") {
+        EXPECT_CONTAINS(run_error(text), "router.z_loss_coef: is 0.004");
+        continue;
+      }
+      EXPECT_EQ(run_of(text).router.z_loss_coef, 0.004) << schema.type;
+    }
+}
+
 // What the chosen experts' weights sum to is a run's to say in every layout, with every router. Where
 // transformers would compute another sum the config.json asks for our code, and keeps both keys.
 TEST(ConfigRouters, EveryLayoutAndRouterTakesASumOfWeights) {
@@ -161,7 +181,7 @@ TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
       {R"({"type": "expert_threshold", "threshold_decay": 1})",
        "router.threshold_decay: is 1, expected a number in [0, 1)"},
       {R"({"type": "quantile", "score_function": "tanh"})",
-       "router.score_function: is \"tanh\", expected one of: sigmoid, softmax"},
+       "router.score_function: is \"tanh\", expected one of: sigmoid, softmax, sqrtsoftplus"},
       {R"({"type": "quantile", "z_loss_coef": 0.5})",
        "router.z_loss_coef: is 0.5, but score_function is \"sigmoid\", which has no normaliser that it could "
        "bound; set it to 0"},

@@ -301,8 +301,13 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 }
 
 TEST(ConfigRun, TheRouterOfAFamily) {
-  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence,       0.0,
-                       std::nullopt,    0.0,  {{"bias_update_speed", 1e-3}}};
+  const Router sigmoid{"sigmoid_group",
+                       1e-4,
+                       BalanceScope::sequence,
+                       0.0,
+                       std::nullopt,
+                       0.0,
+                       {{"score_function", std::string("sigmoid")}, {"bias_update_speed", 1e-3}}};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
@@ -313,18 +318,21 @@ TEST(ConfigRun, TheRouterOfAFamily) {
   EXPECT_EQ(run_of(with(minimal_run(), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   EXPECT_EQ(run_of(with(minimal_run(minimal_mixtral()), "/router/type", "\"sigmoid_group\"")).router, sigmoid);
   const Json still = with(deepseek, "/router", R"({"balance_coef": 0, "bias_update_speed": 0})");
-  EXPECT_EQ(
-      run_of(still).router,
-      (Router{
-          "sigmoid_group", 0, BalanceScope::sequence, 0.0, std::nullopt, 0.0, {{"bias_update_speed", 0.0}}}));
+  EXPECT_EQ(run_of(still).router,
+            (Router{"sigmoid_group",
+                    0,
+                    BalanceScope::sequence,
+                    0.0,
+                    std::nullopt,
+                    0.0,
+                    {{"score_function", std::string("sigmoid")}, {"bias_update_speed", 0.0}}}));
 }
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
   const Json deepseek = minimal_run(minimal_deepseek());
-  EXPECT_EQ(
-      run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
-      "run.json: router.z_loss_coef: is 0.1, but router.type is \"sigmoid_group\", which has no softmax whose "
-      "normaliser it could bound; set it to 0");
+  EXPECT_EQ(run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
+            "run.json: router.z_loss_coef: is 0.1, but score_function is \"sigmoid\", which has no normaliser "
+            "that it could bound; set it to 0");
   EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
   EXPECT_EQ(run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
             "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no such option "

@@ -23,7 +23,8 @@ constexpr DType kTypes[] = {DType::f32, DType::f64};
 constexpr std::size_t kWeight = 0, kBias = 1;  // rows
 
 config::Router options(double bias_update_speed = 1e-3) {
-  return {.type = "sigmoid_group", .own = {{"bias_update_speed", bias_update_speed}}};
+  return {.type = "sigmoid_group",
+          .own = {{"score_function", std::string("sigmoid")}, {"bias_update_speed", bias_update_speed}}};
 }
 
 RouterBatch batch_of(const Tensor& token_T) {

@@ -36,7 +36,9 @@ std::vector<Case> cases() {
   const std::int64_t three = 3;
   return {{"SoftmaxTopK", "softmax_topk"},
           {"SigmoidGroup", "sigmoid_group"},
+          {"SigmoidGroupSqrtSoftplus", "sigmoid_group", {{"score_function", "sqrtsoftplus"}}},
           {"Quantile", "quantile"},
+          {"QuantileSqrtSoftplus", "quantile", {{"score_function", "sqrtsoftplus"}}},
           {"QuantileSoftmax", "quantile", {{"score_function", "softmax"}, {"bias_ema", 0.5}}},
           {"TopP", "top_p", {{"max_experts", three}}},
           {"DynamicKNorm", "dynamic_k", {{"max_experts", three}}},

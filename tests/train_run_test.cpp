@@ -86,7 +86,7 @@ class Training : public ::testing::Test {
     run.router = {.type = "sigmoid_group",
                   .balance_coef = 0.01,
                   .balance_scope = BalanceScope::sequence,
-                  .own = {{"bias_update_speed", 0.125}}};
+                  .own = {{"score_function", std::string("sigmoid")}, {"bias_update_speed", 0.125}}};
     return run;
   }
 

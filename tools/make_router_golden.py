@@ -67,7 +67,12 @@ CASES = {
                                        n_group=2, topk_group=1, n_slots=3, norm_topk_prob=False),
     "sigmoid_group_capacity": case({"type": "sigmoid_group", "balance_coef": 0.02, "capacity_factor": 1.0},
                                    n_group=4, topk_group=3, routed_scaling_factor=1.5),
+    "sigmoid_group_sqrtsoftplus": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "sqrtsoftplus"},
+                                       n_group=4, topk_group=2, routed_scaling_factor=1.5),
+    "sigmoid_group_softmax": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "softmax",
+                                   "z_loss_coef": 0.004}, n_group=2, topk_group=1),
     "quantile": case({"type": "quantile"}),
+    "quantile_sqrtsoftplus": case({"type": "quantile", "score_function": "sqrtsoftplus", "balance_coef": 0.02}, n_slots=3),
     "quantile_softmax": case({"type": "quantile", "score_function": "softmax", "bias_ema": 0.3, "balance_coef": 0.02,
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
@@ -90,6 +95,8 @@ CASES = {
     "dynamic_k_threshold": case({"type": "dynamic_k", "max_experts": 3, "estimator": "threshold", "threshold": 4.0}),
     "dynamic_k_uncalibrated": case({"type": "dynamic_k", "max_experts": 4, "capacity_factor": 0.6}),
     "expert_threshold": case({"type": "expert_threshold", "max_experts": 4}),
+    "expert_threshold_sqrtsoftplus": case({"type": "expert_threshold", "score_function": "sqrtsoftplus",
+                                           "max_experts": 3, "balance_coef": 0.02}),
     "expert_threshold_softmax": case({"type": "expert_threshold", "score_function": "softmax", "max_experts": 2,
                                       "threshold_decay": 0.5, "balance_coef": 0.02}),
     "expert_threshold_capacity": case({"type": "expert_threshold", "max_experts": 4, "capacity_factor": 0.6}),
@@ -133,7 +140,7 @@ def rows_of(options, shape, normal, uniform):
         if kind in ("sigmoid_group", "quantile"):
             rows["e_score_correction_bias"] = 0.1 * normal(E)
         if kind == "expert_threshold":
-            typical = 0.6 if options["score_function"] == "sigmoid" else 0.25
+            typical = {"sigmoid": 0.6, "softmax": 0.25, "sqrtsoftplus": 1.0}[options["score_function"]]
             rows["thresholds"] = typical * (0.8 + 0.4 * uniform(E))
         if kind == "dynamic_k":
             rows["complexity_mean"], rows["complexity_var"] = torch.zeros(1), torch.zeros(1)

@@ -147,7 +147,7 @@ class Router(nn.Module):
         """Scores, and the probabilities that they stand for in the balance loss."""
         if self.options.score_function == "softmax":
             return (logit_TE.softmax(-1),) * 2
-        score_TE = logit_TE.sigmoid()
+        score_TE = logit_TE.sigmoid() if self.options.score_function == "sigmoid" else F.softplus(logit_TE).sqrt()
         return score_TE, score_TE / score_TE.sum(-1, keepdim=True)
 
     def limit_capacity(self, routing, n_tokens):
@@ -254,7 +254,8 @@ class SoftmaxTopKRouter(Router):
 
 
 class SigmoidGroupRouter(Router):
-    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "bias_update_speed": 1e-3}
+    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "score_function": "sigmoid",
+                       "bias_update_speed": 1e-3}
 
     def build(self):
         super().build()
@@ -262,14 +263,14 @@ class SigmoidGroupRouter(Router):
 
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
-        S_TE = logit_TE.sigmoid()
+        S_TE, P_TE = self.scores(logit_TE)
         biased = (S_TE + self.e_score_correction_bias).detach().unflatten(-1, (self.options.n_group, -1))
         group_score = biased.topk(min(2, biased.shape[-1]), dim=-1).values.sum(-1)
         best = group_score.topk(self.options.topk_group, dim=-1).indices
         dropped = torch.ones_like(group_score, dtype=torch.bool).scatter(1, best, False)
         _, expert_TK, taken_TK = self.largest(biased.masked_fill(dropped.unsqueeze(-1), -math.inf).flatten(1))
         weight_TK = self.normalised(S_TE.gather(1, expert_TK))
-        return Routing(expert_TK, weight_TK, taken_TK, logit_TE, S_TE / S_TE.sum(-1, keepdim=True))
+        return Routing(expert_TK, weight_TK, taken_TK, logit_TE, P_TE)
 
     def update(self, sums):
         move_E = self.options.bias_update_speed * (sums["count"].mean() - sums["count"]).sign()

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None}
 OWN = {
     "softmax_topk": {"balance_coef": 0.001},
-    "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "bias_update_speed": 1e-3},
+    "sigmoid_group": {"balance_coef": 0.0001, "balance_scope": "sequence", "score_function": "sigmoid",
+                      "bias_update_speed": 1e-3},
     "quantile": {"score_function": "sigmoid", "bias_ema": 0.0},
     "top_p": {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
     "dynamic_k": {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
@@ -190,7 +191,7 @@ def scores_of(score_function, logits_TE):
     if score_function == "softmax":
         P_TE = logits_TE.softmax(-1)
         return P_TE, P_TE
-    S_TE = logits_TE.sigmoid()
+    S_TE = logits_TE.sigmoid() if score_function == "sigmoid" else logits_TE.exp().log1p().sqrt()
     return S_TE, S_TE / S_TE.sum(-1, keepdim=True)
 
 
@@ -291,7 +292,7 @@ class SigmoidGroup(Router):
     def choose(self, x_TD):
         shape = self.shape
         logits_TE = x_TD @ self.rows["weight"].T
-        S_TE, probability_TE = scores_of("sigmoid", logits_TE)
+        S_TE, probability_TE = scores_of(self.options["score_function"], logits_TE)
         biased_TE = S_TE + self.rows["e_score_correction_bias"]
         grouped = biased_TE.unflatten(-1, (shape.n_group, -1))
         group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)

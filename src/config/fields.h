@@ -41,8 +41,8 @@ void describe(V& v, Router& router) {  // but for type and balance_coef, whose d
        "", "`global_batch`; `sigmoid_group`: `sequence`"},
       router.balance_scope, kBalanceScopes);
   v.number({"z_loss_coef", "coefficient of mean(logsumexp(logits)^2); 0: none",
-            "[0, 1e6]; 0 where there is no softmax over logits (`sigmoid_group`, `kmeans`, score_function "
-            "`sigmoid`)"},
+            "[0, 1e6]; 0 where there is no softmax over logits (`kmeans`, score_function `sigmoid` or "
+            "`sqrtsoftplus`)"},
            router.z_loss_coef, kCoefficient);
   v.nullable_number(
       {"capacity_factor",

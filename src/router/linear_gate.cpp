@@ -52,24 +52,30 @@ std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, co
 }
 
 config::RouterOption score_function_option() {
-  return {.key = "score_function", .fallback = std::string("sigmoid"), .choices = {"sigmoid", "softmax"}};
+  return {.key = "score_function",
+          .fallback = std::string("sigmoid"),
+          .choices = {"sigmoid", "softmax", "sqrtsoftplus"}};
 }
 
 ScoreFunction score_function(const config::RouterOptions& options) {
-  return options.word("score_function") == "softmax" ? ScoreFunction::softmax : ScoreFunction::sigmoid;
+  const std::string& word = options.word("score_function");
+  return word == "softmax"        ? ScoreFunction::softmax
+         : word == "sqrtsoftplus" ? ScoreFunction::sqrtsoftplus
+                                  : ScoreFunction::sigmoid;
 }
 
 const char* meaning_of(ScoreFunction function) {
-  return function == ScoreFunction::softmax ? "of softmax scores" : "of sigmoid scores";
+  return function == ScoreFunction::softmax        ? "of softmax scores"
+         : function == ScoreFunction::sqrtsoftplus ? "of sqrtsoftplus scores"
+                                                   : "of sigmoid scores";
 }
 
 void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse) {
-  if (router.z_loss_coef > 0 && score_function(router.own) == ScoreFunction::sigmoid)
+  if (router.z_loss_coef > 0 && score_function(router.own) != ScoreFunction::softmax)
     refuse("z_loss_coef",
            fmt::format(
-               "is {}, but score_function is \"sigmoid\", which has no normaliser that it could bound; set "
-               "it to 0",
-               router.z_loss_coef),
+               "is {}, but score_function is \"{}\", which has no normaliser that it could bound; set it to 0",
+               router.z_loss_coef, router.own.word("score_function")),
            "score_function");
 }
 
@@ -90,6 +96,10 @@ void Scores::forward(Tensor logit_TE, Context& ctx) {
       ops::sigmoid_forward(score_TE_, logit_TE, ctx);
       ops::row_share_forward(prob_TE_, score_TE_, ctx);
       break;
+    case ScoreFunction::sqrtsoftplus:
+      ops::sqrt_softplus_forward(score_TE_, logit_TE, ctx);
+      ops::row_share_forward(prob_TE_, score_TE_, ctx);
+      break;
   }
 }
 
@@ -102,12 +112,16 @@ void Scores::backward(Tensor dlogit_TE, Tensor dscore_TE, const RouterBatch& bat
       ops::softmax_backward(dlogit_TE, dscore_TE, score_TE_, ctx);
       ops::z_loss_backward(dlogit_TE, score_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
       break;
-    case ScoreFunction::sigmoid: {
+    case ScoreFunction::sigmoid:
+    case ScoreFunction::sqrtsoftplus: {
       const Tensor dprob_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
       ops::fill_zero(dprob_TE, ctx);
       ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
       ops::row_share_backward(dscore_TE, dprob_TE, prob_TE_, score_TE_, ctx);
-      ops::sigmoid_backward(dlogit_TE, dscore_TE, score_TE_, ctx);
+      if (function_ == ScoreFunction::sigmoid)
+        ops::sigmoid_backward(dlogit_TE, dscore_TE, score_TE_, ctx);
+      else
+        ops::sqrt_softplus_backward(dlogit_TE, dscore_TE, score_TE_, ctx);
       break;
     }
   }

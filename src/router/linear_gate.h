@@ -36,10 +36,10 @@ void add_jitter(Tensor logit_TE, double jitter, const RouterBatch& batch, std::i
 std::size_t add_expert_state(const std::string& name, std::int64_t n_experts, const std::string& meaning,
                              ParameterStore& store);
 
-// Scores S of a linear router, sigmoid or softmax of its logits, where a router lets the configuration choose.
+// Scores S of a linear router, a function of its logits, where a router lets the configuration choose.
 //   T tokens, E experts
 
-enum class ScoreFunction { sigmoid, softmax };
+enum class ScoreFunction { sigmoid, softmax, sqrtsoftplus };
 
 // The option "score_function" and what it says.
 config::RouterOption score_function_option();
@@ -49,8 +49,8 @@ const char* meaning_of(ScoreFunction function);
 // Refuses a z-loss where the score function has no normaliser.
 void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse);
 
-// Scores, and the probabilities that the balance loss is made of: softmax scores are probabilities, sigmoid
-// ones are divided by their sum.
+// Scores, and the probabilities that the balance loss is made of: softmax scores are probabilities, others
+// are divided by their sum.
 class Scores {
  public:
   Scores(ScoreFunction function, std::int64_t n_experts) : function_(function), n_experts_(n_experts) {}
@@ -63,7 +63,7 @@ class Scores {
 
   Tensor score_TE() const { return score_TE_; }
   Tensor prob_TE() const { return function_ == ScoreFunction::softmax ? score_TE_ : prob_TE_; }
-  Tensor lse_T() const { return lse_T_; }  // not defined for sigmoid scores
+  Tensor lse_T() const { return lse_T_; }  // defined for softmax scores alone
 
  private:
   ScoreFunction function_;

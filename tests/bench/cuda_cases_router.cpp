@@ -95,6 +95,20 @@ std::vector<Case> sigmoid_group(const Sizes& s) {
             return bytes_of({c.score_TE, c.prob_TE, x});
           },
           [](auto& c, auto& x, Context& ctx) { ops::cuda::sigmoid_backward(x, c.score_TE, c.prob_TE, ctx); }),
+      on_choice(
+          s, "sqrt_softplus_forward",
+          [](auto& c, auto& x) {
+            return bytes_of({c.score_TE, x});
+          },
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::sqrt_softplus_forward(x, c.score_TE, ctx); }),
+      on_choice(
+          s, "sqrt_softplus_backward",
+          [](auto& c, auto& x) {
+            return bytes_of({c.score_TE, c.prob_TE, x});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::sqrt_softplus_backward(x, c.score_TE, c.prob_TE, ctx);
+          }),
       {"group_choice", 0,
        [=](Workspace& w) {
          const Tensor score = w.normal({s.router_tokens, s.experts}, f32), choice = w.take(score.shape(), f32),
