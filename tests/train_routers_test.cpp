@@ -30,11 +30,16 @@ struct Case {
   std::string name;
   std::string type;
   config::RouterOptions own{};
+  double logit_norm = 0;
+  std::int64_t num_hash_layers = 0;
 };
 
 std::vector<Case> cases() {
   const std::int64_t three = 3;
   return {{"SoftmaxTopK", "softmax_topk"},
+          {"SoftmaxTopKLogitNorm", "softmax_topk", {}, 1.5},
+          {"SoftmaxTopKHash", "softmax_topk", {}, 0, 1},
+          {"LprHash", "lpr", {{"latent_dim", three}}, 0, 1},
           {"SigmoidGroup", "sigmoid_group"},
           {"SigmoidGroupSqrtSoftplus", "sigmoid_group", {{"score_function", "sqrtsoftplus"}}},
           {"Quantile", "quantile"},
@@ -91,6 +96,8 @@ class Routers : public ::testing::TestWithParam<Case> {
     run.router = config::default_of(config::schema_of(GetParam().type, router::router_schemas()), run.model);
     for (const auto& [key, value] : GetParam().own.all()) run.router.own.set(key, value);
     run.router.balance_coef = 0.1;
+    run.router.logit_norm = GetParam().logit_norm;
+    run.router.num_hash_layers = GetParam().num_hash_layers;
     run.data.train = {{(dir_ / "train.bin").string(), "default", std::nullopt}};
     run.data.validation = {{(dir_ / "val.bin").string(), "default", std::nullopt}};
     run.train.steps = 4;

@@ -60,6 +60,12 @@ CASES = {
         {"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "global_batch"}, n_slots=3),
     "softmax_topk_balance_model": case({"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "model"}),
     "softmax_topk_capacity": case({"type": "softmax_topk", "balance_coef": 0.02, "capacity_factor": 0.9}),
+    "softmax_topk_logit_norm": case({"type": "softmax_topk", "balance_coef": 0.02, "z_loss_coef": 0.01,
+                                     "logit_norm": 1.5}, n_slots=3),
+    "softmax_topk_hash": case({"type": "softmax_topk", "balance_coef": 0.02, "z_loss_coef": 0.01, "num_hash_layers": 1},
+                              n_slots=3, routed_scaling_factor=2.5),
+    "sigmoid_group_hash": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "sqrtsoftplus",
+                                "num_hash_layers": 1}, norm_topk_prob=False),
     "sigmoid_group": case({"type": "sigmoid_group", "balance_coef": 0.02}, n_group=4, topk_group=2,
                           routed_scaling_factor=2.5),
     "sigmoid_group_unnormalised": case({"type": "sigmoid_group", "balance_coef": 0.02, "balance_scope": "layer",
@@ -75,6 +81,8 @@ CASES = {
     "quantile_sqrtsoftplus": case({"type": "quantile", "score_function": "sqrtsoftplus", "balance_coef": 0.02}, n_slots=3),
     "quantile_softmax": case({"type": "quantile", "score_function": "softmax", "bias_ema": 0.3, "balance_coef": 0.02,
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
+    "quantile_logit_norm": case({"type": "quantile", "score_function": "softmax", "logit_norm": 2.0,
+                                 "balance_coef": 0.02}),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
                                    "capacity_factor": 1.1}, norm_topk_prob=False),
     "top_p": case({"type": "top_p", "max_experts": 6, "entropy_coef": 0.02, "balance_coef": 0.02}),
@@ -133,6 +141,9 @@ CASES = {
 def rows_of(options, shape, normal, uniform):
     """Initial values of every row below the gate, state included."""
     kind, D, E = options["type"], shape.hidden_size, shape.n_experts
+    if options["num_hash_layers"]:
+        experts = torch.stack([uniform(E).argsort()[: shape.n_slots] for _ in range(VOCABULARY)])
+        return {"weight": 0.4 * normal(E, D), "tid2eid": experts.flatten().float()}
     if kind == "kmeans":
         return {"means": normal(E, D)}
     if kind != "lpr":
@@ -211,7 +222,7 @@ def calibrate(options, shape, rows, inputs):
 
 def given_of(options, inputs):
     names = {"epsilon": "epsilon_Td", "attention_entropy": "attention_entropy_T"}
-    if options.get("estimator") == "loss_gradient":
+    if options.get("estimator") == "loss_gradient" or options["num_hash_layers"]:
         names["token"] = "id_T"
     return {argument: inputs[name] for name, argument in names.items() if name in inputs}
 

@@ -86,10 +86,12 @@ const char* torch_dtype_of(StoredType type) {
   return type == StoredType::bf16 ? "bfloat16" : type == StoredType::f16 ? "float16" : "float32";
 }
 
-// The router's bias is float32 in transformers whatever the model's dtype is.
+// The router's bias is float32 in transformers whatever the model's dtype is, and no narrower type has all
+// numbers of experts.
 StoredType type_of(const checkpoint::StoredTensor& tensor, const std::optional<StoredType>& wanted) {
   if (!wanted) return tensor.type;
-  return tensor.name.ends_with(".e_score_correction_bias") ? StoredType::f32 : *wanted;
+  const bool wide = tensor.name.ends_with(".e_score_correction_bias") || tensor.name.ends_with(".gate.tid2eid");
+  return wide ? StoredType::f32 : *wanted;
 }
 
 std::vector<checkpoint::WrittenTensor> tensors_to_write(const checkpoint::ModelDirectory& source,

@@ -443,8 +443,8 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
         *model.router_aux_loss_coef, run.model.layout->router, run.model.layout->name, run.router.type,
         run.router.balance_coef));
   const RouterSchema& schema = schema_of(run.router.type, routers);
-  if (run.model.norm_topk_prob != run.model.layout->norm_topk_prob && !schema.weights_sum_to.empty() &&
-      run.model.norm_topk_prob != (schema.weights_sum_to == "1"))
+  if (run.model.norm_topk_prob != run.model.layout->norm_topk_prob && run.router.num_hash_layers == 0 &&
+      !schema.weights_sum_to.empty() && run.model.norm_topk_prob != (schema.weights_sum_to == "1"))
     log_info(
         fmt::format("{}: model.norm_topk_prob {} has no effect: weights of router.type \"{}\" sum to {}, "
                     "times model.routed_scaling_factor",

@@ -1,4 +1,5 @@
-// The gate that most routers begin with: logits = x W^T, and noise on them in training.
+// The gate that most routers begin with: logits = x W^T, normalised over experts where logit_norm says so
+// (Skywork-MoE, arXiv 2406.06563, section 3.2), and noise on them in training.
 //   T tokens, D hidden size, E experts
 #pragma once
 
@@ -14,16 +15,20 @@ class LinearGate {
   // Adds "weight" [E, D].
   LinearGate(const config::Router& options, const RouterShape& shape, const std::string& prefix,
              ParameterStore& store);
+  // Reserves what normalised logits need in the backward pass; called by the plan() of every router with a
+  // gate.
+  void plan(Arena& arena, std::int64_t n_tokens, DType dtype);
   // logit_TE set.
   void forward(Tensor logit_TE, Tensor x_TD, const RouterBatch& batch, Context& ctx) const;
-  // dx_TD and the weight's gradient are added to.
+  // dx_TD and the weight's gradient are added to. dlogit_TE is overwritten where logits are normalised.
   void backward(Tensor dx_TD, Tensor dlogit_TE, Tensor x_TD, Context& ctx) const;
 
  private:
-  double jitter_;
-  std::int64_t layer_;
+  double jitter_, logit_norm_;
+  std::int64_t layer_, n_experts_;
   ParameterStore& store_;
   std::size_t weight_;
+  Tensor unit_TE_, rstd_T_;  // where logits are normalised
 };
 
 // x_TN += noise of a kind and of standard deviation sigma; at the batch's offset.
@@ -46,7 +51,7 @@ config::RouterOption score_function_option();
 ScoreFunction score_function(const config::RouterOptions& options);
 // Parameter's meaning of a number that is compared with such scores.
 const char* meaning_of(ScoreFunction function);
-// Refuses a z-loss where the score function has no normaliser.
+// Refuses a z-loss and normalised logits where the score function has no normaliser.
 void check_score_function(const config::Router& router, const config::RouterSchema::Refuse& refuse);
 
 // Scores, and the probabilities that the balance loss is made of: softmax scores are probabilities, others
@@ -60,6 +65,10 @@ class Scores {
   // Set: the gradient of the logits. dscore_TE: through the weights; it may be dlogit_TE.
   void backward(Tensor dlogit_TE, Tensor dscore_TE, const RouterBatch& batch,
                 const RoutingLossGradient& loss_gradient, Context& ctx) const;
+
+  // The same without the balance loss.
+  void backward_weights(Tensor dlogit_TE, Tensor dscore_TE, const RouterBatch& batch, double dlse2,
+                        Context& ctx) const;
 
   Tensor score_TE() const { return score_TE_; }
   Tensor prob_TE() const { return function_ == ScoreFunction::softmax ? score_TE_ : prob_TE_; }

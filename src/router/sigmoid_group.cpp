@@ -26,6 +26,7 @@ class SigmoidGroup final : public Router {
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, K = shape_.n_slots;
+    gate_.plan(arena, n_tokens, dtype);
     scores_.plan(arena, n_tokens, dtype);
     chosen_TK_ = arena.take(Shape{n_tokens, K}, dtype);
     decision_ = {arena.take(Shape{n_tokens, K}, DType::i32), arena.take(Shape{n_tokens, K}, dtype)};

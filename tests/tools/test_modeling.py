@@ -48,6 +48,8 @@ class GoldenRouters(unittest.TestCase):
         shape = dict(case["shape"])
         if "param.complexity_by_token" in golden:
             shape["vocab_size"] = len(golden["param.complexity_by_token"])
+        if "param.tid2eid" in golden:
+            shape |= {"vocab_size": len(golden["param.tid2eid"]) // shape["n_slots"], "hashed": True}
         sizes = [shape.pop(key) for key in ("hidden_size", "n_experts", "n_slots")]
         router = modeling.make_router(case["router"], *sizes, **shape).double().train()
         params = {name.removeprefix("param."): value.double() for name, value in golden.items()
@@ -62,7 +64,7 @@ class GoldenRouters(unittest.TestCase):
         given = {"real": real}
         if "attention_entropy" in golden:
             given["attention_entropy"] = golden["attention_entropy"].double()
-        if "param.complexity_by_token" in golden:
+        if "param.complexity_by_token" in golden or "param.tid2eid" in golden:
             given["token"] = golden["token"].clamp(min=0).long()  # padding is a token, too, to transformers
         return router, x, given
 
@@ -96,7 +98,7 @@ class GoldenRouters(unittest.TestCase):
         for name, parameter in router.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.check(name, gradient, golden[f"grad.{name}"])
-        if "token" in given:
+        if getattr(router, "by_token", False):
             router.observe_gradient(x.grad, given["token"], real)
         router.after_step()
         for name, state in router.named_buffers():
