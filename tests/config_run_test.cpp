@@ -307,6 +307,8 @@ TEST(ConfigRun, TheRouterOfAFamily) {
                        0.0,
                        std::nullopt,
                        0.0,
+                       0.0,
+                       0,
                        {{"score_function", std::string("sigmoid")}, {"bias_update_speed", 1e-3}}};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
@@ -325,6 +327,8 @@ TEST(ConfigRun, TheRouterOfAFamily) {
                     0.0,
                     std::nullopt,
                     0.0,
+                    0.0,
+                    0,
                     {{"score_function", std::string("sigmoid")}, {"bias_update_speed", 0.0}}}));
 }
 

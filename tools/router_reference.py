@@ -101,7 +101,7 @@ class Router:
         raise NotImplementedError
 
     def logits(self, x_TD):
-        """Of the gate; with logit_norm as Skywork-MoE has them, arXiv 2406.06563, section 3.2."""
+        """Of the gate; with logit_norm as Skywork-MoE has them, arXiv 2406.06563."""
         logits_TE, factor = x_TD @ self.rows["weight"].T, self.options["logit_norm"]
         if factor == 0:
             return logits_TE

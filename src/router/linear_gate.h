@@ -1,5 +1,5 @@
 // The gate that most routers begin with: logits = x W^T, normalised over experts where logit_norm says so
-// (Skywork-MoE, arXiv 2406.06563, section 3.2), and noise on them in training.
+// (Skywork-MoE, arXiv 2406.06563), and noise on them in training.
 //   T tokens, D hidden size, E experts
 #pragma once
 
