@@ -177,6 +177,10 @@ class Models(unittest.TestCase):
         for router in export_runs.OPTIONS:
             self.check("qwen3_moe", router)
 
+    def test_hash_layers_weigh_by_the_layouts_scores(self):
+        for kind in ("sigmoid_group", "lpr"):
+            self.check("deepseek_v3", {"type": kind, "num_hash_layers": 1})
+
     def test_defaults_are_switchyards(self):
         for kind, router in modeling.ROUTERS.items():
             with self.subTest(kind), tempfile.TemporaryDirectory() as place:
