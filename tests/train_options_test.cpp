@@ -165,10 +165,10 @@ class Options : public ::testing::Test {
     if (option.key == "logit_norm" && value != "0") reason = schema.no_logit_norm;
     if (option.key == "num_hash_layers" && value != "0") {
       const config::Run run = test::run_of(base, {});
-      if (run.router.own.has("max_experts"))
-        reason = "which no table knows";
-      else if (config::count_moe_layers(run.model) < std::stoll(value))
+      if (config::count_moe_layers(run.model) < std::stoll(value))
         reason = "more than the model has layers";
+      else if (run.router.own.has("max_experts"))
+        reason = "which no table knows";
     }
     if (reason.empty()) return false;
     EXPECT_CONTAINS(test::refusal_of(base, {option.path() + "=" + value}), reason);
