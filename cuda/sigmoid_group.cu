@@ -38,6 +38,29 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    sqrt_softplus_forward_kernel(Rows<float> score_TE, Rows<const float> logit_TE, std::int64_t n_tokens,
+                                 int n_experts) {
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  for (int e = lane_of_warp(); e < n_experts; e += kWarp) {
+    const float x = logit_TE[t][e];
+    score_TE[t][e] = sqrtf(fmaxf(x, 0) + log1pf(expf(-fabsf(x))));
+  }
+}
+
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    sqrt_softplus_backward_kernel(Rows<float> dlogit_TE, Rows<const float> dscore_TE,
+                                  Rows<const float> score_TE, std::int64_t n_tokens, int n_experts) {
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  for (int e = lane_of_warp(); e < n_experts; e += kWarp) {
+    const float score = score_TE[t][e];
+    const float slope = score > 0 ? -expm1f(-score * score) / (2 * score) : 0;
+    dlogit_TE[t][e] = dscore_TE[t][e] * slope;
+  }
+}
+
 // The sum of the two largest of value(i), i < n; of a single value, that value.
 template <class F>
 __device__ __forceinline__ float two_largest(int n, F&& value) {
@@ -126,6 +149,17 @@ void sigmoid_forward(Tensor score_TE, Tensor logit_TE, Context& ctx) {
 
 void sigmoid_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx) {
   launch("sigmoid_backward", sigmoid_backward_kernel, one_warp_each(score_TE.rows()), ctx,
+         rows_of<float>(dlogit_TE), rows_of<const float>(dscore_TE), rows_of<const float>(score_TE),
+         score_TE.rows(), score_TE.dim(1));
+}
+
+void sqrt_softplus_forward(Tensor score_TE, Tensor logit_TE, Context& ctx) {
+  launch("sqrt_softplus_forward", sqrt_softplus_forward_kernel, one_warp_each(score_TE.rows()), ctx,
+         rows_of<float>(score_TE), rows_of<const float>(logit_TE), score_TE.rows(), score_TE.dim(1));
+}
+
+void sqrt_softplus_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx) {
+  launch("sqrt_softplus_backward", sqrt_softplus_backward_kernel, one_warp_each(score_TE.rows()), ctx,
          rows_of<float>(dlogit_TE), rows_of<const float>(dscore_TE), rows_of<const float>(score_TE),
          score_TE.rows(), score_TE.dim(1));
 }

@@ -88,7 +88,69 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
   }
 }
 
+__global__ void __launch_bounds__(kBlockThreads)
+    experts_of_tokens_kernel(Rows<int> expert_TK, const float* table_N, Rows<const int> token_T,
+                             std::int64_t n_slots, int K) {
+  const std::int64_t slot = index_of_thread();
+  if (slot >= n_slots) return;
+  const std::int64_t t = slot / K, k = slot % K;
+  const int token = *token_T[t];
+  expert_TK[t][k] = token < 0 ? -1 : static_cast<int>(table_N[std::int64_t{token} * K + k]);
+}
+
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    normalise_logits_forward_kernel(Rows<float> logit_TE, Rows<float> unit_TE, Rows<float> rstd_T,
+                                    std::int64_t n_tokens, int n_experts, float scale) {
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  float *const logit = logit_TE[t], *const unit = unit_TE[t];
+  const float n = static_cast<float>(n_experts);
+  const float mean = sum_over_lanes(n_experts, [&](int e) { return logit[e]; }) / n;
+  const float variance =
+      sum_over_lanes(n_experts, [&](int e) { return (logit[e] - mean) * (logit[e] - mean); }) / n;
+  const float rstd = 1 / sqrtf(variance + static_cast<float>(kLogitVarianceEps));
+  for (int e = lane_of_warp(); e < n_experts; e += kWarp) {
+    const float u = (logit[e] - mean) * rstd;
+    unit[e] = u;
+    logit[e] = scale * u;
+  }
+  if (lane_of_warp() == 0) *rstd_T[t] = rstd;
+}
+
+__global__ void __launch_bounds__(kTokenWarps* kWarp)
+    normalise_logits_backward_kernel(Rows<float> dlogit_TE, Rows<const float> unit_TE, Rows<const float> rstd_T,
+                                     std::int64_t n_tokens, int n_experts, float scale) {
+  const std::int64_t t = index_of_warp();
+  if (t >= n_tokens) return;
+  float* const dlogit = dlogit_TE[t];
+  const float* const unit = unit_TE[t];
+  const float n = static_cast<float>(n_experts);
+  const float mean = sum_over_lanes(n_experts, [&](int e) { return dlogit[e]; }) / n;
+  const float along = sum_over_lanes(n_experts, [&](int e) { return dlogit[e] * unit[e]; }) / n;
+  const float factor = scale * *rstd_T[t];
+  for (int e = lane_of_warp(); e < n_experts; e += kWarp)
+    dlogit[e] = factor * (dlogit[e] - mean - unit[e] * along);
+}
+
 }  // namespace
+
+void experts_of_tokens(Tensor expert_TK, Tensor table_N, Tensor token_T, Context& ctx) {
+  launch("experts_of_tokens", experts_of_tokens_kernel, one_thread_each(expert_TK.numel()), ctx,
+         rows_of<int>(expert_TK), table_N.as<float>(), rows_of<const int>(token_T), expert_TK.numel(),
+         expert_TK.dim(1));
+}
+
+void normalise_logits_forward(Tensor logit_TE, Tensor unit_TE, Tensor rstd_T, double scale, Context& ctx) {
+  launch("normalise_logits_forward", normalise_logits_forward_kernel, one_warp_each(logit_TE.rows()), ctx,
+         rows_of<float>(logit_TE), rows_of<float>(unit_TE), rows_of<float>(rstd_T), logit_TE.rows(),
+         logit_TE.dim(1), static_cast<float>(scale));
+}
+
+void normalise_logits_backward(Tensor dlogit_TE, Tensor unit_TE, Tensor rstd_T, double scale, Context& ctx) {
+  launch("normalise_logits_backward", normalise_logits_backward_kernel, one_warp_each(dlogit_TE.rows()), ctx,
+         rows_of<float>(dlogit_TE), rows_of<const float>(unit_TE), rows_of<const float>(rstd_T),
+         dlogit_TE.rows(), dlogit_TE.dim(1), static_cast<float>(scale));
+}
 
 void softmax_forward(Tensor prob_TE, Tensor lse_T, Tensor logit_TE, Context& ctx) {
   launch("softmax_forward", softmax_forward_kernel, one_warp_each(logit_TE.rows()), ctx,

@@ -90,7 +90,12 @@ TEST(ConfigPublished, WhatLooksOffAndIsNotIsRefused) {
   EXPECT_CONTAINS(model_error(with(minimal_qwen(), "/use_qk_norm", "false")), "always has it");
   EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/use_qk_norm", "true")),
                   "use_qk_norm: is true: unknown");
-  EXPECT_CONTAINS(model_error(with(minimal_mixtral(), "/norm_topk_prob", "false")), "always has it");
+  EXPECT_CONTAINS(
+      model_error(with(minimal_mixtral(), "/norm_topk_prob", "false")),
+      "config.json: norm_topk_prob: is false, mixtral always has it; remove it, or set it in a run's model");
+  for (const Json& model : {minimal_mixtral(), minimal_qwen()})
+    EXPECT_CONTAINS(model_error(with(model, "/routed_scaling_factor", "2.5")),
+                    "config.json: routed_scaling_factor: is 2.5, ");
   EXPECT_CONTAINS(model_error(with(minimal_deepseek(), "/shared_expert_intermediate_size", "0")),
                   "always has it");
   EXPECT_CONTAINS(model_error(with(minimal_qwen(), "/scoring_func", "\"sigmoid\"")), "scoring_func: ");
@@ -106,6 +111,7 @@ TEST(ConfigPublished, WhatTheLayoutDoesMayBeSaid) {
   EXPECT_NO_THROW(model_of(with(minimal_mixtral(), "/use_qk_norm", "false")));
   EXPECT_NO_THROW(model_of(with(minimal_qwen(), "/scoring_func", "\"softmax\"")));
   EXPECT_NO_THROW(model_of(with(minimal_deepseek(), "/use_mla", "true")));
+  EXPECT_NO_THROW(model_of(with(minimal_qwen(), "/routed_scaling_factor", "1.0")));
   EXPECT_NO_THROW(model_of(with(minimal_qwen(), "/n_group", "1")));
   EXPECT_NO_THROW(model_of(with(minimal_qwen(), "/moe_layer_freq", "1")));
   EXPECT_NO_THROW(model_of(with(minimal_qwen(), "/top_k", "50")));  // of sampling, by transformers 4

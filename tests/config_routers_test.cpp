@@ -1,6 +1,7 @@
 // What each type of router can be configured with, and what it refuses.
 #include <gtest/gtest.h>
 
+#include "config/layouts.h"
 #include "config_samples.h"
 
 namespace switchyard::config {
@@ -50,6 +51,55 @@ TEST(ConfigRouters, WhatIsNotTheLayoutsOwn) {
               R"({"type": "lpr"})")
           .empty())
       << "no layer has a router";
+}
+
+TEST(ConfigRouters, AZLossFitsWhereverThereIsASoftmaxOverLogits) {
+  for (const Json& minimal : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& schema : router::router_schemas()) {
+      Json text = with(minimal_run(minimal), "/router", fmt::format(R"({{"type": "{}"}})", schema.type));
+      text["router"]["z_loss_coef"] = 0.004;
+      const bool has_scores = default_of(schema, run_of(minimal_run(minimal)).model).own.has("score_function");
+      if (has_scores) {
+        EXPECT_CONTAINS(run_error(text), "has no normaliser") << schema.type;
+        text["router"]["score_function"] = "sqrtsoftplus";
+        EXPECT_CONTAINS(run_error(text), "score_function is \"sqrtsoftplus\"") << schema.type;
+        text["router"]["score_function"] = "softmax";
+      }
+      if (schema.type == "kmeans") {
+        EXPECT_CONTAINS(run_error(text), "router.z_loss_coef: is 0.004");
+        continue;
+      }
+      EXPECT_EQ(run_of(text).router.z_loss_coef, 0.004) << schema.type;
+    }
+}
+
+// What the chosen experts' weights sum to is a run's to say in every layout, with every router. Where
+// transformers would compute another sum the config.json asks for our code, and keeps both keys.
+TEST(ConfigRouters, EveryLayoutAndRouterTakesASumOfWeights) {
+  for (const Json& minimal : {minimal_qwen(), minimal_mixtral(), minimal_deepseek()})
+    for (const RouterSchema& schema : router::router_schemas())
+      for (const bool normalised : {false, true}) {
+        Json model = with(minimal, "/routed_scaling_factor", "3.5");
+        model["norm_topk_prob"] = normalised;
+        const config::Run run =
+            run_of(with(minimal_run(model), "/router", fmt::format(R"({{"type": "{}"}})", schema.type)));
+        EXPECT_EQ(run.model.routed_scaling_factor, 3.5);
+        EXPECT_EQ(run.model.norm_topk_prob, normalised);
+        EXPECT_EQ(parse_run(run.resolved_json, "resolved", {}, router::router_schemas()), run) << schema.type;
+        const std::string stated =
+            state_router(model_to_hf_json(run.model), run.model, run.router, router::router_schemas());
+        EXPECT_EQ(parse_model(stated, "x"), run.model) << stated;
+        const bool plain = run.model.layout == &kDeepseekV3 && schema.type == "sigmoid_group";
+        EXPECT_EQ(beyond_layout(run.router, run.model, router::router_schemas()).empty(), plain);
+        EXPECT_EQ(parsed(stated).contains("router"), !plain);
+        // As the layout's own again, it has no key that transformers does not read.
+        const Model bare = with_weights_of_layout(run.model);
+        const std::string own = state_router(
+            stated, bare, default_router(*bare.layout, router::router_schemas()), router::router_schemas());
+        EXPECT_EQ(parse_model(own, "x"), bare) << own;
+        EXPECT_EQ(parsed(own).contains("routed_scaling_factor"), bare.layout == &kDeepseekV3);
+        EXPECT_EQ(parsed(own).contains("norm_topk_prob"), bare.layout != &kMixtral);
+      }
 }
 
 TEST(ConfigRouters, AConfigJsonStatesARouterThatIsNotItsLayouts) {
@@ -131,7 +181,7 @@ TEST(ConfigRouters, WhatMakesNoSenseIsRefusedWithItsPath) {
       {R"({"type": "expert_threshold", "threshold_decay": 1})",
        "router.threshold_decay: is 1, expected a number in [0, 1)"},
       {R"({"type": "quantile", "score_function": "tanh"})",
-       "router.score_function: is \"tanh\", expected one of: sigmoid, softmax"},
+       "router.score_function: is \"tanh\", expected one of: sigmoid, softmax, sqrtsoftplus"},
       {R"({"type": "quantile", "z_loss_coef": 0.5})",
        "router.z_loss_coef: is 0.5, but score_function is \"sigmoid\", which has no normaliser that it could "
        "bound; set it to 0"},

@@ -310,12 +310,12 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsNotThatOfAnotherRouter) {
 }
 
 TEST(ConfigRun, TheRouterOfAFamily) {
-  const RouterOptions own = {{"bias", "sign"},    {"bias_update_speed", 1e-3}, {"bias_mean_free", false},
-                             {"bias_kappa", 2.0}, {"bias_momentum", 0.5},      {"phi_strength", 1.0},
-                             {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
+  const RouterOptions own = {{"score_function", "sigmoid"}, {"bias", "sign"},    {"bias_update_speed", 1e-3},
+                             {"bias_mean_free", false},     {"bias_kappa", 2.0}, {"bias_momentum", 0.5},
+                             {"phi_strength", 1.0},         {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
   Router softmax;
   softmax.own.set("simbal_coef", 0.0);
-  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, own};
+  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, 0.0, 0, own};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);
@@ -334,10 +334,9 @@ TEST(ConfigRun, TheRouterOfAFamily) {
 
 TEST(ConfigRun, WhatARouterDoesNotHaveIsRefused) {
   const Json deepseek = minimal_run(minimal_deepseek());
-  EXPECT_EQ(
-      run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
-      "run.json: router.z_loss_coef: is 0.1, but router.type is \"sigmoid_group\", which has no softmax whose "
-      "normaliser it could bound; set it to 0");
+  EXPECT_EQ(run_error(with(deepseek, "/router/z_loss_coef", "0.1")),
+            "run.json: router.z_loss_coef: is 0.1, but score_function is \"sigmoid\", which has no normaliser "
+            "that it could bound; set it to 0");
   EXPECT_NO_THROW(run_of(with(deepseek, "/router/z_loss_coef", "0")));
   EXPECT_EQ(run_error(with(minimal_run(), "/router/bias_update_speed", "0.001")),
             "run.json: router.bias_update_speed: router.type is \"softmax_topk\", which has no such option "

@@ -331,5 +331,46 @@ TEST(ParameterStore, MisuseIsCaught) {
   EXPECT_THROW(unallocated.allocate(DType::bf16, false), std::logic_error);
 }
 
+// A table of tokens' experts: the experts of a token differ, and every expert has as many tokens as another
+// one.
+TEST(ParameterStore, ExpertsAreDealtEvenlyOverTheTokens) {
+  constexpr std::int64_t kTokens = 64, kExperts = 8, kSlots = 3;
+  const auto dealt = [](const char* name, std::uint64_t seed, std::int64_t n_tokens) {
+    ParameterStore store;
+    store.add({.name = name,
+               .shape = {n_tokens * kSlots},
+               .init = Init::dealt,
+               .trained = false,
+               .dealt_experts = kExperts,
+               .dealt_slots = kSlots});
+    store.allocate(DType::f32, false);
+    store.initialise(seed);
+    const float* values = store.value(0).as<float>();
+    return std::vector<float>(values, values + n_tokens * kSlots);
+  };
+  const std::vector<float> table = dealt("a", 1, kTokens);
+  std::vector<int> count(kExperts, 0);
+  std::set<std::set<float>> sets;
+  for (std::int64_t token = 0; token < kTokens; ++token) {
+    const std::set<float> experts(table.begin() + token * kSlots, table.begin() + (token + 1) * kSlots);
+    EXPECT_EQ(experts.size(), static_cast<std::size_t>(kSlots));
+    sets.insert(experts);
+    for (const float expert : experts) {
+      ASSERT_TRUE(expert >= 0 && expert < kExperts && expert == std::floor(expert));
+      ++count[static_cast<std::size_t>(expert)];
+    }
+  }
+  for (const int n : count) EXPECT_EQ(n, kTokens * kSlots / kExperts);
+  // Of the 56 sets of three experts far more than the 8 that neighbours alone would make.
+  EXPECT_GT(sets.size(), 20u);
+  EXPECT_EQ(dealt("a", 1, kTokens), table);
+  EXPECT_NE(dealt("b", 1, kTokens), table);
+  EXPECT_NE(dealt("a", 2, kTokens), table);
+  // An unfinished round leaves at most one token more for each slot.
+  std::fill(count.begin(), count.end(), 0);
+  for (const float expert : dealt("a", 1, kTokens + 5)) ++count[static_cast<std::size_t>(expert)];
+  for (const int n : count) EXPECT_LE(n, kTokens * kSlots / kExperts + kSlots);
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -51,6 +51,27 @@ TEST_P(CudaSigmoid, EqualsTheCpu) {
   EXPECT_EQ(dscore.values(), dlogits);
 }
 
+TEST_P(CudaSigmoid, RootsOfSoftplusEqualTheCpu) {
+  const DeviceTensor logit = normal_TE("logit", 5.0), dscore = normal_TE("dscore"), score = output(),
+                     dlogit = output();
+  ops::cuda::sqrt_softplus_forward(score, logit, ctx_);
+  ops::cuda::sqrt_softplus_backward(dlogit, dscore, score, ctx_);
+  const OwnedTensor score64(shape(), DType::f64), dlogit64(shape(), DType::f64);
+  ops::sqrt_softplus_forward(score64, logit.as_f64(), host_ctx_);
+  ops::sqrt_softplus_backward(dlogit64, dscore.as_f64(), score.as_f64(), host_ctx_);
+  // A few roundings of 6e-8 each, and functions that may be off by two units in the last place.
+  EXPECT_TRUE(all_near(score.values(), values(score64), 1e-6, 0));
+  EXPECT_TRUE(all_near(dlogit.values(), values(dlogit64), 1e-6, 0));
+  EXPECT_TRUE(score.margins_untouched());
+  EXPECT_TRUE(dlogit.margins_untouched());
+
+  const std::vector<double> scores = score.values(), dlogits = dlogit.values();
+  ops::cuda::sqrt_softplus_forward(logit, logit, ctx_);
+  ops::cuda::sqrt_softplus_backward(dscore, dscore, score, ctx_);
+  EXPECT_EQ(logit.values(), scores);
+  EXPECT_EQ(dscore.values(), dlogits);
+}
+
 TEST_P(CudaSigmoid, RowSharesEqualTheCpu) {
   OwnedTensor host_score(shape(),
                          DType::f64);  // between 0 and 1, as sigmoids are; of the first of many tokens all 0

@@ -17,13 +17,14 @@ class Example final : public Router {
   std::int64_t n_slots() const override { return shape_.n_slots; }
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const Shape slots{n_seq * seq_len, shape_.n_slots};
+    gate_.plan(arena, n_seq * seq_len, dtype);
     prob_TE_ = arena.take(Shape{n_seq * seq_len, shape_.n_experts}, dtype);
     lse_T_ = arena.take(Shape{n_seq * seq_len}, dtype);
     chosen_TK_ = arena.take(slots, dtype);
     decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype)};
   }
   RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
-    gate_.forward(prob_TE_, x_TD, batch, ctx);  // x W^T, and jitter
+    gate_.forward(prob_TE_, x_TD, batch, ctx);  // x W^T, normalised where the run says so, and jitter
     ops::softmax_forward(prob_TE_, lse_T_, prob_TE_, ctx);
     ops::top_k(decision_.expert_TK, chosen_TK_, prob_TE_, batch.token_T, ctx);
     ops::slot_weights_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, weighting_, ctx);

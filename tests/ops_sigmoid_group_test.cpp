@@ -67,6 +67,67 @@ TEST(Sigmoid, GradientMatchesFiniteDifferences) {
   }
 }
 
+TEST(SqrtSoftplus, FollowsTheDefinitionAlsoFarOut) {
+  const Numbers logits = {0, 1, -1, 10, -10, 80, -80, 1000, -1000, 1e30, -1e30};
+  for (const DType dtype : kTypes) {
+    PoisonedContext ctx;
+    const OwnedTensor score({1, static_cast<std::int64_t>(logits.size())}, dtype),
+        logit(score.view().shape(), dtype);
+    fill(logit, logits);
+    ops::sqrt_softplus_forward(score, logit, ctx);
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const double x = logits[i];
+      const double exact = std::sqrt(std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))));
+      // An exponential and a logarithm of a few units in the last place; below float's smallest normal number,
+      // whose root is 1.1e-19, nothing but zero is promised.
+      EXPECT_NEAR(score[static_cast<std::int64_t>(i)], exact,
+                  (dtype == DType::f32 ? 5e-7 : 1e-14) * exact + 1.1e-19)
+          << x;
+    }
+    ops::sqrt_softplus_forward(logit, logit, ctx);
+    EXPECT_TRUE(same_bits(logit, score));
+  }
+}
+
+TEST(SqrtSoftplus, GradientMatchesFiniteDifferences) {
+  for (const Sizes& s : kSizes) {
+    PoisonedContext ctx;
+    const OwnedTensor logit = normal_strided(s.tokens, s.experts, DType::f64, "logit", 4.0);
+    const OwnedTensor dscore = normal_strided(s.tokens, s.experts, DType::f64, "dscore", 1.0, 2);
+    const OwnedTensor score = OwnedTensor::strided(s.tokens, s.experts, DType::f64, 1);
+    const OwnedTensor dlogit = OwnedTensor::strided(s.tokens, s.experts, DType::f64, 3);
+    const auto loss = [&] {
+      ops::sqrt_softplus_forward(score, logit, ctx);
+      return dot(dscore, score);
+    };
+    loss();
+    ops::sqrt_softplus_backward(dlogit, dscore, score, ctx);
+    // As of the sigmoid.
+    EXPECT_TRUE(gradient_matches(logit, dlogit, loss, {.absolute = 1e-6, .max_elements = 100})) << s.experts;
+    EXPECT_TRUE(dlogit.margins_untouched() && score.margins_untouched());
+    loss();
+    ops::sqrt_softplus_backward(dscore, dscore, score, ctx);
+    EXPECT_TRUE(same_bits(dscore, dlogit));
+  }
+}
+
+// (1 - exp(-s^2)) / (2 s), also where the difference is nearly nothing or nearly 1.
+TEST(SqrtSoftplus, ItsSlopeIsPreciseInFloat32) {
+  PoisonedContext ctx;
+  const Numbers scores = {0, 1e-19, 1e-6, 2e-4, 0.01, 0.3, 0.83, 0.84, 1, 4, 20, 1e15};
+  const OwnedTensor score({1, static_cast<std::int64_t>(scores.size())}, DType::f32),
+      one(score.view().shape(), DType::f32), slope(score.view().shape(), DType::f32);
+  fill(score, scores);
+  fill(one, Numbers(scores.size(), 1));
+  ops::sqrt_softplus_backward(slope, one, score, ctx);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const double s = score[static_cast<std::int64_t>(i)], exact = s > 0 ? -std::expm1(-s * s) / (2 * s) : 0;
+    // Of the rounded exponential u the quotient (1 - u) / log(u) is that of numbers of a few roundings each;
+    // the root of what is below float's smallest normal number has the slope that it rounds to.
+    EXPECT_NEAR(slope[static_cast<std::int64_t>(i)], exact, 6e-7 * exact) << s;
+  }
+}
+
 struct Choice {
   std::int64_t n_group, topk_group;
   Numbers score, bias, expected;
@@ -225,6 +286,8 @@ TEST(SigmoidGroup, SameBitsOnAnyThreadCount) {
   ops::row_share_forward(prob, score, ctx);
   out([&](const Tensor& t) { ops::sigmoid_forward(t, logit, ctx); });
   out([&](const Tensor& t) { ops::sigmoid_backward(t, dprob, score, ctx); });
+  out([&](const Tensor& t) { ops::sqrt_softplus_forward(t, logit, ctx); });
+  out([&](const Tensor& t) { ops::sqrt_softplus_backward(t, dprob, score, ctx); });
   out([&](const Tensor& t) { ops::group_choice(t, score, bias, 8, 3, ctx); });
   out([&](const Tensor& t) { ops::row_share_forward(t, score, ctx); });
   out([&](const Tensor& t) { ops::row_share_backward(t, dprob, prob, score, ctx); });
@@ -239,6 +302,9 @@ TEST(SigmoidGroup, RefusesOtherShapesAndDtypes) {
     EXPECT_THROW(ops::sigmoid_forward(*other, a, ctx), std::logic_error);
     EXPECT_THROW(ops::sigmoid_backward(*other, a, a, ctx), std::logic_error);
     EXPECT_THROW(ops::sigmoid_backward(a, *other, a, ctx), std::logic_error);
+    EXPECT_THROW(ops::sqrt_softplus_forward(*other, a, ctx), std::logic_error);
+    EXPECT_THROW(ops::sqrt_softplus_backward(*other, a, a, ctx), std::logic_error);
+    EXPECT_THROW(ops::sqrt_softplus_backward(a, *other, a, ctx), std::logic_error);
     EXPECT_THROW(ops::group_choice(*other, a, bias, 2, 1, ctx), std::logic_error);
     EXPECT_THROW(ops::row_share_forward(*other, a, ctx), std::logic_error);
     EXPECT_THROW(ops::row_share_backward(*other, a, a, a, ctx), std::logic_error);

@@ -56,6 +56,7 @@ inline const Companion kCompanions[] = {
     {"estimator", "threshold", {"threshold=2.8"}, "it compares with a length that has no default"},
     {"threshold", "*", {"estimator=threshold"}, "no other estimator compares with a length"},
     {"z_loss_coef", "*", {"score_function=softmax"}, "sigmoid scores have no normaliser"},
+    {"logit_norm", "*", {"score_function=softmax"}, "it acts before a softmax alone"},
     {"sigma", "*", {"similarity=gaussian"}, "nothing else has a width"},
     {"num_heads", "*", {"similarity=cross_attention"}, "nothing else has heads"},
     {"diversity", "euclidean", {"reg_scope=micro_batch"}, "it compares pairs of tokens, not sums"},

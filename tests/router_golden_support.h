@@ -57,7 +57,8 @@ class RouterCase {
             .normalise_weights = shape()["norm_topk_prob"].boolean(),
             .weight_scale = shape()["routed_scaling_factor"].number(),
             .init_std = 0.02,
-            .vocab_size = kVocabulary};
+            .vocab_size = kVocabulary,
+            .hashed = options().num_hash_layers > 0};
   }
 
   static constexpr std::int64_t kVocabulary = 100;  // of tools/make_router_golden.py

@@ -21,22 +21,42 @@ struct Case {
   bool normalise = true;
   double capacity_factor = 0;  // 0: none
   double jitter = 0;
+  double logit_norm = 0;
+  bool hashed = false;
 };
 
 std::vector<Case> cases() {
   const std::int64_t four = 4, two = 2;
   return {
       {"SoftmaxTopKJitterCapacity", "softmax_topk", {}, true, 0.7, 0.3},
+      {"SoftmaxTopKLogitNorm", "softmax_topk", {}, true, 0, 0.3, 1.5},
+      {"TopPLogitNorm", "top_p", {{"p", 0.6}, {"max_experts", four}}, true, 0, 0, 2},
+      {"DynamicKLogitNorm", "dynamic_k", {{"max_experts", four}}, true, 0, 0, 2},
+      {"QuantileLogitNorm", "quantile", {{"score_function", "softmax"}}, true, 0, 0, 0.7},
+      {"ExpertThresholdLogitNorm",
+       "expert_threshold",
+       {{"max_experts", four}, {"score_function", "softmax"}},
+       true,
+       0,
+       0,
+       2},
+      {"SigmoidGroupLogitNorm", "sigmoid_group", {{"score_function", "softmax"}}, false, 0, 0, 2},
+      {"HashSoftmax", "lpr", {}, true, 0, 0, 0, true},
+      {"HashSoftmaxLogitNormCapacityJitter", "softmax_topk", {}, false, 0.5, 0.3, 1.5, true},
+      {"HashSqrtSoftplus", "quantile", {{"score_function", "sqrtsoftplus"}}, true, 0, 0, 0, true},
       {"SigmoidGroupJitterCapacity", "sigmoid_group", {}, true, 0.7, 0.3},
       {"SoftmaxTopKSimBal", "softmax_topk", {{"simbal_coef", 0.3}}},
       {"TopPSimBal", "top_p", {{"max_experts", four}, {"entropy_coef", 0.7}, {"simbal_coef", 0.3}}},
       {"SigmoidGroupMeanFree", "sigmoid_group", {{"bias_mean_free", true}}},
       {"SigmoidGroupSmebu", "sigmoid_group", {{"bias", "smebu"}}},
       {"SigmoidGroupPhi", "sigmoid_group", {{"bias", "phi"}}},
-      {"QuantileSigmoid", "quantile"},
       {"QuantileSign", "quantile", {{"bias", "sign"}}},
       {"QuantileSmebuCapacityJitter", "quantile", {{"bias", "smebu"}}, true, 0.7, 0.3},
       {"QuantileSoftmaxPhi", "quantile", {{"bias", "phi"}, {"score_function", "softmax"}}},
+      {"SigmoidGroupSqrtSoftplus", "sigmoid_group", {{"score_function", "sqrtsoftplus"}}, false, 0.7},
+      {"SigmoidGroupSoftmax", "sigmoid_group", {{"score_function", "softmax"}}},
+      {"QuantileSigmoid", "quantile"},
+      {"QuantileSqrtSoftplus", "quantile", {{"score_function", "sqrtsoftplus"}}},
       {"QuantileSoftmaxAsTheyAre", "quantile", {{"score_function", "softmax"}}, false},
       {"QuantileSoftmaxCapacityJitter", "quantile", {{"score_function", "softmax"}}, true, 0.7, 0.3},
       {"TopP", "top_p", {{"p", 0.5}, {"max_experts", four}, {"entropy_coef", 0.7}}},
@@ -61,6 +81,9 @@ std::vector<Case> cases() {
       {"DynamicKLossGradient", "dynamic_k", {{"max_experts", four}, {"estimator", "loss_gradient"}}},
       {"DynamicKThreshold", "dynamic_k", {{"estimator", "threshold"}, {"threshold", 2.5}}},
       {"ExpertThresholdSigmoid", "expert_threshold", {{"max_experts", four}}},
+      {"ExpertThresholdSqrtSoftplus",
+       "expert_threshold",
+       {{"max_experts", four}, {"score_function", "sqrtsoftplus"}}},
       {"ExpertThresholdSoftmaxCapacityJitter",
        "expert_threshold",
        {{"max_experts", four}, {"score_function", "softmax"}},
@@ -79,13 +102,15 @@ RouterShape shape_of(const Case& test_case) {
           .normalise_weights = test_case.normalise,
           .weight_scale = 1.5,
           .init_std = 1,
-          .vocab_size = 2};
+          .vocab_size = 2,
+          .hashed = test_case.hashed};
 }
 
 config::Router options_of(const Case& test_case) {
   config::Router options = options_of(test_case.type, shape_of(test_case), test_case.own);
   if (test_case.capacity_factor > 0) options.capacity_factor = test_case.capacity_factor;
   options.jitter = test_case.jitter;
+  options.logit_norm = test_case.logit_norm;
   return options;
 }
 
@@ -93,6 +118,10 @@ config::Router options_of(const Case& test_case) {
 void fill_state(RouterFixture& fixture) {
   for (std::size_t i = 0; i < fixture.store.rows().size(); ++i) {
     const std::string& name = fixture.store.rows()[i].name;
+    if (name.ends_with("tid2eid")) {
+      test::fill(fixture.store.value(i), {0, 1, 2, 4, 1, 3});
+      continue;
+    }
     const double center = name.ends_with("thresholds") ? 0.2
                           : name.ends_with("_mean")    ? 2.4
                           : name.ends_with("_token")   ? 3

@@ -24,7 +24,10 @@ constexpr std::size_t kWeight = 0, kBias = 1;  // rows
 
 config::Router options(double bias_update_speed = 1e-3) {
   return {.type = "sigmoid_group",
-          .own = {{"bias", "sign"}, {"bias_update_speed", bias_update_speed}, {"bias_mean_free", false}}};
+          .own = {{"score_function", std::string("sigmoid")},
+                  {"bias", std::string("sign")},
+                  {"bias_update_speed", bias_update_speed},
+                  {"bias_mean_free", false}}};
 }
 
 RouterBatch batch_of(const Tensor& token_T) {

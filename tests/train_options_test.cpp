@@ -162,6 +162,14 @@ class Options : public ::testing::Test {
         config::schema_of(base["router"]["type"].text(), router::router_schemas());
     std::string reason;
     if (option.key == "z_loss_coef" && value != "0") reason = schema.no_z_loss;
+    if (option.key == "logit_norm" && value != "0") reason = schema.no_logit_norm;
+    if (option.key == "num_hash_layers" && value != "0") {
+      const config::Run run = test::run_of(base, {});
+      if (config::count_moe_layers(run.model) < std::stoll(value))
+        reason = "more than the model has layers";
+      else if (run.router.own.has("max_experts"))
+        reason = "which no table knows";
+    }
     if (reason.empty()) return false;
     EXPECT_CONTAINS(test::refusal_of(base, {option.path() + "=" + value}), reason);
     return true;

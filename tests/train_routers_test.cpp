@@ -32,6 +32,8 @@ struct Case {
   config::RouterOptions own{};
   bool settles = false;         // evaluations and saves move what the router keeps
   bool by_micro_batch = false;  // a micro-batch is balanced by itself
+  double logit_norm = 0;
+  std::int64_t num_hash_layers = 0;
 };
 
 std::vector<Case> cases() {
@@ -39,6 +41,11 @@ std::vector<Case> cases() {
   return {
       {"SoftmaxTopK", "softmax_topk"},
       {"SoftmaxTopKSimBal", "softmax_topk", {{"simbal_coef", 0.01}}},
+      {"SoftmaxTopKLogitNorm", "softmax_topk", {}, false, false, 1.5},
+      {"SoftmaxTopKHash", "softmax_topk", {}, false, false, 0, 1},
+      {"LprHash", "lpr", {{"latent_dim", three}}, false, false, 0, 1},
+      {"SigmoidGroupSqrtSoftplus", "sigmoid_group", {{"score_function", "sqrtsoftplus"}}},
+      {"QuantileSqrtSoftplus", "quantile", {{"score_function", "sqrtsoftplus"}}},
       {"SigmoidGroup", "sigmoid_group"},
       {"SigmoidGroupMeanFree", "sigmoid_group", {{"bias_mean_free", true}, {"bias_update_speed", 0.05}}},
       {"SigmoidGroupSmebu", "sigmoid_group", {{"bias", "smebu"}, {"bias_update_speed", 0.05}}},
@@ -115,6 +122,8 @@ class Routers : public ::testing::TestWithParam<Case> {
     run.router = config::default_of(config::schema_of(GetParam().type, router::router_schemas()), run.model);
     for (const auto& [key, value] : GetParam().own.all()) run.router.own.set(key, value);
     run.router.balance_coef = 0.1;
+    run.router.logit_norm = GetParam().logit_norm;
+    run.router.num_hash_layers = GetParam().num_hash_layers;
     run.data.train = {{(dir_ / "train.bin").string(), "default", std::nullopt}};
     run.data.validation = {{(dir_ / "val.bin").string(), "default", std::nullopt}};
     run.train.steps = 4;

@@ -86,7 +86,10 @@ class Training : public ::testing::Test {
     run.router = {.type = "sigmoid_group",
                   .balance_coef = 0.01,
                   .balance_scope = BalanceScope::sequence,
-                  .own = {{"bias", "sign"}, {"bias_update_speed", 0.125}, {"bias_mean_free", false}}};
+                  .own = {{"score_function", std::string("sigmoid")},
+                          {"bias", std::string("sign")},
+                          {"bias_update_speed", 0.125},
+                          {"bias_mean_free", false}}};
     return run;
   }
 

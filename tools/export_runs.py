@@ -41,6 +41,11 @@ OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
            {"type": "dynamic_k", "max_experts": 4, "flops_target": 0.3, "estimator": "router_entropy"},
            {"type": "quantile", "score_function": "softmax", "z_loss_coef": 0.01, "bias_ema": 0.5},
            {"type": "expert_threshold", "score_function": "softmax", "max_experts": 4, "threshold_decay": 0.5},
+           *({"type": kind, "score_function": "sqrtsoftplus"} for kind in ("quantile", "sigmoid_group", "expert_threshold")),
+           *({"type": kind, "logit_norm": 1.5} for kind in ("softmax_topk", "top_p")),
+           *({"type": kind, "num_hash_layers": 1} for kind in ("softmax_topk", "lpr")),
+           {"type": "quantile", "num_hash_layers": 2, "score_function": "sqrtsoftplus"},
+           {"type": "sigmoid_group", "score_function": "softmax", "z_loss_coef": 0.01},
            {"type": "top_p", "renormalise": True, "max_experts": 4, "balance_scope": "sequence"})
 
 

@@ -61,6 +61,12 @@ CASES = {
     "softmax_topk_balance_model": case({"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "model"}),
     "softmax_topk_capacity": case({"type": "softmax_topk", "balance_coef": 0.02, "capacity_factor": 0.9}),
     "softmax_topk_simbal": case({"type": "softmax_topk", "simbal_coef": 0.05}),
+    "softmax_topk_logit_norm": case({"type": "softmax_topk", "balance_coef": 0.02, "z_loss_coef": 0.01,
+                                     "logit_norm": 1.5}, n_slots=3),
+    "softmax_topk_hash": case({"type": "softmax_topk", "balance_coef": 0.02, "z_loss_coef": 0.01, "num_hash_layers": 1},
+                              n_slots=3, routed_scaling_factor=2.5),
+    "sigmoid_group_hash": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "sqrtsoftplus",
+                                "num_hash_layers": 1}, norm_topk_prob=False),
     "sigmoid_group": case({"type": "sigmoid_group", "balance_coef": 0.02}, n_group=4, topk_group=2,
                           routed_scaling_factor=2.5),
     "sigmoid_group_unnormalised": case({"type": "sigmoid_group", "balance_coef": 0.02, "balance_scope": "layer",
@@ -82,8 +88,15 @@ CASES = {
     "quantile_smebu": case({"type": "quantile", "bias": "smebu", "score_function": "softmax",
                             "bias_update_speed": 0.05, "bias_momentum": 0.0}),
     "quantile_phi": case({"type": "quantile", "bias": "phi", "phi_strength": 0.5, "phi_decay": 0.5}),
+    "sigmoid_group_sqrtsoftplus": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "sqrtsoftplus"},
+                                       n_group=4, topk_group=2, routed_scaling_factor=1.5),
+    "sigmoid_group_softmax": case({"type": "sigmoid_group", "balance_coef": 0.02, "score_function": "softmax",
+                                   "z_loss_coef": 0.004}, n_group=2, topk_group=1),
+    "quantile_sqrtsoftplus": case({"type": "quantile", "score_function": "sqrtsoftplus", "balance_coef": 0.02}, n_slots=3),
     "quantile_softmax": case({"type": "quantile", "score_function": "softmax", "bias_ema": 0.3, "balance_coef": 0.02,
                               "z_loss_coef": 0.01}, n_slots=3, routed_scaling_factor=1.5),
+    "quantile_logit_norm": case({"type": "quantile", "score_function": "softmax", "logit_norm": 2.0,
+                                 "balance_coef": 0.02}),
     "quantile_unnormalised": case({"type": "quantile", "bias_ema": 0.9, "balance_coef": 0.02,
                                    "capacity_factor": 1.1}, norm_topk_prob=False),
     "quantile_solves": case({"type": "quantile", "bias_ema": 0.5, "bias_solves": 2}, n_slots=3),
@@ -108,6 +121,8 @@ CASES = {
     "dynamic_k_uncalibrated": case({"type": "dynamic_k", "max_experts": 4, "capacity_factor": 0.6}),
     "expert_threshold": case({"type": "expert_threshold", "max_experts": 4}),
     "expert_threshold_simbal": case({"type": "expert_threshold", "max_experts": 4, "simbal_coef": 0.02}),
+    "expert_threshold_sqrtsoftplus": case({"type": "expert_threshold", "score_function": "sqrtsoftplus",
+                                           "max_experts": 3, "balance_coef": 0.02}),
     "expert_threshold_softmax": case({"type": "expert_threshold", "score_function": "softmax", "max_experts": 2,
                                       "threshold_decay": 0.5, "balance_coef": 0.02}),
     "expert_threshold_capacity": case({"type": "expert_threshold", "max_experts": 4, "capacity_factor": 0.6}),
@@ -157,6 +172,9 @@ def bias_rows(options, E, normal, uniform):
 def rows_of(options, shape, normal, uniform):
     """Initial values of every row below the gate, state included."""
     kind, D, E = options["type"], shape.hidden_size, shape.n_experts
+    if options["num_hash_layers"]:
+        experts = torch.stack([uniform(E).argsort()[: shape.n_slots] for _ in range(VOCABULARY)])
+        return {"weight": 0.4 * normal(E, D), "tid2eid": experts.flatten().float()}
     if kind == "kmeans":
         return {"means": normal(E, D)}
     if kind != "lpr":
@@ -164,7 +182,7 @@ def rows_of(options, shape, normal, uniform):
         if kind in ("sigmoid_group", "quantile"):
             rows |= bias_rows(options, E, normal, uniform)
         if kind == "expert_threshold":
-            typical = 0.6 if options["score_function"] == "sigmoid" else 0.25
+            typical = {"sigmoid": 0.6, "softmax": 0.25, "sqrtsoftplus": 1.0}[options["score_function"]]
             rows["thresholds"] = typical * (0.8 + 0.4 * uniform(E))
         if kind == "dynamic_k":
             rows["complexity_mean"], rows["complexity_var"] = torch.zeros(1), torch.zeros(1)
@@ -235,7 +253,7 @@ def calibrate(options, shape, rows, inputs):
 
 def given_of(options, inputs):
     names = {"epsilon": "epsilon_Td", "attention_entropy": "attention_entropy_T"}
-    if options.get("estimator") == "loss_gradient":
+    if options.get("estimator") == "loss_gradient" or options["num_hash_layers"]:
         names["token"] = "id_T"
     return {argument: inputs[name] for name, argument in names.items() if name in inputs}
 

@@ -29,7 +29,7 @@ from torch import distributed, nn
 
 MODEL_KEYS = {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1}  # of config.json
 EVERY_ROUTER = {"balance_coef": 0.001, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None,
-                "jitter": 0.0}
+                "jitter": 0.0, "logit_norm": 0.0, "num_hash_layers": 0}
 
 
 @dataclass
@@ -135,7 +135,11 @@ class Router(nn.Module):
         self.sums[name] = values.detach().double() + self.sums.get(name, 0)
 
     def logits(self, x_TD):
-        return self.jittered(F.linear(x_TD, self.weight.to(x_TD.dtype)))
+        logit_TE = F.linear(x_TD, self.weight.to(x_TD.dtype))
+        if self.options.logit_norm:
+            variance_T1, mean_T1 = torch.var_mean(logit_TE, dim=-1, correction=0, keepdim=True)
+            logit_TE = self.options.logit_norm * (logit_TE - mean_T1) * (variance_T1 + 1e-12).rsqrt()
+        return self.jittered(logit_TE)
 
     def jittered(self, logit_TE):
         jitter = self.options.jitter if self.training else 0
@@ -149,11 +153,12 @@ class Router(nn.Module):
     def normalised(self, weight_TK):
         return weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20) if self.options.norm_topk_prob else weight_TK
 
-    def scores(self, logit_TE):
+    def scores(self, logit_TE, function=None):
         """Scores, and the probabilities that they stand for in the balance loss."""
-        if self.options.score_function == "softmax":
+        function = function or self.options.score_function
+        if function == "softmax":
             return (logit_TE.softmax(-1),) * 2
-        score_TE = logit_TE.sigmoid()
+        score_TE = logit_TE.sigmoid() if function == "sigmoid" else F.softplus(logit_TE).sqrt()
         return score_TE, score_TE / score_TE.sum(-1, keepdim=True)
 
     def limit_capacity(self, routing, n_tokens):
@@ -295,6 +300,35 @@ class WithChoiceBias(Router):
         self.e_score_correction_bias += move_E.to(self.e_score_correction_bias.dtype)
 
 
+# ---- layers whose experts are chosen by a table ----
+
+
+def hash_layer(base, own_scores):
+    """The router of the first num_hash_layers layers under routers of class `base`: the experts of a token stand in a
+    table, a gate's scores weigh them: those of score_function, where `base` has it, else `own_scores`."""
+
+    class HashLayer(Router):
+        options_of_type = base.options_of_type
+
+        def build(self):
+            super().build()
+            self.state("tid2eid", self.vocab_size * self.k)  # token after token
+
+        def own_loss(self, routing):
+            return 0.0
+
+        def choose(self, x_TD, attention_entropy_T):
+            logit_TE = self.logits(x_TD)
+            S_TE, _ = self.scores(logit_TE, getattr(self.options, "score_function", own_scores))
+            expert_TK = self.tid2eid.view(-1, self.k)[self.token_T].long()
+            weight_TK = self.normalised(S_TE.gather(1, expert_TK))
+            # What does not choose is not balanced: no probabilities.
+            return Routing(expert_TK, weight_TK, torch.ones_like(expert_TK, dtype=torch.bool), logit_TE,
+                           torch.zeros_like(S_TE))
+
+    return HashLayer
+
+
 # ---- linear routers ----
 
 GATE_OPTIONS = {"simbal_coef": 0.0}  # of every linear gate
@@ -311,7 +345,8 @@ class SoftmaxTopKRouter(Router):
 
 
 class SigmoidGroupRouter(WithChoiceBias):
-    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False,
+    options_of_type = {"balance_coef": 1e-4, "balance_scope": "sequence", "score_function": "sigmoid",
+                       "bias": "sign", "bias_mean_free": False,
                        **BIAS_OPTIONS, **GATE_OPTIONS}
 
     def build(self):
@@ -320,14 +355,14 @@ class SigmoidGroupRouter(WithChoiceBias):
 
     def choose(self, x_TD, attention_entropy_T):
         logit_TE = self.logits(x_TD)
-        S_TE = logit_TE.sigmoid()
+        S_TE, P_TE = self.scores(logit_TE)
         biased = (S_TE + self.e_score_correction_bias).detach().unflatten(-1, (self.options.n_group, -1))
         group_score = biased.topk(min(2, biased.shape[-1]), dim=-1).values.sum(-1)
         best = group_score.topk(self.options.topk_group, dim=-1).indices
         dropped = torch.ones_like(group_score, dtype=torch.bool).scatter(1, best, False)
         _, expert_TK, taken_TK = self.largest(biased.masked_fill(dropped.unsqueeze(-1), -math.inf).flatten(1))
         weight_TK = self.normalised(S_TE.gather(1, expert_TK))
-        return Routing(expert_TK, weight_TK, taken_TK, logit_TE, S_TE / S_TE.sum(-1, keepdim=True))
+        return Routing(expert_TK, weight_TK, taken_TK, logit_TE, P_TE)
 
 
 class QuantileRouter(WithChoiceBias):
@@ -682,13 +717,15 @@ ROUTERS = {"softmax_topk": SoftmaxTopKRouter, "sigmoid_group": SigmoidGroupRoute
            "kmeans": KMeansRouter, "lpr": LatentPrototypeRouter}
 
 
-def make_router(options, hidden_size, n_experts, k, **more):
-    """Of `router` in a config.json: {"type": "lpr", ...}."""
+def make_router(options, hidden_size, n_experts, k, hashed=False, own_scores="softmax", **more):
+    """Of `router` in a config.json: {"type": "lpr", ...}. hashed: of one of the first num_hash_layers layers, whose scores
+    are the layout's own."""
     options = dict(options)
     kind = options.pop("type", None)
     if kind not in ROUTERS:
         raise ValueError(f"router.type is {kind!r}; known: {', '.join(ROUTERS)}")
-    return ROUTERS[kind](hidden_size, n_experts, k, **options, **more)
+    router = hash_layer(ROUTERS[kind], own_scores) if hashed else ROUTERS[kind]
+    return router(hidden_size, n_experts, k, **options, **more)
 
 
 def attention_entropy(weight_BHSN, mask):
@@ -740,12 +777,14 @@ class WithRouter:
         if config.router is None:
             raise ValueError("config.json has no `router`, which says what to compute")
         keys = {key: getattr(config, key) for key in MODEL_KEYS if getattr(config, key, None) is not None}
+        n_hashed, own_scores = config.router.get("num_hash_layers", 0), getattr(config, "own_scores", "softmax")
         for layer in self.model.layers:
             if not hasattr(layer.mlp, "experts"):
                 continue
             router = make_router(config.router, config.hidden_size, layer.mlp.experts.num_experts,
                                  config.num_experts_per_tok, init_std=config.initializer_range,
-                                 vocab_size=config.vocab_size, **keys)
+                                 hashed=n_hashed > 0, own_scores=own_scores, vocab_size=config.vocab_size, **keys)
+            n_hashed -= 1
             layer.mlp = RoutedExperts(layer.mlp, router)
             if getattr(router.options, "estimator", None) == "attention_entropy":
                 hook = functools.partial(_keep_attention_entropy, layer.mlp)
@@ -816,6 +855,8 @@ if DeepseekV3Config is not None:
 
     class SwitchyardMixtralConfig(MixtralConfig):
         model_type = "switchyard_mixtral"
+        routed_scaling_factor: float = 1.0
+        norm_topk_prob: bool = True
         router: dict | None = None
 
     class SwitchyardMixtralForCausalLM(WithRouter, MixtralForCausalLM):
@@ -824,6 +865,7 @@ if DeepseekV3Config is not None:
 
     class SwitchyardQwen3MoeConfig(Qwen3MoeConfig):
         model_type = "switchyard_qwen3_moe"
+        routed_scaling_factor: float = 1.0
         router: dict | None = None
 
     class SwitchyardQwen3MoeForCausalLM(WithRouter, Qwen3MoeForCausalLM):
@@ -832,6 +874,7 @@ if DeepseekV3Config is not None:
 
     class SwitchyardDeepseekV3Config(DeepseekV3Config):
         model_type = "switchyard_deepseek_v3"
+        own_scores = "sigmoid"
         router: dict | None = None
 
     class SwitchyardDeepseekV3ForCausalLM(WithRouter, DeepseekV3ForCausalLM):
@@ -840,6 +883,7 @@ if DeepseekV3Config is not None:
 
     class SwitchyardOlmoeConfig(OlmoeConfig):
         model_type = "switchyard_olmoe"
+        routed_scaling_factor: float = 1.0
         router: dict | None = None
 
     class SwitchyardOlmoeForCausalLM(WithRouter, OlmoeForCausalLM):

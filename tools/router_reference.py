@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None}
+COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None, "logit_norm": 0.0,
+          "num_hash_layers": 0}
 # What the rules of a bias read.
 RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0, "phi_decay": 0.99}
 GATE = {"simbal_coef": 0.0}  # of every router with a linear gate
 OWN = {
     "softmax_topk": {"balance_coef": 0.001} | GATE,
-    "sigmoid_group": GATE | {"balance_coef": 0.0001, "balance_scope": "sequence", "bias": "sign", "bias_mean_free": False} | RULES,
-    "quantile": GATE | {"score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True, "bias_ema": 0.0, "bias_solves": 0} | RULES,
+    "sigmoid_group": GATE | {"balance_coef": 0.0001, "balance_scope": "sequence", "score_function": "sigmoid",
+                             "bias": "sign", "bias_mean_free": False} | RULES,
+    "quantile": GATE | {"score_function": "sigmoid", "bias": "quantile", "bias_mean_free": True,
+                        "bias_ema": 0.0, "bias_solves": 0} | RULES,
     "top_p": GATE | {"balance_coef": 0.001, "p": 0.4, "max_experts": None, "entropy_coef": 1e-4, "renormalise": False},
     "dynamic_k": GATE | {"balance_coef": 0.001, "min_experts": 1, "max_experts": None, "flops_target": 0.0,
                   "estimator": "activation_norm_l2", "threshold": None, "statistics_decay": 0.99},
@@ -100,6 +103,14 @@ class Router:
 
     def choose(self, x_TD, **given):
         raise NotImplementedError
+
+    def logits(self, x_TD):
+        """Of the gate; with logit_norm as Skywork-MoE has them, arXiv 2406.06563."""
+        logits_TE, factor = x_TD @ self.rows["weight"].T, self.options["logit_norm"]
+        if factor == 0:
+            return logits_TE
+        mean_T1, variance_T1 = logits_TE.mean(-1, keepdim=True), logits_TE.var(-1, correction=0, keepdim=True)
+        return factor * (logits_TE - mean_T1) / (variance_T1 + 1e-12).sqrt()
 
     def after_step(self, count_E):
         """The state rows after the step whose forward pass was the last one. count_E: of the global batch."""
@@ -203,7 +214,7 @@ def scores_of(score_function, logits_TE):
     if score_function == "softmax":
         P_TE = logits_TE.softmax(-1)
         return P_TE, P_TE
-    S_TE = logits_TE.sigmoid()
+    S_TE = logits_TE.sigmoid() if score_function == "sigmoid" else logits_TE.exp().log1p().sqrt()
     return S_TE, S_TE / S_TE.sum(-1, keepdim=True)
 
 
@@ -328,11 +339,32 @@ class ChoiceBias:
         return old * bias_E + (1 - old) * (solved_E - solved_E.mean())
 
 
+# ---- layers whose experts are chosen by a table ----
+
+class HashLayer(Router):
+    """Of a layout whose own scores are a softmax. tid2eid: the experts of each token of the vocabulary, in a row."""
+    state_names = ("tid2eid",)
+
+    def choose(self, x_TD, id_T):
+        logits_TE = self.logits(x_TD)
+        S_TE, _ = scores_of(self.options.get("score_function", "softmax"), logits_TE)
+        expert_TK = self.rows["tid2eid"].long().unflatten(0, (-1, self.shape.n_slots))[id_T.long()]
+        chosen_TE = torch.zeros_like(S_TE, dtype=torch.bool).scatter(1, expert_TK, True)
+        weight_TE = S_TE * chosen_TE
+        if self.shape.norm_topk_prob:
+            weight_TE = over_sum(weight_TE)
+        # What does not choose is not balanced.
+        return Choice(chosen_TE, weight_TE, torch.zeros_like(S_TE), logits_TE)
+
+    def after_step(self, count_E):
+        return {"tid2eid": self.rows["tid2eid"].clone()}
+
+
 # ---- linear routers ----
 
 class SoftmaxTopK(Router):
     def choose(self, x_TD):
-        logits_TE = x_TD @ self.rows["weight"].T
+        logits_TE = self.logits(x_TD)
         P_TE = logits_TE.softmax(-1)
         chosen_TE = self.largest(P_TE, self.shape.n_slots)
         weight_TE = P_TE * chosen_TE
@@ -349,8 +381,8 @@ class SigmoidGroup(Router):
 
     def choose(self, x_TD):
         shape = self.shape
-        logits_TE = x_TD @ self.rows["weight"].T
-        S_TE, probability_TE = scores_of("sigmoid", logits_TE)
+        logits_TE = self.logits(x_TD)
+        S_TE, probability_TE = scores_of(self.options["score_function"], logits_TE)
         biased_TE = S_TE + self.bias.value_E
         grouped = biased_TE.unflatten(-1, (shape.n_group, -1))
         group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
@@ -373,7 +405,7 @@ class Quantile(Router):
         self.state_names = self.bias.state_names
 
     def choose(self, x_TD):
-        logits_TE = x_TD @ self.rows["weight"].T
+        logits_TE = self.logits(x_TD)
         S_TE, probability_TE = scores_of(self.options["score_function"], logits_TE)
         chosen_TE = self.bias.choose(S_TE)
         weight_TE = S_TE * chosen_TE
@@ -388,7 +420,7 @@ class Quantile(Router):
 class TopP(Router):
     def choose(self, x_TD):
         p = self.options["p"]
-        logits_TE = x_TD @ self.rows["weight"].T
+        logits_TE = self.logits(x_TD)
         P_TE = logits_TE.softmax(-1)
         sorted_TE = P_TE.sort(dim=-1, descending=True).values
         before_TE = sorted_TE.cumsum(-1) - sorted_TE
@@ -441,7 +473,7 @@ class DynamicK(Router):
         least, most = self.options["min_experts"], self.max_experts
         if self.options["flops_target"] > 0:  # the mean of k, halfway between its ends, saves that share
             least = most * (1 - 2 * self.options["flops_target"])
-        logits_TE = x_TD @ self.rows["weight"].T
+        logits_TE = self.logits(x_TD)
         with torch.no_grad():  # a whole number has no gradient
             self.last_raw_T, self.last_id_T = self.raw_T(x_TD, logits_TE, attention_entropy_T, id_T), id_T
             exact_T = least + (most - least) * self.complexity_T(self.last_raw_T) + 0.5
@@ -491,7 +523,7 @@ class ExpertThreshold(Router):
         self.gaps = GapQuantile(self.closeness)
 
     def choose(self, x_TD):
-        logits_TE = x_TD @ self.rows["weight"].T
+        logits_TE = self.logits(x_TD)
         S_TE, probability_TE = scores_of(self.options["score_function"], logits_TE)
         gap_TE = S_TE - self.rows["thresholds"]
         self.closeness.note("threshold", gap_TE)
@@ -675,4 +707,5 @@ def with_defaults(options):
 
 
 def make_router(options, shape, rows):
-    return ROUTERS[options["type"]](with_defaults(options), shape, rows)
+    options = with_defaults(options)
+    return (HashLayer if options["num_hash_layers"] else ROUTERS[options["type"]])(options, shape, rows)

@@ -58,6 +58,7 @@ std::vector<std::string> strict_differences(const config::Router& here, const co
           return each.key == difference.key && !each.in_training_alone;
         });
     const bool counts = difference.key == "type" || difference.key == "capacity_factor" ||
+                        difference.key == "logit_norm" || difference.key == "num_hash_layers" ||
                         (here.type == there.type && option != schema.options.end());
     if (counts)
       clauses.push_back(

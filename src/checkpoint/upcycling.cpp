@@ -98,7 +98,9 @@ void check_kind(const DenseDirectory& dense, const Json& json, const config::Lay
 }
 
 // The model with what the dense model says of attention, embeddings and norms in place of its own.
-void check_kept(const DenseDirectory& dense, const Json& json, const config::Model& model) {
+// How experts are weighed is no matter of a dense model.
+void check_kept(const DenseDirectory& dense, const Json& json, const config::Model& mixture) {
+  const config::Model model = config::with_weights_of_layout(mixture);
   for (const std::string_view key : kStated)
     if (json[key].is_null())
       throw_input("{}: {}: missing; state what the weights were trained with", dense.config_path(), key);

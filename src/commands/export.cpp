@@ -86,10 +86,12 @@ const char* torch_dtype_of(StoredType type) {
   return type == StoredType::bf16 ? "bfloat16" : type == StoredType::f16 ? "float16" : "float32";
 }
 
-// The router's bias is float32 in transformers whatever the model's dtype is.
+// The router's bias is float32 in transformers whatever the model's dtype is, and no narrower type has all
+// numbers of experts.
 StoredType type_of(const checkpoint::StoredTensor& tensor, const std::optional<StoredType>& wanted) {
   if (!wanted) return tensor.type;
-  return tensor.name.ends_with(".e_score_correction_bias") ? StoredType::f32 : *wanted;
+  const bool wide = tensor.name.ends_with(".e_score_correction_bias") || tensor.name.ends_with(".gate.tid2eid");
+  return wide ? StoredType::f32 : *wanted;
 }
 
 std::vector<checkpoint::WrittenTensor> tensors_to_write(const checkpoint::ModelDirectory& source,
@@ -104,10 +106,11 @@ std::vector<checkpoint::WrittenTensor> tensors_to_write(const checkpoint::ModelD
 }
 
 // The source's own config.json with the router and the dtype of what is written.
-std::string config_for(const checkpoint::ModelDirectory& source, const config::Router& router, StoredType dtype,
-                       const std::optional<checkpoint::TokenizerRecord>& record) {
+std::string config_for(const checkpoint::ModelDirectory& source, const config::RoutedModel& written,
+                       StoredType dtype, const std::optional<checkpoint::TokenizerRecord>& record) {
   const std::string stated = checkpoint::with_text_tokens(
-      config::state_router(source.config_json(), source.model(), router, router::router_schemas()), record);
+      config::state_router(source.config_json(), written.model, written.router, router::router_schemas()),
+      record);
   Json config = parse_stored_json(stated, (source.path() / "config.json").string());
   std::erase_if(config.object(), [](const JsonMember& member) { return member.key == "dtype"; });
   config["torch_dtype"] = torch_dtype_of(dtype);
@@ -149,16 +152,16 @@ std::string names_beyond(std::span<const Parameter> rows, std::span<const Parame
   return names.size() == 1 ? names[0] : fmt::format("{} and {} more", names[0], names.size() - 1);
 }
 
-// Says what transformers makes of an export whose router is not the layout's own. Returns the router that its
-// config.json states.
-config::Router router_for(const checkpoint::ModelDirectory& source, const model::Transformer& model,
-                          bool as_layout) {
+// Says what transformers makes of an export whose router is not the layout's own. Returns the model and router
+// that its config.json states.
+config::RoutedModel stated_for(const checkpoint::ModelDirectory& source, const model::Transformer& model,
+                               bool as_layout) {
   const config::Router router = source.router();
   const auto beyond = config::beyond_layout(router, source.model(), router::router_schemas());
   const std::string layout_name(source.model().layout->name);
   if (beyond.empty()) {
     if (as_layout) log_info("--as-layout has no effect: the router is the layout's own");
-    return router;
+    return {source.model(), router};
   }
   const std::string why = fmt::format("{}", fmt::join(beyond, "; "));
   if (!as_layout) {
@@ -166,7 +169,7 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
         "transformers does not have this model's router ({}): {} computes it, by from_pretrained(..., "
         "trust_remote_code=True), which is refused without; --as-layout writes {} all the same",
         why, config::kModelingFile, layout_name));
-    return router;
+    return {source.model(), router};
   }
   const config::Router own = config::default_router(*source.model().layout, router::router_schemas());
   const model::Transformer layout(source.model(), own, DType::f32, false);
@@ -175,7 +178,7 @@ config::Router router_for(const checkpoint::ModelDirectory& source, const model:
   log_warning(fmt::format("--as-layout: transformers will compute another model than was trained ({}){}{}", why,
                           random.empty() ? "" : "; it begins at random, for want of a tensor: " + random,
                           ignored.empty() ? "" : "; it ignores: " + ignored));
-  return own;
+  return {config::with_weights_of_layout(source.model()), own};
 }
 
 // Where config.json states the layout's own router, what its router keeps for training alone (the momentum of a
@@ -214,7 +217,7 @@ int run(const Options& options) {
 
   const checkpoint::ModelDirectory source(options.source);
   const model::Transformer model(source.model(), source.router(), DType::f32, false);
-  const config::Router router = router_for(source, model, options.as_layout);
+  const config::RoutedModel stated = stated_for(source, model, options.as_layout);
   const auto record = checkpoint::tokenizer_record_in(source.path());
   auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
   leave_out_training_state(tensors, source, router);
@@ -229,10 +232,10 @@ int run(const Options& options) {
   constexpr std::uint64_t kSlack = 1 << 20;  // headers, config.json, the index
   require_free_space(out.parent_path(), checkpoint::safetensors_bytes(tensors) + kSlack);
   TemporaryDirectory temporary(out.parent_path() / (".tmp_" + out.filename().string()));
-  checkpoint::write_text(temporary.path() / "config.json", config_for(source, router, embedding->type, record));
+  checkpoint::write_text(temporary.path() / "config.json", config_for(source, stated, embedding->type, record));
   const auto files = checkpoint::write_weights(temporary.path(), tensors, *max_shard_size);
   write_companions(source, record, temporary.path());
-  for (const auto& [name, text] : checkpoint::modeling_files(source.model(), router))
+  for (const auto& [name, text] : checkpoint::modeling_files(stated.model, stated.router))
     checkpoint::write_text(temporary.path() / name, text);
   sync_directory(temporary.path());
   fs::rename(temporary.path(), out, error);

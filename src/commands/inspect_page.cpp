@@ -175,6 +175,8 @@ void add_layout(Page& page, const config::Model& model, const config::Router& ro
                  fmt::format("z_loss_coef {}", router.z_loss_coef)};
   if (router.capacity_factor) options.push_back(fmt::format("capacity_factor {}", *router.capacity_factor));
   if (router.jitter > 0) options.push_back(fmt::format("jitter {}", router.jitter));
+  if (router.logit_norm > 0) options.push_back(fmt::format("logit_norm {}", router.logit_norm));
+  if (router.num_hash_layers > 0) options.push_back(fmt::format("num_hash_layers {}", router.num_hash_layers));
   for (const auto& [key, value] : router.own.all())
     options.push_back(std::visit([&key = key](const auto& v) { return fmt::format("{} {}", key, v); }, value));
   page.add("router", options);

@@ -123,7 +123,9 @@ struct Router {
   BalanceScope balance_scope = BalanceScope::global_batch;
   double z_loss_coef = 0.0;
   std::optional<double> capacity_factor = std::nullopt;  // none: an expert takes as many tokens as come
-  double jitter = 0.0;  // standard deviation of the noise on the logits in training
+  double jitter = 0.0;               // standard deviation of the noise on the logits in training
+  double logit_norm = 0.0;           // lambda of normalised logits; 0: logits are what they are
+  std::int64_t num_hash_layers = 0;  // of the layers with experts the first so many choose by a table of tokens
   RouterOptions own = {};
 
   bool operator==(const Router&) const = default;

@@ -41,8 +41,8 @@ void describe(V& v, Router& router) {  // but for type and balance_coef, whose d
        "", "`global_batch`; `sigmoid_group`: `sequence`"},
       router.balance_scope, kBalanceScopes);
   v.number({"z_loss_coef", "coefficient of mean(logsumexp(logits)^2); 0: none",
-            "[0, 1e6]; 0 where there is no softmax over logits (`sigmoid_group`, `kmeans`, score_function "
-            "`sigmoid`)"},
+            "[0, 1e6]; 0 where there is no softmax over logits (`kmeans`, score_function `sigmoid` or "
+            "`sqrtsoftplus`)"},
            router.z_loss_coef, kCoefficient);
   v.nullable_number(
       {"capacity_factor",
@@ -52,6 +52,19 @@ void describe(V& v, Router& router) {  // but for type and balance_coef, whose d
   v.number({"jitter",
             "standard deviation of the noise on the logits (`kmeans`: the similarities) in training; 0: none"},
            router.jitter, {0, 1e3});
+  v.number(
+      {"logit_norm",
+       "logits become logit_norm * (logit - mean) / (standard deviation), both over the experts of a token, "
+       "before the softmax; 0: they stay",
+       "[0, 1000]; 0 where there is no gate before a softmax (`kmeans`, `lpr`, score_function `sigmoid` or "
+       "`sqrtsoftplus`)"},
+      router.logit_norm, {0, 1e3});
+  v.integer(
+      {"num_hash_layers",
+       "in the first so many layers with experts a table of tokens, made from `train.seed` and kept in "
+       "checkpoints, says which experts a token goes to; a gate's scores weigh them",
+       "[0, layers with experts]; 0 where max_experts is an option (`top_p`, `dynamic_k`, `expert_threshold`)"},
+      router.num_hash_layers, 0);
 }
 
 template <class V>

@@ -19,6 +19,7 @@ namespace {
 constexpr char kWithRouter[] = "switchyard_";
 constexpr char kWithRouterClass[] = "Switchyard";
 constexpr char kAutoMap[] = "auto_map";
+constexpr std::string_view kWeightKeys[] = {"norm_topk_prob", "routed_scaling_factor"};
 constexpr std::int64_t kMaxLayers = 65536;
 // Bytes of optimizer state and gradients must fit int64 with room to spare.
 constexpr double kMaxParameters = 281474976710656.0;  // 2^48
@@ -167,6 +168,12 @@ ModelSection read_model(const Json* json, const std::string& path, const Source&
   });
   require_layer_list(section, "mlp_layer_types", model,
                      [&](std::size_t layer) { return model.layers[layer].moe ? "sparse" : "dense"; });
+  // A run's model may have what its layout has not, and so may a directory that names our code for it; of
+  // another one transformers would compute the layout's.
+  if (path.empty() && !has_own_router(*json))
+    for (const std::string& clause : weights_beyond_layout(model))
+      source.fail(clause.substr(0, clause.find(' ')),
+                  clause.substr(clause.find(' ') + 1) + "; remove it, or set it in a run's model");
   check_published(section, model, out.without_effect);
   read_quantization(section, !path.empty());
   section.finish();
@@ -263,7 +270,14 @@ std::string state_router(const std::string& config_json, const Model& model, con
   put("architectures", Json(Json::Array{Json(plain ? architecture : kWithRouterClass + architecture)}));
   put("model_type", plain ? type : kWithRouter + type);
   if (plain) {
-    std::erase_if(members, [](const JsonMember& member) { return member.key == kAutoMap; });
+    const Model bare = with_weights_of_layout(model);
+    Json::Object kept;
+    write_expert_weights(bare, kept);
+    std::erase_if(members, [&](const JsonMember& member) {
+      const bool weight =
+          std::find(std::begin(kWeightKeys), std::end(kWeightKeys), member.key) != std::end(kWeightKeys);
+      return member.key == kAutoMap || (weight && find_member(kept, member.key) == nullptr);
+    });
     return to_text(json);
   }
   // Which classes of kModelingFile transformers opens the model with, where its code is trusted.

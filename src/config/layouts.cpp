@@ -1,5 +1,7 @@
 #include "config/layouts.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 
 #include "core/error.h"
@@ -16,6 +18,8 @@ std::span<const std::string_view> keys_of_every_layout() {
                                                "head_dim",
                                                "intermediate_size",
                                                "num_experts_per_tok",
+                                               "norm_topk_prob",
+                                               "routed_scaling_factor",
                                                "tie_word_embeddings",
                                                "rms_norm_eps",
                                                "rope_theta",
@@ -96,6 +100,40 @@ void require_text(Section& section, std::string_view key, std::string_view only)
   if (text == nullptr || *text != only) {
     section.fail(key, fmt::format("is {}; only \"{}\" is supported", describe(*json), only));
   }
+}
+
+void read_expert_weights(Section& section, const Layout& layout, Model& model) {
+  constexpr double kDeepseekDefault = 2.5;
+  model.norm_topk_prob = section.boolean("norm_topk_prob", layout.norm_topk_prob);
+  const double scaling = section.number("routed_scaling_factor", {0, 1e6, true},
+                                        layout.reads_scaling_factor ? kDeepseekDefault : 1);
+  if (has_moe_layer(model)) model.routed_scaling_factor = scaling;
+}
+
+void write_expert_weights(const Model& model, Json::Object& out) {
+  const Layout& layout = *model.layout;
+  if (has_moe_layer(model) && (layout.reads_scaling_factor || model.routed_scaling_factor != 1))
+    out.push_back({"routed_scaling_factor", model.routed_scaling_factor});
+  if (!layout.always_normalises || !model.norm_topk_prob)
+    out.push_back({"norm_topk_prob", model.norm_topk_prob});
+}
+
+std::vector<std::string> weights_beyond_layout(const Model& model) {
+  const Layout& layout = *model.layout;
+  std::vector<std::string> clauses;
+  if (!has_moe_layer(model)) return clauses;
+  if (layout.always_normalises && !model.norm_topk_prob)
+    clauses.push_back(fmt::format("norm_topk_prob is false, {} always has it", layout.name));
+  if (!layout.reads_scaling_factor && model.routed_scaling_factor != 1)
+    clauses.push_back(fmt::format("routed_scaling_factor is {}, {} has no such factor",
+                                  model.routed_scaling_factor, layout.name));
+  return clauses;
+}
+
+Model with_weights_of_layout(Model model) {
+  if (model.layout->always_normalises) model.norm_topk_prob = true;
+  if (!model.layout->reads_scaling_factor) model.routed_scaling_factor = 1;
+  return model;
 }
 
 std::int64_t count_moe_layers(const Model& model) {

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "config/section.h"
 
@@ -41,6 +43,11 @@ struct Layout {
   std::string_view topk_method = "greedy";
   std::span<const std::string_view> always_has = {};  // subjects of switches, as published.cpp spells them
   std::span<const std::string_view> sizes = {};       // letters of sizes without which there is no such model
+  // What transformers does with the weights of the chosen experts: the default of norm_topk_prob, which Mixtral
+  // has always; multiplies them by routed_scaling_factor (DeepSeek), which is 1 elsewhere.
+  bool norm_topk_prob = false;
+  bool always_normalises = false;
+  bool reads_scaling_factor = false;
   // Attention's scores grow with yarn's mscale_all_dim, whatever the kind of scaling (DeepSeek).
   bool scores_follow_mscale = false;
 
@@ -63,6 +70,16 @@ void check_top_k(Section& section, const Model& model, std::string_view experts_
 // A key whose other values would change the computation in a way that is not implemented.
 void require_number(Section& section, std::string_view key, double only);
 void require_text(Section& section, std::string_view key, std::string_view only);
+
+// norm_topk_prob and routed_scaling_factor, which every layout has; what no layer has is neutral.
+void read_expert_weights(Section& section, const Layout& layout, Model& model);
+// Of the two, those that are not what transformers computes in this layout anyway, and norm_topk_prob where the
+// layout reads it.
+void write_expert_weights(const Model& model, Json::Object& out);
+// One clause each: where weights are not those that transformers computes in the model's layout.
+std::vector<std::string> weights_beyond_layout(const Model& model);
+// The same model with those weights.
+Model with_weights_of_layout(Model model);
 
 std::int64_t count_moe_layers(const Model& model);
 bool has_moe_layer(const Model& model);

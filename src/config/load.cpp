@@ -448,6 +448,13 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
         "{}: model.router_aux_loss_coef {} is of {}, the router of {}; router.balance_coef of {} is {}", origin,
         *model.router_aux_loss_coef, run.model.layout->router, run.model.layout->name, run.router.type,
         run.router.balance_coef));
+  const RouterSchema& schema = schema_of(run.router.type, routers);
+  if (run.model.norm_topk_prob != run.model.layout->norm_topk_prob && run.router.num_hash_layers == 0 &&
+      !schema.weights_sum_to.empty() && run.model.norm_topk_prob != (schema.weights_sum_to == "1"))
+    log_info(
+        fmt::format("{}: model.norm_topk_prob {} has no effect: weights of router.type \"{}\" sum to {}, "
+                    "times model.routed_scaling_factor",
+                    origin, run.model.norm_topk_prob, schema.type, schema.weights_sum_to));
   run.data = read_data(open("data"), run.model);
   const auto read = [&](const char* key, auto& value) {
     Section section = open(key);

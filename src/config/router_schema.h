@@ -31,6 +31,9 @@ struct RouterSchema {
   BalanceScope balance_scope = BalanceScope::global_batch;
   // Why z_loss_coef must stay 0 ("which has no softmax ..."); empty: it works.
   std::string_view no_z_loss{};
+  std::string_view no_logit_norm{};  // the same of logit_norm
+  // What weights sum to whatever norm_topk_prob says; none: it decides.
+  std::string_view weights_sum_to{};
   std::vector<RouterOption> options{};
   // What no range says: calls `refuse(key, problem, other key)` where options do not go together.
   using Refuse =

@@ -94,11 +94,17 @@ std::vector<std::string> beyond_layout(const Router& router, const Model& model,
   const std::string_view own = model.layout->router;
   if (router.type != own)
     return {fmt::format("router.type is \"{}\", that of {} is \"{}\"", router.type, model.layout->name, own)};
-  std::vector<std::string> clauses;
+  std::vector<std::string> clauses = weights_beyond_layout(model);
   // With room for every token on one expert nothing is ever dropped.
   const auto slots = static_cast<double>(slots_per_token(router, model));
   if (router.capacity_factor && *router.capacity_factor * slots < static_cast<double>(model.num_experts))
     clauses.push_back(fmt::format("router.capacity_factor is {}, {} has no capacity", *router.capacity_factor,
+                                  model.layout->name));
+  if (router.logit_norm != 0)
+    clauses.push_back(
+        fmt::format("router.logit_norm is {}, {} normalises no logits", router.logit_norm, model.layout->name));
+  if (router.num_hash_layers != 0)
+    clauses.push_back(fmt::format("router.num_hash_layers is {}, {} has no such layer", router.num_hash_layers,
                                   model.layout->name));
   for (const RouterOption& option : schema_of(own, routers).options)
     for (const auto& [key, value] : router.own.all())
@@ -153,6 +159,24 @@ Router read_router(const Json* json, const Source& source, const Model& model,
                              router.type, schema.no_z_loss),
                  section.path_of("type"));
   }
+  if (router.logit_norm > 0 && !schema.no_logit_norm.empty()) {
+    section.fail("logit_norm",
+                 fmt::format("is {}, but router.type is \"{}\", {}; set it to 0", router.logit_norm,
+                             router.type, schema.no_logit_norm),
+                 section.path_of("type"));
+  }
+  if (router.num_hash_layers > count_moe_layers(model)) {
+    section.fail("num_hash_layers", fmt::format("is {}, more than the model has layers with experts ({})",
+                                                router.num_hash_layers, count_moe_layers(model)));
+  }
+  if (router.num_hash_layers > 0 && router.own.has("max_experts")) {
+    section.fail(
+        "num_hash_layers",
+        fmt::format("is {}, but router.type is \"{}\", whose tokens have experts by the number that they "
+                    "need, which no table knows; set it to 0",
+                    router.num_hash_layers, router.type),
+        section.path_of("type"));
+  }
   const auto refuse = [&](std::string_view key, const std::string& problem, std::string_view other) {
     section.fail(key, problem, other.empty() ? "" : section.path_of(other));
   };
@@ -167,7 +191,9 @@ Json write_router(const Router& router) {
                    {"balance_scope", name_of(router.balance_scope)},
                    {"z_loss_coef", router.z_loss_coef},
                    {"capacity_factor", router.capacity_factor ? Json(*router.capacity_factor) : Json()},
-                   {"jitter", router.jitter}};
+                   {"jitter", router.jitter},
+                   {"logit_norm", router.logit_norm},
+                   {"num_hash_layers", router.num_hash_layers}};
   for (const auto& [key, value] : router.own.all())
     out.push_back({key, std::visit([](const auto& v) { return Json(v); }, value)});
   return Json(std::move(out));

@@ -55,6 +55,32 @@ void scale_to_unit(Tensor out) {
   }
 }
 
+// The first `count` of the numbers below n in a random order: by the bits at first + number, of equal ones
+// (there are none among 64 bits) the smaller number.
+std::vector<std::int64_t> drawn(std::int64_t n, std::int64_t count, const Rng& rng, std::int64_t first) {
+  std::vector<std::pair<std::uint64_t, std::int64_t>> keyed;
+  keyed.reserve(static_cast<std::size_t>(n));
+  for (std::int64_t i = 0; i < n; ++i) keyed.emplace_back(rng.bits(static_cast<std::uint64_t>(first + i)), i);
+  std::partial_sort(keyed.begin(), keyed.begin() + count, keyed.end());
+  std::vector<std::int64_t> numbers;
+  for (std::int64_t i = 0; i < count; ++i) numbers.push_back(keyed[static_cast<std::size_t>(i)].second);
+  return numbers;
+}
+
+template <class T>
+void deal(const Parameter& row, Tensor out, const Rng& rng) {
+  T* const experts = out.as<T>();
+  const std::int64_t E = row.dealt_experts, K = row.dealt_slots, n_tokens = out.numel() / K;
+  const std::vector<std::int64_t> order = drawn(n_tokens, n_tokens, rng, 0);
+  std::vector<std::int64_t> offsets;
+  for (std::int64_t r = 0; r < n_tokens; ++r) {
+    if (r % E == 0) offsets = drawn(E, K, rng, n_tokens + r);
+    const std::int64_t token = order[static_cast<std::size_t>(r)];
+    for (std::int64_t k = 0; k < K; ++k)
+      experts[token * K + k] = static_cast<T>((r + offsets[static_cast<std::size_t>(k)]) % E);
+  }
+}
+
 template <class T>
 void initialise_row(const Parameter& row, Tensor out, std::uint64_t seed) {
   switch (row.init) {
@@ -67,6 +93,8 @@ void initialise_row(const Parameter& row, Tensor out, std::uint64_t seed) {
     case Init::unit_rows:
       fill_normal<T>(out, Rng(seed, RngPurpose::init, hash_name(row.name)), 1.0);
       return scale_to_unit<T>(out);
+    case Init::dealt:
+      return deal<T>(row, out, Rng(seed, RngPurpose::init, hash_name(row.name)));
   }
 }
 

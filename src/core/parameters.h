@@ -18,7 +18,8 @@
 
 namespace switchyard {
 
-enum class Init { zeros, ones, normal, unit_rows };  // unit_rows: normal, then each row scaled to length 1
+// unit_rows: normal, then each row scaled to length 1. dealt: numbers of experts, below.
+enum class Init { zeros, ones, normal, unit_rows, dealt };
 enum class Sharding { replicated, by_expert };  // which parameters an expert-parallel rank may hold a part of
 
 // Which of a run's ranks this one is, and who shares what: all ranks the replicated rows; an expert group the
@@ -45,6 +46,11 @@ struct Parameter {
   // What its numbers say, where rows of other models have this name and shape and say something else: only
   // between rows of one meaning are values handed on ("of sigmoid scores").
   std::string meaning = {};
+  // Init::dealt, [tokens * dealt_slots]: the experts of each token. Tokens are put in a random order and taken
+  // E = dealt_experts at a time; to each such round dealt_slots different offsets below E are drawn, and the
+  // token of place r in the order has the experts (r + offset) mod E. So a token's experts differ, and a whole
+  // round sends as many tokens to each expert.
+  std::int64_t dealt_experts = 0, dealt_slots = 0;
   Sharding sharding = Sharding::replicated;
   std::int64_t expert = 0, n_experts = 1;  // by_expert: whose it is, and of how many in its layer
   std::int64_t layer = -1;                 // begin_layer()'s, set by the store; -1: of none

@@ -1,5 +1,7 @@
 #include "model/moe_layer.h"
 
+#include <algorithm>
+
 #include "model/names.h"
 #include "ops/device.h"
 #include "ops/elementwise.h"
@@ -27,6 +29,15 @@ Tensor as_router_sees(const Tensor& x_TD, Context& ctx) {
   return copy_TD;
 }
 
+// Whether it is one of the first num_hash_layers layers with experts; those of multi-token prediction come
+// last.
+bool is_hashed(const config::Model& model, const config::Router& options, std::int64_t layer) {
+  if (layer >= model.num_hidden_layers) return false;
+  const auto before = std::count_if(model.layers.begin(), model.layers.begin() + layer,
+                                    [](const config::LayerSpec& spec) { return spec.moe; });
+  return before < options.num_hash_layers;
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_options, std::int64_t layer,
@@ -35,19 +46,21 @@ MoeLayer::MoeLayer(const config::Model& model, const config::Router& router_opti
       n_experts_(model.num_experts),
       slot_cost_(static_cast<double>(6 * model.hidden_size * model.moe_intermediate_size)) {
   const std::size_t first_row = store.rows().size();
-  router_ =
-      std::make_unique<router::RoutedLayer>(router_options,
-                                            router::RouterShape{.hidden_size = model.hidden_size,
-                                                                .n_experts = model.num_experts,
-                                                                .n_slots = model.num_experts_per_tok,
-                                                                .n_group = model.n_group,
-                                                                .topk_group = model.topk_group,
-                                                                .normalise_weights = model.norm_topk_prob,
-                                                                .weight_scale = model.routed_scaling_factor,
-                                                                .init_std = model.initializer_range,
-                                                                .vocab_size = model.vocab_size,
-                                                                .layer = layer},
-                                            router_prefix(*model.layout, layer), store);
+  router_ = std::make_unique<router::RoutedLayer>(
+      router_options,
+      router::RouterShape{.hidden_size = model.hidden_size,
+                          .n_experts = model.num_experts,
+                          .n_slots = model.num_experts_per_tok,
+                          .n_group = model.n_group,
+                          .topk_group = model.topk_group,
+                          .normalise_weights = model.norm_topk_prob,
+                          .weight_scale = model.routed_scaling_factor,
+                          .init_std = model.initializer_range,
+                          .vocab_size = model.vocab_size,
+                          .layer = layer,
+                          .hashed = is_hashed(model, router_options, layer),
+                          .sigmoid_scores = model.layout->scoring_func == "sigmoid"},
+      router_prefix(*model.layout, layer), store);
   router_cost_ = 2.0 * static_cast<double>(router_->router().extra_multiply_adds());
   for (std::size_t row = first_row; row < store.rows().size(); ++row)
     if (store.rows()[row].shape.rank() == 2)

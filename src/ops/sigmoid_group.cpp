@@ -1,6 +1,7 @@
 #include "ops/sigmoid_group.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/routing.h"
@@ -34,6 +35,41 @@ void sigmoid_backward_on_cpu(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE
 #pragma omp simd
     for (std::int64_t e = 0; e < E; ++e)
       dlogit_rows[t][e] = dscore_rows[t][e] * score_rows[t][e] * (T(1) - score_rows[t][e]);
+  }
+}
+
+template <class T>
+void sqrt_softplus_forward_on_cpu(Tensor score_TE, Tensor logit_TE) {
+  const Rows<T> score_rows(score_TE), logit_rows(logit_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) {
+      const T x = logit_rows[t][e], size = x > 0 ? x : -x;
+      score_rows[t][e] = std::sqrt((x > 0 ? x : T(0)) + log1p_of(exp_of(-size)));
+    }
+  }
+}
+
+// (1 - exp(-s^2)) / (2 s) of a score s. Where exp(-s^2) is near 1 the difference is what it was rounded from:
+// (1 - u) s^2 / -log(u) of the rounded u.
+template <class T>
+T sqrt_softplus_slope(T s) {
+  const T u = exp_of(-s * s);
+  const T far = (T(1) - u) / (T(2) * s), near = (T(1) - u) * s / (T(-2) * log_of(u));
+  return u < T(0.5) ? far : u == T(1) ? s / T(2) : near;
+}
+
+template <class T>
+void sqrt_softplus_backward_on_cpu(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE) {
+  const Rows<T> dlogit_rows(dlogit_TE), dscore_rows(dscore_TE), score_rows(score_TE);
+  const std::int64_t E = score_TE.dim(1);
+#pragma omp parallel for schedule(static) if (score_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < score_TE.rows(); ++t) {
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e)
+      dlogit_rows[t][e] = dscore_rows[t][e] * sqrt_softplus_slope(score_rows[t][e]);
   }
 }
 
@@ -135,6 +171,21 @@ void sigmoid_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Conte
   Signature args(ctx);
   args(SY_ARG(score_TE), real)(SY_ARG(dlogit_TE), real)(SY_ARG(dscore_TE), real);
   run<&cuda::sigmoid_backward>(ctx, real, SY_CPU(sigmoid_backward_on_cpu), dlogit_TE, dscore_TE, score_TE);
+}
+
+void sqrt_softplus_forward(Tensor score_TE, Tensor logit_TE, Context& ctx) {
+  const DType real = score_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(logit_TE), real)(SY_ARG(score_TE), real);
+  run<&cuda::sqrt_softplus_forward>(ctx, real, SY_CPU(sqrt_softplus_forward_on_cpu), score_TE, logit_TE);
+}
+
+void sqrt_softplus_backward(Tensor dlogit_TE, Tensor dscore_TE, Tensor score_TE, Context& ctx) {
+  const DType real = score_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(score_TE), real)(SY_ARG(dlogit_TE), real)(SY_ARG(dscore_TE), real);
+  run<&cuda::sqrt_softplus_backward>(ctx, real, SY_CPU(sqrt_softplus_backward_on_cpu), dlogit_TE, dscore_TE,
+                                     score_TE);
 }
 
 void group_choice(Tensor choice_TE, Tensor score_TE, Tensor bias_E, std::int64_t n_group,

@@ -170,6 +170,88 @@ namespace {
 
 using namespace cpu;
 
+template <class T>
+void experts_of_tokens_on_cpu(Tensor expert_TK, Tensor table_N, Tensor token_T) {
+  const Rows<std::int32_t> expert_rows(expert_TK), token(token_T);
+  const T* const table = table_N.as<T>();
+  const std::int64_t K = expert_TK.dim(1), n_known = table_N.numel() / K;
+  for (std::int64_t t = 0; t < expert_TK.rows(); ++t) {
+    SY_CHECK(*token[t] < n_known, "token {} of a table of {}", *token[t], n_known);
+    for (std::int64_t k = 0; k < K; ++k)
+      expert_rows[t][k] = *token[t] < 0 ? -1 : static_cast<std::int32_t>(table[*token[t] * K + k]);
+  }
+}
+
+template <class T>
+void normalise_logits_forward_on_cpu(Tensor logit_TE, Tensor unit_TE, Tensor rstd_T, double scale) {
+  const Rows<T> logit_rows(logit_TE), unit_rows(unit_TE), rstd_rows(rstd_T);
+  const std::int64_t E = logit_TE.dim(1);
+  const double share = 1 / static_cast<double>(E);
+#pragma omp parallel for schedule(static) if (logit_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < logit_TE.rows(); ++t) {
+    T *logit = logit_rows[t], *unit = unit_rows[t];
+    const T mean = static_cast<T>(sum_in_lanes(E, [=](std::int64_t e) { return logit[e]; }) * share);
+    const double variance =
+        sum_in_lanes(E, [=](std::int64_t e) { return (logit[e] - mean) * (logit[e] - mean); }) * share;
+    const T rstd = static_cast<T>(1 / std::sqrt(variance + kLogitVarianceEps)), factor = static_cast<T>(scale);
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) {
+      unit[e] = (logit[e] - mean) * rstd;
+      logit[e] = factor * unit[e];
+    }
+    *rstd_rows[t] = rstd;
+  }
+}
+
+template <class T>
+void normalise_logits_backward_on_cpu(Tensor dlogit_TE, Tensor unit_TE, Tensor rstd_T, double scale) {
+  const Rows<T> dlogit_rows(dlogit_TE), unit_rows(unit_TE), rstd_rows(rstd_T);
+  const std::int64_t E = dlogit_TE.dim(1);
+  const double share = 1 / static_cast<double>(E);
+#pragma omp parallel for schedule(static) if (dlogit_TE.numel() >= kParallelElements)
+  for (std::int64_t t = 0; t < dlogit_TE.rows(); ++t) {
+    T* dlogit = dlogit_rows[t];
+    const T* unit = unit_rows[t];
+    const T mean = static_cast<T>(sum_in_lanes(E, [=](std::int64_t e) { return dlogit[e]; }) * share);
+    const T along =
+        static_cast<T>(sum_in_lanes(E, [=](std::int64_t e) { return dlogit[e] * unit[e]; }) * share);
+    const T factor = static_cast<T>(scale) * *rstd_rows[t];
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) dlogit[e] = factor * (dlogit[e] - mean - unit[e] * along);
+  }
+}
+
+}  // namespace
+
+void experts_of_tokens(Tensor expert_TK, Tensor table_N, Tensor token_T, Context& ctx) {
+  const DType real = table_N.dtype();
+  Signature args(ctx);
+  args(SY_ARG(expert_TK), DType::i32)(SY_ARG(table_N), real, kContiguous)(SY_ARG(token_T), DType::i32);
+  SY_CHECK(table_N.numel() % expert_TK.dim(1) == 0, "{} numbers for {} slots", table_N.numel(),
+           expert_TK.dim(1));
+  run<&cuda::experts_of_tokens>(ctx, real, SY_CPU(experts_of_tokens_on_cpu), expert_TK, table_N, token_T);
+}
+
+void normalise_logits_forward(Tensor logit_TE, Tensor unit_TE, Tensor rstd_T, double scale, Context& ctx) {
+  const DType real = logit_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(logit_TE), real)(SY_ARG(unit_TE), real)(SY_ARG(rstd_T), real);
+  run<&cuda::normalise_logits_forward>(ctx, real, SY_CPU(normalise_logits_forward_on_cpu), logit_TE, unit_TE,
+                                       rstd_T, scale);
+}
+
+void normalise_logits_backward(Tensor dlogit_TE, Tensor unit_TE, Tensor rstd_T, double scale, Context& ctx) {
+  const DType real = dlogit_TE.dtype();
+  Signature args(ctx);
+  args(SY_ARG(dlogit_TE), real)(SY_ARG(unit_TE), real)(SY_ARG(rstd_T), real);
+  run<&cuda::normalise_logits_backward>(ctx, real, SY_CPU(normalise_logits_backward_on_cpu), dlogit_TE, unit_TE,
+                                        rstd_T, scale);
+}
+
+namespace {
+
+using namespace cpu;
+
 // Of each token, frees the slots from keep(chosen, K) on.
 template <class T, class F>
 void keep_first(Tensor expert_TK, Tensor chosen_TK, F&& keep) {

@@ -18,6 +18,20 @@ SY_OPERATOR(softmax_backward, Tensor dlogit_TE, Tensor dprob_TE, Tensor prob_TE,
 // (padding) all slots are free: expert -1, score 0. K <= E.
 SY_OPERATOR(top_k, Tensor expert_TK, Tensor chosen_TK, Tensor score_TE, Tensor token_T, Context& ctx);
 
+// expert_TK i32 = table_N[token_T[t] * K + k], N a multiple of K; -1 where token_T[t] is negative. Set.
+// table_N: whole numbers, of the compute type.
+SY_OPERATOR(experts_of_tokens, Tensor expert_TK, Tensor table_N, Tensor token_T, Context& ctx);
+
+// With mean and variance over a token's experts: rstd_T = 1 / sqrt(variance + kLogitVarianceEps), unit_TE =
+// (logit_TE - mean) rstd and logit_TE = scale unit. All set.
+constexpr double kLogitVarianceEps = 1e-12;
+SY_OPERATOR(normalise_logits_forward, Tensor logit_TE, Tensor unit_TE, Tensor rstd_T, double scale,
+            Context& ctx);
+// dlogit_TE, of what forward made of the logits, becomes that of the logits:
+//   scale rstd (dlogit - mean(dlogit) - unit mean(dlogit unit))
+SY_OPERATOR(normalise_logits_backward, Tensor dlogit_TE, Tensor unit_TE, Tensor rstd_T, double scale,
+            Context& ctx);
+
 // Slots that a router leaves free, and weights from a softmax over the slots that it fills.
 //   T tokens, E experts, K slots a token. Slots are sorted: those of a token that are filled come first.
 

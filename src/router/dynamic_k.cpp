@@ -53,6 +53,7 @@ class DynamicK final : public Router {
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts;
     const Shape slots{n_tokens, max_experts_};
+    gate_.plan(arena, n_tokens, dtype);
     prob_TE_ = arena.take(Shape{n_tokens, E}, dtype);
     lse_T_ = arena.take(Shape{n_tokens}, dtype);
     complexity_T_ = arena.take(Shape{n_tokens}, dtype);
@@ -198,6 +199,7 @@ void check(const config::Router& router, const config::Model& model,
 
 RouterType dynamic_k_router() {
   return {.schema = {.type = "dynamic_k",
+                     .weights_sum_to = "1",
                      .options = {{.key = "min_experts",
                                   .fallback = std::int64_t{1},
                                   .range = {1, static_cast<double>(config::kMaxSize)}},

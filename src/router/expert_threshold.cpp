@@ -30,6 +30,7 @@ class ExpertThreshold final : public Router {
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const Shape slots{n_seq * seq_len, max_experts_};
+    gate_.plan(arena, n_seq * seq_len, dtype);
     scores_.plan(arena, n_seq * seq_len, dtype);
     chosen_TK_ = arena.take(slots, dtype);
     decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype)};
@@ -97,6 +98,7 @@ class ExpertThreshold final : public Router {
 RouterType expert_threshold_router() {
   return {.schema = {.type = "expert_threshold",
                      .balance_coef = 0,  // the thresholds balance
+                     .weights_sum_to = "what the scores sum to",
                      .options = {score_function_option(),
                                  {.key = "threshold_decay",
                                   .fallback = 0.99,

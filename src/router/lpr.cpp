@@ -293,6 +293,8 @@ RouterType lpr_router() {
   RouterType type = {
       .schema = {.type = "lpr",
                  .balance_coef = 0,  // keys that are spread out balance
+                 .no_logit_norm = "which has no linear gate",
+                 .weights_sum_to = "1",
                  .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
                              {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},
                              {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},

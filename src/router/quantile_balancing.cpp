@@ -23,6 +23,7 @@ class Quantile final : public Router {
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const Shape slots{n_seq * seq_len, shape_.n_slots};
+    gate_.plan(arena, n_seq * seq_len, dtype);
     scores_.plan(arena, n_seq * seq_len, dtype);
     chosen_TK_ = arena.take(slots, dtype);
     decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype)};

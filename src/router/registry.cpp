@@ -1,7 +1,8 @@
-#include "router/router.h"
-
 #include <algorithm>
 #include <vector>
+
+#include "router/hash_layer.h"
+#include "router/router.h"
 
 namespace switchyard::router {
 
@@ -50,6 +51,7 @@ std::span<const config::RouterSchema> router_schemas() { return registry().schem
 
 std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
                                     const std::string& prefix, ParameterStore& store) {
+  if (shape.hashed) return make_hash_layer(options, shape, prefix, store);
   const auto& types = registry().types;
   const auto type = std::find_if(types.begin(), types.end(), [&](const RouterType& candidate) {
     return candidate.schema.type == options.type;

@@ -14,7 +14,8 @@ RoutedLayer::RoutedLayer(const config::Router& options, const RouterShape& shape
       capacity_factor_(options.capacity_factor),
       router_(make_router(options, shape, prefix, store)) {
   const std::string_view key = simbal_option().key;
-  if (options.own.has(key) && options.own.number(key) > 0)
+  // A gate that does not choose keeps no tokens with an expert.
+  if (!shape.hashed && options.own.has(key) && options.own.number(key) > 0)
     simbal_.emplace(options.own.number(key), prefix, store);
 }
 

@@ -30,6 +30,10 @@ struct RouterShape {
   double init_std;
   std::int64_t vocab_size = 0;
   std::int64_t layer = 0;  // of the model: no two layers draw the same noise
+  // One of the first num_hash_layers layers: a table of tokens chooses. Scores of the layout's own weigh there,
+  // unless the router has a score_function.
+  bool hashed = false;
+  bool sigmoid_scores = false;
 };
 
 // One micro-batch of n_seq * seq_len tokens, as a router sees it.
@@ -173,7 +177,7 @@ std::unique_ptr<Router> make_router_of(const config::Router& options, const Rout
 // What the reader of a configuration needs to know of them.
 std::span<const config::RouterSchema> router_schemas();
 
-// Makes the router that the options name.
+// Makes the router that the options name; in a hashed layer the one of hash_layer.h.
 std::unique_ptr<Router> make_router(const config::Router& options, const RouterShape& shape,
                                     const std::string& prefix, ParameterStore& store);
 

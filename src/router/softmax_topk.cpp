@@ -19,6 +19,7 @@ class SoftmaxTopK final : public Router {
 
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts, K = shape_.n_slots;
+    gate_.plan(arena, n_tokens, dtype);
     prob_TE_ = arena.take(Shape{n_tokens, E}, dtype);
     lse_T_ = arena.take(Shape{n_tokens}, dtype);
     chosen_TK_ = arena.take(Shape{n_tokens, K}, dtype);

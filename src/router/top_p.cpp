@@ -27,6 +27,7 @@ class TopP final : public Router {
   void plan(Arena& arena, std::int64_t n_seq, std::int64_t seq_len, DType dtype) override {
     const std::int64_t n_tokens = n_seq * seq_len, E = shape_.n_experts;
     const Shape slots{n_tokens, max_experts_};
+    gate_.plan(arena, n_tokens, dtype);
     logit_TE_ = arena.take(Shape{n_tokens, E}, dtype);
     prob_TE_ = arena.take(Shape{n_tokens, E}, dtype);
     lse_T_ = arena.take(Shape{n_tokens}, dtype);
@@ -86,6 +87,7 @@ class TopP final : public Router {
 
 RouterType top_p_router() {
   return {.schema = {.type = "top_p",
+                     .weights_sum_to = "what router.renormalise says",
                      .options = {{.key = "p", .fallback = 0.4, .range = {0, 1, true}},
                                  config::max_experts_option(),
                                  {.key = "entropy_coef",

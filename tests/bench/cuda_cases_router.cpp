@@ -71,6 +71,31 @@ std::vector<Case> scores(const Sizes& s) {
             ops::cuda::top_k(c.expert_TK, c.chosen_TK, c.score_TE, c.token_T, ctx);
           }),
       on_choice(
+          s, "normalise_logits_forward",
+          [](auto& c, auto& x) {
+            return bytes_of({x, x, c.prob_TE, c.lse_T});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::normalise_logits_forward(x, c.prob_TE, c.lse_T, 1, ctx);
+          }),
+      on_choice(
+          s, "normalise_logits_backward",
+          [](auto& c, auto& x) {
+            return bytes_of({x, x, c.prob_TE, c.lse_T});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::normalise_logits_backward(x, c.prob_TE, c.lse_T, 1e-6, ctx);
+          }),
+      {"experts_of_tokens", 0,
+       [=](Workspace& w) {
+         const Choice c(w, s);
+         const Tensor table = w.zeros({s.experts * s.slots}, f32);  // all tokens are its first
+         return Work{
+             .shape = fmt::format("{}, of a table", text(c.expert_TK)),
+             .bytes = 2 * bytes_of({c.expert_TK}),
+             .call = [=](Context& ctx) { ops::cuda::experts_of_tokens(c.expert_TK, table, c.token_T, ctx); }};
+       }},
+      on_choice(
           s, "z_loss_backward",
           [](auto& c, auto& x) {
             return bytes_of({c.prob_TE, c.lse_T, x, x});
@@ -95,6 +120,20 @@ std::vector<Case> sigmoid_group(const Sizes& s) {
             return bytes_of({c.score_TE, c.prob_TE, x});
           },
           [](auto& c, auto& x, Context& ctx) { ops::cuda::sigmoid_backward(x, c.score_TE, c.prob_TE, ctx); }),
+      on_choice(
+          s, "sqrt_softplus_forward",
+          [](auto& c, auto& x) {
+            return bytes_of({c.score_TE, x});
+          },
+          [](auto& c, auto& x, Context& ctx) { ops::cuda::sqrt_softplus_forward(x, c.score_TE, ctx); }),
+      on_choice(
+          s, "sqrt_softplus_backward",
+          [](auto& c, auto& x) {
+            return bytes_of({c.score_TE, c.prob_TE, x});
+          },
+          [](auto& c, auto& x, Context& ctx) {
+            ops::cuda::sqrt_softplus_backward(x, c.score_TE, c.prob_TE, ctx);
+          }),
       {"group_choice", 0,
        [=](Workspace& w) {
          const Tensor score = w.normal({s.router_tokens, s.experts}, f32), choice = w.take(score.shape(), f32),

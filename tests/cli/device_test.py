@@ -145,6 +145,8 @@ class OnTheDevice(CliTest):
             "lpr_noise": {**LPR, "jitter": 0.1, "key_update": "ema", "diversity": "euclidean", "reg_scope": "micro_batch"},
             "lpr_cosine": {**LPR, "diversity": "cosine"},
             "quantile": {"type": "quantile"},
+            "logit_norm": {"type": "softmax_topk", "logit_norm": 1.5},
+            "hash_layers": {"type": "quantile", "score_function": "sqrtsoftplus", "num_hash_layers": 1},
             "expert_threshold": {"type": "expert_threshold", "max_experts": 4},
             "kmeans": {"type": "kmeans"},
             "dynamic_k": {"type": "dynamic_k", "max_experts": 4},

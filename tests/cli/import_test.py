@@ -208,6 +208,36 @@ class Import(CliTest):
         for place in (self.dir / "own-out", self.latest("own")):
             self.assertFalse((place / CODE.name).exists())
 
+    def test_an_export_keeps_what_weights_sum_to(self):
+        for layout, key, value in (("qwen3_moe", "routed_scaling_factor", 2.5), ("mixtral", "norm_topk_prob", False)):
+            with self.subTest(layout):
+                run, out, plain = (self.dir / f"{layout}-{name}" for name in ("run", "out", "plain"))
+                source = self.model(layout, name=f"{layout}-source")
+                model = json.loads((source / "config.json").read_text())
+                data = self.data(source)
+                config = self.write_config(model=model | {key: value}, router=None, data={"train": [str(self.dir / data)]},
+                                           train__steps=2, train__seq_len=16)
+                self.ok("train", config, "--out", run)
+                said = self.ok("export", run, "--out", out).err
+                self.assertRegex(said, rf"does not have this model's router \({key} is {str(value).lower()}, {layout}")
+                for place in (out, self.latest(run)):
+                    config = json.loads((place / "config.json").read_text())
+                    self.assertEqual((config["model_type"], config[key]), (f"switchyard_{layout}", value))
+                    self.assertTrue((place / CODE.name).exists())
+                losses = [json.loads(self.ok("eval", place, "--data", data, "--seq-len", 16, "--json", "-").out)["loss"]
+                          for place in (run, out)]
+                self.assertEqual(losses[0], losses[1])
+                self.ok("export", out, "--as-layout", "--out", plain)
+                config = json.loads((plain / "config.json").read_text())
+                self.assertEqual((config["model_type"], config.get(key) == value, "router" in config),
+                                 (layout, False, False))
+                self.assertFalse((plain / CODE.name).exists())
+                loss = json.loads(self.ok("eval", plain, "--data", data, "--seq-len", 16, "--json", "-").out)["loss"]
+                self.assertNotEqual(loss, losses[0])
+                # Under the layout's own name transformers would compute the layout's weights.
+                (plain / "config.json").write_text(json.dumps(config | {key: value}))
+                self.fails(2, "eval", plain, "--data", data, "--seq-len", 16, names=[rf"{key}: is .*remove it"])
+
     def test_the_code_for_transformers_names_every_class(self):
         classes = {node.name for node in ast.walk(ast.parse(CODE.read_text())) if isinstance(node, ast.ClassDef)}
         for case in ("mixtral", "qwen3_moe", "deepseek_v3", "olmoe"):

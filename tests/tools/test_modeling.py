@@ -48,6 +48,8 @@ class GoldenRouters(unittest.TestCase):
         shape = dict(case["shape"])
         if "param.complexity_by_token" in golden:
             shape["vocab_size"] = len(golden["param.complexity_by_token"])
+        if "param.tid2eid" in golden:
+            shape |= {"vocab_size": len(golden["param.tid2eid"]) // shape["n_slots"], "hashed": True}
         sizes = [shape.pop(key) for key in ("hidden_size", "n_experts", "n_slots")]
         router = modeling.make_router(case["router"], *sizes, **shape).double().train()
         params = {name.removeprefix("param."): value.double() for name, value in golden.items()
@@ -62,7 +64,7 @@ class GoldenRouters(unittest.TestCase):
         given = {"real": real}
         if "attention_entropy" in golden:
             given["attention_entropy"] = golden["attention_entropy"].double()
-        if "param.complexity_by_token" in golden:
+        if "param.complexity_by_token" in golden or "param.tid2eid" in golden:
             given["token"] = golden["token"].clamp(min=0).long()  # padding is a token, too, to transformers
         return router, x, given
 
@@ -96,7 +98,7 @@ class GoldenRouters(unittest.TestCase):
         for name, parameter in router.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.check(name, gradient, golden[f"grad.{name}"])
-        if "token" in given:
+        if getattr(router, "by_token", False):
             router.observe_gradient(x.grad, given["token"], real)
         router.after_step()
         for name, state in router.named_buffers():
@@ -161,9 +163,23 @@ class Models(unittest.TestCase):
             for router in export_runs.ROUTERS:
                 self.check(layout, router)
 
+    def test_every_sum_of_weights(self):
+        """norm_topk_prob and routed_scaling_factor other than the layout's, with its own router and with others."""
+        for layout, normalised in (("mixtral", False), ("mixtral", True), ("qwen3_moe", True), ("olmoe", False)):
+            model = check_export.MODELS[layout] | {"norm_topk_prob": normalised, "routed_scaling_factor": 2.5}
+            for kind in ("softmax_topk", "sigmoid_group", "quantile", "lpr"):
+                router = {"type": kind}
+                with self.subTest(layout=layout, router=router, normalised=normalised), \
+                        tempfile.TemporaryDirectory() as place:
+                    self.assertEqual(export_runs.check_router(BINARY, Path(place), model, router), [])
+
     def test_every_option(self):
         for router in export_runs.OPTIONS:
             self.check("qwen3_moe", router)
+
+    def test_hash_layers_weigh_by_the_layouts_scores(self):
+        for kind in ("sigmoid_group", "lpr"):
+            self.check("deepseek_v3", {"type": kind, "num_hash_layers": 1})
 
     def test_defaults_are_switchyards(self):
         for kind, router in modeling.ROUTERS.items():

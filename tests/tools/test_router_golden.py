@@ -52,7 +52,7 @@ class RouterGolden(unittest.TestCase):
                        "bias_mean_free", "renormalise", "unit_ball", "num_heads", "reg_scope")}
         self.assertEqual(everywhere, {
             "balance_scope": {"layer", "sequence", "global_batch", "model"},
-            "score_function": {"sigmoid", "softmax"},
+            "score_function": {"sigmoid", "softmax", "sqrtsoftplus"},
             "estimator": {"activation_norm_l2", "activation_norm_l1", "attention_entropy", "router_entropy", "hidden_entropy",
                           "loss_gradient", "threshold"},
             "similarity": {"cosine", "dot", "gaussian", "mahalanobis", "cross_attention", "kl", "js", "hellinger",

@@ -99,15 +99,13 @@ void read_experts(Section& section, Model& model) {
       section.nullable_integer("n_shared_experts", 0, kMaxSize).value_or(shared_given ? 0 : 1);
   const std::int64_t n_group = section.integer("n_group", 1, kMaxExpertGroups, 8);
   const std::int64_t topk_group = section.integer("topk_group", 1, kMaxSize, 4);
-  const double scaling = section.number("routed_scaling_factor", {0, 1e6, true}, 2.5);
-  model.norm_topk_prob = section.boolean("norm_topk_prob", true);
+  read_expert_weights(section, kDeepseekV3, model);
   require_text(section, "scoring_func", "sigmoid");
   require_text(section, "topk_method", "noaux_tc");
   if (!any_moe) return;
   model.n_shared_experts = n_shared;
   model.n_group = n_group;
   model.topk_group = topk_group;
-  model.routed_scaling_factor = scaling;
   if (n_shared * model.moe_intermediate_size > kMaxSize) {
     section.fail(
         "n_shared_experts",
@@ -164,38 +162,20 @@ void write(const Model& model, Json::Object& out) {
     put("num_experts_per_tok", model.num_experts_per_tok);
     put("n_group", model.n_group);
     put("topk_group", model.topk_group);
-    put("routed_scaling_factor", model.routed_scaling_factor);
   }
-  put("norm_topk_prob", model.norm_topk_prob);
+  write_expert_weights(model, out);
   put("scoring_func", "sigmoid");
   put("topk_method", "noaux_tc");
   put("num_nextn_predict_layers", model.num_nextn_predict_layers);
 }
 
-constexpr std::string_view kKeys[] = {"q_lora_rank",
-                                      "kv_lora_rank",
-                                      "qk_nope_head_dim",
-                                      "qk_rope_head_dim",
-                                      "qk_head_dim",
-                                      "v_head_dim",
-                                      "moe_intermediate_size",
-                                      "first_k_dense_replace",
-                                      "moe_layer_freq",
-                                      "n_routed_experts",
-                                      "n_shared_experts",
-                                      "n_group",
-                                      "topk_group",
-                                      "topk_method",
-                                      "scoring_func",
-                                      "norm_topk_prob",
-                                      "routed_scaling_factor",
-                                      "num_nextn_predict_layers",
-                                      "rope_interleave",
-                                      "attention_bias",
-                                      "aux_loss_alpha",
-                                      "seq_aux",
-                                      "ep_size",
-                                      "pretraining_tp"};
+constexpr std::string_view kKeys[] = {
+    "q_lora_rank",     "kv_lora_rank",     "qk_nope_head_dim",      "qk_rope_head_dim",
+    "qk_head_dim",     "v_head_dim",       "moe_intermediate_size", "first_k_dense_replace",
+    "moe_layer_freq",  "n_routed_experts", "n_shared_experts",      "n_group",
+    "topk_group",      "topk_method",      "scoring_func",          "num_nextn_predict_layers",
+    "rope_interleave", "attention_bias",   "aux_loss_alpha",        "seq_aux",
+    "ep_size",         "pretraining_tp"};
 constexpr std::string_view kAlwaysHas[] = {"mla",
                                            "latentattention",
                                            "multilatentattention",
@@ -232,6 +212,8 @@ const Layout kDeepseekV3{.name = "deepseek_v3",
                          .topk_method = "noaux_tc",
                          .always_has = kAlwaysHas,
                          .sizes = kSizes,
+                         .norm_topk_prob = true,
+                         .reads_scaling_factor = true,
                          .scores_follow_mscale = true};
 
 }  // namespace switchyard::config

@@ -10,9 +10,9 @@ void read(Section& section, Model& model) {
   check_top_k(section, model, "num_local_experts");
   model.moe_intermediate_size = section.integer("intermediate_size", 1, kMaxSize);
   model.intermediate_size = 0;
-  model.norm_topk_prob = true;
   model.qk_norm = QkNorm::none;
   set_layers(model, std::vector<bool>(static_cast<std::size_t>(model.num_hidden_layers), true));
+  read_expert_weights(section, kMixtral, model);
   model.sliding_window = section.nullable_integer("sliding_window", 0, kMaxSize).value_or(0);
   require_number(section, "router_jitter_noise", 0);
 }
@@ -23,6 +23,7 @@ void write(const Model& model, Json::Object& out) {
   out.push_back({"intermediate_size", model.moe_intermediate_size});
   out.push_back({"num_local_experts", model.num_experts});
   out.push_back({"num_experts_per_tok", model.num_experts_per_tok});
+  write_expert_weights(model, out);
   out.push_back({"sliding_window", model.sliding_window == 0 ? Json() : Json(model.sliding_window)});
   out.push_back({"router_jitter_noise", 0.0});
 }
@@ -30,8 +31,8 @@ void write(const Model& model, Json::Object& out) {
 constexpr std::string_view kKeys[] = {"num_local_experts", "sliding_window", "router_aux_loss_coef",
                                       "router_jitter_noise"};
 constexpr std::string_view kAlwaysHas[] = {
-    "normtopkprob", "normtopk",       "normalizetopk",          "normalisetopk",   "renormalize",
-    "renormalise",  "moerenormalize", "normalizeexpertweights", "routernormalize", "topkrenormalize"};
+    "normtopk",       "normalizetopk",          "normalisetopk",   "renormalize",    "renormalise",
+    "moerenormalize", "normalizeexpertweights", "routernormalize", "topkrenormalize"};
 
 }  // namespace
 
@@ -49,6 +50,8 @@ const Layout kMixtral{.name = "mixtral",
                       .gate_proj = "w1",
                       .up_proj = "w3",
                       .down_proj = "w2",
-                      .always_has = kAlwaysHas};
+                      .always_has = kAlwaysHas,
+                      .norm_topk_prob = true,
+                      .always_normalises = true};
 
 }  // namespace switchyard::config

@@ -21,9 +21,9 @@ void read(Section& section, Model& model) {
   check_top_k(section, model, "num_experts");
   model.moe_intermediate_size = section.integer("intermediate_size", 1, kMaxSize);
   model.intermediate_size = 0;
-  model.norm_topk_prob = section.boolean("norm_topk_prob", false);
   model.qk_norm = QkNorm::projection;
   set_layers(model, std::vector<bool>(static_cast<std::size_t>(model.num_hidden_layers), true));
+  read_expert_weights(section, kOlmoe, model);
   model.attention_bias = section.boolean("attention_bias", false);
   const Json* clip = section.find("clip_qkv");
   if (clip != nullptr && !clip->is_null())
@@ -38,13 +38,12 @@ void write(const Model& model, Json::Object& out) {
   put("intermediate_size", model.moe_intermediate_size);
   put("num_experts", model.num_experts);
   put("num_experts_per_tok", model.num_experts_per_tok);
-  put("norm_topk_prob", model.norm_topk_prob);
+  write_expert_weights(model, out);
   put("attention_bias", model.attention_bias);
   put("clip_qkv", Json());
 }
 
-constexpr std::string_view kKeys[] = {"num_experts", "norm_topk_prob", "router_aux_loss_coef", "attention_bias",
-                                      "clip_qkv"};
+constexpr std::string_view kKeys[] = {"num_experts", "router_aux_loss_coef", "attention_bias", "clip_qkv"};
 constexpr std::string_view kAlwaysHas[] = {"qknorm", "qklayernorm", "qkrmsnorm", "qnorm", "knorm"};
 
 }  // namespace

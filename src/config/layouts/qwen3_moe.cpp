@@ -93,7 +93,7 @@ void read(Section& section, Model& model) {
   // compare equal.
   if (!any_moe) model.num_experts = model.num_experts_per_tok = model.moe_intermediate_size = 0;
   if (!any_dense) model.intermediate_size = 0;
-  model.norm_topk_prob = section.boolean("norm_topk_prob", false);
+  read_expert_weights(section, kQwen3Moe, model);
   model.qk_norm = QkNorm::head;
   read_qwen_window(section, model);
   model.attention_bias = section.boolean("attention_bias", false);
@@ -108,7 +108,7 @@ void write(const Model& model, Json::Object& out) {
   if (model.moe_intermediate_size > 0) put("moe_intermediate_size", model.moe_intermediate_size);
   put("num_experts", model.num_experts);
   if (model.num_experts_per_tok > 0) put("num_experts_per_tok", model.num_experts_per_tok);
-  put("norm_topk_prob", model.norm_topk_prob);
+  write_expert_weights(model, out);
   put("decoder_sparse_step", 1);
   Json::Array dense_layers;
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
@@ -121,10 +121,10 @@ void write(const Model& model, Json::Object& out) {
   put("attention_bias", model.attention_bias);
 }
 
-constexpr std::string_view kKeys[] = {"moe_intermediate_size", "num_experts",     "num_local_experts",
-                                      "norm_topk_prob",        "mlp_only_layers", "decoder_sparse_step",
-                                      "use_sliding_window",    "sliding_window",  "max_window_layers",
-                                      "router_aux_loss_coef",  "attention_bias"};
+constexpr std::string_view kKeys[] = {"moe_intermediate_size", "num_experts",         "num_local_experts",
+                                      "mlp_only_layers",       "decoder_sparse_step", "use_sliding_window",
+                                      "sliding_window",        "max_window_layers",   "router_aux_loss_coef",
+                                      "attention_bias"};
 constexpr std::string_view kAlwaysHas[] = {"qknorm", "qklayernorm", "qkrmsnorm",    "qnorm",
                                            "knorm",  "headqknorm",  "perheadqknorm"};
 
