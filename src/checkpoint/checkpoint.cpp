@@ -239,6 +239,7 @@ class Saving {
       : run_directory_(run_directory),
         checkpoints_(checkpoints_directory(run_directory)),
         step_(state.step),
+        verify_(run.checkpoint.verify),
         texts_(tokenizer_files(run.data)) {
     config_ = with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
                                                     router::router_schemas()),
@@ -274,7 +275,7 @@ class Saving {
     for (const auto& [file, text] : texts_) files.emplace_back(file, write_text(directory / file, text));
     files.emplace_back(kManifest, write_text(directory / kManifest, manifest_json(files)));
     for (const auto& [file, digest] : files)
-      if (!is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
+      if (verify_ && !is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
     sync_directory(directory);
 
     const fs::path target = checkpoint_path(run_directory_, step_);
@@ -298,6 +299,7 @@ class Saving {
 
   const fs::path run_directory_, checkpoints_;
   const std::int64_t step_;
+  const bool verify_;
   NamedTexts texts_;
   std::string config_, run_;
   std::optional<TemporaryDirectory> temporary_;
@@ -319,7 +321,8 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   });
   const std::vector<FileDigest> digests =
       write_together(temporary_path(run_directory, state.step), tensors.files,
-                     own_pieces(tensors, store, extra_state, all.place() == 0), run.checkpoint.writers, all);
+                     own_pieces(tensors, store, extra_state, all.place() == 0), run.checkpoint.writers,
+                     run.checkpoint.verify, all);
   return parallel::by_first(all, [&] { return saving->finish(tensors, digests).string(); });
 }
 
