@@ -216,7 +216,12 @@ std::optional<double> train_loss(const RunState& state) {
 std::vector<std::int64_t> checkpoint_steps(const fs::path& run_directory) {
   std::vector<std::int64_t> steps;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints_directory(run_directory), error)) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::directory_iterator entries(checkpoints, error);
+  // Where checkpoints are and cannot be seen a run would begin anew.
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
+    throw_input("{}: cannot be read: {}", checkpoints.string(), error.message());
+  for (const auto& entry : entries) {
     const auto step = step_of(entry.path().filename().string());
     if (step && entry.is_directory(error)) steps.push_back(*step);
   }

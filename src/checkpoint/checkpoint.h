@@ -53,7 +53,8 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory
                                       std::span<const NamedTensor> extra_state, const std::string& data,
                                       const parallel::Group& all);
 
-// The steps with a directory in checkpoints/, ascending, whole or not.
+// The steps with a directory in checkpoints/, ascending, whole or not. Throws InputError where it is there and
+// cannot be read.
 std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& run_directory);
 // Removes all checkpoints but
 //   - the newest `keep` (0: removes none) and the one that `latest` points to;

@@ -68,7 +68,8 @@ std::vector<fs::path> first_folders(const fs::path& root, std::string_view contr
   const fs::path base = root / "sys/fs/cgroup";
   std::error_code error;
   if (!group) return {};
-  for (fs::directory_iterator entries(base, error), end; !error && entries != end; entries.increment(error))
+  for (fs::directory_iterator entries = open_system_directory(base), end; !error && entries != end;
+       entries.increment(error))
     if (has_word(entries->path().filename().string(), controller)) return folders_of(entries->path(), *group);
   return {};
 }

@@ -57,7 +57,7 @@ std::optional<std::int64_t> whole(std::string_view text) {
 std::vector<int> numbered(const fs::path& directory, std::string_view prefix) {
   std::vector<int> numbers;
   std::error_code error;
-  for (fs::directory_iterator entries(directory, error), end; !error && entries != end;
+  for (fs::directory_iterator entries = open_system_directory(directory), end; !error && entries != end;
        entries.increment(error)) {
     const std::string name = entries->path().filename().string();
     if (!name.starts_with(prefix)) continue;
