@@ -65,7 +65,10 @@ bool has_manifest(const fs::path& checkpoint) {
 void remove_stale(const fs::path& checkpoints) {
   std::vector<fs::path> stale;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
+  const fs::directory_iterator entries(checkpoints, error);
+  if (error && error != std::errc::no_such_file_or_directory)
+    throw_input("{}: cannot be read: {}", checkpoints.string(), error.message());
+  for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with(kTemporary) || name.starts_with(kReplaced)) stale.push_back(entry.path());
   }

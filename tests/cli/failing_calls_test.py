@@ -125,7 +125,10 @@ class Sweep:
         if run.returncode == 0:
             self.went_on[fault.call] += 1
             if fault.call == "open_read":
-                require(len(re.findall(r"(?m)^warning: /.*: cannot be read: ", run.stderr)) == 1, "not one line of warning")
+                # One of the kernel's files; of checkpoints that cannot be compared, each has its own.
+                warnings = re.findall(r"(?m)^warning: (.*): cannot be (?:read|opened): Too many open files; ", run.stderr)
+                require(len(warnings) == 1 or (warnings and all(name.endswith("/run.json") for name in warnings)),
+                        "not one line of warning")
         resumed = self.train(out, "--resume", "auto", ranks=fault.ranks)
         require(resumed.returncode == 0, f"cannot be resumed: {resumed.stderr}")
         require(self.files(out) == whole, "the resumed run is not the undisturbed one")
