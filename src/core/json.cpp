@@ -262,9 +262,9 @@ std::string print(const Json& json, int indent) {
 
 }  // namespace
 
-// Not std::variant's own copy: where that of an alternative throws, libstdc++ (12) destroys a value that is not there,
-// because it takes a variant of strings and vectors for one that always holds something. Here `value` is null until
-// a whole copy is moved into it, which cannot throw.
+// Not std::variant's own copy: where that of an alternative throws, libstdc++ (12) destroys a value that is not
+// there, because it takes a variant of strings and vectors for one that always holds something. Here `value` is
+// null until a whole copy is moved into it, which cannot throw.
 Json::Json(const Json& other) {
   std::visit([this](auto copy) { value = std::move(copy); }, other.value);
 }
