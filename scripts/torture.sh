@@ -6,7 +6,10 @@
 #   scripts/torture.sh --kills N            N SIGKILLs at random moments of tiny runs, each resumed to its end
 #   scripts/torture.sh --faults             every single write, fsync, rename, open, mmap of a run fails, once and for good;
 #                                           of allocations some hundred
-#   scripts/torture.sh --fuzz N [MINUTES]   until N executions in all, over all readers of files, or so many minutes
+#   scripts/torture.sh --fuzz N [MINUTES]   until N executions in all, over all readers of files and with those of
+#                                           tests/fuzz/executions, or so many minutes
+#
+# Of fuzzing: TORTURE_ROUND_SECONDS (60) is how long a reader has its turn, TORTURE_MAX_BYTES (512) how long an input gets.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,29 +19,32 @@ whole() { [[ $2 =~ ^[1-9][0-9]*$ ]] || refuse "$1 $2: give a whole number above 
 
 state=runs/torture
 
-# Executions so far of a target, over all calls.
+# Executions so far of a target: over all calls on this machine, and those of which tests/fuzz/executions tells.
 executions() { cat "$state/fuzz/$1.executions" 2>/dev/null || echo 0; }
+executions_before() { sed -n "s/^$1 //p" tests/fuzz/executions; }
 
 fuzz() {
-  local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} total target done log i
+  local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} bytes=${TORTURE_MAX_BYTES-512}
+  local total target done before log i
   cmake --preset fuzz --log-level=WARNING > /dev/null
   cmake --build --preset fuzz --parallel "$(nproc)"
   mkdir -p "$state/fuzz"
-  # Stacks of allocations cost most of the time, and are in the report of a crash that is replayed without this.
-  export ASAN_OPTIONS="${ASAN_OPTIONS-malloc_context_size=0:quarantine_size_mb=16}"
+  # Stacks of allocations cost most of the time, and are in the report of a crash that is replayed without this. What an
+  # execution frees stays in quarantine until its end, and in a cache.
+  export ASAN_OPTIONS="${ASAN_OPTIONS-malloc_context_size=0:quarantine_size_mb=4:max_malloc_fill_size=0}"
   local begin=$SECONDS targets=()
   for target in build-fuzz/tests/fuzz/fuzz_*; do
     if [[ -x $target && -f $target ]]; then targets+=("${target##*/fuzz_}"); fi
   done
   total=0
-  for target in "${targets[@]}"; do total=$((total + $(executions "$target"))); done
+  for target in "${targets[@]}"; do total=$((total + $(executions "$target") + $(executions_before "$target"))); done
   # Each reader in turn, as long as the others.
   for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + 1) % ${#targets[@]})); do
     target=${targets[i]}
     mkdir -p "$state/fuzz/$target"
     log="$state/fuzz/$target.log"
-    if ! "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len=2048 -timeout=10 -detect_leaks=0 \
-      -print_final_stats=1 -artifact_prefix="$state/fuzz/${target}_" "$state/fuzz/$target" "tests/fuzz/corpus/$target" \
+    if ! "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len="$bytes" -entropic=0 -timeout=10 \
+      -detect_leaks=0 -print_final_stats=1 -artifact_prefix="$state/fuzz/${target}_" "$state/fuzz/$target" "tests/fuzz/corpus/$target" \
       > "$log" 2>&1; then
       tail -40 "$log"
       echo "torture: the reader $target failed; the input is in $state/fuzz, the report in $log" >&2
@@ -48,9 +54,10 @@ fuzz() {
     echo $(($(executions "$target") + done)) > "$state/fuzz/$target.executions"
     total=$((total + done))
   done
-  for target in "$state"/fuzz/*.executions; do
-    target=${target##*/}
-    echo "${target%.executions}: $(executions "${target%.executions}") executions, $(find "$state/fuzz/${target%.executions}" -type f | wc -l) inputs kept"
+  for target in "${targets[@]}"; do
+    mkdir -p "$state/fuzz/$target"
+    done=$(executions "$target") before=$(executions_before "$target")
+    echo "$target: $((before + done)) executions, $done of them here, $(find "$state/fuzz/$target" -type f | wc -l) inputs kept"
   done
   echo "fuzz: $total executions of $goal, no fault"
 }

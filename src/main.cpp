@@ -74,15 +74,31 @@ void say_out_of_memory() {
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
 }
 
-// Of an exception that nobody can catch, as one within a parallel loop: the line that it would have been.
+// Whether this thread has been refused memory before.
+thread_local bool lacked_memory = false;
+
+void throw_lack_of_memory() {
+  lacked_memory = true;
+  throw std::bad_alloc();
+}
+
+// Of an exception that nobody can catch, as one within a parallel loop: the line that it would have been. One
+// that comes out of a function that throws nothing, as of the standard library's where it goes through a
+// directory, is not to be had here: then what is known is whether memory was missing.
 [[noreturn]] void end_in_one_line() {
   try {
     if (const std::exception_ptr error = std::current_exception()) std::rethrow_exception(error);
+    if (lacked_memory) throw std::bad_alloc();
+    switchyard::log_error("internal error: the program was ended by its runtime; please report it");
   } catch (const std::bad_alloc&) {
     say_out_of_memory();
     ::_exit(kExitRun);
   } catch (const std::exception& error) {
-    switchyard::log_error(error.what());
+    try {
+      switchyard::log_error(error.what());
+    } catch (const std::bad_alloc&) {  // which the runtime would take for a reason to abort without a word
+      say_out_of_memory();
+    }
     ::_exit(kExitRun);
   } catch (...) {
   }
@@ -144,6 +160,7 @@ int run_program(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   std::set_terminate(end_in_one_line);
+  std::set_new_handler(throw_lack_of_memory);
 #ifdef __GLIBC__
   // The C library loads what unwinds a stack when it is first asked to, and aborts where memory for that is
   // missing: before memory is.

@@ -366,6 +366,27 @@ TEST(CheckpointOfRanks, AFlippedBitIsFoundByReadingBack) {
   }
 }
 
+TEST(CheckpointOfRanks, WithoutVerifyingNothingIsReadBackAndSumsAreThoseOfWhatWasWritten) {
+  static std::atomic<int> read_back;
+  for (const Layout& layout : {Layout{1, 1, 0}, Layout{3, 1, 1}}) {
+    for (const config::Writers writers : {config::Writers::all, config::Writers::first}) {
+      SCOPED_TRACE(layout.name());
+      const TempDir place;
+      config::Run run = run_of(writers, kManyFiles);
+      run.checkpoint.verify = false;
+      read_back = 0;
+      {
+        const WhileWriting hooked([](WritingStage stage, const fs::path&, int) {
+          if (stage == WritingStage::read_back) ++read_back;
+        });
+        save(layout, place.path(), run);
+      }
+      EXPECT_EQ(read_back, 0);
+      EXPECT_EQ(wrong_after_loading({}, place.path()), 0);  // compares the files with the manifest
+    }
+  }
+}
+
 // Of more than 64 MiB a file has parts that different ranks sum; here each file is one rank's.
 TEST(CheckpointOfRanks, ADamagedFileIsNamedByAllRanks) {
   const TempDir place;

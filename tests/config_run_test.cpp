@@ -21,8 +21,8 @@ TEST(ConfigRun, EverySectionIsRead) {
   text["train"]["spike"] =
       Json::Object{{"deviations", 4.5}, {"grad_norm_factor", 8}, {"window", 64}, {"patience", 3}};
   text["data"]["begin_token"] = 1;
-  text["checkpoint"] =
-      Json::Object{{"every", 5}, {"every_minutes", 1.5}, {"keep", 0}, {"keep_every", 50}, {"keep_best", false}};
+  text["checkpoint"] = Json::Object{{"every", 5},       {"every_minutes", 1.5}, {"keep", 0},
+                                    {"keep_every", 50}, {"keep_best", false},   {"verify", false}};
   text["eval"] = parsed(R"({"tasks": ["a.jsonl", "b.jsonl"], "shots": 2, "limit": 9})");
   text["log"] = Json::Object{{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
@@ -55,7 +55,10 @@ TEST(ConfigRun, EverySectionIsRead) {
                        .eval_mix = EvalMix::training};
   EXPECT_EQ(r.train, expected);
   EXPECT_EQ(r.parallel, Parallel{2});
-  EXPECT_EQ(r.checkpoint, (Checkpoint{5, 1.5, 0, 50, false}));
+  EXPECT_EQ(
+      r.checkpoint,
+      (Checkpoint{
+          .every = 5, .every_minutes = 1.5, .keep = 0, .keep_every = 50, .keep_best = false, .verify = false}));
   EXPECT_EQ(r.eval, (Eval{{"a.jsonl", "b.jsonl"}, 2, 9}));
   EXPECT_EQ(r.log, (Log{7, true}));
 }

@@ -65,7 +65,10 @@ bool has_manifest(const fs::path& checkpoint) {
 void remove_stale(const fs::path& checkpoints) {
   std::vector<fs::path> stale;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
+  const fs::directory_iterator entries(checkpoints, error);
+  if (error && error != std::errc::no_such_file_or_directory)
+    throw_input("{}: cannot be read: {}", checkpoints.string(), error.message());
+  for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with(kTemporary) || name.starts_with(kReplaced)) stale.push_back(entry.path());
   }
@@ -216,7 +219,12 @@ std::optional<double> train_loss(const RunState& state) {
 std::vector<std::int64_t> checkpoint_steps(const fs::path& run_directory) {
   std::vector<std::int64_t> steps;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints_directory(run_directory), error)) {
+  const fs::path checkpoints = checkpoints_directory(run_directory);
+  const fs::directory_iterator entries(checkpoints, error);
+  // Where checkpoints are and cannot be seen a run would begin anew.
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
+    throw_input("{}: cannot be read: {}", checkpoints.string(), error.message());
+  for (const auto& entry : entries) {
     const auto step = step_of(entry.path().filename().string());
     if (step && entry.is_directory(error)) steps.push_back(*step);
   }
@@ -239,6 +247,7 @@ class Saving {
       : run_directory_(run_directory),
         checkpoints_(checkpoints_directory(run_directory)),
         step_(state.step),
+        verify_(run.checkpoint.verify),
         texts_(tokenizer_files(run.data)) {
     config_ = with_text_tokens(config::state_router(config::model_to_hf_json(run.model), run.model, run.router,
                                                     router::router_schemas()),
@@ -274,7 +283,7 @@ class Saving {
     for (const auto& [file, text] : texts_) files.emplace_back(file, write_text(directory / file, text));
     files.emplace_back(kManifest, write_text(directory / kManifest, manifest_json(files)));
     for (const auto& [file, digest] : files)
-      if (!is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
+      if (verify_ && !is_of(tensors, file)) read_back(directory / file, digest);  // the tensors' have been
     sync_directory(directory);
 
     const fs::path target = checkpoint_path(run_directory_, step_);
@@ -298,6 +307,7 @@ class Saving {
 
   const fs::path run_directory_, checkpoints_;
   const std::int64_t step_;
+  const bool verify_;
   NamedTexts texts_;
   std::string config_, run_;
   std::optional<TemporaryDirectory> temporary_;
@@ -319,7 +329,8 @@ fs::path save_checkpoint(const fs::path& run_directory, const ParameterStore& st
   });
   const std::vector<FileDigest> digests =
       write_together(temporary_path(run_directory, state.step), tensors.files,
-                     own_pieces(tensors, store, extra_state, all.place() == 0), run.checkpoint.writers, all);
+                     own_pieces(tensors, store, extra_state, all.place() == 0), run.checkpoint.writers,
+                     run.checkpoint.verify, all);
   return parallel::by_first(all, [&] { return saving->finish(tensors, digests).string(); });
 }
 

@@ -44,16 +44,17 @@ std::filesystem::path checkpoint_path(const std::filesystem::path& run_directory
 // path. Every rank writes what it owns of the store, which is a training one, or has the first rank write it
 // (run.checkpoint.writers); all else is the first rank's: `extra_state`, the tensors beside the moments, which
 // all ranks have, and `data`, the data's fingerprint (train/resume_checks.h), or empty. Temporaries that a
-// killed process left are removed first. What was written is synced, read back from the disk, and compared with
-// the sums of the memory it came from before the checkpoint takes its name. Throws InputError where the place
-// is not writable or too full (checked before the first byte); then the temporary is gone, and `latest` and
-// every earlier checkpoint are as they were.
+// killed process left are removed first. What was written is synced and, with run.checkpoint.verify, read back
+// from the disk and compared with the sums of the memory it came from before the checkpoint takes its name.
+// Throws InputError where the place is not writable or too full (checked before the first byte); then the
+// temporary is gone, and `latest` and every earlier checkpoint are as they were.
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_directory, const ParameterStore& store,
                                       const RunState& state, const config::Run& run,
                                       std::span<const NamedTensor> extra_state, const std::string& data,
                                       const parallel::Group& all);
 
-// The steps with a directory in checkpoints/, ascending, whole or not.
+// The steps with a directory in checkpoints/, ascending, whole or not. Throws InputError where it is there and
+// cannot be read.
 std::vector<std::int64_t> checkpoint_steps(const std::filesystem::path& run_directory);
 // Removes all checkpoints but
 //   - the newest `keep` (0: removes none) and the one that `latest` points to;

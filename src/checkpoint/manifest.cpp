@@ -16,9 +16,7 @@ std::string manifest_json(const std::vector<std::pair<std::string, FileDigest>>&
   Json manifest;
   manifest["format_version"] = kCheckpointFormat;
   for (const auto& [name, digest] : files) {
-    Json& entry = manifest["files"][name];  // member by member, as file_layout.cpp explains
-    entry["bytes"] = digest.bytes;
-    entry["crc32"] = crc_text(digest.crc);
+    manifest["files"][name] = Json::Object{{"bytes", digest.bytes}, {"crc32", crc_text(digest.crc)}};
   }
   return to_text(manifest);
 }

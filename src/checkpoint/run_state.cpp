@@ -94,12 +94,11 @@ std::string run_record_json(const RunRecord& record) {
   text["updates"] = state.updates;
   text["train_seconds"] = state.train_seconds;
   text["val_loss"] = state.val_loss ? Json(*state.val_loss) : Json();
-  Json& spikes = text["spikes"];  // member by member, as file_layout.cpp explains
-  spikes["skipped"] = state.spikes.skipped;
-  spikes["skipped_in_row"] = state.spikes.skipped_in_row;
-  spikes["rollbacks"] = state.spikes.rollbacks;
-  spikes["losses"] = Json::list(state.spikes.losses);
-  spikes["grad_norms"] = Json::list(state.spikes.grad_norms);
+  text["spikes"] = Json::Object{{"skipped", state.spikes.skipped},
+                                {"skipped_in_row", state.spikes.skipped_in_row},
+                                {"rollbacks", state.spikes.rollbacks},
+                                {"losses", Json::list(state.spikes.losses)},
+                                {"grad_norms", Json::list(state.spikes.grad_norms)}};
   if (!record.data.empty()) text["data"] = parse_stored_json(record.data, "data");
   text["config"] = parse_stored_json(record.config_json, "config");
   return to_text(text);

@@ -28,7 +28,7 @@ struct Range {
   std::uint64_t offset = 0, bytes = 0;
   int place = 0;            // of the rank that owns them
   std::uint32_t meant = 0;  // CRC-32 of its memory
-  std::uint32_t found = 0;  // of the file
+  std::uint32_t found = 0;  // of the file, or of what was handed to the system where nothing is read back
 };
 
 bool by_place_in_files(const Range& a, const Range& b) {
@@ -119,22 +119,31 @@ class OwnBytes {
 class Writing {
  public:
   Writing(const std::filesystem::path& directory, const std::vector<FileLayout>& files,
-          std::span<const FilePiece> own, config::Writers writers, const parallel::Group& all)
-      : directory_(directory), files_(files), own_(own), writers_(writers), all_(all), open_(files.size()) {}
+          std::span<const FilePiece> own, config::Writers writers, bool verify, const parallel::Group& all)
+      : directory_(directory),
+        files_(files),
+        own_(own),
+        writers_(writers),
+        verify_(verify),
+        all_(all),
+        open_(files.size()) {}
 
   void write(Range& range) {
     for (std::uint64_t begin = 0; begin < range.bytes; begin += kPortion) {
       const std::uint64_t bytes = std::min(kPortion, range.bytes - begin);
       mark("checkpoint file", static_cast<std::int64_t>(range.file));
       if (is_owner(range) || is_writer(range)) attempt([&] { call_hook(WritingStage::write, range); });
-      if (const auto crc = portion(range, range.offset + begin, bytes))
-        range.meant = crc32_of_both(range.meant, *crc, bytes);
+      const Sums sums = portion(range, range.offset + begin, bytes);
+      if (sums.owned) range.meant = crc32_of_both(range.meant, *sums.owned, bytes);
+      if (sums.written && !verify_) range.found = crc32_of_both(range.found, *sums.written, bytes);
     }
   }
 
-  // What has been written goes to the disk, leaves the system's cache, and is read back from the disk.
+  // What has been written goes to the disk; to be verified it leaves the system's cache, and is read from the
+  // disk.
   void sync_and_read_back(std::span<Range> ranges) {
     attempt([&] { sync(); });
+    if (!verify_) return;
     for (Range& range : ranges) read_back(range);
   }
 
@@ -146,6 +155,11 @@ class Writing {
   }
 
  private:
+  // CRC-32 of a portion in the owner's memory, and as it was written; none: not by this rank, or it has failed.
+  struct Sums {
+    std::optional<std::uint32_t> owned, written;
+  };
+
   void sync() {
     for (std::optional<PositionedFile>& file : open_)
       if (file) file->sync();
@@ -165,27 +179,27 @@ class Writing {
     }
   }
 
-  // The CRC-32 of the owner's bytes; no value: this rank does not own them, or has failed.
-  std::optional<std::uint32_t> portion(const Range& range, std::uint64_t offset, std::uint64_t bytes) {
-    std::optional<std::uint32_t> crc;
+  Sums portion(const Range& range, std::uint64_t offset, std::uint64_t bytes) {
+    Sums sums;
     if (is_owner(range) && is_writer(range)) {
-      attempt([&] { crc = file(range.file).write(offset, own_.portion(range.file, offset, bytes)); });
+      attempt([&] { sums.owned = file(range.file).write(offset, own_.portion(range.file, offset, bytes)); });
+      sums.written = sums.owned;
     } else if (is_owner(range)) {
       buffer_.resize(bytes);
       attempt([&] {
         auto* to = buffer_.data();
         for (const auto& part : own_.portion(range.file, offset, bytes))
           to = std::copy(part.begin(), part.end(), to);
-        crc = crc32(buffer_);
+        sums.owned = crc32(buffer_);
       });
       all_.send(writer_of(range), buffer_, parallel::Traffic::checkpoint);
     } else if (is_writer(range)) {
       buffer_.resize(bytes);
       all_.receive(range.place, buffer_, parallel::Traffic::checkpoint);
       const std::span<const std::byte> received(buffer_);
-      attempt([&] { file(range.file).write(offset, std::span(&received, 1)); });
+      attempt([&] { sums.written = file(range.file).write(offset, std::span(&received, 1)); });
     }
-    return crc;
+    return sums;
   }
 
   void call_hook(WritingStage stage, const Range& range) const {
@@ -211,6 +225,7 @@ class Writing {
   const std::vector<FileLayout>& files_;
   OwnBytes own_;
   config::Writers writers_;
+  bool verify_;
   const parallel::Group& all_;
   std::vector<std::optional<PositionedFile>> open_;
   std::vector<std::byte> buffer_;
@@ -252,7 +267,7 @@ FilePiece piece_of(const TensorPlace& place, std::int64_t first_element, const T
 
 std::vector<FileDigest> write_together(const std::filesystem::path& directory,
                                        const std::vector<FileLayout>& files, std::vector<FilePiece> own,
-                                       config::Writers writers, const parallel::Group& all) {
+                                       config::Writers writers, bool verify, const parallel::Group& all) {
   std::sort(own.begin(), own.end(), [](const FilePiece& a, const FilePiece& b) {
     return std::tie(a.file, a.offset) < std::tie(b.file, b.offset);
   });
@@ -263,7 +278,7 @@ std::vector<FileDigest> write_together(const std::filesystem::path& directory,
     return "";
   });
 
-  Writing writing(directory, files, own, writers, all);
+  Writing writing(directory, files, own, writers, verify, all);
   for (Range& range : ranges) writing.write(range);
   writing.sync_and_read_back(ranges);
   exchange_sums(ranges, writing, all);
@@ -271,11 +286,12 @@ std::vector<FileDigest> write_together(const std::filesystem::path& directory,
   std::vector<FileDigest> digests(files.size());
   for (const Range& range : ranges) {
     if (range.found != range.meant)
-      throw_input(
-          "{}: {} bytes from byte {} on, of rank {}, do not read back as they were written; the disk or the "
-          "memory is at fault, choose another directory",
-          (directory / files[range.file].name).string(), range.bytes, range.offset,
-          all.ranks()[static_cast<std::size_t>(range.place)]);
+      throw_input("{}: {} bytes from byte {} on, of rank {}, {}", (directory / files[range.file].name).string(),
+                  range.bytes, range.offset, all.ranks()[static_cast<std::size_t>(range.place)],
+                  verify ? "do not read back as they were written; the disk or the memory is at fault, choose "
+                           "another directory"
+                         : "changed on their way to the rank that writes; the memory or the network is at "
+                           "fault, train elsewhere");
     FileDigest& digest = digests[range.file];
     digest.crc = crc32_of_both(digest.crc, range.found, range.bytes);
     digest.bytes += range.bytes;

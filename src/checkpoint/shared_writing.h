@@ -28,12 +28,13 @@ FilePiece piece_of(const TensorPlace& place, std::int64_t first_element, const T
 // order of the files; either way in portions of at most 64 MiB. All pieces of all ranks cover each file, its
 // head included, once; else std::logic_error.
 //
-// What was written is synced and read back, and its CRC-32 compared with that of the memory it came from.
-// Returns size and CRC-32 of each file, on every rank. Throws on every rank, the same text, where one has
-// failed: InputError that names the rank, the file and the cause. The caller removes `directory` then.
+// What was written is synced and, with `verify`, read back from the disk; its CRC-32 is compared with that of
+// the memory it came from. Without, what is compared are the bytes that were handed to the system. Returns size
+// and CRC-32 of each file, on every rank. Throws on every rank, the same text, where one has failed: InputError
+// that names the rank, the file and the cause. The caller removes `directory` then.
 std::vector<FileDigest> write_together(const std::filesystem::path& directory,
                                        const std::vector<FileLayout>& files, std::vector<FilePiece> own,
-                                       config::Writers writers, const parallel::Group& all);
+                                       config::Writers writers, bool verify, const parallel::Group& all);
 
 // Called on a rank before it writes, sends or reads back a portion of a file, where it is set: tests fill or
 // spoil a disk by it.

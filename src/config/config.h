@@ -230,6 +230,7 @@ struct Checkpoint {
   bool keep_best = true;                        // and that of the lowest validation loss
   std::int64_t max_shard_size = 5'000'000'000;  // bytes of weights in one file; more are split over several
   Writers writers = Writers::all;
+  bool verify = true;  // what was written is read back from the disk before it counts
 
   bool operator==(const Checkpoint&) const = default;
 };

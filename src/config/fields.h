@@ -279,6 +279,12 @@ void describe(V& v, Checkpoint& checkpoint) {
        "who writes a checkpoint's files where there are several ranks: `all`, each its part, or the `first` "
        "alone, for file systems on which several machines may not write to one file. The bytes are the same"},
       checkpoint.writers, kWriters);
+  v.boolean(
+      {"verify",
+       "each file is read back from the disk and compared with what was written before the checkpoint "
+       "counts; `false`: it is synced alone, and the line says `saved RUN/checkpoints/step_NNNNNN, not read "
+       "back`"},
+      checkpoint.verify);
 }
 
 template <class V>

@@ -48,32 +48,40 @@ std::vector<std::string> parts_of(std::string_view word) {
 std::optional<std::size_t> distance_of_parts(const std::string& a, const std::string& b) {
   if (a == b) return 0;
   const std::size_t shorter = std::min(a.size(), b.size()), longer = std::max(a.size(), b.size());
+  if (shorter < 3) return std::nullopt;
+  if (a.compare(0, shorter, b, 0, shorter) == 0) return longer - shorter;  // tok, token
+  const std::size_t most = std::max<std::size_t>(1, longer / 3);
+  if (longer - shorter > most) return std::nullopt;  // the distance is no less than that
   const std::size_t distance = edit_distance(a, b);
-  if (shorter >= 3 && a.compare(0, shorter, b, 0, shorter) == 0) return distance;  // tok, token
-  if (shorter < 3 || distance > std::max<std::size_t>(1, longer / 3)) return std::nullopt;
-  return distance;
+  return distance > most ? std::nullopt : std::optional(distance);
 }
 
-std::optional<std::size_t> distance_of(std::string_view a, std::string_view b) {
-  const std::string a_letters = letters_of(a), b_letters = letters_of(b);
-  if (a_letters == b_letters) return 0;
-  const std::vector<std::string> a_parts = parts_of(a), b_parts = parts_of(b);
-  if (a_parts.size() != b_parts.size()) {
+struct Word {
+  std::size_t bytes;
+  std::string letters;
+  std::vector<std::string> parts;
+  explicit Word(std::string_view word) : bytes(word.size()), letters(letters_of(word)), parts(parts_of(word)) {}
+};
+
+std::optional<std::size_t> distance_of(const Word& a, const Word& b) {
+  if (a.letters == b.letters) return 0;
+  if (a.parts.size() != b.parts.size()) {
     // A border between words that was forgotten, or one too many.
     const auto all_long = [](const std::vector<std::string>& parts) {
       return std::all_of(parts.begin(), parts.end(), [](const std::string& p) { return p.size() >= 3; });
     };
-    const std::size_t distance = edit_distance(a_letters, b_letters);
-    if (distance <= 1 && all_long(a_parts) && all_long(b_parts)) return distance + 1;
-    return std::nullopt;
+    const auto [shorter, longer] = std::minmax({a.letters.size(), b.letters.size()});
+    if (longer - shorter > 1 || !all_long(a.parts) || !all_long(b.parts)) return std::nullopt;
+    const std::size_t distance = edit_distance(a.letters, b.letters);
+    return distance <= 1 ? std::optional(distance + 1) : std::nullopt;
   }
   // Alone a short word is no part of a longer name: lrr is lr.
-  if (a_parts.size() == 1 && std::min(a.size(), b.size()) == 2 && a.size() != b.size() &&
-      edit_distance(a_letters, b_letters) == 1)
+  if (a.parts.size() == 1 && std::min(a.bytes, b.bytes) == 2 && std::max(a.bytes, b.bytes) == 3 &&
+      edit_distance(a.letters, b.letters) == 1)
     return 1;
   std::size_t sum = 0;
-  for (std::size_t i = 0; i < a_parts.size(); ++i) {
-    const auto part = distance_of_parts(a_parts[i], b_parts[i]);
+  for (std::size_t i = 0; i < a.parts.size(); ++i) {
+    const auto part = distance_of_parts(a.parts[i], b.parts[i]);
     if (!part) return std::nullopt;
     sum += *part;
   }
@@ -379,10 +387,11 @@ std::string_view meant_by(std::string_view section, std::string_view key,
 
 std::string_view nearest(std::string_view word, std::span<const std::string_view> words) {
   if (word.size() > kLongestWord) return {};
+  const Word asked(word);
   std::string_view best;
   std::optional<std::size_t> best_distance;
   for (const std::string_view candidate : words) {
-    const auto distance = distance_of(word, candidate);
+    const auto distance = distance_of(asked, Word(candidate));
     if (distance && (!best_distance || *distance < *best_distance)) {
       best = candidate;
       best_distance = distance;

@@ -1,11 +1,12 @@
 #include "core/control_group.h"
 
 #include <algorithm>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "core/system_file.h"
 
 namespace switchyard {
 
@@ -15,7 +16,7 @@ namespace fs = std::filesystem;
 
 // A file that begins with a number; no value where there is none, as "max".
 std::optional<std::int64_t> number_in(const fs::path& path) {
-  std::ifstream file(path);
+  std::ifstream file = open_system_file(path);
   std::int64_t value = 0;
   if (file >> value) return value;
   return std::nullopt;
@@ -23,7 +24,7 @@ std::optional<std::int64_t> number_in(const fs::path& path) {
 
 // The number behind `key` in a file of lines "key number".
 std::optional<std::int64_t> number_of(const fs::path& path, std::string_view key) {
-  std::ifstream file(path);
+  std::ifstream file = open_system_file(path);
   std::string name;
   for (std::int64_t value = 0; file >> name >> value;)
     if (name == key) return value;
@@ -50,7 +51,7 @@ std::vector<fs::path> folders_of(const fs::path& mount, const std::string& group
 
 // The path of the process's group in the hierarchy of a controller of version 1; version 2: the controller "".
 std::optional<std::string> group_of(const fs::path& root, std::string_view controller) {
-  std::ifstream file(root / "proc/self/cgroup");
+  std::ifstream file = open_system_file(root / "proc/self/cgroup");
   for (std::string line; std::getline(file, line);) {
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
@@ -67,7 +68,8 @@ std::vector<fs::path> first_folders(const fs::path& root, std::string_view contr
   const fs::path base = root / "sys/fs/cgroup";
   std::error_code error;
   if (!group) return {};
-  for (fs::directory_iterator entries(base, error), end; !error && entries != end; entries.increment(error))
+  for (fs::directory_iterator entries = open_system_directory(base), end; !error && entries != end;
+       entries.increment(error))
     if (has_word(entries->path().filename().string(), controller)) return folders_of(entries->path(), *group);
   return {};
 }
@@ -106,7 +108,7 @@ void limit_memory(ControlGroup& found, std::optional<std::int64_t> limit, std::o
 ControlGroup control_group(const fs::path& root) {
   ControlGroup found;
   for (const fs::path& folder : second_folders(root)) {
-    std::ifstream cores(folder / "cpu.max");
+    std::ifstream cores = open_system_file(folder / "cpu.max");
     std::int64_t quota = 0, period = 0;
     if (cores >> quota >> period) limit_cores(found, quota, period);
     if (number_of(folder / "memory.stat", "inactive_file")) found.version = 2;

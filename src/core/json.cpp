@@ -262,6 +262,17 @@ std::string print(const Json& json, int indent) {
 
 }  // namespace
 
+// Not std::variant's own copy: where that of an alternative throws, libstdc++ (12) destroys a value that is not
+// there, because it takes a variant of strings and vectors for one that always holds something. Here `value` is
+// null until a whole copy is moved into it, which cannot throw.
+Json::Json(const Json& other) {
+  std::visit([this](auto copy) { value = std::move(copy); }, other.value);
+}
+Json& Json::operator=(const Json& other) {
+  value = Json(other).value;  // and not std::variant's own either, which may copy as its constructor does
+  return *this;
+}
+
 Json::Json(Array v) : value(std::move(v)) {}
 Json::Json(Object v) : value(std::move(v)) {}
 

@@ -102,9 +102,7 @@ inline Json::Json(double v) : value(v) {}
 inline Json::Json(const char* v) : value(std::string(v)) {}
 inline Json::Json(std::string_view v) : value(std::string(v)) {}
 inline Json::Json(std::string v) : value(std::move(v)) {}
-inline Json::Json(const Json&) = default;
 inline Json::Json(Json&&) noexcept = default;
-inline Json& Json::operator=(const Json&) = default;
 inline Json& Json::operator=(Json&&) noexcept = default;
 inline Json::~Json() = default;
 template <std::integral T>

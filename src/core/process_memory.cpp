@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "core/control_group.h"
+#include "core/system_file.h"
 
 namespace switchyard {
 
@@ -17,7 +18,7 @@ namespace {
 
 // "MemAvailable:  123456 kB" of a file of such lines; no value where it has none.
 std::optional<std::int64_t> kib_line(const std::filesystem::path& path, std::string_view name) {
-  std::ifstream file(path);
+  std::ifstream file = open_system_file(path);
   for (std::string line; std::getline(file, line);) {
     if (!line.starts_with(name)) continue;
     const std::size_t digit = line.find_first_of("0123456789");
@@ -44,7 +45,7 @@ bool reset_peak_resident() {
 }
 
 std::int64_t resident_memory() {
-  std::ifstream file("/proc/self/statm");
+  std::ifstream file = open_system_file("/proc/self/statm");
   std::int64_t total = 0, resident = 0;
   file >> total >> resident;
   return resident * ::sysconf(_SC_PAGESIZE);

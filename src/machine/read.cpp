@@ -12,7 +12,6 @@
 #include <cctype>
 #include <charconv>
 #include <cstdlib>
-#include <fstream>
 #include <sstream>
 #include <string_view>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "core/cores.h"
 #include "core/disk_space.h"
 #include "core/process_memory.h"
+#include "core/system_file.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -34,7 +34,7 @@ namespace fs = std::filesystem;
 
 // The first line; empty: there is no such file.
 std::string line_of(const fs::path& path) {
-  std::ifstream file(path);
+  std::ifstream file = open_system_file(path);
   std::string line;
   std::getline(file, line);
   return line;
@@ -57,7 +57,7 @@ std::optional<std::int64_t> whole(std::string_view text) {
 std::vector<int> numbered(const fs::path& directory, std::string_view prefix) {
   std::vector<int> numbers;
   std::error_code error;
-  for (fs::directory_iterator entries(directory, error), end; !error && entries != end;
+  for (fs::directory_iterator entries = open_system_directory(directory), end; !error && entries != end;
        entries.increment(error)) {
     const std::string name = entries->path().filename().string();
     if (!name.starts_with(prefix)) continue;
@@ -91,7 +91,7 @@ std::optional<std::int64_t> limit_of(decltype(RLIMIT_NOFILE) what) {
 
 ProcessorFacts read_processor(const fs::path& root) {
   ProcessorFacts facts;
-  std::ifstream file(root / "proc/cpuinfo");
+  std::ifstream file = open_system_file(root / "proc/cpuinfo");
   // The lines of the first core; the others say the same.
   for (std::string line; std::getline(file, line) && !line.empty();) {
     const std::size_t colon = line.find(':');
@@ -143,7 +143,7 @@ CoreFacts read_cores(const fs::path& root) {
   for (const int number : numbered(system / "node", "node")) {
     const fs::path folder = system / fmt::format("node/node{}", number);
     NumaNode node{.number = number, .cores = cores_of_list(line_of(folder / "cpulist"))};
-    std::ifstream memory(folder / "meminfo");
+    std::ifstream memory = open_system_file(folder / "meminfo");
     for (std::string line; std::getline(memory, line);) {
       const std::size_t at = line.find("MemTotal:");
       if (at != std::string::npos) node.memory = std::atoll(line.c_str() + at + 9) * 1024;
@@ -243,7 +243,7 @@ Ticks read_ticks(const fs::path& root) {
   std::istringstream fields(own.substr(std::min(own.size(), own.rfind(')') + 1)));
   for (int field = 3; field <= 15 && fields >> word; ++field)
     if (field >= 14) ticks.own += whole(word).value_or(0);
-  std::ifstream pages(root / "proc/vmstat");
+  std::ifstream pages = open_system_file(root / "proc/vmstat");
   for (std::int64_t count = 0; pages >> word >> count;)
     if (word == "pswpin" || word == "pswpout") ticks.swapped_pages += count;
   return ticks;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <string_view>
+#include <utility>
 
 #include "core/context.h"
 #include "core/device_memory.h"
@@ -20,20 +22,43 @@ namespace switchyard::plan {
 
 namespace {
 
-constexpr int kFewestPasses = 3;
+constexpr int kFewestPasses = 5;
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 
-// Seconds of one call, the median of some, after one that does not count: kernels are made, memory is touched.
-double seconds_of(const std::function<void()>& work, double at_least) {
-  work();
-  std::vector<double> seconds;
-  const double begin = ops::steady_seconds();
-  while (seconds.size() < kFewestPasses || ops::steady_seconds() - begin < at_least) {
+// A part of a step that is timed, pass after pass.
+class Piece {
+ public:
+  explicit Piece(double at_least) : at_least_(at_least) {}
+  virtual ~Piece() = default;
+  Piece(const Piece&) = delete;
+  Piece& operator=(const Piece&) = delete;
+  virtual void pass() = 0;
+
+  bool is_done() const { return n_passes_ >= kFewestPasses && spent_ >= at_least_; }
+  double share() const { return spent_ / at_least_; }  // of its time
+  void timed_pass() {
     const double start = ops::steady_seconds();
-    work();
-    seconds.push_back(ops::steady_seconds() - start);
+    pass();
+    spent_ += ops::steady_seconds() - start;
+    ++n_passes_;
   }
-  return quantile_of(seconds, 0.5);
+
+ private:
+  double at_least_, spent_ = 0;  // seconds
+  int n_passes_ = 0;
+};
+
+// Always the one that lags behind, so that the passes of each are spread over all of the time: what disturbs
+// the machine for a moment is then in few passes of each piece, which their medians leave out, and not in most
+// of one's.
+void time_in_turns(const std::vector<std::unique_ptr<Piece>>& pieces) {
+  while (true) {
+    Piece* next = nullptr;
+    for (const std::unique_ptr<Piece>& piece : pieces)
+      if (!piece->is_done() && (next == nullptr || piece->share() < next->share())) next = piece.get();
+    if (next == nullptr) return;
+    next->timed_pass();
+  }
 }
 
 // Of what an operator does, by its name.
@@ -115,118 +140,186 @@ Context context_of(const config::Run& run) {
 }
 
 // A model of `layers`, which are alike, with a few words; without what the output layer takes.
-LayerTime time_layers(const config::Run& run, const std::vector<config::LayerSpec>& layers, std::int64_t n_seq,
-                      const CpuStepSettings& settings) {
-  constexpr std::int64_t kWords = 256;
-  config::Model config = run.model;
-  config.layers = layers;
-  config.num_hidden_layers = std::ssize(layers);
-  config.num_nextn_predict_layers = 0;
-  config.vocab_size = std::min(kWords, config.vocab_size);
-  model::Transformer model(config, run.router, DType::f32, true);
-  model.allocate();
-  model.parameters().initialise(1);
-  Context ctx = context_of(run);
-  // Of a block that is made again nothing else changes: that is counted by whoever calls.
-  const auto recompute =
-      run.train.recompute == config::Recompute::swiglu ? run.train.recompute : config::Recompute::none;
-  model.plan(n_seq, run.train.seq_len, ctx, recompute);
-  const RandomBatch tokens(n_seq, run.train.seq_len, config.vocab_size, config.sliding_window);
-  const std::int64_t T = n_seq * run.train.seq_len;
-  std::vector<float> loss(static_cast<std::size_t>(T));
-  std::array<double, 3> losses{};
-  const Tensor loss_T(loss.data(), Shape{T}, DType::f32), loss_3(losses.data(), Shape{3}, DType::f64);
-  ops::Profile forward(ctx, ops::steady_seconds, 0), backward(ctx, ops::steady_seconds, 0);
-  std::vector<double> forward_seconds, backward_seconds;
-  const auto timed = [&](ops::Profile& profile, std::vector<double>& seconds, bool counts, const auto& work) {
-    const double start = ops::steady_seconds();
-    if (counts) {
-      ctx.profile = &profile;
-      profile.begin_step();
-    }
-    work();
-    if (counts) profile.end_step();
-    ctx.profile = nullptr;
-    if (counts) seconds.push_back(ops::steady_seconds() - start);
-  };
-  const auto pass = [&](bool counts) {
-    timed(forward, forward_seconds, counts, [&] { model.forward(tokens.batch(), ctx); });
-    timed(backward, backward_seconds, counts, [&] {
-      model.routing().begin(ctx);
-      model.routing().add_micro_batch(ctx);
-      model.routing().add_losses(loss_3, tokens.batch().tokens_B, {.n_tokens = T, .n_sequences = n_seq}, ctx);
-      model.loss_and_backward(loss_T, tokens.batch(), 1.0 / static_cast<double>(T), ctx);
-    });
-  };
-  pass(false);
-  ctx.scratch.settle();
-  const double begin = ops::steady_seconds();
-  while (forward_seconds.size() < kFewestPasses || ops::steady_seconds() - begin < settings.seconds) pass(true);
-  // By parts as the mean is, as long as the median.
-  const auto result = [&](const ops::Profile& profile, const std::vector<double>& seconds) {
-    const auto n = static_cast<double>(seconds.size());
-    const double mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / n;
-    CpuStep step = parts_of(profile, n * static_cast<double>(layers.size()) * mean / quantile_of(seconds, 0.5));
-    step.output = 0;
-    return step;
-  };
-  return {result(forward, forward_seconds), result(backward, backward_seconds)};
-}
+class Layers : public Piece {
+ public:
+  Layers(const config::Run& run, const std::vector<config::LayerSpec>& layers, std::int64_t n_seq,
+         const CpuStepSettings& settings)
+      : Piece(settings.seconds),
+        n_layers_(std::ssize(layers)),
+        n_seq_(n_seq),
+        n_tokens_(n_seq * run.train.seq_len),
+        model_(config_of(run, layers), run.router, DType::f32, true),
+        ctx_(context_of(run)),
+        tokens_(n_seq, run.train.seq_len, std::min(kWords, run.model.vocab_size), run.model.sliding_window),
+        loss_(static_cast<std::size_t>(n_tokens_)),
+        forward_(ctx_),
+        backward_(ctx_) {
+    model_.allocate();
+    model_.parameters().initialise(1);
+    // Of a block that is made again nothing else changes: that is counted by whoever calls.
+    const auto recompute =
+        run.train.recompute == config::Recompute::swiglu ? run.train.recompute : config::Recompute::none;
+    model_.plan(n_seq, run.train.seq_len, ctx_, recompute);
+    forward();
+    backward();
+    ctx_.scratch.settle();
+  }
 
-// Of one micro-batch.
-double time_output(const config::Run& run, const CpuStepSettings& settings) {
+  void pass() override {
+    forward_.time(ctx_, [&] { forward(); });
+    backward_.time(ctx_, [&] { backward(); });
+  }
+
+  LayerTime time() const { return {forward_.of_one(n_layers_), backward_.of_one(n_layers_)}; }
+
+ private:
+  static constexpr std::int64_t kWords = 256;
+
+  static config::Model config_of(const config::Run& run, const std::vector<config::LayerSpec>& layers) {
+    config::Model config = run.model;
+    config.layers = layers;
+    config.num_hidden_layers = std::ssize(layers);
+    config.num_nextn_predict_layers = 0;
+    config.vocab_size = std::min(kWords, config.vocab_size);
+    return config;
+  }
+
+  void forward() { model_.forward(tokens_.batch(), ctx_); }
+  void backward() {
+    const Tensor loss_T(loss_.data(), Shape{n_tokens_}, DType::f32),
+        loss_3(losses_.data(), Shape{3}, DType::f64);
+    model_.routing().begin(ctx_);
+    model_.routing().add_micro_batch(ctx_);
+    model_.routing().add_losses(loss_3, tokens_.batch().tokens_B,
+                                {.n_tokens = n_tokens_, .n_sequences = n_seq_}, ctx_);
+    model_.loss_and_backward(loss_T, tokens_.batch(), 1.0 / static_cast<double>(n_tokens_), ctx_);
+  }
+
+  // One half of a pass, over all passes.
+  class Half {
+   public:
+    explicit Half(Context& ctx) : profile_(ctx, ops::steady_seconds, 0) {}
+    template <class Work>
+    void time(Context& ctx, const Work& work) {
+      const double start = ops::steady_seconds();
+      ctx.profile = &profile_;
+      profile_.begin_step();
+      work();
+      profile_.end_step();
+      ctx.profile = nullptr;
+      seconds_.push_back(ops::steady_seconds() - start);
+    }
+    // By parts as the mean is, as long as the median.
+    CpuStep of_one(std::int64_t n_layers) const {
+      const double sum = std::accumulate(seconds_.begin(), seconds_.end(), 0.0);
+      CpuStep step = parts_of(profile_, static_cast<double>(n_layers) * sum / quantile_of(seconds_, 0.5));
+      step.output = 0;
+      return step;
+    }
+
+   private:
+    ops::Profile profile_;
+    std::vector<double> seconds_;
+  };
+
+  std::int64_t n_layers_, n_seq_, n_tokens_;
+  model::Transformer model_;
+  Context ctx_;
+  RandomBatch tokens_;
+  std::vector<float> loss_;
+  std::array<double, 3> losses_{};
+  Half forward_, backward_;
+};
+
+// A piece that is one call of a few operators.
+class Call : public Piece {
+ public:
+  Call(double at_least, std::function<void()> work) : Piece(at_least), work_(std::move(work)) {
+    work_();  // kernels are made, memory is touched
+  }
+  void pass() override {
+    const double start = ops::steady_seconds();
+    work_();
+    seconds_.push_back(ops::steady_seconds() - start);
+  }
+  double seconds() const { return quantile_of(seconds_, 0.5); }
+
+ private:
+  std::function<void()> work_;
+  std::vector<double> seconds_;
+};
+
+// A piece of the output layer, and how many of it a micro-batch has.
+std::pair<std::unique_ptr<Call>, double> output_piece(const config::Run& run, const CpuStepSettings& settings) {
   constexpr std::int64_t kMostBytes = 256 * kMiB;  // of the weights and their gradient
   const std::int64_t D = run.model.hidden_size, V = run.model.vocab_size;
   const std::int64_t T = run.train.micro_batch_size * run.train.seq_len;
   const std::int64_t rows = ops::cpu::classifier_chunk_rows(T, V);
   const std::int64_t words = std::min(V, std::max<std::int64_t>(1, kMostBytes / (2 * D * size_of(DType::f32))));
   const std::int64_t n = 2 * words * D + 2 * rows * D;
-  const AlignedBuffer memory = allocate_aligned(n * size_of(DType::f32), "an output layer to time");
-  auto* const values = reinterpret_cast<float*>(memory.get());
+  struct State {
+    AlignedBuffer memory;
+    std::vector<float> loss;
+    std::vector<std::int32_t> target;
+    Context ctx;
+  };
+  const auto state = std::make_shared<State>(
+      State{.memory = allocate_aligned(n * size_of(DType::f32), "an output layer to time"),
+            .loss = std::vector<float>(static_cast<std::size_t>(rows)),
+            .target = std::vector<std::int32_t>(static_cast<std::size_t>(rows)),
+            .ctx = context_of(run)});
+  auto* const values = reinterpret_cast<float*>(state->memory.get());
   for (std::int64_t i = 0; i < n; ++i) values[i] = 0.01f * static_cast<float>(i % 97 - 48);
   const Tensor weight_VD(values, Shape{words, D}, DType::f32),
       dweight_VD(values + words * D, Shape{words, D}, DType::f32),
       x_TD(values + 2 * words * D, Shape{rows, D}, DType::f32),
       dx_TD(values + 2 * words * D + rows * D, Shape{rows, D}, DType::f32);
-  std::vector<float> loss(static_cast<std::size_t>(rows));
-  std::vector<std::int32_t> target(static_cast<std::size_t>(rows));
-  for (std::size_t t = 0; t < target.size(); ++t)
-    target[t] = static_cast<std::int32_t>(static_cast<std::int64_t>(t) * 7919 % words);
-  const Tensor loss_T(loss.data(), Shape{rows}, DType::f32), target_T(target.data(), Shape{rows}, DType::i32);
-  Context ctx = context_of(run);
-  const double seconds = seconds_of(
-      [&] {
-        ops::cpu::classifier_forward_backward_in_chunks(loss_T, dx_TD, dweight_VD, x_TD, weight_VD, target_T,
-                                                        1e-3, rows, ctx);
-      },
-      settings.seconds);
-  return seconds * static_cast<double>(T) / static_cast<double>(rows) * static_cast<double>(V) /
-         static_cast<double>(words);
+  for (std::size_t t = 0; t < state->target.size(); ++t)
+    state->target[t] = static_cast<std::int32_t>(static_cast<std::int64_t>(t) * 7919 % words);
+  const Tensor loss_T(state->loss.data(), Shape{rows}, DType::f32),
+      target_T(state->target.data(), Shape{rows}, DType::i32);
+  const double times =
+      static_cast<double>(T) / static_cast<double>(rows) * static_cast<double>(V) / static_cast<double>(words);
+  return {std::make_unique<Call>(settings.seconds,
+                                 [=] {
+                                   ops::cpu::classifier_forward_backward_in_chunks(loss_T, dx_TD, dweight_VD,
+                                                                                   x_TD, weight_VD, target_T,
+                                                                                   1e-3, rows, state->ctx);
+                                 }),
+          times};
 }
 
-// Of all parameters, once a step.
-double time_optimizer(const config::Run& run, std::int64_t parameters, const CpuStepSettings& settings) {
+// A part of the update of all parameters, and how many of it there are.
+std::pair<std::unique_ptr<Call>, double> optimizer_piece(const config::Run& run, std::int64_t parameters,
+                                                         const CpuStepSettings& settings) {
   constexpr std::int64_t kMost = std::int64_t{16}
                                  << 20;  // four arrays of it are far larger than a core's caches
   const std::int64_t n = std::min(parameters, kMost);
-  const AlignedBuffer memory = allocate_aligned(4 * n * size_of(DType::f32), "an update to time");
-  fill_bytes(memory.get(), 0, 4 * n * size_of(DType::f32), Device::cpu);
-  const auto array = [&](std::int64_t i) {
-    return Tensor(memory.get() + i * n * size_of(DType::f32), Shape{n}, DType::f32);
+  struct State {
+    AlignedBuffer memory;
+    double scale;
+    Context ctx;
   };
-  double scale = 1;
-  const Tensor scale_1(&scale, Shape{1}, DType::f64);
-  Context ctx = context_of(run);
+  const auto state = std::make_shared<State>(
+      State{.memory = allocate_aligned(4 * n * size_of(DType::f32), "an update to time"),
+            .scale = 1,
+            .ctx = context_of(run)});
+  fill_bytes(state->memory.get(), 0, 4 * n * size_of(DType::f32), Device::cpu);
+  const auto array = [&](std::int64_t i) {
+    return Tensor(state->memory.get() + i * n * size_of(DType::f32), Shape{n}, DType::f32);
+  };
+  const Tensor value_N = array(0), moment1_N = array(1), moment2_N = array(2), gradient_N = array(3),
+               scale_1(&state->scale, Shape{1}, DType::f64);
   const ops::AdamWStep numbers{
       .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 1};
-  const double seconds = seconds_of(
-      [&] {
-        ops::fill_zero(array(3), ctx);
-        (void)ops::sum_of_squares(array(3), ctx);
-        ops::adamw_update(array(0), array(1), array(2), array(3), scale_1, numbers, {}, ctx);
-      },
-      settings.seconds / 2);
-  return seconds * static_cast<double>(parameters) / static_cast<double>(n);
+  return {std::make_unique<Call>(settings.seconds / 2,
+                                 [=] {
+                                   ops::fill_zero(gradient_N, state->ctx);
+                                   (void)ops::sum_of_squares(gradient_N, state->ctx);
+                                   ops::adamw_update(value_N, moment1_N, moment2_N, gradient_N, scale_1,
+                                                     numbers, {}, state->ctx);
+                                 }),
+          static_cast<double>(parameters) / static_cast<double>(n)};
 }
 
 }  // namespace
@@ -265,10 +358,25 @@ CpuStep predict_cpu_step(const config::Run& run, const CpuStepSettings& settings
         std::find_if(kinds.begin(), kinds.end(), [&](const auto& kind) { return kind.first == layer; });
     found == kinds.end() ? (void)kinds.emplace_back(layer, 1) : (void)++found->second;
   }
+  std::vector<std::unique_ptr<Piece>> pieces;
+  std::vector<const Layers*> layers;
   for (auto& [layer, times] : kinds) {
     if (layer == m.layers.back()) times += depths;  // a depth of multi-token prediction is such a layer, nearly
     const std::vector<config::LayerSpec> some(times > 1 ? 2 : 1, layer);
-    const LayerTime time = time_layers(run, some, n_seq, settings);
+    auto piece = std::make_unique<Layers>(run, some, n_seq, settings);
+    layers.push_back(piece.get());
+    pieces.push_back(std::move(piece));
+  }
+  auto [output_call, outputs] = output_piece(run, settings);
+  auto [optimizer_call, updates] = optimizer_piece(run, whole.parameters().count(), settings);
+  const Call &output = *output_call, &optimizer = *optimizer_call;
+  pieces.push_back(std::move(output_call));
+  pieces.push_back(std::move(optimizer_call));
+  time_in_turns(pieces);
+
+  for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+    const auto& [layer, times] = kinds[kind];
+    const LayerTime time = layers[kind]->time();
     // The last layer's activations are still there when its backward pass begins.
     const double again = run.train.recompute != config::Recompute::block ? 0
                          : layer == m.layers.back()                      ? times - 1
@@ -276,8 +384,8 @@ CpuStep predict_cpu_step(const config::Run& run, const CpuStepSettings& settings
     add(step, time.forward, micro_batches * of_sequences * (times + again + (counts_first ? times : 0)));
     add(step, time.backward, micro_batches * of_sequences * times);
   }
-  step.output = micro_batches * (1 + depths) * time_output(run, settings);
-  step.optimizer = time_optimizer(run, whole.parameters().count(), settings);
+  step.output = micro_batches * (1 + depths) * outputs * output.seconds();
+  step.optimizer = updates * optimizer.seconds();
   return step;
 }
 

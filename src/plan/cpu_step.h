@@ -32,14 +32,16 @@ struct CpuStep {
 CpuStep mean_of(const CpuStep& a, const CpuStep& b);
 
 struct CpuStepSettings {
-  double seconds = 0.4;  // that each layer, and the output layer, is timed for at least
+  // That each kind of layer, and the output layer, is timed for at least; the update half as long. Their passes
+  // take turns.
+  double seconds = 0.4;
   std::int64_t most_tokens =
       4096;  // of a pass that is timed; of a larger micro-batch whole sequences are left out
 };
 
-// Takes memory for two layers of a kind at a time, with gradients, and for a part of the output layer. run's
-// micro-batch is a number; threads are those that the process has (core/threads.h). Another program on the same
-// cores makes the figures larger, as it does a step.
+// Takes memory for two layers of each kind, with gradients, and for a part of the output layer and of the
+// update. run's micro-batch is a number; threads are those that the process has (core/threads.h). Another
+// program on the same cores makes the figures larger, as it does a step.
 CpuStep predict_cpu_step(const config::Run& run, const CpuStepSettings& settings = {});
 
 }  // namespace switchyard::plan

@@ -409,7 +409,7 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
       all_);
   if (is_first()) {
     const std::string saved = checkpoint::checkpoint_path(out_, state_.step).string();
-    outputs_->console().line("saved " + saved);
+    outputs_->console().line("saved " + saved + (run_.checkpoint.verify ? "" : ", not read back"));
     parallel::set_checkpoint_note("the last checkpoint is " + saved);
   }
   parallel::by_first(all_, [&] {

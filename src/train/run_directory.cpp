@@ -48,8 +48,11 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
     throw_input("{}: cannot be made the output directory: {}; choose another one with --out", path_.string(),
                 error ? error.message() : "it is not a directory");
   lock_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (lock_ < 0)
+    throw_input("{}: cannot be opened: {}; nothing would keep a second process out of it", path_.string(),
+                std::generic_category().message(errno));
   // Some network file systems know no locks; there the second process is the user's own care.
-  if (lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     ::close(lock_);
     throw_input("{}: another process is training in this directory; wait for it or choose another --out",
                 path_.string());
@@ -70,7 +73,7 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
     sync_directory(path_);
   } catch (...) {
     fs::remove(path_ / ".tmp_config.json", error);
-    if (lock_ >= 0) ::close(lock_);
+    ::close(lock_);
     throw;
   }
 }

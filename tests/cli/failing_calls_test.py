@@ -50,6 +50,7 @@ class Sweep:
         self.went_on = collections.Counter()  # calls that the program could do without, by kind
 
     def train(self, out, *more, ranks=1, **variables):
+        """`variables`: of the environment."""
         shim = {"LD_PRELOAD": SHIM, **variables} if variables else {}
         nproc = ["--nproc", str(ranks)] if ranks > 1 else []
         return subprocess.run([BINARY, "train", self.config, "--out", out, *nproc, *more], cwd=self.dir, text=True,
@@ -123,6 +124,11 @@ class Sweep:
             require(run.returncode == 2 and re.search(r"/\.tmp_step_\d+/.* read back as", errors[0]), "the flip was not seen")
         if run.returncode == 0:
             self.went_on[fault.call] += 1
+            if fault.call == "open_read":
+                # One of the kernel's files; of checkpoints that cannot be compared, each has its own.
+                warnings = re.findall(r"(?m)^warning: (.*): cannot be (?:read|opened): Too many open files; ", run.stderr)
+                require(len(warnings) == 1 or (warnings and all(name.endswith("/run.json") for name in warnings)),
+                        "not one line of warning")
         resumed = self.train(out, "--resume", "auto", ranks=fault.ranks)
         require(resumed.returncode == 0, f"cannot be resumed: {resumed.stderr}")
         require(self.files(out) == whole, "the resumed run is not the undisturbed one")
@@ -164,6 +170,16 @@ class FailingCalls(CliTest):
     def test_a_flipped_bit_in_a_checkpoint_is_seen_before_it_counts(self):
         self.suffer(self.sweep.faults("write", 16, "flip") + self.sweep.faults("write", 3, "flip", ranks=2, child=1))
 
+    def test_without_verifying_the_line_says_so_and_a_flipped_bit_is_found_by_who_reads(self):
+        flip = Fault("write", 1, "flip").variables()  # of the first file in a checkpoint, the weights
+        run = self.sweep.train("unread", "--set", "checkpoint.verify=false", "--set", f"train.steps={EVERY}", **flip)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertRegex(run.stdout, rf"(?m)^saved unread/checkpoints/step_{EVERY:06}, not read back$")
+        self.assertNotIn("not read back", self.sweep.train("read", "--set", f"train.steps={EVERY}").stdout)
+        opened = subprocess.run([BINARY, "inspect", "unread"], cwd=self.dir, capture_output=True, text=True, check=False, timeout=GONE)
+        self.assertEqual(opened.returncode, 2, opened.stdout)
+        self.assertIn("model.safetensors", opened.stderr)
+
     def test_fsync(self):
         self.suffer(self.sweep.faults("fsync", 30) + self.sweep.faults("fsync", 4, "from"))
 
@@ -176,6 +192,29 @@ class FailingCalls(CliTest):
     def test_memory(self):
         self.suffer(self.sweep.faults("mmap", 8) + self.sweep.faults("large", 8) + self.sweep.faults("malloc", 16)
                     + self.sweep.faults("malloc", 6, "from"))
+
+    def test_no_memory_amid_a_directory(self):
+        """Out of the standard library's walk through one comes no exception that could be caught."""
+        def inspect(run, **variables):
+            return subprocess.run([BINARY, "inspect", run], cwd=self.dir, text=True, capture_output=True, check=False, timeout=GONE,
+                                  env={**environment(), "LD_PRELOAD": SHIM, "SHIM_CALL": "malloc", **variables})
+
+        counts = {}
+        for run, steps in (("none", 0), ("many", 200)):
+            for step in range(steps + 1):
+                (self.dir / run / "checkpoints" / (f"step_{step:06}" if step else "")).mkdir(parents=True)
+            counted = self.dir / "count"
+            self.assertIn("holds no checkpoint", inspect(run, SHIM_COUNT=str(counted)).stderr)
+            counts[run] = int(counted.read_text())
+        # Behind the walk each of them is looked into, with more allocations: an eighth is amid the walk. 16 in a row are all
+        # those of an entry or two.
+        first = counts["none"] + (counts["many"] - counts["none"]) // 8
+        for nth in range(first, first + 16):
+            for mode in MODES:
+                with self.subTest(nth=nth, mode=mode):
+                    run = inspect("many", SHIM_N=str(nth), SHIM_MODE=mode)
+                    self.assertEqual(run.returncode, 1, run.stderr)
+                    self.assertRegex(run.stderr, r"\Aerror: out of memory; .*\n\Z")
 
     def test_two_ranks(self):
         faults = []
