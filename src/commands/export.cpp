@@ -184,13 +184,12 @@ config::RoutedModel stated_for(const checkpoint::ModelDirectory& source, const m
 // Where config.json states the layout's own router, what its router keeps for training alone (the momentum of a
 // bias) is no tensor of the layout, and nobody who reads the export would know it.
 void leave_out_training_state(std::vector<checkpoint::WrittenTensor>& tensors,
-                              const checkpoint::ModelDirectory& source, const config::Router& stated) {
-  if (!config::beyond_layout(stated, source.model(), router::router_schemas()).empty() ||
+                              const checkpoint::ModelDirectory& source, const config::RoutedModel& stated) {
+  if (!config::beyond_layout(stated.router, stated.model, router::router_schemas()).empty() ||
       !config::beyond_layout(source.router(), source.model(), router::router_schemas()).empty())
     return;
-  const model::Transformer layout(source.model(),
-                                  config::default_router(*source.model().layout, router::router_schemas()),
-                                  DType::f32, false);
+  const model::Transformer layout(
+      stated.model, config::default_router(*stated.model.layout, router::router_schemas()), DType::f32, false);
   std::set<std::string_view> known;
   for (const Parameter& row : layout.parameters().rows()) known.insert(row.name);
   std::vector<std::string> left;
@@ -220,7 +219,7 @@ int run(const Options& options) {
   const config::RoutedModel stated = stated_for(source, model, options.as_layout);
   const auto record = checkpoint::tokenizer_record_in(source.path());
   auto tensors = tensors_to_write(source, model.parameters().rows(), dtype);
-  leave_out_training_state(tensors, source, router);
+  leave_out_training_state(tensors, source, stated);
   const auto embedding = std::find_if(
       tensors.begin(), tensors.end(),
       [](const checkpoint::WrittenTensor& tensor) { return tensor.from.name == "model.embed_tokens.weight"; });
