@@ -27,9 +27,15 @@ TEST(ConfigRun, EverySectionIsRead) {
   text["log"] = Json::Object{{"every", 7}, {"tensorboard", true}};
   const config::Run r = run_of(text);
   EXPECT_EQ(r.model, model_of(minimal_qwen()));
-  EXPECT_EQ(
-      r.router,
-      (Router{"softmax_topk", 0.5, BalanceScope::sequence, 0.25, std::nullopt, 0.0, {{"simbal_coef", 0.0}}}));
+  EXPECT_EQ(r.router, (Router{"softmax_topk",
+                              0.5,
+                              BalanceScope::sequence,
+                              0.25,
+                              std::nullopt,
+                              0.0,
+                              0.0,
+                              0,
+                              {{"simbal_coef", 0.0}}}));
   const std::vector<DataEntry> train{{"a.bin", "x", 3.0}, {"b.bin", "x", 3.0}, {"c.bin", "default", 1.5}};
   EXPECT_EQ(r.data, (Data{train, {{"v.bin", "default", std::nullopt}}, true, 99, 1}));
   const Train expected{.seed = 18446744073709551615u,
@@ -291,10 +297,15 @@ TEST(ConfigRun, AllDomainsHaveAWeightOrNoneHas) {
 
 TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
   const Json aux = with(minimal_run(), "/model/router_aux_loss_coef", "0.02");
-  EXPECT_EQ(
-      run_of(aux).router,
-      (Router{
-          "softmax_topk", 0.02, BalanceScope::global_batch, 0.0, std::nullopt, 0.0, {{"simbal_coef", 0.0}}}));
+  EXPECT_EQ(run_of(aux).router, (Router{"softmax_topk",
+                                        0.02,
+                                        BalanceScope::global_batch,
+                                        0.0,
+                                        std::nullopt,
+                                        0.0,
+                                        0.0,
+                                        0,
+                                        {{"simbal_coef", 0.0}}}));
   EXPECT_EQ(run_of(with(aux, "/router/balance_coef", "0.02")).router.balance_coef, 0.02);
   EXPECT_EQ(
       run_error(with(aux, "/router/balance_coef", "0.03")),

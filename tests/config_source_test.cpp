@@ -26,9 +26,16 @@ TEST(ConfigOverrides, ValuesAreJsonOrElseStrings) {
 }
 
 TEST(ConfigOverrides, MakeSectionsThatTheTextDoesNotHave) {
-  EXPECT_EQ(
-      run_of(minimal_run(), {"router.z_loss_coef=0.5", "router.balance_coef=0"}).router,
-      (Router{"softmax_topk", 0, BalanceScope::global_batch, 0.5, std::nullopt, 0.0, {{"simbal_coef", 0.0}}}));
+  EXPECT_EQ(run_of(minimal_run(), {"router.z_loss_coef=0.5", "router.balance_coef=0"}).router,
+            (Router{"softmax_topk",
+                    0,
+                    BalanceScope::global_batch,
+                    0.5,
+                    std::nullopt,
+                    0.0,
+                    0.0,
+                    0,
+                    {{"simbal_coef", 0.0}}}));
 }
 
 TEST(ConfigOverrides, TheLaterOneHolds) {

@@ -26,8 +26,8 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
   return found;
 }
 
-// prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it would be to train on what
-// is held out.
+// prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it would be to train
+// on what is held out.
 void refuse_mixed_splits(const std::string& directory, const std::vector<fs::path>& shards) {
   const auto any = [&](std::string_view part) {
     return std::any_of(shards.begin(), shards.end(), [&](const fs::path& p) {
@@ -38,8 +38,8 @@ void refuse_mixed_splits(const std::string& directory, const std::vector<fs::pat
   for (const std::string_view part : {"train_", "val_", "test_"})
     if (any(part)) there.push_back(part);
   if (there.size() > 1)
-    throw_input("{0}: holds shards of two splits, {1} and {2}; say which, as in '{0}/{1}*.bin'", directory, there[0],
-                there[1]);
+    throw_input("{0}: holds shards of two splits, {1} and {2}; say which, as in '{0}/{1}*.bin'", directory,
+                there[0], there[1]);
 }
 
 std::vector<fs::path> matches_of(const std::string& pattern) {

@@ -330,7 +330,7 @@ std::vector<Case> states(const Sizes& s) {
   const auto biases = [=](Workspace& w) {
     const Tensor bias = w.normal({E}, f32), count = w.zeros({E}, DType::f64);
     return Work{.shape = text(bias), .bytes = bytes_of({bias, bias, count}), .call = [=](Context& ctx) {
-                  ops::cuda::balance_bias(bias, count, 1e-3, ctx);
+                  ops::cuda::balance_bias(bias, count, 1e-3, false, ctx);
                 }};
   };
   return {{"follow_quantile_bias", 0, quantiles}, {"follow_means", 0, means}, {"balance_bias", 0, biases}};
