@@ -62,6 +62,8 @@ inline const Companion kCompanions[] = {
     {"diversity", "euclidean", {"reg_scope=micro_batch"}, "it compares pairs of tokens, not sums"},
     {"ema_decay", "*", {"key_update=ema"}, "a gradient averages nothing"},
     {"bias_ema", "*", {"bias=quantile"}, "nothing else is solved for"},
+    {"bias_solves", "*", {"bias=quantile"}, "as bias_ema"},
+    {"settle_tokens", "*", {"bias=quantile"}, "as bias_ema"},
     {"bias_update_speed", "*", {"bias=sign"}, "no other rule but smebu has a speed"},
     {"bias_mean_free", "*", {"bias=sign"}, "all other rules are"},
     {"bias_kappa", "*", {"bias=smebu"}, "nothing else is clamped"},
@@ -71,6 +73,7 @@ inline const Companion kCompanions[] = {
     {"rope_type", "*", {"factor=2"}, "how much longer the context is made has no default"},
     {"type", "*", {"factor=2"}, "as rope_type"},
     {"truncate", "*", {"rope_type=yarn", "factor=2"}, "no other kind has borders"},
+    {"eval_mix", "training", {"eval_tokens=16"}, "all tokens of a domain are not divided"},
     {"attention", "cudnn", {"dtype=bfloat16"}, "cuDNN has no float32"}};
 
 struct Option {

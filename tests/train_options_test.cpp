@@ -108,9 +108,15 @@ class Options : public ::testing::Test {
     model.round_weights(ctx);
     model.plan(run.train.micro_batch_size, kSeqLen, ctx);  // other shapes of products round otherwise
     const std::optional<std::int64_t> begin = run.data.document_mask ? run.data.begin_token : std::nullopt;
-    return evaluate(model, open_domains(run.data.validation, run.model.vocab_size, parallel::lone_mesh().all),
-                    {.seq_len = kSeqLen, .batch = run.train.micro_batch_size, .begin_token = begin}, ctx,
-                    parallel::lone_mesh().all)
+    return evaluate(
+               model, open_domains(run.data.validation, run.model.vocab_size, parallel::lone_mesh().all),
+               {.seq_len = kSeqLen,
+                .batch = run.train.micro_batch_size,
+                .max_tokens = run.train.eval_tokens,
+                .begin_token = begin,
+                .share_of_domain =
+                    run.train.eval_mix == config::EvalMix::training ? std::vector{1.0} : std::vector<double>{}},
+               ctx, parallel::lone_mesh().all)
         .loss;
   }
 
