@@ -11,6 +11,9 @@ NEVER = {
     "layer_types": "transformers writes it from the window, and it may say nothing else",
     "mlp_layer_types": "as layer_types, from the lists of dense layers",
 }
+# And those that no random model of a layout has, since transformers computes its weights without them.
+NEVER_OF = {"mixtral": {"norm_topk_prob", "routed_scaling_factor"}, "qwen3_moe": {"routed_scaling_factor"},
+            "olmoe": {"routed_scaling_factor"}, "deepseek_v3": set()}
 
 
 def some(rng, probability):
