@@ -87,7 +87,7 @@ if [[ $scale == small ]]; then
     for domain in "${domains[@]}"; do
       to=(--tokenizer "$shards/bpe/tokenizer.json" --out "$shards/$domain" --overwrite)
       has_split "$shards/$domain" test ||
-        do_it "$python" tools/prepare_data.py --input "$corpus/c4-train.$domain.json.gz" --val-fraction 0.05 \
+        do_it "$python" tools/prepare_data.py --input "$corpus/c4-train.$domain.json.gz" --val-fraction 0.15 \
           --held-out test "${to[@]}"
       has_split "$shards/$domain" val ||
         do_it "$python" tools/prepare_data.py --input "$corpus/c4-validation.$domain.json.gz" --split-name val "${to[@]}"
