@@ -120,6 +120,29 @@ TEST(OpenDomains, ATokenBeyondTheVocabularyIsNamedWithItsFile) {
   EXPECT_CONTAINS(message, "10");
 }
 
+// By what training's samples have of a domain, whatever the validation shards hold of it.
+TEST(TrainingShares, AreThoseOfTheSamplesOverTheDomainsThatAreEvaluated) {
+  const TempDir dir;
+  for (const char* name : {"a", "b", "c", "val"})
+    test::write_shard(dir / (std::string(name) + ".bin"), std::vector<std::uint32_t>(9, 1));
+  config::Run run = test::small_run();
+  const auto entry = [&](const char* file, const char* domain, std::optional<double> weight) {
+    return config::DataEntry{(dir / file).string(), domain, weight};
+  };
+  run.train.seq_len = 4;
+  run.train.eval_tokens = 8;
+  run.train.eval_mix = config::EvalMix::training;
+  run.data.train = {entry("a.bin", "law", 1.0), entry("b.bin", "code", 2.0), entry("c.bin", "prose", 1.0)};
+  run.data.validation = {entry("val.bin", "code", std::nullopt), entry("a.bin", "law", std::nullopt)};
+  const std::vector<double> shares = TrainingData(run, parallel::lone_mesh().all).training_shares();
+  ASSERT_EQ(shares.size(), 2u);
+  EXPECT_NEAR(shares[0], 2.0 / 3, 1e-3);  // a block of 4,096 samples has whole ones
+  EXPECT_NEAR(shares[1], 1.0 / 3, 1e-3);
+  run.data.validation.push_back(entry("val.bin", "poems", std::nullopt));
+  EXPECT_CONTAINS(message_of<InputError>([&] { TrainingData(run, parallel::lone_mesh().all); }),
+                  "data.validation: domain \"poems\" is not one of data.train");
+}
+
 class EotToken : public ::testing::Test {
  protected:
   EotToken() {
