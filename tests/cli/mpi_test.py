@@ -4,6 +4,7 @@ binary; and what is said of copies that do not know each other.
 CTest sets SWITCHYARD_MPI_RANKS (a binary that makes the checks; empty in a build without MPI).
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -24,10 +25,19 @@ LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "MV2_")
 TIMEOUT = 120  # seconds; the checks take one
 
 
+@contextlib.contextmanager
+def mpi_environment():
+    """What an mpirun is given. Two that begin or end at once make and remove the same directory of Open MPI's sessions, and
+    one of them gives up: each has one of its own, whose path is short, since sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="mpi-", dir="/tmp", ignore_cleanup_errors=True) as sessions:
+        yield {**MPI_ENVIRONMENT, "OMPI_MCA_orte_tmpdir_base": sessions}
+
+
 def launch(command, variables=None, directory=None):
     clean = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
-    return subprocess.run(["timeout", "-k", "5", str(TIMEOUT), *command], env={**clean, **MPI_ENVIRONMENT, **(variables or {})},
-                          cwd=directory, capture_output=True, text=True, check=False)
+    with mpi_environment() as of_mpi:
+        return subprocess.run(["timeout", "-k", "5", str(TIMEOUT), *command], env={**clean, **of_mpi, **(variables or {})},
+                              cwd=directory, capture_output=True, text=True, check=False)
 
 
 def mpirun(ranks, *command, directory=None):
@@ -178,8 +188,10 @@ class TwoMachines(CliTest):
         config = self.write_config(parallel__threads=1, parallel__patience=5, train__steps=100000, train__global_batch_size=8)
         out = self.dir / "cut"
         clean = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
+        of_mpi = contextlib.ExitStack()
+        self.addCleanup(of_mpi.close)
         process = subprocess.Popen(self.machines.mpirun(4, BINARY, "train", config, "--out", out), cwd=self.dir,
-                                   env={**clean, **MPI_ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   env={**clean, **of_mpi.enter_context(mpi_environment())}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    start_new_session=True)
         self.addCleanup(process.wait)
         self.addCleanup(lambda: os.killpg(process.pid, signal.SIGKILL))  # mpirun itself waits for the machine that is gone

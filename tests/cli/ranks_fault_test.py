@@ -10,6 +10,7 @@ MPI).
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import random
@@ -24,7 +25,7 @@ import unittest
 
 import harness
 from harness import BINARY, ROOT, SANITIZED, CliTest, environment, processes_of
-from mpi_test import HAS_MPI, HAS_MPIRUN, LAUNCHERS, MPI_ENVIRONMENT, MPIRUN, launch
+from mpi_test import HAS_MPI, HAS_MPIRUN, LAUNCHERS, MPIRUN, launch, mpi_environment
 
 FAULTS = os.environ.get("SWITCHYARD_FAULTS", str(ROOT / "build" / "tests" / "switchyard_faults"))
 GONE = 60  # seconds in which everyone is gone, whatever happens
@@ -80,13 +81,13 @@ class Campaign:
         train = [binary, "train", self.config, "--out", out, *more]
         clean = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
         if launcher == "mpirun":
-            clean |= MPI_ENVIRONMENT
             train = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *train]
         else:
             train += ["--nproc", str(ranks)]
         try:
-            return subprocess.run(train, cwd=self.dir, env={**clean, "OMP_NUM_THREADS": "1", **variables},
-                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=GONE)
+            with mpi_environment() if launcher == "mpirun" else contextlib.nullcontext({}) as of_mpi:
+                return subprocess.run(train, cwd=self.dir, env={**clean, **of_mpi, "OMP_NUM_THREADS": "1", **variables},
+                                      stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=GONE)
         except subprocess.TimeoutExpired:
             for process in processes_of(out, "train"):
                 os.kill(process, signal.SIGKILL)

@@ -7,20 +7,16 @@ CTest sets SWITCHYARD_RANKS_DEMO (the program: tests/parallel_ranks_demo.cpp).
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import time
 import unittest
 
 from harness import ROOT, SANITIZED, environment
+from mpi_test import LAUNCHERS, MPIRUN, mpi_environment
 
 DEMO = os.environ.get("SWITCHYARD_RANKS_DEMO", str(ROOT / "build" / "tests" / "parallel_ranks_demo"))
-MPIRUN = shutil.which("mpirun")
 MPI_RANKS = os.environ.get("SWITCHYARD_MPI_RANKS")  # empty in a build without MPI
-# mpirun refuses to run as root and to start more ranks than cores, and binds them to cores, unless it is told otherwise.
-MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
-LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "MV2_")
 GONE = 60  # seconds in which everyone is gone, whatever happens
 RANKS = 3
 PATIENCE = "1"
@@ -171,7 +167,8 @@ class Mpirun(Ranks):
 
     def check(self, code, line, *arguments, **start):
         launcher = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(RANKS)]
-        return super().check(code, line, *arguments, launcher=launcher, nproc=0, **MPI_ENVIRONMENT, **start)
+        with mpi_environment() as of_mpi:
+            return super().check(code, line, *arguments, launcher=launcher, nproc=0, **of_mpi, **start)
 
     def test_the_normal_end(self):
         out = self.check(0, None, "5")
