@@ -14,7 +14,7 @@ TEST(ConfigRun, EverySectionIsRead) {
       "domain": "x"}, {"path": "c.bin", "weight": 1.5}], "validation": ["v.bin"], "document_mask": true,
       "eot_token": 99})");
   text["train"] = parsed(R"({"seed": 18446744073709551615, "steps": 10, "seq_len": 32, "micro_batch_size": 2,
-      "global_batch_size": 8, "dtype": "bfloat16", "recompute": "block", "lr": 1, "min_lr_ratio": 0, "schedule": "wsd", "warmup_ratio": 0.25,
+      "global_batch_size": 8, "dtype": "bfloat16", "recompute": "block", "lr": 1, "min_lr_ratio": 0, "router_lr_ratio": 0.5, "schedule": "wsd", "warmup_ratio": 0.25,
       "decay_ratio": 0.75, "weight_decay": 0, "beta1": 0, "beta2": 0.5, "eps": 1e-6, "clip_norm": 0, "eval_every": 3,
       "eval_tokens": 64, "eval_mix": "training"})");
   text["parallel"]["threads"] = 2;
@@ -47,6 +47,7 @@ TEST(ConfigRun, EverySectionIsRead) {
                        .recompute = Recompute::block,
                        .lr = 1,
                        .min_lr_ratio = 0,
+                       .router_lr_ratio = 0.5,
                        .schedule = Schedule::wsd,
                        .warmup_ratio = 0.25,
                        .decay_ratio = 0.75,

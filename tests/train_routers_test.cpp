@@ -72,6 +72,7 @@ std::vector<Case> cases() {
       {"Lpr", "lpr", {{"latent_dim", three}}},
       {"LprDot", "lpr", {{"latent_dim", three}, {"similarity", "dot"}, {"reg_coef", 0.1}}},
       {"LprAverageBias", "lpr", {{"latent_dim", three}, {"key_update", "ema"}, {"bias", "quantile"}}},
+      {"LprNoAddend", "lpr", {{"latent_dim", three}, {"prototype_addend", false}, {"bias", "quantile"}}},
       {"LprSign", "lpr", {{"latent_dim", three}, {"bias", "sign"}}},
       {"LprSmebu", "lpr", {{"latent_dim", three}, {"bias", "smebu"}}},
       {"LprPhi", "lpr", {{"latent_dim", three}, {"bias", "phi"}}},
@@ -228,6 +229,25 @@ TEST_P(Routers, AResumedRunEndsInTheSameBits) {
   double dropped = 0;
   for (const Json& line : metrics("whole")) dropped += line["drop_rate"].number();
   EXPECT_GT(dropped, 0);
+}
+
+TEST_P(Routers, WithoutALearningRateTheyStayAsTheyBegan) {
+  config::Run run = this->run();
+  run.train.router_lr_ratio = 0;
+  train("still", run);
+  model::Transformer begun(run.model, run.router, DType::f32, false), ended(run.model, run.router, DType::f32, false);
+  begun.allocate();
+  begun.parameters().initialise(run.train.seed);
+  ended.allocate();
+  Checkpoint(checkpoint_path(dir_ / "still", run.train.steps)).load_weights(ended.parameters());
+  bool others_moved = false;
+  for (std::size_t i = 0; i < begun.parameters().rows().size(); ++i) {
+    const Parameter& row = begun.parameters().rows()[i];
+    const bool same = test::values(begun.parameters().value(i)) == test::values(ended.parameters().value(i));
+    if (!row.of_router) others_moved = others_moved || !same;
+    if (row.of_router && row.trained) EXPECT_TRUE(same) << row.name;
+  }
+  EXPECT_TRUE(others_moved);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Routers, ::testing::ValuesIn(cases()),

@@ -146,6 +146,7 @@ CASES = {
     "lpr_kl_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 1.0, "align_weight": 0.0}),
     "lpr_align_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 0.0, "align_weight": 1.0}),
     "lpr_reg_micro_batch": case(LOUD | {"reg_scope": "micro_batch"}),
+    "lpr_no_addend": case(LOUD | {"prototype_addend": False, "balance_coef": 0.1}),
     "lpr_unit_ball": case(LOUD | {"unit_ball": True}),
     "lpr_balance": case(LPR | {"balance_coef": 0.3, "balance_scope": "sequence"}, n_slots=3),
     "lpr_key_update_ema": case(LOUD | {"key_update": "ema"}),
@@ -195,9 +196,10 @@ def rows_of(options, shape, normal, uniform):
     rows = {
         "norm.weight": 1 + 0.1 * normal(D), "norm.bias": 0.1 * normal(D),
         "encoder.weight": 0.5 * normal(2 * d, D), "encoder.bias": 0.2 * normal(2 * d),
-        "out_proj.weight": 0.3 * normal(D, d), "out_proj.bias": 0.1 * normal(D),
         "expert_keys": torch.nn.functional.normalize(keys, dim=-1) if options["unit_ball"] else keys,
     }
+    if options["prototype_addend"]:
+        rows["out_proj.weight"], rows["out_proj.bias"] = 0.3 * normal(D, d), 0.1 * normal(D)
     prefix = "similarity_func."
     if similarity == "mahalanobis":
         rows[prefix + "log_sigma"] = 0.3 * normal(d)

@@ -638,14 +638,15 @@ def diversity(kind, Y):
 
 class LatentPrototypeRouter(WithChoiceBias):
     options_of_type = {"balance_coef": 0.0, "latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1,
-                       "unit_ball": False, "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal",
-                       "diversity_lambda": 1.0, "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch",
+                       "unit_ball": False, "prototype_addend": True, "reg_coef": 0.01, "div_weight": 1.0,
+                       "diversity": "orthogonal", "diversity_lambda": 1.0, "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch",
                        "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_mean_free": True,
                        "bias_ema": 0.0, "bias_solves": 0, "settle_tokens": 0, **BIAS_OPTIONS}
 
     def build(self):
         D, E, d = self.hidden_size, self.n_experts, self.options.latent_dim
-        self.norm, self.encoder, self.out_proj = nn.LayerNorm(D, eps=1e-5), nn.Linear(D, 2 * d), nn.Linear(d, D)
+        self.norm, self.encoder = nn.LayerNorm(D, eps=1e-5), nn.Linear(D, 2 * d)
+        self.out_proj = nn.Linear(d, D) if self.options.prototype_addend else None
         self.similarity_func = LatentSimilarity(self.options, E)
         if self.options.key_update == "ema":
             self.state("expert_keys", E, d)
@@ -684,8 +685,8 @@ class LatentPrototypeRouter(WithChoiceBias):
         with torch.no_grad():  # what aligns the keys: each token's latent, shared out over experts
             z_Td = mu_Td + self.noise(mu_Td) * torch.exp(logvar_Td / 2)
             R_TE = torch.zeros_like(S_TE).scatter(1, expert_TK, S_TK).softmax(-1)
-        return Routing(expert_TK, S_TK.softmax(-1), taken_TK, S_TE, P_TE, _linear(self.out_proj, decode(P_TE)),
-                       (mu_Td, logvar_Td, z_Td, R_TE))
+        addend_TD = _linear(self.out_proj, decode(P_TE)) if self.out_proj is not None else None
+        return Routing(expert_TK, S_TK.softmax(-1), taken_TK, S_TE, P_TE, addend_TD, (mu_Td, logvar_Td, z_Td, R_TE))
 
     def own_loss(self, routing):
         options, key_Ed = self.options, self.expert_keys.to(routing.weight_TK.dtype)

@@ -35,6 +35,7 @@ OWN = {
     "expert_threshold": GATE | {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
     "kmeans": {"mean_decay": 0.99},
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
+            "prototype_addend": True,
             "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal", "diversity_lambda": 1.0,
             "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch", "key_update": "gradient",
             "ema_decay": 0.8, "bias": "none", "bias_mean_free": True, "bias_ema": 0.0, "bias_solves": 0} | RULES,
@@ -674,7 +675,8 @@ class LatentPrototype(Router):
         R_TE = (S_TE * chosen_TE).softmax(-1).detach()
         self.last = (R_TE, z_Td.detach())
         return Choice(chosen_TE, softmax_over(chosen_TE, S_TE), S_TE.softmax(-1), S_TE,
-                      addend_TD=F.linear(V_Td, rows["out_proj.weight"], rows["out_proj.bias"]),
+                      addend_TD=F.linear(V_Td, rows["out_proj.weight"], rows["out_proj.bias"])
+                      if self.options["prototype_addend"] else None,
                       loss=self.regularisation(mu_Td, logvar_Td, R_TE, z_Td))
 
     def after_step(self, count_E):

@@ -178,7 +178,8 @@ struct Train {
   Recompute recompute = Recompute::none;
   AttentionBackend attention = AttentionBackend::flash;  // of training; evaluation and generation have flash
   double lr = 1e-3;
-  double min_lr_ratio = 0.1;  // the schedule ends at lr * min_lr_ratio
+  double min_lr_ratio = 0.1;   // the schedule ends at lr * min_lr_ratio
+  double router_lr_ratio = 1;  // of the routers' weights: lr times this
   Schedule schedule = Schedule::cosine;
   double warmup_ratio = 0.02;  // share of the steps
   double decay_ratio = 0.2;    // share of the steps, of schedule wsd only

@@ -157,6 +157,10 @@ void describe(V& v, Train& train) {
       train.attention, kAttentionBackends);
   v.number({"lr", "the highest learning rate"}, train.lr, {0, 1000, true});
   v.number({"min_lr_ratio", "the schedule ends at lr * min_lr_ratio"}, train.min_lr_ratio, kShare);
+  v.number({"router_lr_ratio",
+            "the learning rate of what routers learn by gradient is lr times this; 0: they stay as they "
+            "began"},
+           train.router_lr_ratio, {0, 1000});
   v.choice({"schedule", "after the warm-up: no decay, a straight line, half a cosine, or warmup-stable-decay"},
            train.schedule, kSchedules);
   v.number({"warmup_ratio", "share of the steps in which lr rises from 0"}, train.warmup_ratio, kShare);

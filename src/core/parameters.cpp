@@ -116,6 +116,10 @@ std::vector<FlatRange> Region::parts_in(const FlatRange& range) const {
 
 void ParameterStore::begin_group() { group_pending_ = true; }
 
+void ParameterStore::mark_router(std::size_t first) {
+  for (std::size_t i = first; i < rows_.size(); ++i) rows_[i].of_router = true;
+}
+
 std::int64_t ParameterStore::begin_layer() {
   begin_group();
   return layer_ = n_layers_++;

@@ -42,7 +42,8 @@ struct Parameter {
   Init init = Init::normal;  // normal: standard deviation init_std
   double init_std = 0.0;
   bool weight_decay = true;
-  bool trained = true;  // false: has no gradient, and the optimizer leaves it alone (a router's bias)
+  bool trained = true;     // false: has no gradient, and the optimizer leaves it alone (a router's bias)
+  bool of_router = false;  // mark_router()'s, set by the store
   // What its numbers say, where rows of other models have this name and shape and say something else: only
   // between rows of one meaning are values handed on ("of sigmoid scores").
   std::string meaning = {};
@@ -99,6 +100,8 @@ class ParameterStore {
   // share the rows, the gradients of all layers are made in one memory, one layer after the other. Both calls
   // start a group.
   std::int64_t begin_layer();
+  // The rows from this one on are of a router.
+  void mark_router(std::size_t first);
   void end_layers();
   // Lays the rows out for this rank; without it, for the only one. Only before allocate().
   void place(const Placement& placement);

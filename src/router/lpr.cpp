@@ -38,6 +38,7 @@ class LatentPrototype final : public Router {
         jitter_(options.jitter),
         ema_decay_(options.own.number("ema_decay")),
         ema_(options.own.word("key_update") == "ema"),
+        has_addend_(options.own.boolean("prototype_addend")),
         store_(store),
         regularisation_(options, shape.n_experts) {
     const std::int64_t D = shape.hidden_size, E = shape.n_experts, d = width_;
@@ -54,8 +55,10 @@ class LatentPrototype final : public Router {
     norm_bias_ = add("norm.bias", Shape{D}, Init::zeros);
     encoder_weight_ = add("encoder.weight", Shape{2 * d, D}, Init::normal);
     encoder_bias_ = add("encoder.bias", Shape{2 * d}, Init::zeros);
-    out_weight_ = add("out_proj.weight", Shape{D, d}, Init::normal);
-    out_bias_ = add("out_proj.bias", Shape{D}, Init::zeros);
+    if (has_addend_) {
+      out_weight_ = add("out_proj.weight", Shape{D, d}, Init::normal);
+      out_bias_ = add("out_proj.bias", Shape{D}, Init::zeros);
+    }
     store.begin_group();
     keys_ = store.add({.name = prefix + "expert_keys",
                        .shape = Shape{E, d},
@@ -93,7 +96,8 @@ class LatentPrototype final : public Router {
     lse_T_ = arena.take(Shape{T}, dtype);
     chosen_TK_ = arena.take(slots, dtype);
     V_Td_ = arena.take(Shape{T, d}, dtype);
-    decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype), arena.take(Shape{T, D}, dtype)};
+    decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype),
+                 has_addend_ ? arena.take(Shape{T, D}, dtype) : Tensor{}};
   }
 
   RouterOutput forward(Tensor x_TD, const RouterBatch& batch, Context& ctx) override {
@@ -122,11 +126,13 @@ class LatentPrototype final : public Router {
       ops::top_k(decision_.expert_TK, chosen_TK_, seen_TE, batch.token_T, ctx);
     }
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
-    similarity_->decode(V_Td_, prob_TE_, key, ctx);
-    ops::linear_forward(decision_.expert_input_addend_TD, V_Td_, store_.value(out_weight_), ops::Write::set,
-                        ctx);
-    ops::bias_forward(decision_.expert_input_addend_TD, store_.value(out_bias_), ctx);
-    ops::clear_skipped_rows(decision_.expert_input_addend_TD, batch.token_T, ctx);
+    if (has_addend_) {
+      similarity_->decode(V_Td_, prob_TE_, key, ctx);
+      ops::linear_forward(decision_.expert_input_addend_TD, V_Td_, store_.value(out_weight_), ops::Write::set,
+                          ctx);
+      ops::bias_forward(decision_.expert_input_addend_TD, store_.value(out_bias_), ctx);
+      ops::clear_skipped_rows(decision_.expert_input_addend_TD, batch.token_T, ctx);
+    }
     if (batch.training) observe(batch, ctx);
     return {decision_, prob_TE_, lse_T_};
   }
@@ -155,10 +161,15 @@ class LatentPrototype final : public Router {
     const LatentRows dkey{ema_ ? zeros_like(key.mean) : store_.grad(keys_), similarity_->key_log_var_grad(),
                           zeros_like(key.unit)};
 
-    ops::bias_backward(store_.grad(out_bias_), gradient.daddend_TD, ctx);
-    ops::linear_backward_weight(store_.grad(out_weight_), gradient.daddend_TD, V_Td_, ctx);
-    ops::linear_backward_input(dV_Td, gradient.daddend_TD, store_.value(out_weight_), ops::Write::set, ctx);
-    similarity_->decode_backward(dprob_TE, dkey, dV_Td, prob_TE_, key, ctx);
+    if (has_addend_) {
+      ops::bias_backward(store_.grad(out_bias_), gradient.daddend_TD, ctx);
+      ops::linear_backward_weight(store_.grad(out_weight_), gradient.daddend_TD, V_Td_, ctx);
+      ops::linear_backward_input(dV_Td, gradient.daddend_TD, store_.value(out_weight_), ops::Write::set, ctx);
+      similarity_->decode_backward(dprob_TE, dkey, dV_Td, prob_TE_, key, ctx);
+    } else {
+      ops::fill_zero(dV_Td, ctx);
+      ops::fill_zero(dprob_TE, ctx);
+    }
     ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
     ops::softmax_backward(dprob_TE, dprob_TE, prob_TE_, ctx);
     ops::slot_softmax_backward(dscore_TE, gradient.dweight_TK, decision_.weight_TK, decision_.expert_TK,
@@ -199,12 +210,16 @@ class LatentPrototype final : public Router {
   }
 
   // Of the matrices in the gate, the keys make S; V is a second product of that size, and ema_sums is none.
-  std::int64_t extra_multiply_adds() const override { return ema_ ? 0 : shape_.n_experts * width_; }
+  // Without an addend there is no V.
+  std::int64_t extra_multiply_adds() const override {
+    const std::int64_t product = shape_.n_experts * width_;
+    return (has_addend_ ? product : 0) - (ema_ ? product : 0);
+  }
 
   void visit_saved(const TensorVisitor& visit) const override {
     visit("router latents", latent_T2d_);
     visit("router similarities", score_TE_);
-    visit("router prototypes", V_Td_);
+    if (has_addend_) visit("router prototypes", V_Td_);
   }
 
  private:
@@ -242,10 +257,10 @@ class LatentPrototype final : public Router {
   RouterShape shape_;
   std::int64_t width_;
   double jitter_, ema_decay_;
-  bool ema_;
+  bool ema_, has_addend_;
   ParameterStore& store_;
-  std::size_t norm_weight_, norm_bias_, encoder_weight_, encoder_bias_, out_weight_, out_bias_, keys_;
-  std::size_t ema_sums_ = 0, ema_counts_ = 0;
+  std::size_t norm_weight_, norm_bias_, encoder_weight_, encoder_bias_, keys_;
+  std::size_t out_weight_ = 0, out_bias_ = 0, ema_sums_ = 0, ema_counts_ = 0;
   std::optional<LatentSimilarity> similarity_;
   LatentRegularisation regularisation_;
   std::optional<ChoiceBias> bias_;
@@ -300,6 +315,7 @@ RouterType lpr_router() {
                              {.key = "sigma", .fallback = 1.0, .range = {1e-3, 1e3}},
                              {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
                              {.key = "unit_ball", .fallback = false, .in_training_alone = true},
+                             {.key = "prototype_addend", .fallback = true},
                              {.key = "reg_coef",
                               .fallback = 0.01,
                               .range = config::kCoefficient,

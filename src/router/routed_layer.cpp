@@ -9,10 +9,10 @@ namespace switchyard::router {
 
 RoutedLayer::RoutedLayer(const config::Router& options, const RouterShape& shape, const std::string& prefix,
                          ParameterStore& store)
-    : n_experts_(shape.n_experts),
-      layer_(shape.layer),
-      capacity_factor_(options.capacity_factor),
-      router_(make_router(options, shape, prefix, store)) {
+    : n_experts_(shape.n_experts), layer_(shape.layer), capacity_factor_(options.capacity_factor) {
+  const std::size_t first = store.rows().size();
+  router_ = make_router(options, shape, prefix, store);
+  store.mark_router(first);
   const std::string_view key = simbal_option().key;
   // A gate that does not choose keeps no tokens with an expert.
   if (!shape.hashed && options.own.has(key) && options.own.number(key) > 0)

@@ -40,8 +40,10 @@ void AdamW::find_ranges(const ParameterStore& store) {
             [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
   bool extend = false;  // whether the row before was trained and so belongs to a range
   for (const Parameter* row : rows) {
-    if (row->trained && (!extend || ranges_.back().decay != row->weight_decay))
-      ranges_.push_back({{row->offset, 0}, row->weight_decay});
+    const bool of_router = row->of_router && options_.router_lr_ratio != 1;
+    if (row->trained &&
+        (!extend || ranges_.back().decay != row->weight_decay || ranges_.back().of_router != of_router))
+      ranges_.push_back({{row->offset, 0}, row->weight_decay, of_router});
     extend = row->trained;
     if (!row->trained) continue;
     FlatRange& flat = ranges_.back().flat;
@@ -100,7 +102,7 @@ void AdamW::update(ParameterStore& store, Tensor grad_squares_1, double lr, std:
     const Tensor grad_scale_1 = ctx.scratch.take(Shape{1}, DType::f64);
     ops::clip_factor(grad_scale_1, grad_squares_1, options_.clip_norm, ctx);
     for (const Range& range : ranges_) {
-      const ops::AdamWStep numbers{.lr = lr,
+      const ops::AdamWStep numbers{.lr = range.of_router ? options_.router_lr_ratio * lr : lr,
                                    .beta1 = options_.beta1,
                                    .beta2 = options_.beta2,
                                    .eps = options_.eps,

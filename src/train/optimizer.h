@@ -32,10 +32,10 @@ class AdamW {
   void update(ParameterStore& store, Tensor grad_squares_1, double lr, std::int64_t step, Context& ctx) const;
 
  private:
-  // Neighbouring rows with one decay setting are one range of the flat arrays.
+  // Neighbouring rows that are updated alike are one range of the flat arrays.
   struct Range {
     FlatRange flat;
-    bool decay;
+    bool decay, of_router;
   };
   void find_ranges(const ParameterStore& store);
   void find_blocks(const ParameterStore& store, Device device);

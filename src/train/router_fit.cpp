@@ -302,7 +302,8 @@ std::int64_t fit_to_gates(model::Transformer& own, const std::vector<Domain>& do
     sums_L[static_cast<std::size_t>(l)].fit(weight.tensor().slice(0, d), bias.tensor().slice(0, d),
                                             key.tensor());
     for (const HostCopy* copy : {&weight, &bias, &key}) copy->write_back();
-    ops::fill_zero(value("out_proj.weight"), ctx);
+    // Not there without router.prototype_addend.
+    if (row.contains(router_prefix(own, l) + "out_proj.weight")) ops::fill_zero(value("out_proj.weight"), ctx);
   }
   return read;
 }

@@ -162,9 +162,8 @@ void TrainingRun::fit_router(const checkpoint::ModelDirectory& directory, std::i
   const std::int64_t read =
       fit_to_gates(*own, data_.train, fit_settings(tokens), step_.model().parameters(), ctx);
   log_info(
-      fmt::format("router lpr: encoder.weight, encoder.bias and expert_keys fitted to the gates on {} tokens, "
-                  "out_proj.weight set to 0",
-                  read));
+      fmt::format("router lpr: encoder.weight, encoder.bias and expert_keys fitted to the gates on {} tokens{}",
+                  read, run_.router.own.boolean("prototype_addend") ? ", out_proj.weight set to 0" : ""));
 }
 
 // What the routers see is the dense model's: with random gates, experts that are copies give the same.
