@@ -3,7 +3,8 @@
 # own router and with LPR, on the same data with the same seeds, evaluates them and prints test loss, Gini and min-max
 # (configs/sweeps/lpr_small.json, lpr_paper.json). What is done is not done again; a run that was interrupted goes on. At the
 # small scale LPR has the quantile bias on top, and each layout is there with that bias alone and with its own balancing, too
-# (docs/results.md says why); at the paper's scale LPR is as published, prototypes as drawn and scaled to the unit sphere.
+# (docs/results.md says why); at the paper's scale LPR is as published, prototypes as drawn and scaled to the
+# unit sphere, and with that bias.
 #
 #   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 5 M tokens
 #   scripts/reproduce_lpr.sh --scale paper --launcher "mpirun -np 8"      the published set-up, on 8 GPUs
@@ -17,7 +18,7 @@
 # --set a.b=value, --dry-run. PYTHON: the interpreter for the tools (default: python3); --scale small needs its module
 # 'tokenizers' once.
 set -euo pipefail
-usage() { sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
   echo "reproduce_lpr: $*" >&2
   exit 2
