@@ -59,12 +59,13 @@ __global__ void __launch_bounds__(kTokenWarps* kWarp)
 
 // A block sums over one run of a sequence's tokens.
 __global__ void __launch_bounds__(kBlockThreads)
-    run_sums_kernel(Rows<int> count_XE, Rows<double> prob_sum_XE, double* lse2_sum_X, Rows<const int> expert_TK,
-                    Rows<const float> prob_TE, const float* lse_T, const int* token_T, int n_experts, int K,
-                    int seq_len, int run_tokens, int runs) {
+    run_sums_kernel(Rows<int> count_XE, Rows<double> prob_sum_XE, double* prob2_sum_X, double* lse2_sum_X,
+                    Rows<const int> expert_TK, Rows<const float> prob_TE, const float* lse_T,
+                    const int* token_T, int n_experts, int K, int seq_len, int run_tokens, int runs) {
   constexpr int kAtOnce = 8;  // tokens whose loads are under way together
-  int* const count_E = static_cast<int*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  double* const prob2_sum_of_thread = static_cast<double*>(dynamic_shared());
+  int* const count_E = reinterpret_cast<int*>(prob2_sum_of_thread + threads);
   const auto x = static_cast<int>(blockIdx.x);
   const std::int64_t begin = std::int64_t{x / runs} * seq_len;
   const std::int64_t first = begin + std::int64_t{x % runs} * run_tokens;
@@ -79,18 +80,27 @@ __global__ void __launch_bounds__(kBlockThreads)
     if (expert >= 0) atomicAdd(&count_E[expert], 1);  // padding has only free slots
   }
   __syncthreads();
+  double prob2_sum = 0;  // of the thread's experts
   for (int e = thread; e < n_experts; e += threads) {
     double sum = 0;
     for (int i = 0; i < tokens; i += kAtOnce) {
       float prob[kAtOnce];
       for (int j = 0; j < kAtOnce; ++j)
         prob[j] = i + j < tokens && token[i + j] >= 0 ? prob_TE[first + i + j][e] : 0;
-      for (int j = 0; j < kAtOnce; ++j) sum += static_cast<double>(prob[j]);
+      for (int j = 0; j < kAtOnce; ++j) {
+        const auto p = static_cast<double>(prob[j]);
+        sum += p;
+        prob2_sum += p * p;
+      }
     }
     prob_sum_XE[x][e] = sum;
     count_XE[x][e] = count_E[e];
   }
+  prob2_sum_of_thread[thread] = prob2_sum;
+  __syncthreads();
   if (thread < kWarp) {
+    const double prob2 = sum_over_lanes(threads, [&](int i) { return prob2_sum_of_thread[i]; });
+    if (thread == 0) prob2_sum_X[x] = prob2;
     const double sum = sum_over_lanes(tokens, [&](int i) {
       const auto lse = static_cast<double>(token[i] >= 0 ? lse_T[first + i] : 0);
       return lse * lse;
@@ -99,34 +109,40 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// One thread an expert of a sequence, the first of which has the sequence's lse, too.
+// One thread an expert of a sequence, the first of which has the sequence's sums of squares, too.
 __global__ void __launch_bounds__(kBlockThreads)
-    sequence_sums_kernel(Rows<int> count_BE, Rows<double> prob_sum_BE, double* lse2_sum_B,
-                         Rows<const int> count_XE, Rows<const double> prob_sum_XE, const double* lse2_sum_X,
-                         std::int64_t n_sums, int n_experts, int runs) {
+    sequence_sums_kernel(Rows<int> count_BE, Rows<double> prob_sum_BE, double* prob2_sum_B, double* lse2_sum_B,
+                         Rows<const int> count_XE, Rows<const double> prob_sum_XE, const double* prob2_sum_X,
+                         const double* lse2_sum_X, std::int64_t n_sums, int n_experts, int runs) {
   const std::int64_t i = index_of_thread();
   if (i >= n_sums) return;
   const std::int64_t b = i / n_experts, e = i % n_experts;
   int count = 0;
-  double prob_sum = 0, lse2_sum = 0;
+  double prob_sum = 0, prob2_sum = 0, lse2_sum = 0;
   for (std::int64_t x = b * runs; x < (b + 1) * runs; ++x) {
     count += count_XE[x][e];
     prob_sum += prob_sum_XE[x][e];
+    if (e == 0) prob2_sum += prob2_sum_X[x];
     if (e == 0) lse2_sum += lse2_sum_X[x];
   }
   count_BE[b][e] = count;
   prob_sum_BE[b][e] = prob_sum;
+  if (e == 0) prob2_sum_B[b] = prob2_sum;
   if (e == 0) lse2_sum_B[b] = lse2_sum;
 }
 
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
-    add_sequence_gradient_kernel(Rows<float> dprob_TE, Rows<const double> dprob_BE, const int* token_T,
-                                 std::int64_t n_tokens, int n_experts, std::int64_t seq_len) {
+    add_sequence_gradient_kernel(Rows<float> dprob_TE, Rows<const double> dprob_BE, Rows<const float> prob_TE,
+                                 float twice_dprob2, const int* token_T, std::int64_t n_tokens, int n_experts,
+                                 std::int64_t seq_len) {
   const std::int64_t t = index_of_warp();
   if (t >= n_tokens || token_T[t] < 0) return;
   const double* const from = dprob_BE[t / seq_len];
   float* const dprob = dprob_TE[t];
   for (int e = lane_of_warp(); e < n_experts; e += kWarp) dprob[e] += static_cast<float>(from[e]);
+  if (twice_dprob2 == 0) return;
+  const float* const prob = prob_TE[t];
+  for (int e = lane_of_warp(); e < n_experts; e += kWarp) dprob[e] += twice_dprob2 * prob[e];
 }
 
 __global__ void __launch_bounds__(kTokenWarps* kWarp)
@@ -157,8 +173,8 @@ void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK
          weight_TK.dim(1), weighting.normalise, weighting.scale, weighting.eps);
 }
 
-void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK, Tensor prob_TE,
-                  Tensor lse_T, Tensor token_T, Context& ctx) {
+void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor prob2_sum_B, Tensor lse2_sum_B, Tensor expert_TK,
+                  Tensor prob_TE, Tensor lse_T, Tensor token_T, Context& ctx) {
   const std::int64_t B = count_BE.rows(), E = count_BE.dim(1), K = expert_TK.dim(1),
                      seq_len = token_T.rows() / B;
   constexpr std::int64_t kFewestTokens = 64, kMostRuns = 128;
@@ -168,21 +184,26 @@ void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor
   ScratchScope scope(ctx.scratch);
   const Tensor count_XE = ctx.scratch.take(Shape{B * runs, E}, DType::i32);
   const Tensor prob_sum_XE = ctx.scratch.take(Shape{B * runs, E}, DType::f64);
+  const Tensor prob2_sum_X = ctx.scratch.take(Shape{B * runs}, DType::f64);
   const Tensor lse2_sum_X = ctx.scratch.take(Shape{B * runs}, DType::f64);
   launch("routing_sums: runs", run_sums_kernel,
-         {blocks(B * runs), threads, static_cast<std::size_t>(E) * sizeof(int)}, ctx, rows_of<int>(count_XE),
-         rows_of<double>(prob_sum_XE), lse2_sum_X.as<double>(), rows_of<const int>(expert_TK),
-         rows_of<const float>(prob_TE), lse_T.as<float>(), token_T.as<int>(), E, K, seq_len, run_tokens, runs);
+         {blocks(B * runs), threads, threads * sizeof(double) + static_cast<std::size_t>(E) * sizeof(int)}, ctx,
+         rows_of<int>(count_XE), rows_of<double>(prob_sum_XE), prob2_sum_X.as<double>(),
+         lse2_sum_X.as<double>(), rows_of<const int>(expert_TK), rows_of<const float>(prob_TE),
+         lse_T.as<float>(), token_T.as<int>(), E, K, seq_len, run_tokens, runs);
   launch("routing_sums: sequences", sequence_sums_kernel, one_thread_each(B * E), ctx, rows_of<int>(count_BE),
-         rows_of<double>(prob_sum_BE), lse2_sum_B.as<double>(), rows_of<const int>(count_XE),
-         rows_of<const double>(prob_sum_XE), lse2_sum_X.as<double>(), B * E, E, runs);
+         rows_of<double>(prob_sum_BE), prob2_sum_B.as<double>(), lse2_sum_B.as<double>(),
+         rows_of<const int>(count_XE), rows_of<const double>(prob_sum_XE), prob2_sum_X.as<double>(),
+         lse2_sum_X.as<double>(), B * E, E, runs);
 }
 
-void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor token_T, Context& ctx) {
+void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor prob_TE, double dprob2, Tensor token_T,
+                           Context& ctx) {
   ScratchScope scope(ctx.scratch);
   launch("add_sequence_gradient", add_sequence_gradient_kernel, one_warp_each(dprob_TE.rows()), ctx,
-         rows_of<float>(dprob_TE), rows_of<const double>(on_device(dprob_BE, ctx)), token_T.as<int>(),
-         dprob_TE.rows(), dprob_TE.dim(1), dprob_TE.rows() / dprob_BE.rows());
+         rows_of<float>(dprob_TE), rows_of<const double>(on_device(dprob_BE, ctx)),
+         rows_of<const float>(prob_TE), 2 * dprob2, token_T.as<int>(), dprob_TE.rows(), dprob_TE.dim(1),
+         dprob_TE.rows() / dprob_BE.rows());
 }
 
 void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor token_T, double dz, Context& ctx) {
@@ -327,7 +348,7 @@ __global__ void __launch_bounds__(kThreads)
 
 struct Sums {
   const int *count_LBE, *tokens_B;
-  const double *prob_sum_LBE, *lse2_sum_LB, *count_LE;
+  const double *prob_sum_LBE, *prob2_sum_LB, *lse2_sum_LB, *count_LE;
   int L, B, E;
 };
 
@@ -362,32 +383,38 @@ __device__ __forceinline__ double factor_of(const Sums& sums, const BalanceLoss&
   return 0;
 }
 
-// value_LB2[l, b] = what the sequence adds to both losses.
+// value_LB3[l, b] = what the sequence adds to the three losses.
 __global__ void __launch_bounds__(kThreads)
-    factor_kernel(double* dprob_LBE, double* value_LB2, Sums sums, BalanceLoss loss) {
+    factor_kernel(double* dprob_LBE, double* value_LB3, Sums sums, BalanceLoss loss) {
   const auto lb = static_cast<int>(blockIdx.x);
   const int l = lb / sums.B, b = lb % sums.B;
-  double micro_tokens = 0, value = 0;
+  double micro_tokens = 0, value = 0, of_means = 0;
+  const double tokens = sums.tokens_B[b],
+               variance_factor = loss.variance_coef / sums.L / static_cast<double>(loss.n_tokens);
   for (int other = 0; other < sums.B; ++other) micro_tokens += sums.tokens_B[other];
   for (int e = static_cast<int>(threadIdx.x); e < sums.E; e += kThreads) {
     const std::int64_t i = std::int64_t{lb} * sums.E + e;
     const double factor = factor_of(sums, loss, l, b, e, micro_tokens);
-    dprob_LBE[i] = factor;
-    value += factor * sums.prob_sum_LBE[i];
+    const double sum = sums.prob_sum_LBE[i], of_mean = tokens > 0 ? variance_factor * sum / tokens : 0;
+    dprob_LBE[i] = factor + 2 * of_mean;
+    value += factor * sum;
+    of_means += of_mean * sum;
   }
   value = reduce_block<Sum, kThreads>(value);
+  of_means = reduce_block<Sum, kThreads>(of_means);
   if (threadIdx.x != 0) return;
-  value_LB2[2 * lb] = value;
-  value_LB2[2 * lb + 1] = loss.z_coef / sums.L / static_cast<double>(loss.n_tokens) * sums.lse2_sum_LB[lb];
+  value_LB3[3 * lb] = value;
+  value_LB3[3 * lb + 2] = of_means - variance_factor * sums.prob2_sum_LB[lb];
+  value_LB3[3 * lb + 1] = loss.z_coef / sums.L / static_cast<double>(loss.n_tokens) * sums.lse2_sum_LB[lb];
 }
 
 // Thread i adds up loss i.
-__global__ void __launch_bounds__(kWarp) add_values_kernel(double* value_2, const double* value_LB2, int n) {
+__global__ void __launch_bounds__(kWarp) add_values_kernel(double* value_3, const double* value_LB3, int n) {
   const auto i = static_cast<int>(threadIdx.x);
-  if (i >= 2) return;
-  double sum = value_2[i];
-  for (int lb = 0; lb < n; ++lb) sum += value_LB2[2 * lb + i];
-  value_2[i] = sum;
+  if (i >= 3) return;
+  double sum = value_3[i];
+  for (int lb = 0; lb < n; ++lb) sum += value_LB3[3 * lb + i];
+  value_3[i] = sum;
 }
 
 }  // namespace
@@ -397,23 +424,24 @@ void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx) {
          count_LE.as<double>(), count_LBE.as<int>(), count_LE.numel(), count_LBE.dim(1), count_LBE.dim(2));
 }
 
-void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
-                  Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
+void balance_loss(Tensor dprob_LBE, Tensor value_3, Tensor count_LBE, Tensor prob_sum_LBE, Tensor prob2_sum_LB,
+                  Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
   const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
   ScratchScope scope(ctx.scratch);
-  const Tensor value_LB2 = ctx.scratch.take(Shape{L * B, 2}, DType::f64);
+  const Tensor value_LB3 = ctx.scratch.take(Shape{L * B, 3}, DType::f64);
   const Sums sums{.count_LBE = count_LBE.as<int>(),
                   .tokens_B = tokens_B.as<int>(),
                   .prob_sum_LBE = prob_sum_LBE.as<double>(),
+                  .prob2_sum_LB = prob2_sum_LB.as<double>(),
                   .lse2_sum_LB = lse2_sum_LB.as<double>(),
                   .count_LE = count_LE.defined() ? count_LE.as<double>() : nullptr,
                   .L = static_cast<int>(L),
                   .B = static_cast<int>(B),
                   .E = static_cast<int>(E)};
   launch("balance_loss", factor_kernel, {blocks(L * B), kThreads}, ctx, dprob_LBE.as<double>(),
-         value_LB2.as<double>(), sums, loss);
-  launch("balance_loss: values", add_values_kernel, {1, kWarp}, ctx, value_2.as<double>(),
-         value_LB2.as<double>(), L * B);
+         value_LB3.as<double>(), sums, loss);
+  launch("balance_loss: values", add_values_kernel, {1, kWarp}, ctx, value_3.as<double>(),
+         value_LB3.as<double>(), L * B);
 }
 
 }  // namespace switchyard::ops::cuda

@@ -9,7 +9,7 @@ namespace {
 TEST(ConfigRun, EverySectionIsRead) {
   Json text = minimal_run();
   text["router"] = parsed(R"({"type": "softmax_topk", "balance_coef": 0.5, "balance_scope": "sequence",
-                                   "z_loss_coef": 0.25})");
+                                   "z_loss_coef": 0.25, "variance_coef": 0.125, "orthogonality_coef": 0.75})");
   text["data"] = parsed(R"({"train": [{"path": "a.bin", "domain": "x", "weight": 3}, {"path": "b.bin",
       "domain": "x"}, {"path": "c.bin", "weight": 1.5}], "validation": ["v.bin"], "document_mask": true,
       "eot_token": 99})");
@@ -31,6 +31,8 @@ TEST(ConfigRun, EverySectionIsRead) {
                               0.5,
                               BalanceScope::sequence,
                               0.25,
+                              0.125,
+                              0.75,
                               std::nullopt,
                               0.0,
                               0.0,
@@ -302,6 +304,8 @@ TEST(ConfigRun, TheAuxLossOfTheModelIsTheBalanceCoefficient) {
                                         0.02,
                                         BalanceScope::global_batch,
                                         0.0,
+                                        0.0,
+                                        0.0,
                                         std::nullopt,
                                         0.0,
                                         0.0,
@@ -330,7 +334,8 @@ TEST(ConfigRun, TheRouterOfAFamily) {
                              {"phi_strength", 1.0},         {"phi_decay", 0.99}, {"simbal_coef", 0.0}};
   Router softmax;
   softmax.own.set("simbal_coef", 0.0);
-  const Router sigmoid{"sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, std::nullopt, 0.0, 0.0, 0, own};
+  const Router sigmoid{
+      "sigmoid_group", 1e-4, BalanceScope::sequence, 0.0, 0.0, 0.0, std::nullopt, 0.0, 0.0, 0, own};
   const Json deepseek = minimal_run(minimal_deepseek());
   EXPECT_EQ(run_of(deepseek).router, sigmoid);
   EXPECT_EQ(default_router(kDeepseekV3, router::router_schemas()), sigmoid);

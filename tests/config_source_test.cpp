@@ -31,6 +31,8 @@ TEST(ConfigOverrides, MakeSectionsThatTheTextDoesNotHave) {
                     0,
                     BalanceScope::global_batch,
                     0.5,
+                    0.0,
+                    0.0,
                     std::nullopt,
                     0.0,
                     0.0,

@@ -89,15 +89,15 @@ TEST(CudaRouting, SlotWeightsEqualTheCpu) {
 }
 
 struct Sums {
-  DeviceTensor count_BE, prob_sum_BE, lse2_sum_B;
+  DeviceTensor count_BE, prob_sum_BE, prob2_sum_B, lse2_sum_B;
 };
 
 Sums device_sums(const Sizes& s, const Slots& slots, const DeviceTensor& prob, const DeviceTensor& lse,
                  Device& device) {
-  Sums sums{device.output(s.sequences, s.n_experts, DType::i32),
-            device.output(s.sequences, s.n_experts, DType::f64),
-            DeviceTensor({s.sequences}, DType::f64, device.ctx)};
-  ops::cuda::routing_sums(sums.count_BE, sums.prob_sum_BE, sums.lse2_sum_B,
+  Sums sums{
+      device.output(s.sequences, s.n_experts, DType::i32), device.output(s.sequences, s.n_experts, DType::f64),
+      DeviceTensor({s.sequences}, DType::f64, device.ctx), DeviceTensor({s.sequences}, DType::f64, device.ctx)};
+  ops::cuda::routing_sums(sums.count_BE, sums.prob_sum_BE, sums.prob2_sum_B, sums.lse2_sum_B,
                           device.input(slots.expert_TK, DType::i32), prob, lse,
                           DeviceTensor::of(slots.token_T, device.ctx), device.ctx);
   return sums;
@@ -114,12 +114,15 @@ TEST(CudaRouting, SumsEqualTheCpu) {
     const auto lse = DeviceTensor::of(normal({T}, DType::f64, "lse", 2.0), DType::f32, device.ctx);
     const Sums sums = device_sums(s, slots, prob, lse, device);
     const OwnedTensor count({s.sequences, s.n_experts}, DType::i32),
-        prob_sum({s.sequences, s.n_experts}, DType::f64), lse2_sum({s.sequences}, DType::f64);
-    ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(), slots.token_T,
-                      host_ctx);
+        prob_sum({s.sequences, s.n_experts}, DType::f64), prob2_sum({s.sequences}, DType::f64),
+        lse2_sum({s.sequences}, DType::f64);
+    ops::routing_sums(count, prob_sum, prob2_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(),
+                      slots.token_T, host_ctx);
     EXPECT_EQ(sums.count_BE.values(), values(count));
     // Up to 200 terms of order one in double, in another order.
     EXPECT_TRUE(all_near(sums.prob_sum_BE.values(), values(prob_sum), 1e-13, 1e-12));
+    EXPECT_TRUE(
+        all_near(sums.prob2_sum_B.values(), values(prob2_sum), 1e-12, 0));  // as many, times the experts
     EXPECT_TRUE(all_near(sums.lse2_sum_B.values(), values(lse2_sum), 1e-13, 0));
     EXPECT_TRUE(sums.count_BE.margins_untouched());
     EXPECT_TRUE(sums.prob_sum_BE.margins_untouched());
@@ -129,6 +132,7 @@ TEST(CudaRouting, SumsEqualTheCpu) {
     simt::set_block_order(simt::BlockOrder::ascending);
     EXPECT_EQ(sums.count_BE.values(), descending.count_BE.values());
     EXPECT_EQ(sums.prob_sum_BE.values(), descending.prob_sum_BE.values());
+    EXPECT_EQ(sums.prob2_sum_B.values(), descending.prob2_sum_B.values());
     EXPECT_EQ(sums.lse2_sum_B.values(), descending.lse2_sum_B.values());
 #endif
   }
@@ -143,11 +147,13 @@ TEST(CudaRouting, SumsOfALongSequence) {
   const auto prob = device.input(normal({8200, 2}, DType::f64, "prob"), DType::f32);
   const auto lse = DeviceTensor::of(normal({8200}, DType::f64, "lse"), DType::f32, device.ctx);
   const Sums sums = device_sums(s, slots, prob, lse, device);
-  const OwnedTensor count({1, 2}, DType::i32), prob_sum({1, 2}, DType::f64), lse2_sum({1}, DType::f64);
-  ops::routing_sums(count, prob_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(), slots.token_T,
-                    host_ctx);
+  const OwnedTensor count({1, 2}, DType::i32), prob_sum({1, 2}, DType::f64), prob2_sum({1}, DType::f64),
+      lse2_sum({1}, DType::f64);
+  ops::routing_sums(count, prob_sum, prob2_sum, lse2_sum, slots.expert_TK, prob.as_f64(), lse.as_f64(),
+                    slots.token_T, host_ctx);
   EXPECT_EQ(sums.count_BE.values(), values(count));
   EXPECT_TRUE(all_near(sums.prob_sum_BE.values(), values(prob_sum), 1e-12, 1e-11));  // 8200 terms of order one
+  EXPECT_TRUE(all_near(sums.prob2_sum_B.values(), values(prob2_sum), 1e-12, 0));
   EXPECT_TRUE(all_near(sums.lse2_sum_B.values(), values(lse2_sum), 1e-12, 0));
 }
 
@@ -166,12 +172,13 @@ TEST(CudaRouting, LossGradientsEqualTheCpu) {
     const auto token = DeviceTensor::of(slots.token_T, device.ctx);
     const OwnedTensor host_dprob_BE = normal({s.sequences, s.n_experts}, DType::f64, "sequences");
     const OwnedTensor dprob64 = dprob.as_f64(), dlogit64 = dlogit.as_f64();
-    ops::add_sequence_gradient(dprob64, host_dprob_BE, slots.token_T, host_ctx);
+    ops::add_sequence_gradient(dprob64, host_dprob_BE, prob.as_f64(), -0.5, slots.token_T, host_ctx);
     ops::z_loss_backward(dlogit64, prob.as_f64(), lse.as_f64(), slots.token_T, 0.25, host_ctx);
 
     const auto again = DeviceTensor::of(dprob.as_f64(), DType::f32, device.ctx, s.margin);
-    ops::cuda::add_sequence_gradient(dprob, DeviceTensor::of(host_dprob_BE, device.ctx), token, device.ctx);
-    ops::cuda::add_sequence_gradient(again, host_dprob_BE, token, device.ctx);
+    ops::cuda::add_sequence_gradient(dprob, DeviceTensor::of(host_dprob_BE, device.ctx), prob, -0.5, token,
+                                     device.ctx);
+    ops::cuda::add_sequence_gradient(again, host_dprob_BE, prob, -0.5, token, device.ctx);
     ops::cuda::z_loss_backward(dlogit, prob, lse, token, 0.25, device.ctx);
     // One sum and up to two products of numbers of order one.
     EXPECT_TRUE(all_near(dprob.values(), values(dprob64), 2e-7, 2e-7));

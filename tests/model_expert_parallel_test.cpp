@@ -264,7 +264,9 @@ Scene routed(
 
 Scene of_layout(const config::Model& model, config::BalanceScope scope,
                 config::Recompute recompute = config::Recompute::none) {
-  return {.model = model, .router = default_router(*model.layout, all_losses(scope)), .recompute = recompute};
+  config::Router losses = all_losses(scope);
+  losses.orthogonality_coef = 0;  // which looks at a token's outputs together
+  return {.model = model, .router = default_router(*model.layout, losses), .recompute = recompute};
 }
 
 std::vector<Case> cases() {

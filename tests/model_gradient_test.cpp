@@ -180,7 +180,7 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
       if (routed) test::fill(model.routing().counts().count_LBE, test::values(frozen));
       const AuxiliaryLosses auxiliary = compute_auxiliary(model, batch, global);
       return sum_of(model.loss_T) / 20 + weighted_mtp_loss(model, mtp_dloss_K) + auxiliary.balance +
-             auxiliary.z;
+             auxiliary.z + auxiliary.others;
     };
 
     const Losses losses = forward_backward(model, batch, global, mtp_dloss_K);
@@ -190,6 +190,7 @@ TEST_P(ModelGradient, OfEveryParameterMatchesFiniteDifferences) {
     }
     if (routed) {
       EXPECT_GT(losses.balance, 0.01);
+      EXPECT_NE(losses.others, 0);
       if (test_case.model.layout != &config::kDeepseekV3) {
         EXPECT_GT(losses.z, 0.01);
       }

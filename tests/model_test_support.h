@@ -51,9 +51,13 @@ inline config::Model tiny_model(const config::Layout& layout) {
   return model;
 }
 
-// All three losses, strong enough that each shows in the gradient; DeepSeek-V3's router has no z-loss.
+// All losses, strong enough that each shows in the gradient; DeepSeek-V3's router has no z-loss.
 inline config::Router all_losses(config::BalanceScope scope) {
-  return {.balance_coef = 0.3, .balance_scope = scope, .z_loss_coef = 0.1};
+  return {.balance_coef = 0.3,
+          .balance_scope = scope,
+          .z_loss_coef = 0.1,
+          .variance_coef = 0.4,
+          .orthogonality_coef = 0.001};  // more bends too strongly for differences
 }
 
 // Weights of order one (norms' around one), so that every operator works away from the point where it is
@@ -71,6 +75,8 @@ inline config::Router default_router(const config::Layout& layout, const config:
   router.balance_coef = losses.balance_coef;
   router.balance_scope = losses.balance_scope;
   router.z_loss_coef = losses.z_loss_coef;
+  router.variance_coef = losses.variance_coef;
+  router.orthogonality_coef = losses.orthogonality_coef;
   return router;
 }
 
@@ -144,12 +150,14 @@ struct Losses {
   double mtp = 0;            // as MtpLoss weights it
   double balance = 0;
   double z = 0;
-  double sum() const { return cross_entropy + mtp + balance + z; }
+  double others = 0;  // variance and orthogonality
+  double sum() const { return cross_entropy + mtp + balance + z + others; }
   Losses& operator+=(const Losses& other) {
     cross_entropy += other.cross_entropy;
     mtp += other.mtp;
     balance += other.balance;
     z += other.z;
+    others += other.others;
     return *this;
   }
 };
@@ -183,13 +191,13 @@ struct GlobalBatch {
 };
 
 struct AuxiliaryLosses {
-  double balance, z;
+  double balance = 0, z = 0, others = 0;
 };
 
 // Of the last forward pass, with their gradients.
 inline AuxiliaryLosses compute_auxiliary(Transformer& model, const TestBatch& batch,
                                          const GlobalBatch& global) {
-  if (model.routing().n_layers() == 0) return {0, 0};
+  if (model.routing().n_layers() == 0) return {};
   Context ctx;
   const Tensor count_LE = model.routing().global_count_LE();
   test::poison(count_LE);
@@ -197,7 +205,7 @@ inline AuxiliaryLosses compute_auxiliary(Transformer& model, const TestBatch& ba
   double values[3] = {};
   model.routing().add_losses(Tensor(values, Shape{3}, DType::f64), batch.batch().tokens_B,
                              {.n_tokens = global.n_tokens, .n_sequences = global.n_sequences}, ctx);
-  return {values[0], values[1]};
+  return {values[0], values[1], values[2]};
 }
 
 // Forward and backward of one micro-batch of the global batch; gradients are added to the store's.
@@ -209,7 +217,8 @@ inline Losses forward_backward(ReadyModel& model, const TestBatch& batch, const 
   const double share = 1.0 / static_cast<double>(global.n_tokens);
   const MtpLoss mtp{model.mtp_loss_KT, mtp_dloss_K};
   model.loss_and_backward(model.loss_T, batch.batch(), share, model.ctx, mtp_dloss_K.empty() ? nullptr : &mtp);
-  return {share * sum_of(model.loss_T), weighted_mtp_loss(model, mtp_dloss_K), auxiliary.balance, auxiliary.z};
+  return {share * sum_of(model.loss_T), weighted_mtp_loss(model, mtp_dloss_K), auxiliary.balance, auxiliary.z,
+          auxiliary.others};
 }
 
 // The same for a batch that is the whole global batch, from gradients of zero.

@@ -166,25 +166,28 @@ TEST(SlotWeights, NormalisedWeightsSumToOne) {
 TEST(RoutingSums, TwoSequencesByHand) {
   PoisonedContext ctx;
   OwnedTensor expert({6, 2}, DType::i32), prob({6, 2}, DType::f32), lse({6}, DType::f32);
-  const OwnedTensor count({2, 2}, DType::i32), prob_sum({2, 2}, DType::f64), lse2_sum({2}, DType::f64);
+  const OwnedTensor count({2, 2}, DType::i32), prob_sum({2, 2}, DType::f64), prob2_sum({2}, DType::f64),
+      lse2_sum({2}, DType::f64);
   const OwnedTensor token = ints({5, -1, 0, -1, -7, 9});
   fill(expert, {0, 1, -1, -1, 0, -1,    //
                 1, 1, -1, -1, 1, -1});  // a padding token that names experts counts nowhere either
   fill(prob, {0.5, 0.5, kNan, kNan, 0.75, 0.25, kNan, kNan, kNan, kNan, 0.125, 0.875});
   fill(lse, {2, kNan, 3, kNan, kNan, -4});
-  ops::routing_sums(count, prob_sum, lse2_sum, expert, prob, lse, token, ctx);
+  ops::routing_sums(count, prob_sum, prob2_sum, lse2_sum, expert, prob, lse, token, ctx);
   EXPECT_EQ(values(count), (std::vector<double>{2, 1, 0, 1}));
   EXPECT_EQ(values(prob_sum), (std::vector<double>{1.25, 0.75, 0.125, 0.875}));
+  EXPECT_EQ(values(prob2_sum), (std::vector<double>{0.5 + 0.5625 + 0.0625, 0.015625 + 0.765625}));
   EXPECT_EQ(values(lse2_sum), (std::vector<double>{13, 16}));
 }
 
 struct Sums {
-  OwnedTensor count, prob_sum, lse2_sum;
+  OwnedTensor count, prob_sum, prob2_sum, lse2_sum;
   explicit Sums(Routed& r)
       : count({r.s.n_seq, r.s.n_experts}, DType::i32),
         prob_sum({r.s.n_seq, r.s.n_experts}, DType::f64),
+        prob2_sum({r.s.n_seq}, DType::f64),
         lse2_sum({r.s.n_seq}, DType::f64) {
-    ops::routing_sums(count, prob_sum, lse2_sum, r.expert, r.prob, r.lse, r.token, r.ctx);
+    ops::routing_sums(count, prob_sum, prob2_sum, lse2_sum, r.expert, r.prob, r.lse, r.token, r.ctx);
   }
 };
 
@@ -194,7 +197,7 @@ TEST(RoutingSums, FollowTheDefinition) {
       Routed r(s, dtype);
       const Sums sums(r);
       std::vector<double> count(static_cast<std::size_t>(s.n_seq * s.n_experts), 0.0), prob_sum(count);
-      std::vector<double> lse2_sum(static_cast<std::size_t>(s.n_seq), 0.0);
+      std::vector<double> lse2_sum(static_cast<std::size_t>(s.n_seq), 0.0), prob2_sum(lse2_sum);
       double slots_taken = 0;
       for (std::int64_t t = 0; t < s.tokens(); ++t) {
         if (r.is_padding(t)) continue;
@@ -205,12 +208,17 @@ TEST(RoutingSums, FollowTheDefinition) {
           count[static_cast<std::size_t>(b * s.n_experts + static_cast<std::int64_t>(e))] += 1;
           slots_taken += 1;
         }
-        for (std::int64_t e = 0; e < s.n_experts; ++e)
-          prob_sum[static_cast<std::size_t>(b * s.n_experts + e)] += r.prob[t * s.n_experts + e];
+        for (std::int64_t e = 0; e < s.n_experts; ++e) {
+          const double p = r.prob[t * s.n_experts + e];
+          prob_sum[static_cast<std::size_t>(b * s.n_experts + e)] += p;
+          prob2_sum[static_cast<std::size_t>(b)] += p * p;
+        }
         lse2_sum[static_cast<std::size_t>(b)] += r.lse[t] * r.lse[t];
       }
       EXPECT_EQ(values(sums.count), count) << describe(s);
       EXPECT_EQ(values(sums.prob_sum), prob_sum) << describe(s);  // in double and in token order: the same bits
+      // Up to 257 * 33 squares in another order.
+      EXPECT_TRUE(all_near(values(sums.prob2_sum), prob2_sum, 1e-12, 0)) << describe(s);
       // A fused multiply-add skips one rounding in two.
       EXPECT_TRUE(all_near(values(sums.lse2_sum), lse2_sum, 257 * 0x1p-53, 0)) << describe(s);
       double all = 0;
@@ -226,8 +234,14 @@ TEST(RoutingSums, SequenceGradientMatchesFiniteDifferences) {
     const OwnedTensor dprob_BE = normal({s.n_seq, s.n_experts}, DType::f64, "dprob_BE");
     const OwnedTensor dprob = normal_strided(s.tokens(), s.n_experts, DType::f64, "dprob");
     const std::vector<double> before = values(dprob);
-    ops::add_sequence_gradient(dprob, dprob_BE, r.token, r.ctx);
-    const auto loss = [&] { return dot(dprob_BE, Sums(r).prob_sum); };
+    constexpr double kOfSquares = -0.7;
+    ops::add_sequence_gradient(dprob, dprob_BE, r.prob, kOfSquares, r.token, r.ctx);
+    const auto loss = [&] {
+      const Sums sums(r);
+      double sum = dot(dprob_BE, sums.prob_sum);
+      for (const double prob2 : values(sums.prob2_sum)) sum += kOfSquares * prob2;
+      return sum;
+    };
     const GradientTolerance tolerance{.max_elements = 200};
     EXPECT_TRUE(gradient_matches(r.prob, difference(values(dprob), before), loss, tolerance)) << describe(s);
     EXPECT_TRUE(dprob.margins_untouched());
@@ -239,7 +253,8 @@ TEST(RoutingSums, SequenceGradientByHand) {
   OwnedTensor dprob_BE({2, 2}, DType::f64), dprob({4, 2}, DType::f32);
   fill(dprob_BE, {1, 2, 3, 4});
   fill(dprob, {10, 20, kNan, 20, 30, 40, 50, 60});
-  ops::add_sequence_gradient(dprob, dprob_BE, ints({0, -1, -1, 7}), ctx);
+  const OwnedTensor unread({4, 2}, DType::f32);
+  ops::add_sequence_gradient(dprob, dprob_BE, unread, 0, ints({0, -1, -1, 7}), ctx);
   EXPECT_EQ(dprob[0], 11);
   EXPECT_EQ(dprob[1], 22);
   EXPECT_TRUE(std::isnan(dprob[2]));
@@ -302,8 +317,8 @@ TEST(Routing, FloatFollowsDouble) {
       ops::slot_weights_forward(weight, chosen, choice.expert, weighting, ctx);
       ops::slot_weights_backward(dscore, dweight, weight, chosen, choice.expert, weighting, ctx);
       ops::z_loss_backward(dlogit, score, lse, choice.token, 0.3, ctx);
-      ops::add_sequence_gradient(dlogit, normal({s.n_seq, s.n_experts}, DType::f64, "dprob_BE"), choice.token,
-                                 ctx);
+      ops::add_sequence_gradient(dlogit, normal({s.n_seq, s.n_experts}, DType::f64, "dprob_BE"), score, 0.2,
+                                 choice.token, ctx);
       return std::vector{values(weight), values(dscore), values(dlogit)};
     };
     for (const ops::SlotWeighting& weighting : {ops::SlotWeighting{}, ops::SlotWeighting{.normalise = true},
@@ -335,12 +350,13 @@ TEST(Routing, SameBitsOnAnyThreadCount) {
     return dscore;
   });
   expect_same_bits_on_any_thread_count([&] { return std::move(Sums(r).prob_sum); });
+  expect_same_bits_on_any_thread_count([&] { return std::move(Sums(r).prob2_sum); });
   expect_same_bits_on_any_thread_count([&] { return std::move(Sums(r).lse2_sum); });
   expect_same_bits_on_any_thread_count([&] { return std::move(Sums(r).count); });
   expect_same_bits_on_any_thread_count([&] {
     OwnedTensor dlogit = normal({s.tokens(), s.n_experts}, DType::f32, "dlogit");
     ops::z_loss_backward(dlogit, r.prob, r.lse, r.token, 0.3, r.ctx);
-    ops::add_sequence_gradient(dlogit, Sums(r).prob_sum, r.token, r.ctx);
+    ops::add_sequence_gradient(dlogit, Sums(r).prob_sum, r.prob, 0.2, r.token, r.ctx);
     return dlogit;
   });
 }
@@ -355,9 +371,10 @@ TEST(Routing, RefusesOtherShapes) {
   EXPECT_THROW(ops::slot_weights_forward(f2, f3, expert, {}, ctx), std::logic_error);
   EXPECT_THROW(ops::slot_weights_backward(f43, f2, f2, f2, expert, {}, ctx), std::logic_error);
   EXPECT_THROW(ops::slot_weights_backward(f3, f3, f2, f2, expert, {}, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, lse2, expert, f3, f32_2, token3, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, lse2, expert, f2, f32_2, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::add_sequence_gradient(f43, sum, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, lse2, lse2, expert, f3, f32_2, token3, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, lse2, lse2, expert, f2, f32_2, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f43, sum, f43, 0, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, sum, f2, 0, token, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f2, f32_2, token, 1.0, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f3, f32_2, token3, 1.0, ctx), std::logic_error);
 }
@@ -376,14 +393,16 @@ TEST(Routing, RefusesOtherDtypes) {
   EXPECT_THROW(ops::slot_weights_backward(f3, f2, d2, f2, expert, {}, ctx), std::logic_error);
   EXPECT_THROW(ops::slot_weights_backward(f3, f2, f2, d2, expert, {}, ctx), std::logic_error);
   EXPECT_THROW(ops::slot_weights_backward(f3, f2, f2, f2, f2, {}, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(f3, sum, d1, expert, f3, f1, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, f3, d1, expert, f3, f1, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, f1, expert, f3, f1, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, d1, f2, f3, f1, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, d1, expert, f3, d1, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::routing_sums(count, sum, d1, expert, f3, f1, f1, ctx), std::logic_error);
-  EXPECT_THROW(ops::add_sequence_gradient(f3, f3, token, ctx), std::logic_error);
-  EXPECT_THROW(ops::add_sequence_gradient(f3, sum, f1, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(f3, sum, d1, d1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, f3, d1, d1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, f1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, d1, f2, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, d1, expert, f3, d1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, d1, d1, expert, f3, f1, f1, ctx), std::logic_error);
+  EXPECT_THROW(ops::routing_sums(count, sum, f1, d1, expert, f3, f1, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, f3, f3, 0, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, sum, d3, 0, token, ctx), std::logic_error);
+  EXPECT_THROW(ops::add_sequence_gradient(f3, sum, f3, 0, f1, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, d3, f1, token, 1.0, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f3, d1, token, 1.0, ctx), std::logic_error);
   EXPECT_THROW(ops::z_loss_backward(f3, f3, f1, f1, 1.0, ctx), std::logic_error);

@@ -135,10 +135,11 @@ void fill_state(RouterFixture& fixture) {
 
 class RouterGradient : public ::testing::TestWithParam<Case> {};
 
-// loss = sum(r * weights) + sum(s_be * sum of P over the tokens of b) + dz * sum of lse^2 + the router's own,
-// as the expert layer and the losses make it; two sequences of four, padding at the end of the second.
+// loss = sum(r * weights) + sum(s_be * sum of P over the tokens of b) + dp * sum of P^2 + dz * sum of lse^2 +
+// the router's own, as the expert layer and the losses make it; two sequences of four, padding at the end of
+// the second.
 TEST_P(RouterGradient, MatchesFiniteDifferences) {
-  constexpr double kDz = 0.05;
+  constexpr double kDz = 0.05, kDp = -0.4;
   const Case& test_case = GetParam();
   RouterFixture fixture(options_of(test_case), shape_of(test_case), 2, 4, DType::f64);
   fill_state(fixture);
@@ -150,7 +151,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
   batch.attention_entropy_T = entropy_T;
   const OwnedTensor tokens_B = ints({4, 2});
   const RoutingLossGradient loss_gradient{
-      .dprob_BE = s_BE, .dlse2 = kDz, .token_share = 1.0 / 6, .tokens_B = tokens_B};
+      .dprob_BE = s_BE, .dlse2 = kDz, .dprob2 = kDp, .token_share = 1.0 / 6, .tokens_B = tokens_B};
   const Numbers chosen = values(fixture.layer.forward(x_TD, batch, fixture.ctx).expert_TK);
   EXPECT_EQ(fixture.routing.dropped_1.as<std::int32_t>()[0] > 0, test_case.capacity_factor > 0);
   const auto loss = [&] {
@@ -159,6 +160,7 @@ TEST_P(RouterGradient, MatchesFiniteDifferences) {
     EXPECT_EQ(values(decision.expert_TK), chosen);
     double sum = test::dot(r_TK, decision.weight_TK) + test::dot(s_BE, fixture.routing.prob_sum_BE) +
                  fixture.own_loss(loss_gradient);
+    for (const double prob2 : values(fixture.routing.prob2_sum_B)) sum += kDp * prob2;
     for (const double lse2 : values(fixture.routing.lse2_sum_B)) sum += kDz * lse2;
     return sum;
   };

@@ -178,7 +178,7 @@ TEST_P(LatentPrototypeGradient, MatchesFiniteDifferences) {
                     r = test::normal({8, 2}, DType::f64, "r");
   const OwnedTensor q = test::normal({8, 6}, DType::f64, "q"), s = test::normal({2, 5}, DType::f64, "s");
   for (std::int64_t i = 6 * 6; i < 8 * 6; ++i) test::set(q, i, 0);  // no expert sees padding
-  constexpr double kDz = 0.05, kShare = 1.0 / 6;
+  constexpr double kDz = 0.05, kDp = -0.4, kShare = 1.0 / 6;
   const RouterBatch batch{.token_T = token, .n_seq = 2, .seq_len = 4, .training = true, .epsilon_Td = epsilon};
 
   const RouterOutput first = f.router->forward(x, batch, f.ctx);
@@ -190,18 +190,23 @@ TEST_P(LatentPrototypeGradient, MatchesFiniteDifferences) {
     EXPECT_EQ(values(out.decision.expert_TK), chosen);  // over a border there is no derivative
     const OwnedTensor now = f.statistics();
     for (std::int64_t i = moments; i < moments + routed; ++i) test::set(now, i, statistics[i]);
-    const RoutingLossGradient at{.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics_S = now};
+    const RoutingLossGradient at{
+        .dprob_BE = s, .dlse2 = kDz, .dprob2 = kDp, .token_share = kShare, .statistics_S = now};
     double sum = test::dot(r, out.decision.weight_TK) + test::dot(q, out.decision.expert_input_addend_TD) +
                  f.own_loss(at);
     for (std::int64_t t = 0; t < 6; ++t) {
-      for (std::int64_t e = 0; e < 5; ++e) sum += s[t / 4 * 5 + e] * test::get(out.prob_TE, t * 5 + e);
+      for (std::int64_t e = 0; e < 5; ++e) {
+        const double p = test::get(out.prob_TE, t * 5 + e);
+        sum += s[t / 4 * 5 + e] * p + kDp * p * p;
+      }
       sum += kDz * std::pow(test::get(out.lse_T, t), 2);
     }
     return sum;
   };
   const OwnedTensor dx = test::normal({8, 6}, DType::f64, "dx", 0.0);
-  f.router->backward(dx, {.dweight_TK = r, .daddend_TD = q}, x, batch,
-                     {.dprob_BE = s, .dlse2 = kDz, .token_share = kShare, .statistics_S = statistics}, f.ctx);
+  f.router->backward(
+      dx, {.dweight_TK = r, .daddend_TD = q}, x, batch,
+      {.dprob_BE = s, .dlse2 = kDz, .dprob2 = kDp, .token_share = kShare, .statistics_S = statistics}, f.ctx);
   // A loss of order ten, a hundred with dot products, rounded to 1e-14, over the step of 1e-5; norms of rows of
   // six and latents of length one half bend strongly.
   const test::GradientTolerance tolerance{.relative = 1e-5, .absolute = 1e-7, .max_elements = 20};

@@ -27,7 +27,7 @@ struct Losses {
   std::int64_t n_slots;
 };
 struct LossValues {
-  double balance = 0, z = 0;
+  double balance = 0, z = 0, variance = 0;
 };
 
 // A step whose layers have the smallest router that there is; nothing is routed by them.
@@ -71,16 +71,18 @@ class Routing {
         tokens_({B_}, DType::i32),
         count_({L_, B_, E_}, DType::i32),
         prob_({L_, B_, E_}, DType::f64),
+        prob2_({L_, B_}, DType::f64),
         lse2_({L_, B_}, DType::f64),
         dprob_({L_, B_, E_}, DType::f64),
         dlse2_L_(static_cast<std::size_t>(L_)) {
     test::fill(tokens_, tokens_B);
   }
   void set(std::int64_t layer, const std::vector<double>& count_BE, const std::vector<double>& prob_BE,
-           const std::vector<double>& lse2_B) {
+           const std::vector<double>& lse2_B, const std::vector<double>& prob2_B) {
     test::fill(count_.view().slice(layer, 1), count_BE);
     test::fill(prob_.view().slice(layer, 1), prob_BE);
     test::fill(lse2_.view().slice(layer, 1), lse2_B);
+    test::fill(prob2_.view().slice(layer, 1), prob2_B);
   }
   // Sequences [first, first + n) as a micro-batch of their own.
   Routing part(std::size_t first, std::size_t n) const {
@@ -93,7 +95,7 @@ class Routing {
                               .slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(n)));
     };
     for (std::int64_t l = 0; l < L_; ++l)
-      result.set(l, rows(count_, l, E_), rows(prob_, l, E_), rows(lse2_, l, 1));
+      result.set(l, rows(count_, l, E_), rows(prob_, l, E_), rows(lse2_, l, 1), rows(prob2_, l, 1));
     return result;
   }
   // count_LE: of the global batch.
@@ -104,18 +106,19 @@ class Routing {
     RoutingStep& step = *with.step;
     test::fill(step.counts().count_LBE, test::values(count_));
     test::fill(step.counts().prob_sum_LBE, test::values(prob_));
+    test::fill(step.counts().prob2_sum_LB, test::values(prob2_));
     test::fill(step.counts().lse2_sum_LB, test::values(lse2_));
     test::fill(step.global_count_LE(), count_LE);
     double values[3] = {};
     step.add_losses(Tensor(values, Shape{3}, DType::f64), tokens_,
                     {.n_tokens = n_tokens, .n_sequences = n_sequences}, ctx);
-    EXPECT_EQ(values[2], 0.0);
     for (std::int64_t l = 0; l < L_; ++l) {
       test::fill(dprob_.view().slice(l, 1), test::values(step.routing(l).loss.dprob_BE));
       dlse2_L_[static_cast<std::size_t>(l)] = step.routing(l).loss.dlse2;
+      dprob2_ = step.routing(l).loss.dprob2;
       EXPECT_EQ(step.routing(l).loss.token_share, 1 / static_cast<double>(n_tokens));
     }
-    return {values[0], values[1]};
+    return {values[0], values[1], values[2]};
   }
   // The whole of it as one global batch.
   LossValues compute_alone(const Losses& losses) {
@@ -132,25 +135,31 @@ class Routing {
   }
   std::vector<double> dprob(std::int64_t layer) const { return test::values(dprob_.view().slice(layer, 1)); }
   double dlse2(std::size_t layer) const { return dlse2_L_[layer]; }
+  double dprob2() const { return dprob2_; }  // of the last layer: all have the same
+  double prob2(std::int64_t layer, std::int64_t b) const { return prob2_[layer * B_ + b]; }
   double prob(std::int64_t layer, std::int64_t i) const { return prob_[layer * B_ * E_ + i]; }
   double lse2(std::int64_t layer, std::int64_t b) const { return lse2_[layer * B_ + b]; }
   std::vector<double> tokens() const { return test::values(tokens_); }
 
  private:
   std::int64_t L_, B_, E_;
-  OwnedTensor tokens_, count_, prob_, lse2_, dprob_;
+  OwnedTensor tokens_, count_, prob_, prob2_, lse2_, dprob_;
   std::vector<double> dlse2_L_;
+  double dprob2_ = 0;
 };
 
-config::Router options(BalanceScope scope, double balance_coef, double z_coef) {
-  return {.balance_coef = balance_coef, .balance_scope = scope, .z_loss_coef = z_coef};
+config::Router options(BalanceScope scope, double balance_coef, double z_coef, double variance_coef = 0) {
+  return {.balance_coef = balance_coef,
+          .balance_scope = scope,
+          .z_loss_coef = z_coef,
+          .variance_coef = variance_coef};
 }
 
 // Two layers, two sequences of 3 and 1 tokens, two experts, one slot a token.
 Routing two_layers() {
   Routing routing(2, 2, {3, 1});
-  routing.set(0, {2, 1, 1, 0}, {1.8, 1.2, 0.7, 0.3}, {6, 2});
-  routing.set(1, {1, 2, 1, 0}, {0.6, 2.4, 0.5, 0.5}, {3, 1});
+  routing.set(0, {2, 1, 1, 0}, {1.8, 1.2, 0.7, 0.3}, {6, 2}, {1.9, 0.58});
+  routing.set(1, {1, 2, 1, 0}, {0.6, 2.4, 0.5, 0.5}, {3, 1}, {2.1, 0.5});
   return routing;
 }
 
@@ -158,7 +167,7 @@ TEST(AuxiliaryLosses, BalancedLoadCostsTheCoefficientOrKTimesIt) {
   // Four experts, two slots; every expert has its share in every sequence, and so has its probability.
   Routing routing(3, 4, {2, 6});
   for (std::int64_t l = 0; l < 3; ++l)
-    routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0});
+    routing.set(l, {1, 1, 1, 1, 3, 3, 3, 3}, {0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5}, {0, 0}, {0.5, 1.5});
   for (const BalanceScope scope : kScopes) {
     const Losses losses{options(scope, 0.25, 0), 2};
     EXPECT_NEAR(routing.compute_alone(losses).balance, scope == BalanceScope::model ? 0.5 : 0.25, kRounding);
@@ -220,6 +229,21 @@ TEST(AuxiliaryLosses, ZLossByHand) {
   }
 }
 
+TEST(AuxiliaryLosses, VarianceLossByHand) {
+  for (const BalanceScope scope : kScopes) {
+    Routing routing = two_layers();
+    const auto values = routing.compute_alone(Losses{options(scope, 0, 0, 0.3), 1});
+    // Layer 0: 1.9 - (1.8^2 + 1.2^2) / 3 = 0.34; one token does not differ from itself.
+    // Layer 1: 2.1 - (0.6^2 + 2.4^2) / 3 = 0.06.
+    EXPECT_NEAR(values.variance, -0.3 * (0.34 + 0.06) / (2 * 4), kRounding);
+    EXPECT_EQ(values.balance, 0.0);
+    EXPECT_NEAR(routing.dprob2(), -0.3 / (2 * 4), kRounding);
+    // 2 * 0.3 / (2 layers * 4 tokens) times the mean of the sequence.
+    EXPECT_TRUE(test::all_near(routing.dprob(0), {0.045, 0.03, 0.0525, 0.0225}, kRounding, 0));
+    EXPECT_TRUE(test::all_near(routing.dprob(1), {0.015, 0.06, 0.0375, 0.0375}, kRounding, 0));
+  }
+}
+
 TEST(AuxiliaryLosses, OnlyTheGlobalBatchScopeNeedsCountsFirst) {
   for (const BalanceScope scope : kScopes) {
     EXPECT_EQ(Step({options(scope, 0.1, 0), 1}, 2, 2, 1).step->needs_global_sums(),
@@ -250,9 +274,9 @@ TEST(AuxiliaryLosses, GradientTimesSumsIsTheLoss) {
 Routing four_sequences() {
   Routing routing(2, 3, {5, 5, 2, 4});
   routing.set(0, {5, 3, 2, 0, 5, 5, 2, 2, 0, 4, 1, 3}, {2, 2, 1, 0.5, 2, 2.5, 1, 0.75, 0.25, 2, 0.5, 1.5},
-              {3, 4, 1, 7});
+              {3, 4, 1, 7}, {2, 3, 1, 1.5});
   routing.set(1, {1, 4, 5, 2, 4, 4, 2, 0, 2, 3, 3, 2}, {1, 2, 2, 1.5, 1.5, 2, 0.5, 0.5, 1, 1, 2, 1},
-              {2, 1, 6, 5});
+              {2, 1, 6, 5}, {1.5, 2, 1, 2});
   return routing;
 }
 
@@ -261,7 +285,7 @@ class Cutting : public ::testing::TestWithParam<std::size_t> {};  // sequences a
 TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
   for (const BalanceScope scope : {BalanceScope::global_batch, BalanceScope::sequence}) {
     Routing whole = four_sequences();
-    const Losses losses{options(scope, 0.3, 0.02), 2};
+    const Losses losses{options(scope, 0.3, 0.02, 0.7), 2};
     const auto expected = whole.compute_alone(losses);
     const std::vector<double> count_LE = whole.counts();
     LossValues sum;
@@ -270,6 +294,8 @@ TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
       const auto values = micro.compute(losses, 16, 4, count_LE);
       sum.balance += values.balance;
       sum.z += values.z;
+      sum.variance += values.variance;
+      EXPECT_EQ(micro.dprob2(), whole.dprob2());
       for (const int layer : {0, 1}) {
         const std::vector<double> all = whole.dprob(layer);
         EXPECT_TRUE(test::all_near(micro.dprob(layer),
@@ -280,6 +306,7 @@ TEST_P(Cutting, IntoMicroBatchesChangesNothing) {
     }
     EXPECT_NEAR(sum.balance, expected.balance, kRounding);
     EXPECT_NEAR(sum.z, expected.z, kRounding);
+    EXPECT_NEAR(sum.variance, expected.variance, kRounding);
   }
 }
 
@@ -290,26 +317,28 @@ INSTANTIATE_TEST_SUITE_P(AuxiliaryLosses, Cutting, ::testing::Values(1u, 2u, 4u)
 TEST(AuxiliaryLosses, TwoEqualMicroBatchesAreOneTwiceAsLong) {
   for (const BalanceScope scope : kScopes) {
     Routing routing = four_sequences();
-    const Losses losses{options(scope, 0.3, 0.02), 2};
+    const Losses losses{options(scope, 0.3, 0.02, 0.7), 2};
     const auto alone = routing.compute_alone(losses);
     std::vector<double> count_LE = routing.counts();
     for (double& count : count_LE) count *= 2;
     const auto half = routing.compute(losses, 32, 8, count_LE);
     EXPECT_NEAR(2 * half.balance, alone.balance, kRounding);
     EXPECT_NEAR(2 * half.z, alone.z, kRounding);
+    EXPECT_NEAR(2 * half.variance, alone.variance, kRounding);
   }
 }
 
 TEST(AuxiliaryLosses, ASequenceOfPaddingCountsNowhere) {
   for (const BalanceScope scope : kScopes) {
     Routing bare = two_layers(), padded(2, 2, {3, 0, 1});
-    padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2});
-    padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1});
-    const Losses losses{options(scope, 0.3, 0.02), 1};
+    padded.set(0, {2, 1, 0, 0, 1, 0}, {1.8, 1.2, 0, 0, 0.7, 0.3}, {6, 0, 2}, {1.9, 0, 0.58});
+    padded.set(1, {1, 2, 0, 0, 1, 0}, {0.6, 2.4, 0, 0, 0.5, 0.5}, {3, 0, 1}, {2.1, 0, 0.5});
+    const Losses losses{options(scope, 0.3, 0.02, 0.7), 1};
     const std::vector<double> count_LE = bare.counts();
     const auto expected = bare.compute(losses, 4, 2, count_LE), actual = padded.compute(losses, 4, 2, count_LE);
     EXPECT_EQ(actual.balance, expected.balance);
     EXPECT_EQ(actual.z, expected.z);
+    EXPECT_EQ(actual.variance, expected.variance);
     for (const int layer : {0, 1}) {
       const auto without = bare.dprob(layer), with = padded.dprob(layer);
       EXPECT_EQ((std::vector<double>{with[0], with[1], with[4], with[5]}), without);

@@ -96,7 +96,7 @@ struct RouterFixture {
  private:
   void plan(Arena& in, std::int64_t n_experts, DType dtype) {
     routing = {in.take({n_seq_, n_experts}, DType::i32), in.take({n_seq_, n_experts}, DType::f64),
-               in.take({n_seq_}, DType::f64), in.take({1}, DType::i32)};
+               in.take({n_seq_}, DType::f64), in.take({n_seq_}, DType::f64), in.take({1}, DType::i32)};
     layer.plan(in, n_seq_, seq_len_, dtype);
   }
   std::int64_t n_seq_, seq_len_;

@@ -21,7 +21,10 @@ class MicroBatch {
     test::fill(count_, both);
     test::fill(dropped_, {0, 0});
   }
-  router::RoutingCounts counts() const { return {count_, {}, {}, dropped_}; }
+  router::RoutingCounts counts() const {
+    return {
+        .count_LBE = count_, .prob_sum_LBE = {}, .prob2_sum_LB = {}, .lse2_sum_LB = {}, .dropped_L = dropped_};
+  }
 
  private:
   test::OwnedTensor count_, dropped_;

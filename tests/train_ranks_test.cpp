@@ -59,6 +59,15 @@ const Refusal kRefusals[] = {
        run.model.num_experts = 10;
      },
      "parallel.expert: 4 does not divide model.num_experts, 10; choose a number that does"},
+    {"OutputsApart", 2,
+     [](config::Run& run) {
+       run.parallel.expert = 2;
+       run.router.orthogonality_coef = 0.25;
+     },
+     "router.orthogonality_coef: is 0.25, but parallel.expert is 2: the outputs that a token has of its "
+     "experts "
+     "are on several ranks, and none compares them; set router.orthogonality_coef to 0 or parallel.expert to "
+     "1"},
     {"NoExperts", 2,
      [](config::Run& run) {
        run.parallel.expert = 2;

@@ -235,7 +235,8 @@ TEST_P(Routers, WithoutALearningRateTheyStayAsTheyBegan) {
   config::Run run = this->run();
   run.train.router_lr_ratio = 0;
   train("still", run);
-  model::Transformer begun(run.model, run.router, DType::f32, false), ended(run.model, run.router, DType::f32, false);
+  model::Transformer begun(run.model, run.router, DType::f32, false),
+      ended(run.model, run.router, DType::f32, false);
   begun.allocate();
   begun.parameters().initialise(run.train.seed);
   ended.allocate();
@@ -245,7 +246,9 @@ TEST_P(Routers, WithoutALearningRateTheyStayAsTheyBegan) {
     const Parameter& row = begun.parameters().rows()[i];
     const bool same = test::values(begun.parameters().value(i)) == test::values(ended.parameters().value(i));
     if (!row.of_router) others_moved = others_moved || !same;
-    if (row.of_router && row.trained) EXPECT_TRUE(same) << row.name;
+    if (row.of_router && row.trained) {
+      EXPECT_TRUE(same) << row.name;
+    }
   }
   EXPECT_TRUE(others_moved);
 }

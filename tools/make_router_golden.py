@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes tests/golden/router_<case>: one step of every router, computed by router_reference.py in float64, for the C++
-tests to compare with.
+tests to compare with; and tests/golden/expert_overlap, how alike experts' outputs are.
 
 One directory a case:
   case.json              the router section with every default that applies, the shape, sizes, versions, seed, how
@@ -60,6 +60,8 @@ CASES = {
         {"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "global_batch"}, n_slots=3),
     "softmax_topk_balance_model": case({"type": "softmax_topk", "balance_coef": 0.3, "balance_scope": "model"}),
     "softmax_topk_capacity": case({"type": "softmax_topk", "balance_coef": 0.02, "capacity_factor": 0.9}),
+    "softmax_topk_variance": case({"type": "softmax_topk", "balance_coef": 0.02, "variance_coef": 0.7}, n_slots=3),
+    "sigmoid_group_variance": case({"type": "sigmoid_group", "variance_coef": 0.7}, n_group=4, topk_group=2),
     "softmax_topk_simbal": case({"type": "softmax_topk", "simbal_coef": 0.05}),
     "softmax_topk_logit_norm": case({"type": "softmax_topk", "balance_coef": 0.02, "z_loss_coef": 0.01,
                                      "logit_norm": 1.5}, n_slots=3),
@@ -146,6 +148,7 @@ CASES = {
     "lpr_kl_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 1.0, "align_weight": 0.0}),
     "lpr_align_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 0.0, "align_weight": 1.0}),
     "lpr_reg_micro_batch": case(LOUD | {"reg_scope": "micro_batch"}),
+    "lpr_variance": case(LPR | {"balance_coef": 0.1, "variance_coef": 0.7}),
     "lpr_no_addend": case(LOUD | {"prototype_addend": False, "balance_coef": 0.1}),
     "lpr_unit_ball": case(LOUD | {"unit_ball": True}),
     "lpr_balance": case(LPR | {"balance_coef": 0.3, "balance_scope": "sequence"}, n_slots=3),
@@ -379,18 +382,46 @@ def make_case(name, described, out):
           + ", ".join(f"{kind} {distance:.1e}" for kind, distance in sorted(close.items())))
 
 
+# What the outputs of a token's experts have in common: three slots, free ones, one output in a token, none, an output
+# that is 0, two that are equal, two that are opposite, a token that all else is a copy of.
+OVERLAP = "expert_overlap"
+
+
+def make_overlap(out):
+    generator = torch.Generator().manual_seed(1)
+    slot_TK = torch.tensor([[0, 1, 2], [3, -1, 4], [-1, 5, -1], [-1, -1, -1], [6, 7, 8], [9, 10, 11], [13, 12, -1]])
+    row_RD = torch.randn(14, 6, generator=generator)
+    row_RD[7] = 0
+    row_RD[10], row_RD[13] = row_RD[9], -2 * row_RD[12]
+    exact_RD = row_RD.double().requires_grad_()
+    total = sum(reference.overlap(exact_RD[slots[slots >= 0]]) for slots in slot_TK)
+    total.backward()
+    directory = out / OVERLAP
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({"row": row_RD, "slot_row": slot_TK.to(torch.int32), "sum": total.detach().float().reshape(1),
+               "drow": exact_RD.grad.float()}, directory / "tensors.safetensors")
+    record = {"versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
+                           "safetensors": safetensors.__version__}}
+    (directory / "case.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{OVERLAP}: {len(row_RD)} outputs of {len(slot_TK)} tokens, sum {total.item():.4f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "golden")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {', '.join(CASES)} (default: all)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {', '.join([*CASES, OVERLAP])} (default: all)")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.cases if name not in CASES]
+    known = [*CASES, OVERLAP]
+    unknown = [name for name in arguments.cases if name not in known]
     if unknown:
-        parser.error(f"no such case: {', '.join(unknown)}; known: {', '.join(CASES)}")
+        parser.error(f"no such case: {', '.join(unknown)}; known: {', '.join(known)}")
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    for name in arguments.cases or CASES:
-        make_case(name, CASES[name], arguments.out)
+    for name in arguments.cases or known:
+        if name == OVERLAP:
+            make_overlap(arguments.out)
+        else:
+            make_case(name, CASES[name], arguments.out)
 
 
 if __name__ == "__main__":

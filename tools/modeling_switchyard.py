@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import distributed, nn
 
 MODEL_KEYS = {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1}  # of config.json
-EVERY_ROUTER = {"balance_coef": 0.001, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None,
-                "jitter": 0.0, "logit_norm": 0.0, "num_hash_layers": 0}
+EVERY_ROUTER = {"balance_coef": 0.001, "balance_scope": "global_batch", "z_loss_coef": 0.0, "variance_coef": 0.0,
+                "orthogonality_coef": 0.0, "capacity_factor": None, "jitter": 0.0, "logit_norm": 0.0, "num_hash_layers": 0}
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Routing:
     addend_TD: torch.Tensor = None  # what experts see beside x; None: nothing
     observed: tuple = ()  # of the router's own, for its loss and for after_step
     real_BS: torch.Tensor = None  # bool; False: padding
+    overlap: torch.Tensor = 0.0  # with orthogonality_coef, in training: how alike tokens' experts are, summed
 
     @property
     def taken_TE(self):
@@ -173,7 +174,8 @@ class Router(nn.Module):
 
 
 def router_loss(routers, routings):
-    """The balance loss and the z-loss, means over layers, and the routers' own, their sum; coefficients included."""
+    """The balance loss, the z-loss, the variance and the orthogonality loss, means over layers, and the routers' own,
+    their sum; coefficients included."""
     options, L, E = routers[0].options, len(routers), routers[0].n_experts
     total = routings[0].weight_TK.new_zeros(())
     for router, routing in zip(routers, routings):
@@ -183,7 +185,8 @@ def router_loss(routers, routings):
     if options.z_loss_coef:
         squares = sum((routing.logit_TE.logsumexp(-1).square() * real_BS.flatten()).sum() for routing in routings)
         total = total + options.z_loss_coef * squares / n / L
-    if not options.balance_coef:
+    total = total + options.orthogonality_coef * sum(routing.overlap for routing in routings) / n / L
+    if not options.balance_coef and not options.variance_coef:
         return total
 
     def by_sequence(tensors_TE):
@@ -191,6 +194,10 @@ def router_loss(routers, routings):
 
     count_LBE = by_sequence([routing.taken_TE for routing in routings])
     probability_LBE = by_sequence([routing.probability_TE for routing in routings])
+    if options.variance_coef:
+        squares = by_sequence([routing.probability_TE.square() for routing in routings]).sum()
+        of_means = (probability_LBE.square() / n_B.clamp(min=1).unsqueeze(-1)).sum()
+        total = total - options.variance_coef * (squares - of_means) / n / L
     if options.balance_scope == "model":
         balance = E * (count_LBE.sum((0, 1)) * probability_LBE.sum((0, 1))).sum() / (L * n) ** 2
     elif options.balance_scope == "sequence":
@@ -759,8 +766,24 @@ class RoutedExperts(nn.Module):
             x_BSD.register_hook(lambda dx_BSD: self.gate.observe_gradient(dx_BSD.flatten(0, 1), token_T, real_T))
         x_TD = x_BSD.flatten(0, 1)
         seen_TD = x_TD if routing.addend_TD is None else x_TD + routing.addend_TD.to(x_TD.dtype)
-        out_BSD = self.experts(seen_TD, routing.expert_TK, routing.weight_TK).view_as(x_BSD)
+        if self.training and self.gate.options.orthogonality_coef:
+            out_BSD = self.experts_apart(seen_TD, routing).view_as(x_BSD)
+        else:
+            out_BSD = self.experts(seen_TD, routing.expert_TK, routing.weight_TK).view_as(x_BSD)
         return out_BSD + self.shared_experts(x_BSD) if hasattr(self, "shared_experts") else out_BSD
+
+
+    def experts_apart(self, seen_TD, routing):
+        """What the experts add up to, one slot after the other, to compare what they give."""
+        out_TKD = torch.stack([self.experts(seen_TD, routing.expert_TK[:, k:k + 1], routing.weight_TK[:, k:k + 1])
+                               for k in range(routing.expert_TK.shape[1])], dim=1)
+        unit_TKD = out_TKD.float() * (out_TKD.float().square().sum(-1, keepdim=True) + 1e-20).rsqrt()
+        unit_TKD = unit_TKD * routing.taken_TK.unsqueeze(-1)
+        cosine_TKK = unit_TKD @ unit_TKD.transpose(1, 2)
+        n_T = routing.taken_TK.sum(-1)
+        of_pairs_T = cosine_TKK.square().sum((1, 2)) - cosine_TKK.diagonal(dim1=1, dim2=2).square().sum(-1)
+        routing.overlap = (of_pairs_T / (n_T * (n_T - 1)).clamp(min=1)).sum()
+        return out_TKD.sum(1)
 
 
 def _keep_attention_entropy(block, attention, args, kwargs, output):

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "capacity_factor": None, "logit_norm": 0.0,
-          "num_hash_layers": 0}
+COMMON = {"balance_coef": 0.0, "balance_scope": "global_batch", "z_loss_coef": 0.0, "variance_coef": 0.0,
+          "orthogonality_coef": 0.0, "capacity_factor": None, "logit_norm": 0.0, "num_hash_layers": 0}
 # What the rules of a bias read.
 RULES = {"bias_update_speed": 1e-3, "bias_kappa": 2.0, "bias_momentum": 0.5, "phi_strength": 1.0, "phi_decay": 0.99}
 GATE = {"simbal_coef": 0.0}  # of every router with a linear gate
@@ -131,7 +131,7 @@ class Router:
             expert_TK=put_back(expert_TK, real, -1), weight_TK=put_back(weight_TK, real, 0.0),
             addend_TD=None if choice.addend_TD is None else put_back(choice.addend_TD, real, 0.0),
             count_E=kept_TE.sum(0), n_chosen=int(choice.chosen_TE.sum()),
-            router_loss=zero + choice.loss + self.gate_loss(),
+            router_loss=zero + choice.loss + self.gate_loss() + self.variance_loss(choice.probability_TE, sequence_T),
             balance_loss=zero + self.balance(kept_TE, choice.probability_TE, sequence_T),
             z_loss=zero + self.options["z_loss_coef"] * choice.logits_TE.logsumexp(-1).pow(2).mean())
 
@@ -144,6 +144,14 @@ class Router:
         difference_EE = R_DE.T @ R_DE - torch.eye(R_DE.shape[1], dtype=R_DE.dtype)
         self.closeness.note("simbal", difference_EE)
         return coef * difference_EE.abs().sum()
+
+    def variance_loss(self, probability_TE, sequence_T):
+        """How much a token's probabilities differ from the mean of its sequence (arXiv 2505.22323), rewarded."""
+        total = probability_TE.new_zeros(())
+        for s in sequence_T.unique():
+            of_sequence_TE = probability_TE[sequence_T == s]
+            total = total + (of_sequence_TE - of_sequence_TE.mean(0)).pow(2).sum()
+        return -self.options["variance_coef"] * total / len(probability_TE)
 
     def within_capacity(self, choice):
         factor = self.options["capacity_factor"]
@@ -194,6 +202,16 @@ def slots(kept_TE, weight_TE, K):
     kept_TK = kept_TE.gather(1, expert_TK)
     weight_TK = weight_TE.gather(1, expert_TK) * kept_TK
     return torch.where(kept_TK, expert_TK, torch.full_like(expert_TK, -1)), weight_TK
+
+
+def overlap(output_KD):
+    """Of the outputs that one token has of its experts: the mean squared cosine of two of them (arXiv 2505.22323)."""
+    n = len(output_KD)
+    if n < 2:
+        return output_KD.new_zeros(())
+    unit_KD = output_KD / (output_KD.pow(2).sum(-1, keepdim=True) + 1e-20).sqrt()
+    pairs = ~torch.eye(n, dtype=torch.bool)
+    return (unit_KD @ unit_KD.T)[pairs].pow(2).mean()
 
 
 def put_back(values, real, filler):

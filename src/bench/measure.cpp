@@ -470,6 +470,8 @@ std::pair<config::Model, config::Router> static_model(const config::Run& run, st
   router.balance_coef = run.router.balance_coef;
   router.balance_scope = run.router.balance_scope;
   router.z_loss_coef = run.router.z_loss_coef;
+  router.variance_coef = run.router.variance_coef;
+  router.orthogonality_coef = run.router.orthogonality_coef;
   router.capacity_factor = run.router.capacity_factor;
   router.jitter = run.router.jitter;
   return {model, router};

@@ -173,6 +173,9 @@ void add_layout(Page& page, const config::Model& model, const config::Router& ro
   Pieces options{router.type, fmt::format("balance_coef {}", router.balance_coef),
                  fmt::format("balance_scope {}", config::name_of(router.balance_scope)),
                  fmt::format("z_loss_coef {}", router.z_loss_coef)};
+  if (router.variance_coef > 0) options.push_back(fmt::format("variance_coef {}", router.variance_coef));
+  if (router.orthogonality_coef > 0)
+    options.push_back(fmt::format("orthogonality_coef {}", router.orthogonality_coef));
   if (router.capacity_factor) options.push_back(fmt::format("capacity_factor {}", *router.capacity_factor));
   if (router.jitter > 0) options.push_back(fmt::format("jitter {}", router.jitter));
   if (router.logit_norm > 0) options.push_back(fmt::format("logit_norm {}", router.logit_norm));

@@ -122,6 +122,8 @@ struct Router {
   double balance_coef = 0.001;  // of the balance loss; 0 turns the term off
   BalanceScope balance_scope = BalanceScope::global_batch;
   double z_loss_coef = 0.0;
+  double variance_coef = 0.0;       // of the variance loss; 0: none
+  double orthogonality_coef = 0.0;  // of the orthogonality loss of experts' outputs; 0: none
   std::optional<double> capacity_factor = std::nullopt;  // none: an expert takes as many tokens as come
   double jitter = 0.0;               // standard deviation of the noise on the logits in training
   double logit_norm = 0.0;           // lambda of normalised logits; 0: logits are what they are

@@ -44,6 +44,17 @@ void describe(V& v, Router& router) {  // but for type and balance_coef, whose d
             "[0, 1e6]; 0 where there is no softmax over logits (`kmeans`, score_function `sigmoid` or "
             "`sqrtsoftplus`)"},
            router.z_loss_coef, kCoefficient);
+  v.number(
+      {"variance_coef",
+       "coefficient of the variance loss, which rewards probabilities that differ from token to token of a "
+       "sequence: minus the mean over tokens of sum((p - mean of p)^2); 0: none"},
+      router.variance_coef, kCoefficient);
+  v.number(
+      {"orthogonality_coef",
+       "coefficient of the orthogonality loss, the mean over tokens and pairs of their experts of the squared "
+       "cosine of the experts' outputs; 0: none",
+       "[0, 1e6]; 0 where `parallel.expert` is above 1"},
+      router.orthogonality_coef, kCoefficient);
   v.nullable_number(
       {"capacity_factor",
        "an expert takes at most ceil(capacity_factor * tokens * slots / experts) slots of a micro-batch, "

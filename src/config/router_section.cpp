@@ -190,6 +190,8 @@ Json write_router(const Router& router) {
                    {"balance_coef", router.balance_coef},
                    {"balance_scope", name_of(router.balance_scope)},
                    {"z_loss_coef", router.z_loss_coef},
+                   {"variance_coef", router.variance_coef},
+                   {"orthogonality_coef", router.orthogonality_coef},
                    {"capacity_factor", router.capacity_factor ? Json(*router.capacity_factor) : Json()},
                    {"jitter", router.jitter},
                    {"logit_norm", router.logit_norm},

@@ -9,11 +9,12 @@ namespace switchyard {
 // global batch, or all layers' micro-batch.
 enum class BalanceScope : std::uint8_t { layer, sequence, global_batch, model };
 
-// How the balance loss and the z-loss of one micro-batch are made.
+// How the balance loss, the z-loss and the variance loss of one micro-batch are made.
 struct BalanceLoss {
   BalanceScope scope = BalanceScope::layer;
   double balance_coef = 0;
   double z_coef = 0;
+  double variance_coef = 0;
   std::int64_t n_slots = 1;      // the most that a token has
   std::int64_t n_tokens = 1;     // of the global batch, without padding
   std::int64_t n_sequences = 1;  // of the global batch

@@ -4,6 +4,7 @@
 #include "model/names.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
+#include "ops/overlap.h"
 #include "ops/swiglu.h"
 
 namespace switchyard::model {
@@ -84,11 +85,17 @@ void Experts::activate(const Rows& rows, Context& ctx) const {
   ops::expert_swiglu_forward(rows.act_RF, saved_.gate_up_R2F, saved_.weight_R, saved_.offset_Ep, ctx);
 }
 
-void Experts::combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Context& ctx) const {
-  const ScratchScope scope(ctx.scratch);
+Tensor Experts::outputs(const Rows& rows, Context& ctx) const {
   const Tensor out_RD = ctx.scratch.take(rows.row_RD.shape(), rows.row_RD.dtype());
   ops::grouped_linear_forward(out_RD, rows.act_RF, store_.weight_block(down_row(), down_shape()),
                               saved_.offset_Ep, ctx);
+  return out_RD;
+}
+
+void Experts::combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Tensor overlap_1, Context& ctx) const {
+  const ScratchScope scope(ctx.scratch);
+  const Tensor out_RD = outputs(rows, ctx);
+  if (overlap_1.defined()) ops::expert_overlap_forward(overlap_1, out_RD, slot_row_SK_, ctx);
   ops::moe_combine_forward(out_SD, addend_SD, out_RD, slot_row_SK_, ctx);
 }
 
@@ -102,6 +109,12 @@ Experts::RowGradients Experts::row_gradients(bool apart, Context& ctx) const {
 
 void Experts::begin_backward(const RowGradients& gradients, Tensor dout_SD, Context& ctx) const {
   ops::moe_combine_backward(gradients.dout_RD, dout_SD, slot_row_SK_, ctx);
+}
+
+void Experts::add_overlap_gradient(const RowGradients& gradients, const Rows& rows, double scale,
+                                   Context& ctx) const {
+  const ScratchScope scope(ctx.scratch);
+  ops::expert_overlap_backward(gradients.dout_RD, outputs(rows, ctx), slot_row_SK_, scale, ctx);
 }
 
 Tensor Experts::gate_up_gradient(const RowGradients& gradients, Context& ctx) const {

@@ -41,8 +41,9 @@ class Experts {
   void dispatch(const Rows& rows, Tensor x_SD, Tensor weight_SK, Context& ctx) const;
   void gate_up(const Rows& rows, Context& ctx) const;
   void activate(const Rows& rows, Context& ctx) const;  // from gates and ups, where those are still there
-  // out_SD = addend_SD + what the experts make of the tokens. out_SD may be addend_SD.
-  void combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Context& ctx) const;
+  // out_SD = addend_SD + what the experts make of the tokens. out_SD may be addend_SD. overlap_1, where it is
+  // defined: how alike the experts' outputs are (ops/overlap.h), set.
+  void combine(Tensor out_SD, Tensor addend_SD, const Rows& rows, Tensor overlap_1, Context& ctx) const;
 
   struct RowGradients {
     Tensor dout_RD;  // of the experts' outputs
@@ -51,6 +52,8 @@ class Experts {
   };
   RowGradients row_gradients(bool apart, Context& ctx) const;  // room in scratch
   void begin_backward(const RowGradients& gradients, Tensor dout_SD, Context& ctx) const;
+  // The outputs' gradients += that of scale * overlap_1.
+  void add_overlap_gradient(const RowGradients& gradients, const Rows& rows, double scale, Context& ctx) const;
   // Of gates and ups, in scratch; sets gradients.dweight_R.
   Tensor gate_up_gradient(const RowGradients& gradients, Context& ctx) const;
   // Added to the weights'. Where inputs' and outputs' gradients are not apart, before the next.
@@ -67,6 +70,7 @@ class Experts {
   std::size_t gate_up_row() const { return gate_up_ + 2 * static_cast<std::size_t>(first_); }
   std::size_t down_row() const { return down_ + static_cast<std::size_t>(first_); }
   Shape gate_up_shape() const { return Shape{n_here_, 2 * width_, hidden_}; }
+  Tensor outputs(const Rows& rows, Context& ctx) const;  // weighted; in scratch of the caller's scope
   Shape down_shape() const { return Shape{n_here_, hidden_, width_}; }
 
   struct Saved {

@@ -141,12 +141,13 @@ void MoeLayer::forward_experts(Tensor out_TD, Tensor addend_TD, Tensor input_TD,
     experts_->gate_up(rows, ctx);
     if (!out_TD.defined()) continue;
     if (!exchange_) {
-      experts_->combine(out_TD, addend_TD, rows, ctx);
+      experts_->combine(out_TD, addend_TD, rows, router_->overlap_1(), ctx);
       continue;
     }
+    SY_CHECK(!router_->overlap_1().defined(), "the outputs that a token has are on several ranks");
     const Tensor out_SD = exchange_->departures(out_TD, n_tokens_, ctx);
     ops::fill_zero(out_SD, ctx);
-    experts_->combine(out_SD, out_SD, rows, ctx);
+    experts_->combine(out_SD, out_SD, rows, {}, ctx);
     exchange_->collect(tokens.of(out_TD), tokens.of(addend_TD), out_SD, ctx);
   }
 }
@@ -178,6 +179,8 @@ void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout
       experts_->begin_backward(gradients, dout_SD, ctx);
     } else {
       experts_->begin_backward(gradients, dout_TD, ctx);
+      if (router_->overlap_1().defined())
+        experts_->add_overlap_gradient(gradients, rows, router_->doverlap(), ctx);
     }
     backward_rows(dinput_TD, dweight_TK, gradients, rows, tokens, ctx);
   }

@@ -57,14 +57,14 @@ void slot_weights_backward_on_cpu(Tensor dscore_TE, Tensor dweight_TK, Tensor we
 }
 
 template <class T>
-void routing_sums_on_cpu(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK,
-                         Tensor prob_TE, Tensor lse_T, Tensor token_T) {
+void routing_sums_on_cpu(Tensor count_BE, Tensor prob_sum_BE, Tensor prob2_sum_B, Tensor lse2_sum_B,
+                         Tensor expert_TK, Tensor prob_TE, Tensor lse_T, Tensor token_T) {
   const std::int64_t B = count_BE.rows(), E = count_BE.dim(1), K = expert_TK.dim(1), S = token_T.rows() / B;
 #pragma omp parallel for schedule(static) if (prob_TE.numel() >= kParallelElements)
   for (std::int64_t b = 0; b < B; ++b) {
     std::int32_t* count = count_BE.row<std::int32_t>(b);
     double* prob_sum = prob_sum_BE.row<double>(b);
-    double lse2_sum = 0;
+    double lse2_sum = 0, prob2_sum = 0;
     std::fill_n(count, E, 0);
     std::fill_n(prob_sum, E, 0.0);
     for (std::int64_t t = b * S; t < (b + 1) * S; ++t) {
@@ -73,17 +73,23 @@ void routing_sums_on_cpu(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B,
       for (std::int64_t k = 0; k < K; ++k)
         if (expert[k] >= 0) ++count[expert[k]];
       const T* prob = prob_TE.row<T>(t);
-#pragma omp simd
-      for (std::int64_t e = 0; e < E; ++e) prob_sum[e] += static_cast<double>(prob[e]);
+#pragma omp simd reduction(+ : prob2_sum)
+      for (std::int64_t e = 0; e < E; ++e) {
+        const auto p = static_cast<double>(prob[e]);
+        prob_sum[e] += p;
+        prob2_sum += p * p;
+      }
       const auto lse = static_cast<double>(lse_T.as<T>()[t]);
       lse2_sum += lse * lse;
     }
+    prob2_sum_B.as<double>()[b] = prob2_sum;
     lse2_sum_B.as<double>()[b] = lse2_sum;
   }
 }
 
 template <class T>
-void add_sequence_gradient_on_cpu(Tensor dprob_TE, Tensor dprob_BE, Tensor token_T) {
+void add_sequence_gradient_on_cpu(Tensor dprob_TE, Tensor dprob_BE, Tensor prob_TE, double dprob2,
+                                  Tensor token_T) {
   const std::int64_t n_tokens = dprob_TE.rows(), E = dprob_TE.dim(1), S = n_tokens / dprob_BE.rows();
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < n_tokens; ++t) {
@@ -92,6 +98,11 @@ void add_sequence_gradient_on_cpu(Tensor dprob_TE, Tensor dprob_BE, Tensor token
     T* dprob = dprob_TE.row<T>(t);
 #pragma omp simd
     for (std::int64_t e = 0; e < E; ++e) dprob[e] += static_cast<T>(from[e]);
+    if (dprob2 == 0) continue;
+    const T* prob = prob_TE.row<T>(t);
+    const T slope = static_cast<T>(2 * dprob2);
+#pragma omp simd
+    for (std::int64_t e = 0; e < E; ++e) dprob[e] += slope * prob[e];
   }
 }
 
@@ -134,24 +145,27 @@ void slot_weights_backward(Tensor dscore_TE, Tensor dweight_TK, Tensor weight_TK
                                     weight_TK, chosen_TK, expert_TK, weighting);
 }
 
-void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK, Tensor prob_TE,
-                  Tensor lse_T, Tensor token_T, Context& ctx) {
+void routing_sums(Tensor count_BE, Tensor prob_sum_BE, Tensor prob2_sum_B, Tensor lse2_sum_B, Tensor expert_TK,
+                  Tensor prob_TE, Tensor lse_T, Tensor token_T, Context& ctx) {
   const DType real = prob_TE.dtype();
   Signature args(ctx);
   args(SY_ARG(token_T), DType::i32)(SY_ARG(expert_TK), DType::i32)(SY_ARG(prob_TE), real)(SY_ARG(lse_T), real);
   args(SY_ARG(count_BE), DType::i32)(SY_ARG(prob_sum_BE), DType::f64)(SY_ARG(lse2_sum_B), DType::f64);
+  args(SY_ARG(prob2_sum_B), DType::f64);
   check_sequences(args['T'], args['B']);
-  run<&cuda::routing_sums>(ctx, real, SY_CPU(routing_sums_on_cpu), count_BE, prob_sum_BE, lse2_sum_B, expert_TK,
-                           prob_TE, lse_T, token_T);
+  run<&cuda::routing_sums>(ctx, real, SY_CPU(routing_sums_on_cpu), count_BE, prob_sum_BE, prob2_sum_B,
+                           lse2_sum_B, expert_TK, prob_TE, lse_T, token_T);
 }
 
-void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor token_T, Context& ctx) {
+void add_sequence_gradient(Tensor dprob_TE, Tensor dprob_BE, Tensor prob_TE, double dprob2, Tensor token_T,
+                           Context& ctx) {
   const DType real = dprob_TE.dtype();
   Signature args(ctx);
   args(SY_ARG(token_T), DType::i32)(SY_ARG(dprob_TE), real)(SY_ARG(dprob_BE), DType::f64, kAnywhere);
+  args(SY_ARG(prob_TE), real);
   check_sequences(args['T'], args['B']);
   run<&cuda::add_sequence_gradient>(ctx, real, SY_CPU(add_sequence_gradient_on_cpu), dprob_TE, dprob_BE,
-                                    token_T);
+                                    prob_TE, dprob2, token_T);
 }
 
 void z_loss_backward(Tensor dlogit_TE, Tensor prob_TE, Tensor lse_T, Tensor token_T, double dz, Context& ctx) {
@@ -284,13 +298,15 @@ void add_counts_on_cpu(Tensor count_LE, Tensor count_LBE) {
   }
 }
 
-void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE,
-                         Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss) {
+void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_3, Tensor count_LBE, Tensor prob_sum_LBE,
+                         Tensor prob2_sum_LB, Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE,
+                         const BalanceLoss& loss) {
   const std::int64_t L = count_LBE.dim(0), B = count_LBE.dim(1), E = count_LBE.dim(2);
   const auto* const count = count_LBE.as<std::int32_t>();
   const auto* const tokens = tokens_B.as<std::int32_t>();
-  const auto *const prob_sum = prob_sum_LBE.as<double>(), *const lse2_sum = lse2_sum_LB.as<double>();
-  auto *const dprob = dprob_LBE.as<double>(), *const value = value_2.as<double>();
+  const auto *const prob_sum = prob_sum_LBE.as<double>(), *const prob2_sum = prob2_sum_LB.as<double>(),
+                    *const lse2_sum = lse2_sum_LB.as<double>();
+  auto *const dprob = dprob_LBE.as<double>(), *const value = value_3.as<double>();
   // The sum of an expert's counts over layers [first, end), all sequences.
   const auto counted = [&](std::int64_t e, std::int64_t first, std::int64_t end) {
     double sum = 0;
@@ -300,12 +316,14 @@ void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Ten
   const double micro_tokens = std::accumulate(tokens, tokens + B, 0.0);
   const auto all_tokens = static_cast<double>(loss.n_tokens), slots = static_cast<double>(loss.n_slots),
              layers = static_cast<double>(L), experts = static_cast<double>(E);
-  const double per_layer = loss.balance_coef / layers, z_factor = loss.z_coef / layers / all_tokens;
+  const double per_layer = loss.balance_coef / layers, z_factor = loss.z_coef / layers / all_tokens,
+               variance_factor = loss.variance_coef / layers / all_tokens;
   for (std::int64_t l = 0; l < L; ++l) {
     for (std::int64_t b = 0; b < B; ++b) {
       const std::int64_t lb = l * B + b;
       value[1] += z_factor * lse2_sum[lb];
       const double sequence_tokens = tokens[b];
+      value[2] -= variance_factor * prob2_sum[lb];
       for (std::int64_t e = 0; e < E; ++e) {
         double factor = 0;
         if (loss.balance_coef != 0 && sequence_tokens > 0) {
@@ -326,8 +344,11 @@ void balance_loss_on_cpu(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Ten
               break;
           }
         }
-        dprob[lb * E + e] = factor;
-        value[0] += factor * prob_sum[lb * E + e];
+        const double sum = prob_sum[lb * E + e];
+        const double of_mean = sequence_tokens > 0 ? variance_factor * sum / sequence_tokens : 0;
+        dprob[lb * E + e] = factor + 2 * of_mean;
+        value[0] += factor * sum;
+        value[2] += of_mean * sum;
       }
     }
   }
@@ -341,17 +362,18 @@ void add_counts(Tensor count_LE, Tensor count_LBE, Context& ctx) {
   run<&cuda::add_counts>(ctx, add_counts_on_cpu, count_LE, count_LBE);
 }
 
-void balance_loss(Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE, Tensor lse2_sum_LB,
-                  Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
+void balance_loss(Tensor dprob_LBE, Tensor value_3, Tensor count_LBE, Tensor prob_sum_LBE, Tensor prob2_sum_LB,
+                  Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx) {
   const DType f64 = DType::f64;
   Signature args(ctx);
   args(SY_ARG(count_LBE), DType::i32, kContiguous)(SY_ARG(tokens_B), DType::i32);
   args(SY_ARG(prob_sum_LBE), f64, kContiguous)(SY_ARG(lse2_sum_LB), f64, kContiguous);
-  args(SY_ARG(dprob_LBE), f64, kContiguous)(SY_ARG(value_2), f64, kContiguous);
+  args(SY_ARG(prob2_sum_LB), f64, kContiguous);
+  args(SY_ARG(dprob_LBE), f64, kContiguous)(SY_ARG(value_3), f64, kContiguous);
   if (loss.scope == BalanceScope::global_batch && loss.balance_coef != 0)
     args(SY_ARG(count_LE), f64, kContiguous);
-  run<&cuda::balance_loss>(ctx, balance_loss_on_cpu, dprob_LBE, value_2, count_LBE, prob_sum_LBE, lse2_sum_LB,
-                           tokens_B, count_LE, loss);
+  run<&cuda::balance_loss>(ctx, balance_loss_on_cpu, dprob_LBE, value_3, count_LBE, prob_sum_LBE, prob2_sum_LB,
+                           lse2_sum_LB, tokens_B, count_LE, loss);
 }
 
 }  // namespace switchyard::ops

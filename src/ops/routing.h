@@ -35,12 +35,16 @@ SY_OPERATOR(slot_weights_backward, Tensor dscore_TE, Tensor dweight_TK, Tensor w
             Tensor expert_TK, const SlotWeighting& weighting, Context& ctx);
 
 // Sums over the tokens of each sequence that are not padding, all set, in double and in token order:
-//   count_BE i32: slots on each expert;  prob_sum_BE f64: sum of prob_TE;  lse2_sum_B f64: sum of lse_T^2.
-SY_OPERATOR(routing_sums, Tensor count_BE, Tensor prob_sum_BE, Tensor lse2_sum_B, Tensor expert_TK,
-            Tensor prob_TE, Tensor lse_T, Tensor token_T, Context& ctx);
+//   count_BE i32: slots on each expert;  prob_sum_BE f64: sum of prob_TE;  prob2_sum_B f64: sum of prob_TE^2
+//   over experts, too;  lse2_sum_B f64: sum of lse_T^2.
+SY_OPERATOR(routing_sums, Tensor count_BE, Tensor prob_sum_BE, Tensor prob2_sum_B, Tensor lse2_sum_B,
+            Tensor expert_TK, Tensor prob_TE, Tensor lse_T, Tensor token_T, Context& ctx);
 
-// For the tokens that are not padding: dprob_TE[t] += dprob_BE[sequence of t].   dprob_BE f64.
-SY_OPERATOR(add_sequence_gradient, Tensor dprob_TE, Tensor dprob_BE, Tensor token_T, Context& ctx);
+// For the tokens that are not padding, what comes back through prob_sum_BE and prob2_sum_B:
+//   dprob_TE[t] += dprob_BE[sequence of t] + 2 dprob2 prob_TE[t]   dprob_BE f64; with dprob2 = 0 prob_TE is not
+//   read.
+SY_OPERATOR(add_sequence_gradient, Tensor dprob_TE, Tensor dprob_BE, Tensor prob_TE, double dprob2,
+            Tensor token_T, Context& ctx);
 
 // d/dlogit of  dz * sum_t lse_T[t]^2  over the tokens that are not padding:
 //   dlogit_TE[t] += 2 dz lse_T[t] prob_TE[t]
@@ -76,7 +80,7 @@ SY_OPERATOR(score_gap_histogram, Tensor count_EN, Tensor score_TE, Tensor value_
 SY_OPERATOR(cutoff_gap_histogram, Tensor count_EN, Tensor choice_TE, Tensor cutoff_T, Tensor token_T,
             Context& ctx);
 
-// Balance loss and z-loss of all layers from the sums of their routers.
+// Balance loss, z-loss and variance loss of all layers from the sums of their routers.
 //   L layers with a router, B sequences, E experts, K slots a token
 
 using switchyard::BalanceLoss;
@@ -92,11 +96,16 @@ SY_OPERATOR(add_counts, Tensor count_LE, Tensor count_LBE, Context& ctx);
 //   sequence      c/L  E  count_LBE / (K n_b)        / (n_b * sequences of the global batch)
 //   global_batch  c/L  E  count_LE / (K N)           / N
 //   model         c    E  sum_lb count_LBE / (L n_m) / (L N)
-// dprob_LBE = factor, set (0 for a sequence of padding alone);
-// value_2[0] += sum factor * prob_sum_LBE;  value_2[1] += z_coef/L/N * sum lse2_sum_LB.
+// value_3[0] += sum factor * prob_sum_LBE;  value_3[1] += z_coef/L/N * sum lse2_sum_LB.
+// The variance loss (arXiv 2505.22323) rewards probabilities that differ from token to token of a sequence, v =
+// variance_coef/L/N:
+//   value_3[2] -= v * sum over sequences of (prob2_sum_LB - sum_e prob_sum_LBE^2 / n_b)
+// dprob_LBE = factor + 2 v prob_sum_LBE / n_b, set (0 for a sequence of padding alone); with -v as
+// add_sequence_gradient's dprob2 that is all of the gradient.
 //   count_LBE i32, tokens_B i32: without padding; count_LE f64: of the global batch, read for that scope alone;
 //   the others f64. Sums in fixed order.
-SY_OPERATOR(balance_loss, Tensor dprob_LBE, Tensor value_2, Tensor count_LBE, Tensor prob_sum_LBE,
-            Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss, Context& ctx);
+SY_OPERATOR(balance_loss, Tensor dprob_LBE, Tensor value_3, Tensor count_LBE, Tensor prob_sum_LBE,
+            Tensor prob2_sum_LB, Tensor lse2_sum_LB, Tensor tokens_B, Tensor count_LE, const BalanceLoss& loss,
+            Context& ctx);
 
 }  // namespace switchyard::ops

@@ -102,7 +102,8 @@ class DynamicK final : public Router {
     ops::slot_softmax_backward(dlogit_TE, gradient.dweight_TK, decision_.weight_TK, decision_.expert_TK,
                                shape_.weight_scale, ctx);
     ops::fill_zero(dprob_TE, ctx);
-    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, prob_TE_, loss_gradient.dprob2, batch.token_T,
+                               ctx);
     ops::softmax_backward(dprob_TE, dprob_TE, prob_TE_, ctx);
     ops::add(dlogit_TE, dlogit_TE, dprob_TE, ctx);
     ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);

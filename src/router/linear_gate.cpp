@@ -126,11 +126,13 @@ void Scores::backward(Tensor dlogit_TE, Tensor dscore_TE, const RouterBatch& bat
                       const RoutingLossGradient& loss_gradient, Context& ctx) const {
   ScratchScope scope(ctx.scratch);
   if (function_ == ScoreFunction::softmax) {
-    ops::add_sequence_gradient(dscore_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::add_sequence_gradient(dscore_TE, loss_gradient.dprob_BE, score_TE_, loss_gradient.dprob2,
+                               batch.token_T, ctx);
   } else {
     const Tensor dprob_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
     ops::fill_zero(dprob_TE, ctx);
-    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, prob_TE_, loss_gradient.dprob2, batch.token_T,
+                               ctx);
     ops::row_share_backward(dscore_TE, dprob_TE, prob_TE_, score_TE_, ctx);
   }
   backward_weights(dlogit_TE, dscore_TE, batch, loss_gradient.dlse2, ctx);

@@ -170,7 +170,8 @@ class LatentPrototype final : public Router {
       ops::fill_zero(dV_Td, ctx);
       ops::fill_zero(dprob_TE, ctx);
     }
-    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, prob_TE_, loss_gradient.dprob2, batch.token_T,
+                               ctx);
     ops::softmax_backward(dprob_TE, dprob_TE, prob_TE_, ctx);
     ops::slot_softmax_backward(dscore_TE, gradient.dweight_TK, decision_.weight_TK, decision_.expert_TK,
                                shape_.weight_scale, ctx);

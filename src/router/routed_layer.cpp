@@ -44,8 +44,9 @@ RoutingDecision RoutedLayer::forward(Tensor x_TD, const RouterBatch& batch, Cont
     ops::fill_zero(routing.dropped_1, ctx);
   }
   if (!output.lse_T.defined()) ops::fill_zero(no_lse_T_, ctx);
-  ops::routing_sums(routing.count_BE, routing.prob_sum_BE, routing.lse2_sum_B, decision_.expert_TK,
-                    output.prob_TE, output.lse_T.defined() ? output.lse_T : no_lse_T_, batch.token_T, ctx);
+  ops::routing_sums(routing.count_BE, routing.prob_sum_BE, routing.prob2_sum_B, routing.lse2_sum_B,
+                    decision_.expert_TK, output.prob_TE, output.lse_T.defined() ? output.lse_T : no_lse_T_,
+                    batch.token_T, ctx);
   return decision_;
 }
 

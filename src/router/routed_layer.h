@@ -16,8 +16,12 @@ namespace switchyard::router {
 struct LayerRouting {
   Tensor count_BE;     // i32: slots on each expert, dropped ones not counted
   Tensor prob_sum_BE;  // f64: sum of the router's probabilities
+  Tensor prob2_sum_B;  // f64: sum of their squares
   Tensor lse2_sum_B;   // f64: sum of squared log-sum-exps of the logits; 0 without logits
   Tensor dropped_1;    // i32: slots that were dropped
+  // f64: sum of the overlap of tokens' experts, which the experts set; defined in training with
+  // orthogonality_coef.
+  Tensor overlap_1{};
   RoutingLossGradient loss{};
 };
 
@@ -47,6 +51,10 @@ class RoutedLayer {
   // What is there for Router::observe_gradient, in float32 or float64; after backward().
   bool observes_gradient() const { return router_->n_gradient_statistics() > 0; }
   void observe_gradient(Tensor dx_TD, const RouterBatch& batch, Context& ctx);
+
+  // Where the experts count their overlap, and the gradient of the loss with respect to it.
+  Tensor overlap_1() const { return routing_ ? routing_->overlap_1 : Tensor{}; }
+  double doverlap() const { return routing_->loss.doverlap; }
 
   Router& router() { return *router_; }
   const Router& router() const { return *router_; }

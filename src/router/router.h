@@ -76,8 +76,11 @@ struct RoutingGradient {
 
 // What the losses send back, and what the router's own loss is made of.
 struct RoutingLossGradient {
-  Tensor dprob_BE;         // f64: with respect to the probabilities of each token of the sequence
+  // f64: with respect to the probabilities of each token of the sequence, but for what dprob2 has of them.
+  Tensor dprob_BE;
   double dlse2;            // with respect to each token's squared log-sum-exp
+  double doverlap = 0;     // with respect to the overlap of each token's experts (ops/overlap.h)
+  double dprob2 = 0;       // with respect to the sum of each token's squared probabilities
   double token_share = 0;  // 1 / the tokens of the global batch, without padding
   // The router's statistics. Of the whole global batch where needs_statistics_first(); of this micro-batch and
   // those before it elsewhere.

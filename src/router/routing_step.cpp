@@ -17,7 +17,9 @@ RoutingStep::RoutingStep(std::vector<RoutedLayer*> layers, const config::Router&
       loss_{.scope = options.balance_scope,
             .balance_coef = options.balance_coef,
             .z_coef = options.z_loss_coef,
+            .variance_coef = options.variance_coef,
             .n_slots = config::slots_per_token(options, model)},
+      orthogonality_coef_(options.orthogonality_coef),
       routing_L_(layers_.size()) {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     n_statistics_ += layers_[l]->router().n_statistics();
@@ -32,7 +34,8 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool lay
   const std::int64_t L = n_layers(), E = n_experts_;
   const Shape shape_BE{n_seq, E};
   counts_ = {arena.take(Shape{L, n_seq, E}, DType::i32), arena.take(Shape{L, n_seq, E}, DType::f64),
-             arena.take(Shape{L, n_seq}, DType::f64), arena.take(Shape{L}, DType::i32)};
+             arena.take(Shape{L, n_seq}, DType::f64), arena.take(Shape{L, n_seq}, DType::f64),
+             arena.take(Shape{L}, DType::i32)};
   if (training) {
     dprob_LBE_ = arena.take(Shape{L, n_seq, E}, DType::f64);
     global_sums_ = arena.take(Shape{L * E + n_statistics_}, DType::f64);
@@ -41,15 +44,18 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool lay
       statistics_S_ = arena.take(Shape{n_statistics_}, DType::f64);
       global_statistics_S_ = global_sums_.slice(L * E, n_statistics_);
     }
+    if (orthogonality_coef_ != 0) overlap_L_ = arena.take(Shape{L}, DType::f64);
     if (n_gradient_statistics_ > 0) gradient_sums_ = arena.take(Shape{n_gradient_statistics_}, DType::f64);
   }
   if (!training)
-    dprob_LBE_ = global_sums_ = global_count_LE_ = statistics_S_ = global_statistics_S_ = gradient_sums_ = {};
+    dprob_LBE_ = global_sums_ = global_count_LE_ = statistics_S_ = global_statistics_S_ = gradient_sums_ =
+        overlap_L_ = {};
   std::int64_t first = 0, first_of_gradient = 0;  // of the layer's statistics
   for (std::int64_t l = 0; l < L; ++l) {
     LayerRouting& routing = routing_L_[static_cast<std::size_t>(l)];
     routing = {counts_.count_LBE.slice(l, 1).reshape(shape_BE),
                counts_.prob_sum_LBE.slice(l, 1).reshape(shape_BE),
+               counts_.prob2_sum_LB.slice(l, 1).reshape(Shape{n_seq}),
                counts_.lse2_sum_LB.slice(l, 1).reshape(Shape{n_seq}), counts_.dropped_L.slice(l, 1)};
     if (!training) {
       // What an earlier plan had is gone.
@@ -57,6 +63,7 @@ void RoutingStep::plan(Arena& arena, std::int64_t n_seq, bool training, bool lay
       layers_[static_cast<std::size_t>(l)]->router().keep_gradient_statistics_in({});
       continue;
     }
+    if (overlap_L_.defined()) routing.overlap_1 = overlap_L_.slice(l, 1);
     routing.loss.dprob_BE = dprob_LBE_.slice(l, 1).reshape(shape_BE);
     Router& router = layers_[static_cast<std::size_t>(l)]->router();
     if (const std::int64_t size = router.n_gradient_statistics(); size > 0) {
@@ -99,14 +106,22 @@ void RoutingStep::add_losses(Tensor loss_3, Tensor tokens_B, const GlobalBatch& 
   BalanceLoss loss = loss_;
   loss.n_tokens = batch.n_tokens;
   loss.n_sequences = batch.n_sequences;
-  ops::balance_loss(dprob_LBE_, loss_3.slice(0, 2), counts_.count_LBE, counts_.prob_sum_LBE,
+  ops::balance_loss(dprob_LBE_, loss_3, counts_.count_LBE, counts_.prob_sum_LBE, counts_.prob2_sum_LB,
                     counts_.lse2_sum_LB, tokens_B, global_count_LE_, loss, ctx);
+  // What one token of one layer has of a coefficient whose loss is a mean over both.
+  const auto of_tokens = [&](double coef) {
+    return coef / static_cast<double>(n_layers()) / static_cast<double>(batch.n_tokens);
+  };
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     RoutingLossGradient& gradient = routing_L_[l].loss;
-    gradient.dlse2 = loss.z_coef / static_cast<double>(n_layers()) / static_cast<double>(batch.n_tokens);
+    gradient.dlse2 = of_tokens(loss.z_coef);
+    gradient.dprob2 = -of_tokens(loss.variance_coef);
+    gradient.doverlap = of_tokens(orthogonality_coef_);
     gradient.token_share = 1 / static_cast<double>(batch.n_tokens);
     gradient.tokens_B = tokens_B;
     layers_[l]->add_layer_loss(loss_3.slice(2, 1), gradient, ctx);
+    if (overlap_L_.defined())
+      ops::accumulate(loss_3.slice(2, 1), routing_L_[l].overlap_1, gradient.doverlap, ctx);
   }
 }
 

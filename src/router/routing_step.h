@@ -19,7 +19,7 @@ namespace switchyard::router {
 
 // LayerRouting's of all layers, side by side: of the last forward pass.
 struct RoutingCounts {
-  Tensor count_LBE, prob_sum_LBE, lse2_sum_LB, dropped_L;
+  Tensor count_LBE, prob_sum_LBE, prob2_sum_LB, lse2_sum_LB, dropped_L;
 };
 
 // The whole batch of an optimizer step, over all micro-batches and ranks. Padding is not counted.
@@ -65,8 +65,9 @@ class RoutingStep {
   Tensor global_count_LE() const { return global_count_LE_; }  // a part of it
 
   // What the last forward pass, a micro-batch of this global batch, adds to the losses, coefficients included,
-  // is added to loss_3 (f64): balance, z, the routers' own. Sets their gradients, which the backward pass of
-  // the layers reads. tokens_B: i32, the tokens of each sequence that are not padding.
+  // is added to loss_3 (f64): balance, z, all others (variance, orthogonality, the routers' own). Sets their
+  // gradients, which the backward pass of the layers reads. tokens_B: i32, the tokens of each sequence that are
+  // not padding.
   void add_losses(Tensor loss_3, Tensor tokens_B, const GlobalBatch& batch, Context& ctx);
 
   // What routers do beside their gradients, after each optimizer step: by the sums of the global batch.
@@ -83,12 +84,14 @@ class RoutingStep {
   bool layers_share_memory_ = false;
   std::int64_t n_experts_, n_statistics_ = 0, n_gradient_statistics_ = 0;
   BalanceLoss loss_;
+  double orthogonality_coef_;
   RoutingCounts counts_;
   Tensor dprob_LBE_;     // f64
   Tensor statistics_S_;  // f64, of the last forward pass; not defined where there are none
   Tensor global_sums_;   // f64; its parts:
   Tensor global_count_LE_, global_statistics_S_;
   Tensor gradient_sums_;                 // f64 [G]
+  Tensor overlap_L_;                     // f64; not defined without orthogonality_coef
   std::vector<LayerRouting> routing_L_;  // parts of the above
 };
 

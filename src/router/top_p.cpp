@@ -60,7 +60,8 @@ class TopP final : public Router {
     const Tensor dlogit_TE = ctx.scratch.take(prob_TE_.shape(), prob_TE_.dtype());
     ops::slot_weights_backward(dlogit_TE, gradient.dweight_TK, decision_.weight_TK, chosen_TK_,
                                decision_.expert_TK, weighting(), ctx);
-    ops::add_sequence_gradient(dlogit_TE, loss_gradient.dprob_BE, batch.token_T, ctx);
+    ops::add_sequence_gradient(dlogit_TE, loss_gradient.dprob_BE, prob_TE_, loss_gradient.dprob2, batch.token_T,
+                               ctx);
     ops::softmax_backward(dlogit_TE, dlogit_TE, prob_TE_, ctx);
     ops::z_loss_backward(dlogit_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
     ops::softmax_entropy_backward(dlogit_TE, entropy_T_, logit_TE_, prob_TE_, lse_T_, batch.token_T,

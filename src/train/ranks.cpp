@@ -40,6 +40,12 @@ void check_ranks(const config::Run& run, int size, Device device) {
   if (run.model.num_experts % p.expert != 0)
     throw_input("parallel.expert: {} does not divide model.num_experts, {}; choose a number that does",
                 p.expert, run.model.num_experts);
+  if (p.expert > 1 && run.router.orthogonality_coef > 0)
+    throw_input(
+        "router.orthogonality_coef: is {}, but parallel.expert is {}: the outputs that a token has of its "
+        "experts are "
+        "on several ranks, and none compares them; set router.orthogonality_coef to 0 or parallel.expert to 1",
+        run.router.orthogonality_coef, p.expert);
   if (micro_batches < size)
     throw_input(
         "train.global_batch_size: {} micro-batch{} for {} ranks: {} would have nothing to do; use at most {}, "

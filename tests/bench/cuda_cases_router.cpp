@@ -224,12 +224,13 @@ std::vector<Case> sums(const Sizes& s) {
   const auto sums_of_sequences = [=](Workspace& w) {
     const Choice c(w, s);
     const Tensor count = w.take({s.n_seq, s.experts}, DType::i32),
-                 prob_sum = w.take({s.n_seq, s.experts}, DType::f64), lse2 = w.take({s.n_seq}, DType::f64);
+                 prob_sum = w.take({s.n_seq, s.experts}, DType::f64), prob2 = w.take({s.n_seq}, DType::f64),
+                 lse2 = w.take({s.n_seq}, DType::f64);
     return Work{.shape = text(c.prob_TE),
                 .bytes = bytes_of({c.expert_TK, c.prob_TE, c.lse_T, c.token_T}),
                 .call = [=](Context& ctx) {
-                  ops::cuda::routing_sums(count, prob_sum, lse2, c.expert_TK, c.prob_TE, c.lse_T, c.token_T,
-                                          ctx);
+                  ops::cuda::routing_sums(count, prob_sum, prob2, lse2, c.expert_TK, c.prob_TE, c.lse_T,
+                                          c.token_T, ctx);
                 }};
   };
   const auto gradient_of_sums = [=](Workspace& w) {
@@ -237,7 +238,7 @@ std::vector<Case> sums(const Sizes& s) {
                  of_sequence = w.zeros({s.n_seq, s.experts}, DType::f64),
                  token = w.zeros({s.router_tokens}, DType::i32);
     return Work{.shape = text(dprob), .bytes = bytes_of({dprob, dprob}), .call = [=](Context& ctx) {
-                  ops::cuda::add_sequence_gradient(dprob, of_sequence, token, ctx);
+                  ops::cuda::add_sequence_gradient(dprob, of_sequence, dprob, 0, token, ctx);
                 }};
   };
   const auto gaps = [=](Workspace& w) {
