@@ -74,6 +74,23 @@ class Balance(CliTest):
         self.fails(2, "train", self.write_config(router={"type": "kmeans", "simbal_coef": 0.05}), "--out", "no",
                    names=["router.simbal_coef", "no such option"])
 
+    def test_what_makes_experts_differ(self):
+        # Sums of differing signs: each alone says whether it falls. Beside experts whose outputs start alike by chance.
+        for kind, own in (("softmax_topk", {}), ("sigmoid_group", {}), ("top_p", {"entropy_coef": 0}),
+                          ("lpr", {"latent_dim": 8, "reg_coef": 0})):
+            for key, coef in (("variance_coef", 3.0), ("orthogonality_coef", 3.0)):
+                with self.subTest(kind, key=key):
+                    self.try_router(f"{kind}-{key}", {"type": kind, key: coef, **own})
+                    own_loss = [line["router_loss"] for line in self.metrics(f"{kind}-{key}")]
+                    self.assertEqual(own_loss[0] < 0, key == "variance_coef", own_loss)
+                    self.assertLess(own_loss[-1], own_loss[0])
+        self.ok("eval", "softmax_topk-orthogonality_coef")
+        config = self.write_config(router={"type": "softmax_topk", "orthogonality_coef": 0.1}, parallel__expert=2)
+        self.fails(2, "train", config, "--out", "no", "--nproc", 2,
+                   names=["router.orthogonality_coef: is 0.1, but parallel.expert is 2"])
+        config = self.write_config(router={"type": "softmax_topk", "variance_coef": 0.1}, parallel__expert=2)
+        self.ok("train", config, "--out", "parts", "--nproc", 2)
+
     def test_an_export_of_the_layouts_own_router_has_the_layouts_tensors(self):
         for rule, left in (("sign", None), ("smebu", MOMENTUM), ("phi", LOAD)):
             with self.subTest(rule):

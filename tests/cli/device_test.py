@@ -156,6 +156,7 @@ class OnTheDevice(CliTest):
             "loss_gradient": {"type": "dynamic_k", "estimator": "loss_gradient", "max_experts": 4},
             "top_p": {"type": "top_p", "p": 0.6, "max_experts": 4},
             "simbal": {"type": "softmax_topk", "simbal_coef": 0.05},
+            "differing_experts": {"type": "softmax_topk", "variance_coef": 0.5, "orthogonality_coef": 0.5},
         }
         for name, router in routers.items():
             with self.subTest(name):
