@@ -73,6 +73,7 @@ std::vector<Case> cases() {
       {"LprDot", "lpr", {{"latent_dim", three}, {"similarity", "dot"}, {"reg_coef", 0.1}}},
       {"LprAverageBias", "lpr", {{"latent_dim", three}, {"key_update", "ema"}, {"bias", "quantile"}}},
       {"LprNoAddend", "lpr", {{"latent_dim", three}, {"prototype_addend", false}, {"bias", "quantile"}}},
+      {"LprNoRouting", "lpr", {{"latent_dim", three}, {"prototype_routing", false}, {"bias", "quantile"}}},
       {"LprSign", "lpr", {{"latent_dim", three}, {"bias", "sign"}}},
       {"LprSmebu", "lpr", {{"latent_dim", three}, {"bias", "smebu"}}},
       {"LprPhi", "lpr", {{"latent_dim", three}, {"bias", "phi"}}},

@@ -26,6 +26,7 @@ ROUTERS = ({"type": "lpr", "reg_coef": 0.5, "z_loss_coef": 0.01}, {"type": "soft
            {"type": "sigmoid_group", "balance_coef": 0.1}, {"capacity_factor": 0.75})
 # Options that change what is computed; of one layout.
 OPTIONS = ({"type": "lpr", "bias": "quantile", "unit_ball": True},
+           *({"type": "lpr", key: False, "bias": "quantile"} for key in ("prototype_addend", "prototype_routing")),
            {"type": "lpr", "bias": "sign"}, {"type": "lpr", "bias": "smebu"}, {"type": "lpr", "bias": "phi"},
            {"type": "quantile", "bias": "smebu", "bias_update_speed": 0.05}, {"type": "quantile", "bias": "phi"},
            {"type": "sigmoid_group", "bias_mean_free": True}, {"type": "sigmoid_group", "bias": "smebu"},

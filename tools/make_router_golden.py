@@ -149,6 +149,9 @@ CASES = {
     "lpr_align_term": case(LOUD | {"div_weight": 0.0, "kl_weight": 0.0, "align_weight": 1.0}),
     "lpr_reg_micro_batch": case(LOUD | {"reg_scope": "micro_batch"}),
     "lpr_variance": case(LPR | {"balance_coef": 0.1, "variance_coef": 0.7}),
+    "lpr_no_routing": case(LOUD | {"prototype_routing": False, "balance_coef": 0.1, "z_loss_coef": 0.01}),
+    "lpr_no_routing_bias": case(LPR | {"prototype_routing": False, "similarity": "dot", "bias": "quantile",
+                                       "bias_ema": 0.2, "bias_solves": 1}, n_slots=3),
     "lpr_no_addend": case(LOUD | {"prototype_addend": False, "balance_coef": 0.1}),
     "lpr_unit_ball": case(LOUD | {"unit_ball": True}),
     "lpr_balance": case(LPR | {"balance_coef": 0.3, "balance_scope": "sequence"}, n_slots=3),
@@ -201,6 +204,8 @@ def rows_of(options, shape, normal, uniform):
         "encoder.weight": 0.5 * normal(2 * d, D), "encoder.bias": 0.2 * normal(2 * d),
         "expert_keys": torch.nn.functional.normalize(keys, dim=-1) if options["unit_ball"] else keys,
     }
+    if not options["prototype_routing"]:
+        rows["weight"] = 0.4 * normal(E, D)
     if options["prototype_addend"]:
         rows["out_proj.weight"], rows["out_proj.bias"] = 0.3 * normal(D, d), 0.1 * normal(D)
     prefix = "similarity_func."

@@ -645,7 +645,7 @@ def diversity(kind, Y):
 
 class LatentPrototypeRouter(WithChoiceBias):
     options_of_type = {"balance_coef": 0.0, "latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1,
-                       "unit_ball": False, "prototype_addend": True, "reg_coef": 0.01, "div_weight": 1.0,
+                       "unit_ball": False, "prototype_addend": True, "prototype_routing": True, "reg_coef": 0.01, "div_weight": 1.0,
                        "diversity": "orthogonal", "diversity_lambda": 1.0, "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch",
                        "key_update": "gradient", "ema_decay": 0.8, "bias": "none", "bias_mean_free": True,
                        "bias_ema": 0.0, "bias_solves": 0, "settle_tokens": 0, **BIAS_OPTIONS}
@@ -655,6 +655,8 @@ class LatentPrototypeRouter(WithChoiceBias):
         self.norm, self.encoder = nn.LayerNorm(D, eps=1e-5), nn.Linear(D, 2 * d)
         self.out_proj = nn.Linear(d, D) if self.options.prototype_addend else None
         self.similarity_func = LatentSimilarity(self.options, E)
+        if not self.options.prototype_routing:
+            super().build()  # a gate that chooses in the prototypes' place
         if self.options.key_update == "ema":
             self.state("expert_keys", E, d)
             self.state("ema_sums", E, d)
@@ -669,6 +671,8 @@ class LatentPrototypeRouter(WithChoiceBias):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=self.init_std)
                 nn.init.zeros_(module.bias)
+        if not self.options.prototype_routing:
+            super().reset_parameters()
         nn.init.normal_(self.expert_keys)
         if self.options.unit_ball:
             with torch.no_grad():
@@ -682,18 +686,22 @@ class LatentPrototypeRouter(WithChoiceBias):
         a_TD = F.silu(F.layer_norm(x_TD, x_TD.shape[-1:], norm.weight.to(x_TD.dtype), norm.bias.to(x_TD.dtype), norm.eps))
         mu_Td, logvar_Td = _linear(self.encoder, a_TD).chunk(2, dim=-1)
         S_TE, decode = self.similarity_func(mu_Td, logvar_Td, key_Ed)
-        S_TE = self.jittered(S_TE)
-        P_TE = S_TE.softmax(-1)
-        if self.options.bias != "none":
-            expert_TK, taken_TK = self.choose_with_bias(S_TE)
-            S_TK = S_TE.gather(1, expert_TK)
+        if self.options.prototype_routing:
+            S_TE = choice_TE = self.jittered(S_TE)
         else:
-            S_TK, expert_TK, taken_TK = self.largest(S_TE)
+            choice_TE = self.logits(x_TD)
+        if self.options.bias != "none":
+            expert_TK, taken_TK = self.choose_with_bias(choice_TE)
+            choice_TK = choice_TE.gather(1, expert_TK)
+        else:
+            choice_TK, expert_TK, taken_TK = self.largest(choice_TE)
+        S_TK = S_TE.gather(1, expert_TK)
         with torch.no_grad():  # what aligns the keys: each token's latent, shared out over experts
             z_Td = mu_Td + self.noise(mu_Td) * torch.exp(logvar_Td / 2)
             R_TE = torch.zeros_like(S_TE).scatter(1, expert_TK, S_TK).softmax(-1)
-        addend_TD = _linear(self.out_proj, decode(P_TE)) if self.out_proj is not None else None
-        return Routing(expert_TK, S_TK.softmax(-1), taken_TK, S_TE, P_TE, addend_TD, (mu_Td, logvar_Td, z_Td, R_TE))
+        addend_TD = _linear(self.out_proj, decode(S_TE.softmax(-1))) if self.out_proj is not None else None
+        return Routing(expert_TK, choice_TK.softmax(-1), taken_TK, choice_TE, choice_TE.softmax(-1), addend_TD,
+                       (mu_Td, logvar_Td, z_Td, R_TE))
 
     def own_loss(self, routing):
         options, key_Ed = self.options, self.expert_keys.to(routing.weight_TK.dtype)

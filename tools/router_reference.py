@@ -35,7 +35,7 @@ OWN = {
     "expert_threshold": GATE | {"score_function": "sigmoid", "threshold_decay": 0.99, "max_experts": None},
     "kmeans": {"mean_decay": 0.99},
     "lpr": {"latent_dim": 16, "similarity": "cosine", "sigma": 1.0, "num_heads": 1, "unit_ball": False,
-            "prototype_addend": True,
+            "prototype_addend": True, "prototype_routing": True,
             "reg_coef": 0.01, "div_weight": 1.0, "diversity": "orthogonal", "diversity_lambda": 1.0,
             "kl_weight": 0.01, "align_weight": 0.05, "reg_scope": "global_batch", "key_update": "gradient",
             "ema_decay": 0.8, "bias": "none", "bias_mean_free": True, "bias_ema": 0.0, "bias_solves": 0} | RULES,
@@ -689,10 +689,12 @@ class LatentPrototype(Router):
         mu_Td, logvar_Td = F.linear(a_TD, rows["encoder.weight"], rows["encoder.bias"]).chunk(2, dim=-1)
         z_Td = mu_Td + epsilon_Td * torch.exp(logvar_Td / 2)
         S_TE, V_Td = self.similarity(mu_Td, logvar_Td)
-        chosen_TE = self.bias.choose(S_TE) if self.bias else self.largest(S_TE, self.shape.n_slots)
+        # What chooses and weighs; in the prototypes' place a linear gate.
+        choice_TE = S_TE if self.options["prototype_routing"] else self.logits(x_TD)
+        chosen_TE = self.bias.choose(choice_TE) if self.bias else self.largest(choice_TE, self.shape.n_slots)
         R_TE = (S_TE * chosen_TE).softmax(-1).detach()
         self.last = (R_TE, z_Td.detach())
-        return Choice(chosen_TE, softmax_over(chosen_TE, S_TE), S_TE.softmax(-1), S_TE,
+        return Choice(chosen_TE, softmax_over(chosen_TE, choice_TE), choice_TE.softmax(-1), choice_TE,
                       addend_TD=F.linear(V_Td, rows["out_proj.weight"], rows["out_proj.bias"])
                       if self.options["prototype_addend"] else None,
                       loss=self.regularisation(mu_Td, logvar_Td, R_TE, z_Td))

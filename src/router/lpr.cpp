@@ -39,6 +39,7 @@ class LatentPrototype final : public Router {
         ema_decay_(options.own.number("ema_decay")),
         ema_(options.own.word("key_update") == "ema"),
         has_addend_(options.own.boolean("prototype_addend")),
+        routes_(options.own.boolean("prototype_routing")),
         store_(store),
         regularisation_(options, shape.n_experts) {
     const std::int64_t D = shape.hidden_size, E = shape.n_experts, d = width_;
@@ -51,6 +52,7 @@ class LatentPrototype final : public Router {
                         .weight_decay = init == Init::normal,
                         .trained = trained});
     };
+    if (!routes_) gate_.emplace(options, shape, prefix, store);
     norm_weight_ = add("norm.weight", Shape{D}, Init::ones);
     norm_bias_ = add("norm.bias", Shape{D}, Init::zeros);
     encoder_weight_ = add("encoder.weight", Shape{2 * d, D}, Init::normal);
@@ -73,7 +75,8 @@ class LatentPrototype final : public Router {
     }
     if (options.own.word("bias") != "none")
       bias_.emplace(options.own, shape, ExpertGroups{},
-                    fmt::format("of {} similarities", options.own.word("similarity")), prefix, store);
+                    routes_ ? fmt::format("of {} similarities", options.own.word("similarity")) : "of logits",
+                    prefix, store);
   }
 
   std::int64_t n_slots() const override { return shape_.n_slots; }
@@ -96,6 +99,11 @@ class LatentPrototype final : public Router {
     lse_T_ = arena.take(Shape{T}, dtype);
     chosen_TK_ = arena.take(slots, dtype);
     V_Td_ = arena.take(Shape{T, d}, dtype);
+    if (!routes_) {
+      logit_TE_ = arena.take(Shape{T, E}, dtype);
+      mixture_TE_ = arena.take(Shape{T, E}, dtype);
+      gate_->plan(arena, T, dtype);
+    }
     decision_ = {arena.take(slots, DType::i32), arena.take(slots, dtype),
                  has_addend_ ? arena.take(Shape{T, D}, dtype) : Tensor{}};
   }
@@ -112,8 +120,11 @@ class LatentPrototype final : public Router {
     similarity_->forward(score_TE_, token_, key, ctx);
 
     // Jitter moves the choice and its weights; the similarities stay as they are for the backward pass.
-    Tensor seen_TE = score_TE_;
-    if (batch.training && jitter_ != 0) {
+    Tensor seen_TE = routes_ ? score_TE_ : logit_TE_;
+    if (!routes_) {
+      gate_->forward(logit_TE_, x_TD, batch, ctx);
+      ops::softmax_forward(mixture_TE_, ctx.scratch.take(lse_T_.shape(), lse_T_.dtype()), score_TE_, ctx);
+    } else if (batch.training && jitter_ != 0) {
       seen_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
       ops::copy(seen_TE, score_TE_, ctx);
       add_jitter(seen_TE, jitter_, batch, shape_.layer, ctx);
@@ -126,8 +137,10 @@ class LatentPrototype final : public Router {
       ops::top_k(decision_.expert_TK, chosen_TK_, seen_TE, batch.token_T, ctx);
     }
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
+    // What aligns keys are similarities.
+    if (!routes_) ops::gather_slots(chosen_TK_, score_TE_, decision_.expert_TK, ctx);
     if (has_addend_) {
-      similarity_->decode(V_Td_, prob_TE_, key, ctx);
+      similarity_->decode(V_Td_, mixture_TE(), key, ctx);
       ops::linear_forward(decision_.expert_input_addend_TD, V_Td_, store_.value(out_weight_), ops::Write::set,
                           ctx);
       ops::bias_forward(decision_.expert_input_addend_TD, store_.value(out_bias_), ctx);
@@ -152,6 +165,7 @@ class LatentPrototype final : public Router {
     };
     const Tensor dscore_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
     const Tensor dprob_TE = ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
+    const Tensor dmixed_TE = routes_ ? Tensor{} : ctx.scratch.take(score_TE_.shape(), score_TE_.dtype());
     const Tensor dV_Td = ctx.scratch.take(V_Td_.shape(), V_Td_.dtype());
     const Tensor dlatent_T2d = zeros_like(latent_T2d_);
     const LatentRows key = keys();
@@ -165,9 +179,13 @@ class LatentPrototype final : public Router {
       ops::bias_backward(store_.grad(out_bias_), gradient.daddend_TD, ctx);
       ops::linear_backward_weight(store_.grad(out_weight_), gradient.daddend_TD, V_Td_, ctx);
       ops::linear_backward_input(dV_Td, gradient.daddend_TD, store_.value(out_weight_), ops::Write::set, ctx);
-      similarity_->decode_backward(dprob_TE, dkey, dV_Td, prob_TE_, key, ctx);
+      similarity_->decode_backward(dprob_TE, dkey, dV_Td, mixture_TE(), key, ctx);
     } else {
       ops::fill_zero(dV_Td, ctx);
+      ops::fill_zero(dprob_TE, ctx);
+    }
+    if (!routes_) {  // what mixes prototypes and what chooses are two things
+      ops::softmax_backward(dmixed_TE, dprob_TE, mixture_TE_, ctx);
       ops::fill_zero(dprob_TE, ctx);
     }
     ops::add_sequence_gradient(dprob_TE, loss_gradient.dprob_BE, prob_TE_, loss_gradient.dprob2, batch.token_T,
@@ -177,7 +195,8 @@ class LatentPrototype final : public Router {
                                shape_.weight_scale, ctx);
     ops::add(dscore_TE, dscore_TE, dprob_TE, ctx);
     ops::z_loss_backward(dscore_TE, prob_TE_, lse_T_, batch.token_T, loss_gradient.dlse2, ctx);
-    similarity_->backward(dtoken, dkey, dscore_TE, score_TE_, dV_Td, token_, key, ctx);
+    if (!routes_) gate_->backward(dx_TD, dscore_TE, x_TD, ctx);
+    similarity_->backward(dtoken, dkey, routes_ ? dscore_TE : dmixed_TE, score_TE_, dV_Td, token_, key, ctx);
     regularisation_.backward(dtoken, dkey, token_, key, batch.token_T, own_statistics(),
                              own_part(loss_gradient.statistics_S), loss_gradient.token_share, ctx);
     ops::unit_rows_backward(dtoken.mean, dtoken.unit, token_.unit, token_.norm, ctx);
@@ -228,6 +247,9 @@ class LatentPrototype final : public Router {
     return {store_.value(keys_), similarity_->key_log_var(), key_unit_Ed_, key_norm_E_};
   }
 
+  // What prototypes are mixed by.
+  Tensor mixture_TE() const { return routes_ ? prob_TE_ : mixture_TE_; }
+
   Tensor own_part(const Tensor& statistics_S) const {
     return statistics_S.slice(0, regularisation_.n_statistics());
   }
@@ -258,15 +280,17 @@ class LatentPrototype final : public Router {
   RouterShape shape_;
   std::int64_t width_;
   double jitter_, ema_decay_;
-  bool ema_, has_addend_;
+  bool ema_, has_addend_, routes_;
   ParameterStore& store_;
   std::size_t norm_weight_, norm_bias_, encoder_weight_, encoder_bias_, keys_;
   std::size_t out_weight_ = 0, out_bias_ = 0, ema_sums_ = 0, ema_counts_ = 0;
   std::optional<LatentSimilarity> similarity_;
   LatentRegularisation regularisation_;
   std::optional<ChoiceBias> bias_;
+  std::optional<LinearGate> gate_;  // that chooses in the prototypes' place
   Tensor norm_mean_T_, norm_rstd_T_, a_TD_, latent_T2d_, key_unit_Ed_, key_norm_E_;
   Tensor score_TE_, prob_TE_, lse_T_, chosen_TK_, V_Td_;
+  Tensor logit_TE_, mixture_TE_;  // with a gate: its logits, and the softmax of the similarities
   LatentRows token_;
   RoutingDecision decision_;
 };
@@ -298,6 +322,10 @@ void check(const config::Router& router, const config::Model&, const config::Rou
            fmt::format("is {}, but key_update is \"gradient\", which averages nothing; remove it",
                        own.number("ema_decay")),
            "key_update");
+  if (!own.boolean("prototype_routing") && !own.boolean("prototype_addend"))
+    refuse("prototype_routing",
+           "is false, and so is prototype_addend: nothing is left of the prototypes; set one to true",
+           "prototype_addend");
   check_choice_bias(router, kMeanFree, refuse);
 }
 
@@ -317,6 +345,7 @@ RouterType lpr_router() {
                              {.key = "num_heads", .fallback = std::int64_t{1}, .range = {1, 4096}},
                              {.key = "unit_ball", .fallback = false, .in_training_alone = true},
                              {.key = "prototype_addend", .fallback = true},
+                             {.key = "prototype_routing", .fallback = true},
                              {.key = "reg_coef",
                               .fallback = 0.01,
                               .range = config::kCoefficient,

@@ -154,6 +154,9 @@ void TrainingRun::fit_router(const checkpoint::ModelDirectory& directory, std::i
         "--fit-router: router.type is \"{}\"; only \"lpr\" of similarity \"cosine\" is fitted to a gate; "
         "set them, or remove it",
         run_.router.type);
+  if (!run_.router.own.boolean("prototype_routing"))
+    throw_input(
+        "--fit-router: router.prototype_routing is false, so that no prototype chooses; set it to true");
   if (own_type == "lpr" || own_type == "kmeans")
     throw_input("--fit-router: {} has a router of type \"{}\", which has no linear gate to fit to; remove it",
                 directory.path().string(), own_type);

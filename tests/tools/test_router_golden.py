@@ -49,8 +49,8 @@ class RouterGolden(unittest.TestCase):
                                  "kmeans", "lpr"})
         everywhere = {key: set().union(*(v for (_, k), v in seen.items() if k == key)) for key in
                       ("balance_scope", "score_function", "estimator", "similarity", "diversity", "key_update", "bias",
-                       "bias_mean_free", "renormalise", "unit_ball", "prototype_addend", "num_heads",
-                       "reg_scope")}
+                       "bias_mean_free", "renormalise", "unit_ball", "prototype_addend", "prototype_routing",
+                       "num_heads", "reg_scope")}
         self.assertEqual(everywhere, {
             "balance_scope": {"layer", "sequence", "global_batch", "model"},
             "score_function": {"sigmoid", "softmax", "sqrtsoftplus"},
@@ -61,7 +61,7 @@ class RouterGolden(unittest.TestCase):
             "diversity": {"orthogonal", "cosine", "euclidean"},
             "key_update": {"gradient", "ema"}, "bias": {"none", "quantile", "sign", "smebu", "phi"},
             "bias_mean_free": {True, False}, "renormalise": {True, False}, "unit_ball": {True, False},
-            "prototype_addend": {True, False},
+            "prototype_addend": {True, False}, "prototype_routing": {True, False},
             "num_heads": {1, 2}, "reg_scope": {"global_batch", "micro_batch"}})
         for kind in types:
             self.assertGreater(len(seen[kind, "capacity_factor"]), 1, kind)
