@@ -1,5 +1,7 @@
 #include "ops/overlap.h"
 
+#include <omp.h>
+
 #include <cmath>
 #include <vector>
 
@@ -15,18 +17,18 @@ using namespace cpu;
 template <class T>
 class Outputs {
  public:
-  explicit Outputs(std::int64_t n_slots) { dot_.reserve(static_cast<std::size_t>(n_slots * n_slots)); }
+  explicit Outputs(std::int64_t n_slots)
+      : row_(static_cast<std::size_t>(n_slots)), dot_(static_cast<std::size_t>(n_slots * n_slots)) {}
   void read(const Tensor& row_RD, const std::int32_t* slot_row, std::int64_t n_slots) {
-    row_.clear();
-    dot_.clear();
+    size_ = 0;
     for (std::int64_t k = 0; k < n_slots; ++k)
-      if (slot_row[k] >= 0) row_.push_back(slot_row[k]);
+      if (slot_row[k] >= 0) row_[size_++] = slot_row[k];
     for (std::size_t j = 0; j < size(); ++j)
       for (std::size_t k = 0; k < size(); ++k)
-        dot_.push_back(k < j ? dot(k, j)
-                             : product(row_RD.row<T>(row_[j]), row_RD.row<T>(row_[k]), row_RD.dim(1)));
+        dot_[j * size_ + k] =
+            k < j ? dot(k, j) : product(row_RD.row<T>(row_[j]), row_RD.row<T>(row_[k]), row_RD.dim(1));
   }
-  std::size_t size() const { return row_.size(); }
+  std::size_t size() const { return size_; }
   std::int32_t row(std::size_t k) const { return row_[k]; }
   T pairs() const { return static_cast<T>(size() * (size() - 1)); }
   T norm(std::size_t k) const { return std::sqrt(dot(k, k) + static_cast<T>(kOverlapEps)); }
@@ -39,10 +41,17 @@ class Outputs {
     for (std::int64_t d = 0; d < n; ++d) sum += a[d] * b[d];
     return sum;
   }
-  T dot(std::size_t j, std::size_t k) const { return dot_[j * size() + k]; }
+  T dot(std::size_t j, std::size_t k) const { return dot_[j * size_ + k]; }
+  std::size_t size_ = 0;
   std::vector<std::int32_t> row_;
   std::vector<T> dot_;
 };
+
+// One a thread. Made before the threads begin: memory that runs out among them would end the program.
+template <class T>
+std::vector<Outputs<T>> outputs_of_threads(std::int64_t n_slots) {
+  return std::vector<Outputs<T>>(static_cast<std::size_t>(omp_get_max_threads()), Outputs<T>(n_slots));
+}
 
 template <class T>
 void expert_overlap_forward_on_cpu(Tensor sum_1, Tensor row_RD, Tensor slot_row_TK, Context& ctx) {
@@ -51,9 +60,10 @@ void expert_overlap_forward_on_cpu(Tensor sum_1, Tensor row_RD, Tensor slot_row_
   const Tensor of_token_T = ctx.scratch.take(Shape{n_tokens}, DType::f64);
   if (ctx.measures()) return;
   double* const overlap_T = of_token_T.as<double>();
+  std::vector<Outputs<T>> outputs_X = outputs_of_threads<T>(K);
 #pragma omp parallel if (row_RD.numel() >= kParallelElements)
   {
-    Outputs<T> outputs(K);
+    Outputs<T>& outputs = outputs_X[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(static)
     for (std::int64_t t = 0; t < n_tokens; ++t) {
       outputs.read(row_RD, slot_row_TK.row<std::int32_t>(t), K);
@@ -71,9 +81,10 @@ void expert_overlap_forward_on_cpu(Tensor sum_1, Tensor row_RD, Tensor slot_row_
 template <class T>
 void expert_overlap_backward_on_cpu(Tensor drow_RD, Tensor row_RD, Tensor slot_row_TK, double scale) {
   const std::int64_t n_tokens = slot_row_TK.rows(), K = slot_row_TK.dim(1), D = row_RD.dim(1);
+  std::vector<Outputs<T>> outputs_X = outputs_of_threads<T>(K);
 #pragma omp parallel if (row_RD.numel() >= kParallelElements)
   {
-    Outputs<T> outputs(K);
+    Outputs<T>& outputs = outputs_X[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(static)
     for (std::int64_t t = 0; t < n_tokens; ++t) {
       outputs.read(row_RD, slot_row_TK.row<std::int32_t>(t), K);
