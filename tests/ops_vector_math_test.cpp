@@ -6,8 +6,10 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 #include <vector>
 
+#include "core/rng.h"
 #include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
 
@@ -61,6 +63,50 @@ TEST(VectorMath, LogarithmsAreWithinThreeRoundings) {
   EXPECT_GT(std::min(log, log1p), 1e-9);  // the sweeps did compare something
   EXPECT_EQ(log_of(1.0f), 0.0f);
   EXPECT_EQ(log1p_of(0.0f), 0.0f);
+}
+
+// In long double, by the quarter of the circle whose angle is least, so that nothing cancels where the cosine
+// is near 0.
+double true_normal(std::uint32_t a, std::uint32_t b) {
+  constexpr long double kTurn = 2 * std::numbers::pi_v<long double>;
+  const long double u = (a + 0.5L) * 0x1.0p-32L, v = (b + 0.5L) * 0x1.0p-32L;
+  const long double cosine = v < 0.125L   ? std::cos(kTurn * v)
+                             : v < 0.375L ? -std::sin(kTurn * (v - 0.25L))
+                             : v < 0.625L ? -std::cos(kTurn * (v - 0.5L))
+                             : v < 0.875L ? std::sin(kTurn * (v - 0.75L))
+                                          : std::cos(kTurn * (v - 1));
+  return static_cast<double>(std::sqrt(-2 * std::log(u)) * cosine);
+}
+
+// Logarithm, root, angle, cosine and product: each rounds to 1.1e-16 of itself, or twice that, and the root
+// halves what the logarithm has.
+TEST(VectorMath, NormalIsBoxAndMullersToSixRoundings) {
+  const auto error = [](std::uint32_t a, std::uint32_t b) {
+    return std::abs(normal_of(a, b) / true_normal(a, b) - 1);
+  };
+  double worst = 0;
+  for (std::uint64_t i = 0; i < 200'000; ++i) {
+    const auto words = Rng(5, RngPurpose::router_noise, 1).block(i);
+    worst = std::max(worst, error(words[0], words[1]));
+  }
+  // Both ends and both sides of each place at which another branch or a power of two begins.
+  std::vector<std::uint32_t> edges{0, 1, 0x5a8277ff, 0x5a827800, 0xb504efff, 0xb504f000};
+  for (std::uint32_t eighth = 0; eighth < 8; ++eighth)
+    for (const std::uint32_t side : {0u, 1u, ~0u}) edges.push_back((eighth << 29) + side);
+  for (const std::uint32_t a : edges)
+    for (const std::uint32_t b : edges) worst = std::max(worst, error(a, b));
+  EXPECT_LE(worst, 6 * 1.2e-16);
+  EXPECT_GT(worst, 1e-17);  // something was compared
+}
+
+// The generator's own: its angle is rounded before the cosine is taken, an error of 1e-15 of a value of order
+// one.
+TEST(VectorMath, NormalIsTheGenerators) {
+  const Rng rng(5, RngPurpose::router_noise, 1);
+  for (std::uint64_t i = 0; i < 10'000; ++i) {
+    const auto words = rng.block(i);
+    ASSERT_NEAR(normal_of(words[0], words[1]), rng.normal(i), 1e-14);
+  }
 }
 
 TEST(VectorMath, EndsOfTheRange) {

@@ -10,6 +10,7 @@
 
 #include "core/device_memory.h"
 #include "ops/cpu/reduce.h"
+#include "ops/cpu/vector_math.h"
 
 namespace switchyard::ops {
 
@@ -305,6 +306,13 @@ namespace {
 
 using namespace cpu;
 
+// stream.normal(index) but for rounding. A function of its own, so that each lane of the loop has words of its
+// own.
+double normal_at(const Rng& stream, std::uint64_t index) {
+  const auto words = stream.block(index);
+  return normal_of(words[0], words[1]);
+}
+
 template <class T>
 void add_normal_on_cpu(Tensor x_TN, const Rng& rng, const NoiseOffset& offset, double sigma) {
   const Rows<T> x(x_TN);
@@ -313,9 +321,13 @@ void add_normal_on_cpu(Tensor x_TN, const Rng& rng, const NoiseOffset& offset, d
   const Rng stream = rng.with_stream(noise_stream(at[0], offset.layer));
   const std::int64_t first_row = first_noise_row(at[1], offset.seq_len);
 #pragma omp parallel for schedule(static) if (x_TN.numel() >= kParallelElements)
-  for (std::int64_t t = 0; t < x_TN.rows(); ++t)
+  for (std::int64_t t = 0; t < x_TN.rows(); ++t) {
+    T* row = x[t];
+    const auto first = static_cast<std::uint64_t>((first_row + t) * N);
+#pragma omp simd
     for (std::int64_t n = 0; n < N; ++n)
-      x[t][n] += static_cast<T>(sigma * stream.normal(static_cast<std::uint64_t>((first_row + t) * N + n)));
+      row[n] += static_cast<T>(sigma * normal_at(stream, first + static_cast<std::uint64_t>(n)));
+  }
 }
 
 }  // namespace
