@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "ops/cpu/reduce.h"
 #include "ops/cpu/vector_math.h"
@@ -89,31 +90,61 @@ class BestOfTokens {
 
   void find(const Rows<std::int32_t>& expert_rows, const Rows<T>& score_rows, std::int64_t t,
             std::int64_t slots, std::int64_t experts) {
-    const Keys none = Keys{} + std::numeric_limits<Key>::min();
-    std::fill_n(key_, slots, none);
-    std::fill_n(expert_, slots, Keys{});
-    for (std::int64_t e = 0; e < experts; ++e) {
-      Key score[kTokens];
-      for (std::int64_t l = 0; l < kTokens; ++l) score[l] = key_of<Key>(score_rows[t + l][e]);
-      Keys key;
-      std::memcpy(&key, score, sizeof key);
-      const Keys expert = Keys{} + static_cast<Key>(e);
-      Keys passes = key > key_[slots - 1];
-      for (std::int64_t k = slots - 1; k > 0; --k) {
-        const Keys passes_next = key > key_[k - 1];
-        key_[k] = passes_next ? key_[k - 1] : (passes ? key : key_[k]);
-        expert_[k] = passes_next ? expert_[k - 1] : (passes ? expert : expert_[k]);
-        passes = passes_next;
-      }
-      key_[0] = passes ? key : key_[0];
-      expert_[0] = passes ? expert : expert_[0];
+    [&]<std::size_t... Slots>(std::index_sequence<Slots...>) {
+      (void)((static_cast<std::int64_t>(Slots + 1) == slots &&
+              (find_slots<Slots + 1>(expert_rows, score_rows, t, experts), true)) ||
+             ...);
     }
-    for (std::int64_t l = 0; l < kTokens; ++l)
-      for (std::int64_t k = 0; k < slots; ++k) expert_rows[t + l][k] = static_cast<std::int32_t>(expert_[k][l]);
+    (std::make_index_sequence<kMostSlots>());
   }
 
  private:
-  Keys key_[kMostSlots], expert_[kMostSlots];
+  static constexpr std::int64_t kExperts = 32;  // whose keys are made and turned together
+
+  // The number of slots is a constant, so that the lists stay in registers.
+  template <std::size_t kSlots>
+  void find_slots(const Rows<std::int32_t>& expert_rows, const Rows<T>& score_rows, std::int64_t t,
+                  std::int64_t experts) {
+    Keys best[kSlots], best_expert[kSlots];
+    std::fill_n(best, kSlots, Keys{} + std::numeric_limits<Key>::min());
+    std::fill_n(best_expert, kSlots, Keys{});
+    for (std::int64_t first = 0; first < experts; first += kExperts) {
+      const std::int64_t width = std::min(kExperts, experts - first);
+      turn(score_rows, t, first, width);
+      for (std::int64_t w = 0; w < width; ++w) {
+        Keys key;
+        std::memcpy(&key, turned_[w], sizeof key);
+        const Keys expert = Keys{} + static_cast<Key>(first + w);
+        Keys passes = key > best[kSlots - 1];
+#pragma GCC unroll 16
+        for (std::size_t k = kSlots - 1; k > 0; --k) {
+          const Keys passes_next = key > best[k - 1];
+          best[k] = passes_next ? best[k - 1] : (passes ? key : best[k]);
+          best_expert[k] = passes_next ? best_expert[k - 1] : (passes ? expert : best_expert[k]);
+          passes = passes_next;
+        }
+        best[0] = passes ? key : best[0];
+        best_expert[0] = passes ? expert : best_expert[0];
+      }
+    }
+    for (std::int64_t l = 0; l < kTokens; ++l)
+      for (std::size_t k = 0; k < kSlots; ++k)
+        expert_rows[t + l][k] = static_cast<std::int32_t>(best_expert[k][l]);
+  }
+
+  // turned_[w][l] = the key of token t + l and expert first + w. Read as vectors only after all of them are
+  // written: a processor waits for a vector whose parts it has just stored.
+  void turn(const Rows<T>& score_rows, std::int64_t t, std::int64_t first, std::int64_t width) {
+    for (std::int64_t l = 0; l < kTokens; ++l) {
+      const T* score = score_rows[t + l] + first;
+      Key key[kExperts];
+#pragma omp simd
+      for (std::int64_t w = 0; w < width; ++w) key[w] = key_of<Key>(score[w]);
+      for (std::int64_t w = 0; w < width; ++w) turned_[w][l] = key[w];
+    }
+  }
+
+  Key turned_[kExperts][kTokens];
 };
 
 template <class T>
