@@ -80,6 +80,30 @@ TEST(Latent, AffineRowsByHand) {
   EXPECT_EQ(values(out), (std::vector<double>{121.5, 203.5, 300, 400}));
 }
 
+// Widths below, at and above the sixteen sums that are made side by side. Small whole numbers: exact in any
+// order.
+TEST(Latent, AffineRowsOfAnyWidth) {
+  for (const std::int64_t d : {1, 15, 16, 17, 33}) {
+    PoisonedContext ctx;
+    const OwnedTensor unit = OwnedTensor::strided(5, d, DType::f32),
+                      out = OwnedTensor::strided(5, d, DType::f32), matrix({d, d}, DType::f64),
+                      offset({d}, DType::f64);
+    for (std::int64_t i = 0; i < 5 * d; ++i) set(unit, i, static_cast<double>(i % 7));
+    for (std::int64_t i = 0; i < 5 * d; ++i) set(out, i, static_cast<double>(i % 3));
+    for (std::int64_t i = 0; i < d * d; ++i) set(matrix, i, static_cast<double>(i % 11));
+    for (std::int64_t i = 0; i < d; ++i) set(offset, i, static_cast<double>(i % 5));
+    ops::add_affine_rows(out, unit, matrix, offset, ints({0, 0, -1, 0, 0}), ctx);
+    for (std::int64_t r = 0; r < 5; ++r)
+      for (std::int64_t i = 0; i < d; ++i) {
+        double expected = static_cast<double>((r * d + i) % 3);
+        if (r != 2) expected += offset[i];
+        for (std::int64_t j = 0; r != 2 && j < d; ++j) expected += matrix[i * d + j] * unit[r * d + j];
+        ASSERT_EQ(out[r * d + i], expected) << "width " << d << ", row " << r << ", column " << i;
+      }
+    EXPECT_TRUE(out.margins_untouched());
+  }
+}
+
 TEST(Latent, PairDistancesAndTheirGradient) {
   for (const std::int64_t rows : {2, 13, 70, 131}) {
     PoisonedContext ctx;

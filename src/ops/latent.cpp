@@ -121,18 +121,34 @@ void row_moments_on_cpu(Tensor gram_dd, Tensor sum_d, Tensor unit_Rd, Tensor tok
 }
 
 template <class T>
-void add_affine_rows_on_cpu(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d,
-                            Tensor token_R) {
-  const Rows<T> dunit(dunit_Rd), unit(unit_Rd);
+void add_affine_rows_on_cpu(Tensor dunit_Rd, Tensor unit_Rd, Tensor matrix_dd, Tensor offset_d, Tensor token_R,
+                            Context& ctx) {
+  ScratchScope scope(ctx.scratch);
+  const Rows<T> dunit_rows(dunit_Rd), unit_rows(unit_Rd);
   const double *matrix = matrix_dd.as<double>(), *offset = offset_d.as<double>();
   const std::int64_t d = unit_Rd.dim(1);
+  constexpr std::int64_t kWidth = 16;
+  // Transposed, so that the sums of a row are made side by side.
+  const Tensor turned_dd = ctx.scratch.take({d, d}, DType::f64);
+  double* turned = turned_dd.as<double>();
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = 0; j < d; ++j) turned[j * d + i] = matrix[i * d + j];
 #pragma omp parallel for schedule(static) if (unit_Rd.numel() * d >= kParallelElements)
   for (std::int64_t r = 0; r < unit_Rd.rows(); ++r) {
     if (skipped(token_R, r)) continue;
-    for (std::int64_t i = 0; i < d; ++i) {
-      double sum = offset[i];
-      for (std::int64_t j = 0; j < d; ++j) sum += matrix[i * d + j] * static_cast<double>(unit[r][j]);
-      dunit[r][i] += static_cast<T>(sum);
+    const T* unit = unit_rows[r];
+    T* dunit = dunit_rows[r];
+    for (std::int64_t first = 0; first < d; first += kWidth) {
+      const std::int64_t width = std::min(kWidth, d - first);
+      double sum[kWidth] = {};
+      std::copy_n(offset + first, width, sum);
+      for (std::int64_t j = 0; j < d; ++j) {
+        const auto own = static_cast<double>(unit[j]);
+        const double* column = turned + j * d + first;
+#pragma omp simd
+        for (std::int64_t w = 0; w < width; ++w) sum[w] += column[w] * own;
+      }
+      for (std::int64_t w = 0; w < width; ++w) dunit[first + w] += static_cast<T>(sum[w]);
     }
   }
 }
@@ -244,6 +260,7 @@ void routed_sums_on_cpu(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chose
   const Tensor sum_N = ctx.scratch.take({N}, DType::f64);
   double* sum = sum_N.as<double>();  // [E + 1, d + 1]: of z and of 1; the last row is everyone's
   const Rows<T> z(z_Td), chosen_rows(chosen_TK);
+  const Rows<double> share_rows(ctx.scratch.take(expert_TK.shape(), DType::f64));
   const Rows<std::int32_t> expert_rows(expert_TK);
   sum_rows(sum, N, z_Td.rows(), ctx, [&](std::int64_t t, double* partial) {
     const std::int32_t* expert = expert_rows[t];
@@ -256,16 +273,19 @@ void routed_sums_on_cpu(Tensor sum_Ed, Tensor count_E, Tensor z_Td, Tensor chose
     if (filled < E) greatest = std::max(greatest, 0.0);
     const double other = filled < E ? std::exp(-greatest) : 0;
     double total = static_cast<double>(E - filled) * other;
+    double* share = share_rows[t];
     for (std::int64_t k = 0; k < K; ++k)
-      if (expert[k] >= 0) total += std::exp(static_cast<double>(chosen[k]) - greatest);
-    const auto add = [&](std::int64_t e, double share) {
+      if (expert[k] >= 0) total += share[k] = std::exp(static_cast<double>(chosen[k]) - greatest);
+    const auto add = [&](std::int64_t e, double weight) {
       double* to = partial + e * row;
-      for (std::int64_t j = 0; j < d; ++j) to[j] += share * static_cast<double>(z[t][j]);
-      to[d] += share;
+      const T* from = z[t];
+#pragma omp simd
+      for (std::int64_t j = 0; j < d; ++j) to[j] += weight * static_cast<double>(from[j]);
+      to[d] += weight;
     };
     add(E, other / total);
     for (std::int64_t k = 0; k < K; ++k)
-      if (expert[k] >= 0) add(expert[k], (std::exp(static_cast<double>(chosen[k]) - greatest) - other) / total);
+      if (expert[k] >= 0) add(expert[k], (share[k] - other) / total);
   });
   const double* everyone = sum + E * row;
   for (std::int64_t e = 0; e < E; ++e) {
