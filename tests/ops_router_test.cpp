@@ -4,10 +4,12 @@
 #include <cmath>
 
 #include "ops/attention.h"
+#include "ops/elementwise.h"
 #include "ops/routing.h"
 #include "ops/slots.h"
 #include "poisoned_context.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace switchyard::ops {
 namespace {
@@ -40,33 +42,63 @@ TEST(Capacity, EqualWeightsStayInOrderOfPosition) {
   }
 }
 
-// Each gap in the bin whose borders hold it, found by walking through all of them.
+std::size_t bin_by_walking(double gap) {
+  std::size_t bin = 0;
+  while (bin + 1 < ops::kGapBins && ops::gap_borders()[bin + 1] <= std::abs(gap)) ++bin;
+  return gap < 0 ? ops::kGapBins - 1 - bin : ops::kGapBins + bin;  // where a NaN is at bin 0
+}
+
+// Each gap in the bin whose borders hold it, found by walking through all of them: one gap after the other, and
+// many side by side, each with every expert once.
 TEST(GapHistogram, EveryGapIsInItsBin) {
-  for (const DType dtype : kTypes) {
-    test::PoisonedContext ctx;
-    Numbers gaps = {0, 1e-9, -1e-9, 1e-6, -1e-6, 0.5, -0.5, 99, 100, -100, 1e30, -1e30};
-    for (int i = -60; i < 25; ++i) gaps.push_back((i % 2 == 0 ? 1 : -1) * std::pow(10.0, 0.1 * i));
-    const auto n = static_cast<std::int64_t>(gaps.size());
-    OwnedTensor score_TE({n, 1}, dtype), count_EN({1, 2 * ops::kGapBins}, DType::f64), zero_E({1}, dtype);
-    fill(score_TE, gaps);
-    fill(zero_E, {0});
-    Numbers token(gaps.size(), 1);
-    token.back() = -1;  // padding counts nowhere
-    score_gap_histogram(count_EN, score_TE, zero_E, ints(token), ctx);
-    Numbers expected(2 * ops::kGapBins);
-    for (std::size_t t = 0; t + 1 < gaps.size(); ++t) {
-      const double gap = score_TE[static_cast<std::int64_t>(t)];
-      std::size_t bin = 0;
-      while (bin + 1 < ops::kGapBins && ops::gap_borders()[bin + 1] <= std::abs(gap)) ++bin;
-      expected[gap < 0 ? ops::kGapBins - 1 - bin : ops::kGapBins + bin] += 1;
+  for (const DType dtype : kTypes)
+    for (const std::int64_t E : {1, 67}) {
+      test::PoisonedContext ctx;
+      Numbers gaps = {0,    -0.0, 1e-9,  -1e-9, 1e-6,   -1e-6,    0.5,       -0.5,         99,           100,
+                      -100, 1e30, -1e30, 1e-45, -1e-45, INFINITY, -INFINITY, std::nan(""), -std::nan("")};
+      for (int i = -60; i < 25; ++i) gaps.push_back((i % 2 == 0 ? 1 : -1) * std::pow(10.0, 0.1 * i));
+      for (const double border : ops::gap_borders())  // and the floats on both sides of each border
+        for (const float near : {static_cast<float>(border), std::nextafter(static_cast<float>(border), 0.0f),
+                                 std::nextafter(static_cast<float>(border), 200.0f)})
+          gaps.insert(gaps.end(), {border, near, -near});
+      const auto n = static_cast<std::int64_t>(gaps.size());
+      const OwnedTensor score_TE({n, E}, dtype), count_EN({E, 2 * ops::kGapBins}, DType::f64),
+          zero_E({E}, dtype);
+      fill(zero_E, Numbers(static_cast<std::size_t>(E)));
+      for (std::int64_t t = 0; t < n; ++t)
+        for (std::int64_t e = 0; e < E; ++e)
+          test::set(score_TE, t * E + e, gaps[static_cast<std::size_t>((t + e) % n)]);
+      Numbers token(gaps.size(), 1);
+      token.back() = -1;  // padding counts nowhere
+      score_gap_histogram(count_EN, score_TE, zero_E, ints(token), ctx);
+      Numbers expected(static_cast<std::size_t>(E * 2 * ops::kGapBins));
+      for (std::int64_t t = 0; t + 1 < n; ++t)
+        for (std::int64_t e = 0; e < E; ++e)
+          expected[static_cast<std::size_t>(e * 2 * ops::kGapBins) + bin_by_walking(score_TE[t * E + e])] += 1;
+      EXPECT_EQ(values(count_EN), expected) << E << " experts";
+      // cutoff - choice: the same gaps the other way round.
+      const OwnedTensor cutoff_T({n}, dtype), mirrored_EN({E, 2 * ops::kGapBins}, DType::f64);
+      for (std::int64_t t = 0; t < n; ++t) test::set(cutoff_T, t, 0);
+      for (std::int64_t i = 0; i < n * E; ++i) test::set(score_TE, i, -score_TE[i]);
+      cutoff_gap_histogram(mirrored_EN, score_TE, cutoff_T, ints(token), ctx);
+      EXPECT_EQ(values(mirrored_EN), expected) << E << " experts";
     }
-    EXPECT_EQ(values(count_EN), expected);
-    // cutoff - choice: the same gaps the other way round.
-    OwnedTensor cutoff_T({n}, dtype), mirrored_EN({1, 2 * ops::kGapBins}, DType::f64);
-    for (std::int64_t t = 0; t < n; ++t) test::set(cutoff_T, t, 0);
-    for (std::int64_t t = 0; t < n; ++t) test::set(score_TE, t, -score_TE[t]);
-    cutoff_gap_histogram(mirrored_EN, score_TE, cutoff_T, ints(token), ctx);
-    EXPECT_EQ(values(mirrored_EN), expected);
+}
+
+// More tokens than a 16-bit count holds, all in one bin of one thread, and experts that are not whole blocks.
+TEST(GapHistogram, CountsAsManyTokensAsThereAre) {
+  for (const std::int64_t n : {65'535, 65'536, 70'000}) {
+    test::PoisonedContext ctx;
+    constexpr std::int64_t E = 67;
+    OwnedTensor choice_TE({n, E}, DType::f32), count_EN({E, 2 * ops::kGapBins}, DType::f64),
+        cutoff_T({n}, DType::f32);
+    OwnedTensor token_T({n}, DType::i32);
+    test::fill_int(token_T, "token", 0, 9);
+    ops::fill_zero(choice_TE, ctx);
+    ops::fill_zero(cutoff_T, ctx);
+    test::with_threads(1, [&] { cutoff_gap_histogram(count_EN, choice_TE, cutoff_T, token_T, ctx); });
+    for (std::int64_t e = 0; e < E; ++e)
+      ASSERT_EQ(count_EN[e * 2 * ops::kGapBins + ops::kGapBins], static_cast<double>(n)) << "expert " << e;
   }
 }
 
