@@ -130,7 +130,7 @@ void MoeLayer::fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round
 void MoeLayer::forward_experts(Tensor out_TD, Tensor addend_TD, Tensor input_TD, const Work& first,
                                Context& ctx) {
   if (!overlaps()) first();
-  const bool later = ranks_.n_rounds > 1 && !out_TD.defined();  // the backward pass makes each round's again
+  const bool later = in_rounds() && !out_TD.defined();  // the backward pass makes each round's again
   if (later && overlaps()) first();
   for (std::int64_t number = 0; number < (later ? 0 : ranks_.n_rounds); ++number) {
     const ScratchScope scope(ctx.scratch);
@@ -158,7 +158,7 @@ void MoeLayer::backward_experts(Tensor dinput_TD, Tensor dweight_TK, Tensor dout
   for (std::int64_t number = 0; number < ranks_.n_rounds; ++number) {
     const ScratchScope scope(ctx.scratch);
     const Round tokens = round(number);
-    const bool again = ranks_.n_rounds > 1;  // the last round alone has left anything
+    const bool again = in_rounds();  // the last round alone has left anything
     const Experts::Rows rows = experts_->rows(ctx);
     if (again || !experts_->keeps_rows())
       fill_rows(
@@ -240,7 +240,11 @@ void MoeLayer::backward(Tensor dx_TD, Tensor dout_TD, Tensor x_TD, const Batch& 
   if (decision_.expert_input_addend_TD.defined()) {
     const Tensor dinput_TD = scratch_like(dx_TD);
     ops::fill_zero(dinput_TD, ctx);
-    backward_experts(dinput_TD, dweight_TK, dout_TD, experts_input(x_TD, ctx), std::ref(shared), ctx);
+    // Where tokens are exchanged a step may go in rounds, which read it, and room is planned for one that does
+    // not.
+    const bool read = exchange_ || !experts_->keeps_rows();
+    const Tensor input_TD = read ? experts_input(x_TD, ctx) : Tensor{};
+    backward_experts(dinput_TD, dweight_TK, dout_TD, input_TD, std::ref(shared), ctx);
     ops::add(dx_TD, dx_TD, dinput_TD, ctx);
     gradient.daddend_TD = as_router_sees(dinput_TD, ctx);
   } else {

@@ -41,6 +41,7 @@ class MoeLayer final : public FfnLayer {
   Tensor experts_input(Tensor x_TD, Context& ctx) const;
   using Work = std::function<void()>;
   bool overlaps() const { return exchange_ && ranks_.overlap; }
+  bool in_rounds() const { return ranks_.n_rounds > 1; }
   // Brings the round's tokens to the experts' rows; with `route` says first where they go and gives them rows.
   // While they are under way, where that is beside, it does `meanwhile`.
   void fill_rows(const Experts::Rows& rows, Tensor input_TD, const Round& round, bool route,
