@@ -9,7 +9,8 @@
 #   scripts/torture.sh --fuzz N [MINUTES]   until N executions in all, over all readers of files and with those of
 #                                           tests/fuzz/executions, or so many minutes
 #
-# Of fuzzing: TORTURE_ROUND_SECONDS (60) is how long a reader has its turn, TORTURE_MAX_BYTES (512) how long an input gets.
+# Of fuzzing: TORTURE_ROUND_SECONDS (60) is how long a reader has its turn, TORTURE_MAX_BYTES (512) how long an input gets,
+# TORTURE_JOBS (the number of cores) how many readers have their turn at the same time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +26,7 @@ executions_before() { sed -n "s/^$1 //p" tests/fuzz/executions; }
 
 fuzz() {
   local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} bytes=${TORTURE_MAX_BYTES-512}
-  local total target done before log i
+  local total target done before log i j
   cmake --preset fuzz --log-level=WARNING > /dev/null
   cmake --build --preset fuzz --parallel "$(nproc)"
   mkdir -p "$state/fuzz"
@@ -38,21 +39,31 @@ fuzz() {
   done
   total=0
   for target in "${targets[@]}"; do total=$((total + $(executions "$target") + $(executions_before "$target"))); done
-  # Each reader in turn, as long as the others.
-  for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + 1) % ${#targets[@]})); do
-    target=${targets[i]}
-    mkdir -p "$state/fuzz/$target"
-    log="$state/fuzz/$target.log"
-    if ! "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len="$bytes" -entropic=0 -timeout=10 \
-      -detect_leaks=0 -print_final_stats=1 -artifact_prefix="$state/fuzz/${target}_" "$state/fuzz/$target" "tests/fuzz/corpus/$target" \
-      > "$log" 2>&1; then
-      tail -40 "$log"
-      echo "torture: the reader $target failed; the input is in $state/fuzz, the report in $log" >&2
-      return 1
-    fi
-    done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-    echo $(($(executions "$target") + done)) > "$state/fuzz/$target.executions"
-    total=$((total + done))
+  # Each reader in turn, as long as the others, so many at a time as there are cores.
+  local jobs=${TORTURE_JOBS-$(nproc)} now pids status
+  for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + jobs) % ${#targets[@]})); do
+    now=() pids=() status=0
+    for ((j = 0; j < jobs && j < ${#targets[@]}; j++)); do
+      target=${targets[(i + j) % ${#targets[@]}]}
+      mkdir -p "$state/fuzz/$target"
+      "build-fuzz/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -max_len="$bytes" -entropic=0 -timeout=10 \
+        -detect_leaks=0 -print_final_stats=1 -artifact_prefix="$state/fuzz/${target}_" "$state/fuzz/$target" "tests/fuzz/corpus/$target" \
+        > "$state/fuzz/$target.log" 2>&1 &
+      now+=("$target") pids+=("$!")
+    done
+    for j in "${!now[@]}"; do
+      target=${now[j]} log="$state/fuzz/${now[j]}.log"
+      if ! wait "${pids[j]}"; then
+        tail -40 "$log"
+        echo "torture: the reader $target failed; the input is in $state/fuzz, the report in $log" >&2
+        status=1
+        continue
+      fi
+      done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+      echo $(($(executions "$target") + done)) > "$state/fuzz/$target.executions"
+      total=$((total + done))
+    done
+    ((status == 0)) || return 1
   done
   for target in "${targets[@]}"; do
     mkdir -p "$state/fuzz/$target"

@@ -4,7 +4,8 @@
 //   RunError     the run itself failed: a loss that is not finite, a device fault.               Exit code 1.
 //   SY_CHECK     a promise between two functions of this program is broken: std::logic_error.    Exit code 1.
 //
-// A message is one line: what, where (JSON path, file and offset), what to do.
+// A message is one line: what, where (JSON path, file and offset), what to do. Names of files, keys and other
+// texts of the user's may stand in it as they are: what would break the line is escaped.
 #pragma once
 
 #include <fmt/core.h>
@@ -15,14 +16,17 @@
 
 namespace switchyard {
 
+// The text with control characters as JSON writes them: \n, \t, \u001b.
+std::string one_line(std::string text);
+
 class InputError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit InputError(std::string message) : std::runtime_error(one_line(std::move(message))) {}
 };
 
 class RunError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit RunError(std::string message) : std::runtime_error(one_line(std::move(message))) {}
 };
 
 template <class... Args>

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/error.h"
+
 namespace switchyard {
 
 namespace {
@@ -26,15 +28,15 @@ int own_rank = 0;
 }  // namespace
 
 void log_info(const std::string& message) {
-  if (own_rank == 0) logger().info(message);
+  if (own_rank == 0) logger().info(one_line(message));
 }
 void log_warning(const std::string& message) {
-  logger().warn(own_rank == 0 ? message : fmt::format("rank {}: {}", own_rank, message));
+  logger().warn(one_line(own_rank == 0 ? message : fmt::format("rank {}: {}", own_rank, message)));
 }
 void log_error(const std::string& message) {
-  if (own_rank == 0) logger().error(message);
+  if (own_rank == 0) logger().error(one_line(message));
 }
-void log_error_of_run(const std::string& message) { logger().error(message); }
+void log_error_of_run(const std::string& message) { logger().error(one_line(message)); }
 void log_as_rank(int rank) { own_rank = rank; }
 int log_rank() { return own_rank; }
 

@@ -1,5 +1,5 @@
 // The console: leveled messages on standard error, through spdlog (kept out of headers), and numbers as people
-// read them.
+// read them. A message is one line, whatever names stand in it (one_line of core/error.h).
 #pragma once
 
 #include <string>

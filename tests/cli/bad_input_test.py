@@ -31,6 +31,20 @@ class BadConfiguration(RefusedTraining):
         self.refused(names=[r"data\.train\.0\.pth", "path"], data__train=[{"pth": "data/train_000.bin"}])
         self.refused("--set", "train.lrr=0.1", names=[r"train\.lrr", r"\blr\b"])
 
+    def test_names_with_line_breaks(self):
+        """What the operating system takes for a name of a file; a key, and a value, of a configuration."""
+        self.refused(names=[r"extends", r"no file .*a\\nb\.json"], extends="a\nb.json")
+        self.refused(names=[r"a\\nb\.bin"], data__train=["data/a\nb.bin"])
+        self.refused(names=[r"a\\nb\.json"], config="a\nb.json")
+        self.refused(names=[r"train\.a.b"], train={"a\nb": 1})
+        (self.dir / "a\nb").write_text("a file")
+        finished = self.fails(2, "train", self.write_config(), "--out", "a\nb/run", names=[r"a\\nb"])
+        self.assertTrue(all(re.match("(info|error): ", line) for line in finished.lines), finished)
+        for command in (["eval", "a\nb"], ["inspect", "a\nb"], ["generate", "a\nb", "--prompt", "x"], ["export", "a\nb", "--out", "out"],
+                        ["sweep", "a\nb"], ["plan", "a\nb"], ["bench", "a\nb"], ["train", self.write_config(), "--set", "a\nb=1"], ["a\nb"]):
+            finished = self.fails(2, *command, names=[r"a(\\n|.)b"])
+            self.assertEqual(len(finished.lines), 1, finished)
+
     def test_wrong_types(self):
         self.refused(names=[r"train\.steps", "many"], train__steps="many")
         self.refused(names=[r"train\.steps"], train__steps=2.5)
