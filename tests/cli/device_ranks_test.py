@@ -41,7 +41,7 @@ class RanksOnDevices(ranks_test.RankRuns):
 
     def config(self, **changes):
         return super().config(**{"train__steps": 2, "train__seq_len": 16, "train__global_batch_size": 4, "train__eval_every": 0,
-                                 "checkpoint__every": 2, "data__validation": None, **changes})
+                                 "train__eval_tokens": 128, "checkpoint__every": 2, "data__validation": None, **changes})
 
     def ok(self, *arguments, **popen):
         finished = super().ok(*arguments, **popen)
@@ -81,9 +81,8 @@ class RanksOnDevices(ranks_test.RankRuns):
             for router in ROUTERS:
                 given = {"model": model, "router": LPR if router == "lpr" else {"type": router}}
                 one = self.train(f"{layout}_{router}", 1, **given)
-                for ranks in (2, 4):
-                    with self.subTest(layout=layout, router=router, ranks=ranks):
-                        self.assert_near(self.train(f"{layout}_{router}_{ranks}", ranks, parallel__expert=2, **given), one)
+                with self.subTest(layout=layout, router=router):  # two groups of two, each with all experts
+                    self.assert_near(self.train(f"{layout}_{router}_4", 4, parallel__expert=2, **given), one)
 
     def test_a_micro_batch_is_recorded_with_its_exchanges(self):
         """And what is replayed counts what it sends, as the formulas say."""
