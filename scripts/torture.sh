@@ -27,6 +27,12 @@ executions_before() { sed -n "s/^$1 //p" tests/fuzz/executions; }
 fuzz() {
   local goal=$1 minutes=${2-0} seconds=${TORTURE_ROUND_SECONDS-60} bytes=${TORTURE_MAX_BYTES-512}
   local total target done before log i j
+  local jobs=${TORTURE_JOBS-$(nproc)} now pids status
+  whole TORTURE_ROUND_SECONDS "$seconds"
+  whole TORTURE_MAX_BYTES "$bytes"
+  whole TORTURE_JOBS "$jobs"
+  # Readers would go on for the rest of their turn when the script is told to end.
+  trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
   cmake --preset fuzz --log-level=WARNING > /dev/null
   cmake --build --preset fuzz --parallel "$(nproc)"
   mkdir -p "$state/fuzz"
@@ -40,7 +46,6 @@ fuzz() {
   total=0
   for target in "${targets[@]}"; do total=$((total + $(executions "$target") + $(executions_before "$target"))); done
   # Each reader in turn, as long as the others, so many at a time as there are cores.
-  local jobs=${TORTURE_JOBS-$(nproc)} now pids status
   for ((i = 0; total < goal && (minutes == 0 || SECONDS - begin < 60 * minutes); i = (i + jobs) % ${#targets[@]})); do
     now=() pids=() status=0
     for ((j = 0; j < jobs && j < ${#targets[@]}; j++)); do

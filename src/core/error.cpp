@@ -11,8 +11,7 @@ bool is_control(char c) { return (c >= 0 && c < ' ') || c == '\x7f'; }
 }  // namespace
 
 std::string one_line(std::string text) {
-  // Nothing to do for nearly every message: no memory is asked for then, which may be what the message is
-  // about.
+  // Nearly every message: none is built anew, and less memory asked for, which may be what it is about.
   if (std::none_of(text.begin(), text.end(), is_control)) return text;
   std::string line;
   for (const char c : text) {
