@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
+#include <random>
 
 #include "ops/routing.h"
 #include "poisoned_context.h"
@@ -121,6 +123,41 @@ TEST(FollowQuantiles, MovesByAShareOfTheQuantileOfEachExpert) {
     EXPECT_NEAR(value[0], 1 + 0.25 * -0.25, 0.25 * 0.01);
     EXPECT_NEAR(value[1], 2 + 0.25 * 2, 0.25 * 0.08);
     EXPECT_EQ(value[2], 3);
+  }
+}
+
+// The bins one after the other, by the definition.
+double plain_quantile(const Numbers& count_N, double q) {
+  const auto& border = ops::gap_borders();
+  const double target = q * std::accumulate(count_N.begin(), count_N.end(), 0.0);
+  double before = 0;
+  for (std::size_t i = 0; i < count_N.size(); ++i) {
+    constexpr auto kSide = static_cast<std::size_t>(ops::kGapBins);
+    if (count_N[i] > 0 && before + count_N[i] >= target) {
+      const double low = i < kSide ? -border[kSide - i] : border[i - kSide];
+      const double high = i < kSide ? -border[kSide - 1 - i] : border[i - kSide + 1];
+      return low + (high - low) * (target - before) / count_N[i];
+    }
+    before += count_N[i];
+  }
+  return 0;
+}
+
+TEST(FollowQuantiles, EqualsReadingOneBinAfterTheOther) {
+  std::mt19937 random(1);
+  const auto below = [&random](int n) { return std::uniform_int_distribution<int>(0, n - 1)(random); };
+  for (int round = 0; round < 200; ++round) {
+    // From one bin in all to nearly every one; counts as of a whole global batch.
+    const int filled = 1 << below(11);
+    Numbers count_N(2 * ops::kGapBins, 0);
+    for (int i = 0; i < filled; ++i)
+      count_N[static_cast<std::size_t>(below(2 * ops::kGapBins))] += 1 + below(round % 2 == 0 ? 3 : 1 << 20);
+    for (const double q : {0.0, 0.125, 0.5, 1.0, static_cast<double>(below(1000)) / 1000}) {
+      Context ctx;
+      const OwnedTensor value = doubles({0}), count = state(DType::f64, {1, 2 * ops::kGapBins}, count_N);
+      ops::follow_quantiles(value, count, q, 0, ctx);
+      EXPECT_EQ(value[0], plain_quantile(count_N, q)) << "q " << q << ", " << filled << " of the bins";
+    }
   }
 }
 

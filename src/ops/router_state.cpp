@@ -14,19 +14,32 @@ namespace {
 
 using namespace cpu;
 
-// 0 where nothing was counted.
+// 0 where nothing was counted. Counts are whole numbers, so that no order of adding them rounds.
 double gap_quantile(const double* count_N, double q) {
-  constexpr auto kSide = static_cast<std::size_t>(kGapBins);
+  constexpr std::int64_t kAll = 2 * kGapBins, kTogether = 64;  // bins that are passed over by their sum
+  static_assert(kAll % kTogether == 0);
   const auto& border = gap_borders();
-  const double target = q * std::accumulate(count_N, count_N + 2 * kSide, 0.0);
+  const auto border_at = [&border](std::int64_t i) {
+    return i < kGapBins ? -border[static_cast<std::size_t>(kGapBins - i)]
+                        : border[static_cast<std::size_t>(i - kGapBins)];
+  };
+  const auto sum_from = [count_N](std::int64_t first, std::int64_t n) {
+    return sum_in_lanes(n, [count = count_N + first](std::int64_t i) { return count[i]; });
+  };
+  const double target = q * sum_from(0, kAll);
   double before = 0;
-  for (std::size_t i = 0; i < 2 * kSide; ++i) {
-    if (count_N[i] > 0 && before + count_N[i] >= target) {
-      const double low = i < kSide ? -border[kSide - i] : border[i - kSide];
-      const double high = i < kSide ? -border[kSide - 1 - i] : border[i - kSide + 1];
-      return low + (high - low) * (target - before) / count_N[i];
+  for (std::int64_t first = 0; first < kAll; first += kTogether) {
+    if (const double these = sum_from(first, kTogether); before + these < target) {
+      before += these;
+      continue;
     }
-    before += count_N[i];
+    for (std::int64_t i = first; i < first + kTogether; ++i) {
+      if (count_N[i] > 0 && before + count_N[i] >= target) {
+        const double low = border_at(i), high = border_at(i + 1);
+        return low + (high - low) * (target - before) / count_N[i];
+      }
+      before += count_N[i];
+    }
   }
   return 0;
 }

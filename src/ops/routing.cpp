@@ -252,12 +252,15 @@ void count_bins(Tensor count_EN, Tensor token_T, Context& ctx, F&& gap) {
       }
     }
 #pragma omp for schedule(static)
-    for (std::int64_t e = 0; e < E; ++e)
-      for (std::int64_t n = 0; n < N; ++n) {
-        std::int64_t sum = 0;
-        for (int x = 0; x < threads; ++x) sum += table_of(x)[e * row + n];
-        count[e * N + n] = static_cast<double>(sum);
+    for (std::int64_t e = 0; e < E; ++e) {
+      double* sum = count + e * N;
+      std::fill_n(sum, N, 0.0);
+      for (int x = 0; x < threads; ++x) {
+        const Count* own = table_of(x) + e * row;
+#pragma omp simd
+        for (std::int64_t n = 0; n < N; ++n) sum[n] += static_cast<double>(own[n]);
       }
+    }
   }
 }
 

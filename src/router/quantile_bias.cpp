@@ -61,10 +61,9 @@ void QuantileBias::choose(Tensor expert_TK, Tensor gap_count_S, Tensor score_TE,
       const Tensor own_bias_E = ctx.scratch.take(bias_E.shape(), bias_E.dtype());
       const Tensor own_count_S = ctx.scratch.take(gap_count_S.shape(), gap_count_S.dtype());
       ops::copy(own_bias_E, bias_E, ctx);
-      ops::copy(own_count_S, gap_count_S, ctx);
       for (std::int64_t solve = 0; solve < solves_; ++solve) {
         if (solve > 0) count_gaps(own_count_S);
-        ops::follow_quantile_bias(own_bias_E, bins(own_count_S), share(), 0, ctx);
+        ops::follow_quantile_bias(own_bias_E, bins(solve > 0 ? own_count_S : gap_count_S), share(), 0, ctx);
         choose_by(own_bias_E);
       }
     }
