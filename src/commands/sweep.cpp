@@ -390,7 +390,8 @@ class Sweep {
         row.push_back(whole ? std::optional(sweep::read_result(run, spec_)) : std::nullopt);
       }
     }
-    const Json table = sweep::to_json(spec_, results);
+    Json table = sweep::to_json(spec_, results);
+    add_sizes(table);
     const std::string markdown = sweep::to_markdown(spec_, table);
     if (fs::is_directory(out_)) {
       write_text_file(out_ / "sweep.json", to_text(table));
@@ -404,6 +405,21 @@ class Sweep {
       write_text_file(options_.json, to_text(table));
     }
     return std::fflush(to) == 0 ? 0 : 1;
+  }
+
+  // Of each variant its parameters, and the tokens that its runs have read.
+  void add_sizes(Json& table) const {
+    Json rows(Json::Array{});
+    for (std::size_t v = 0; v < spec_.variants.size(); ++v) {
+      const config::Run run = load(spec_.variants[v].config, arguments_of(spec_.variants[v], 1));
+      const model::ParameterCount count = model::count_parameters(run.model, run.router);
+      Json row = table["variants"].array()[v];
+      row["parameters"]["total"] = count.total;
+      row["parameters"]["active"] = count.active;
+      if (row["steps"].is_integer()) row["training_tokens"] = row["steps"].integer() * tokens_of_step(run);
+      rows.push_back(std::move(row));
+    }
+    table["variants"] = std::move(rows);
   }
 
   int stopped(int signal) const {

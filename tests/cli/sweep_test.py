@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import statistics
@@ -49,6 +50,10 @@ class Sweep(CliTest):
                 self.assertEqual(row["validation_gini"][str(percent)]["each"],
                                  [self.metrics(f"out/{row['name']}_seed{seed}")[i]["val_balance"]["gini"] for seed in (1, 2, 3)])
             self.assertEqual(row["steps"], 4)
+            self.assertEqual(row["training_tokens"], self.metrics(f"out/{row['name']}_seed1")[-1]["tokens"])
+            described = self.ok("inspect", f"out/{row['name']}_seed1/config.json").out
+            self.assertEqual(row["parameters"], {part: int(re.search(rf"  {part}: (\d+)", described)[1])
+                                                 for part in ("total", "active")})
         self.assertNotIn("against", base)
         differences = [one - other for one, other in zip(losses["quantile"], losses["base"])]
         against = quantile["against"]
