@@ -4,6 +4,7 @@ them live."""
 import html
 import math
 import re
+import statistics
 from dataclasses import dataclass
 
 from run_metrics import AXES, is_number, specialisation_bits
@@ -346,6 +347,51 @@ def plan_rows(plan):
             for each in plan_front(plan)]
     return (["GB", "tokens/s", "MFU", "bottleneck", "expert", "zero", "tensor", "pipeline", "context", "micro-batch", "recompute"],
             rows)
+
+
+PUBLISHED_SIZE = 0.6e9  # parameters of the models that Latent Prototype Routing was published with
+
+
+def trend_figure(trends, index, y_label="difference in loss, nats a token"):
+    """Differences in loss by size, and where their straight lines lead, with the band that holds these."""
+    sizes = sorted({size for trend in trends for size in trend.sizes()})
+    furthest = max(PUBLISHED_SIZE, sizes[-1])
+    steps = [sizes[0] * (furthest / sizes[0]) ** (i / 60) for i in range(61)]
+    series = [Series("no difference", [(sizes[0], 0.0), (furthest, 0.0)], 7, "thin", in_legend=False)]
+    for color, trend in enumerate(trends):
+        series.append(Series(trend.name, trend.points, color, "points"))
+        if trend.fitted():
+            line = [(size, *trend.at(size)) for size in steps]
+            series.append(Series(trend.name, [(x, y) for x, y, _ in line], color, in_legend=False))
+            for side in (1, -1):
+                series.append(Series(trend.name, [(x, y + side * half) for x, y, half in line], color, "thin", in_legend=False))
+    # The bands may be far wider than what was measured, which has to stay legible.
+    seen = [y for trend in trends for _, y in trend.points] + [trend.at(furthest)[0] for trend in trends if trend.fitted()] + [0.0]
+    air = 0.6 * (max(seen) - min(seen)) or 0.01
+    svg = line_chart("Difference by size", series, "parameters", y_label, width=WIDE, height=420, low=min(seen) - air,
+                     high=max(seen) + air, x_log=True, y_format=lambda value: f"{value:+.3g}" if value else "0")
+    return Figure(f"trend-{index}", "Difference in loss by size",
+                  "A point a pair of runs of the same seed, below zero where the router is better than the one it is compared with. "
+                  "Thick: the straight line in the logarithm of the parameters; thin: where it lies with 95 percent, if "
+                  f"differences do follow such a line. To {short(furthest)} parameters that is assumed, not measured.", svg)
+
+
+def trend_rows(trends):
+    """(header, rows): each router at each size, then where its line leads."""
+    def number(value):
+        return f"{value:+.4f}"
+    rows = []
+    for trend in trends:
+        for size in trend.sizes():
+            pairs = trend.at_size(size)
+            error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
+            rows.append([trend.name, f"{size:,}", str(len(pairs)), number(statistics.mean(pairs))
+                         + ("" if error is None else f" ± {error:.4f}"), " ".join(map(number, pairs))])
+        if trend.fitted() and PUBLISHED_SIZE > trend.sizes()[-1]:
+            line, half = trend.at(PUBLISHED_SIZE)
+            rows.append([trend.name, f"{PUBLISHED_SIZE:,.0f}, extrapolated", "", number(line),
+                         f"95 %: {number(line - half)} to {number(line + half)}"])
+    return ["router", "parameters", "seeds", "difference in loss", "each seed"], rows
 
 
 def missing(members):

@@ -19,6 +19,7 @@ import figures
 import svg_chart
 from console import UserError
 from run_metrics import AXES, config_differences, is_number, load_runs
+from size_trend import load_trends
 
 EXAMPLES = """\
 examples:
@@ -28,6 +29,7 @@ examples:
   tools/report.py runs/lpr_small/* --markdown                  the table on the terminal too
   tools/report.py runs/a runs/b --x hours --smooth none --log-y    over time, every step as it is, logarithmic losses
   tools/report.py runs/a runs/b --csv tables                   what the figures are drawn from
+  tools/report.py --sizes runs/lpr_scale/sweep.json --markdown    whether a difference grows with the model
   tools/report.py --plan plan.json                             layouts of 'switchyard plan ... --search=1000 --json=plan.json'
 
 A run is a directory with metrics.jsonl (config.json and eval.json beside it are used if they are there), or a
@@ -79,7 +81,7 @@ const short = v => {
   return '' + +v.toPrecision(4);
 };
 for (const svg of document.querySelectorAll('svg[data-scales]')) {
-  const [left, bottom, width, height, x0, x1, y0, y1, log] = svg.dataset.scales.split(' ').map(Number);
+  const [left, bottom, width, height, x0, x1, y0, y1, log, xLog] = svg.dataset.scales.split(' ').map(Number);
   const dot = svg.appendChild(document.createElementNS(svg.namespaceURI, 'circle'));
   svg.addEventListener('mouseleave', () => { tip.style.display = 'none'; dot.setAttribute('r', 0); });
   svg.addEventListener('mousemove', event => {
@@ -100,7 +102,8 @@ for (const svg of document.querySelectorAll('svg[data-scales]')) {
     const [path, x, y] = found, up = (bottom - y) / height;
     const value = log ? y0 * (y1 / y0) ** up : y0 + (y1 - y0) * up;
     dot.setAttribute('cx', x), dot.setAttribute('cy', y), dot.setAttribute('fill', path.getAttribute('stroke'));
-    tip.textContent = `${path.parentNode.dataset.name}: ${short(value)} at ${short(x0 + (x1 - x0) * (x - left) / width)}`;
+    const along = (x - left) / width, where = xLog ? x0 * (x1 / x0) ** along : x0 + (x1 - x0) * along;
+    tip.textContent = `${path.parentNode.dataset.name}: ${short(value)} at ${short(where)}`;
     tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 4) + 'px';
     tip.style.top = event.clientY + 14 + 'px';
   });
@@ -125,10 +128,10 @@ def load_plan(path):
     return plan
 
 
-def page(runs, parts, view, plans=()):
+def page(runs, parts, view, plans=(), trends=()):
     style = STYLE % (svg_chart.palette_css(svg_chart.LIGHT, svg_chart.SERIES_LIGHT),
                      svg_chart.palette_css(svg_chart.DARK, svg_chart.SERIES_DARK))
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs" if runs else "planned layouts"
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs" if runs else "planned layouts" if plans else "sizes"
     about = ", ".join(filter(None, [runs[0].label, str(runs[0].path)]) if len(runs) == 1 else [run.name for run in runs])
     out = ["<!doctype html><html lang=en><head><meta charset=utf-8>",
            "<meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'>",
@@ -153,6 +156,8 @@ def page(runs, parts, view, plans=()):
         out += [f"<p class=note>{html.escape(sentence)}</p>" for sentence in figures.missing(members)]
         if heading.startswith("Planned"):
             out += [figures.html_table(*figures.plan_rows(plan), 4) for plan in plans]
+        if heading.startswith("Sizes"):
+            out += [figures.html_table(*figures.trend_rows(found), 1) for found in trends]
         if heading.startswith("Work"):
             for run in runs:
                 table = figures.flop_table(run)
@@ -263,6 +268,9 @@ def main():
     parser.add_argument("--plan", action="append", type=Path, default=[], metavar="FILE",
                         help="speed against memory of the layouts that 'switchyard plan --search=1000 --json=FILE' wrote; may be "
                         "repeated, and needs no RUN")
+    parser.add_argument("--sizes", action="append", type=Path, default=[], metavar="FILE",
+                        help="differences in loss by the size of the model, from the sweep.json of a sweep over sizes, and where "
+                        "they lead; may be repeated, and needs no RUN")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown too")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write every figure as a PNG into this directory too")
@@ -273,16 +281,19 @@ def main():
                         "same for every run (default: 0.9, which is over 19 steps)")
     parser.add_argument("--log-y", action="store_true", help="logarithmic scales for losses and the figures of the run itself")
     arguments = parser.parse_args()
-    if not arguments.runs and not arguments.plan:
-        parser.error("the following arguments are required: RUN, or --plan FILE")
+    if not arguments.runs and not arguments.plan and not arguments.sizes:
+        parser.error("the following arguments are required: RUN, --plan FILE or --sizes FILE")
     try:
         runs = load_runs(arguments.runs, arguments.x) if arguments.runs else []
         plans = [load_plan(path) for path in arguments.plan]
+        trends = [load_trends(path) for path in arguments.sizes]
         view = figures.View(arguments.smooth, arguments.log_y)
         parts = figures.sections(runs, view) if runs else []
         if plans:
             parts.append(("Planned layouts", [figures.plan_figure(plan, i) for i, plan in enumerate(plans)]))
-        write_whole(arguments.out, page(runs, parts, view, plans))
+        if trends:
+            parts.append(("Sizes", [figures.trend_figure(found, i) for i, found in enumerate(trends)]))
+        write_whole(arguments.out, page(runs, parts, view, plans, trends))
         pngs = write_pngs(arguments.png, parts) if arguments.png else []
         if arguments.csv and runs:
             write_csvs(arguments.csv, runs)
@@ -297,6 +308,9 @@ def main():
             print(f"{run.name}: {note}")
     if arguments.markdown and runs:
         print(figures.markdown_table(*figures.summary_rows(runs)))
+    if arguments.markdown:
+        for found in trends:
+            print(figures.markdown_table(*figures.trend_rows(found)))
     print(f"{arguments.out}: {len(runs)} run{'' if len(runs) == 1 else 's'}, "
           f"{sum(1 for _, members in parts for figure in members if figure.svg)} figures"
           + (f"; {len(pngs)} PNGs in {arguments.png}" if pngs else "")

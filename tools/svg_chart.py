@@ -400,7 +400,7 @@ def draw_series(s, x_scale, y_scale, marks, place, x_format, y_format):
 
 
 def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=False, low=None, high=None, floor=None,
-               x_format=short, y_format=short):
+               x_format=short, y_format=short, x_log=False):
     """The chart, or None where no series has a point. Lines are cut at the frame, and what lies beyond is written there."""
     series = [s for s in series if s.points]
     if not series:
@@ -413,14 +413,20 @@ def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=Fals
     plot_height = bottom - top
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in finite(s.raw or s.points)]
-    x_scale = Scale(0 if min(xs) < 0.1 * max(xs) else min(xs), max(xs)) if max(xs) > min(xs) else Scale(0, max(xs) or 1)
+    if x_log:
+        x_scale = Scale(min(xs) / 1.1, max(xs) * 1.1, True)
+    elif max(xs) > min(xs):
+        x_scale = Scale(0 if min(xs) < 0.1 * max(xs) else min(xs), max(xs))
+    else:
+        x_scale = Scale(0, max(xs) or 1)
     y_scale = scale_for(ys, log, low, high, floor)
 
     def place(across, up):
         return left + plot_width * across, bottom - plot_height * up
 
     # What the page's script needs to tell the values below the pointer.
-    scales = (left, bottom, plot_width, plot_height, x_scale.low, x_scale.high, y_scale.low, y_scale.high, int(log))
+    scales = (left, bottom, plot_width, plot_height, x_scale.low, x_scale.high, y_scale.low, y_scale.high, int(log),
+              int(x_log))
     marks = Marks(left, top, right, bottom)
     return "".join([
         svg_open(width, top + height - 90 + 44, title, f" data-scales='{' '.join(f'{v:.10g}' for v in scales)}'"), keys,

@@ -23,6 +23,7 @@ sys.path.insert(0, str(TOOLS))
 import figures  # noqa: E402
 import report  # noqa: E402
 import run_metrics  # noqa: E402
+import size_trend  # noqa: E402
 import svg_chart  # noqa: E402
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -308,7 +309,7 @@ class Report(unittest.TestCase):
 
     def positions(self, svg):
         """(circles, [line]) of a chart, as values read back from where they are drawn; the frame is checked."""
-        left, bottom, width, height, x0, x1, y0, y1, log = map(float, re.search(r"data-scales='([^']*)'", svg)[1].split())
+        left, bottom, width, height, x0, x1, y0, y1, log, _ = map(float, re.search(r"data-scales='([^']*)'", svg)[1].split())
 
         def value(x, y):
             self.assertTrue(left - 0.1 <= x <= left + width + 0.1 and bottom - height - 0.1 <= y <= bottom + 0.1, (x, y))
@@ -556,12 +557,67 @@ class Report(unittest.TestCase):
         finished, _ = self.report(code=2)
         self.assertIn("RUN", finished.stderr)
 
+    def sizes(self, **changes):
+        """A sweep over two sizes: lpr gains 0.01 with each factor e of parameters, of two seeds 0.002 apart."""
+        rows = []
+        for size, parameters in (("small", 1_000_000), ("large", 10_000_000)):
+            gain = -0.01 * math.log(parameters / 1e6)
+            rows += [{"name": size, "parameters": {"total": parameters}},
+                     {"name": f"{size}_lpr", "parameters": {"total": parameters + 7}, "against": {
+                         "name": size, "loss_difference": {"each": [gain - 0.001, gain + 0.001]}}}]
+        path = self.dir / "sweep.json"
+        path.write_text(json.dumps({"variants": rows} | changes))
+        return path
+
+    def test_differences_by_size(self):
+        finished, page = self.report(options=["--sizes", self.sizes(), "--markdown"])
+        self.assertIn("0 runs, 1 figures", finished.stdout)
+        drawn = self.figure(page, "trend-0")
+        self.assertEqual(drawn.count("<circle"), 4 + 1)  # and one in the legend
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td.*?</tr>", page)]
+        self.assertEqual([row[:3] for row in rows], [["lpr", "1,000,000", "2"], ["lpr", "10,000,000", "2"],
+                                                     ["lpr", "600,000,000, extrapolated", ""]])
+        self.assertEqual(rows[0][3], "+0.0000 ± 0.0010")
+        self.assertEqual(rows[2][3], f"{-0.01 * math.log(600):+.4f}")
+        self.assertIn("| lpr | 10,000,000 | 2 | -0.0230 ± 0.0010 | -0.0240 -0.0220 |", finished.stdout)
+
+    def test_a_sweep_without_sizes(self):
+        for path, named in ((self.sizes(variants=[]), "two sizes"), (self.dir / "none.json", "none.json")):
+            finished, _ = self.report(options=["--sizes", path], code=2)
+            self.assertIn(named, finished.stderr)
+        for text in ("{}", "nothing", '{"variants": [{"name": 1}]}', '{"variants": 3}'):
+            (self.dir / "bad.json").write_text(text)
+            finished, _ = self.report(options=["--sizes", self.dir / "bad.json"], code=2)
+            self.assertIn("bad.json", finished.stderr)
+            self.assertEqual(len(finished.stderr.splitlines()), 1)
+
     def test_no_way_to_make_pngs(self):
         finished = subprocess.run(
             [sys.executable, TOOLS / "report.py", str(self.write_run()), "--png", "pictures"], capture_output=True,
             text=True, cwd=self.dir, env={"PATH": str(self.dir)})
         self.assertEqual(finished.returncode, 2)
         self.assertIn("librsvg2-bin", finished.stderr)
+
+
+class SizeTrend(unittest.TestCase):
+    def test_quantiles_are_those_of_published_tables(self):
+        # To the digits that are printed there (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
+        for freedom, p, value in ((1, 0.975, 12.706), (2, 0.975, 4.303), (7, 0.975, 2.365), (30, 0.975, 2.042), (5, 0.95, 2.015),
+                                  (4, 0.5, 0.0)):
+            self.assertAlmostEqual(size_trend.t_quantile(p, freedom), value, delta=6e-4)
+
+    def test_the_band_is_that_of_least_squares(self):
+        # By hand: x = 0, 1, 2, y = 0, 1, 0: mean 1/3, slope 0, squares left 2/3 of one degree of freedom.
+        trend = size_trend.Trend("r", [(1, 0), (math.e, 1), (math.e**2, 0)])
+        for x, share in ((1, 1 / 3), (0, 1 / 3 + 1 / 2), (5, 1 / 3 + 16 / 2)):
+            line, half = trend.at(math.exp(x))
+            self.assertAlmostEqual(line, 1 / 3, delta=1e-12)  # rounding
+            self.assertAlmostEqual(half, 12.7062 * math.sqrt(2 / 3 * share), delta=1e-3)  # of six digits of the quantile
+
+    def test_what_has_no_line(self):
+        self.assertFalse(size_trend.Trend("r", [(1, 0), (2, 1)]).fitted())  # through two points any line goes
+        self.assertFalse(size_trend.Trend("r", [(2, 0), (2, 1), (2, 2)]).fitted())
+        self.assertTrue(size_trend.Trend("r", [(1, 0), (2, 1), (2, 2)]).fitted())
 
 
 class TradeOff(unittest.TestCase):
