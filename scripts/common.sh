@@ -12,6 +12,24 @@ sys.exit(not (os.path.exists(path) and split in json.load(open(path))["splits"])
 PYTHON
 }
 
+# made_of_other_input DIRECTORY SPLIT FILE: prints what a split that is there was made of, where that is not FILE.
+made_of_other_input() {
+  python3 - "$1/meta.json" "$2" "$3" << 'PYTHON'
+import json, os, sys
+path, split, file = sys.argv[1:]
+inputs = json.load(open(path))["splits"][split].get("inputs") if os.path.exists(path) else None
+if inputs and [os.path.realpath(each) for each in inputs] != [os.path.realpath(file)]:
+    print(", ".join(inputs))
+PYTHON
+}
+
+# refuse_other_input DIRECTORY SPLIT FILE: ends the script where the tokens that are there are of another text.
+refuse_other_input() {
+  local other
+  other=$(made_of_other_input "$@")
+  [[ -z $other ]] || fail "$1: split $2 was made of $other, not of $3; remove the directory to make it anew, or leave --corpus out"
+}
+
 # progress RUN: prints "new", "finished" or "step N of M", from the run's own configuration and its latest checkpoint.
 progress() {
   python3 - "$1" << 'PYTHON'

@@ -7,7 +7,7 @@
 #   scripts/compare_routers.sh --corpus DIR [options of `switchyard sweep`: --only '^lpr', --seeds 1,2, --jobs 2, --dry-run]
 #
 #   --corpus DIR     what tools/debian_corpus.py makes, or c4-train.DOMAIN.json.gz and c4-validation.DOMAIN.json.gz of
-#                    prose, reference, technical, legal and code (or set CORPUS); needed until the tokens are there
+#                    prose, reference, technical, legal and code (or set CORPUS); needed until the tokens are in data/corpus_bytes
 #   --out DIR        where the runs go (default: runs/lpr_tiny)
 #
 # PYTHON: the interpreter for the tools (default: python3).
@@ -45,9 +45,13 @@ source scripts/common.sh
 [[ -x $binary ]] || fail "$binary: no such program; cmake --build --preset cpu --target switchyard makes it"
 for domain in prose reference technical legal code; do
   for split in train:train validation:val; do
-    has_split "$shards/$domain" "${split#*:}" && continue
+    file=$corpus/c4-${split%:*}.$domain.json.gz
+    if has_split "$shards/$domain" "${split#*:}"; then
+      [[ -z $corpus ]] || refuse_other_input "$shards/$domain" "${split#*:}" "$file"
+      continue
+    fi
     [[ -n $corpus ]] || fail "no tokens in $shards/$domain yet: give --corpus DIR"
-    do_it "$python" tools/prepare_data.py --input "$corpus/c4-${split%:*}.$domain.json.gz" --tokenizer bytes \
+    do_it "$python" tools/prepare_data.py --input "$file" --tokenizer bytes \
       --out "$shards/$domain" --split-name "${split#*:}" --resume
   done
 done

@@ -66,6 +66,15 @@ if [[ $scale == small ]]; then
   for domain in "${domains[@]}"; do
     for split in train val test; do has_split "$shards/$domain" $split || complete=false; done
   done
+  if [[ -n $corpus ]]; then
+    for domain in "${domains[@]}"; do
+      for split in train:train test:train val:validation; do
+        if has_split "$shards/$domain" "${split%:*}"; then
+          refuse_other_input "$shards/$domain" "${split%:*}" "$corpus/c4-${split#*:}.$domain.json.gz"
+        fi
+      done
+    done
+  fi
   if $complete; then
     echo "$shards is there"
   else

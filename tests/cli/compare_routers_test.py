@@ -49,6 +49,20 @@ class CompareRouters(CliTest):
         self.assertIn("0 of 8 runs to do", self.script("--seeds", "4").stderr)
         self.assertEqual(metrics.read_bytes(), before)
 
+    def test_tokens_of_another_text_are_not_taken_for_those_of_the_corpus(self):
+        corpus = self.dir / "corpus"
+        metas = [(self.dir / "data" / "corpus_bytes" / domain / "meta.json", domain) for domain in DOMAINS]
+        for path, domain in metas:  # one as an absolute path, one as seen from the checkout
+            path.write_text(json.dumps({"splits": {
+                "train": {"inputs": [str(corpus / f"c4-train.{domain}.json.gz")]},
+                "val": {"inputs": [f"corpus/c4-validation.{domain}.json.gz"]}}}))
+        self.script("--corpus", "corpus", "--only", "^softmax_topk$", "--seeds", "1")
+        path, domain = metas[2]
+        path.write_text(path.read_text().replace("c4-validation", "other-validation"))
+        finished = self.script("--corpus", "corpus", "--only", "^softmax_topk$", "--seeds", "1", code=2)
+        self.assertIn("data/corpus_bytes/technical: split val was made of corpus/other-validation.technical.json.gz", finished.stderr)
+        self.assertEqual(finished.stderr.count("\n"), 1)
+
     def test_bad_use(self):
         self.assertIn("nothing", self.script("--only", "nothing", code=2).stderr)
         shutil.rmtree(self.dir / "data" / "corpus_bytes" / "legal")
