@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained and evaluated mixture of experts, in about five minutes on two cores: installs what
-# is missing, builds, makes a small corpus of four domains, tokenizes it, trains for about two minutes, evaluates.
+# From a fresh checkout to a trained and evaluated mixture of experts: installs what is missing, builds (some minutes on two
+# cores), makes a small corpus of four domains, tokenizes it, trains for about two minutes, evaluates.
 # Steps that are done are not done again, and a run that was interrupted goes on where it stopped.
 #
 #   scripts/quickstart.sh

@@ -110,10 +110,10 @@ else
 The published runs read 1.1 billion tokens of FineWeb and are judged on C4's validation split, both with Qwen3's tokenizer.
 To get them (some 6 GB of Parquet and 0.5 GB of JSON; pip install huggingface_hub first):
 
-  huggingface-cli download HuggingFaceFW/fineweb --repo-type dataset --include 'sample/10BT/00[0-2]_*.parquet' \
+  hf download HuggingFaceFW/fineweb --repo-type dataset --include 'sample/10BT/00[0-2]_*.parquet' \
     --local-dir data/raw/fineweb
-  huggingface-cli download allenai/c4 --repo-type dataset --include 'en/c4-validation.*.json.gz' --local-dir data/raw/c4
-  huggingface-cli download Qwen/Qwen3-0.6B tokenizer.json --local-dir data/raw/qwen3
+  hf download allenai/c4 --repo-type dataset --include 'en/c4-validation.*.json.gz' --local-dir data/raw/c4
+  hf download Qwen/Qwen3-0.6B tokenizer.json --local-dir data/raw/qwen3
   tools/prepare_data.py --input 'data/raw/fineweb/sample/10BT/*.parquet' --tokenizer data/raw/qwen3/tokenizer.json \
     --out data/fineweb
   tools/prepare_data.py --input 'data/raw/c4/en/c4-validation.*.json.gz' --tokenizer data/raw/qwen3/tokenizer.json \

@@ -33,7 +33,7 @@ void describe(CLI::App& app, Options& options) {
       "domains is the mean over their tokens.\n"
       "Examples:\n"
       "  switchyard eval runs/quickstart\n"
-      "  switchyard eval runs/quickstart/checkpoints/step_000400 --data data/quickstart/legal --json -\n"
+      "  switchyard eval runs/quickstart/checkpoints/best --data 'data/quickstart/legal/val_*.bin' --json -\n"
       "  switchyard eval runs/quickstart --task arc_easy.jsonl --shots 5\n"
       "  switchyard eval runs/quickstart --set router.type=dynamic_k --set router.max_experts=4 --calibrate "
       "50000");

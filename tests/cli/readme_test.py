@@ -21,7 +21,7 @@ NOT_RUN = {
     "cmake --preset": "it builds",
     "pip install": "it needs a network",
     "tools/debian_corpus.py": "it needs a network; tests/tools/test_debian_corpus.py runs it on packages of its own",
-    "scripts/compare_routers.sh": "it trains nine models in whole; compare_routers_test.py runs it on smaller ones",
+    "scripts/compare_routers.sh": "it trains 15 models in whole; compare_routers_test.py runs it on smaller ones",
     "streamlit run": "it needs streamlit; tests/tools/test_dashboard.py runs the page",
     "tools/compare_hf.py": "it needs transformers; tests/tools/test_compare_hf.py runs what does not",
     "mpirun": "it needs Open MPI and other machines; mpi_test.py runs it where it is installed",
@@ -74,7 +74,7 @@ class Readme(CliTest):
         with gzip.open(self.dir / "c4" / "c4-train.00000.json.gz", "wt") as file:
             file.write("\n".join(texts) + "\n")
         for directory in ("corpus_bytes/prose", "corpus_bytes/reference", "corpus_bytes/technical", "corpus_bytes/legal",
-                          "corpus_bytes/code", "c4val", "quickstart/finance", "quickstart/legal", "quickstart/code",
+                          "corpus_bytes/code", "c4val", "fineweb32k", "quickstart/finance", "quickstart/legal", "quickstart/code",
                           "quickstart/general"):
             subprocess.run([ROOT / "tools" / "prepare_data.py", "--input", "c4/*.json.gz", "--tokenizer", "bytes",
                             "--out", f"data/{directory}", "--val-fraction", "0.1"], cwd=self.dir, check=True, capture_output=True)

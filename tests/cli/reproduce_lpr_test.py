@@ -96,7 +96,7 @@ class ReproduceLpr(CliTest):
                           output)
             self.assertIn(f"train configs/{layout}_lpr_0.6b.json --out runs/lpr_paper/{layout}_lpr_init_seed1 ", output)
             self.assertIn(f"train configs/{layout}_quantile_0.6b.json --out runs/lpr_paper/{layout}_quantile_seed1 ", output)
-        self.assertIn("huggingface-cli download HuggingFaceFW/fineweb", output)
+        self.assertIn("hf download HuggingFaceFW/fineweb", output)
         self.assertFalse((self.dir / "runs").exists())
 
     def test_bad_use(self):
