@@ -110,8 +110,8 @@ EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domain
     all.sum_numbers(loss_of_window);  // each was one rank's, and 0 elsewhere
     const double domain_sum = std::accumulate(loss_of_window.begin(), loss_of_window.end(), 0.0);
     if (!std::isfinite(domain_sum))
-      throw_run("the loss over {} is not finite; the weights of this model have diverged",
-                stream.shards().front().path().string());
+      throw DivergedError(fmt::format("the loss over {} is not finite; the weights of this model have diverged",
+                                      stream.shards().front().path().string()));
     result.domains.push_back({domains[d].name, domain_sum / static_cast<double>(to_predict), to_predict,
                               predicted_text(domains[d], to_predict)});
     result.tokens += to_predict;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "core/error.h"
 #include "model/cost.h"
 #include "model/transformer.h"
 #include "parallel/group.h"
@@ -46,10 +47,15 @@ struct EvalResult {
 std::optional<double> bits_per_byte(double loss, std::int64_t tokens,
                                     const std::optional<data::TextSize>& text);
 
+// The loss is not finite: of weights that have diverged.
+class DivergedError : public RunError {
+ public:
+  using RunError::RunError;
+};
+
 // The model is planned for settings.batch x settings.seq_len. Batches of windows are divided among the ranks of
 // `all`, which evaluate the same number of batches, the last ones of padding; losses are added window by
-// window, so that the result does not depend on the number of ranks. Throws RunError where the loss is not
-// finite.
+// window, so that the result does not depend on the number of ranks. Throws DivergedError, on every rank.
 EvalResult evaluate(model::Transformer& model, const std::vector<Domain>& domains, const EvalSettings& settings,
                     Context& ctx, const parallel::Group& all);
 

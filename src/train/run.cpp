@@ -350,6 +350,11 @@ void TrainingRun::go_back(const std::string& spike) {
   state_.spikes.skipped = before.spikes.skipped;
   state_.spikes.rollbacks = before.spikes.rollbacks + 1;
   ++times_back_;
+  // What was to be saved is no longer there. Until the run is past the place where it failed, its checkpoints
+  // are no sign that going back has helped.
+  save_is_due_ = false;
+  last_save_ = Clock::now();
+  back_from_ = std::max(back_from_, before.step);
   if (!is_first()) return;
   outputs_->open_logs(state_.step);
   log_warning(
@@ -375,9 +380,18 @@ std::optional<EvalResult> TrainingRun::evaluate_if_due() {
                                                      ? data_.training_shares()
                                                      : std::vector<double>{}};
   const AsEvaluated as_evaluated(step_.context());
-  const EvalResult result = evaluate(step_.model(), data_.validation, settings, step_.context(), all_);
-  step_.count_windows();
-  return result;
+  try {
+    const EvalResult result = evaluate(step_.model(), data_.validation, settings, step_.context(), all_);
+    step_.count_windows();
+    return result;
+  } catch (const DivergedError& error) {
+    if (!detects_spikes() || state_.step == run_.train.steps || !find_latest()) throw;
+    if (is_first()) {
+      outputs_->console().clear_bar();
+      log_warning(fmt::format("step {} is not evaluated: {}", state_.step, error.what()));
+    }
+    return std::nullopt;
+  }
 }
 
 std::vector<TaskScore> TrainingRun::ask_tasks_if_due() {
@@ -418,7 +432,7 @@ void TrainingRun::save_if_due(const EvalResult* validation, bool stopped) {
     checkpoint::prune_checkpoints(out_, run_.checkpoint);
     return "";
   });
-  if (is_good) times_back_ = 0;
+  if (is_good && state_.step > back_from_) times_back_ = 0;
   last_save_ = Clock::now();
 }
 
@@ -503,9 +517,15 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     if (run_.log.check_replicas > 0 && state_.step % run_.log.check_replicas == 0)
       check_replicas(step_.model().parameters(), step_.mesh(), state_.step);
 
-    settle_if_due();
-    const std::optional<EvalResult> validation = evaluate_if_due();
-    const std::vector<TaskScore> tasks = ask_tasks_if_due();
+    const bool goes_back = !spike.empty() && (state_.spikes.skipped_in_row >= run_.train.spike.patience ||
+                                              !step_.weights_are_finite());
+    std::optional<EvalResult> validation;
+    std::vector<TaskScore> tasks;
+    if (!goes_back) {
+      settle_if_due();
+      validation = evaluate_if_due();
+      if (validation || data_.validation.empty()) tasks = ask_tasks_if_due();
+    }
     state_.train_seconds += seconds_since(last_step);
     last_step = Clock::now();
     const RankFigures ranks = rank_watch_.gather(
@@ -530,7 +550,7 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
     if (is_first()) outputs_->append(state_.step, step_record(outcome, step_.model(), flop_counter_));
     if (!spike.empty()) {
       if (is_first()) outputs_->console().clear_bar();
-      if (state_.spikes.skipped_in_row >= run_.train.spike.patience || !step_.weights_are_finite()) {
+      if (goes_back) {
         go_back(spike);
         start_ = Clock::now();
         first_step_ = state_.step;

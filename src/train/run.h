@@ -95,6 +95,7 @@ class TrainingRun {
   }
   bool is_evaluated() const { return !data_.validation.empty() || ask_tasks_; }
   void settle_if_due();
+  // Nothing where it is due but the weights have diverged, and the next step can send the run back.
   std::optional<EvalResult> evaluate_if_due();
   std::vector<TaskScore> ask_tasks_if_due();
   void save_if_due(const EvalResult* validation, bool stopped);
@@ -131,7 +132,8 @@ class TrainingRun {
   double product_rate_ = 0;        // FLOP/s; 0: not known
   std::int64_t steps_redone_ = 0;  // in rounds, since the process began
   bool warned_of_redone_ = false, warned_of_late_kernels_ = false;
-  std::int64_t times_back_ = 0;  // since the last good checkpoint
+  std::int64_t times_back_ = 0;  // since the last good checkpoint of a step that no going back was from
+  std::int64_t back_from_ = 0;   // the latest step that the run went back from
   bool save_is_due_ = false;
   Clock::time_point last_save_{};
   // Where the stretch began that seconds_left() is estimated by.

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import pathlib
 import re
@@ -394,6 +395,27 @@ class NonFinite(CliTest):
                               names=[r"\bstep 11\b", r"train\.spike", "twice the largest", "step_000001"])
         self.assertIn("going back to", finished.err)
         self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000001"])
+
+    def goes_back(self, spike, **changes):
+        """A run of 30 steps that goes on with updates that break its weights."""
+        config = self.write_config(train__steps=30, checkpoint__every=5, checkpoint__keep=0, train__eval_every=0)
+        self.ok("train", config, "--out", "run")
+        settings = {**self.EXPLODES, "train.steps": 80, "train.spike": json.dumps(spike), **changes}
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return self.fails(1, "train", config, "--out", "run", "--resume", "auto", *words, names=[r"\bstep \d+", "train.lr"])
+
+    def test_saves_amid_going_back_are_no_sign_that_it_has_helped(self):
+        for every in (1, 10):
+            with self.subTest(every=every):
+                finished = self.goes_back({"deviations": 1e9, "grad_norm_factor": 0, "patience": 5}, **{"checkpoint.every": every})
+                self.assertIn("going back 3 times has not helped", finished.error)
+                self.assertEqual(finished.err.count("going back to"), 3)
+                shutil.rmtree(self.dir / "run")
+
+    def test_a_validation_of_broken_weights_does_not_end_a_run_that_can_go_back(self):
+        finished = self.goes_back({"deviations": 1e9, "grad_norm_factor": 0, "patience": 5}, **{"train.eval_every": 1})
+        self.assertIn("going back 3 times has not helped", finished.error)
+        self.assertRegex(finished.err, r"step \d+ is not evaluated: the loss over data/val\.bin is not finite")
 
 
 @contextlib.contextmanager
