@@ -97,11 +97,17 @@ config::Run load(const std::string& path, const std::vector<std::string>& overri
 std::int64_t tokens_of_step(const config::Run& run) { return run.train.global_batch_size * run.train.seq_len; }
 
 // FLOPs of a token in training, forward and backward, with every expert slot taken.
-double training_flops(const config::Run& run) {
+double training_flops(const config::Run& run, const sweep::Variant& variant) {
+  if (run.train.mtp_loss_coef > 0)
+    throw_input(
+        "budget.flops: variant \"{}\" trains layers for multi-token prediction (train.mtp_loss_coef), whose "
+        "work is not counted; give tokens or minutes",
+        variant.name);
   const model::Transformer model(run.model, run.router, DType::f32, false);  // nothing is allocated
-  const std::int64_t seq_len = run.train.seq_len;
-  return 3 * model::FlopCounter(model).count_static({seq_len, seq_len * (seq_len + 1) / 2}).total() /
-         static_cast<double>(seq_len);
+  const std::int64_t seq_len = run.train.seq_len, window = run.model.sliding_window;
+  const std::int64_t seen = window > 0 ? std::min(window, seq_len) : seq_len;  // keys, by a token that has all
+  const std::int64_t keys = seen * (seen + 1) / 2 + (seq_len - seen) * seen;
+  return 3 * model::FlopCounter(model).count_static({seq_len, keys}).total() / static_cast<double>(seq_len);
 }
 
 std::int64_t whole_steps(double steps, const sweep::Variant& variant) {
@@ -137,6 +143,7 @@ class Sweep {
  public:
   explicit Sweep(const Options& options) : options_(options), spec_(sweep::read_spec(options.spec)) {
     out_ = options.out.empty() ? fs::path("runs") / fs::path(options.spec).stem() : fs::path(options.out);
+    if (!out_.has_filename()) out_ = out_.parent_path();  // DIR/
     if (options.jobs > 0) spec_.jobs = options.jobs;
     if (options.threads > 0) spec_.threads = options.threads;
     std::istringstream words(options.launcher);
@@ -144,6 +151,12 @@ class Sweep {
     if (!options.seeds.empty()) spec_.seeds = distinct(options.seeds);
     for (sweep::Variant& variant : spec_.variants)
       variant.overrides.insert(variant.overrides.end(), options.overrides.begin(), options.overrides.end());
+    check_overrides();
+    if (spec_.budget.of == sweep::Budget::Of::minutes && !launcher_.empty())
+      throw_input(
+          "{}: budget.minutes goes by the speed of one process, which --launcher does not start; give tokens "
+          "or flops",
+          options.spec);
     if (!options.only.empty()) keep_only(options.only);
     // Every configuration is read before the first run begins.
     for (const sweep::Variant& variant : spec_.variants) load(variant.config, arguments_of(variant, 1));
@@ -208,6 +221,19 @@ class Sweep {
     return seeds;
   }
 
+  // What the sweep itself says cannot be said by --set, too.
+  void check_overrides() const {
+    for (const std::string& text : options_.overrides) {
+      const auto is_of = [&](std::string_view key) { return text.starts_with(std::string(key) + "="); };
+      if (is_of("train.seed")) throw_input("--set {}: seeds are the sweep's; give --seeds", text);
+      if (is_of("parallel.threads") && launcher_.empty())
+        throw_input("--set {}: threads are the sweep's; give --threads", text);
+      if (is_of("train.steps") && spec_.budget.of != sweep::Budget::Of::steps)
+        throw_input("--set {}: {} has a budget, which says how long runs train; remove one", text,
+                    options_.spec);
+    }
+  }
+
   void keep_only(const std::string& pattern) {
     std::regex expression;
     try {
@@ -252,7 +278,6 @@ class Sweep {
     std::vector<sweep::Task> tasks;
     std::vector<std::string> names;
     for (const sweep::Variant& variant : spec_.variants) {
-      if (fs::exists(speed_path(variant))) continue;
       std::vector<std::string> command{"bench",        variant.config,
                                        "--rounds",     "3",
                                        "--steps",      "2",
@@ -265,6 +290,7 @@ class Sweep {
         command.push_back(text);
       }
       command.insert(command.end(), {"--json", speed_path(variant).string()});
+      if (is_done(command)) continue;
       tasks.push_back({{{.arguments = command}}, out_ / "logs" / ("speed_" + variant.name + ".log")});
       names.push_back(variant.name);
     }
@@ -273,7 +299,10 @@ class Sweep {
     const int signal = sweep::run_side_by_side(
         tasks, spec_.jobs, spec_.threads, [](std::size_t) {},
         [&](std::size_t i, const sweep::Outcome& outcome) {
-          if (outcome.exit_code != 0) failed = fmt::format("{}: {}", names[i], outcome.error);
+          if (outcome.exit_code != 0)
+            failed = fmt::format("{}: {}", names[i], outcome.error);
+          else
+            record(tasks[i]);
         });
     if (!failed.empty()) throw_run("the speed of {}", failed);
     return signal;
@@ -288,7 +317,7 @@ class Sweep {
       case sweep::Budget::Of::tokens:
         return whole_steps(amount / tokens, variant);
       case sweep::Budget::Of::flops:
-        return whole_steps(amount / (tokens * training_flops(run)), variant);
+        return whole_steps(amount / (tokens * training_flops(run, variant)), variant);
       case sweep::Budget::Of::minutes:
         if (!fs::exists(speed_path(variant))) return std::nullopt;  // a dry run
         return whole_steps(amount * 60 * measured_speed(speed_path(variant)) / tokens, variant);
@@ -300,11 +329,9 @@ class Sweep {
   sweep::Task task_of(const sweep::Variant& variant, std::int64_t seed) const {
     const fs::path run = sweep::run_path(out_, variant, seed);
     sweep::Task task{{}, out_ / "logs" / (run.filename().string() + ".log")};
-    std::vector<std::string> overrides = arguments_of(variant, seed);
-    if (const auto steps = steps_of(variant, load(variant.config, overrides)))
-      overrides.push_back(fmt::format("train.steps={}", *steps));
-    const config::Run wanted = load(variant.config, overrides);
-    check_same(run, wanted, spec_.budget.of == sweep::Budget::Of::minutes && options_.dry_run);
+    const auto [overrides, wanted] = wanted_run(variant, seed);
+    if (const std::string difference = difference_to(run, wanted); !difference.empty())
+      throw_input("{}; remove it, or give another --out", difference);
     const std::vector<std::int64_t> saved = checkpoint::checkpoint_steps(run);
     const bool trained = !saved.empty() && saved.back() >= wanted.train.steps;
     if (!trained) {
@@ -315,61 +342,97 @@ class Sweep {
       }
       task.programs.push_back({std::move(command), launcher_});
     }
-    const Json done = recorded();
     for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
-      const sweep::Evaluation& evaluation = spec_.evaluations[i];
-      const fs::path result = sweep::evaluation_path(run, spec_, i);
-      std::vector<std::string> command{"eval", run.string(), "--threads", std::to_string(spec_.threads)};
-      for (const std::string& data : evaluation.data) {
-        command.emplace_back("--data");
-        command.push_back(data);
-      }
-      if (evaluation.max_tokens > 0) {
-        command.emplace_back("--max-tokens");
-        command.push_back(std::to_string(evaluation.max_tokens));
-      }
-      command.emplace_back("--json");
-      command.push_back(result.string());
-      if (trained && fs::exists(result) &&
-          done[result.string()] == Json(fmt::format("{}", fmt::join(command, " "))))
-        continue;
-      task.programs.push_back({std::move(command)});
+      std::vector<std::string> command = evaluation_command(run, i);
+      if (!trained || !is_done(command)) task.programs.push_back({std::move(command)});
     }
     return task;
   }
 
-  // A run of other settings under the same name is not gone on with.
-  void check_same(const fs::path& run, config::Run wanted, bool steps_unknown) const {
+  std::vector<std::string> evaluation_command(const fs::path& run, std::size_t i) const {
+    const sweep::Evaluation& evaluation = spec_.evaluations[i];
+    std::vector<std::string> command{"eval", run.string(), "--threads", std::to_string(spec_.threads)};
+    for (const std::string& data : evaluation.data) {
+      command.emplace_back("--data");
+      command.push_back(data);
+    }
+    if (evaluation.max_tokens > 0) {
+      command.emplace_back("--max-tokens");
+      command.push_back(std::to_string(evaluation.max_tokens));
+    }
+    command.emplace_back("--json");
+    command.push_back(sweep::evaluation_path(run, spec_, i).string());
+    return command;
+  }
+
+  struct Wanted {
+    std::vector<std::string> overrides;
+    config::Run run;
+  };
+  Wanted wanted_run(const sweep::Variant& variant, std::int64_t seed) const {
+    std::vector<std::string> overrides = arguments_of(variant, seed);
+    if (const auto steps = steps_of(variant, load(variant.config, overrides)))
+      overrides.push_back(fmt::format("train.steps={}", *steps));
+    config::Run run = load(variant.config, overrides);
+    return {std::move(overrides), std::move(run)};
+  }
+
+  // In what a run that is there differs from the one that is wanted under its name; "" where it does not, or
+  // there is none. What a budget in minutes comes to is not known before the speed is.
+  std::string difference_to(const fs::path& run, config::Run wanted) const {
+    const bool steps_unknown =
+        spec_.budget.of == sweep::Budget::Of::minutes && (options_.dry_run || options_.table);
     const fs::path path = run / "config.json";
-    if (!fs::exists(path)) return;
+    if (!fs::exists(path)) return "";
     config::Run found = config::load_run(path.string(), {}, router::router_schemas());
     if (steps_unknown) found.train.steps = wanted.train.steps;
+    if (options_.table) found.parallel.threads = wanted.parallel.threads;
     if (wanted.train.micro_batch_size == config::Train::kAutoMicroBatch)
       wanted.train.micro_batch_size = found.train.micro_batch_size;
     const Json there = sorted(parse_stored_json(config::to_resolved_json(found), path.string())),
                here = sorted(parse_stored_json(config::to_resolved_json(wanted), options_.spec));
     const std::vector<std::string> paths = differing_paths(there, here);
-    if (paths.empty()) return;
+    if (paths.empty()) return "";
     const auto value = [&](const Json& json) {
       const Json* const at = find_path(json, paths.front());
       return at == nullptr ? "nothing" : to_line(*at);
     };
-    throw_input(
-        "{}: is a run of other settings: {} is {} there and {} here{}; remove it, or give another --out",
-        run.string(), paths.front(), value(there), value(here),
-        paths.size() == 1 ? "" : fmt::format(" ({} keys differ)", paths.size()));
+    return fmt::format("{}: is a run of other settings: {} is {} there and {} here{}", run.string(),
+                       paths.front(), value(there), value(here),
+                       paths.size() == 1 ? "" : fmt::format(" ({} keys differ)", paths.size()));
   }
 
-  // Which evaluations are there: {result: command}, so that one of other data is not taken for one of these.
+  // Which results are there: {result: command}, so that one of other data or settings is not taken for one of
+  // these. Both as seen from --out, which may be moved, or be given in another way the next time.
   fs::path record_path() const { return out_ / "evaluations.json"; }
+  std::string from_out(const std::string& word) const {
+    const std::string out = out_.string() + "/";
+    return word.starts_with(out) ? word.substr(out.size()) : word;
+  }
+  // The last word of such a command is its result.
+  std::pair<std::string, Json> record_of(const std::vector<std::string>& command) const {
+    std::vector<std::string> words;
+    for (const std::string& word : command) words.push_back(from_out(word));
+    // An evaluation comes to the same on any number of threads; a speed does not.
+    if (const auto threads = std::find(words.begin(), words.end(), "--threads"); words.front() == "eval")
+      words.erase(threads, threads + 2);
+    return {words.back(), Json(fmt::format("{}", fmt::join(words, " ")))};
+  }
+  bool is_done(const std::vector<std::string>& command) const {
+    const auto [result, text] = record_of(command);
+    return fs::exists(command.back()) && recorded()[result] == text;
+  }
   Json recorded() const {
     if (!fs::exists(record_path())) return Json(Json::Object{});
     return parse_stored_json(read_text_file(record_path()), record_path().string());
   }
   void record(const sweep::Task& task) const {
     Json done = recorded();
-    for (const auto& [command, launcher] : task.programs)
-      if (command.front() == "eval") done[command.back()] = fmt::format("{}", fmt::join(command, " "));
+    for (const auto& [command, launcher] : task.programs) {
+      if (command.front() == "train") continue;
+      auto [result, text] = record_of(command);
+      done[result] = std::move(text);
+    }
     const fs::path temporary = out_ / ".tmp_evaluations.json";
     write_text_file(temporary, to_text(done));
     fs::rename(temporary, record_path());
@@ -377,15 +440,17 @@ class Sweep {
 
   int print_table() const {
     sweep::Results results;
-    const Json done = recorded();
     for (const sweep::Variant& variant : spec_.variants) {
       auto& row = results.emplace_back();
       for (const std::int64_t seed : spec_.seeds) {
         const fs::path run = sweep::run_path(out_, variant, seed);
         bool whole = true;
-        for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
-          const fs::path path = sweep::evaluation_path(run, spec_, i);
-          whole = whole && fs::exists(path) && done.contains(path.string());
+        for (std::size_t i = 0; i < spec_.evaluations.size(); ++i)
+          whole = whole && is_done(evaluation_command(run, i));
+        if (const std::string difference = whole ? difference_to(run, wanted_run(variant, seed).run) : "";
+            !difference.empty()) {
+          log_warning(difference + "; it is not in the table");
+          whole = false;
         }
         row.push_back(whole ? std::optional(sweep::read_result(run, spec_)) : std::nullopt);
       }

@@ -86,7 +86,7 @@ class SideBySide {
     const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (out < 0) throw_run("{}: cannot be opened: {}", log, std::strerror(errno));
     std::vector<std::string> words = wanted.launcher;
-    words.push_back(std::filesystem::read_symlink("/proc/self/exe").string());
+    words.push_back(program_);
     words.insert(words.end(), wanted.arguments.begin(), wanted.arguments.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
@@ -112,6 +112,8 @@ class SideBySide {
       ::dup2(out, STDOUT_FILENO);
       ::dup2(out, STDERR_FILENO);
       ::sigprocmask(SIG_SETMASK, &before_, nullptr);
+      // By the link, which a program that was replaced meanwhile has, too: all runs are of the one that began.
+      if (wanted.launcher.empty()) ::execv("/proc/self/exe", argv.data());
       ::execvp(argv.front(), argv.data());
       const std::string failed =
           fmt::format("error: {}: cannot be started: {}\n", words.front(), std::strerror(errno));
@@ -152,6 +154,7 @@ class SideBySide {
   }
 
   const std::vector<Task>& tasks_;
+  const std::string program_ = std::filesystem::read_symlink("/proc/self/exe").string();
   std::vector<std::optional<Running>> slot_;
   std::size_t threads_, next_ = 0;
   std::vector<int> cores_;  // empty: every process runs where the system puts it

@@ -42,7 +42,8 @@ void read_metrics(RunResult& result, const fs::path& path) {
     if (const Json* step = line->find("step"); step != nullptr && step->is_integer()) {
       result.steps = std::max(result.steps, step->integer());
       const Json* const balance = line->find("val_balance");
-      if (balance != nullptr && (*balance)["gini"].is_number())
+      const Json* const layers = line->find("val_layers");  // none: a model without experts
+      if (balance != nullptr && layers != nullptr && layers->size() > 0 && (*balance)["gini"].is_number())
         gini_at[step->integer()] = (*balance)["gini"].number();
     }
     if (const Json* speed = line->find("tokens_per_second"); speed != nullptr && speed->is_number())
@@ -95,7 +96,7 @@ RunResult read_result(const fs::path& run, const Spec& spec) {
     result.loss.push_back(number_at(json, "loss", path));
     result.tokens.push_back(static_cast<std::int64_t>(number_at(json, "tokens", path)));
     const Json& balance = json["balance"];
-    if (i == 0 && balance["gini"].is_number()) {
+    if (i == 0 && balance["layers"].size() > 0) {
       result.gini = number_at(balance, "gini", path);
       result.min_max = number_at(balance, "min_max", path);
     }

@@ -110,6 +110,50 @@ class Sweep(CliTest):
         self.sweep()
         self.assert_same_run("out/base_seed1", "whole/base_seed1")
 
+    def test_only_results_of_what_the_file_says_are_in_the_table(self):
+        self.write_spec(seeds=[1])
+        table, _ = self.sweep()
+        losses = [row["loss"]["validation"]["mean"] for row in table["variants"]]
+        # However OUT is written, and wherever it lies.
+        shutil.move(self.dir / "out", self.dir / "moved")
+        for out in ("moved", "./moved", "moved/", str(self.dir / "moved")):
+            found = json.loads(self.ok("sweep", "spec.json", "--out", out, "--table", "--threads", "2", "--json", "-").out)
+            self.assertEqual([row["loss"]["validation"]["mean"] for row in found["variants"]], losses)
+            self.assertIn("0 of 2 runs to do", self.ok("sweep", "spec.json", "--out", out).err)
+        shutil.move(self.dir / "moved", self.dir / "out")
+        # Other data, other settings: what is there is not what is asked for.
+        self.write_spec(seeds=[1], evaluate=[{"name": "validation", "data": "data/train_*.bin"}])
+        table, _ = self.sweep("--table")
+        self.assertEqual([row["seeds_without_result"] for row in table["variants"]], [[1], [1]])
+        self.write_spec(seeds=[1], set={**SET, "train.lr": 0.02})
+        table, finished = self.sweep("--table")
+        self.assertEqual([row["seeds_without_result"] for row in table["variants"]], [[1], [1]])
+        self.assertRegex(finished.err, r"base_seed1: is a run of other settings: train\.lr is 0\.01 there and 0\.02 here; it is not in the table")
+
+    def test_a_program_that_is_replaced_meanwhile_goes_on_as_it_was(self):
+        self.write_spec(seeds=[1, 2, 3], variants=[{"name": "base"}])
+        program = self.dir / "program"
+        shutil.copy(harness.BINARY, program)
+        self.binary = str(program)
+        process = self.start("sweep", "spec.json", "--out", "out")
+        end = time.monotonic() + 50
+        while not (self.dir / "out" / "logs" / "base_seed1.log").exists():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.001)
+        program.unlink()
+        program.write_text("#!/bin/sh\nexit 3\n")
+        finished = self.finish(process)
+        self.assertEqual(finished.code, 0, finished)
+        self.assertIn("| base | 3 |", finished.out)
+
+    def test_a_model_without_experts_has_no_balance(self):
+        self.write_spec(seeds=[1], variants=[{"name": "mixture"}, {"name": "dense", "set": {"model.mlp_only_layers": [0, 1], "model.intermediate_size": 16}}])
+        mixture, dense = self.sweep()[0]["variants"]
+        self.assertIsNotNone(mixture["gini"])
+        self.assertIn("validation_gini", mixture)
+        self.assertEqual((dense["gini"], dense["min_max"]), (None, None))
+        self.assertNotIn("validation_gini", dense)
+
     def test_a_grid_its_names_and_what_is_compared_with_what(self):
         self.write_spec(grid={"train.lr": [0.01, 0.02]}, seeds=[1],
                         variants=[{"name": "base"}, {"name": "lpr", "set": {"router.type": "lpr", "router.balance_coef": 0, "router.z_loss_coef": 0}},
@@ -147,6 +191,24 @@ class Sweep(CliTest):
         self.assertEqual(steps, round(0.12 * speed / (4 * 32)))
         _, finished = self.sweep()
         self.assertIn("0 of 1 runs to do", finished.err)
+        # Of other settings the speed is another one.
+        self.write_spec(budget={"minutes": 0.002}, seeds=[2], variants=[{"name": "base", "set": {"train.seq_len": 16}}])
+        before = (self.dir / "out" / "speed_base.json").read_text()
+        table, _ = self.sweep()
+        self.assertNotEqual((self.dir / "out" / "speed_base.json").read_text(), before)
+        speed = json.loads((self.dir / "out" / "speed_base.json").read_text())["parts"][0]["tokens_per_second"]["median"]
+        self.assertEqual(table["variants"][0]["steps"], round(0.12 * speed / (4 * 16)))
+
+    def test_equal_work_counts_the_keys_of_a_window(self):
+        self.write_config(harness.tiny_config("mixtral"), name="mixtral.json")
+        window = {"name": "window", "set": {"model.sliding_window": 4}}
+        self.write_spec(config="mixtral.json", seeds=[1], variants=[{"name": "whole"}, window])
+        self.sweep()
+        flops = {name: 3 * self.metrics(f"out/{name}_seed1")[0]["flops_per_token_static"] for name in ("whole", "window")}
+        self.assertLess(flops["window"], flops["whole"])
+        shutil.rmtree(self.dir / "out")
+        self.write_spec(config="mixtral.json", seeds=[1], budget={"flops": 9 * 4 * 32 * flops["window"]}, variants=[window])
+        self.assertEqual(self.sweep()[0]["variants"][0]["steps"], 9)
 
     def test_a_run_that_fails_does_not_take_the_others_along(self):
         self.write_spec(seeds=[1], variants=[{"name": "bad", "set": {"data.train": ["data/nothing_*.bin"]}}, {"name": "good"}])
@@ -189,8 +251,13 @@ class Sweep(CliTest):
                 self.write_spec(**changes)
                 self.fails(2, "sweep", "spec.json", "--out", "out", names=[named])
                 self.assertFalse((self.dir / "out").is_dir() and any((self.dir / "out").glob("*_seed*")))
+        for budget, options, named in (({"tokens": 512}, ["--set", "train.steps=5"], "--set train.steps=5"),
+                                       ({"minutes": 1}, ["--launcher", "mpirun -n 2"], r"budget\.minutes")):
+            with self.subTest(options):
+                self.write_spec(budget=budget)
+                self.fails(2, "sweep", "spec.json", "--out", "out", *options, names=[named])
         self.write_spec()
-        for options, named in ((["--only", "nothing"], "--only"), (["--only", "("], "regular expression"),
+        for options, named in ((["--set", "train.seed=9"], "--seeds"), (["--set", "parallel.threads=2"], "--threads"), (["--only", "nothing"], "--only"), (["--only", "("], "regular expression"),
                                (["--seeds", "1,1"], "--seeds"), (["--seeds", "x"], "--seeds"), (["--jobs", "0"], "--jobs")):
             with self.subTest(options):
                 self.fails(2, "sweep", "spec.json", *options, names=[named])
