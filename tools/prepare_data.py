@@ -63,9 +63,9 @@ def expand_inputs(patterns):
     seen = set()
     for path in paths:
         documents.check_file(path)
-        if path in seen:
+        if os.path.realpath(path) in seen:
             raise UserError(f"--input {path}: given more than once; its documents would be counted twice")
-        seen.add(path)
+        seen.add(os.path.realpath(path))
     return paths
 
 
@@ -177,8 +177,9 @@ def read_meta(out):
     return meta
 
 
-def merged_meta(out, tokenizer, writes):
-    """The meta.json to be, without the splits that this run writes. What it shares with other splits must match."""
+def merged_meta(out, tokenizer, writes, paths):
+    """The meta.json to be, without the splits that this run writes. What it shares with other splits must match, and no
+    document of theirs may be in this run's."""
     meta = {
         "tool_version": VERSION,
         "tokenizer": tokenizer.name,
@@ -201,6 +202,15 @@ def merged_meta(out, tokenizer, writes):
                 f"'{old.get('tokenizer')}' ({key} {old.get(key)}), this run has '{meta['tokenizer']}' ({key} "
                 f"{meta[key]}); use the same tokenizer and options or another --out"
             )
+    read_here = {os.path.realpath(path): path for path in paths}
+    for name, split in kept.items():
+        for path in split.get("inputs", []):
+            if os.path.realpath(path) in read_here:
+                raise UserError(
+                    f"--input {read_here[os.path.realpath(path)]}: {os.path.join(out, 'meta.json')} says that its split {name}, which "
+                    f"this run would keep, was made of it, too, so that documents would be in both; write both at once "
+                    "(--val-fraction), or choose another --out"
+                )
     meta["tokenizer"] = old["tokenizer"]
     meta["splits"] = kept
     return meta
@@ -313,7 +323,7 @@ class Preparation:
         if args.begin_token is None and len(tokenizer.own_begin) > 1:
             say(f"{tokenizer.name}: its template begins with {len(tokenizer.own_begin)} tokens; documents begin with the "
                 f"first alone ({tokenizer.begin_token})")  # fmt: skip
-        self.meta = merged_meta(out, tokenizer, self.writes)
+        self.meta = merged_meta(out, tokenizer, self.writes, self.paths)
         self.tokenizer = tokenizer
         self.run = run
         if not record:

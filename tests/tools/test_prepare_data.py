@@ -200,7 +200,8 @@ class PrepareData(unittest.TestCase):
         source = self.write_texts("a.jsonl", texts)
         self.bytes_run(source, "--val-fraction", 0.1)
         held_out = self.tokens("val")
-        self.bytes_run(source, "--val-fraction", 0.1, "--held-out", "test", "--overwrite")
+        shutil.rmtree(self.out)
+        self.bytes_run(source, "--val-fraction", 0.1, "--held-out", "test")
         self.bytes_run(self.write_texts("b.jsonl", ["val"]), "--split-name", "val", "--overwrite")
         self.assertEqual(self.tokens("test"), held_out)
         self.assertEqual(self.tokens("val"), byte_tokens(["val"]))
@@ -237,9 +238,20 @@ class PrepareData(unittest.TestCase):
         self.bytes_run(paths[0], "--input", paths[1])
         self.assertEqual(self.tokens(), byte_tokens(["first", "second"]))
 
+    def test_a_split_that_stays_shares_no_file_with_the_one_that_is_written(self):
+        source = self.write_texts("a.jsonl", sample_texts(100))
+        self.bytes_run(source, "--val-fraction", 0.2)
+        before = {path.name: path.read_bytes() for path in self.out.iterdir()}
+        for more in (["--overwrite"], ["--overwrite", "--val-fraction", "0.2", "--held-out", "test"]):
+            said = self.bytes_run(source, *more, expect=2)
+            self.assertIn("split val, which this run would keep, was made of it", said)
+        self.assertEqual({path.name: path.read_bytes() for path in self.out.iterdir()}, before)
+
     def test_the_same_file_twice(self):
         path = self.write_texts("a.jsonl", ["x"])
         self.assertIn("more than once", self.fails([path, self.dir / "*.jsonl"]))
+        (self.dir / "b.jsonl").symlink_to(path)
+        self.assertIn("more than once", self.fails([path, self.dir / "b.jsonl"]))
 
     def test_unknown_formats(self):
         for name, data in (("a.jsonl.bz2", b"x"), ("a.bin", b"x"), ("a.dat", b"a\0b"), ("a.tar.gz", b"x"), ("a.csv", b"x"),
