@@ -48,8 +48,8 @@ std::int64_t windows_to_read(const std::vector<Domain>& domains, const Calibrati
         "--calibrate: the data have no whole window of {} tokens; give more data or a smaller --seq-len",
         settings.seq_len);
   const std::int64_t step = settings.batch * settings.seq_len;
-  const std::int64_t steps = (settings.tokens + step - 1) / step;
-  return std::min(all, steps * settings.batch);
+  const std::int64_t steps = settings.tokens / step + (settings.tokens % step != 0 ? 1 : 0);
+  return steps >= (all + settings.batch - 1) / settings.batch ? all : steps * settings.batch;
 }
 
 }  // namespace

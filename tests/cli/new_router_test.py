@@ -375,9 +375,10 @@ class NewRouter(CliTest):
         self.assertAlmostEqual(one / two, 1, delta=1e-5)
         finished = self.ok("eval", source, "--data", "small.bin", "--seq-len", 16, *quantile, *calibrate)
         self.assertIn("router quantile: calibrated on 1024 tokens in 8 steps", finished.err)
-        finished = self.ok("eval", source, "--data", "small.bin", "--seq-len", 16, *quantile, "--calibrate", 1e9,
-                           "--calibrate-data", "other.bin")
-        self.assertIn("calibrated on 288 tokens in 3 steps, all that the data have in whole windows", finished.err)
+        for everything in (10**9, 2**63 - 1):
+            finished = self.ok("eval", source, "--data", "small.bin", "--seq-len", 16, *quantile, "--calibrate", everything,
+                               "--calibrate-data", "other.bin")
+            self.assertIn("calibrated on 288 tokens in 3 steps, all that the data have in whole windows", finished.err)
 
     def test_calibration_that_has_nothing_to_do(self):
         source = self.model("mixtral")
