@@ -276,6 +276,10 @@ def load_run(path, name=None):
     _add_hours(run)
     run.config = _read_json(run, directory / "config.json") or {}
     run.evaluation = _read_json(run, directory / "eval.json")
+    judged = (run.evaluation or {}).get("step")
+    if is_number(judged) and judged < run.steps[-1]["step"]:
+        run.notes.append(f"eval.json judges step {judged}, and the run has gone on since; it is not used")
+        run.evaluation = None
     if run.total_steps and run.steps[-1]["step"] < run.total_steps:
         run.notes.append(f"the run is at step {run.steps[-1]['step']} of {run.total_steps}")
     return run

@@ -148,7 +148,9 @@ int run_rank(const Options& options, parallel::World& world) {
   const auto [model, result] = evaluation.evaluate(routed_model(evaluation.directory(), options.overrides), {});
   if (world.rank() != 0) return 0;
   print_table(result, *model, text_output(evaluated.json));
-  write_json(evaluated.json, to_json(result, *model));
+  Json report = to_json(result, *model);
+  if (const auto& checkpoint = evaluation.directory().checkpoint()) report["step"] = checkpoint->state().step;
+  write_json(evaluated.json, report);
   return 0;
 }
 

@@ -21,6 +21,7 @@ class Eval(CliTest):
     def test_report(self):
         report = self.report()
         self.assertEqual(report["tokens"], TOTAL - 1)
+        self.assertEqual(report["step"], 8)  # that was judged
         self.assertAlmostEqual(report["perplexity"] / math.exp(report["loss"]), 1.0, delta=1e-9)
         self.assertGreater(report["tokens_per_second"], 0)
         self.assertLess(report["loss"], 5.5)

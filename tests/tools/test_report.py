@@ -259,6 +259,13 @@ class Report(unittest.TestCase):
         _, page = self.report(self.write_run(lines=[step_line(1, [[1, 3]])]))
         self.assertNotIn("Ranks", page)
 
+    def test_an_evaluation_of_an_earlier_step_is_not_taken_for_the_end(self):
+        for step, shown in ((12, "1.5000"), (11, "1.2500")):  # the run has 12 steps, and a validation at the last
+            run = self.write_run(f"step{step}", evaluation={"step": step, "loss": 1.5, "tokens": 42, "balance": {"layers": []}})
+            finished, _ = self.report(run, options=["--markdown"])
+            self.assertIn(f" {shown} ", finished.stdout)
+            self.assertEqual("judges step 11, and the run has gone on" in finished.stdout, step == 11)
+
     def test_work_of_an_evaluation(self):
         layer = {"layer": 0, "attention": 10.0, "router": 1.0, "experts": 30.0, "always": 9.0, "static": 80.0}
         flops = {"per_token": 70.0, "per_token_static": 100.0, "saved": 0.3, "head": 20.0, "layers": [layer]}
