@@ -55,6 +55,7 @@ class ReproduceLpr(CliTest):
     def test_all_of_them_with_the_routers_that_they_are_named_after(self):
         names = [layout + ending for layout in LAYOUTS for ending in ("", "_balance", "_quantile", "_lpr")]
         names.insert(names.index("qwen3_moe_quantile"), "qwen3_moe_normalised")
+        names.insert(names.index("deepseek_v3_lpr"), "deepseek_v3_prototypes")
         self.assertEqual(self.rows(self.script("--scale", "small").stdout), names)
         for layout in LAYOUTS:
             report = json.loads((self.run_path(layout + "_seed1") / "eval.json").read_text())
@@ -68,6 +69,8 @@ class ReproduceLpr(CliTest):
         config = json.loads((self.run_path("deepseek_v3_seed1") / "config.json").read_text())
         self.assertEqual(config["router"]["balance_coef"], 0)
         self.assertEqual(config["router"]["bias_update_speed"], 0)
+        config = json.loads((self.run_path("deepseek_v3_prototypes_seed1") / "config.json").read_text())
+        self.assertFalse(config["router"]["prototype_routing"])
         page = (self.dir / "runs" / "lpr_small" / "report.html").read_text()
         self.assertIn("<figure id='load-2'", page)
 
