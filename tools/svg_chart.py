@@ -44,6 +44,15 @@ def color_of(index):
     return f"var(--c{index % len(SERIES_LIGHT)})"
 
 
+def dot(x, y, index, within=""):
+    """A point of series `index`: hollow where its colour is that of an earlier one."""
+    fill, stroke = color_of(index), "var(--surface)"
+    if index // len(SERIES_LIGHT) % 2:
+        fill, stroke = stroke, fill + "' stroke-width='2"
+    end = f">{within}</circle>" if within else "/>"
+    return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3.5' fill='{fill}' stroke='{stroke}'{end}"
+
+
 def diverging(share):
     share = min(max(share, 0.0), 1.0)
     for (low, a), (high, b) in zip(DIVERGING, DIVERGING[1:]):
@@ -314,13 +323,14 @@ class Marks:
 def legend(entries, left, right, top):
     """Rows of colour keys; returns the drawing and the height."""
     out, x, y = [], left, top
-    for label, color, style in entries:
+    for label, index, style in entries:
+        color = color_of(index)
         width = 26 + CHARACTER * len(label) + 16
         if x > left and x + width > right:
             x, y = left, y + 18
         out.append(f"<g class='key' data-name='{html.escape(label, quote=True)}'>")
         if style in ("dots", "points"):
-            out.append(f"<circle cx='{x + 9:.1f}' cy='{y - 4:.1f}' r='3.5' fill='{color}'/>")
+            out.append(dot(x + 9, y - 4, index))
         else:
             out.append(f"<line x1='{x:.1f}' y1='{y - 4:.1f}' x2='{x + 18:.1f}' y2='{y - 4:.1f}' stroke='{color}' "
                        f"stroke-width='{1 if style == 'thin' else 2.5}'/>")
@@ -377,8 +387,7 @@ def draw_series(s, x_scale, y_scale, marks, place, x_format, y_format):
     for point, at in zip(shown, unit(shown)):
         if (dots or at in alone) and 0 <= at[1] <= 1:
             px, py = place(*at)
-            out.append(f"<circle cx='{px:.1f}' cy='{py:.1f}' r='3.5' fill='{color}' stroke='var(--surface)'>"
-                       f"<title>{html.escape(told(*point))}</title></circle>")
+            out.append(dot(px, py, s.color, f"<title>{html.escape(told(*point))}</title>"))
     source = decimated(s.raw) if s.raw else shown
     heights = [height for _, height in unit(source)]
     if dots:
@@ -405,7 +414,7 @@ def line_chart(title, series, x_label, y_label, width=HALF, height=300, log=Fals
     series = [s for s in series if s.points]
     if not series:
         return None
-    entries = [(s.label, color_of(s.color), s.style) for s in series if s.label and s.in_legend]
+    entries = [(s.label, s.color, s.style) for s in series if s.label and s.in_legend]
     left, right = 66, width - 18
     keys, keys_height = legend(entries, left, right, 16)
     top = (keys_height if entries else 0) + 26
