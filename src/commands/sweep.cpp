@@ -285,7 +285,8 @@ class Sweep {
                                        "--new-tokens", "1",
                                        "--batch",      "1",
                                        "--threads",    std::to_string(spec_.threads)};
-      for (const std::string& text : arguments_of(variant, spec_.seeds.front())) {
+      // Of one seed, whichever are asked for: more of them are runs of as many steps.
+      for (const std::string& text : arguments_of(variant, 1)) {
         command.emplace_back("--set");
         command.push_back(text);
       }

@@ -359,7 +359,7 @@ void TrainingRun::go_back(const std::string& spike) {
   outputs_->open_logs(state_.step);
   log_warning(
       fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
-                  "data behind sample {}",
+                  "data after sample {}",
                   before.step, before.spikes.skipped_in_row, spike, target.string(), before.samples));
 }
 

@@ -191,8 +191,11 @@ class Sweep(CliTest):
         self.assertEqual(steps, round(0.12 * speed / (4 * 32)))
         _, finished = self.sweep()
         self.assertIn("0 of 1 runs to do", finished.err)
+        # One more seed is a run of as many steps.
+        self.write_spec(budget={"minutes": 0.002}, seeds=[2], variants=[{"name": "base"}])
+        self.assertEqual(self.sweep()[0]["variants"][0]["steps"], steps)
         # Of other settings the speed is another one.
-        self.write_spec(budget={"minutes": 0.002}, seeds=[2], variants=[{"name": "base", "set": {"train.seq_len": 16}}])
+        self.write_spec(budget={"minutes": 0.002}, seeds=[3], variants=[{"name": "base", "set": {"train.seq_len": 16}}])
         before = (self.dir / "out" / "speed_base.json").read_text()
         table, _ = self.sweep()
         self.assertNotEqual((self.dir / "out" / "speed_base.json").read_text(), before)
