@@ -1,6 +1,7 @@
 """Whether a difference in loss grows or shrinks with the model: what `switchyard sweep` found at several sizes, a straight
 line in the logarithm of the parameters through it, and how far that line can be trusted."""
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from console import UserError
 LEVEL = 0.95
 
 
+@functools.cache  # a band asks for the same one at each of its points
 def t_quantile(p, freedom):
-    """Where Student's distribution reaches p, 0.5 <= p < 1, to some 1e-6: tan and the normal one are its ends."""
+    """Where Student's distribution of so many degrees of freedom reaches p, 0.5 <= p < 1; to some 1e-5 of itself."""
     peak = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
 
     def below(t):
