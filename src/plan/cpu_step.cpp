@@ -28,7 +28,8 @@ constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 // A part of a step that is timed, pass after pass.
 class Piece {
  public:
-  explicit Piece(double at_least) : at_least_(at_least) {}
+  explicit Piece(const CpuStepSettings& settings, double share = 1)
+      : now_(settings.now), at_least_(share * settings.seconds) {}
   virtual ~Piece() = default;
   Piece(const Piece&) = delete;
   Piece& operator=(const Piece&) = delete;
@@ -37,11 +38,14 @@ class Piece {
   bool is_done() const { return n_passes_ >= kFewestPasses && spent_ >= at_least_; }
   double share() const { return spent_ / at_least_; }  // of its time
   void timed_pass() {
-    const double start = ops::steady_seconds();
+    const double start = now_();
     pass();
-    spent_ += ops::steady_seconds() - start;
+    spent_ += now_() - start;
     ++n_passes_;
   }
+
+ protected:
+  double (*const now_)();
 
  private:
   double at_least_, spent_ = 0;  // seconds
@@ -144,7 +148,7 @@ class Layers : public Piece {
  public:
   Layers(const config::Run& run, const std::vector<config::LayerSpec>& layers, std::int64_t n_seq,
          const CpuStepSettings& settings)
-      : Piece(settings.seconds),
+      : Piece(settings),
         n_layers_(std::ssize(layers)),
         n_seq_(n_seq),
         n_tokens_(n_seq * run.train.seq_len),
@@ -152,8 +156,8 @@ class Layers : public Piece {
         ctx_(context_of(run)),
         tokens_(n_seq, run.train.seq_len, std::min(kWords, run.model.vocab_size), run.model.sliding_window),
         loss_(static_cast<std::size_t>(n_tokens_)),
-        forward_(ctx_),
-        backward_(ctx_) {
+        forward_(ctx_, now_),
+        backward_(ctx_, now_) {
     model_.allocate();
     model_.parameters().initialise(1);
     // Of a block that is made again nothing else changes: that is counted by whoever calls.
@@ -198,16 +202,16 @@ class Layers : public Piece {
   // One half of a pass, over all passes.
   class Half {
    public:
-    explicit Half(Context& ctx) : profile_(ctx, ops::steady_seconds, 0) {}
+    Half(Context& ctx, double (*now)()) : now_(now), profile_(ctx, now, 0) {}
     template <class Work>
     void time(Context& ctx, const Work& work) {
-      const double start = ops::steady_seconds();
+      const double start = now_();
       ctx.profile = &profile_;
       profile_.begin_step();
       work();
       profile_.end_step();
       ctx.profile = nullptr;
-      seconds_.push_back(ops::steady_seconds() - start);
+      seconds_.push_back(now_() - start);
     }
     // By parts as the mean is, as long as the median.
     CpuStep of_one(std::int64_t n_layers) const {
@@ -218,6 +222,7 @@ class Layers : public Piece {
     }
 
    private:
+    double (*now_)();
     ops::Profile profile_;
     std::vector<double> seconds_;
   };
@@ -234,13 +239,14 @@ class Layers : public Piece {
 // A piece that is one call of a few operators.
 class Call : public Piece {
  public:
-  Call(double at_least, std::function<void()> work) : Piece(at_least), work_(std::move(work)) {
+  Call(const CpuStepSettings& settings, double share, std::function<void()> work)
+      : Piece(settings, share), work_(std::move(work)) {
     work_();  // kernels are made, memory is touched
   }
   void pass() override {
-    const double start = ops::steady_seconds();
+    const double start = now_();
     work_();
-    seconds_.push_back(ops::steady_seconds() - start);
+    seconds_.push_back(now_() - start);
   }
   double seconds() const { return quantile_of(seconds_, 0.5); }
 
@@ -280,7 +286,7 @@ std::pair<std::unique_ptr<Call>, double> output_piece(const config::Run& run, co
       target_T(state->target.data(), Shape{rows}, DType::i32);
   const double times =
       static_cast<double>(T) / static_cast<double>(rows) * static_cast<double>(V) / static_cast<double>(words);
-  return {std::make_unique<Call>(settings.seconds,
+  return {std::make_unique<Call>(settings, 1,
                                  [=] {
                                    ops::cpu::classifier_forward_backward_in_chunks(loss_T, dx_TD, dweight_VD,
                                                                                    x_TD, weight_VD, target_T,
@@ -312,7 +318,7 @@ std::pair<std::unique_ptr<Call>, double> optimizer_piece(const config::Run& run,
                scale_1(&state->scale, Shape{1}, DType::f64);
   const ops::AdamWStep numbers{
       .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 1};
-  return {std::make_unique<Call>(settings.seconds / 2,
+  return {std::make_unique<Call>(settings, 0.5,
                                  [=] {
                                    ops::fill_zero(gradient_N, state->ctx);
                                    (void)ops::sum_of_squares(gradient_N, state->ctx);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "ops/profile.h"
 
 namespace switchyard::plan {
 
@@ -35,8 +36,9 @@ struct CpuStepSettings {
   // That each kind of layer, and the output layer, is timed for at least; the update half as long. Their passes
   // take turns.
   double seconds = 0.4;
-  std::int64_t most_tokens =
-      4096;  // of a pass that is timed; of a larger micro-batch whole sequences are left out
+  // Of a pass that is timed; of a larger micro-batch whole sequences are left out.
+  std::int64_t most_tokens = 4096;
+  double (*now)() = ops::steady_seconds;  // seconds of any clock; a test has its own
 };
 
 // Takes memory for two layers of each kind, with gradients, and for a part of the output layer and of the
