@@ -13,15 +13,15 @@ namespace fs = std::filesystem;
 
 TEST(RunDirectory, IsCreatedWithItsParentsAndTheConfiguration) {
   const TempDir place;
-  const RunDirectory directory(place.path() / "runs" / "x", small_run(), ExistingRun::refuse);
+  const RunDirectory directory(place.path() / "runs" / "x", small_run(), ExistingRun::refuse, 0);
   EXPECT_EQ(slurp(directory.config_path()), small_run().resolved_json);
   EXPECT_EQ(directory.metrics_path(), place.path() / "runs" / "x" / "metrics.jsonl");
 }
 
 TEST(RunDirectory, ARunThatFailedBeforeItsFirstStepMayBeReplaced) {
   const TempDir place;
-  { const RunDirectory first(place.path(), small_run(), ExistingRun::refuse); }
-  const RunDirectory second(place.path(), small_run(), ExistingRun::refuse);
+  { const RunDirectory first(place.path(), small_run(), ExistingRun::refuse, 0); }
+  const RunDirectory second(place.path(), small_run(), ExistingRun::refuse, 0);
   EXPECT_EQ(slurp(second.config_path()), small_run().resolved_json);
 }
 
@@ -34,12 +34,12 @@ TEST(RunDirectory, AnotherRunInsideIsRefusedUnlessResumed) {
       fs::create_directories(place.path() / "checkpoints" / "step_000001");
     }
     const std::string message =
-        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse); });
+        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse, 0); });
     EXPECT_CONTAINS(message, place.path().string());
     EXPECT_CONTAINS(message, "--resume");
     EXPECT_CONTAINS(message, "--out");
     EXPECT_FALSE(fs::exists(place.path() / "config.json"));
-    const RunDirectory resumed(place.path(), small_run(), ExistingRun::continue_it);
+    const RunDirectory resumed(place.path(), small_run(), ExistingRun::go_on, 0);
     EXPECT_TRUE(fs::exists(resumed.config_path()));
   }
 }
@@ -48,7 +48,7 @@ TEST(RunDirectory, AForeignConfigJsonIsNotOverwritten) {
   const TempDir place;
   test::write_bytes(place.path() / "config.json", R"({"scripts": {}})");
   const std::string message =
-      message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse); });
+      message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::refuse, 0); });
   EXPECT_CONTAINS(message, "config.json");
   EXPECT_EQ(slurp(place.path() / "config.json"), R"({"scripts": {}})");
 }
@@ -56,12 +56,12 @@ TEST(RunDirectory, AForeignConfigJsonIsNotOverwritten) {
 TEST(RunDirectory, TwoProcessesDoNotShareIt) {
   const TempDir place;
   {
-    const RunDirectory first(place.path(), small_run(), ExistingRun::refuse);
+    const RunDirectory first(place.path(), small_run(), ExistingRun::refuse, 0);
     const std::string message =
-        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::continue_it); });
+        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::go_on, 0); });
     EXPECT_CONTAINS(message, "another process");
   }
-  EXPECT_NO_THROW(RunDirectory(place.path(), small_run(), ExistingRun::continue_it));
+  EXPECT_NO_THROW(RunDirectory(place.path(), small_run(), ExistingRun::go_on, 0));
 }
 
 TEST(RunDirectory, AFileInItsPlaceIsNamed) {
@@ -69,7 +69,7 @@ TEST(RunDirectory, AFileInItsPlaceIsNamed) {
   test::write_bytes(place.path() / "file", "x");
   for (const fs::path& path : {place.path() / "file", place.path() / "file" / "run"}) {
     const std::string message =
-        message_of<InputError>([&] { RunDirectory(path, small_run(), ExistingRun::refuse); });
+        message_of<InputError>([&] { RunDirectory(path, small_run(), ExistingRun::refuse, 0); });
     EXPECT_CONTAINS(message, path.string());
   }
 }
@@ -78,7 +78,7 @@ TEST(RunDirectory, APlaceThatIsNotWritableIsNamed) {
   // /proc takes no files from anyone, so this also holds for the superuser.
   if (!fs::exists("/proc/self")) GTEST_SKIP() << "this system has no /proc";
   const std::string message =
-      message_of<InputError>([] { RunDirectory("/proc/self", small_run(), ExistingRun::refuse); });
+      message_of<InputError>([] { RunDirectory("/proc/self", small_run(), ExistingRun::refuse, 0); });
   EXPECT_CONTAINS(message, "/proc/self");
 }
 

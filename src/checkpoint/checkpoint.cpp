@@ -36,6 +36,7 @@ namespace fs = std::filesystem;
 constexpr const char* kConfig = "config.json";
 constexpr const char* kState = "state.safetensors";
 constexpr const char* kLatest = "latest";
+constexpr const char* kBest = "best";
 constexpr const char* kTemporary = ".tmp_";  // being written, or a link about to be renamed
 constexpr const char* kReplaced = ".old_";   // a checkpoint that another of the same step takes the place of
 
@@ -356,7 +357,7 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
   if (options.keep_best) {
     const auto best = lowest(states, [](const RunState& state) { return state.val_loss; });
     if (best) {
-      point_link_to(run_directory, "best", *best);
+      point_link_to(run_directory, kBest, *best);
       stay.insert(*best);
     }
   }
@@ -365,7 +366,7 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
   stay.insert(steps.end() - static_cast<std::ptrdiff_t>(n_newest), steps.end());
   std::error_code error;
   const fs::path checkpoints = checkpoints_directory(run_directory);
-  const std::string latest = fs::read_symlink(checkpoints / "latest", error).filename().string();
+  const std::string latest = fs::read_symlink(checkpoints / kLatest, error).filename().string();
   for (const std::int64_t step : steps) {
     if (checkpoint_path(run_directory, step).filename().string() == latest) stay.insert(step);
     if (options.keep_every > 0 && step % options.keep_every == 0) stay.insert(step);
@@ -383,6 +384,27 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
   }
   for (const std::int64_t step : steps)
     if (!stay.contains(step)) remove_checkpoint(run_directory, step);
+}
+
+std::vector<std::int64_t> move_later_checkpoints(const fs::path& run_directory, std::int64_t step,
+                                                 const fs::path& other) {
+  std::vector<std::int64_t> later = checkpoint_steps(run_directory);
+  later.erase(later.begin(), std::upper_bound(later.begin(), later.end(), step));
+  if (later.empty()) return later;
+  point_link_to(run_directory, kLatest, step);
+  const fs::path checkpoints = checkpoints_directory(run_directory), there = checkpoints_directory(other);
+  std::error_code error;
+  fs::create_directories(there, error);
+  for (std::size_t i = 0; !error && i < later.size(); ++i)
+    fs::rename(checkpoints / step_name(later[i]), there / step_name(later[i]), error);
+  if (!error && fs::is_symlink(checkpoints / kBest) && !fs::exists(checkpoints / kBest))
+    fs::remove(checkpoints / kBest, error);
+  if (error)
+    throw_input("{}: the checkpoints after step {} cannot be moved there: {}", there.string(), step,
+                error.message());
+  sync_directory(there);
+  sync_directory(checkpoints);
+  return later;
 }
 
 std::optional<fs::path> find_latest(const fs::path& run_directory) {

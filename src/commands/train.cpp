@@ -118,6 +118,7 @@ train::Resume find_resume(const Options& options, fs::path& out) {
     if (!resume.checkpoint) log_info(out.string() + " has no checkpoint yet: starting from the beginning");
     return resume;
   }
+  resume.named = true;
   resume.checkpoint = fs::canonical(checkpoint::resolve_checkpoint(options.resume));
   if (options.out.empty()) out = resume.checkpoint->parent_path().parent_path();
   return resume;
@@ -191,6 +192,7 @@ Beginning beginning_of_all(const Options& options, const parallel::Group& all) {
   };
   Beginning beginning{.out = path_of_first(found.out), .resume = {}};
   beginning.resume.wanted = !options.resume.empty();
+  beginning.resume.named = found.resume.named;
   beginning.resume.checkpoint = optional_of_first(found.resume.checkpoint);
   beginning.resume.initial_weights = optional_of_first(found.resume.initial_weights);
   beginning.resume.dense_weights = optional_of_first(found.resume.dense_weights);

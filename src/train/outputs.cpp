@@ -193,7 +193,7 @@ StepReport step_report(const StepOutcome& outcome, const model::Transformer& mod
 
 Outputs::Outputs(const std::filesystem::path& directory, const config::Run& run, ExistingRun existing,
                  std::int64_t step)
-    : with_tensorboard_(run.log.tensorboard), directory_(directory, run, existing) {
+    : with_tensorboard_(run.log.tensorboard), directory_(directory, run, existing, step) {
   open_logs(step);
 }
 

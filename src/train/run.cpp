@@ -73,7 +73,7 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   }
   mark("run directory");
   parallel::by_first(all_, [&] {
-    outputs_.emplace(out, run_, resume.wanted ? ExistingRun::continue_it : ExistingRun::refuse, state_.step);
+    outputs_.emplace(out, run_, existing_run(resume), state_.step);
     return "";
   });
   checkpoint::check_shared_directory(out_, all_);
@@ -82,6 +82,16 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   parallel::set_checkpoint_note(last_checkpoint_note());
   if (is_first()) describe(resume);
   if (run_.log.profile) begin_profile();
+}
+
+ExistingRun TrainingRun::existing_run(const Resume& resume) const {
+  if (!resume.wanted) return ExistingRun::refuse;
+  if (!resume.checkpoint) return ExistingRun::go_on;  // it ended before its first checkpoint
+  const auto its_own = checkpoint::checkpoints_directory(std::filesystem::weakly_canonical(out_));
+  if (std::filesystem::weakly_canonical(*resume.checkpoint).parent_path() != its_own)
+    return ExistingRun::refuse;
+  if (state_.step >= run_.train.steps) return ExistingRun::leave;
+  return resume.named ? ExistingRun::go_back : ExistingRun::go_on;
 }
 
 // Of all ranks: steps are recorded on all of them or on none.

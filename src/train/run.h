@@ -26,6 +26,7 @@ namespace switchyard::train {
 
 struct Resume {
   bool wanted = false;                              // --resume was given
+  bool named = false;                               // with a checkpoint or run, not "auto"
   std::optional<std::filesystem::path> checkpoint;  // where to go on from; none: from the start
   // Where the weights of a run from the start come from (model_directory.h); none: they are random.
   std::optional<std::filesystem::path> initial_weights = std::nullopt;
@@ -68,6 +69,7 @@ class TrainingRun {
   void fit_router(const checkpoint::ModelDirectory& directory, std::int64_t tokens);
   CalibrationSettings fit_settings(std::int64_t tokens) const;
   void cluster_router(const std::filesystem::path& dense, std::int64_t tokens);
+  ExistingRun existing_run(const Resume& resume) const;
   void load(const checkpoint::Checkpoint& checkpoint);  // weights, moments and all else
   void describe_memory(const model::Transformer& model, const MemoryPlan& plan, const Available& available,
                        Device device) const;

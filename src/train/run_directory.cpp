@@ -1,6 +1,7 @@
 #include "train/run_directory.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -8,11 +9,13 @@
 #include <cstring>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/log.h"
 
 namespace switchyard::train {
 
@@ -40,7 +43,7 @@ bool may_be_replaced(const fs::path& config) {
 
 }  // namespace
 
-RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun existing)
+RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun existing, std::int64_t step)
     : path_(std::move(path)) {
   std::error_code error;
   fs::create_directories(path_, error);
@@ -63,9 +66,11 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
         throw_input("{}: holds a run already ({}); continue it with --resume auto or choose another --out",
                     path_.string(), trace);
     }
+    if (existing == ExistingRun::leave) return;
     if (!may_be_replaced(config_path()))
       throw_input("{}: is not a run's configuration and would be overwritten; choose another --out",
                   config_path().string());
+    if (existing == ExistingRun::go_back) set_aside_after(step);
     const fs::path temporary = path_ / ".tmp_config.json";
     write_text_file(temporary, run.resolved_json);
     fs::rename(temporary, config_path(), error);
@@ -76,6 +81,23 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
     ::close(lock_);
     throw;
   }
+}
+
+void RunDirectory::set_aside_after(std::int64_t step) const {
+  fs::path other;
+  for (int n = 1; other.empty() || fs::exists(other); ++n) other = path_ / fmt::format("abandoned_{}", n);
+  const std::vector<std::int64_t> later = checkpoint::move_later_checkpoints(path_, step, other);
+  if (later.empty()) return;
+  for (const fs::path& file : {config_path(), metrics_path()}) {
+    std::error_code error;
+    if (fs::exists(file)) fs::copy_file(file, other / file.filename(), error);
+    if (error) throw_input("{}: cannot be copied to {}: {}", file.string(), other.string(), error.message());
+  }
+  log_warning(fmt::format(
+      "{}: goes on from step {}; its {} later checkpoint{}, to step {}, and its log until then are now the run "
+      "{}; "
+      "remove it when it is not needed",
+      path_.string(), step, later.size(), later.size() == 1 ? "" : "s", later.back(), other.string()));
 }
 
 RunDirectory::~RunDirectory() {

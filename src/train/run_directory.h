@@ -1,20 +1,29 @@
-// The directory that a run writes to: config.json (the resolved configuration), metrics.jsonl, checkpoints/.
+// The directory that a run writes to: config.json (the resolved configuration), metrics.jsonl, checkpoints/,
+// and abandoned_N/, runs like it, where it went on from an earlier checkpoint than its newest.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 
 #include "config/config.h"
 
 namespace switchyard::train {
 
-enum class ExistingRun { refuse, continue_it };  // without --resume, with --resume
+// What becomes of a run that is in the directory already.
+enum class ExistingRun {
+  refuse,
+  go_on,    // from its newest checkpoint
+  go_back,  // to another one of its checkpoints: what it has done since then is set aside
+  leave     // as it is: nothing is to be done
+};
 
 class RunDirectory {
  public:
   // Creates the directory and its parents, locks it against a second process and writes config.json. Throws
   // InputError where it cannot be written, where another process trains in it, or, for `refuse`, where a run is
-  // already in it (then nothing in it was touched).
-  RunDirectory(std::filesystem::path path, const config::Run& run, ExistingRun existing);
+  // already in it (then nothing in it was touched). `go_back`: where checkpoints are of a later step than
+  // `step`, they move to abandoned_N, N being free, with copies of config.json and metrics.jsonl.
+  RunDirectory(std::filesystem::path path, const config::Run& run, ExistingRun existing, std::int64_t step);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
@@ -25,6 +34,8 @@ class RunDirectory {
   std::filesystem::path tensorboard_path() const { return path_ / "tensorboard"; }
 
  private:
+  void set_aside_after(std::int64_t step) const;
+
   std::filesystem::path path_;
   int lock_ = -1;  // the directory itself, open and locked
 };

@@ -165,10 +165,10 @@ class Resume(CliTest):
     def test_resuming_a_finished_run_changes_nothing(self):
         self.uninterrupted()
         before = harness.snapshot(self.dir / "whole")
-        self.ok("train", self.config, "--out", "whole", "--resume", "auto")
-        after = harness.snapshot(self.dir / "whole")
-        self.assertEqual(sorted(before), sorted(after))
-        self.assertTrue(all(before[name] == after[name] for name in before if name != "config.json"))
+        for changed in [], ["--set", "train.lr=0.5"], ["--set", "train.steps=30"]:
+            finished = self.ok("train", self.config, "--out", "whole", "--resume", "auto", *changed)
+            self.assertIn("nothing to do: step 60", finished.out)
+            self.assertTrue(before == harness.snapshot(self.dir / "whole"), changed)
 
     def test_resume_from_a_named_checkpoint(self):
         self.config = self.write_config(checkpoint__keep=0)
@@ -181,6 +181,47 @@ class Resume(CliTest):
         for line in run:
             self.assertEqual(harness.without_timing(line), by_step[line["step"]])
         self.assertEqual(self.weights("run"), self.weights("whole"))
+
+    def test_going_back_to_an_earlier_checkpoint(self):
+        """What the run had done since then is set aside, whole, and is not taken for its own again."""
+        self.config = self.write_config(train__steps=15, checkpoint__every=3, checkpoint__keep=2, train__eval_every=3)
+        self.ok("train", self.config, "--out", "run", "--set", "checkpoint.keep=0")
+        before = harness.snapshot(self.dir / "run")
+        step_3 = self.dir / "run" / "checkpoints" / "step_000003"
+        back = self.ok("train", self.config, "--out", "run", "--resume", step_3, "--set", "train.steps=9", "--set", "train.lr=1e-4")
+        self.assertIn("4 later checkpoints, to step 15, and its log until then are now the run ", back.err)
+        self.assertIn("run/abandoned_1; remove it when it is not needed", back.err)
+        # Rotation keeps two and the best of the new branch, not those of the old one.
+        self.assertEqual([path.name for path in self.checkpoints("run")][-2:], ["step_000006", "step_000009"])
+        self.assertLessEqual(len(self.checkpoints("run")), 3)
+        self.assertEqual([line["step"] for line in self.metrics("run")], list(range(1, 10)))
+        aside = harness.snapshot(self.dir / "run" / "abandoned_1")
+        for name in aside:
+            self.assertTrue(aside[name] == before[name], name)
+        self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")],
+                         ["step_000006", "step_000009", "step_000012", "step_000015"])
+        # It is a run of its own.
+        self.assertIn("nothing to do: step 15", self.ok("train", self.config, "--resume", "run/abandoned_1").out)
+        self.ok("eval", "run/abandoned_1")
+        # Once more: the next free name. Stopped before it saves, the run still goes on from where it went back to.
+        self.ok("train", self.config, "--resume", self.dir / "run" / "checkpoints" / "step_000006", "--set", "train.steps=7",
+                "--set", "checkpoint.every=0")
+        self.assertTrue((self.dir / "run" / "abandoned_2" / "checkpoints" / "step_000009").is_dir())
+        process = self.start("train", self.config, "--resume", self.dir / "run" / "checkpoints" / "step_000006", "--set",
+                             "train.steps=100000", "--set", "checkpoint.every=0")
+        self.assertTrue(self.wait_until(process, lambda: len(self.metrics("run")) > 20))
+        self.assertTrue(self.kill(process))
+        on = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", "train.steps=8")
+        self.assertIn("step_000006 after step 6", on.err)
+
+    def test_another_runs_checkpoint_does_not_touch_a_run(self):
+        self.config = self.write_config(train__steps=6, checkpoint__every=3)
+        self.ok("train", self.config, "--out", "mine", "--set", "train.seed=1")
+        self.ok("train", self.config, "--out", "other", "--set", "train.seed=2")
+        before = harness.snapshot(self.dir / "mine")
+        self.fails(2, "train", self.config, "--out", "mine", "--resume", "other", "--set", "train.seed=2", "--set", "train.steps=9",
+                   names=["mine: holds a run already", "--out"])
+        self.assertTrue(before == harness.snapshot(self.dir / "mine"))
 
     def test_a_run_is_not_overwritten(self):
         self.config = self.write_config(train__steps=4)
