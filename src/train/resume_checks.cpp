@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <string_view>
 
 #include "checkpoint/manifest.h"
 #include "checkpoint/tokenizer_record.h"
@@ -12,6 +14,7 @@
 #include "core/json.h"
 #include "core/json_differences.h"
 #include "core/log.h"
+#include "model/transformer.h"
 #include "router/router.h"
 #include "train/optimizer.h"
 
@@ -134,6 +137,26 @@ void check_router(const config::Run& run, const checkpoint::Checkpoint& checkpoi
         checkpoint.path().string(), run.router.type, there);
 }
 
+// What a run keeps under the same name and shape may say something else there.
+void check_meanings(const config::Run& run, const checkpoint::Checkpoint& checkpoint,
+                    std::span<const Parameter> rows) {
+  const config::Router router = run_of(checkpoint).router;
+  if (router == run.router) return;
+  const model::Transformer there(run.model, router, DType::f32, true);  // described, not allocated
+  std::map<std::string_view, const Parameter*> row_of;
+  for (const Parameter& row : there.parameters().rows()) row_of.emplace(row.name, &row);
+  for (const Parameter& row : rows) {
+    const auto found = row_of.find(row.name);
+    if (found == row_of.end() || found->second->meaning == row.meaning) continue;
+    throw_input(
+        "{}: cannot be resumed with this configuration: {}; {} there is {}, here {}; use the checkpoint's, or "
+        "begin "
+        "a new run with its weights (--init-from)",
+        checkpoint.path().string(), router_differences(run, checkpoint), row.name, found->second->meaning,
+        row.meaning);
+  }
+}
+
 // Samples would be repeated and left out without a word.
 void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& data, bool allow_new) {
   if (checkpoint.data().empty())
@@ -149,6 +172,14 @@ void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& dat
   log_warning("goes on with other data than the checkpoint's: " + difference);
 }
 
+// Of the domains of data.train.
+Json weights_of(const Json& run) {
+  Json weights(Json::Array{});
+  if (run["data"]["train"].is_array())
+    for (const Json& entry : run["data"]["train"].array()) weights.push_back(entry["weight"]);
+  return weights;
+}
+
 // Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
 void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& checkpoint) {
   const Json before = resolved(checkpoint.run_config_json()), now = resolved(run.resolved_json);
@@ -156,6 +187,12 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
   log_warning(
       "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
       fmt::format("{}", fmt::join(differing_paths(before, now), ", ")));
+  // Samples have numbers by the windows and shares that there are.
+  if (before["train"]["seq_len"] != now["train"]["seq_len"] || weights_of(before) != weights_of(now))
+    log_warning(
+        "train.seq_len or the weights of data.train are not the checkpoint's: samples are drawn anew, in "
+        "another "
+        "order, so that what the run has read may come again before the rest has come once");
   const std::int64_t next = checkpoint.state().step + 1;
   if (next > run.train.steps || before["train"] == now["train"]) return;
   const double was = learning_rate(run_of(checkpoint).train, next), is = learning_rate(run.train, next);

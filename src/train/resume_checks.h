@@ -2,11 +2,13 @@
 #pragma once
 
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
+#include "core/parameters.h"
 #include "train/token_data.h"
 
 namespace switchyard::train {
@@ -18,12 +20,18 @@ std::string router_differences(const config::Run& run, const checkpoint::Checkpo
 // Throws InputError, naming both, where the checkpoint is of another type of router.
 void check_router(const config::Run& run, const checkpoint::Checkpoint& checkpoint);
 
+// Throws InputError where a row of the run's router says something else than the checkpoint's row of that name
+// (Parameter::meaning), with the options that differ. `rows`: of the run's model.
+void check_meanings(const config::Run& run, const checkpoint::Checkpoint& checkpoint,
+                    std::span<const Parameter> rows);
+
 // `data`: the fingerprint of today's (data_fingerprint()). Throws InputError, naming the first difference,
 // where it is not the checkpoint's and `allow_new` is false; warns of it where that is true, and of a
 // checkpoint without one.
 void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& data, bool allow_new);
 
-// Names every key in which the configurations differ, and a learning rate that jumps.
+// Names every key in which the configurations differ, and says where samples are drawn in another order or the
+// learning rate jumps.
 void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& checkpoint);
 
 // Where documents of the training data begin or end with another token than those that the model in `directory`

@@ -144,7 +144,7 @@ void TrainingRun::begin(const Resume& resume) {
   checkpoint.check_resumable(run_);
   check_router(run_, checkpoint);
   check_data(checkpoint, data_fingerprint_, resume.allow_new_data);
-  if (is_first()) warn_of_changes(run_, checkpoint);
+  check_meanings(run_, checkpoint, model.parameters().rows());
   try {
     load(checkpoint);
   } catch (const InputError&) {
@@ -154,6 +154,7 @@ void TrainingRun::begin(const Resume& resume) {
     throw_input("{}: cannot be resumed with this configuration: {}; use the checkpoint's or start a new run",
                 checkpoint.path().string(), differences);
   }
+  if (is_first()) warn_of_changes(run_, checkpoint);
 }
 
 // Its gate, and what it sees, are the directory's.

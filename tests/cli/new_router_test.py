@@ -227,6 +227,41 @@ class NewRouter(CliTest):
                 f'step_000001: cannot be resumed with another router: router.type is "{router}", in the checkpoint '
                 '"softmax_topk"; use the checkpoint\'s, or begin a new run with its weights (--init-from)'), failed.error)
 
+    def test_resume_with_state_of_another_meaning(self):
+        """Rows of one name and shape, whose numbers say something else: as wrong as another router's."""
+        source = self.model("qwen3_moe")
+        for kind, before, after, row in (
+                ("dynamic_k", "estimator=activation_norm_l2", "estimator=attention_entropy", "complexity_mean"),
+                ("quantile", "score_function=sigmoid", "score_function=softmax", BIAS)):
+            with self.subTest(kind):
+                self.start_from(source, kind, f"router.type={kind}", f"router.{before}")
+                before_resume = harness.snapshot(self.dir / kind)
+                key, value = after.split("=")
+                failed = self.fails(2, "train", self.config(train__steps=2), "--init-from", source, "--out", kind, "--resume", "auto",
+                                    *self.set_router(f"router.type={kind}", f"router.{after}"),
+                                    names=[rf'cannot be resumed with this configuration: router\.{key} is "{value}", in the checkpoint',
+                                           rf"{row} there is .*, here .*--init-from"])
+                self.assertNotIn("from here on the new one holds", failed.err)
+                self.assertEqual(before_resume, harness.snapshot(self.dir / kind))
+
+    def test_the_router_of_a_run_comes_with_its_model(self):
+        """Its options, too, where its type is the layout's own; overrides come on top, another type in its place."""
+        own = {"type": "softmax_topk", "balance_coef": 0.05, "balance_scope": "sequence", "jitter": 0.2, "z_loss_coef": 0.01}
+        config = harness.tiny_config()
+        config["router"] = own
+        self.ok("train", self.write_config(config, train__steps=1), "--out", "first")
+        del config["router"], config["model"]
+        second = self.write_config(config, name="second.json", train__steps=1)
+
+        def router_of(out, *overrides):
+            self.ok("train", second, "--init-from", "first", "--out", out, "--strict", *self.set_router(*overrides))
+            return json.loads((self.dir / out / "config.json").read_text())["router"]
+        self.assertLessEqual(own.items(), router_of("same").items())
+        self.assertLessEqual((own | {"jitter": 0.1}).items(), router_of("changed", "router.jitter=0.1").items())
+        self.ok("train", second, "--init-from", "first", "--out", "other", *self.set_router("router.type=lpr"))
+        other = json.loads((self.dir / "other" / "config.json").read_text())["router"]
+        self.assertEqual((other["type"], other["jitter"]), ("lpr", 0))
+
     def test_several_ranks(self):
         source = self.model("deepseek_v3")
         for router in ("lpr", "expert_threshold"):
@@ -453,12 +488,17 @@ class NewRouter(CliTest):
         source = self.model("mixtral")
         for spec, said in (("nothing", "router.type"), ("dynamic_k:", r'--routers dynamic_k:: "" is no KEY=VALUE'),
                            ("top_p:p", '"p" is no KEY=VALUE'), ("p=1", '"p=1" is no type of a router'),
-                           ("top_p:p=3", "router.p=3"), ("top_p:latent_dim=3", "latent_dim"),
+                           ("top_p:p=3", r"--routers top_p:p=3: .*router\.p"), ("softmax_topk:type=lpr", "given already"),
+                           ("top_p:latent_dim=3", "latent_dim"),
                            ("softmax_topk:hidden_size=3", "hidden_size")):
             with self.subTest(spec):
                 self.fails(2, "compare-routing", source, "--data", "small.bin", "--seq-len", 16, "--routers", spec,
                            names=[said])
         self.fails(2, "compare-routing", source, "--data", "small.bin", names=["--routers"])
+        # Before anything is computed.
+        failed = self.fails(2, "compare-routing", source, "--data", "nowhere.bin", "--routers", "top_p", "--json", "missing/a.json",
+                            names=["missing/a.json"])
+        self.assertEqual(len(failed.lines), 1, failed)
 
 
 if __name__ == "__main__":

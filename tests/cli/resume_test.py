@@ -223,6 +223,15 @@ class Resume(CliTest):
                    names=["mine: holds a run already", "--out"])
         self.assertTrue(before == harness.snapshot(self.dir / "mine"))
 
+    def test_samples_in_another_order_are_said(self):
+        self.config = self.write_config(train__steps=2)
+        self.ok("train", self.config, "--out", "run")
+        for steps, change in ((3, "train.seq_len=16"), (4, "data.train.0.weight=2")):
+            said = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", f"train.steps={steps}", "--set", change)
+            self.assertIn("warning: train.seq_len or the weights of data.train are not the checkpoint's", said.err, change)
+        said = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", "train.steps=5", "--set", change)
+        self.assertNotIn("weights of data.train", said.err)
+
     def test_a_run_is_not_overwritten(self):
         self.config = self.write_config(train__steps=4)
         self.ok("train", self.config, "--out", "run")
