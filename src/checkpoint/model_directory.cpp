@@ -32,7 +32,7 @@ void refuse_quantised(const std::string& config_json, const fs::path& path) {
 
 config::ComputeType compute_type(const ModelDirectory& directory, const std::string& asked, Device device) {
   if (asked.empty()) {
-    const auto run = directory.run();
+    const auto& run = directory.run();
     return run && device == Device::cuda ? run->train.dtype : config::ComputeType::float32;
   }
   return asked == "bfloat16" ? config::ComputeType::bfloat16 : config::ComputeType::float32;
@@ -138,6 +138,8 @@ ModelDirectory::ModelDirectory(const fs::path& path, const parallel::Group& all)
     checkpoint_.emplace(path, all);
     path_ = checkpoint_->path();
     model_ = checkpoint_->model();
+    run_ = config::parse_run(checkpoint_->run_config_json(), (path_ / "run.json").string(), {},
+                             router::router_schemas());
     config_json_ = config::state_router(checkpoint_->model_json(), model_, router(), router::router_schemas());
   } else {
     parallel::together(all, [&] { open_hugging_face(); });
@@ -154,15 +156,8 @@ void ModelDirectory::open_hugging_face() {
   if (!weights_->has_layer(model_.num_hidden_layers)) model_.num_nextn_predict_layers = 0;
 }
 
-std::optional<config::Run> ModelDirectory::run() const {
-  if (!checkpoint_) return std::nullopt;
-  return config::parse_run(checkpoint_->run_config_json(), (path_ / "run.json").string(), {},
-                           router::router_schemas());
-}
-
 config::Router ModelDirectory::router() const {
-  const std::optional<config::Run> of_run = run();
-  if (of_run) return of_run->router;
+  if (run_) return run_->router;
   return config::parse_model_router(config_json_, (path_ / "config.json").string(), router::router_schemas());
 }
 

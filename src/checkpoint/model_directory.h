@@ -43,7 +43,7 @@ class ModelDirectory {
   const config::Model& model() const { return model_; }
   const ModelWeights& weights() const;
   // The configuration of the run that wrote the checkpoint; none: of Hugging Face.
-  std::optional<config::Run> run() const;
+  const std::optional<config::Run>& run() const { return run_; }
   config::Router router() const;  // the run's, or what config.json states, or that of the model's layout
   // Throws InputError, listing every key with both values, where `model` computes something else than the
   // directory's. What only says how weights begin, how long sequences may be, whether there is multi-token
@@ -62,6 +62,7 @@ class ModelDirectory {
 
   std::filesystem::path path_;
   std::optional<Checkpoint> checkpoint_;
+  std::optional<config::Run> run_;       // of a checkpoint
   std::optional<ModelWeights> weights_;  // of Hugging Face
   std::string config_json_;
   config::Model model_;

@@ -136,8 +136,10 @@ config::Run load_run(const Options& options) {
     return config::load_run(options.config, options.overrides, schemas, std::nullopt, [&](const auto&) {
       return checkpoint::ModelDirectory(options.init_from).model().vocab_size;
     });
-  return config::load_run(options.config, options.overrides, schemas,
-                          checkpoint::ModelDirectory(options.init_from).config_json());
+  const checkpoint::ModelDirectory directory(options.init_from);
+  std::optional<config::Router> router;
+  if (directory.run()) router = directory.run()->router;
+  return config::load_run(options.config, options.overrides, schemas, directory.config_json(), {}, router);
 }
 
 // What `generate` could not read would be found out when the training is paid for.
@@ -293,6 +295,7 @@ int run(const Options& options) {
         "it");
   if (options.allow_new_data && options.resume.empty())
     throw_input("--allow-new-data: a run that is not resumed has no data yet; add --resume or remove it");
+  std::signal(SIGPIPE, SIG_IGN);  // what a run prints is the least of it (train/console.h)
   return parallel::run_ranks(static_cast<int>(options.nproc),
                              [&](parallel::World& world) { return run_rank(options, world); });
 }

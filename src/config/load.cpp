@@ -405,7 +405,7 @@ void FieldReader::bytes(const Field& f, std::int64_t& value) {
 
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
-              const VocabSizeOf& vocab_size_of) {
+              const VocabSizeOf& vocab_size_of, const std::optional<Router>& default_router) {
   Source source(origin);
   Json root = read_configuration(text, source);
   auto* const members = &root.object();
@@ -413,6 +413,7 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
     // With the model comes its router, unless the run or an override names another one.
     Json model_of_weights = parse_json(*default_model, origin);
     std::optional<Json> router_of_weights = take_router(model_of_weights);
+    if (default_router) router_of_weights = write_router(*default_router);
     members->push_back({"model", std::move(model_of_weights)});
     if (router_of_weights && find_member(*members, "router") == nullptr)
       members->push_back({"router", is_replaced(*router_of_weights, overrides)
@@ -477,8 +478,9 @@ Run parse_run(const std::string& text, const std::string& origin, const std::vec
 
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers, const std::optional<std::string>& default_model,
-             const VocabSizeOf& vocab_size_of) {
-  return parse_run(read_text_file(path), path, overrides, routers, default_model, vocab_size_of);
+             const VocabSizeOf& vocab_size_of, const std::optional<Router>& default_router) {
+  return parse_run(read_text_file(path), path, overrides, routers, default_model, vocab_size_of,
+                   default_router);
 }
 
 RoutedModel override_routing(const RoutedModel& routed, const std::string& origin,

@@ -18,20 +18,21 @@ namespace switchyard::config {
 // array's element by its index, data.train.0.path=x; of two for the same key the later one holds). A message
 // about a value that an override gave begins with --set and the override instead of the file. `routers`: the
 // types that router.type may name (router::router_schemas(); this module does not know them). `default_model`:
-// a config.json that stands for a `model` section that is not there.
-// `vocab_size_of`: what stands for a model.vocab_size that is not there, from the entries of data.train, or
-// no value where the data do not say; without it the key is required.
+// a config.json that stands for a `model` section that is not there, and `default_router` for the `router`
+// then, in place of the one that it states. `vocab_size_of`: what stands for a model.vocab_size that is not
+// there, from the entries of data.train, or no value where the data do not say; without it the key is required.
 using VocabSizeOf = std::function<std::optional<std::int64_t>(const std::vector<DataEntry>& train)>;
 Run load_run(const std::string& path, const std::vector<std::string>& overrides,
              std::span<const RouterSchema> routers,
              const std::optional<std::string>& default_model = std::nullopt,
-             const VocabSizeOf& vocab_size_of = {});
+             const VocabSizeOf& vocab_size_of = {}, const std::optional<Router>& default_router = std::nullopt);
 // The same from a text; `origin` names it in messages, and what it extends is relative to the directory of
 // that.
 Run parse_run(const std::string& text, const std::string& origin, const std::vector<std::string>& overrides,
               std::span<const RouterSchema> routers,
               const std::optional<std::string>& default_model = std::nullopt,
-              const VocabSizeOf& vocab_size_of = {});
+              const VocabSizeOf& vocab_size_of = {},
+              const std::optional<Router>& default_router = std::nullopt);
 
 // Why a micro-batch of train.micro_batch_size sequences is larger than can be addressed; empty: it is not.
 std::string too_many_tokens(const Model& model, const Router& router, const Train& train);
