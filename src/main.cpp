@@ -17,6 +17,7 @@
 #include "config/fields.h"
 #include "config/spelling.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "parallel/launch.h"
@@ -74,6 +75,21 @@ void say_out_of_memory() {
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
 }
 
+// A page of a mapped file that is not there any more: somebody has made the file shorter meanwhile.
+void end_for_lost_page(int, siginfo_t* info, void*) {
+  char path[1024], text[1400];
+  const bool known = switchyard::find_mapped_file(info->si_addr, path, sizeof path);
+  char who[32] = "error:";
+  if (switchyard::parallel::is_watched()) std::snprintf(who, sizeof who, "process %d:", ::getpid());
+  const int size =
+      std::snprintf(text, sizeof text,
+                    "%s %s: was made shorter, or could not be read, while the program read it; leave a "
+                    "run's files as they are until it ends\n",
+                    who, known ? path : "memory that is shared between processes");
+  if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) ::_exit(kExitRun);
+  ::_exit(kExitRun);
+}
+
 // Whether this thread has been refused memory before.
 thread_local bool lacked_memory = false;
 
@@ -116,6 +132,10 @@ int run_program(int argc, char** argv) {
 #endif
   // A file size limit is then a failed write, which is reported like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
+  struct sigaction lost_page {};
+  lost_page.sa_sigaction = end_for_lost_page;
+  lost_page.sa_flags = SA_SIGINFO;
+  ::sigaction(SIGBUS, &lost_page, nullptr);
   CLI::App app(
       "switchyard trains mixture-of-experts language models from scratch and shows where their tokens went.",
       "switchyard");

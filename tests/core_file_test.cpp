@@ -93,6 +93,22 @@ TEST(MappedFile, EmptyMissingAndDirectory) {
   EXPECT_CONTAINS(message_of<InputError>([&] { MappedFile file(dir.path()); }), "not a regular file");
 }
 
+TEST(MappedFile, IsFoundByAnAddressInIt) {
+  const TempDir dir;
+  const std::filesystem::path path = dir / "a file.bin";
+  test::write_bytes(path, std::string(3 * 4096, 'x'));
+  const MappedFile file(path);
+  char name[512];
+  for (const std::size_t at : {std::size_t{0}, std::size_t{5000}, file.bytes().size() - 1}) {
+    ASSERT_TRUE(find_mapped_file(file.bytes().data() + at, name, sizeof name));
+    EXPECT_EQ(std::string(name), path.string());
+  }
+  ASSERT_TRUE(find_mapped_file(file.bytes().data(), name, 5));
+  EXPECT_EQ(std::string(name), path.string().substr(0, 4));  // cut, and ended
+  EXPECT_FALSE(find_mapped_file(name, name, sizeof name)) << "a stack is no file";
+  EXPECT_FALSE(find_mapped_file(nullptr, name, sizeof name));
+}
+
 TEST(MappedFile, MovesItsMapping) {
   const TempDir dir;
   test::write_bytes(dir / "a", "abc");

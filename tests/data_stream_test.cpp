@@ -53,6 +53,9 @@ TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
   EXPECT_EQ(expand_shards(dir.path()).size(), 1u);
   test::write_bytes(dir / "val_000000.bin", "x");
   EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(dir.path()); }), "train_*.bin");
+  EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(dir / "*.bin"); }),
+                  "*.bin: holds shards of two splits, train_ and val_; say which, as in '" +
+                      (dir / "train_").string() + "*.bin'");
   EXPECT_EQ(expand_shards(dir / "val_*.bin").size(), 1u);
 }
 

@@ -138,6 +138,46 @@ void MappedFile::release(std::span<const std::byte> part) const {
   if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
+// /proc/self/maps: "FIRST-END perms offset device inode    PATH", a line a mapping.
+bool find_mapped_file(const void* address, char* path, std::size_t size) {
+  const int fd = ::open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const auto wanted = reinterpret_cast<std::uintptr_t>(address);
+  enum class Part { first, end, other, name, skip } part = Part::first;
+  std::uintptr_t number = 0;
+  bool found = false, done = false;
+  std::size_t length = 0;
+  char buffer[4096];
+  for (ssize_t n = 0; !done && (n = ::read(fd, buffer, sizeof buffer)) > 0;) {
+    for (ssize_t i = 0; !done && i < n; ++i) {
+      const char c = buffer[i];
+      if (c == '\n') {
+        done = found;
+        part = Part::first;
+        number = 0;
+      } else if (part == Part::first || part == Part::end) {
+        const bool is_digit = c >= '0' && c <= '9';
+        if (is_digit || (c >= 'a' && c <= 'f')) {
+          number = number << 4 | static_cast<std::uintptr_t>(is_digit ? c - '0' : c - 'a' + 10);
+        } else {
+          if (part == Part::first ? wanted < number : wanted >= number)
+            part = Part::skip;
+          else
+            part = part == Part::first ? Part::end : Part::other;
+          found = part == Part::other;
+          number = 0;
+        }
+      } else if (part == Part::other || part == Part::name) {
+        if (c == '/') part = Part::name;
+        if (part == Part::name && length + 1 < size) path[length++] = c;
+      }
+    }
+  }
+  ::close(fd);
+  if (size > 0) path[length] = 0;
+  return found && length > 0;
+}
+
 OutputFile::OutputFile(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
   const int disposition = mode == Mode::append ? O_APPEND : O_TRUNC;
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | disposition, 0644);

@@ -29,6 +29,11 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+// Copies to `path`, of `size` bytes, the name of the file that this process has mapped at `address`, cut where
+// it is too long, and returns true; false where there is none. Takes no memory and may be called in a handler
+// of signals: a mapped file that is cut meanwhile ends in SIGBUS where it is read.
+bool find_mapped_file(const void* address, char* path, std::size_t size);
+
 // A file written front to back. Each call checks; a full disk, a quota, a place without write permission throw
 // InputError with the path and the system's reason. close() syncs to the disk; a destructor without close()
 // leaves whatever was written, so callers write below a temporary name and rename.

@@ -26,9 +26,9 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
   return found;
 }
 
-// prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it would be to train
-// on what is held out.
-void refuse_mixed_splits(const std::string& directory, const std::vector<fs::path>& shards) {
+// prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it, or a pattern that
+// fits all, would be to train on what is held out. `shards`: of one directory.
+void refuse_mixed_splits(const std::string& given, const std::vector<fs::path>& shards) {
   const auto any = [&](std::string_view part) {
     return std::any_of(shards.begin(), shards.end(), [&](const fs::path& p) {
       return p.filename().string().find(part) != std::string::npos;
@@ -38,8 +38,8 @@ void refuse_mixed_splits(const std::string& directory, const std::vector<fs::pat
   for (const std::string_view part : {"train_", "val_", "test_"})
     if (any(part)) there.push_back(part);
   if (there.size() > 1)
-    throw_input("{0}: holds shards of two splits, {1} and {2}; say which, as in '{0}/{1}*.bin'", directory,
-                there[0], there[1]);
+    throw_input("{}: holds shards of two splits, {} and {}; say which, as in '{}*.bin'", given, there[0],
+                there[1], (shards.front().parent_path() / there[0]).string());
 }
 
 std::vector<fs::path> matches_of(const std::string& pattern) {
@@ -131,6 +131,9 @@ std::vector<fs::path> expand_shards(const std::string& path_or_glob) {
         "{}: no such file, and as a pattern it matches none; check the path or make the shards with "
         "tools/prepare_data.py",
         path_or_glob);
+  std::map<fs::path, std::vector<fs::path>> found_in;
+  for (const fs::path& shard : found) found_in[shard.parent_path()].push_back(shard);
+  for (const auto& [directory, shards] : found_in) refuse_mixed_splits(path_or_glob, shards);
   return found;
 }
 

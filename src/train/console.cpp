@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <system_error>
 
 #include "core/log.h"
 
@@ -57,21 +59,27 @@ std::string format_bar(const StepReport& report, int columns) {
 
 Console::Console() : bar_(::isatty(STDOUT_FILENO) == 1) {}
 
+// A reader that has gone is no signal here: train ignores SIGPIPE.
+void Console::write(const std::string& text) {
+  if (lost_) return;
+  if (std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0) return;
+  lost_ = true;
+  log_warning(
+      fmt::format("standard output cannot be written: {}; the run goes on without it, and metrics.jsonl has "
+                  "every step",
+                  std::generic_category().message(errno)));
+}
+
 void Console::clear_bar() {
   if (!drawn_) return;
-  std::fputs("\r\033[K", stdout);  // to the line's start, and erase it
-  std::fflush(stdout);
+  write("\r\033[K");  // to the line's start, and erase it
   drawn_ = false;
 }
 
 void Console::line(const std::string& text) {
   clear_bar();
-  std::fputs((text + "\n").c_str(), stdout);
-  if (bar_ && !last_bar_.empty()) {
-    std::fputs(last_bar_.c_str(), stdout);
-    drawn_ = true;
-  }
-  std::fflush(stdout);
+  drawn_ = bar_ && !last_bar_.empty();
+  write(text + "\n" + (drawn_ ? last_bar_ : ""));
 }
 
 void Console::step(const StepReport& report, bool print_line) {
@@ -79,8 +87,7 @@ void Console::step(const StepReport& report, bool print_line) {
     // One column stays free: a full line would wrap, and a wrapped one cannot be erased.
     last_bar_ = format_bar(report, terminal_columns() - 1);
     if (!print_line) {
-      std::fputs(("\r\033[K" + last_bar_).c_str(), stdout);
-      std::fflush(stdout);
+      write("\r\033[K" + last_bar_);
       drawn_ = true;
     }
   }

@@ -1,5 +1,5 @@
 // What a person sees of a run on standard output: one line a logged step and, on a terminal, a bar below the
-// lines.
+// lines. Where it cannot be written, as after `| head`, a warning says so once, and the run goes on.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,10 @@ class Console {
   void clear_bar();
 
  private:
+  void write(const std::string& text);
+
   bool bar_ = false;
+  bool lost_ = false;  // standard output cannot be written any more
   bool drawn_ = false;
   std::string last_bar_;
 };

@@ -3,9 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
 #include <numeric>
+#include <utility>
 
 #include "core/file.h"
+#include "core/log.h"
 #include "core/progress.h"
 #include "ops/device.h"
 
@@ -124,7 +129,63 @@ TrainingData::TrainingData(const config::Run& run, const parallel::Group& all)
       train(open_domains(run.data.train, run.model.vocab_size, all)),
       validation(open_domains(run.data.validation, run.model.vocab_size, all)),
       sampler(sampler_domains(train), run.train.seq_len, run.train.seed) {
-  if (run.train.eval_mix == config::EvalMix::training) (void)training_shares();  // refused before anything else
+  if (run.train.eval_mix == config::EvalMix::training) {
+    const std::vector<double> shares = training_shares();  // refused before anything else
+    if (all.place() == 0) warn_of_short_validation(run.train, shares);
+  }
+  if (all.place() == 0) warn_of_equal_shards();
+}
+
+// Of each domain as many windows are evaluated as its share asks for, and no more than there are.
+void TrainingData::warn_of_short_validation(const config::Train& options,
+                                            const std::vector<double>& share_V) const {
+  double most =
+      std::numeric_limits<double>::infinity();  // train.eval_tokens for which every text is long enough
+  std::string short_of;
+  for (std::size_t d = 0; d < validation.size(); ++d) {
+    const auto tokens =
+        static_cast<double>((validation[d].stream.size() - 1) / options.seq_len * options.seq_len);
+    const double share = share_V[d] * static_cast<double>(validation.size());
+    if (share <= 0) continue;
+    if (tokens + 0.5 * static_cast<double>(options.seq_len) < share * static_cast<double>(options.eval_tokens))
+      short_of += fmt::format("{}{}", short_of.empty() ? "" : ", ", validation[d].name);
+    most = std::min(most, tokens / share);
+  }
+  if (!short_of.empty())
+    log_warning(
+        fmt::format("train.eval_mix \"training\": the validation text of domain {} is too short for its share "
+                    "of train.eval_tokens "
+                    "{}, so that the loss is of another mixture than training's; give more of it, or lower "
+                    "train.eval_tokens to "
+                    "{:.0f}",
+                    short_of, options.eval_tokens, std::floor(most)));
+}
+
+// A text that is trained on says nothing as validation; one that is given twice is read twice.
+void TrainingData::warn_of_equal_shards() const {
+  std::map<std::pair<std::uint32_t, std::int64_t>, std::string> shard_of;  // of data.train, by sum and size
+  for (const bool trains : {true, false}) {
+    std::int64_t count = 0;
+    std::string first;
+    for (const Domain& domain : trains ? train : validation) {
+      for (std::size_t i = 0; i < domain.stream.shards().size(); ++i) {
+        const data::Shard& shard = domain.stream.shards()[i];
+        const std::pair<std::uint32_t, std::int64_t> key(domain.crc_of_shard[i], shard.size());
+        const auto found = shard_of.find(key);
+        if (found == shard_of.end()) {
+          if (trains) shard_of.emplace(key, shard.path().string());
+        } else if (count++ == 0) {
+          first =
+              fmt::format("{} holds the same tokens as {} of data.train", shard.path().string(), found->second);
+        }
+      }
+    }
+    if (count > 0)
+      log_warning(
+          fmt::format("data.{}: {}{}; {}", trains ? "train" : "validation", first,
+                      count > 1 ? fmt::format(", and so do {} more", count - 1) : "",
+                      trains ? "they are read as often" : "a text that is trained on is no validation"));
+  }
 }
 
 std::vector<double> TrainingData::training_shares() const {

@@ -43,7 +43,8 @@ data::SpecialTokens special_tokens_of(const config::Data& data);
 // What a run learns from and is evaluated on.
 struct TrainingData {
   // Throws InputError as open_domains() and find_begin_token() do, and where the ranks of `all` do not see the
-  // same data.
+  // same data. Warns where a shard holds the tokens of another one of `train`, and where a domain's validation
+  // text is too short for its share of train.eval_tokens (train.eval_mix "training").
   TrainingData(const config::Run& run, const parallel::Group& all);
 
   // Of each validation domain: its share of the samples of training, over the sum of these. Throws InputError
@@ -53,6 +54,10 @@ struct TrainingData {
   std::optional<std::int64_t> begin_token;  // with data.document_mask
   std::vector<Domain> train, validation;
   data::Sampler sampler;  // of `train`
+
+ private:
+  void warn_of_short_validation(const config::Train& options, const std::vector<double>& share_V) const;
+  void warn_of_equal_shards() const;
 };
 
 // The micro-batches of one step: written on the host, read on the device one after the other.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import unittest
 
 import harness
@@ -89,6 +91,46 @@ class Train(CliTest):
             one, other = (sum(losses[first:first + 50]) / 50 for losses in (fp8, bfloat16))
             # DeepSeek-V3 saw 0.25 % at most; here float32 and bfloat16 are 0.05 % apart.
             self.assertLess(abs(one - other), 5e-3 * other, f"steps {first + 1} to {first + 50}: {one} and {other}")
+
+    def test_goes_on_when_nobody_reads_what_it_prints(self):
+        for ranks in ([], ["--nproc", 2]):
+            process = self.start("train", self.write_config(train__steps=60), "--out", f"run{len(ranks)}", *ranks)
+            process.stdout.readline()
+            process.stdout.close()
+            _, err = process.communicate(timeout=harness.TIMEOUT)
+            self.assertEqual(process.returncode, 0, err)
+            self.assertEqual(err.count("warning: standard output cannot be written: Broken pipe; the run goes on without it"), 1, err)
+            self.assertEqual(self.metrics(f"run{len(ranks)}")[-1]["step"], 60)
+
+    def test_a_shard_that_is_cut_while_it_is_read(self):
+        for ranks, begin in ([], "error: "), (["--nproc", 2], r"process \d+: "):
+            shard = harness.write_shard(self.dir / "data" / "cut.bin", harness.learnable_tokens(20000))
+            config = self.write_config(data__train=["data/cut.bin"], train__steps=100000, checkpoint__every=0)
+            process = self.start("train", config, "--out", f"cut{len(ranks)}", *ranks)
+            process.stdout.readline()
+            os.truncate(shard, 1024)
+            finished = self.finish(process)
+            self.assertEqual(finished.code, 1, finished)
+            self.assertRegex(finished.err, rf"(?m)^{begin}{re.escape(str(shard))}: was made shorter")
+
+    def test_data_that_are_given_twice(self):
+        said = self.ok("train", self.write_config(data__train=["data/train_*.bin", "data/train_001.bin"], train__steps=1,
+                                                  data__validation=["data/train_*.bin"]), "--out", "twice").err
+        self.assertIn("warning: data.train: data/train_001.bin holds the same tokens as data/train_001.bin of data.train", said)
+        self.assertRegex(said, r"warning: data\.validation: .*train_000\.bin holds the same tokens as .*train_000\.bin of data\.train, and so do "
+                               "1 more; a text that is trained on is no validation")
+        self.assertNotIn("the same tokens", self.ok("train", self.write_config(train__steps=1), "--out", "once").err)
+
+    def test_validation_that_is_too_short_for_its_share(self):
+        def said(out, eval_tokens):
+            data = {"data__train": [{"path": "data/train_000.bin", "domain": "a", "weight": 1}, {"path": "data/train_001.bin", "domain": "b", "weight": 9}],
+                    "data__validation": [{"path": "data/long.bin", "domain": "a"}, {"path": "data/val.bin", "domain": "b"}]}
+            harness.write_shard(self.dir / "data" / "long.bin", harness.learnable_tokens(2000, seed=9))
+            return self.ok("train", self.write_config(train__steps=1, train__eval_mix="training", train__eval_tokens=eval_tokens, **data),
+                           "--out", out).err
+        # b: 15 windows of 32 are 0.9 of 533 tokens, which are those of two domains.
+        self.assertRegex(said("short", 800), 'warning: train.eval_mix "training": the validation text of domain b is too short .* to 266')
+        self.assertNotIn("too short", said("enough", 266))
 
     def test_run_directory(self):
         self.ok("train", self.write_config(), "--out", "run")
