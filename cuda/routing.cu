@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   float sum = eps;
   for (int k = 0; k < K; ++k)
     if (expert[k] >= 0) sum += chosen[k];
-  const float factor = normalise ? scale / sum : scale;
-  for (int k = 0; k < K; ++k) weight_TK[t][k] = expert[k] >= 0 ? chosen[k] * factor : 0;
+  const float divisor = normalise ? sum : 1;  // see src/ops/routing.cpp
+  for (int k = 0; k < K; ++k) weight_TK[t][k] = expert[k] >= 0 ? chosen[k] / divisor * scale : 0;
 }
 
 __global__ void __launch_bounds__(kTokenWarps* kWarp)

@@ -65,6 +65,23 @@ TEST(SlotWeights, ScaleAndEpsilonByHand) {
   }
 }
 
+// Of any score: a weight of 0.99999994 would be dropped before others where an expert's capacity decides.
+TEST(SlotWeights, OneExpertAloneHasExactlyTheScale) {
+  constexpr std::int64_t T = 1000;
+  PoisonedContext ctx;
+  OwnedTensor chosen({T, 2}, DType::f32), expert({T, 2}, DType::i32);
+  const OwnedTensor weight({T, 2}, DType::f32);
+  std::vector<double> scores, experts;
+  for (std::int64_t t = 0; t < T; ++t) {
+    scores.insert(scores.end(), {0.3 + 0.0007 * static_cast<double>(t), kNan});
+    experts.insert(experts.end(), {1, -1});
+  }
+  fill(chosen, scores);
+  fill(expert, experts);
+  ops::slot_weights_forward(weight, chosen, expert, {.normalise = true}, ctx);
+  for (std::int64_t t = 0; t < T; ++t) EXPECT_EQ(values(weight)[static_cast<std::size_t>(2 * t)], 1.0);
+}
+
 // Scores that all underflow: the epsilon keeps 0/0 away.
 TEST(SlotWeights, OfZeroScoresAreZeroWithAnEpsilon) {
   PoisonedContext ctx;

@@ -27,8 +27,11 @@ void slot_weights_forward_on_cpu(Tensor weight_TK, Tensor chosen_TK, Tensor expe
     T sum = static_cast<T>(weighting.eps);
     for (std::int64_t k = 0; k < K; ++k)
       if (expert[k] >= 0) sum += chosen[k];
-    const T scale = static_cast<T>(weighting.scale) / (weighting.normalise ? sum : T(1));
-    for (std::int64_t k = 0; k < K; ++k) weight_TK.row<T>(t)[k] = expert[k] >= 0 ? chosen[k] * scale : T(0);
+    // A quotient, not a factor: one expert alone has exactly the weight 1, as in PyTorch, and a capacity that
+    // drops the smallest weights finds them equal.
+    const T scale = static_cast<T>(weighting.scale), divisor = weighting.normalise ? sum : T(1);
+    for (std::int64_t k = 0; k < K; ++k)
+      weight_TK.row<T>(t)[k] = expert[k] >= 0 ? chosen[k] / divisor * scale : T(0);
   }
 }
 
