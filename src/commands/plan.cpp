@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -171,6 +173,7 @@ Asked read(const Options& options) {
     asked.tokens = static_cast<double>(run.train.steps) * static_cast<double>(layout.global_batch) *
                    static_cast<double>(layout.seq_len);
     asked.checkpoint = run.checkpoint;
+    asked.threads = static_cast<int>(run.parallel.threads);
   } else {
     if (!options.overrides.empty())
       throw_input("--set: {} is a model's config.json, which it does not change; give a run's configuration",
@@ -206,12 +209,17 @@ Asked read(const Options& options) {
   asked.shape = plan::shape_of(asked.model, config::slots_per_token(asked.router, asked.model), mtp);
   plan::check_layout(layout, asked.shape);
   if (options.tokens > 0) asked.tokens = options.tokens;
+  if (layout.seq_len > asked.model.max_position_embeddings)
+    throw_input("--seq-len {}: the model has max_position_embeddings {}", layout.seq_len,
+                asked.model.max_position_embeddings);
   return asked;
 }
 
-// Of this machine, measured: a large product in the run's precision and a large copy, as log.profile has them.
-plan::Device this_machine(plan::Precision precision) {
-  set_threads(0);
+// A rank's share of this machine, measured: a large product in the run's precision and a large copy, as
+// log.profile has them.
+plan::Device this_machine(const Asked& asked) {
+  const plan::Precision precision = asked.layout.precision;
+  set_threads(asked.threads);
   Context ctx;
   ctx.matmul = precision == plan::Precision::bfloat16 ? MatmulType::bf16 : MatmulType::f32;
   const train::MachineRates rates = train::measure_rates(ctx);
@@ -229,6 +237,11 @@ plan::Device this_machine(plan::Precision precision) {
     throw_input(
         "--device: cpu: this system does not say how much memory is free; give NAME,memory=GB of a device");
   device.memory = static_cast<double>(*free);
+  const auto ranks = static_cast<double>(asked.layout.ranks);
+  for (double plan::Device::*part :
+       {&plan::Device::float32, &plan::Device::bfloat16, &plan::Device::fp8, &plan::Device::bandwidth,
+        &plan::Device::link, &plan::Device::network, &plan::Device::memory})
+    device.*part /= ranks;
   return device;
 }
 
@@ -311,6 +324,24 @@ void find_memory(Plan& plan, bool on_cpu) {
   plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
 }
 
+// At most, with the one that is being written.
+double checkpoints_kept(const Plan& plan) {
+  if (!plan.asked.checkpoint) return 1;
+  const config::Checkpoint& options = *plan.asked.checkpoint;
+  const plan::Layout& layout = plan.asked.layout;
+  const double steps = std::ceil(plan.asked.tokens / static_cast<double>(layout.global_batch) /
+                                 static_cast<double>(layout.seq_len));
+  const auto saves = [&](std::int64_t every) {
+    return every > 0 ? std::ceil(steps / static_cast<double>(every)) : 1;
+  };
+  const double by_clock = options.every_minutes > 0 ? std::ceil(60 * plan.hours / options.every_minutes) : 1;
+  const double all = std::max(saves(options.every), by_clock);
+  if (options.keep == 0) return all + 1;
+  double kept = std::min(all, static_cast<double>(options.keep)) + (options.keep_best ? 1 : 0);
+  if (options.keep_every > 0 && options.every > 0) kept += saves(std::lcm(options.every, options.keep_every));
+  return std::min(all, kept) + 1;
+}
+
 // Of a device's memory, what an "auto" micro-batch may take: a plan is an estimate.
 constexpr double kUsable = 0.9;
 
@@ -322,7 +353,7 @@ int run(const Options& options) {
   plan.calibration = sets.front();
   const bool on_cpu = options.device == "cpu";
   if (on_cpu) {
-    plan.device = this_machine(layout.precision);
+    plan.device = this_machine(plan.asked);
     if (options.calibration.empty()) plan.calibration = measured(plan.calibration);
   } else {
     plan.device = plan::parse_device(options.device);
@@ -344,11 +375,8 @@ int run(const Options& options) {
     plan.energy_kwh = plan.hours * ranks * plan.device.watts * 1e-3;
     plan.cost = plan.hours * ranks * options.price;
   }
-  // The newest, the best, and the one that is being written.
-  const double kept = plan.asked.checkpoint ? static_cast<double>(plan.asked.checkpoint->keep) +
-                                                  (plan.asked.checkpoint->keep_best ? 1 : 0) + 1
-                                            : 1;
-  plan.checkpoint_bytes = kept * kStateBytes * (plan.asked.shape.total() + plan.asked.shape.mtp_values());
+  plan.checkpoint_bytes =
+      checkpoints_kept(plan) * kStateBytes * (plan.asked.shape.total() + plan.asked.shape.mtp_values());
   if (options.search > 0) {
     plan.layouts = plan::search(plan.asked.shape, layout, plan.device, plan.calibration,
                                 layout.scheme == plan::Scheme::switchyard);

@@ -35,6 +35,18 @@ class Plan(CliTest):
         self.assertEqual(report["parameters"]["total"], total)
         self.assertEqual(report["checkpoint_bytes"], 4 * 12 * total)
 
+    def test_checkpoints_that_are_kept(self):
+        def kept(**options):
+            options = {f"checkpoint__{key}": value for key, value in {"every_minutes": 0, **options}.items()}
+            report = self.plan(self.write_config(train__steps=100, **options), "--device", "H100")
+            return report["checkpoint_bytes"] / (12 * report["parameters"]["total"])
+        # Always one more, which is being written.
+        self.assertEqual(kept(every=10, keep=2, keep_best=False), 2 + 1)
+        self.assertEqual(kept(every=10, keep=2), 3 + 1)
+        self.assertEqual(kept(every=10, keep=0), 10 + 1)
+        self.assertEqual(kept(every=10, keep=1, keep_best=False, keep_every=20), 1 + 5 + 1)
+        self.assertEqual(kept(every=0, keep=2), 1 + 1)
+
     def test_memory_is_what_training_takes(self):
         config = self.write_config(train__steps=1)
         memory = self.plan(config, "--device", "cpu")["memory"]
@@ -143,6 +155,9 @@ class Plan(CliTest):
         self.assertGreater(report["device"]["peak_flops"], 1e9)
         self.assertGreater(report["device"]["memory"], 1e8)
         self.assertGreater(report["step"]["seconds"], 0)
+        # Ranks of one machine share it. Half a machine's memory is as exact as what other programs take meanwhile.
+        shared = self.plan(self.write_config(), "--device", "cpu", "--ranks", 2)
+        self.assertLess(shared["device"]["memory"], 0.6 * report["device"]["memory"])
 
     def test_auto_is_the_largest_micro_batch_that_fits(self):
         config = self.write_config(train__micro_batch_size="auto", train__global_batch_size=12)
@@ -177,6 +192,7 @@ class Plan(CliTest):
         (self.dir / "bad.json").write_text('{"speed": 1}')
         refused(QWEN, *MODEL, "--calibration", "bad.json", names=["speed"])
         refused(self.write_config(train__steps=0), names=["steps"])
+        refused(self.write_config(), "--seq-len", 65, names=["--seq-len 65", "max_position_embeddings 64"])
 
 
 if __name__ == "__main__":
