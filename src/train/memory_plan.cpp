@@ -244,6 +244,23 @@ void check_fits_everywhere(const MemoryPlan& plan, const Available& available, D
   if (*least < 0) throw_input("{}", all.gather_text(lack)[static_cast<std::size_t>(least - spare_R.begin())]);
 }
 
+namespace {
+
+// The first option with which a micro-batch is more than a part of a sum; empty: none.
+std::string defined_by_micro_batch(const config::Router& router) {
+  const auto is = [&](const char* key, const char* word) {
+    return router.own.has(key) && router.own.word(key) == word;
+  };
+  if (router.balance_scope == config::BalanceScope::layer ||
+      router.balance_scope == config::BalanceScope::model)
+    return "balance_scope";
+  if (router.capacity_factor) return "capacity_factor";
+  if (router.own.has("bias_solves") && router.own.integer("bias_solves") > 0) return "bias_solves";
+  return is("reg_scope", "micro_batch") ? "reg_scope" : "";
+}
+
+}  // namespace
+
 std::vector<std::string> choose_micro_batch(config::Run& run, parallel::World& world, Device device,
                                             std::optional<std::int64_t> before) {
   if (run.train.micro_batch_size != config::Train::kAutoMicroBatch) return {};
@@ -304,6 +321,11 @@ std::vector<std::string> choose_micro_batch(config::Run& run, parallel::World& w
   set(size);
   std::vector<std::string> lines = {
       fmt::format("train.micro_batch_size \"auto\": {}: {}; {}", size, reason, next)};
+  if (const std::string what = defined_by_micro_batch(run.router); !what.empty())
+    lines.push_back(
+        fmt::format("router.{} is defined over a micro-batch, so that the loss depends on what was taken; "
+                    "set train.micro_batch_size to the same number where runs are compared",
+                    what));
   return lines;
 }
 

@@ -123,7 +123,12 @@ class MemoryTest(CliTest):
         done = self.ok("train", config, "--out", "some", **self.limit_for(0.9))
         size = self.chosen("some")
         self.assertTrue(1 <= size < 64 and 64 % size == 0, size)
+        self.assertNotIn("defined over a micro-batch", done.err)
         self.assertRegex(done.err, rf'"auto": {size}: .* address space \(ulimit -v\); {2 * size} would take more than 90 %')
+        for router, key in (({"type": "quantile", "bias_solves": 1}, "bias_solves"),
+                            ({"type": "softmax_topk", "balance_scope": "layer"}, "balance_scope")):
+            done = self.ok("train", self.config(**self.AUTO, router=router, train__steps=1), "--out", key)
+            self.assertIn(f"info: router.{key} is defined over a micro-batch", done.err)
         # To rounding: the order in which sums over tokens are added up is another.
         for one, other in zip(self.losses("all"), self.losses("some")):
             self.assertAlmostEqual(one, other, delta=1e-4 * one)
