@@ -326,6 +326,8 @@ def hash_layer(base, own_scores):
 
         def choose(self, x_TD, attention_entropy_T):
             logit_TE = self.logits(x_TD)
+            if self.token_T is None:
+                raise ValueError("num_hash_layers: experts are chosen by the token; give the model input_ids")
             S_TE, _ = self.scores(logit_TE, getattr(self.options, "score_function", own_scores))
             expert_TK = self.tid2eid.view(-1, self.k)[self.token_T].long()
             weight_TK = self.normalised(S_TE.gather(1, expert_TK))

@@ -51,6 +51,8 @@ std::vector<std::string> overrides_of(const std::string& spec) {
     const std::size_t end = std::min(spec.find(':', begin), spec.size());
     const std::string part = spec.substr(begin, end - begin);
     const bool is_option = part.find('=') != std::string::npos;
+    if (part.starts_with("type="))
+      throw_input("--routers {}: \"{}\" is given already, in front; remove it", spec, part);
     if (part.empty() || part.front() == '=' || is_option == (begin == 0))
       throw_input("--routers {}: \"{}\" is no {}; write TYPE:KEY=VALUE:KEY=VALUE", spec, part,
                   begin == 0 ? "type of a router" : "KEY=VALUE");
@@ -121,6 +123,7 @@ Json json_of(const Row& row, const Evaluation::Evaluated& evaluated) {
 int run_rank(const Options& options, parallel::World& world) {
   const EvaluationOptions& evaluated = options.evaluation;
   set_threads(static_cast<int>(evaluated.threads > 0 ? evaluated.threads : world.threads()));
+  check_writable({evaluated.json}, parallel::all_ranks(world));
   std::vector<std::vector<std::string>> overrides;  // refused before any data are read
   for (const std::string& spec : options.routers) overrides.push_back(overrides_of(spec));
   Evaluation evaluation(evaluated, world);
@@ -129,7 +132,13 @@ int run_rank(const Options& options, parallel::World& world) {
     throw_input("{}: has no layer with experts, and hence no router to compare; give a mixture",
                 evaluated.checkpoint);
   std::vector<config::RoutedModel> routed;
-  for (const auto& of_router : overrides) routed.push_back(routed_model(evaluation.directory(), of_router));
+  for (std::size_t i = 0; i < overrides.size(); ++i) {
+    try {
+      routed.push_back(routed_model(evaluation.directory(), overrides[i]));
+    } catch (const InputError& error) {
+      throw_input("--routers {}: {}", options.routers[i], error.what());
+    }
+  }
 
   std::vector<Row> rows;
   Json report(Json::Array{});

@@ -37,9 +37,11 @@ void describe(CLI::App& app, Options& options) {
       ->type_name("FILE")
       ->required();
   app.footer(
-      "Writes logits, cross_entropy, loss (with the balance loss), experts.LAYER, weights.LAYER and grad.NAME "
-      "of one\n"
-      "batch in which every token predicts the next: what tools/compare_hf.py compares with transformers.");
+      "Writes logits, cross_entropy, loss (with balance and z loss, a run's or what config.json has of them), "
+      "experts.LAYER, weights.LAYER and grad.NAME of one\n"
+      "batch in which every token predicts the next: what tools/compare_hf.py compares with transformers. What "
+      "a router "
+      "has of losses of its own it measures in training alone: their gradients are there, their value is not");
 }
 
 // [B, S] of the tokens file.
@@ -79,8 +81,10 @@ int run(const Options& options) {
   const std::int64_t B = tokens.n_seq, S = tokens.seq_len, T = B * S;
 
   config::Router router = directory.router();
-  router.balance_coef = balance_coef(config_json, *config.layout);
-  router.balance_scope = config::BalanceScope::model;
+  if (!directory.run() && parse_stored_json(config_json, "config.json")["router"].is_null()) {
+    router.balance_coef = balance_coef(config_json, *config.layout);
+    router.balance_scope = config::BalanceScope::model;
+  }
   Context ctx;
   const auto opened =
       checkpoint::open_model(directory, {.dtype = "float32", .router = router, .training = true}, ctx);
@@ -113,7 +117,7 @@ int run(const Options& options) {
   model.loss_and_backward(Tensor(loss_T.data(), Shape{T}, DType::f32), batch, 1.0 / n_targets, ctx);
   const double mean = std::accumulate(loss_T.begin(), loss_T.end(), 0.0) / n_targets;
   float cross_entropy = static_cast<float>(mean);
-  float loss = static_cast<float>(mean + auxiliary[0]);
+  float loss = static_cast<float>(mean + auxiliary[0] + auxiliary[1]);
 
   std::vector<checkpoint::NamedTensor> out;
   out.push_back({"logits", Tensor(logits.data(), Shape{B, S, config.vocab_size}, DType::f32)});

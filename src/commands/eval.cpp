@@ -131,6 +131,7 @@ void print_table(const train::EvalResult& result, const model::Transformer& mode
 int run_rank(const Options& options, parallel::World& world) {
   const EvaluationOptions& evaluated = options.evaluation;
   set_threads(static_cast<int>(evaluated.threads > 0 ? evaluated.threads : world.threads()));
+  check_writable({evaluated.json, options.tasks.samples}, parallel::all_ranks(world));
   if (!options.tasks.files.empty()) {
     const checkpoint::ModelDirectory directory(evaluated.checkpoint);
     const Calibration calibration(directory, evaluated.calibration, evaluated.seq_len, evaluated.batch,

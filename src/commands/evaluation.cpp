@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "parallel/agreement.h"
 #include "parallel/devices.h"
 #include "router/router.h"
 
@@ -142,7 +143,7 @@ void describe_evaluation(CLI::App& app, EvaluationOptions& options) {
       ->type_name("PATH_OR_GLOB");
   app.add_option("--seq-len", options.seq_len,
                  "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
-                 "max_position_embeddings where that is less)")
+                 "max_position_embeddings where that is less; of questions max_position_embeddings)")
       ->type_name("N")
       ->transform(whole_number(1, "", config::kMaxSize));
   app.add_option("--batch", options.batch, "Windows at once")
@@ -217,6 +218,19 @@ std::vector<double> slots_by_layer(const train::EvalResult& result) {
 }
 
 std::FILE* text_output(const std::string& json) { return json == "-" ? stderr : stdout; }
+
+void check_writable(const std::vector<std::string>& paths, const parallel::Group& all) {
+  parallel::by_first(all, [&] {
+    for (const std::string& path : paths) {
+      if (path.empty() || path == "-") continue;
+      std::error_code error;
+      const bool there = std::filesystem::exists(path, error);
+      { OutputFile(path, OutputFile::Mode::append); }
+      if (!there) std::filesystem::remove(path, error);
+    }
+    return "";
+  });
+}
 
 void write_json(const std::string& json, const Json& report) {
   if (json.empty()) return;

@@ -102,5 +102,8 @@ void add_figures(Json& json, const router::BalanceFigures& figures);
 // Writes JSON where --json says, and returns where everything else goes: standard output if that is free.
 std::FILE* text_output(const std::string& json);
 void write_json(const std::string& json, const Json& report);
+// Before the work, by all ranks: throws InputError where the first could not write one of these; "" and "-" are
+// no files. What is there stays as it is.
+void check_writable(const std::vector<std::string>& paths, const parallel::Group& all);
 
 }  // namespace switchyard::commands

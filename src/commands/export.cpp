@@ -112,7 +112,11 @@ std::string config_for(const checkpoint::ModelDirectory& source, const config::R
       config::state_router(source.config_json(), written.model, written.router, router::router_schemas()),
       record);
   Json config = parse_stored_json(stated, (source.path() / "config.json").string());
-  std::erase_if(config.object(), [](const JsonMember& member) { return member.key == "dtype"; });
+  // The code that an auto_map names is copied where it is this program's own alone.
+  const bool has_code = !checkpoint::modeling_files(written.model, written.router).empty();
+  std::erase_if(config.object(), [&](const JsonMember& member) {
+    return member.key == "dtype" || (member.key == "auto_map" && !has_code);
+  });
   config["torch_dtype"] = torch_dtype_of(dtype);
   return to_text(config);
 }

@@ -107,7 +107,7 @@ RouterType kmeans_router() {
   return {.schema = {.type = "kmeans",
                      .balance_coef = 0,
                      .no_z_loss = "whose cosine similarities are bounded as they are",
-                     .no_logit_norm = "which has no linear gate",
+                     .no_logit_norm = "which normalises no logits",
                      .weights_sum_to = "1",
                      .options = {{.key = "mean_decay",
                                   .fallback = 0.99,

@@ -337,7 +337,7 @@ RouterType lpr_router() {
   RouterType type = {
       .schema = {.type = "lpr",
                  .balance_coef = 0,  // keys that are spread out balance
-                 .no_logit_norm = "which has no linear gate",
+                 .no_logit_norm = "which normalises no logits",
                  .weights_sum_to = "1",
                  .options = {{.key = "latent_dim", .fallback = std::int64_t{16}, .range = {1, 4096}},
                              {.key = "similarity", .fallback = word("cosine"), .choices = lpr_similarities()},

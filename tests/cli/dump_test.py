@@ -27,6 +27,22 @@ class Dump(CliTest):
                     worst = max(abs(a - b) for a, b in zip(want, got))
                     self.assertLess(worst / largest, 1e-4 if name.startswith("grad.") else 1e-5, name)
 
+    def test_the_loss_of_a_run_is_by_its_own_coefficients(self):
+        """A step of the run on the same tokens has it, too."""
+        config = self.write_config(data__train=["data/val.bin"], data__validation=[], train__steps=1, train__lr=1e-30,
+                                   train__micro_batch_size=15, train__global_batch_size=15, train__warmup_ratio=0,
+                                   router={"type": "top_p", "entropy_coef": 0, "z_loss_coef": 0.1, "balance_coef": 0.3})
+        self.ok("train", config, "--out", "run")
+        (step,) = self.metrics("run")
+        data = harness.learnable_tokens(501, seed=3)  # val.bin's
+        harness.write_tokens(self.dir / "tokens.safetensors", *(data[32 * b:32 * b + 32] for b in range(15)))
+        self.ok("dump", "run", "--tokens", "tokens.safetensors", "--out", "out.safetensors")
+        written = harness.read_safetensors(self.dir / "out.safetensors")
+        auxiliary = written["loss"][2][0] - written["cross_entropy"][2][0]
+        # Of order 1, a difference of two float32 numbers; routers see each token once in both.
+        self.assertAlmostEqual(auxiliary, sum(step[f"{kind}_loss"] for kind in ("balance", "z")), delta=2e-6)
+        self.assertTrue(all(step[f"{kind}_loss"] > 0.01 for kind in ("balance", "z")), step)
+
     def test_bad_input(self):
         tokens = GOLDEN / "mixtral" / "golden.safetensors"
         self.fails(2, "dump", "nowhere", "--tokens", tokens, "--out", "out.safetensors", names=["nowhere"])

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import struct
 
 import harness
 from harness import CliTest
@@ -11,12 +10,6 @@ from harness import CliTest
 FILES = pathlib.Path(__file__).resolve().parents[1] / "tasks"
 META = {"tokenizer": "bytes", "tokenizer_sha256": None, "vocab_size": 257, "eot_token": 256}
 CHOICE_TASKS = ("hellaswag", "arc", "piqa", "mmlu", "bbh", "choices")
-
-
-def write_tokens(path, tokens):
-    """Tokens [1, T] as `dump` reads them."""
-    header = json.dumps({"tokens": {"dtype": "I32", "shape": [1, len(tokens)], "data_offsets": [0, 4 * len(tokens)]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack(f"<{len(tokens)}i", *tokens))
 
 
 def first_largest(values):
@@ -47,7 +40,7 @@ class Tasks(CliTest):
     def log_probability(self, context, continuation):
         """By the logits of `dump`, in double."""
         tokens = [256, *(context + continuation).encode()]
-        write_tokens(self.dir / "tokens.safetensors", tokens)
+        harness.write_tokens(self.dir / "tokens.safetensors", tokens)
         self.ok("dump", self.latest("run"), "--tokens", "tokens.safetensors", "--out", "dump.safetensors")
         _, shape, logits = harness.read_safetensors(self.dir / "dump.safetensors")["logits"]
         vocab, total = shape[-1], 0.0

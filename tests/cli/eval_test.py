@@ -196,6 +196,14 @@ class Eval(CliTest):
     def test_report_that_cannot_be_written(self):
         self.fails(2, "eval", self.latest("run"), "--data", "data/val.bin", "--json", "missing/report.json",
                    names=["missing/report.json"])
+        # Tried before the data are, and what is there stays.
+        self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "missing/report.json",
+                   names=["missing/report.json"])
+        (self.dir / "old.json").write_text("old")
+        self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "old.json", names=["nowhere.bin"])
+        self.assertEqual((self.dir / "old.json").read_text(), "old")
+        self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "new.json", names=["nowhere.bin"])
+        self.assertFalse((self.dir / "new.json").exists())
         self.fails(2, "eval", self.latest("run"), "--data", "data/val.bin", "--json", "/dev/full", names=["/dev/full"])
 
 

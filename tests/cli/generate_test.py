@@ -102,6 +102,8 @@ class Generate(CliTest):
             with self.subTest(options):
                 self.fails(2, "generate", "run", "--prompt", "a", *options, names=[name])
         self.fails(2, "generate", "run", "--prompt", "", names=["empty"])
+        (self.dir / "empty.txt").touch()
+        self.fails(2, "generate", "run", "--prompt-file", "empty.txt", names=["--prompt-file empty.txt: is empty"])
         self.fails(2, "generate", "run", names=["prompt"])
         self.fails(2, "generate", "run", "--prompt-tokens", "1,,2", names=["1,,2"])
         self.fails(2, "generate", "run", "--prompt-tokens", "257", names=["257"])
@@ -225,6 +227,13 @@ class GenerateBpe(CliTest):
         self.assertFalse((self.dir / "refused").exists())
         path.unlink()
         self.ok("train", config, "--out", "refused")
+        # Beside a model that was made elsewhere: numbers need none.
+        self.ok("export", "refused", "--out", "model")
+        (self.dir / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
+        self.fails(2, "generate", "model", "--prompt", "a", names=[r"tokenizer\.json: model\.dropout"])
+        said = self.ok("generate", "model", "--prompt-tokens", "40,41", "--max-new-tokens", 3)
+        self.assertRegex(said.err, r"warning: .*tokenizer\.json: model\.dropout.*; tokens are printed as numbers")
+        self.assertRegex(said.out, r"^\d+(,\d+){2}\n$")
 
     def test_tokens_for_other_programs(self):
         cases = json.loads((TOKENIZER.parent / "cases.json").read_text())["cases"]

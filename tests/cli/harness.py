@@ -261,6 +261,14 @@ def snapshot(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+def write_tokens(path, *sequences):
+    """The tokens that `dump` reads: sequences of one length."""
+    tokens = [token for sequence in sequences for token in sequence]
+    header = json.dumps({"tokens": {"dtype": "I32", "shape": [len(sequences), len(sequences[0])],
+                                    "data_offsets": [0, 4 * len(tokens)]}}).encode()
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(header)) + header + struct.pack(f"<{len(tokens)}i", *tokens))
+
+
 def read_safetensors(path):
     """name -> (dtype, shape, values as a list of floats for F32, else raw bytes)."""
     content = pathlib.Path(path).read_bytes()

@@ -335,6 +335,13 @@ class Import(CliTest):
         self.assertEqual(self.metrics("next")[-1]["step"], 3)
         self.fails(2, "train", self.run_of(source), "--init-from", source, "--resume", "run", names=["--init-from"])
 
+    def test_code_of_others_is_not_named_where_it_is_not_copied(self):
+        source = self.model("mixtral_tied")
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "configuration_foo.FooConfig"}}))
+        self.ok("export", source, "--out", "out")
+        self.assertNotIn("auto_map", json.loads((self.dir / "out" / "config.json").read_text()))
+
     def test_another_model_is_refused_with_every_key(self):
         source = self.model("qwen3_moe")
         config = self.run_of(source, model__norm_topk_prob=None, model__rms_norm_eps=0.01, model__vocab_size=90,
