@@ -3,13 +3,15 @@
 //
 //   SHIM_CALL    write (pwrite, writev), fsync (fdatasync), rename, open (for writing), open_read,
 //                mmap (but not oneDNN's),
-//                malloc (every allocation on the heap), large (those of 64 KiB or more)
+//                malloc (every allocation on the heap, but what oneDNN makes once), large (those of 64 KiB or
+//                more)
 //   SHIM_N       which call, from 1; 0 or absent: none fails
 //   SHIM_MODE    once (default), from (that and every later one), flip (once: a write succeeds, with one bit
 //   changed) SHIM_PATH    calls on files whose path holds this text alone SHIM_CHILD   the calls of this child
 //   alone, numbered from 0 as they are forked; without: each process counts its own SHIM_COUNT   a file to
 //   which the number of calls goes when the program ends by exit or from main
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -123,9 +125,35 @@ void* (*true_memalign)(std::size_t, std::size_t) = nullptr;
 int (*true_posix_memalign)(void**, std::size_t, std::size_t) = nullptr;
 void (*true_free)(void*) = nullptr;
 
+// oneDNN looks at no result of mmap where it asks for memory for the code that it generates.
+bool is_of_onednn(const void* caller) {
+  Dl_info info{};
+  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
+         std::strstr(info.dli_fname, "dnnl") != nullptr;
+}
+
+// What oneDNN makes of a kind of kernel once, by pthread_once, it uses later without a look at whether it was
+// made: between two of its frames on the stack is one of the C library.
+thread_local bool tracing = false;
+bool is_of_onednns_once() {
+  tracing = true;
+  void* frame[64];
+  const int n = ::backtrace(frame, static_cast<int>(std::size(frame)));
+  bool inner = false, once = false, outer = false;
+  for (int i = 0; i < n && !outer; ++i) {
+    const bool of_onednn = is_of_onednn(frame[i]);
+    outer = once && of_onednn;
+    once = once || (inner && !of_onednn);
+    inner = inner || of_onednn;
+  }
+  tracing = false;
+  return outer;
+}
+
 bool heap_fails(std::size_t bytes) {
   constexpr std::size_t kLarge = 64 << 10;
-  if (!(hit(Call::malloc) || (bytes >= kLarge && hit(Call::large)))) return false;
+  if (tracing || !(hit(Call::malloc) || (bytes >= kLarge && hit(Call::large))) || is_of_onednns_once())
+    return false;
   errno = ENOMEM;
   return true;
 }
@@ -140,13 +168,6 @@ std::size_t spoil(const void* bytes, std::size_t n) {
   std::memcpy(spoilt.copy, bytes, n);
   spoilt.copy[n / 2] = static_cast<char>(spoilt.copy[n / 2] ^ 4);
   return n;
-}
-
-// oneDNN looks at no result of mmap where it asks for memory for the code that it generates.
-bool is_of_onednn(const void* caller) {
-  Dl_info info{};
-  return ::dladdr(caller, &info) != 0 && info.dli_fname != nullptr &&
-         std::strstr(info.dli_fname, "dnnl") != nullptr;
 }
 
 int fail(int error) {

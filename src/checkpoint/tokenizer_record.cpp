@@ -210,11 +210,17 @@ ModelTokenizer find_tokenizer(const fs::path& directory, const std::string& aske
   } else if (name == "bytes") {
     text.tokenizer = tokenizer::make_byte_tokenizer();
   } else if (fs::exists(directory / kTokenizer)) {
-    text.tokenizer = tokenizer::load_hugging_face(directory / kTokenizer);
+    try {
+      text.tokenizer = tokenizer::load_hugging_face(directory / kTokenizer);
+    } catch (const InputError& error) {
+      throw_input("{}; give another one with --tokenizer", error.what());
+    }
   }
   if (text.tokenizer && text.tokenizer->vocab_size() > vocab_size)
-    throw_input("--tokenizer: it has tokens up to {}, the model's vocabulary is {}; give the model's own",
-                text.tokenizer->vocab_size() - 1, vocab_size);
+    throw_input(
+        "{}: it has tokens up to {}, the model's vocabulary is {}; give the model's own with --tokenizer",
+        asked.empty() ? (directory / kTokenizer).string() : "--tokenizer " + asked,
+        text.tokenizer->vocab_size() - 1, vocab_size);
   text.end_tokens = end_tokens(directory, vocab_size, end_of_run, text.tokenizer.get());
   return text;
 }

@@ -16,7 +16,6 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "core/log.h"
 #include "core/threads.h"
 #include "generate/generator.h"
 #include "model/transformer.h"
@@ -186,17 +185,6 @@ void report(const Options& options, std::span<const std::int32_t> prompt, const 
   }
 }
 
-// Numbers need no tokenizer: one that cannot be read is then none.
-checkpoint::ModelTokenizer tokenizer_of(const checkpoint::ModelDirectory& directory, const Options& options) {
-  try {
-    return checkpoint::find_tokenizer(directory.path(), options.tokenizer, directory.model().vocab_size);
-  } catch (const InputError& error) {
-    if (options.prompt_tokens.empty() || !options.tokenizer.empty()) throw;
-    log_warning(fmt::format("{}; tokens are printed as numbers, and none ends the text", error.what()));
-    return {};
-  }
-}
-
 int run(const Options& options) {
   set_threads(static_cast<int>(options.threads));
   Context ctx(ops::choose_device(options.device));
@@ -206,7 +194,7 @@ int run(const Options& options) {
   const Calibration calibration(directory, options.calibration, 0, kBatch, parallel::Group(*lone, {0}));
   const auto model = calibration.open(routed_model(directory, options.overrides), options.dtype, ctx);
   const config::Model& config = model->config();
-  const checkpoint::ModelTokenizer text = tokenizer_of(directory, options);
+  const auto text = checkpoint::find_tokenizer(directory.path(), options.tokenizer, config.vocab_size);
   const std::vector<std::int32_t> prompt = prompt_tokens(options, text, config);
   const auto n_prompt = static_cast<std::int64_t>(prompt.size());
   const std::int64_t max_tokens =
