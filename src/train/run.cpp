@@ -88,8 +88,8 @@ ExistingRun TrainingRun::existing_run(const Resume& resume) const {
   if (!resume.wanted) return ExistingRun::refuse;
   if (!resume.checkpoint) return ExistingRun::go_on;  // it ended before its first checkpoint
   const auto its_own = checkpoint::checkpoints_directory(std::filesystem::weakly_canonical(out_));
-  if (std::filesystem::weakly_canonical(*resume.checkpoint).parent_path() != its_own)
-    return ExistingRun::refuse;
+  const auto checkpoint = std::filesystem::canonical(checkpoint::resolve_checkpoint(*resume.checkpoint));
+  if (checkpoint.parent_path() != its_own) return ExistingRun::refuse;
   if (state_.step >= run_.train.steps) return ExistingRun::leave;
   return resume.named ? ExistingRun::go_back : ExistingRun::go_on;
 }
