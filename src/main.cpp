@@ -75,17 +75,25 @@ void say_out_of_memory() {
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) return;  // there is nobody to tell
 }
 
-// A page of a mapped file that is not there any more: somebody has made the file shorter meanwhile.
-void end_for_lost_page(int, siginfo_t* info, void*) {
-  char path[1024], text[1400];
-  const bool known = switchyard::find_mapped_file(info->si_addr, path, sizeof path);
-  char who[32] = "error:";
+// A page of mapped memory that is not to be had: of a file that somebody has made shorter meanwhile, or of
+// memory that ranks share where the system has none left. Takes no memory.
+void end_for_lost_page(int signal, siginfo_t* info, void*) {
+  char path[1024], text[1400], who[32] = "error:";
+  if (info->si_code <= 0 || !switchyard::find_mapped_file(info->si_addr, path, sizeof path)) {
+    std::signal(signal, SIG_DFL);  // sent by somebody, or a fault of another kind
+    std::raise(signal);
+    return;
+  }
   if (switchyard::parallel::is_watched()) std::snprintf(who, sizeof who, "process %d:", ::getpid());
+  const std::string_view name = path;
+  const bool is_shared =
+      name.starts_with("/memfd:") || name.starts_with("/dev/zero") || name.starts_with("/dev/shm/");
   const int size =
-      std::snprintf(text, sizeof text,
-                    "%s %s: was made shorter, or could not be read, while the program read it; leave a "
-                    "run's files as they are until it ends\n",
-                    who, known ? path : "memory that is shared between processes");
+      std::snprintf(text, sizeof text, "%s %s: %s\n", who, path,
+                    is_shared ? "there is no memory left to share between processes; free some, or take a "
+                                "smaller model or fewer ranks"
+                              : "was made shorter, or could not be read, while the program read it; leave a "
+                                "run's files as they are until it ends");
   if (::write(STDERR_FILENO, text, static_cast<std::size_t>(size)) < 0) ::_exit(kExitRun);
   ::_exit(kExitRun);
 }

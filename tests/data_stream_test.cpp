@@ -57,6 +57,14 @@ TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
                   "*.bin: holds shards of two splits, train_ and val_; say which, as in '" +
                       (dir / "train_").string() + "*.bin'");
   EXPECT_EQ(expand_shards(dir / "val_*.bin").size(), 1u);
+  // Other names: a split is a word of its own, the last one counts, and the advice has what is before it.
+  const TempDir other;
+  for (const char* name : {"latest_train_000.bin", "latest_train_001.bin"})
+    test::write_bytes(other / name, "x");
+  EXPECT_EQ(expand_shards(other / "*.bin").size(), 2u);
+  test::write_bytes(other / "latest_val_000.bin", "x");
+  EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(other / "latest_*.bin"); }),
+                  "train_ and val_; say which, as in '" + (other / "latest_train_").string() + "*.bin'");
 }
 
 TEST(EotToken, IsWhatMetaJsonStates) {

@@ -386,25 +386,25 @@ void prune_checkpoints(const fs::path& run_directory, const config::Checkpoint& 
     if (!stay.contains(step)) remove_checkpoint(run_directory, step);
 }
 
-std::vector<std::int64_t> move_later_checkpoints(const fs::path& run_directory, std::int64_t step,
-                                                 const fs::path& other) {
+void move_later_checkpoints(const fs::path& run_directory, std::int64_t step, const fs::path& other) {
   std::vector<std::int64_t> later = checkpoint_steps(run_directory);
-  later.erase(later.begin(), std::upper_bound(later.begin(), later.end(), step));
-  if (later.empty()) return later;
-  point_link_to(run_directory, kLatest, step);
+  std::erase_if(later, [step](std::int64_t each) { return each <= step; });
   const fs::path checkpoints = checkpoints_directory(run_directory), there = checkpoints_directory(other);
   std::error_code error;
   fs::create_directories(there, error);
-  for (std::size_t i = 0; !error && i < later.size(); ++i)
-    fs::rename(checkpoints / step_name(later[i]), there / step_name(later[i]), error);
+  point_link_to(run_directory, kLatest, step);
+  std::size_t moved = 0;
+  for (; !error && moved < later.size(); moved += error ? 0 : 1)
+    fs::rename(checkpoints / step_name(later[moved]), there / step_name(later[moved]), error);
+  if (error && moved == 0 && !later.empty()) point_link_to(run_directory, kLatest, later.back());
   if (!error && fs::is_symlink(checkpoints / kBest) && !fs::exists(checkpoints / kBest))
     fs::remove(checkpoints / kBest, error);
   if (error)
-    throw_input("{}: the checkpoints after step {} cannot be moved there: {}", there.string(), step,
-                error.message());
+    throw_input(
+        "{}: the checkpoints after step {} cannot be moved there: {}; go on in another directory with --out",
+        there.string(), step, error.message());
   sync_directory(there);
   sync_directory(checkpoints);
-  return later;
 }
 
 std::optional<fs::path> find_latest(const fs::path& run_directory) {

@@ -71,11 +71,11 @@ constexpr double kFarAbove = 1.2;
 void prune_checkpoints(const std::filesystem::path& run_directory, const config::Checkpoint& options);
 
 // Of a run that goes on from its checkpoint of `step` although it has later ones: `latest` points to it from
-// here on, and the later ones move to OTHER/checkpoints, a `best` that pointed to one of them is gone. Returns
-// their steps, ascending; where there are none, nothing is done and OTHER is not made. Killed meanwhile, it
-// leaves a run that goes on from `step`. Throws InputError where one of it cannot be done.
-std::vector<std::int64_t> move_later_checkpoints(const std::filesystem::path& run_directory, std::int64_t step,
-                                                 const std::filesystem::path& other);
+// here on, and the later ones move to OTHER/checkpoints; a `best` that pointed to one of them is gone. Killed
+// meanwhile, it leaves a run that goes on from `step`. Throws InputError where one of it cannot be done; where
+// none could be moved `latest` is the newest again.
+void move_later_checkpoints(const std::filesystem::path& run_directory, std::int64_t step,
+                            const std::filesystem::path& other);
 
 // The checkpoint that `latest` points to, whole or not, or else the newest step_NNNNNN with a manifest; none:
 // no value.

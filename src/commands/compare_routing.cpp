@@ -51,7 +51,7 @@ std::vector<std::string> overrides_of(const std::string& spec) {
     const std::size_t end = std::min(spec.find(':', begin), spec.size());
     const std::string part = spec.substr(begin, end - begin);
     const bool is_option = part.find('=') != std::string::npos;
-    if (part.starts_with("type="))
+    if (begin > 0 && part.starts_with("type="))
       throw_input("--routers {}: \"{}\" is given already, in front; remove it", spec, part);
     if (part.empty() || part.front() == '=' || is_option == (begin == 0))
       throw_input("--routers {}: \"{}\" is no {}; write TYPE:KEY=VALUE:KEY=VALUE", spec, part,

@@ -1,8 +1,11 @@
 #include "commands/evaluation.h"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "core/error.h"
@@ -219,14 +222,21 @@ std::vector<double> slots_by_layer(const train::EvalResult& result) {
 
 std::FILE* text_output(const std::string& json) { return json == "-" ? stderr : stdout; }
 
+// Of what is no plain file, a pipe or a link to what is not there yet, the writing itself tells.
 void check_writable(const std::vector<std::string>& paths, const parallel::Group& all) {
   parallel::by_first(all, [&] {
     for (const std::string& path : paths) {
       if (path.empty() || path == "-") continue;
       std::error_code error;
-      const bool there = std::filesystem::exists(path, error);
-      { OutputFile(path, OutputFile::Mode::append); }
-      if (!there) std::filesystem::remove(path, error);
+      const auto type = std::filesystem::symlink_status(path, error).type();
+      if (type == std::filesystem::file_type::regular) {
+        const OutputFile opened(path, OutputFile::Mode::append);
+      } else if (type == std::filesystem::file_type::not_found) {
+        const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+        if (::access(parent.empty() ? "." : parent.c_str(), W_OK) != 0)
+          throw_input("{}: cannot be written: {}; choose another place", path,
+                      std::generic_category().message(errno));
+      }
     }
     return "";
   });

@@ -239,9 +239,11 @@ plan::Device this_machine(const Asked& asked) {
   device.memory = static_cast<double>(*free);
   const auto ranks = static_cast<double>(asked.layout.ranks);
   for (double plan::Device::*part :
-       {&plan::Device::float32, &plan::Device::bfloat16, &plan::Device::fp8, &plan::Device::bandwidth,
-        &plan::Device::link, &plan::Device::network, &plan::Device::memory})
+       {&plan::Device::bandwidth, &plan::Device::link, &plan::Device::network, &plan::Device::memory})
     device.*part /= ranks;
+  if (asked.threads == 0)  // else the threads that were measured are a rank's
+    for (double plan::Device::*part : {&plan::Device::float32, &plan::Device::bfloat16, &plan::Device::fp8})
+      device.*part /= ranks;
   return device;
 }
 

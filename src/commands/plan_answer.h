@@ -28,7 +28,7 @@ struct Asked {
   double tokens = 0;  // 0: not known
   std::optional<config::Checkpoint> checkpoint;
   bool auto_micro_batch = false;  // the largest that fits
-  int threads = 0;                // of a run; 0: one a core
+  int threads = 0;                // of a run's rank; 0: its share of the cores
 };
 
 struct Plan {

@@ -29,17 +29,26 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
 // prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it, or a pattern that
 // fits all, would be to train on what is held out. `shards`: of one directory.
 void refuse_mixed_splits(const std::string& given, const std::vector<fs::path>& shards) {
-  const auto any = [&](std::string_view part) {
-    return std::any_of(shards.begin(), shards.end(), [&](const fs::path& p) {
-      return p.filename().string().find(part) != std::string::npos;
-    });
-  };
-  std::vector<std::string_view> there;
-  for (const std::string_view part : {"train_", "val_", "test_"})
-    if (any(part)) there.push_back(part);
-  if (there.size() > 1)
-    throw_input("{}: holds shards of two splits, {} and {}; say which, as in '{}*.bin'", given, there[0],
-                there[1], (shards.front().parent_path() / there[0]).string());
+  std::map<std::string_view, std::string> there;  // a split's part, and a path up to its end
+  for (const fs::path& shard : shards) {
+    const std::string name = shard.filename().string();
+    std::size_t last = std::string::npos;
+    std::string_view found;
+    for (const std::string_view part : {"train_", "val_", "test_"}) {
+      for (std::size_t at = name.find(part); at != std::string::npos; at = name.find(part, at + 1)) {
+        const bool is_word = at == 0 || name[at - 1] == '_' || name[at - 1] == '-' || name[at - 1] == '.';
+        if (is_word && (last == std::string::npos || at > last)) last = at, found = part;
+      }
+    }
+    if (!found.empty())
+      there.try_emplace(found, (shard.parent_path() / name.substr(0, last + found.size())).string());
+  }
+  if (there.size() < 2) return;
+  // Of training in the first place, or else of the first that there is.
+  const auto wanted = there.contains("train_") ? there.find("train_") : there.begin();
+  const auto other = wanted == there.begin() ? std::next(there.begin()) : there.begin();
+  throw_input("{}: holds shards of two splits, {} and {}; say which, as in '{}*.bin'", given, wanted->first,
+              other->first, wanted->second);
 }
 
 std::vector<fs::path> matches_of(const std::string& pattern) {

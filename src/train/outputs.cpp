@@ -194,7 +194,7 @@ StepReport step_report(const StepOutcome& outcome, const model::Transformer& mod
 Outputs::Outputs(const std::filesystem::path& directory, const config::Run& run, ExistingRun existing,
                  std::int64_t step)
     : with_tensorboard_(run.log.tensorboard), directory_(directory, run, existing, step) {
-  open_logs(step);
+  if (existing != ExistingRun::leave) open_logs(step);
 }
 
 void Outputs::open_logs(std::int64_t step) {
@@ -210,7 +210,7 @@ void Outputs::append(std::int64_t step, const MetricsRecord& record) {
 }
 
 void Outputs::close() {
-  metrics_->close();
+  if (metrics_) metrics_->close();
   if (tensorboard_) tensorboard_->close();
 }
 

@@ -59,8 +59,9 @@ StepReport step_report(const StepOutcome& outcome, const model::Transformer& mod
 
 class Outputs {
  public:
-  // Creates and locks the run directory (run_directory.h) and opens the logs behind `step`. Throws InputError
-  // where it cannot be written, or, for `refuse`, where a run is already in it.
+  // Creates and locks the run directory (run_directory.h) and opens the logs behind `step`, but for `leave`, of
+  // which nothing is written. Throws InputError where it cannot be written, or, for `refuse`, where a run is
+  // already in it.
   Outputs(const std::filesystem::path& directory, const config::Run& run, ExistingRun existing,
           std::int64_t step);
 
@@ -77,7 +78,7 @@ class Outputs {
  private:
   bool with_tensorboard_;
   RunDirectory directory_;
-  std::optional<MetricsLog> metrics_;          // always there: opened anew where the run goes back
+  std::optional<MetricsLog> metrics_;          // not for `leave`; opened anew where the run goes back
   std::optional<TensorBoardLog> tensorboard_;  // with log.tensorboard
   Console console_;
 };

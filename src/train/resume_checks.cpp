@@ -172,12 +172,24 @@ void check_data(const checkpoint::Checkpoint& checkpoint, const std::string& dat
   log_warning("goes on with other data than the checkpoint's: " + difference);
 }
 
-// Of the domains of data.train.
-Json weights_of(const Json& run) {
-  Json weights(Json::Array{});
-  if (run["data"]["train"].is_array())
-    for (const Json& entry : run["data"]["train"].array()) weights.push_back(entry["weight"]);
-  return weights;
+// Of the domains of data.train: their shares, or no values where the data's sizes decide.
+std::vector<double> shares_of(const Json& run) {
+  std::map<std::string, double> weight_of;
+  if (!run["data"]["train"].is_array()) return {};
+  for (const Json& entry : run["data"]["train"].array())
+    if (entry["domain"].is_string())
+      weight_of[entry["domain"].text()] = entry["weight"].is_number() ? entry["weight"].number() : 0;
+  double sum = 0;
+  for (const auto& [domain, weight] : weight_of) sum += weight;
+  std::vector<double> shares;
+  for (const auto& [domain, weight] : weight_of) shares.push_back(sum > 0 ? weight / sum : 0);
+  return weight_of.size() > 1 ? shares : std::vector<double>();
+}
+
+bool are_equal(const std::vector<double>& a, const std::vector<double>& b) {
+  constexpr double kRounding = 1e-9;
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](double x, double y) { return std::abs(x - y) <= kRounding; });
 }
 
 // Model and seed must be equal (check_resumable). The rest may change on purpose, and is named.
@@ -188,7 +200,7 @@ void warn_of_changes(const config::Run& run, const checkpoint::Checkpoint& check
       "the configuration has changed since the checkpoint was written; from here on the new one holds: " +
       fmt::format("{}", fmt::join(differing_paths(before, now), ", ")));
   // Samples have numbers by the windows and shares that there are.
-  if (before["train"]["seq_len"] != now["train"]["seq_len"] || weights_of(before) != weights_of(now))
+  if (before["train"]["seq_len"] != now["train"]["seq_len"] || !are_equal(shares_of(before), shares_of(now)))
     log_warning(
         "train.seq_len or the weights of data.train are not the checkpoint's: samples are drawn anew, in "
         "another "

@@ -87,9 +87,17 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
 ExistingRun TrainingRun::existing_run(const Resume& resume) const {
   if (!resume.wanted) return ExistingRun::refuse;
   if (!resume.checkpoint) return ExistingRun::go_on;  // it ended before its first checkpoint
-  const auto its_own = checkpoint::checkpoints_directory(std::filesystem::weakly_canonical(out_));
-  const auto checkpoint = std::filesystem::canonical(checkpoint::resolve_checkpoint(*resume.checkpoint));
-  if (checkpoint.parent_path() != its_own) return ExistingRun::refuse;
+  if (resume.named) {
+    const std::filesystem::path named = checkpoint::resolve_checkpoint(*resume.checkpoint);
+    std::error_code absent;
+    const bool is_own =
+        std::filesystem::equivalent(checkpoint::checkpoint_path(out_, state_.step), named, absent);
+    // Begun in this directory by the same command, which ended before its first checkpoint.
+    const bool is_same = !is_own && checkpoint::checkpoint_steps(out_).empty() &&
+                         std::filesystem::exists(out_ / "config.json") &&
+                         read_text_file(out_ / "config.json") == run_.resolved_json;
+    if (!is_own) return is_same ? ExistingRun::go_on : ExistingRun::refuse;
+  }
   if (state_.step >= run_.train.steps) return ExistingRun::leave;
   return resume.named ? ExistingRun::go_back : ExistingRun::go_on;
 }
@@ -501,9 +509,11 @@ RunEnd TrainingRun::run(const volatile std::sig_atomic_t& stop_requested) {
   const std::int64_t steps = run_.train.steps;
   const auto tokens_a_step = static_cast<double>(run_.train.global_batch_size * run_.train.seq_len);
   if (state_.step >= steps) {
-    // The process that did the last step may have ended before it had put the checkpoints in order.
+    // The process that did the last step may have ended before it had put the checkpoints in order. Of one that
+    // is not the newest nothing is known to be too much.
     parallel::by_first(all_, [&] {
-      checkpoint::prune_checkpoints(out_, run_.checkpoint);
+      const std::vector<std::int64_t> saved = checkpoint::checkpoint_steps(out_);
+      if (!saved.empty() && saved.back() == state_.step) checkpoint::prune_checkpoints(out_, run_.checkpoint);
       return "";
     });
     if (is_first())

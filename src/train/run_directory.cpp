@@ -84,15 +84,23 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
 }
 
 void RunDirectory::set_aside_after(std::int64_t step) const {
+  std::vector<std::int64_t> later = checkpoint::checkpoint_steps(path_);
+  std::erase_if(later, [step](std::int64_t each) { return each <= step; });
+  if (later.empty()) return;
   fs::path other;
   for (int n = 1; other.empty() || fs::exists(other); ++n) other = path_ / fmt::format("abandoned_{}", n);
-  const std::vector<std::int64_t> later = checkpoint::move_later_checkpoints(path_, step, other);
-  if (later.empty()) return;
-  for (const fs::path& file : {config_path(), metrics_path()}) {
-    std::error_code error;
-    if (fs::exists(file)) fs::copy_file(file, other / file.filename(), error);
-    if (error) throw_input("{}: cannot be copied to {}: {}", file.string(), other.string(), error.message());
+  // The log first: it is cut when the run goes on.
+  std::error_code error;
+  fs::create_directory(other, error);
+  for (const fs::path& each : {config_path(), metrics_path(), tensorboard_path()})
+    if (!error && fs::exists(each)) fs::copy(each, other / each.filename(), fs::copy_options::recursive, error);
+  if (error) {
+    std::error_code ignored;
+    fs::remove_all(other, ignored);
+    throw_input("{}: what the run has done after step {} cannot be set aside there: {}", other.string(), step,
+                error.message());
   }
+  checkpoint::move_later_checkpoints(path_, step, other);
   log_warning(fmt::format(
       "{}: goes on from step {}; its {} later checkpoint{}, to step {}, and its log until then are now the run "
       "{}; "

@@ -22,7 +22,7 @@ class RunDirectory {
   // Creates the directory and its parents, locks it against a second process and writes config.json. Throws
   // InputError where it cannot be written, where another process trains in it, or, for `refuse`, where a run is
   // already in it (then nothing in it was touched). `go_back`: where checkpoints are of a later step than
-  // `step`, they move to abandoned_N, N being free, with copies of config.json and metrics.jsonl.
+  // `step`, they move to abandoned_N, N being free, with copies of config.json and the logs.
   RunDirectory(std::filesystem::path path, const config::Run& run, ExistingRun existing, std::int64_t step);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;

@@ -152,13 +152,11 @@ void TrainingData::warn_of_short_validation(const config::Train& options,
     most = std::min(most, tokens / share);
   }
   if (!short_of.empty())
-    log_warning(
-        fmt::format("train.eval_mix \"training\": the validation text of domain {} is too short for its share "
-                    "of train.eval_tokens "
-                    "{}, so that the loss is of another mixture than training's; give more of it, or lower "
-                    "train.eval_tokens to "
-                    "{:.0f}",
-                    short_of, options.eval_tokens, std::floor(most)));
+    log_warning(fmt::format(
+        "train.eval_mix \"training\": the validation text of domain {} is too short for its share of "
+        "train.eval_tokens {}, so that the loss is of another mixture than training's; give more of it{}",
+        short_of, options.eval_tokens,
+        most >= 1 ? fmt::format(", or lower train.eval_tokens to {:.0f}", std::floor(most)) : ""));
 }
 
 // A text that is trained on says nothing as validation; one that is given twice is read twice.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import harness
 from harness import CliTest
@@ -204,6 +205,15 @@ class Eval(CliTest):
         self.assertEqual((self.dir / "old.json").read_text(), "old")
         self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "new.json", names=["nowhere.bin"])
         self.assertFalse((self.dir / "new.json").exists())
+        # What is no plain file is not opened before its time: a reader of a pipe would see its end.
+        os.mkfifo(self.dir / "pipe")
+        process = self.start("eval", self.latest("run"), "--data", "data/val.bin", "--json", "pipe")
+        self.assertIn("loss", json.loads((self.dir / "pipe").read_text()))
+        self.finish(process)
+        (self.dir / "link.json").symlink_to("real.json")
+        self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "link.json")
+        self.assertTrue((self.dir / "link.json").is_symlink())
+        self.assertIn("loss", json.loads((self.dir / "real.json").read_text()))
         self.fails(2, "eval", self.latest("run"), "--data", "data/val.bin", "--json", "/dev/full", names=["/dev/full"])
 
 

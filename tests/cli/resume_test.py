@@ -3,6 +3,7 @@
 import pathlib
 import random
 import re
+import resource
 import shutil
 import signal
 import time
@@ -224,13 +225,63 @@ class Resume(CliTest):
         self.assertTrue(before == harness.snapshot(self.dir / "mine"))
 
     def test_samples_in_another_order_are_said(self):
-        self.config = self.write_config(train__steps=2)
+        data = [{"path": f"data/train_00{i}.bin", "domain": name, "weight": 1} for i, name in enumerate("ab")]
+        self.config = self.write_config(train__steps=2, data__train=data)
         self.ok("train", self.config, "--out", "run")
-        for steps, change in ((3, "train.seq_len=16"), (4, "data.train.0.weight=2")):
-            said = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", f"train.steps={steps}", "--set", change)
-            self.assertIn("warning: train.seq_len or the weights of data.train are not the checkpoint's", said.err, change)
-        said = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", "train.steps=5", "--set", change)
-        self.assertNotIn("weights of data.train", said.err)
+
+        def said(steps, *changes):
+            sets = [word for change in (f"train.steps={steps}", *changes) for word in ("--set", change)]
+            return "drawn anew" in self.ok("train", self.config, "--out", "run", "--resume", "auto", *sets).err
+        twice = ("data.train.0.weight=2", "data.train.1.weight=2")
+        self.assertFalse(said(3, *twice), "the shares are the same")
+        self.assertTrue(said(4, twice[0]))
+        self.assertFalse(said(5, twice[0]))
+        self.assertTrue(said(6, twice[0], "train.seq_len=16"))
+
+    def test_a_named_checkpoint_where_nothing_is_to_be_done(self):
+        self.config = self.write_config(train__steps=9, checkpoint__every=3, checkpoint__keep=0)
+        self.ok("train", self.config, "--out", "run")
+        before = harness.snapshot(self.dir / "run")
+        done = self.ok("train", self.config, "--resume", self.dir / "run" / "checkpoints" / "step_000003", "--set", "train.steps=3",
+                       "--set", "checkpoint.keep=1", "--set", "checkpoint.keep_best=false")
+        self.assertIn("nothing to do: step 3", done.out)
+        self.assertTrue(before == harness.snapshot(self.dir / "run"))
+
+    def test_checkpoints_that_lie_elsewhere(self):
+        """On a larger disk, behind a link."""
+        self.config = self.write_config(train__steps=3, checkpoint__every=3, checkpoint__keep=0)
+        (self.dir / "far").mkdir()
+        (self.dir / "run").mkdir()
+        (self.dir / "run" / "checkpoints").symlink_to(self.dir / "far")
+        self.ok("train", self.config, "--out", "run", "--resume", "auto")
+        self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", "train.steps=6")
+        self.ok("train", self.config, "--out", "run", "--resume", self.dir / "far" / "step_000003", "--set", "train.steps=5")
+        self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")], ["step_000006"])
+        self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000003", "step_000005"])
+
+    def test_ended_before_its_first_checkpoint_in_another_directory(self):
+        self.config = self.write_config(train__steps=4, checkpoint__every=2)
+        self.ok("train", self.config, "--out", "first")
+        again = ("train", self.config, "--out", "second", "--resume", "first", "--set", "checkpoint.every=0", "--set")
+        process = self.start(*again, "train.steps=100000")
+        log = self.dir / "second" / "metrics.jsonl"
+        self.assertTrue(self.wait_until(process, lambda: log.exists() and log.read_bytes().count(b"\n") >= 3))
+        self.assertTrue(self.kill(process))
+        self.fails(2, *again, "train.steps=6", names=["second: holds a run already"])  # another command
+        process = self.start(*again, "train.steps=100000")
+        self.assertTrue(self.wait_until(process, lambda: log.read_bytes().count(b"\n") >= 3))
+        self.assertTrue(self.kill(process), "the same command begins it again")
+
+    def test_a_log_that_cannot_be_set_aside(self):
+        """Then nothing is: another attempt finds all that there was."""
+        self.config = self.write_config(train__steps=9, checkpoint__every=3, checkpoint__keep=0)
+        self.ok("train", self.config, "--out", "run")
+        before = harness.snapshot(self.dir / "run")
+        back = ("train", self.config, "--resume", self.dir / "run" / "checkpoints" / "step_000003", "--set", "train.steps=4")
+        limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))}
+        self.fails(2, *back, names=["abandoned_1: what the run has done after step 3 cannot be set aside there"], **limit)
+        self.assertTrue(before == harness.snapshot(self.dir / "run"))
+        self.assertEqual((self.dir / "run" / "checkpoints" / "latest").readlink().name, "step_000009")
 
     def test_a_run_is_not_overwritten(self):
         self.config = self.write_config(train__steps=4)
