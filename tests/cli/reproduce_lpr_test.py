@@ -53,24 +53,23 @@ class ReproduceLpr(CliTest):
         return [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")][2:]
 
     def test_all_of_them_with_the_routers_that_they_are_named_after(self):
-        names = [layout + ending for layout in LAYOUTS for ending in ("", "_balance", "_quantile", "_lpr")]
+        names = [layout + ending for layout in LAYOUTS for ending in ("", "_balance", "_quantile", "_prototypes", "_lpr")]
         names.insert(names.index("qwen3_moe_quantile"), "qwen3_moe_normalised")
-        names.insert(names.index("deepseek_v3_lpr"), "deepseek_v3_prototypes")
         self.assertEqual(self.rows(self.script("--scale", "small").stdout), names)
         for layout in LAYOUTS:
             report = json.loads((self.run_path(layout + "_seed1") / "eval.json").read_text())
-            self.assertEqual(report["tokens"], 5 * 70 - 1)  # one stream
+            self.assertEqual(report["tokens"], 5 * 69)
             report = json.loads((self.run_path(layout + "_seed1") / "eval_validation.json").read_text())
             self.assertEqual(report["tokens"], 5 * 89)
             for ending in ("quantile", "lpr"):
                 config = json.loads((self.run_path(f"{layout}_{ending}_seed1") / "config.json").read_text())
                 self.assertEqual(config["router"]["type"], ending)
                 self.assertEqual(config["router"]["bias_solves"], 2)
+            config = json.loads((self.run_path(f"{layout}_prototypes_seed1") / "config.json").read_text())
+            self.assertFalse(config["router"]["prototype_routing"])
         config = json.loads((self.run_path("deepseek_v3_seed1") / "config.json").read_text())
         self.assertEqual(config["router"]["balance_coef"], 0)
         self.assertEqual(config["router"]["bias_update_speed"], 0)
-        config = json.loads((self.run_path("deepseek_v3_prototypes_seed1") / "config.json").read_text())
-        self.assertFalse(config["router"]["prototype_routing"])
         page = (self.dir / "runs" / "lpr_small" / "report.html").read_text()
         self.assertIn("<figure id='load-2'", page)
 
