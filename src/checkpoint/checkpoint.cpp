@@ -390,12 +390,26 @@ void move_later_checkpoints(const fs::path& run_directory, std::int64_t step, co
   std::vector<std::int64_t> later = checkpoint_steps(run_directory);
   std::erase_if(later, [step](std::int64_t each) { return each <= step; });
   const fs::path checkpoints = checkpoints_directory(run_directory), there = checkpoints_directory(other);
+  remove_stale(checkpoints);
   std::error_code error;
   fs::create_directories(there, error);
   point_link_to(run_directory, kLatest, step);
   std::size_t moved = 0;
-  for (; !error && moved < later.size(); moved += error ? 0 : 1)
+  const auto move_one = [&] {
     fs::rename(checkpoints / step_name(later[moved]), there / step_name(later[moved]), error);
+  };
+  while (!error && moved < later.size()) {
+    move_one();
+    if (moved == 0 && error == std::errc::cross_device_link) {
+      // RUN/checkpoints is on a disk of its own: they stay there, and OTHER/checkpoints is a link.
+      const fs::path kept = checkpoints / other.filename();
+      fs::remove(there, error);
+      if (!error) fs::create_directory(kept, error);
+      if (!error) fs::create_directory_symlink(fs::canonical(kept), there, error);
+      if (!error) move_one();
+    }
+    if (!error) ++moved;
+  }
   if (error && moved == 0 && !later.empty()) point_link_to(run_directory, kLatest, later.back());
   if (!error && fs::is_symlink(checkpoints / kBest) && !fs::exists(checkpoints / kBest))
     fs::remove(checkpoints / kBest, error);
@@ -428,7 +442,8 @@ fs::path resolve_checkpoint(const fs::path& path) {
                 path.string());
   if (has_manifest(path)) return fs::is_symlink(path, error) ? fs::canonical(path) : path;
   if (auto latest = find_latest(path)) return *latest;
-  const fs::path absolute = fs::canonical(path);
+  fs::path absolute = fs::absolute(path).lexically_normal();  // a link by its own name
+  if (!absolute.has_filename()) absolute = absolute.parent_path();
   if (absolute.filename() == "checkpoints") {
     if (auto latest = find_latest(absolute.parent_path())) return *latest;
   }

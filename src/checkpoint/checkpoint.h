@@ -71,9 +71,10 @@ constexpr double kFarAbove = 1.2;
 void prune_checkpoints(const std::filesystem::path& run_directory, const config::Checkpoint& options);
 
 // Of a run that goes on from its checkpoint of `step` although it has later ones: `latest` points to it from
-// here on, and the later ones move to OTHER/checkpoints; a `best` that pointed to one of them is gone. Killed
-// meanwhile, it leaves a run that goes on from `step`. Throws InputError where one of it cannot be done; where
-// none could be moved `latest` is the newest again.
+// here on, and the later ones move to OTHER/checkpoints, which is a link to RUN/checkpoints/NAME, NAME being
+// OTHER's, where RUN/checkpoints is on another disk than RUN; a `best` that pointed to one of them is gone.
+// Killed meanwhile, it leaves a run that goes on from `step`. Throws InputError where one of it cannot be done;
+// where none could be moved `latest` is the newest again.
 void move_later_checkpoints(const std::filesystem::path& run_directory, std::int64_t step,
                             const std::filesystem::path& other);
 

@@ -109,6 +109,20 @@ void request_stop(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+// The run whose checkpoint, checkpoints/ or directory a user has named: as the path has it, since
+// RUN/checkpoints may be a link to another disk. `checkpoint`: what the path means.
+fs::path run_directory_of(const std::string& named, const fs::path& checkpoint) {
+  fs::path path = fs::absolute(named).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();  // RUN/
+  const auto is_run_of_it = [&](const fs::path& run) {
+    std::error_code absent;
+    return fs::equivalent(checkpoint::checkpoints_directory(run), checkpoint.parent_path(), absent);
+  };
+  for (const fs::path& run : {path, path.parent_path(), path.parent_path().parent_path()})
+    if (is_run_of_it(run)) return run;
+  return checkpoint.parent_path().parent_path();
+}
+
 // Where --resume points, and the run directory that goes with it.
 train::Resume find_resume(const Options& options, fs::path& out) {
   train::Resume resume{.wanted = !options.resume.empty(), .checkpoint = std::nullopt};
@@ -120,7 +134,7 @@ train::Resume find_resume(const Options& options, fs::path& out) {
   }
   resume.named = true;
   resume.checkpoint = fs::canonical(checkpoint::resolve_checkpoint(options.resume));
-  if (options.out.empty()) out = resume.checkpoint->parent_path().parent_path();
+  if (options.out.empty()) out = run_directory_of(options.resume, *resume.checkpoint);
   return resume;
 }
 

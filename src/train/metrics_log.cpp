@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <fstream>
 #include <system_error>
 
 #include "core/error.h"
@@ -133,6 +134,16 @@ void MetricsLog::truncate_after(const std::filesystem::path& path, std::int64_t 
     throw_input("{}: cannot be rewritten for the resumed run: {}", path.string(), error.what());
   }
   sync_directory(std::filesystem::absolute(path).parent_path());
+}
+
+std::optional<std::int64_t> MetricsLog::first_step(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line) || file.eof()) return std::nullopt;
+  const std::optional<Json> record = try_parse_json(line);
+  const Json* const member = record ? record->find("step") : nullptr;
+  if (member == nullptr || !member->is_integer()) return std::nullopt;
+  return member->integer();
 }
 
 }  // namespace switchyard::train

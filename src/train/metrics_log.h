@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -64,6 +65,9 @@ class MetricsLog {
   // that is not there stays so. Throws InputError, with file and line, where a whole line is not an object with
   // a "step".
   static void truncate_after(const std::filesystem::path& path, std::int64_t step);
+
+  // The "step" of the first line; none: no file, no whole line, or a line without one.
+  static std::optional<std::int64_t> first_step(const std::filesystem::path& path);
 
  private:
   OutputFile file_;

@@ -197,6 +197,12 @@ Outputs::Outputs(const std::filesystem::path& directory, const config::Run& run,
   if (existing != ExistingRun::leave) open_logs(step);
 }
 
+void Outputs::go_back(std::int64_t step) {
+  close();
+  directory_.set_aside_after(step);
+  open_logs(step);
+}
+
 void Outputs::open_logs(std::int64_t step) {
   metrics_.reset();
   MetricsLog::truncate_after(directory_.metrics_path(), step);

@@ -68,14 +68,18 @@ class Outputs {
   const std::filesystem::path& directory() const { return directory_.path(); }
   Console& console() { return console_; }
 
-  // What a resumed run, or one that went back, writes goes on from its step: what the logs say of later ones is
-  // dropped.
-  void open_logs(std::int64_t step);
+  // Where the run goes back by itself to its checkpoint of `step`: what came after it is set aside
+  // (run_directory.h), and dropped from the logs.
+  void go_back(std::int64_t step);
   void append(std::int64_t step, const MetricsRecord& record);
   void sync() { metrics_->sync(); }  // metrics.jsonl is on the disk up to here
   void close();
 
  private:
+  // What a resumed run, or one that went back, writes goes on from its step: what the logs say of later ones is
+  // dropped.
+  void open_logs(std::int64_t step);
+
   bool with_tensorboard_;
   RunDirectory directory_;
   std::optional<MetricsLog> metrics_;          // not for `leave`; opened anew where the run goes back

@@ -81,12 +81,21 @@ TrainingRun::TrainingRun(const config::Run& run, const std::filesystem::path& ou
   all_.sum_numbers(std::span(&product_rate_, 1));
   parallel::set_checkpoint_note(last_checkpoint_note());
   if (is_first()) describe(resume);
-  if (run_.log.profile) begin_profile();
+  if (run_.log.profile && state_.step < run_.train.steps) begin_profile();
 }
 
 ExistingRun TrainingRun::existing_run(const Resume& resume) const {
   if (!resume.wanted) return ExistingRun::refuse;
-  if (!resume.checkpoint) return ExistingRun::go_on;  // it ended before its first checkpoint
+  const std::optional<std::int64_t> first_logged = MetricsLog::first_step(out_ / "metrics.jsonl");
+  if (!resume.checkpoint) {  // it ended before its first checkpoint
+    if (first_logged.value_or(1) > 1)
+      throw_input(
+          "{}: has no checkpoint, and its log begins with step {}: the run went on from another run's "
+          "checkpoint; "
+          "give that to --resume again, or choose another --out",
+          out_.string(), *first_logged);
+    return ExistingRun::go_on;
+  }
   if (resume.named) {
     const std::filesystem::path named = checkpoint::resolve_checkpoint(*resume.checkpoint);
     std::error_code absent;
@@ -95,7 +104,8 @@ ExistingRun TrainingRun::existing_run(const Resume& resume) const {
     // Begun in this directory by the same command, which ended before its first checkpoint.
     const bool is_same = !is_own && checkpoint::checkpoint_steps(out_).empty() &&
                          std::filesystem::exists(out_ / "config.json") &&
-                         read_text_file(out_ / "config.json") == run_.resolved_json;
+                         read_text_file(out_ / "config.json") == run_.resolved_json &&
+                         first_logged.value_or(state_.step + 1) == state_.step + 1;
     if (!is_own) return is_same ? ExistingRun::go_on : ExistingRun::refuse;
   }
   if (state_.step >= run_.train.steps) return ExistingRun::leave;
@@ -340,23 +350,26 @@ std::string TrainingRun::last_checkpoint_note() const {
 
 std::filesystem::path TrainingRun::good_checkpoint(const std::string& spike) const {
   constexpr std::int64_t kMostTimesBack = 3;
-  std::vector<std::filesystem::path> good;  // newest first
-  for (const std::int64_t step : checkpoint::checkpoint_steps(out_)) {
-    const std::filesystem::path path = checkpoint::checkpoint_path(out_, step);
-    if (step <= state_.step && checkpoint::read_run_state(path).spikes.skipped_in_row == 0)
-      good.insert(good.begin(), path);
-  }
+  std::vector<std::int64_t> good;  // ascending
+  for (const std::int64_t step : checkpoint::checkpoint_steps(out_))
+    if (step <= state_.step &&
+        checkpoint::read_run_state(checkpoint::checkpoint_path(out_, step)).spikes.skipped_in_row == 0)
+      good.push_back(step);
   if (good.empty() || times_back_ == kMostTimesBack)
     throw_run(
         "step {}: {} steps in a row were left out (train.spike), of the last one {}; {}; lower train.lr, raise "
         "train.warmup_ratio, or look at the data",
         state_.step, state_.spikes.skipped_in_row, spike,
-        good.empty()
-            ? "there is no checkpoint to go back to"
-            : fmt::format("going back {} times has not helped, the last time to {}", times_back_,
-                          good[std::min(good.size(), static_cast<std::size_t>(times_back_)) - 1].string()));
+        good.empty() ? "there is no checkpoint to go back to"
+                     : fmt::format("going back {} times has not helped, the last time to {}", times_back_,
+                                   checkpoint::checkpoint_path(out_, back_to_).string()));
   // Each time in a row one checkpoint farther: the newest may have been on its way already.
-  return good[std::min(good.size() - 1, static_cast<std::size_t>(times_back_))];
+  std::int64_t target = good.back();
+  if (times_back_ > 0) {
+    const auto farther = std::lower_bound(good.begin(), good.end(), back_to_);
+    target = farther == good.begin() ? good.front() : *std::prev(farther);
+  }
+  return checkpoint::checkpoint_path(out_, target);
 }
 
 void TrainingRun::go_back(const std::string& spike) {
@@ -364,6 +377,7 @@ void TrainingRun::go_back(const std::string& spike) {
       all_.text_of_first(is_first() ? good_checkpoint(spike).string() : std::string());
   const checkpoint::RunState before = state_;
   load(checkpoint::Checkpoint(target, all_));
+  back_to_ = state_.step;
   state_.samples = before.samples;
   state_.train_seconds = before.train_seconds;
   state_.spikes.skipped = before.spikes.skipped;
@@ -374,12 +388,16 @@ void TrainingRun::go_back(const std::string& spike) {
   save_is_due_ = false;
   last_save_ = Clock::now();
   back_from_ = std::max(back_from_, before.step);
-  if (!is_first()) return;
-  outputs_->open_logs(state_.step);
-  log_warning(
-      fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
-                  "data after sample {}",
-                  before.step, before.spikes.skipped_in_row, spike, target.string(), before.samples));
+  if (is_first())
+    log_warning(
+        fmt::format("step {}: {} steps in a row were left out, of the last one {}: going back to {}, with the "
+                    "data after sample {}",
+                    before.step, before.spikes.skipped_in_row, spike, target.string(), before.samples));
+  parallel::by_first(all_, [&] {
+    outputs_->go_back(state_.step);
+    return "";
+  });
+  parallel::set_checkpoint_note(last_checkpoint_note());
 }
 
 // Of steps by number alone, not of saves by the clock or by a signal: the run that goes on from a checkpoint is

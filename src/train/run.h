@@ -135,6 +135,7 @@ class TrainingRun {
   std::int64_t steps_redone_ = 0;  // in rounds, since the process began
   bool warned_of_redone_ = false, warned_of_late_kernels_ = false;
   std::int64_t times_back_ = 0;  // since the last good checkpoint of a step that no going back was from
+  std::int64_t back_to_ = 0;     // where it went back to the last time
   std::int64_t back_from_ = 0;   // the latest step that the run went back from
   bool save_is_due_ = false;
   Clock::time_point last_save_{};

@@ -41,6 +41,30 @@ bool may_be_replaced(const fs::path& config) {
   return json && json->contains("model") && json->contains("train");
 }
 
+// The newest checkpoint is looked for before the directory is locked.
+void refuse_newer(const fs::path& directory, std::int64_t step) {
+  const std::optional<fs::path> latest = checkpoint::find_latest(directory);
+  std::error_code absent;
+  if (latest && !fs::equivalent(*latest, checkpoint::checkpoint_path(directory, step), absent))
+    throw_input("{}: another process has saved {} there since this one began; start it again",
+                directory.string(), latest->filename().string());
+}
+
+// RUN/eval.json, and those beside it, that judge a later step.
+std::vector<fs::path> evaluations_after(const fs::path& directory, std::int64_t step) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    std::error_code ignored;
+    if (!name.starts_with("eval") || !name.ends_with(".json") || !it->is_regular_file(ignored)) continue;
+    const std::optional<Json> json = try_parse_json(read_text_file(it->path()));
+    const Json* const judged = json && json->is_object() ? json->find("step") : nullptr;
+    if (judged != nullptr && judged->is_integer() && judged->integer() > step) found.push_back(it->path());
+  }
+  return found;
+}
+
 }  // namespace
 
 RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun existing, std::int64_t step)
@@ -70,7 +94,8 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
     if (!may_be_replaced(config_path()))
       throw_input("{}: is not a run's configuration and would be overwritten; choose another --out",
                   config_path().string());
-    if (existing == ExistingRun::go_back) set_aside_after(step);
+    if (existing == ExistingRun::go_on) refuse_newer(path_, step);
+    set_aside_after(step);
     const fs::path temporary = path_ / ".tmp_config.json";
     write_text_file(temporary, run.resolved_json);
     fs::rename(temporary, config_path(), error);
@@ -94,13 +119,27 @@ void RunDirectory::set_aside_after(std::int64_t step) const {
   fs::create_directory(other, error);
   for (const fs::path& each : {config_path(), metrics_path(), tensorboard_path()})
     if (!error && fs::exists(each)) fs::copy(each, other / each.filename(), fs::copy_options::recursive, error);
-  if (error) {
+  const auto leave_as_it_is = [&] {
     std::error_code ignored;
     fs::remove_all(other, ignored);
+  };
+  if (error) {
+    leave_as_it_is();
     throw_input("{}: what the run has done after step {} cannot be set aside there: {}", other.string(), step,
                 error.message());
   }
-  checkpoint::move_later_checkpoints(path_, step, other);
+  try {
+    checkpoint::move_later_checkpoints(path_, step, other);
+  } catch (...) {
+    if (checkpoint::checkpoint_steps(other).empty()) leave_as_it_is();
+    throw;
+  }
+  for (const fs::path& evaluation : evaluations_after(path_, step)) {
+    fs::rename(evaluation, other / evaluation.filename(), error);
+    if (error)
+      throw_input("{}: judges a checkpoint that the run has left, and cannot be moved to {}: {}; remove it",
+                  evaluation.string(), other.string(), error.message());
+  }
   log_warning(fmt::format(
       "{}: goes on from step {}; its {} later checkpoint{}, to step {}, and its log until then are now the run "
       "{}; "

@@ -1,7 +1,5 @@
 """What a user can get wrong ends in one line that names it, exit code 2, and nothing half-written."""
 
-import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -330,7 +328,7 @@ class BadPlace(CliTest):
         self.assert_same_run("run", "whole")
 
     def test_full_disk(self):
-        with small_disk(self.dir / "disk", 1_600_000) as mounted:
+        with harness.small_disk(self.dir / "disk", 1_600_000) as mounted:
             if not mounted:
                 self.skipTest("mounting a small tmpfs is not permitted here")
             # A checkpoint is about 0.45 MB here: the disk fills after two or three of them.
@@ -343,7 +341,7 @@ class BadPlace(CliTest):
             self.assert_same_run("run", "whole")
 
     def test_disk_that_is_full_from_the_start(self):
-        with small_disk(self.dir / "disk", 64 * 1024) as mounted:
+        with harness.small_disk(self.dir / "disk", 64 * 1024) as mounted:
             if not mounted:
                 self.skipTest("mounting a small tmpfs is not permitted here")
             with open(self.dir / "disk" / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
@@ -412,23 +410,20 @@ class NonFinite(CliTest):
                 self.assertEqual(finished.err.count("going back to"), 3)
                 shutil.rmtree(self.dir / "run")
 
+    def test_what_a_run_has_left_by_going_back_is_no_longer_its_own(self):
+        finished = self.goes_back({"deviations": 1e9, "grad_norm_factor": 0, "patience": 5}, **{"checkpoint.every": 5})
+        targets = re.findall(r"going back to (\S*step_\d+),", finished.err)
+        self.assertEqual([path[-2:] for path in targets], ["30", "25", "20"])
+        self.assertRegex(finished.error, "the last time to run/checkpoints/step_000020")
+        # A process that is killed now, or ends as here, goes on from there: not from what was left behind.
+        self.assertEqual(self.latest("run").name, "step_000020")
+        self.assertEqual([path.name[-2:] for path in self.checkpoints("run")], ["05", "10", "15", "20"])
+        self.assertEqual([[path.name[-2:] for path in self.checkpoints(f"run/abandoned_{n}")] for n in (1, 2)], [["30"], ["25"]])
+
     def test_a_validation_of_broken_weights_does_not_end_a_run_that_can_go_back(self):
         finished = self.goes_back({"deviations": 1e9, "grad_norm_factor": 0, "patience": 5}, **{"train.eval_every": 1})
         self.assertIn("going back 3 times has not helped", finished.error)
         self.assertRegex(finished.err, r"step \d+ is not evaluated: the loss over data/val\.bin is not finite")
-
-
-@contextlib.contextmanager
-def small_disk(path, size):
-    """A tmpfs of `size` bytes at `path`; yields False where the system does not let us mount one."""
-    path.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    mounted = libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode()) == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            libc.umount2(os.fsencode(path), 2)  # MNT_DETACH
 
 
 if __name__ == "__main__":

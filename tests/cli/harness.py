@@ -4,7 +4,9 @@ CTest sets SWITCHYARD_BIN (the binary) and SWITCHYARD_SANITIZE (empty in an ordi
 """
 
 import array
+import contextlib
 import copy
+import ctypes
 import json
 import os
 import pathlib
@@ -282,6 +284,19 @@ def read_safetensors(path):
         values = list(struct.unpack(f"<{len(raw) // 4}f", raw)) if entry["dtype"] == "F32" else raw
         tensors[name] = (entry["dtype"], entry["shape"], values)
     return tensors
+
+
+@contextlib.contextmanager
+def small_disk(path, size):
+    """A tmpfs of `size` bytes at `path`; yields False where the system does not let us mount one."""
+    path.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    mounted = libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode()) == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            libc.umount2(os.fsencode(path), 2)  # MNT_DETACH
 
 
 def main():

@@ -187,8 +187,12 @@ class Resume(CliTest):
         """What the run had done since then is set aside, whole, and is not taken for its own again."""
         self.config = self.write_config(train__steps=15, checkpoint__every=3, checkpoint__keep=2, train__eval_every=3)
         self.ok("train", self.config, "--out", "run", "--set", "checkpoint.keep=0")
+        self.ok("eval", "run", "--json", "run/eval.json")
+        self.ok("eval", "run/checkpoints/step_000003", "--json", "run/eval_early.json")
         before = harness.snapshot(self.dir / "run")
         step_3 = self.dir / "run" / "checkpoints" / "step_000003"
+        # As a process that was killed while it pointed a link.
+        (self.dir / "run" / "checkpoints" / ".tmp_latest").symlink_to("step_000003")
         back = self.ok("train", self.config, "--out", "run", "--resume", step_3, "--set", "train.steps=9", "--set", "train.lr=1e-4")
         self.assertIn("4 later checkpoints, to step 15, and its log until then are now the run ", back.err)
         self.assertIn("run/abandoned_1; remove it when it is not needed", back.err)
@@ -201,6 +205,10 @@ class Resume(CliTest):
             self.assertTrue(aside[name] == before[name], name)
         self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")],
                          ["step_000006", "step_000009", "step_000012", "step_000015"])
+        # What judged the weights that it has left goes with them.
+        self.assertFalse((self.dir / "run" / "eval.json").exists())
+        self.assertIn("eval.json", aside)
+        self.assertTrue((self.dir / "run" / "eval_early.json").exists())
         # It is a run of its own.
         self.assertIn("nothing to do: step 15", self.ok("train", self.config, "--resume", "run/abandoned_1").out)
         self.ok("eval", "run/abandoned_1")
@@ -258,6 +266,38 @@ class Resume(CliTest):
         self.ok("train", self.config, "--out", "run", "--resume", self.dir / "far" / "step_000003", "--set", "train.steps=5")
         self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")], ["step_000006"])
         self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000003", "step_000005"])
+        # The run that is named is the one that goes on, not the place where its checkpoints lie.
+        for steps, named in ((6, "run"), (7, "run/"), (8, "run/checkpoints"), (9, "run/checkpoints/latest"),
+                             (10, "run/checkpoints/step_000009")):
+            self.ok("train", self.config, "--resume", named, "--set", f"train.steps={steps}")
+            self.assertEqual(self.metrics("run")[-1]["step"], steps, named)
+        self.assertEqual(sorted(path.name for path in self.dir.glob("metrics.jsonl")), [])
+
+    def test_checkpoints_on_a_disk_of_their_own(self):
+        self.config = self.write_config(train__steps=9, checkpoint__every=3, checkpoint__keep=0)
+        with harness.small_disk(self.dir / "disk", 64 << 20) as mounted:
+            if not mounted:
+                self.skipTest("mounting a file system is not allowed here")
+            (self.dir / "run").mkdir()
+            (self.dir / "run" / "checkpoints").symlink_to(self.dir / "disk")
+            self.ok("train", self.config, "--out", "run", "--resume", "auto")
+            back = self.ok("train", self.config, "--resume", "run/checkpoints/step_000003", "--set", "train.steps=4")
+            self.assertIn("2 later checkpoints", back.err)
+            self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000003", "step_000004"])
+            self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")], ["step_000006", "step_000009"])
+            self.assertIn("nothing to do: step 9", self.ok("train", self.config, "--resume", "run/abandoned_1").out)
+
+    def test_later_checkpoints_than_the_one_that_latest_names(self):
+        """As a process leaves them that is killed between pointing `latest` back and moving the others."""
+        self.config = self.write_config(train__steps=9, checkpoint__every=3, checkpoint__keep=0)
+        self.ok("train", self.config, "--out", "run")
+        latest = self.dir / "run" / "checkpoints" / "latest"
+        latest.unlink()
+        latest.symlink_to("step_000003")
+        on = self.ok("train", self.config, "--out", "run", "--resume", "auto", "--set", "train.steps=6", "--set", "train.lr=1e-4")
+        self.assertIn("2 later checkpoints, to step 9", on.err)
+        self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")], ["step_000006", "step_000009"])
+        self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000003", "step_000006"])
 
     def test_ended_before_its_first_checkpoint_in_another_directory(self):
         self.config = self.write_config(train__steps=4, checkpoint__every=2)
@@ -271,6 +311,15 @@ class Resume(CliTest):
         process = self.start(*again, "train.steps=100000")
         self.assertTrue(self.wait_until(process, lambda: log.read_bytes().count(b"\n") >= 3))
         self.assertTrue(self.kill(process), "the same command begins it again")
+        # Where it began is not known to another command.
+        self.fails(2, "train", self.config, "--out", "second", "--resume", "auto", names=["second: has no checkpoint, and its log begins with step 5"])
+        # A fresh run of the same configuration is another one.
+        process = self.start("train", self.config, "--out", "third", "--set", "checkpoint.every=0", "--set", "train.steps=100000")
+        log = self.dir / "third" / "metrics.jsonl"
+        self.assertTrue(self.wait_until(process, lambda: log.exists() and log.read_bytes().count(b"\n") >= 3))
+        self.assertTrue(self.kill(process))
+        self.fails(2, "train", self.config, "--out", "third", "--resume", "first", "--set", "checkpoint.every=0", "--set",
+                   "train.steps=100000", names=["third: holds a run already"])
 
     def test_a_log_that_cannot_be_set_aside(self):
         """Then nothing is: another attempt finds all that there was."""

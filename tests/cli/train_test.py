@@ -286,6 +286,9 @@ class Train(CliTest):
         formula = sum(3 * step["flops_per_token"] * (step["tokens"] - before["tokens"])
                       for before, step in zip(metrics[2:], metrics[3:]))
         self.assertAlmostEqual(counted / formula, 1, delta=1e-12)
+        before = harness.snapshot(self.dir / "profiled")
+        self.ok("train", config, "--set", "log.profile=true", "--out", "profiled", "--resume", "auto")
+        self.assertTrue(before == harness.snapshot(self.dir / "profiled"), "nothing was to be done")
 
     def test_uint32_shards_are_the_same_data(self):
         self.ok("train", self.write_config(), "--out", "narrow")
