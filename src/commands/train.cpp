@@ -103,10 +103,11 @@ void describe(CLI::App& app, Options& options) {
 
 volatile std::sig_atomic_t stop_signal = 0;
 
-// The first signal asks the loop to save and stop; a second one of the same kind ends the process as usual.
+// The first signal asks the loop to save and stop; a second one of the same kind ends the process as usual. Of
+// SIGHUP there may be two at once, of a terminal that is closed and of its shell.
 void request_stop(int signal) {
   stop_signal = signal;
-  std::signal(signal, SIG_DFL);
+  std::signal(signal, signal == SIGHUP ? SIG_IGN : SIG_DFL);
 }
 
 // The run whose checkpoint, checkpoints/ or directory a user has named: as the path has it, since
@@ -249,7 +250,13 @@ void choose_micro_batch(config::Run& run, const Beginning& beginning, parallel::
   train::check_ranks(run, world.size(), device);
 }
 
-constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGUSR1};
+constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+
+// `nohup` has SIGHUP ignored, and so it stays.
+void stop_at(int signal) {
+  if (signal == SIGHUP && std::signal(SIGHUP, SIG_IGN) == SIG_IGN) return;
+  std::signal(signal, request_stop);
+}
 
 int run_rank(const Options& options, parallel::World& world) {
   const SignalThread signal_thread(kStopSignals);
@@ -279,7 +286,7 @@ int run_rank(const Options& options, parallel::World& world) {
   train::TrainingRun training(run, beginning.out, beginning.resume, world, devices.device,
                               tasks_of_training(run, world.rank() == 0));
 
-  for (const int signal : kStopSignals) std::signal(signal, request_stop);
+  for (const int signal : kStopSignals) stop_at(signal);
   const train::RunEnd end = training.run(stop_signal);
   const double own_signal = stop_signal;  // one rank alone may have got it
   const std::vector<double> signals = all.gather_numbers(std::span(&own_signal, 1));

@@ -29,7 +29,7 @@ namespace switchyard::parallel {
 
 namespace {
 
-constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1};
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
 constexpr int kRoundMilliseconds = 20;
 constexpr double kKillSeconds = 10;    // after the end of the run, what is left is killed
 constexpr double kGiveUpSeconds = 40;  // and what cannot even be killed is left to the system
@@ -165,6 +165,8 @@ int run_processes(int ranks, const AsRank& as_rank) {
     struct sigaction action {};
     action.sa_handler = count_signal;
     ::sigaction(kSignals[i], &action, &action_before[i]);
+    if (kSignals[i] == SIGHUP && action_before[i].sa_handler == SIG_IGN)
+      ::sigaction(SIGHUP, &action_before[i], nullptr);  // as nohup has it
   }
   std::fflush(nullptr);
   for (int rank = 0; rank < ranks; ++rank) {

@@ -137,7 +137,7 @@ class Resume(CliTest):
         takers = []
         for status in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
             blocked = int(re.search(r"^SigBlk:\s*(\w+)", status.read_text(), re.M)[1], 16)
-            if not all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)):
+            if not all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)):
                 takers.append(int(status.parent.name))
         self.assertEqual(len(takers), 1)
         self.assertNotIn(pid, takers)
@@ -148,7 +148,7 @@ class Resume(CliTest):
         self.config = self.write_config(train__steps=1500, checkpoint__every=0)
         self.ok("train", self.config, "--out", "whole")
         log = self.dir / "run" / "metrics.jsonl"
-        for number, name in enumerate((signal.SIGTERM, signal.SIGINT)):
+        for number, name in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
             lines = log.read_bytes().count(b"\n") if log.exists() else 0
             process = self.resume("run")
             self.assertTrue(self.wait_until(
@@ -162,6 +162,15 @@ class Resume(CliTest):
             self.assertLess(steps[-1], 1500, "it went on to the end")
             self.assertEqual(self.latest("run").name, f"step_{steps[-1]:06d}", "it saved where it stopped")
         self.finish_resumed("run")
+
+    def test_nohup_keeps_a_run_going(self):
+        self.config = self.write_config(train__steps=300, checkpoint__every=0)
+        process = self.start("train", self.config, "--out", "run", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        log = self.dir / "run" / "metrics.jsonl"
+        self.assertTrue(self.wait_until(process, lambda: log.exists() and log.read_bytes().count(b"\n") >= 3))
+        process.send_signal(signal.SIGHUP)
+        self.assertEqual(self.finish(process).code, 0)
+        self.assertEqual(len(self.metrics("run")), 300)
 
     def test_resuming_a_finished_run_changes_nothing(self):
         self.uninterrupted()
