@@ -54,7 +54,7 @@ TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
   test::write_bytes(dir / "val_000000.bin", "x");
   EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(dir.path()); }), "train_*.bin");
   EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(dir / "*.bin"); }),
-                  "*.bin: holds shards of two splits, train_ and val_; say which, as in '" +
+                  "*.bin: holds shards of two splits, train and val; say which, as in '" +
                       (dir / "train_").string() + "*.bin'");
   EXPECT_EQ(expand_shards(dir / "val_*.bin").size(), 1u);
   // Other names: a split is a word of its own, the last one counts, and the advice has what is before it.
@@ -64,7 +64,15 @@ TEST(ExpandShards, ADirectoryOfTwoSplitsIsNotTakenWhole) {
   EXPECT_EQ(expand_shards(other / "*.bin").size(), 2u);
   test::write_bytes(other / "latest_val_000.bin", "x");
   EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(other / "latest_*.bin"); }),
-                  "train_ and val_; say which, as in '" + (other / "latest_train_").string() + "*.bin'");
+                  "train and val; say which, as in '" + (other / "latest_train_").string() + "*.bin'");
+  // As in llm.c's small data: the word ends the name.
+  const TempDir small;
+  for (const char* name : {"TinyStories_train.bin", "validated_text.bin"}) test::write_bytes(small / name, "x");
+  EXPECT_EQ(expand_shards(small.path()).size(), 2u);
+  test::write_bytes(small / "TinyStories_val.bin", "x");
+  for (const auto& given : {small.path().string(), (small / "*.bin").string()})
+    EXPECT_CONTAINS(message_of<InputError>([&] { expand_shards(given); }),
+                    "train and val; say which, as in '" + (small / "TinyStories_train").string() + "*.bin'");
 }
 
 TEST(EotToken, IsWhatMetaJsonStates) {

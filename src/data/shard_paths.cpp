@@ -27,25 +27,32 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
 }
 
 // prepare_data.py (and llm.c's scripts) put all splits into one directory: to take all of it, or a pattern that
-// fits all, would be to train on what is held out. `shards`: of one directory.
+// fits all, would be to train on what is held out. A split's name is a word of the file's: train_000000.bin,
+// fineweb_val_000000.bin, TinyStories_train.bin; the last one counts. `shards`: of one directory.
 void refuse_mixed_splits(const std::string& given, const std::vector<fs::path>& shards) {
-  std::map<std::string_view, std::string> there;  // a split's part, and a path up to its end
+  std::map<std::string_view, std::string> there;  // a split, and a path up to its end
   for (const fs::path& shard : shards) {
     const std::string name = shard.filename().string();
+    const auto ends_word = [&](std::size_t at) {
+      return std::string_view("_-.").find(name[at]) != std::string::npos;
+    };
     std::size_t last = std::string::npos;
     std::string_view found;
-    for (const std::string_view part : {"train_", "val_", "test_"}) {
-      for (std::size_t at = name.find(part); at != std::string::npos; at = name.find(part, at + 1)) {
-        const bool is_word = at == 0 || name[at - 1] == '_' || name[at - 1] == '-' || name[at - 1] == '.';
-        if (is_word && (last == std::string::npos || at > last)) last = at, found = part;
+    for (const std::string_view split : {"train", "val", "test"}) {
+      for (std::size_t at = name.find(split); at != std::string::npos; at = name.find(split, at + 1)) {
+        const bool is_word =
+            (at == 0 || ends_word(at - 1)) && ends_word(at + split.size());  // .bin is behind it
+        if (is_word && (last == std::string::npos || at > last)) last = at, found = split;
       }
     }
-    if (!found.empty())
-      there.try_emplace(found, (shard.parent_path() / name.substr(0, last + found.size())).string());
+    if (found.empty()) continue;
+    std::string up_to = name.substr(0, last + found.size());
+    if (name[up_to.size()] != '.') up_to += name[up_to.size()];
+    there.try_emplace(found, (shard.parent_path() / up_to).string());
   }
   if (there.size() < 2) return;
   // Of training in the first place, or else of the first that there is.
-  const auto wanted = there.contains("train_") ? there.find("train_") : there.begin();
+  const auto wanted = there.contains("train") ? there.find("train") : there.begin();
   const auto other = wanted == there.begin() ? std::next(there.begin()) : there.begin();
   throw_input("{}: holds shards of two splits, {} and {}; say which, as in '{}*.bin'", given, wanted->first,
               other->first, wanted->second);
