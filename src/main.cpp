@@ -86,8 +86,10 @@ void end_for_lost_page(int signal, siginfo_t* info, void*) {
   }
   if (switchyard::parallel::is_watched()) std::snprintf(who, sizeof who, "process %d:", ::getpid());
   const std::string_view name = path;
-  const bool is_shared =
-      name.starts_with("/memfd:") || name.starts_with("/dev/zero") || name.starts_with("/dev/shm/");
+  // In /dev/shm users keep data, too; what MPI and NCCL keep there has other names.
+  const bool is_own = name.ends_with(".bin") || name.ends_with(".safetensors");
+  const bool is_shared = name.starts_with("/memfd:") || name.starts_with("/dev/zero") ||
+                         (name.starts_with("/dev/shm/") && !is_own);
   const int size =
       std::snprintf(text, sizeof text, "%s %s: %s\n", who, path,
                     is_shared ? "there is no memory left to share between processes; free some, or take a "
