@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
+#include <map>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -25,6 +28,30 @@ std::vector<config::DataEntry> entries_of(const std::vector<std::string>& paths)
   return entries;
 }
 
+// Shards of several directories are of as many domains, called by the directories' names, or by their paths
+// where two have the same.
+std::vector<config::DataEntry> domains_of(const std::vector<std::string>& paths) {
+  std::vector<config::DataEntry> entries = entries_of(paths);
+  std::map<std::string, std::set<std::string>> directories_of;  // by name
+  for (config::DataEntry& entry : entries) {
+    std::filesystem::path path = std::filesystem::path(entry.path).lexically_normal();
+    std::error_code ignored;
+    if (path.has_filename() && !std::filesystem::is_directory(path, ignored)) path = path.parent_path();
+    if (!path.has_filename()) path = path.parent_path();  // DIRECTORY/
+    entry.domain = path.string();
+    directories_of[path.filename().string()].insert(entry.domain);
+  }
+  const bool distinct = std::all_of(directories_of.begin(), directories_of.end(), [](const auto& named) {
+    return !named.first.empty() && named.second.size() == 1;
+  });
+  for (config::DataEntry& entry : entries) {
+    if (distinct) entry.domain = std::filesystem::path(entry.domain).filename().string();
+    if (distinct && directories_of.size() == 1) entry.domain = "data";
+    if (entry.domain.empty()) entry.domain = ".";
+  }
+  return entries;
+}
+
 // With the document mask of the directory's run, the token that begins a document of these data.
 std::optional<std::int64_t> begin_token_of(const checkpoint::ModelDirectory& directory,
                                            const std::vector<config::DataEntry>& entries) {
@@ -42,7 +69,7 @@ std::optional<std::int64_t> begin_token_of(const checkpoint::ModelDirectory& dir
 std::vector<config::DataEntry> evaluation_data(const checkpoint::ModelDirectory& directory,
                                                const EvaluationOptions& options) {
   const std::optional<config::Run> run = directory.run();
-  std::vector<config::DataEntry> entries = entries_of(options.data);
+  std::vector<config::DataEntry> entries = domains_of(options.data);
   if (entries.empty() && run) entries = run->data.validation;
   if (entries.empty())
     throw_input("{}: {}; give --data", options.checkpoint,
@@ -140,9 +167,9 @@ void describe_evaluation(CLI::App& app, EvaluationOptions& options) {
          "CHECKPOINT", options.checkpoint,
          "A checkpoint directory, a run directory (its newest checkpoint), or a Hugging Face model directory")
       ->required();
-  app.add_option(
-         "--data", options.data,
-         "Token shards: files, directories or quoted globs (default: the run's data.validation, by domain)")
+  app.add_option("--data", options.data,
+                 "Token shards: files, directories or quoted globs; those of a directory are a domain "
+                 "(default: the run's data.validation)")
       ->type_name("PATH_OR_GLOB");
   app.add_option("--seq-len", options.seq_len,
                  "Inputs of one window (default: the length trained with; of a Hugging Face directory 2048, or "
@@ -229,6 +256,7 @@ void check_writable(const std::vector<std::string>& paths, const parallel::Group
       if (path.empty() || path == "-") continue;
       std::error_code error;
       const auto type = std::filesystem::symlink_status(path, error).type();
+      if (std::filesystem::is_directory(path, error)) throw_input("{}: is a directory; give a file", path);
       if (type == std::filesystem::file_type::regular) {
         const OutputFile opened(path, OutputFile::Mode::append);
       } else if (type == std::filesystem::file_type::not_found) {

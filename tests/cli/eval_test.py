@@ -119,6 +119,29 @@ class Eval(CliTest):
         self.assertEqual(report["tokens"], TOTAL - 1)
         self.assertAlmostEqual(report["loss"] / self.report()["loss"], 1.0, delta=1e-5)
 
+    def test_directories_are_domains(self):
+        for name, n_tokens, n_bytes, seed in (("law", 301, 900, 4), ("code", 201, 300, 5)):
+            path = harness.write_shard(self.dir / name / "val_000000.bin", harness.learnable_tokens(n_tokens, seed=seed))
+            (path.parent / "meta.json").write_text(json.dumps({"splits": {"val": {"tokens": n_tokens, "bytes": n_bytes}}}))
+        law, code = (self.report(data=(name,)) for name in ("law", "code"))
+        self.assertEqual([domain["name"] for domain in law["domains"]], ["data"])
+        both = self.report(data=("law/val_*.bin", "code/"))
+        self.assertEqual([domain["name"] for domain in both["domains"]], ["law", "code"])
+        self.assertEqual([domain["loss"] for domain in both["domains"]], [law["loss"], code["loss"]])
+        self.assertEqual(both["tokens"], law["tokens"] + code["tokens"])
+        # At most so many of each, and text per token of each.
+        some = self.report("--max-tokens", 100, data=("law", "code"))
+        self.assertEqual([domain["tokens"] for domain in some["domains"]], [100, 100])
+        for domain, text_per_token in zip(some["domains"], (3, 1.5)):
+            self.assertAlmostEqual(domain["bits_per_byte"], domain["loss"] / math.log(2) * domain["tokens"] / (domain["tokens"] + 1)
+                                   / text_per_token, delta=0.02 * domain["bits_per_byte"])  # 900 of 301, not of 300
+        # Of one name: by their paths. A pattern that the shell has taken apart stays one stream.
+        harness.write_shard(self.dir / "other" / "law" / "val.bin", harness.learnable_tokens(90, seed=6))
+        self.assertEqual([domain["name"] for domain in self.report(data=("law", "other/law/val.bin"))["domains"]], ["law", "other/law"])
+        harness.write_shard(self.dir / "law" / "val_000001.bin", harness.learnable_tokens(101, seed=7))
+        cut = self.report(data=("law/val_000000.bin", "law/val_000001.bin"))
+        self.assertEqual([(domain["name"], domain["tokens"]) for domain in cut["domains"]], [("data", 301 + 101 - 1)])
+
     def test_json_file_and_table(self):
         finished = self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "report.json")
         report = json.loads((self.dir / "report.json").read_text())
@@ -205,6 +228,8 @@ class Eval(CliTest):
         self.assertEqual((self.dir / "old.json").read_text(), "old")
         self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "new.json", names=["nowhere.bin"])
         self.assertFalse((self.dir / "new.json").exists())
+        (self.dir / "place").mkdir()
+        self.fails(2, "eval", self.latest("run"), "--data", "nowhere.bin", "--json", "place", names=["place: is a directory"])
         # What is no plain file is not opened before its time: a reader of a pipe would see its end.
         os.mkfifo(self.dir / "pipe")
         process = self.start("eval", self.latest("run"), "--data", "data/val.bin", "--json", "pipe")
