@@ -326,7 +326,8 @@ void find_memory(Plan& plan, bool on_cpu) {
   plan.stages = plan::memory_of(plan.asked.shape, in_memory, plan.calibration, activations);
 }
 
-// At most, with the one that is being written.
+// With the one that is being written, and as if no save by the clock met one by steps. What a run keeps beside
+// them while it diverges (checkpoint.h) is not counted.
 double checkpoints_kept(const Plan& plan) {
   if (!plan.asked.checkpoint) return 1;
   const config::Checkpoint& options = *plan.asked.checkpoint;
@@ -336,8 +337,8 @@ double checkpoints_kept(const Plan& plan) {
   const auto saves = [&](std::int64_t every) {
     return every > 0 ? std::ceil(steps / static_cast<double>(every)) : 1;
   };
-  const double by_clock = options.every_minutes > 0 ? std::ceil(60 * plan.hours / options.every_minutes) : 1;
-  const double all = std::max(saves(options.every), by_clock);
+  const double by_clock = options.every_minutes > 0 ? std::ceil(60 * plan.hours / options.every_minutes) : 0;
+  const double all = saves(options.every) + by_clock;
   if (options.keep == 0) return all + 1;
   double kept = std::min(all, static_cast<double>(options.keep)) + (options.keep_best ? 1 : 0);
   if (options.keep_every > 0 && options.every > 0) kept += saves(std::lcm(options.every, options.keep_every));
