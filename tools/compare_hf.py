@@ -270,6 +270,16 @@ class Laboratory:
         sort_slots(tensors)
         return tensors, result.routing
 
+    def without_its_run(self, directory):
+        """A checkpoint's model alone: `dump` gives a run's own coefficients to its losses, transformers does not."""
+        if not (directory / "run.json").exists():
+            return directory
+        model = self.temporary / "model"
+        model.mkdir(exist_ok=True)
+        for path in (directory / "config.json", *directory.glob("model*.safetensors*")):
+            (model / path.name).symlink_to(path.resolve())
+        return model
+
     def dump(self, directory, tokens):
         tokens_file, out_file = self.temporary / "tokens.safetensors", self.temporary / "dump.safetensors"
         self.save_file({"tokens": tokens.to(self.torch.int32)}, tokens_file)
@@ -293,7 +303,8 @@ def compare_one(laboratory, arguments):
     if arguments.model.is_dir():
         if arguments.overrides:
             raise UserError("--set changes a configuration; a directory's weights fit only its own config.json")
-        model, directory = laboratory.open_directory(arguments.model), arguments.model
+        directory = laboratory.without_its_run(arguments.model)
+        model = laboratory.open_directory(directory)
     else:
         options = read_options(arguments.model, arguments.overrides)
         model = laboratory.make_model(options, arguments.seed, arguments.model)
