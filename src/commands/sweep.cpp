@@ -7,10 +7,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -31,6 +34,8 @@
 #include "sweep/processes.h"
 #include "sweep/results.h"
 #include "sweep/spec.h"
+#include "train/resume_checks.h"
+#include "train/token_data.h"
 
 namespace switchyard::commands {
 
@@ -64,7 +69,7 @@ void describe(CLI::App& app, Options& options) {
   app.add_option("--seeds", options.seeds, "Seeds (default: as SPEC says, or 1)")
       ->type_name("N,N,...")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
+      ->transform(whole_number(0, "", INT64_MAX));
   app.add_option("--launcher", options.launcher,
                  "What starts each run on several ranks, in front of this program: \"mpirun -np 8\"; words are "
                  "separated by spaces. The ranks have the threads and cores that it gives them")
@@ -79,7 +84,8 @@ void describe(CLI::App& app, Options& options) {
       app.add_flag("--dry-run", options.dry_run, "Print the commands that would run, and do nothing");
   app.add_flag("--table", options.table, "Print the table of what is there, and run nothing")->excludes(dry);
   app.add_option("--json", options.json, "Write the table as JSON to a file, or to standard output with -")
-      ->type_name("FILE|-");
+      ->type_name("FILE|-")
+      ->excludes(dry);
   app.footer(
       "Trains and evaluates every variant with every seed, goes on where it was stopped, and prints means with "
       "standard errors and the paired differences to the variant that each is compared with. What is done is "
@@ -90,8 +96,13 @@ void describe(CLI::App& app, Options& options) {
       "  switchyard sweep configs/sweeps/lpr_tiny.json --only '^lpr' --dry-run");
 }
 
-config::Run load(const std::string& path, const std::vector<std::string>& overrides) {
-  return config::load_run(path, overrides, router::router_schemas(), std::nullopt, checkpoint::vocab_size_of);
+config::Run load(const sweep::Variant& variant, const std::vector<std::string>& overrides) {
+  try {
+    return config::load_run(variant.config, overrides, router::router_schemas(), std::nullopt,
+                            checkpoint::vocab_size_of);
+  } catch (const InputError& error) {
+    throw_input("variant \"{}\": {}", variant.name, error.what());
+  }
 }
 
 std::int64_t tokens_of_step(const config::Run& run) { return run.train.global_batch_size * run.train.seq_len; }
@@ -157,9 +168,23 @@ class Sweep {
           "{}: budget.minutes goes by the speed of one process, which --launcher does not start; give tokens "
           "or flops",
           options.spec);
+    whole_ = spec_;
     if (!options.only.empty()) keep_only(options.only);
-    // Every configuration is read before the first run begins.
-    for (const sweep::Variant& variant : spec_.variants) load(variant.config, arguments_of(variant, 1));
+    // Every configuration is read before the first run begins, and what runs are judged on looked for; a dry
+    // run may say how it would go before the data are there.
+    bool is_there = true;
+    for (const sweep::Variant& variant : spec_.variants) {
+      const config::Run run = load(variant, arguments_of(variant, 1));
+      for (std::size_t i = 0; i < spec_.evaluations.size() && !options.table && is_there; ++i) {
+        try {
+          check_evaluation(i, run);
+        } catch (const InputError& error) {
+          if (!options.dry_run) throw;
+          log_warning(error.what());
+          is_there = false;
+        }
+      }
+    }
   }
 
   int run() {
@@ -291,7 +316,7 @@ class Sweep {
         command.push_back(text);
       }
       command.insert(command.end(), {"--json", speed_path(variant).string()});
-      if (is_done(command)) continue;
+      if (is_done(command, {})) continue;
       tasks.push_back({{{.arguments = command}}, out_ / "logs" / ("speed_" + variant.name + ".log")});
       names.push_back(variant.name);
     }
@@ -327,11 +352,11 @@ class Sweep {
   }
 
   // What is still to be done for a run; no command: nothing.
-  sweep::Task task_of(const sweep::Variant& variant, std::int64_t seed) const {
+  sweep::Task task_of(const sweep::Variant& variant, std::int64_t seed) {
     const fs::path run = sweep::run_path(out_, variant, seed);
     sweep::Task task{{}, out_ / "logs" / (run.filename().string() + ".log")};
     const auto [overrides, wanted] = wanted_run(variant, seed);
-    if (const std::string difference = difference_to(run, wanted); !difference.empty())
+    if (const std::string difference = difference_to(run, wanted, false); !difference.empty())
       throw_input("{}; remove it, or give another --out", difference);
     const std::vector<std::int64_t> saved = checkpoint::checkpoint_steps(run);
     const bool trained = !saved.empty() && saved.back() >= wanted.train.steps;
@@ -345,7 +370,8 @@ class Sweep {
     }
     for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
       std::vector<std::string> command = evaluation_command(run, i);
-      if (!trained || !is_done(command)) task.programs.push_back({std::move(command)});
+      const Json& data = data_of_result_[command.back()] = data_of_evaluation(i, wanted);
+      if (!trained || !is_done(command, data)) task.programs.push_back({std::move(command)});
     }
     return task;
   }
@@ -372,28 +398,28 @@ class Sweep {
   };
   Wanted wanted_run(const sweep::Variant& variant, std::int64_t seed) const {
     std::vector<std::string> overrides = arguments_of(variant, seed);
-    if (const auto steps = steps_of(variant, load(variant.config, overrides)))
+    if (const auto steps = steps_of(variant, load(variant, overrides)))
       overrides.push_back(fmt::format("train.steps={}", *steps));
-    config::Run run = load(variant.config, overrides);
+    config::Run run = load(variant, overrides);
     return {std::move(overrides), std::move(run)};
   }
 
   // In what a run that is there differs from the one that is wanted under its name; "" where it does not, or
   // there is none. What a budget in minutes comes to is not known before the speed is.
-  std::string difference_to(const fs::path& run, config::Run wanted) const {
+  std::string difference_to(const fs::path& run, config::Run wanted, bool in_table) const {
     const bool steps_unknown =
         spec_.budget.of == sweep::Budget::Of::minutes && (options_.dry_run || options_.table);
     const fs::path path = run / "config.json";
     if (!fs::exists(path)) return "";
     config::Run found = config::load_run(path.string(), {}, router::router_schemas());
     if (steps_unknown) found.train.steps = wanted.train.steps;
-    if (options_.table) found.parallel.threads = wanted.parallel.threads;
+    if (in_table) found.parallel.threads = wanted.parallel.threads;
     if (wanted.train.micro_batch_size == config::Train::kAutoMicroBatch)
       wanted.train.micro_batch_size = found.train.micro_batch_size;
     const Json there = sorted(parse_stored_json(config::to_resolved_json(found), path.string())),
                here = sorted(parse_stored_json(config::to_resolved_json(wanted), options_.spec));
     const std::vector<std::string> paths = differing_paths(there, here);
-    if (paths.empty()) return "";
+    if (paths.empty()) return difference_of_data(run, wanted.data);
     const auto value = [&](const Json& json) {
       const Json* const at = find_path(json, paths.front());
       return at == nullptr ? "nothing" : to_line(*at);
@@ -403,25 +429,80 @@ class Sweep {
                        paths.size() == 1 ? "" : fmt::format(" ({} keys differ)", paths.size()));
   }
 
-  // Which results are there: {result: command}, so that one of other data or settings is not taken for one of
-  // these. Both as seen from --out, which may be moved, or be given in another way the next time.
+  // The same of the shards that it has been trained on, by their names and sizes. A table can be made when they
+  // are gone.
+  std::string difference_of_data(const fs::path& run, const config::Data& data) const {
+    const std::optional<fs::path> latest = checkpoint::find_latest(run);
+    const std::string before = latest ? checkpoint::read_run_record(*latest).data : "";
+    if (before.empty()) return "";
+    std::string now;
+    try {
+      now = train::data_outline(data);
+    } catch (const InputError&) {
+      if (options_.table) return "";
+      throw;
+    }
+    const std::string difference = train::first_difference_of_data(before, now);
+    return difference.empty() ? "" : fmt::format("{}: was trained on other data: {}", run.string(), difference);
+  }
+
+  // What an evaluation reads (train/resume_checks.h); null where that is gone.
+  Json data_of_evaluation(std::size_t i, const config::Run& run) const {
+    try {
+      return Json(train::data_outline({.train = entries_of(spec_.evaluations[i].data, run),
+                                       .validation = {},
+                                       .document_mask = false,
+                                       .eot_token = {},
+                                       .begin_token = {}}));
+    } catch (const InputError&) {
+      return {};
+    }
+  }
+  static std::vector<config::DataEntry> entries_of(const std::vector<std::string>& paths,
+                                                   const config::Run& run) {
+    std::vector<config::DataEntry> entries;
+    for (const std::string& path : paths) entries.push_back({path, "data", std::nullopt});
+    return paths.empty() ? run.data.validation : entries;
+  }
+  // Throws InputError where a run would be trained, and could then not be judged.
+  void check_evaluation(std::size_t i, const config::Run& run) const {
+    const std::vector<std::string>& data = spec_.evaluations[i].data;
+    if (data.empty() && run.data.validation.empty())
+      throw_input(
+          "{}: evaluate.{}.data: is not given, and a run has no data.validation either; give one of them",
+          options_.spec, i);
+    try {
+      train::find_files(entries_of(data, run));
+    } catch (const InputError& error) {
+      throw_input("{}: evaluate.{}.data: {}", options_.spec, i, error.what());
+    }
+  }
+
+  // Which results are there: {result: {command, data, crc32}}, so that one of other data or settings, or of
+  // another program than the sweep's, is not taken for one of these. Paths as seen from --out, which may be
+  // moved, or be given in another way the next time.
   fs::path record_path() const { return out_ / "evaluations.json"; }
   std::string from_out(const std::string& word) const {
     const std::string out = out_.string() + "/";
     return word.starts_with(out) ? word.substr(out.size()) : word;
   }
-  // The last word of such a command is its result.
-  std::pair<std::string, Json> record_of(const std::vector<std::string>& command) const {
+  std::string text_of(const std::vector<std::string>& command) const {
     std::vector<std::string> words;
     for (const std::string& word : command) words.push_back(from_out(word));
     // An evaluation comes to the same on any number of threads; a speed does not.
     if (const auto threads = std::find(words.begin(), words.end(), "--threads"); words.front() == "eval")
       words.erase(threads, threads + 2);
-    return {words.back(), Json(fmt::format("{}", fmt::join(words, " ")))};
+    return fmt::format("{}", fmt::join(words, " "));
   }
-  bool is_done(const std::vector<std::string>& command) const {
-    const auto [result, text] = record_of(command);
-    return fs::exists(command.back()) && recorded()[result] == text;
+  // The last word of such a command is its result. `data`: what it reads; null: nothing, or what is gone.
+  bool is_done(const std::vector<std::string>& command, const Json& data) const {
+    const std::string& result = command.back();
+    if (!fs::exists(result)) return false;
+    const Json all = recorded();
+    const Json& found = all[from_out(result)];
+    if (!found.is_object()) return false;
+    return found["command"] == Json(text_of(command)) && found["crc32"] == Json(crc32_of_file(result)) &&
+           (data.is_null() || found["data"] == data);
   }
   Json recorded() const {
     if (!fs::exists(record_path())) return Json(Json::Object{});
@@ -431,37 +512,71 @@ class Sweep {
     Json done = recorded();
     for (const auto& [command, launcher] : task.programs) {
       if (command.front() == "train") continue;
-      auto [result, text] = record_of(command);
-      done[result] = std::move(text);
+      const std::string& result = command.back();
+      const auto data = data_of_result_.find(result);
+      done[from_out(result)] =
+          Json(Json::Object{{"command", text_of(command)},
+                            {"data", data == data_of_result_.end() ? Json() : data->second},
+                            {"crc32", crc32_of_file(result)}});
     }
     const fs::path temporary = out_ / ".tmp_evaluations.json";
     write_text_file(temporary, to_text(done));
     fs::rename(temporary, record_path());
   }
 
-  int print_table() const {
+  // What is there of the runs of `spec`; `asked`: for these alone it is said why one that is there does not
+  // count.
+  Json table_of(const sweep::Spec& spec, bool asked) const {
     sweep::Results results;
-    for (const sweep::Variant& variant : spec_.variants) {
+    for (const sweep::Variant& variant : spec.variants) {
       auto& row = results.emplace_back();
-      for (const std::int64_t seed : spec_.seeds) {
+      for (const std::int64_t seed : spec.seeds) {
         const fs::path run = sweep::run_path(out_, variant, seed);
-        bool whole = true;
-        for (std::size_t i = 0; i < spec_.evaluations.size(); ++i)
-          whole = whole && is_done(evaluation_command(run, i));
-        if (const std::string difference = whole ? difference_to(run, wanted_run(variant, seed).run) : "";
-            !difference.empty()) {
-          log_warning(difference + "; it is not in the table");
+        bool whole = fs::exists(run / "config.json");
+        const config::Run wanted = whole ? wanted_run(variant, seed).run : config::Run();
+        for (std::size_t i = 0; i < spec.evaluations.size(); ++i)
+          whole = whole && is_done(evaluation_command(run, i), data_of_evaluation(i, wanted));
+        if (const std::string difference = whole ? difference_to(run, wanted, true) : ""; !difference.empty()) {
+          if (asked) log_warning(difference + "; it is not in the table");
           whole = false;
         }
-        row.push_back(whole ? std::optional(sweep::read_result(run, spec_)) : std::nullopt);
+        row.push_back(whole ? std::optional(sweep::read_result(run, spec)) : std::nullopt);
       }
     }
-    Json table = sweep::to_json(spec_, results);
-    add_sizes(table);
+    Json table = sweep::to_json(spec, results);
+    add_sizes(spec, table);
+    return table;
+  }
+
+  // All variants of the file, and every seed that has been run.
+  sweep::Spec whole_spec() const {
+    sweep::Spec whole = whole_;
+    std::set<std::int64_t> seeds(whole.seeds.begin(), whole.seeds.end());
+    std::error_code error;
+    for (fs::directory_iterator it(out_, error), end; !error && it != end; it.increment(error)) {
+      const std::string name = it->path().filename().string();
+      const std::size_t at = name.rfind("_seed");
+      if (at == std::string::npos) continue;
+      std::int64_t seed = 0;
+      const char* const last = name.data() + name.size();
+      const auto [stop, bad] = std::from_chars(name.data() + at + 5, last, seed);
+      const bool is_of_one =
+          std::any_of(whole.variants.begin(), whole.variants.end(),
+                      [&](const auto& variant) { return variant.name == name.substr(0, at); });
+      if (bad == std::errc() && stop == last && is_of_one) seeds.insert(seed);
+    }
+    whole.seeds.assign(seeds.begin(), seeds.end());
+    return whole;
+  }
+
+  int print_table() const {
+    const Json table = table_of(spec_, true);
     const std::string markdown = sweep::to_markdown(spec_, table);
     if (fs::is_directory(out_)) {
-      write_text_file(out_ / "sweep.json", to_text(table));
-      write_text_file(out_ / "sweep.markdown", markdown);
+      const sweep::Spec whole = whole_spec();
+      const Json all = table_of(whole, false);
+      write_text_file(out_ / "sweep.json", to_text(all));
+      write_text_file(out_ / "sweep.markdown", sweep::to_markdown(whole, all));
     }
     std::FILE* const to = options_.json == "-" ? stderr : stdout;
     fmt::print(to, "{}", markdown);
@@ -474,10 +589,10 @@ class Sweep {
   }
 
   // Of each variant its parameters, and the tokens that its runs have read.
-  void add_sizes(Json& table) const {
+  void add_sizes(const sweep::Spec& spec, Json& table) const {
     Json rows(Json::Array{});
-    for (std::size_t v = 0; v < spec_.variants.size(); ++v) {
-      const config::Run run = load(spec_.variants[v].config, arguments_of(spec_.variants[v], 1));
+    for (std::size_t v = 0; v < spec.variants.size(); ++v) {
+      const config::Run run = load(spec.variants[v], arguments_of(spec.variants[v], 1));
       const model::ParameterCount count = model::count_parameters(run.model, run.router);
       Json row = table["variants"].array()[v];
       row["parameters"]["total"] = count.total;
@@ -494,7 +609,8 @@ class Sweep {
   }
 
   const Options& options_;
-  sweep::Spec spec_;
+  sweep::Spec spec_, whole_;  // what is asked for; all of the file, with the seeds that are asked for
+  std::map<std::string, Json> data_of_result_;
   fs::path out_;
   std::vector<std::string> launcher_;
 };

@@ -17,9 +17,10 @@ namespace {
 namespace fs = std::filesystem;
 
 Json read_object(const fs::path& path) {
-  Json json = parse_stored_json(read_text_file(path), path.string());
-  if (!json.is_object()) throw_input("{}: is no JSON object; the file is damaged", path.string());
-  return json;
+  std::optional<Json> json = try_parse_json(read_text_file(path));
+  if (!json || !json->is_object())
+    throw_input("{}: is no JSON object; remove the file, and it is made again", path.string());
+  return std::move(*json);
 }
 
 double number_at(const Json& json, std::string_view key, const fs::path& path) {
@@ -166,8 +167,11 @@ Json to_json(const Spec& spec, const Results& results) {
         const auto &one = results[v][s], &base = results[b][s];
         if (!one || !base) continue;
         if (one->tokens[0] != base->tokens[0])
-          throw_input("{}: judged on {} tokens, {} on {}; a paired difference needs the same ones",
-                      variant.name, one->tokens[0], variant.against, base->tokens[0]);
+          throw_input(
+              "{}_seed{} is judged on {} tokens, {}_seed{} on {}; a paired difference needs the same ones: "
+              "remove "
+              "the eval.json of the one that is wrong, and it is made again",
+              variant.name, spec.seeds[s], one->tokens[0], variant.against, spec.seeds[s], base->tokens[0]);
         differences.push_back(one->loss[0] - base->loss[0]);
         base_losses.push_back(base->loss[0]);
         if (base->tokens_per_second > 0)
@@ -221,6 +225,9 @@ std::string to_markdown(const Spec& spec, const Json& table) {
     const Json& difference = against["loss_difference"];
     std::string change = with_error(difference, 4);
     if (!difference.is_null() && difference["mean"].number() >= 0) change.insert(0, 1, '+');
+    // A seed that the other lacks makes no pair.
+    if (const std::size_t pairs = against["seeds"].size(); !difference.is_null() && pairs < done)
+      change += fmt::format(" ({} pair{})", pairs, pairs == 1 ? "" : "s");
     line.push_back(std::move(change));
     line.push_back(difference.is_null() ? "" : fmt::format("{:+.2f}", against["percent"].number()));
     line.push_back(against["p"].is_number() ? fmt::format("{:.2g}", against["p"].number()) : "");

@@ -156,7 +156,7 @@ std::vector<std::int64_t> read_seeds(Section& top) {
   for (const Json& seed : json->array()) {
     const auto whole = seed.whole();
     if (!whole || *whole > static_cast<std::uint64_t>(INT64_MAX))
-      top.fail("seeds", fmt::format("has {}, which is no whole number from 0", to_line(seed)));
+      top.fail("seeds", fmt::format("has {}, which is no whole number from 0 to {}", to_line(seed), INT64_MAX));
     const auto value = static_cast<std::int64_t>(*whole);
     if (std::find(seeds.begin(), seeds.end(), value) != seeds.end())
       top.fail("seeds", fmt::format("has {} twice", value));
@@ -291,7 +291,7 @@ Spec parse_spec(const std::string& text, const std::string& origin) {
           variant.against = prefix + name_at(against->name, against->points.front());
         } else if (!row.own_grid && !against->own_grid) {
           variant.against = prefix + name_at(against->name, point);
-        } else {
+        } else if (against != &row) {
           source.fail(path + ".against",
                       fmt::format("is \"{}\", which has several points of a grid; compare with one variant",
                                   against->name));
@@ -310,6 +310,10 @@ Spec parse_spec(const std::string& text, const std::string& origin) {
       if (text_of.starts_with("train.seed=") || text_of.starts_with("parallel.threads="))
         throw_input("{}: variant \"{}\" sets {}; seeds and threads are keys of the sweep", origin, variant.name,
                     text_of);
+      else if (text_of.starts_with("train.steps=") && spec.budget.of != Budget::Of::steps)
+        throw_input(
+            "{}: variant \"{}\" sets {}, and the file has a budget, which says how long runs train; remove one",
+            origin, variant.name, text_of);
   if (static_cast<std::int64_t>(spec.variants.size() * spec.seeds.size()) > kMostRuns)
     throw_input("{}: more than {} runs", origin, kMostRuns);
   return spec;

@@ -22,18 +22,30 @@ namespace switchyard::train {
 
 namespace {
 
+Json shard_json(const std::string& domain, const data::Shard& shard) {
+  return Json(Json::Object{{"domain", domain},
+                           {"name", shard.path().filename().string()},
+                           {"tokens", shard.size()},
+                           {"token_bytes", shard.token_bytes()}});
+}
+
 Json shards_of(const std::vector<Domain>& domains) {
   Json::Array list;
   for (const Domain& domain : domains) {
     for (std::size_t i = 0; i < domain.stream.shards().size(); ++i) {
-      const data::Shard& shard = domain.stream.shards()[i];
-      list.push_back(Json(Json::Object{{"domain", domain.name},
-                                       {"name", shard.path().filename().string()},
-                                       {"tokens", shard.size()},
-                                       {"token_bytes", shard.token_bytes()},
-                                       {"crc32", checkpoint::crc_text(domain.crc_of_shard[i])}}));
+      list.push_back(shard_json(domain.name, domain.stream.shards()[i]));
+      list.back()["crc32"] = checkpoint::crc_text(domain.crc_of_shard[i]);
     }
   }
+  return Json(std::move(list));
+}
+
+// Without a look at their tokens.
+Json shards_at(const std::vector<config::DataEntry>& entries) {
+  Json::Array list;
+  for (const DomainFiles& files : find_files(entries))
+    for (const std::filesystem::path& path : files.paths)
+      list.push_back(shard_json(files.name, data::Shard(path)));
   return Json(std::move(list));
 }
 
@@ -59,7 +71,7 @@ std::string first_difference(const Json::Array& before, const Json::Array& now) 
       return fmt::format("{} comes where {} came", name_of(b), name_of(a));
     }
     for (const char* key : {"tokens", "token_bytes", "crc32"})
-      if (a[key] != b[key])
+      if (b.contains(key) && a[key] != b[key])
         return fmt::format("{} has other tokens: {} was {}, is {}", name_of(b), key, to_line(a[key]),
                            to_line(b[key]));
   }
@@ -87,6 +99,13 @@ std::string data_fingerprint(const std::vector<Domain>& train, const std::vector
   for (const auto& [name, text] : checkpoint::tokenizer_files(data))
     if (name == checkpoint::kTokenizerMeta) fingerprint["tokenizer"] = parse_stored_json(text, name);
   return to_line(fingerprint);
+}
+
+std::string data_outline(const config::Data& data) {
+  Json outline;
+  outline["train"] = shards_at(data.train);
+  outline["validation"] = shards_at(data.validation);
+  return to_line(outline);
 }
 
 std::string first_difference_of_data(const std::string& before_text, const std::string& now_text) {

@@ -49,8 +49,12 @@ void warn_of_other_tokens(const config::Data& run_data, const std::filesystem::p
 std::string data_fingerprint(const std::vector<Domain>& train, const std::vector<Domain>& validation,
                              const config::Data& data);
 
-// The first difference between a checkpoint's fingerprint and today's, as "data.train: d/train_000001.bin ...";
-// empty: none.
+// A fingerprint of what is there without reading it: no "crc32", no "tokenizer". Throws InputError where
+// nothing is found.
+std::string data_outline(const config::Data& data);
+
+// The first difference between a checkpoint's fingerprint and today's, as "data.train: d/train_000001.bin ...",
+// in what both say; empty: none.
 std::string first_difference_of_data(const std::string& before, const std::string& now);
 
 }  // namespace switchyard::train

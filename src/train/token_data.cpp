@@ -24,11 +24,7 @@ std::vector<data::Sampler::Domain> sampler_domains(const std::vector<Domain>& do
   return list;
 }
 
-struct DomainFiles {
-  std::string name;
-  std::optional<double> weight;
-  std::vector<std::filesystem::path> paths;
-};
+}  // namespace
 
 std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entries) {
   std::vector<DomainFiles> domains;
@@ -41,6 +37,8 @@ std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entrie
   }
   return domains;
 }
+
+namespace {
 
 // Each number is one rank's and 0 on the others: as doubles, they add up exactly.
 void add_over_ranks(std::vector<std::uint32_t>& numbers, const parallel::Group& all) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +25,15 @@ struct Domain {
   std::vector<std::uint32_t> crc_of_shard;  // of its tokens
   std::optional<data::TextSize> text;       // of the whole stream
 };
+
+// The shards of one domain, in the order in which they are read.
+struct DomainFiles {
+  std::string name;
+  std::optional<double> weight;
+  std::vector<std::filesystem::path> paths;
+};
+// Of the entries of one list. Throws InputError where nothing is found.
+std::vector<DomainFiles> find_files(const std::vector<config::DataEntry>& entries);
 
 // Opens the entries of one list; those of one domain become one stream, in the order of the list. Every token
 // is checked against the vocabulary, the shards divided among the ranks of `all`. Throws InputError: nothing

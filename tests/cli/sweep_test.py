@@ -21,6 +21,8 @@ class Sweep(CliTest):
                 "variants": [{"name": "base"}, {"name": "quantile", "set": {"router.type": "quantile", "router.balance_coef": 0, "router.z_loss_coef": 0}}],
                 **changes}
         spec = {key: value for key, value in spec.items() if value is not None}
+        if "budget" in spec and spec["set"] is SET:
+            spec["set"] = {key: value for key, value in SET.items() if key != "train.steps"}
         (self.dir / "spec.json").write_text(json.dumps(spec))
         return "spec.json"
 
@@ -164,10 +166,63 @@ class Sweep(CliTest):
             self.assertIn(f"--out runs/spec/{run}_seed1 ", out)
         self.assertEqual(out.count(" train "), 6)
         self.assertFalse((self.dir / "runs").exists())
+        # What is not there yet is said, and is no hindrance.
+        dry = self.ok("sweep", "spec.json", "--dry-run", "--set", 'data.validation=["data/later_*.bin"]')
+        self.assertEqual(dry.err.count("evaluate.0.data: data/later_*.bin: no such file"), 1)
         # Kept for the other's sake: its baseline at the same point.
         out = self.ok("sweep", "spec.json", "--dry-run", "--only", "^lpr_lr=0.02$").out
         self.assertEqual([word for line in out.splitlines() if " train " in line for word in line.split() if "_seed" in word],
                          ["runs/spec/base_lr=0.02_seed1", "runs/spec/lpr_lr=0.02_seed1"])
+
+    def test_a_variant_with_a_grid_of_its_own_may_be_compared_with_none(self):
+        grid = {"train.lr": [0.01, 0.02]}
+        for variants in ([{"name": "base"}, {"name": "lr", "against": "lr", "grid": grid}], [{"name": "lr", "grid": grid}]):
+            self.write_spec(seeds=[1], variants=variants)
+            table, _ = self.sweep()
+            self.assertEqual([row["name"] for row in table["variants"]][-2:], ["lr_lr=0.01", "lr_lr=0.02"])
+            self.assertTrue(all("against" not in row for row in table["variants"]))
+
+    def test_a_part_of_a_sweep_leaves_the_whole_table(self):
+        self.write_spec(seeds=[1])
+        self.sweep("--only", "^quantile$", "--seeds", "1,2")
+        table, finished = self.sweep("--only", "^base$")
+        self.assertEqual([row["name"] for row in table["variants"]], ["base", "quantile"])
+        self.assertEqual([row["seeds"] for row in table["variants"]], [[1, 2], [1, 2]])
+        self.assertNotIn("quantile", finished.out)
+
+    def test_a_seed_without_its_pair_is_no_part_of_the_difference(self):
+        self.write_spec()
+        self.sweep()
+        shutil.rmtree(self.dir / "out" / "base_seed2")
+        table, finished = self.sweep("--table")
+        self.assertEqual(table["variants"][1]["against"]["seeds"], [1, 3])
+        self.assertRegex(finished.out, r"\| quantile \| 3 \|.*± [0-9.]+ \(2 pairs\) \|")
+
+    def test_other_data_under_the_same_names_are_not_the_same(self):
+        test = self.dir / "data" / "test_000000.bin"
+        harness.write_shard(test, harness.learnable_tokens(90, seed=30))
+        self.write_spec(seeds=[1], variants=[{"name": "base"}], evaluate=[{"name": "test", "data": "data/test_*.bin"}])
+        self.sweep()
+        before = self.result("base_seed1")["tokens"]
+        harness.write_shard(test, harness.learnable_tokens(70, seed=31))
+        self.assertIn("| base | 0 of 1 |", self.sweep("--table")[1].out)
+        _, finished = self.sweep()
+        self.assertIn("1 of 1 runs to do", finished.err)
+        self.assertLess(self.result("base_seed1")["tokens"], before)
+        # A result of another program's, in the place of the sweep's.
+        (self.dir / "out" / "base_seed1" / "eval.json").write_text('{"loss": 1.0, "tokens": 5}')
+        _, finished = self.sweep()
+        self.assertIn("1 of 1 runs to do", finished.err)
+        self.assertGreater(self.result("base_seed1")["tokens"], 5)
+        shard = next((self.dir / "data").glob("train_*.bin"))
+        whole = shard.read_bytes()
+        harness.write_shard(shard, harness.learnable_tokens(700, seed=32))
+        self.fails(2, "sweep", "spec.json", "--out", "out", names=["base_seed1: was trained on other data: data.train: train_.* has other tokens"])
+        table, finished = self.sweep("--table")
+        self.assertIn("| base | 0 of 1 |", finished.out)
+        self.assertIn("was trained on other data", finished.err)
+        shard.write_bytes(whole)
+        self.assertIn("0 of 1 runs to do", self.sweep()[1].err)
 
     def test_configurations_by_name(self):
         self.write_config(model=None)
@@ -247,6 +302,12 @@ class Sweep(CliTest):
                 ({"baseline": "nothing"}, "baseline"), ({"budget": {}}, "budget"),
                 ({"budget": {"tokens": 1, "flops": 2}}, r"budget\.flops"), ({"budget": {"tokens": -1}}, r"budget\.tokens"),
                 ({"budget": {"tokens": 3}}, "budget: is less than a step"),
+                ({"budget": {"tokens": 512}, "variants": [{"name": "a", "set": {"train.steps": 5}}]}, '"a" sets train.steps=5.*budget'),
+                ({"budget": {"tokens": 512}, "grid": {"train.steps": [5, 6]}}, "sets train.steps=5.*budget"),
+                ({"seeds": [2**63]}, f"no whole number from 0 to {2**63 - 1}"),
+                ({"variants": [{"name": "a"}, {"name": "b", "set": {"router.jiter": 1}}]}, 'variant "b": .*router.jiter'),
+                ({"evaluate": [{"name": "a"}, {"name": "b", "data": "data/tset_*.bin"}]}, r"evaluate\.1\.data: data/tset_"),
+                ({"variants": [{"name": "a", "set": {"data.validation": [], "train.eval_every": 0}}]}, r"evaluate\.0\.data: .*data\.validation"),
                 ({"evaluate": []}, "evaluate"), ({"evaluate": [{"name": "a", "data": []}]}, r"evaluate\.0\.data"),
                 ({"evaluate": [{"name": "a"}, {"name": "a"}]}, r"evaluate\.1\.name"),
                 ({"jobs": 0}, "jobs"), ({"detect": -1}, "detect"), ({"bananas": 1}, "bananas")):
@@ -261,7 +322,8 @@ class Sweep(CliTest):
                 self.fails(2, "sweep", "spec.json", "--out", "out", *options, names=[named])
         self.write_spec()
         for options, named in ((["--set", "train.seed=9"], "--seeds"), (["--set", "parallel.threads=2"], "--threads"), (["--only", "nothing"], "--only"), (["--only", "("], "regular expression"),
-                               (["--seeds", "1,1"], "--seeds"), (["--seeds", "x"], "--seeds"), (["--jobs", "0"], "--jobs")):
+                               (["--seeds", "1,1"], "--seeds"), (["--seeds", "x"], "--seeds: is x, expected a whole number of 0 or more"), (["--seeds", "1,-1"], "--seeds: is -1"),
+                               (["--seeds", str(2**63)], "--seeds: is"), (["--dry-run", "--json", "t.json"], "--json"), (["--jobs", "0"], "--jobs")):
             with self.subTest(options):
                 self.fails(2, "sweep", "spec.json", *options, names=[named])
 
