@@ -44,6 +44,22 @@ TEST(RunDirectory, AnotherRunInsideIsRefusedUnlessResumed) {
   }
 }
 
+TEST(RunDirectory, WhatAnotherProcessHasSavedMeanwhileIsNotGoneBackFrom) {
+  const TempDir place;
+  const fs::path checkpoints = place.path() / "checkpoints";
+  for (const char* step : {"step_000001", "step_000002"}) fs::create_directories(checkpoints / step);
+  fs::create_directory_symlink("step_000002", checkpoints / "latest");
+  for (const std::int64_t looked_at : {0, 1}) {
+    const std::string message =
+        message_of<InputError>([&] { RunDirectory(place.path(), small_run(), ExistingRun::go_on, looked_at); });
+    EXPECT_CONTAINS(message, "another process has saved step_000002");
+    EXPECT_FALSE(fs::exists(place.path() / "config.json"));
+    EXPECT_FALSE(fs::exists(place.path() / "abandoned_1"));
+  }
+  const RunDirectory newest(place.path(), small_run(), ExistingRun::go_on, 2);
+  EXPECT_FALSE(fs::exists(place.path() / "abandoned_1"));
+}
+
 TEST(RunDirectory, AForeignConfigJsonIsNotOverwritten) {
   const TempDir place;
   test::write_bytes(place.path() / "config.json", R"({"scripts": {}})");

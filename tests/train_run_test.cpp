@@ -322,7 +322,7 @@ TEST_F(Training, ResumedFromAnOlderCheckpointRepeatsTheSteps) {
   const std::string weights = slurp(checkpoint("run", 5) / "model.safetensors");
   const std::string state = slurp(checkpoint("run", 5) / "state.safetensors");
   std::filesystem::remove_all(checkpoint("run", 5));
-  train("run", run, {.wanted = true, .checkpoint = checkpoint("run", 2)});
+  train("run", run, {.wanted = true, .named = true, .checkpoint = checkpoint("run", 2)});
   EXPECT_EQ(metrics("run"), expected);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "model.safetensors") == weights);
   EXPECT_TRUE(slurp(checkpoint("run", 5) / "state.safetensors") == state);

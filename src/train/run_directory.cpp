@@ -111,7 +111,7 @@ RunDirectory::RunDirectory(fs::path path, const config::Run& run, ExistingRun ex
 void RunDirectory::set_aside_after(std::int64_t step) const {
   std::vector<std::int64_t> later = checkpoint::checkpoint_steps(path_);
   std::erase_if(later, [step](std::int64_t each) { return each <= step; });
-  if (later.empty()) return;
+  if (later.empty() || !fs::exists(checkpoint::checkpoint_path(path_, step))) return;
   fs::path other;
   for (int n = 1; other.empty() || fs::exists(other); ++n) other = path_ / fmt::format("abandoned_{}", n);
   // The log first: it is cut when the run goes on.
