@@ -2,9 +2,9 @@
 # Latent Prototype Routing beside the routers that it replaces: trains Mixtral, Qwen3-MoE and DeepSeek-V3, each with its
 # own router and with LPR, on the same data with the same seeds, evaluates them and prints test loss, Gini and min-max
 # (configs/sweeps/lpr_small.json, lpr_paper.json). What is done is not done again; a run that was interrupted goes on. At the
-# small scale LPR has the quantile bias on top, and each layout is there with that bias alone and with its own balancing, too
-# (docs/results.md says why); at the paper's scale LPR is as published, prototypes as drawn and scaled to the
-# unit sphere, and with that bias.
+# small scale LPR has the quantile bias on top, and each layout is there with that bias alone, with LPR's prototypes beside a
+# linear gate and that bias, and with its own balancing, too (docs/results.md says why); at the paper's scale LPR is as
+# published, prototypes as drawn and scaled to the unit sphere, and with that bias.
 #
 #   scripts/reproduce_lpr.sh --scale small --corpus DIR     models of 5 M parameters, 64 experts, 8 active, 5 M tokens
 #   scripts/reproduce_lpr.sh --scale paper --launcher "mpirun -np 8"      the published set-up, on 8 GPUs

@@ -97,6 +97,8 @@ class ReproduceLpr(CliTest):
             self.assertIn(f"mpirun -np 8 switchyard train configs/{layout}_0.6b.json --out runs/lpr_paper/{layout}_seed2 ",
                           output)
             self.assertIn(f"train configs/{layout}_lpr_0.6b.json --out runs/lpr_paper/{layout}_lpr_init_seed1 ", output)
+            self.assertRegex(output, rf"train configs/{layout}_lpr_0.6b.json --out runs/lpr_paper/{layout}_prototypes_seed1 .*"
+                                     r"router.prototype_routing=false .*router.similarity=dot .*router.bias=quantile ")
             self.assertIn(f"train configs/{layout}_quantile_0.6b.json --out runs/lpr_paper/{layout}_quantile_seed1 ", output)
         self.assertIn("hf download HuggingFaceFW/fineweb", output)
         self.assertFalse((self.dir / "runs").exists())
