@@ -572,12 +572,7 @@ class Sweep {
   int print_table() const {
     const Json table = table_of(spec_, true);
     const std::string markdown = sweep::to_markdown(spec_, table);
-    if (fs::is_directory(out_)) {
-      const sweep::Spec whole = whole_spec();
-      const Json all = table_of(whole, false);
-      write_text_file(out_ / "sweep.json", to_text(all));
-      write_text_file(out_ / "sweep.markdown", sweep::to_markdown(whole, all));
-    }
+    if (fs::is_directory(out_)) write_whole_table();
     std::FILE* const to = options_.json == "-" ? stderr : stdout;
     fmt::print(to, "{}", markdown);
     if (options_.json == "-") {
@@ -586,6 +581,20 @@ class Sweep {
       write_text_file(options_.json, to_text(table));
     }
     return std::fflush(to) == 0 ? 0 : 1;
+  }
+
+  // A variant that is not asked for may be one that cannot be read.
+  void write_whole_table() const {
+    const sweep::Spec whole = whole_spec();
+    Json table;
+    try {
+      table = table_of(whole, false);
+    } catch (const InputError& error) {
+      return log_warning(fmt::format("{} stays as it is, since not all of {} can be tabulated: {}",
+                                     (out_ / "sweep.json").string(), options_.spec, error.what()));
+    }
+    write_text_file(out_ / "sweep.json", to_text(table));
+    write_text_file(out_ / "sweep.markdown", sweep::to_markdown(whole, table));
   }
 
   // Of each variant its parameters, and the tokens that its runs have read.

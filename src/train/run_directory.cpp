@@ -113,7 +113,10 @@ void RunDirectory::set_aside_after(std::int64_t step) const {
   std::erase_if(later, [step](std::int64_t each) { return each <= step; });
   if (later.empty() || !fs::exists(checkpoint::checkpoint_path(path_, step))) return;
   fs::path other;
-  for (int n = 1; other.empty() || fs::exists(other); ++n) other = path_ / fmt::format("abandoned_{}", n);
+  const auto is_taken = [&] {
+    return fs::exists(other) || fs::exists(checkpoint::checkpoints_directory(path_) / other.filename());
+  };
+  for (int n = 1; other.empty() || is_taken(); ++n) other = path_ / fmt::format("abandoned_{}", n);
   // The log first: it is cut when the run goes on.
   std::error_code error;
   fs::create_directory(other, error);

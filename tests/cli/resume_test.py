@@ -295,6 +295,9 @@ class Resume(CliTest):
             self.assertEqual([path.name for path in self.checkpoints("run")], ["step_000003", "step_000004"])
             self.assertEqual([path.name for path in self.checkpoints("run/abandoned_1")], ["step_000006", "step_000009"])
             self.assertIn("nothing to do: step 9", self.ok("train", self.config, "--resume", "run/abandoned_1").out)
+            shutil.rmtree(self.dir / "run" / "abandoned_1")  # the link alone
+            self.ok("train", self.config, "--resume", "run/checkpoints/step_000003", "--set", "train.steps=5")
+            self.assertEqual([path.name for path in self.checkpoints("run/abandoned_2")], ["step_000004"])
 
     def test_later_checkpoints_than_the_one_that_latest_names(self):
         """As a process leaves them that is killed between pointing `latest` back and moving the others."""

@@ -189,6 +189,11 @@ class Sweep(CliTest):
         self.assertEqual([row["name"] for row in table["variants"]], ["base", "quantile"])
         self.assertEqual([row["seeds"] for row in table["variants"]], [[1, 2], [1, 2]])
         self.assertNotIn("quantile", finished.out)
+        # One that is not asked for and cannot be read is no hindrance to what is.
+        self.write_spec(seeds=[1], variants=[{"name": "base"}, {"name": "other", "config": "nowhere.json"}])
+        finished = self.ok("sweep", "spec.json", "--out", "out", "--only", "^base$", "--table")
+        self.assertIn("| base | 1 |", finished.out)
+        self.assertRegex(finished.err, 'sweep.json stays as it is.*variant "other".*nowhere.json')
 
     def test_a_seed_without_its_pair_is_no_part_of_the_difference(self):
         self.write_spec()
