@@ -214,6 +214,12 @@ class Sweep(CliTest):
         _, finished = self.sweep()
         self.assertIn("1 of 1 runs to do", finished.err)
         self.assertLess(self.result("base_seed1")["tokens"], before)
+        # Of earlier programs there is the command alone.
+        record = self.dir / "out" / "evaluations.json"
+        recorded = json.loads(record.read_text())
+        record.write_text(json.dumps({result: entry["command"] for result, entry in recorded.items()}))
+        self.assertIn("0 of 1 runs to do", self.sweep()[1].err)
+        record.write_text(json.dumps(recorded))
         # A result of another program's, in the place of the sweep's.
         (self.dir / "out" / "base_seed1" / "eval.json").write_text('{"loss": 1.0, "tokens": 5}')
         _, finished = self.sweep()
