@@ -1,5 +1,6 @@
 """What a user can get wrong ends in one line that names it, exit code 2, and nothing half-written."""
 
+import contextlib
 import json
 import os
 import pathlib
