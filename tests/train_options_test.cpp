@@ -126,7 +126,8 @@ class Options : public ::testing::Test {
     // A team is not worth its start for a model as small as this.
     test::with_threads(1, [&] {
       const End whole = train(run, {});
-      const End resumed = train(run, {.wanted = true, .checkpoint = checkpoint_path(dir_ / "run", kSaved)});
+      const End resumed =
+          train(run, {.wanted = true, .named = true, .checkpoint = checkpoint_path(dir_ / "run", kSaved)});
       EXPECT_TRUE(resumed == whole) << "the resumed run ends elsewhere";
       EXPECT_EQ(evaluated(run), whole.val_loss);
       return 0;
