@@ -442,11 +442,12 @@ fs::path resolve_checkpoint(const fs::path& path) {
                 path.string());
   if (has_manifest(path)) return fs::is_symlink(path, error) ? fs::canonical(path) : path;
   if (auto latest = find_latest(path)) return *latest;
-  fs::path absolute = fs::absolute(path).lexically_normal();  // a link by its own name
-  if (!absolute.has_filename()) absolute = absolute.parent_path();
-  if (absolute.filename() == "checkpoints") {
-    if (auto latest = find_latest(absolute.parent_path())) return *latest;
-  }
+  fs::path as_named = fs::absolute(path).lexically_normal();
+  if (!as_named.has_filename()) as_named = as_named.parent_path();
+  for (const fs::path& each :
+       {as_named, fs::canonical(path)})  // RUN/checkpoints may be a link, or be linked to
+    if (each.filename() == "checkpoints")
+      if (auto latest = find_latest(each.parent_path())) return *latest;
   if (fs::exists(path / kWeightsFile, error) || fs::exists(path / kRunJson, error))
     throw_input("{}: is missing; the checkpoint is not whole, use another one", (path / kManifest).string());
   throw_input("{}: holds no checkpoint; give RUN/checkpoints/step_NNNNNN or a run directory that has one",

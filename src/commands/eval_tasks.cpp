@@ -119,7 +119,9 @@ int evaluate_tasks(const TaskOptions& options, const EvalOptions& common,
       samples += to_line(line) + "\n";
     }
   }
-  write_json(common.json, Json(Json::Object{{"tasks", std::move(report)}}));
+  Json whole(Json::Object{{"tasks", std::move(report)}});
+  if (const auto& checkpoint = directory.checkpoint()) whole["step"] = checkpoint->state().step;
+  write_json(common.json, whole);
   if (!options.samples.empty()) write_text_file(options.samples, samples);
   return 0;
 }

@@ -33,21 +33,25 @@ std::vector<config::DataEntry> entries_of(const std::vector<std::string>& paths)
 std::vector<config::DataEntry> domains_of(const std::vector<std::string>& paths) {
   std::vector<config::DataEntry> entries = entries_of(paths);
   std::map<std::string, std::set<std::string>> directories_of;  // by name
+  std::set<std::string> directories;
   for (config::DataEntry& entry : entries) {
-    std::filesystem::path path = std::filesystem::path(entry.path).lexically_normal();
+    std::filesystem::path path = std::filesystem::absolute(entry.path).lexically_normal();
     std::error_code ignored;
     if (path.has_filename() && !std::filesystem::is_directory(path, ignored)) path = path.parent_path();
     if (!path.has_filename()) path = path.parent_path();  // DIRECTORY/
     entry.domain = path.string();
     directories_of[path.filename().string()].insert(entry.domain);
+    directories.insert(entry.domain);
   }
-  const bool distinct = std::all_of(directories_of.begin(), directories_of.end(), [](const auto& named) {
-    return !named.first.empty() && named.second.size() == 1;
-  });
+  const bool distinct = std::all_of(directories_of.begin(), directories_of.end(),
+                                    [](const auto& named) { return named.second.size() == 1; });
   for (config::DataEntry& entry : entries) {
-    if (distinct) entry.domain = std::filesystem::path(entry.domain).filename().string();
-    if (distinct && directories_of.size() == 1) entry.domain = "data";
-    if (entry.domain.empty()) entry.domain = ".";
+    const std::filesystem::path directory = entry.domain;
+    if (directories.size() == 1) {
+      entry.domain = "data";
+    } else if (distinct && directory.has_filename()) {
+      entry.domain = directory.filename().string();
+    }
   }
   return entries;
 }

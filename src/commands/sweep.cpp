@@ -170,21 +170,8 @@ class Sweep {
           options.spec);
     whole_ = spec_;
     if (!options.only.empty()) keep_only(options.only);
-    // Every configuration is read before the first run begins, and what runs are judged on looked for; a dry
-    // run may say how it would go before the data are there.
-    bool is_there = true;
-    for (const sweep::Variant& variant : spec_.variants) {
-      const config::Run run = load(variant, arguments_of(variant, 1));
-      for (std::size_t i = 0; i < spec_.evaluations.size() && !options.table && is_there; ++i) {
-        try {
-          check_evaluation(i, run);
-        } catch (const InputError& error) {
-          if (!options.dry_run) throw;
-          log_warning(error.what());
-          is_there = false;
-        }
-      }
-    }
+    // Every configuration is read before the first run begins.
+    for (const sweep::Variant& variant : spec_.variants) load(variant, arguments_of(variant, 1));
   }
 
   int run() {
@@ -371,7 +358,9 @@ class Sweep {
     for (std::size_t i = 0; i < spec_.evaluations.size(); ++i) {
       std::vector<std::string> command = evaluation_command(run, i);
       const Json& data = data_of_result_[command.back()] = data_of_evaluation(i, wanted);
-      if (!trained || !is_done(command, data)) task.programs.push_back({std::move(command)});
+      if (trained && is_done(command, data)) continue;
+      check_evaluation(i, wanted);
+      task.programs.push_back({std::move(command)});
     }
     return task;
   }
@@ -429,8 +418,8 @@ class Sweep {
                        paths.size() == 1 ? "" : fmt::format(" ({} keys differ)", paths.size()));
   }
 
-  // The same of the shards that it has been trained on, by their names and sizes. A table can be made when they
-  // are gone.
+  // The same of the shards that it has been trained on, by their names and sizes. They may be gone: training
+  // asks for them where any of it is left.
   std::string difference_of_data(const fs::path& run, const config::Data& data) const {
     const std::optional<fs::path> latest = checkpoint::find_latest(run);
     const std::string before = latest ? checkpoint::read_run_record(*latest).data : "";
@@ -439,8 +428,7 @@ class Sweep {
     try {
       now = train::data_outline(data);
     } catch (const InputError&) {
-      if (options_.table) return "";
-      throw;
+      return "";
     }
     const std::string difference = train::first_difference_of_data(before, now);
     return difference.empty() ? "" : fmt::format("{}: was trained on other data: {}", run.string(), difference);
@@ -464,17 +452,20 @@ class Sweep {
     for (const std::string& path : paths) entries.push_back({path, "data", std::nullopt});
     return paths.empty() ? run.data.validation : entries;
   }
-  // Throws InputError where a run would be trained, and could then not be judged.
-  void check_evaluation(std::size_t i, const config::Run& run) const {
+  // Throws InputError where a run would be trained, and could then not be judged. A dry run, which says how it
+  // would go before the data are there, warns of the first.
+  void check_evaluation(std::size_t i, const config::Run& run) {
+    if (options_.dry_run && warned_of_data_) return;
     const std::vector<std::string>& data = spec_.evaluations[i].data;
-    if (data.empty() && run.data.validation.empty())
-      throw_input(
-          "{}: evaluate.{}.data: is not given, and a run has no data.validation either; give one of them",
-          options_.spec, i);
     try {
+      if (data.empty() && run.data.validation.empty())
+        throw_input("is not given, and a run has no data.validation either; give one of them");
       train::find_files(entries_of(data, run));
     } catch (const InputError& error) {
-      throw_input("{}: evaluate.{}.data: {}", options_.spec, i, error.what());
+      const std::string message = fmt::format("{}: evaluate.{}.data: {}", options_.spec, i, error.what());
+      if (!options_.dry_run) throw_input("{}", message);
+      log_warning(message);
+      warned_of_data_ = true;
     }
   }
 
@@ -500,7 +491,9 @@ class Sweep {
     if (!fs::exists(result)) return false;
     const Json all = recorded();
     const Json& found = all[from_out(result)];
-    if (found.is_string()) return found == Json(text_of(command));  // all that earlier programs have recorded
+    // Earlier programs have recorded the command alone, and joined what lies in several directories.
+    if (found.is_string())
+      return found == Json(text_of(command)) && std::count(command.begin(), command.end(), "--data") < 2;
     if (!found.is_object()) return false;
     return found["command"] == Json(text_of(command)) && found["crc32"] == Json(crc32_of_file(result)) &&
            (data.is_null() || found["data"] == data);
@@ -621,6 +614,7 @@ class Sweep {
   const Options& options_;
   sweep::Spec spec_, whole_;  // what is asked for; all of the file, with the seeds that are asked for
   std::map<std::string, Json> data_of_result_;
+  bool warned_of_data_ = false;
   fs::path out_;
   std::vector<std::string> launcher_;
 };

@@ -48,6 +48,10 @@ class SideBySide {
     if (slot_.size() * threads_ > cores_.size()) cores_.clear();
     ::sigemptyset(&signals_);
     for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) ::sigaddset(&signals_, signal);
+    // As nohup has it: one that is blocked waits even where it is ignored.
+    struct sigaction hangup {};
+    if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN)
+      ::sigdelset(&signals_, SIGHUP);
     // A SIGCHLD that comes before it is waited for stays pending.
     ::sigprocmask(SIG_BLOCK, &signals_, &before_);
   }

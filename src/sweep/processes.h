@@ -28,9 +28,9 @@ struct Outcome {
 
 // Runs all tasks, `jobs` at a time, each on `threads` cores of its own where the machine has that many for all
 // of them (one with a launcher: where that puts it). `begun` and `ended` are told of each task by its index.
-// Ctrl-C, SIGTERM and SIGHUP are passed on to what runs; nothing new begins then, and what runs is waited for.
-// Returns the signal, or 0: all have run. Throws RunError where a process cannot be started or a log cannot be
-// opened.
+// Ctrl-C, SIGTERM and SIGHUP, where it is not ignored, are passed on to what runs; nothing new begins then, and
+// what runs is waited for. Returns the signal, or 0: all have run. Throws RunError where a process cannot be
+// started or a log cannot be opened.
 int run_side_by_side(const std::vector<Task>& tasks, std::int64_t jobs, std::int64_t threads,
                      const std::function<void(std::size_t)>& begun,
                      const std::function<void(std::size_t, const Outcome&)>& ended);

@@ -33,9 +33,10 @@ class RunDirectory {
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path tensorboard_path() const { return path_ / "tensorboard"; }
 
-  // Before the run goes on from its checkpoint of `step`, if it has that: checkpoints of later steps move to abandoned_N, N
-  // being free, and evaluations of them (eval*.json with a later "step"), with copies of config.json and the
-  // logs. Throws InputError where that cannot be done; then nothing has moved, or the run goes on from `step`.
+  // Before the run goes on from its checkpoint of `step`, if it has that: checkpoints of later steps move to
+  // abandoned_N, N being free, and evaluations of them (eval*.json with a later "step"), with copies of
+  // config.json and the logs. Throws InputError where that cannot be done; then nothing has moved, or the run
+  // goes on from `step`.
   void set_aside_after(std::int64_t step) const;
 
  private:

@@ -137,10 +137,13 @@ class Eval(CliTest):
                                    / text_per_token, delta=0.02 * domain["bits_per_byte"])  # 900 of 301, not of 300
         # Of one name: by their paths. A pattern that the shell has taken apart stays one stream.
         harness.write_shard(self.dir / "other" / "law" / "val.bin", harness.learnable_tokens(90, seed=6))
-        self.assertEqual([domain["name"] for domain in self.report(data=("law", "other/law/val.bin"))["domains"]], ["law", "other/law"])
+        self.assertEqual([domain["name"] for domain in self.report(data=("law", "other/law/val.bin"))["domains"]],
+                         [str(self.dir.resolve() / "law"), str(self.dir.resolve() / "other" / "law")])
         harness.write_shard(self.dir / "law" / "val_000001.bin", harness.learnable_tokens(101, seed=7))
         cut = self.report(data=("law/val_000000.bin", "law/val_000001.bin"))
         self.assertEqual([(domain["name"], domain["tokens"]) for domain in cut["domains"]], [("data", 301 + 101 - 1)])
+        one = self.report(data=("law/val_000000.bin", str(self.dir / "law" / "val_000001.bin")))
+        self.assertEqual([domain["name"] for domain in one["domains"]], ["data"])
 
     def test_json_file_and_table(self):
         finished = self.ok("eval", self.latest("run"), "--data", "data/val.bin", "--json", "report.json")

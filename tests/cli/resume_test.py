@@ -281,6 +281,9 @@ class Resume(CliTest):
             self.ok("train", self.config, "--resume", named, "--set", f"train.steps={steps}")
             self.assertEqual(self.metrics("run")[-1]["step"], steps, named)
         self.assertEqual(sorted(path.name for path in self.dir.glob("metrics.jsonl")), [])
+        self.ok("train", self.config, "--out", "plain")
+        (self.dir / "ck").symlink_to(self.dir / "plain" / "checkpoints")
+        self.ok("eval", "ck")
 
     def test_checkpoints_on_a_disk_of_their_own(self):
         self.config = self.write_config(train__steps=9, checkpoint__every=3, checkpoint__keep=0)

@@ -94,15 +94,27 @@ class Sweep(CliTest):
         self.fails(2, "sweep", "spec.json", "--out", "out", names=["base_seed1", "train.lr is 0.01 there and 0.02 here"])
         self.assertEqual(harness.snapshot(self.dir / "out"), before)
 
-    def test_a_sweep_that_was_stopped_goes_on_to_the_same_figures(self):
-        self.write_spec(set={**SET, "train.steps": 200}, seeds=[1], variants=[{"name": "base"}])
-        self.ok("sweep", "spec.json", "--out", "whole")
-        process = self.start("sweep", "spec.json", "--out", "out")
+    def start_until_it_trains(self, **popen):
+        process = self.start("sweep", "spec.json", "--out", "out", **popen)
         metrics = self.dir / "out" / "base_seed1" / "metrics.jsonl"
         end = time.monotonic() + 50
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
             self.assertLess(time.monotonic(), end)
             time.sleep(0.01)
+        return process
+
+    def test_nohup_keeps_a_sweep_going(self):
+        self.write_spec(set={**SET, "train.steps": 200}, seeds=[1], variants=[{"name": "base"}])
+        process = self.start_until_it_trains(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        process.send_signal(signal.SIGHUP)
+        finished = self.finish(process)
+        self.assertEqual(finished.code, 0, finished)
+        self.assertEqual(self.result("base_seed1")["step"], 200)
+
+    def test_a_sweep_that_was_stopped_goes_on_to_the_same_figures(self):
+        self.write_spec(set={**SET, "train.steps": 200}, seeds=[1], variants=[{"name": "base"}])
+        self.ok("sweep", "spec.json", "--out", "whole")
+        process = self.start_until_it_trains()
         process.send_signal(signal.SIGINT)
         finished = self.finish(process)
         self.assertEqual(finished.code, 128 + signal.SIGINT, finished)
@@ -232,7 +244,12 @@ class Sweep(CliTest):
         table, finished = self.sweep("--table")
         self.assertIn("| base | 0 of 1 |", finished.out)
         self.assertIn("was trained on other data", finished.err)
+        # What is done needs no data; what is not, does.
         shard.write_bytes(whole)
+        (self.dir / "data").rename(self.dir / "gone")
+        self.assertIn("0 of 1 runs to do", self.sweep()[1].err)
+        self.fails(2, "sweep", "spec.json", "--out", "out", "--seeds", "1,2", names=[r"evaluate\.0\.data: data/test_"])
+        (self.dir / "gone").rename(self.dir / "data")
         self.assertIn("0 of 1 runs to do", self.sweep()[1].err)
 
     def test_configurations_by_name(self):
