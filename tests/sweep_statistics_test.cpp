@@ -43,16 +43,24 @@ TEST(SweepStatistics, APairedTestIsThatOfTheDifferences) {
   EXPECT_EQ(paired_test({0, 0})->p, 1);
 }
 
-TEST(SweepStatistics, SeedsNeededGrowWithTheSpreadAndFallWithTheDifference) {
-  // By the tables: (2.262 + 0.883)^2 = 9.89 with 10 seeds, (2.306 + 0.889)^2 = 10.2 with 9.
+// Expected: the smallest n by scipy.stats.nct (SciPy 1.17), by differences in standard deviations.
+TEST(SweepStatistics, SeedsNeededHaveThePowerThatIsClaimed) {
+  EXPECT_EQ(seeds_needed(10, 1), 3);
+  EXPECT_EQ(seeds_needed(3, 1), 4);
+  EXPECT_EQ(seeds_needed(2, 1), 5);
+  EXPECT_EQ(seeds_needed(1.5, 1), 6);
   EXPECT_EQ(seeds_needed(1, 1), 10);
   EXPECT_EQ(seeds_needed(-1, 1), 10);
-  // Of many seeds the quantiles are the normal distribution's: ((1.960 + 0.842) 10)^2 = 785, and two more for
-  // what is left of Student's tails.
-  EXPECT_NEAR(static_cast<double>(*seeds_needed(0.1, 1)), 787, 1);
+  EXPECT_EQ(seeds_needed(2, 4), 34);
+  EXPECT_EQ(seeds_needed(0.1, 1), 787);
   EXPECT_EQ(seeds_needed(1, 0), 2);
   EXPECT_FALSE(seeds_needed(0, 1));
   EXPECT_FALSE(seeds_needed(1e-9, 1));
+  // Differences that hardly spread.
+  EXPECT_EQ(seeds_needed(1, 1e-3), 2);
+  EXPECT_EQ(seeds_needed(0.01, 1e-17), 2);
+  // A seed more adds 4.5e-7 to the power there: what the two series differ by is worth a few.
+  EXPECT_NEAR(static_cast<double>(*seeds_needed(0.003, 1)), 872'100, 5);
 }
 
 }  // namespace switchyard::sweep

@@ -1,5 +1,8 @@
 #include "sweep/statistics.h"
 
+#include <algorithm>
+#include <boost/math/distributions/non_central_t.hpp>
+#include <boost/math/distributions/students_t.hpp>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -10,35 +13,14 @@ namespace switchyard::sweep {
 
 namespace {
 
-// The regularised incomplete beta function I_x(a, b) by its continued fraction, with the modified Lentz
-// algorithm (Abramowitz and Stegun 26.5.8).
-double continued_fraction(double a, double b, double x) {
-  constexpr double kTiny = 1e-300;
-  const auto away_from_zero = [](double value) { return std::abs(value) < kTiny ? kTiny : value; };
-  double c = 1, d = 1 / away_from_zero(1 - (a + b) * x / (a + 1)), result = d;
-  for (int m = 1; m <= 10'000; ++m) {
-    const double even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m));
-    d = 1 / away_from_zero(1 + even * d);
-    c = away_from_zero(1 + even / c);
-    result *= c * d;
-    const double odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1));
-    d = 1 / away_from_zero(1 + odd * d);
-    c = away_from_zero(1 + odd / c);
-    const double factor = c * d;
-    result *= factor;
-    if (std::abs(factor - 1) < 1e-15) break;
-  }
-  return result;
-}
+// A t-test at the level of 0.05, two-sided, finds a true difference in this share of repetitions at least.
+constexpr double kPower = 0.8;
 
-double incomplete_beta(double a, double b, double x) {
-  if (x <= 0) return 0;
-  if (x >= 1) return 1;
-  const double front =
-      std::exp(std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b) + a * std::log(x) + b * std::log1p(-x));
-  // The fraction converges fast on one side of the mean alone; the other is its complement.
-  return x < (a + 1) / (a + b + 2) ? front * continued_fraction(a, b, x) / a
-                                   : 1 - front * continued_fraction(b, a, 1 - x) / b;
+// The share in which n pairs find a difference of `size` standard deviations.
+double power_of(long n, double size) {
+  const double freedom = static_cast<double>(n - 1), least = t_quantile(0.975, freedom);
+  const boost::math::non_central_t shifted(freedom, size * std::sqrt(static_cast<double>(n)));
+  return boost::math::cdf(boost::math::complement(shifted, least)) + boost::math::cdf(shifted, -least);
 }
 
 }  // namespace
@@ -57,18 +39,11 @@ std::optional<double> standard_error(const std::vector<double>& values) {
 }
 
 double p_of_t(double t, double freedom) {
-  return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t));
+  return 2 * boost::math::cdf(boost::math::complement(boost::math::students_t(freedom), std::abs(t)));
 }
 
 double t_quantile(double p, double freedom) {
-  if (p < 0.5) return -t_quantile(1 - p, freedom);
-  double low = 0, high = 1;
-  while (1 - p_of_t(high, freedom) / 2 < p) high *= 2;
-  for (int i = 0; i < 200; ++i) {
-    const double middle = (low + high) / 2;
-    (1 - p_of_t(middle, freedom) / 2 < p ? low : high) = middle;
-  }
-  return (low + high) / 2;
+  return boost::math::quantile(boost::math::students_t(freedom), p);
 }
 
 std::optional<PairedTest> paired_test(const std::vector<double>& differences) {
@@ -86,22 +61,20 @@ std::optional<PairedTest> paired_test(const std::vector<double>& differences) {
 }
 
 std::optional<long> seeds_needed(double difference, double deviation) {
-  if (difference == 0) return std::nullopt;
-  const auto enough = [&](long n) {
-    const double freedom = static_cast<double>(n - 1);
-    const double needed = (t_quantile(0.975, freedom) + t_quantile(0.8, freedom)) * deviation / difference;
-    return static_cast<double>(n) >= needed * needed;
-  };
   constexpr long kMost = 1'000'000;
-  long low = 1, high = 2;  // `low` is not enough, and the need falls as n grows
-  while (!enough(high)) {
+  if (difference == 0) return std::nullopt;
+  if (deviation == 0) return 2;
+  // Two are enough from 12 deviations on; the library's series overflow far beyond that.
+  const double size = std::min(std::abs(difference) / deviation, 100.0);
+  long low = 1, high = 2;  // `low` is not enough; power grows with n
+  while (power_of(high, size) < kPower) {
+    if (high == kMost) return std::nullopt;
     low = high;
-    high *= 2;
-    if (high > kMost) return std::nullopt;
+    high = std::min(2 * high, kMost);
   }
   while (high - low > 1) {
     const long middle = low + (high - low) / 2;
-    (enough(middle) ? high : low) = middle;
+    (power_of(middle, size) < kPower ? low : high) = middle;
   }
   return high;
 }

@@ -24,9 +24,9 @@ struct PairedTest {
 std::optional<PairedTest> paired_test(const std::vector<double>& differences);
 
 // How many seeds a paired test at the level of 0.05, two-sided, needs to find a mean difference of `difference`
-// in four of five repetitions, where differences spread by `deviation` (their standard deviation): the smallest
-// n with n >= ((t_{0.975, n-1} + t_{0.8, n-1}) deviation / difference)^2, at least 2. None above a million, or
-// where the difference is 0.
+// in at least four of five repetitions, where differences are normal and spread by `deviation` (their standard
+// deviation): the test's t is then Student's non-central one with n - 1 degrees of freedom and the shift
+// sqrt(n) difference / deviation. At least 2. None above a million, or where the difference is 0.
 std::optional<long> seeds_needed(double difference, double deviation);
 
 }  // namespace switchyard::sweep
