@@ -1,0 +1,1 @@
+// What precompiled headers need: a library that they belong to.
