@@ -3,6 +3,13 @@
 
 say() { printf '\n== %s\n' "$*"; }
 
+# seen_from DIRECTORY PATH: prints PATH, which is relative to where we are, relative to the directory if it lies in it.
+seen_from() {
+  local path
+  path=$(realpath -ms "$2")
+  echo "${path#"$1"/}"
+}
+
 # has_split DIRECTORY SPLIT: prepare_data.py names a split in meta.json once its shards are whole.
 has_split() {
   python3 - "$1/meta.json" "$2" << 'PYTHON'
@@ -12,14 +19,18 @@ sys.exit(not (os.path.exists(path) and split in json.load(open(path))["splits"])
 PYTHON
 }
 
-# made_of_other_input DIRECTORY SPLIT FILE: prints what a split that is there was made of, where that is not FILE.
+# made_of_other_input DIRECTORY SPLIT FILE: prints what a split that is there was made of, where that is not FILE as it is
+# now. A meta.json of earlier tools has the paths alone.
 made_of_other_input() {
-  python3 - "$1/meta.json" "$2" "$3" << 'PYTHON'
+  PYTHONPATH=tools python3 -B - "$1/meta.json" "$2" "$3" << 'PYTHON'
 import json, os, sys
+from documents import fingerprint
 path, split, file = sys.argv[1:]
-inputs = json.load(open(path))["splits"][split].get("inputs") if os.path.exists(path) else None
-if inputs and [os.path.realpath(each) for each in inputs] != [os.path.realpath(file)]:
-    print(", ".join(inputs))
+made = json.load(open(path))["splits"][split] if os.path.exists(path) else {}
+if [os.path.realpath(each) for each in made.get("inputs", [file])] != [os.path.realpath(file)]:
+    print(", ".join(made["inputs"]))
+elif os.path.exists(file) and made.get("fingerprints", [fingerprint(file)]) != [fingerprint(file)]:
+    print(made["inputs"][0], "before that was changed")
 PYTHON
 }
 
@@ -53,4 +64,19 @@ do_it() {
   else
     "$@"
   fi
+}
+
+# sweep_and_report SPEC: the sweep, and the page of what it has; where runs have failed, of the others, and its exit code.
+# shellcheck disable=SC2154  # binary, python, out and options are the script's
+sweep_and_report() {
+  local status=0 runs=()
+  "$binary" sweep "$1" --out "$out" "${options[@]}" || status=$?
+  ((status < 2)) || return $status
+  for run in "$out"/*_seed*; do
+    if $dry || [[ -s $run/metrics.jsonl ]]; then runs+=("$run"); fi
+  done
+  if ((${#runs[@]})); then
+    do_it "$python" tools/report.py "${runs[@]}" --out "$out/report.html"
+  fi
+  return $status
 }

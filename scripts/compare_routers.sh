@@ -18,7 +18,7 @@ fail() {
   exit 2
 }
 
-corpus=${CORPUS-} out=runs/lpr_tiny options=() dry=false
+corpus=${CORPUS-} out="" options=() dry=false
 while (($#)); do
   case $1 in
     --corpus | --out)
@@ -34,13 +34,19 @@ while (($#)); do
     *) options+=("$1"); shift ;;
   esac
 done
-[[ -z $corpus ]] || corpus=$(realpath -m "$corpus")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# What the caller named is seen from where the caller is.
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+source "$root/scripts/common.sh"
+[[ -z $corpus ]] || corpus=$(seen_from "$root" "$corpus")
+[[ -z $out ]] || out=$(seen_from "$root" "$out")
+[[ ${SWITCHYARD_BIN-} != */* ]] || SWITCHYARD_BIN=$(realpath -ms "$SWITCHYARD_BIN")
+[[ ${PYTHON-} != */* ]] || PYTHON=$(realpath -ms "$PYTHON")
+cd "$root"
 
 python=${PYTHON:-python3}
 binary=${SWITCHYARD_BIN:-build/switchyard}
 shards=data/corpus_bytes
-source scripts/common.sh
+[[ -n $out ]] || out=runs/lpr_tiny
 
 [[ -x $binary ]] || fail "$binary: no such program; cmake --build --preset cpu --target switchyard makes it"
 for domain in prose reference technical legal code; do
@@ -56,5 +62,4 @@ for domain in prose reference technical legal code; do
   done
 done
 
-"$binary" sweep configs/sweeps/lpr_tiny.json --out "$out" "${options[@]}"
-do_it "$python" tools/report.py "$out"/*_seed* --out "$out/report.html"
+sweep_and_report configs/sweeps/lpr_tiny.json

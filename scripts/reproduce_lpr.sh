@@ -43,14 +43,19 @@ while (($#)); do
   esac
 done
 [[ $scale == small || $scale == paper ]] || fail "--scale must be small or paper"
-[[ -z $corpus ]] || corpus=$(realpath -m "$corpus")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# What the caller named is seen from where the caller is.
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+source "$root/scripts/common.sh"
+[[ -z $corpus ]] || corpus=$(seen_from "$root" "$corpus")
+[[ -z $out ]] || out=$(seen_from "$root" "$out")
+[[ ${SWITCHYARD_BIN-} != */* ]] || SWITCHYARD_BIN=$(realpath -ms "$SWITCHYARD_BIN")
+[[ ${PYTHON-} != */* ]] || PYTHON=$(realpath -ms "$PYTHON")
+cd "$root"
 
 python=${PYTHON:-python3}
 binary=${SWITCHYARD_BIN:-build/switchyard}
 domains=(prose reference technical legal code)
 [[ -n $out ]] || out=runs/lpr_$scale
-source scripts/common.sh
 
 if [[ ! -x $binary ]]; then
   say "build"
@@ -122,5 +127,4 @@ HELP
   $dry || fail "data/fineweb/train_*.bin and data/c4val/val_*.bin are not there; the lines above get them"
 fi
 
-"$binary" sweep "configs/sweeps/lpr_$scale.json" --out "$out" "${options[@]}"
-do_it "$python" tools/report.py "$out"/*_seed* --out "$out/report.html"
+sweep_and_report "configs/sweeps/lpr_$scale.json"

@@ -6,6 +6,7 @@ documents_of(block, field, skip_broken) -> the documents in a block, and a count
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -128,6 +129,19 @@ def check_file(path):
             _check_beginning(path, file.read(512), _endings(path)[1])
 
 
+def fingerprint(path):
+    """Tells a file from one of other content: its size, and a hash of its first and last MiB (gzip has a sum of all at its end).
+    None of a pipe."""
+    if not os.path.isfile(path):
+        return None
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        ends = hashlib.sha256(file.read(1 << 20))
+        file.seek(max(size - (1 << 20), 0))
+        ends.update(file.read(1 << 20))
+    return f"{size}-{ends.hexdigest()}"
+
+
 def _check_beginning(path, data, compression):
     """`data`: how the file begins; `compression`: "" where that is what is inside."""
     kind = kind_of(path)
@@ -184,28 +198,37 @@ class _Readable(io.RawIOBase):
         return len(data)
 
 
+def _position(raw):
+    return raw.tell() if raw.seekable() else 0
+
+
 def read_blocks(path, field):
     kind = kind_of(path)
     if kind == "parquet":
         yield from _parquet_blocks(path, field)
         return
+    if _endings(path)[1] and os.path.isfile(path) and os.path.getsize(path) == 0:
+        kind = {".gz": "gzip"}.get(_endings(path)[1], "zstd")
+        raise UserError(f"{path}: truncated {kind} (it is empty); fetch or make the file again")
     try:
         with open(path, "rb") as raw, _decompressed(path, raw) as file:
             if kind == "text":
                 data = file.read()
                 _check_beginning(path, data[:512], "")
-                yield Block(path, kind, 1, data, raw.tell())
+                yield Block(path, kind, 1, data, _position(raw))
                 return
             line = 1
             while True:
                 data = file.read(BLOCK_BYTES)
-                if not data:
+                if not data and line > 1:
                     return
                 data += file.readline()
                 if line == 1:
                     _check_beginning(path, data[:512], "")
-                yield Block(path, kind, line, data, raw.tell())
+                yield Block(path, kind, line, data, _position(raw))
                 line += data.count(b"\n")
+                if not data:
+                    return  # an empty file is one block, so that it is counted
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: corrupt or truncated gzip ({error}); fetch or make the file again") from None
 
@@ -239,6 +262,8 @@ def _parquet_blocks(path, field):
 
 
 def _check_column(pyarrow, path, schema, field):
+    if schema.names.count(field) > 1:
+        raise UserError(f"{path}: {schema.names.count(field)} columns have the name '{field}'; write the file with one")
     if field not in schema.names:
         raise UserError(f"{path}: no column '{field}'; it has {', '.join(schema.names)}; name the text with --text-field")
     if _is_text(pyarrow, schema.field(field).type):
@@ -271,6 +296,8 @@ def _column_bytes(pyarrow, column):
 def documents_of(block, field, skip_broken):
     """-> ([(text, its UTF-8 bytes)], Skipped). A broken row is an error, unless such rows are to be skipped."""
     documents, skipped = [], Skipped()
+    if block.kind == "json" and not block.data:
+        skipped.add("empty", f"{block.path}: has no row")
     read = {"json": _json_text, "rows": _row_text, "text": _file_text}[block.kind]
     for where, raw in _rows(block):
         try:

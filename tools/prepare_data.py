@@ -177,9 +177,26 @@ def read_meta(out):
     return meta
 
 
+def kept_splits(out, writes, paths):
+    """-> (meta.json, the splits in it that this run leaves as they are). No document of theirs may be in this run's."""
+    old = read_meta(out)
+    kept = {name: split for name, split in old["splits"].items() if name not in writes} if old else {}
+    if kept:
+        here = {os.path.realpath(path): path for path in paths} | {documents.fingerprint(path): path for path in paths}
+        for name, split in kept.items():
+            theirs = [os.path.realpath(path) for path in split.get("inputs", [])]
+            for known in split.get("fingerprints") or theirs:
+                if known is not None and known in here:
+                    raise UserError(
+                        f"--input {here[known]}: {os.path.join(out, 'meta.json')} says that its split {name}, which this run "
+                        "would keep, was made of it, too, so that documents would be in both; write both at once "
+                        "(--val-fraction), or choose another --out"
+                    )
+    return old, kept
+
+
 def merged_meta(out, tokenizer, writes, paths):
-    """The meta.json to be, without the splits that this run writes. What it shares with other splits must match, and no
-    document of theirs may be in this run's."""
+    """The meta.json to be, without the splits that this run writes. What it shares with other splits must match."""
     meta = {
         "tool_version": VERSION,
         "tokenizer": tokenizer.name,
@@ -190,8 +207,7 @@ def merged_meta(out, tokenizer, writes, paths):
         "dtype": tokenizer.dtype,
         "splits": {},
     }
-    old = read_meta(out)
-    kept = {name: split for name, split in old["splits"].items() if name not in writes} if old else {}
+    old, kept = kept_splits(out, writes, paths)
     if not kept:
         return meta
     old.setdefault("begin_token", old.get("eot_token"))
@@ -202,15 +218,6 @@ def merged_meta(out, tokenizer, writes, paths):
                 f"'{old.get('tokenizer')}' ({key} {old.get(key)}), this run has '{meta['tokenizer']}' ({key} "
                 f"{meta[key]}); use the same tokenizer and options or another --out"
             )
-    read_here = {os.path.realpath(path): path for path in paths}
-    for name, split in kept.items():
-        for path in split.get("inputs", []):
-            if os.path.realpath(path) in read_here:
-                raise UserError(
-                    f"--input {read_here[os.path.realpath(path)]}: {os.path.join(out, 'meta.json')} says that its split {name}, which "
-                    f"this run would keep, was made of it, too, so that documents would be in both; write both at once "
-                    "(--val-fraction), or choose another --out"
-                )
     meta["tokenizer"] = old["tokenizer"]
     meta["splits"] = kept
     return meta
@@ -309,6 +316,10 @@ class Preparation:
     def begin(self, record, run):
         out, args = self.args.out, self.args
         beside = os.path.join(out, unfinished.TOKENIZER + ".tmp")
+        _, kept = kept_splits(out, self.writes, self.paths)
+        if args.train_bpe is not None and kept:
+            raise UserError(f"{os.path.join(out, 'meta.json')}: a tokenizer that is trained anew would not be that of {', '.join(kept)}, "
+                            "which this run would keep; give --tokenizer, or choose another --out")  # fmt: skip
         if args.train_bpe is None:
             tokenizer = text_tokenizer.load_tokenizer(args.tokenizer, args.eot_token, args.begin_token)
         elif record:
@@ -419,10 +430,12 @@ class Preparation:
         if args.val_fraction > 0 and not held[args.held_out]["documents"]:
             raise NoDocuments(f"--val-fraction {args.val_fraction} chose none of {held[args.split_name]['documents']} documents; "
                               f"use a larger one, or prepare a file of its own with --split-name {args.held_out}")  # fmt: skip
+        inputs = {"inputs": [os.path.abspath(path) for path in self.paths],
+                  "fingerprints": [documents.fingerprint(path) for path in self.paths]}
         for split, writer in self.writers.items():
             writer.finish()
             counts = {key: held[split][key] for key in ("documents", "tokens", "bytes")}
-            self.meta["splits"][split] = counts | {"shards": len(writer.names), "inputs": self.paths}
+            self.meta["splits"][split] = counts | {"shards": len(writer.names)} | inputs
         self.meta["splits"][args.split_name]["skipped"] = skipped.sorted_counts()
         unfinished.write(args.out, self.run, self.done, self.meta)
         self.recorded = self.done

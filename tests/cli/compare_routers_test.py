@@ -6,9 +6,13 @@ The script runs in a copy of what it needs, with a model and data of a fraction 
 import json
 import shutil
 import subprocess
+import sys
 
 import harness
 from harness import BINARY, ROOT, CliTest
+
+sys.path.insert(0, str(ROOT / "tools"))
+import documents  # noqa: E402
 
 DOMAINS = ("prose", "reference", "technical", "legal", "code")
 
@@ -30,9 +34,9 @@ class CompareRouters(CliTest):
             harness.write_shard(shards / "val_000000.bin", harness.learnable_tokens(90, seed=10 + i))
             (shards / "meta.json").write_text('{"splits": {"train": {}, "val": {}}}')
 
-    def script(self, *options, code=0):
+    def script(self, *options, code=0, cwd="."):
         finished = subprocess.run([str(self.dir / "scripts" / "compare_routers.sh"), *options], capture_output=True,
-                                  text=True, cwd=self.dir, env={**harness.environment(), "SWITCHYARD_BIN": BINARY})
+                                  text=True, cwd=self.dir / cwd, env={**harness.environment(), "SWITCHYARD_BIN": BINARY})
         self.assertEqual(finished.returncode, code, finished.stdout + finished.stderr)
         return finished
 
@@ -62,6 +66,35 @@ class CompareRouters(CliTest):
         finished = self.script("--corpus", "corpus", "--only", "^softmax_topk$", "--seeds", "1", code=2)
         self.assertIn("data/corpus_bytes/technical: split val was made of corpus/other-validation.technical.json.gz", finished.stderr)
         self.assertEqual(finished.stderr.count("\n"), 1)
+
+    def test_a_corpus_that_has_changed_is_told_by_its_content(self):
+        corpus = self.dir / "corpus"
+        corpus.mkdir()
+        metas = {}
+        for domain in DOMAINS:
+            made = {}
+            for split, name in (("train", "train"), ("val", "validation")):
+                file = corpus / f"c4-{name}.{domain}.json.gz"
+                file.write_bytes(f"{name} {domain}".encode())
+                made[split] = {"inputs": [str(file)], "fingerprints": [documents.fingerprint(file)]}
+            metas[domain] = self.dir / "data" / "corpus_bytes" / domain / "meta.json"
+            metas[domain].write_text(json.dumps({"splits": made}))
+        options = ("--corpus", "corpus", "--only", "^softmax_topk$", "--seeds", "1", "--dry-run")
+        self.script(*options)
+        file.write_bytes(file.read_bytes()[::-1])
+        self.assertIn(f"split val was made of {file} before that was changed", self.script(*options, code=2).stderr)
+
+    def test_paths_are_seen_from_where_the_caller_is(self):
+        """From another directory; and where a run fails, the page shows the others."""
+        (self.dir / "other").mkdir()
+        path = self.dir / "configs" / "sweeps" / "lpr_tiny.json"
+        broken = '"variants": [{"name": "broken", "set": {"model.initializer_range": 100, "train.lr": 1000, "train.steps": 30, "train.clip_norm": 0}},'
+        path.write_text(path.read_text().replace('"variants": [', broken))
+        self.script("--out", "runs", "--only", "^(softmax_topk|broken)$", "--seeds", "1", cwd="other", code=1)
+        self.assertTrue((self.dir / "other" / "runs" / "softmax_topk_seed1").is_dir())
+        page = (self.dir / "other" / "runs" / "report.html").read_text()
+        self.assertIn("softmax_topk_seed1", page)
+        self.assertEqual([path.name for path in (self.dir / "runs").glob("*")] if (self.dir / "runs").exists() else [], [])
 
     def test_bad_use(self):
         self.assertIn("nothing", self.script("--only", "nothing", code=2).stderr)

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -23,6 +24,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 TOKENIZERS = TOOLS.parent / "tests" / "tokenizers"
 sys.path.insert(0, str(TOOLS))
 
+import documents  # noqa: E402
 import prepare_data  # noqa: E402
 import shards  # noqa: E402
 import text_tokenizer  # noqa: E402
@@ -150,7 +152,7 @@ class PrepareData(unittest.TestCase):
         self.assertEqual(
             meta["splits"],
             {"train": {"documents": 30, "tokens": size + 30, "bytes": size, "shards": 1, "inputs": [str(source)],
-                       "skipped": {}}},
+                       "fingerprints": [documents.fingerprint(str(source))], "skipped": {}}},
         )
 
     def test_another_field_than_text(self):
@@ -237,6 +239,53 @@ class PrepareData(unittest.TestCase):
         paths = [self.write_texts(f"{text}.jsonl", [text]) for text in ("first", "second")]
         self.bytes_run(paths[0], "--input", paths[1])
         self.assertEqual(self.tokens(), byte_tokens(["first", "second"]))
+
+    def test_a_split_that_stays_is_known_by_its_content(self):
+        """Not by a path as it was typed, which another working directory gives to another file."""
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        (self.dir / "other").mkdir()
+        first, copy = self.write_texts("a.jsonl", sample_texts(9)), self.dir / "other" / "copy.jsonl"
+        shutil.copy(first, copy)
+        os.chdir(self.dir)
+        self.bytes_run("a.jsonl", "--split-name", "val")
+        self.assertEqual(self.meta()["splits"]["val"]["inputs"], [str(first)])
+        self.assertIn("was made of it", self.bytes_run(copy, expect=2))
+        os.chdir(self.dir / "other")
+        self.assertIn("was made of it", self.bytes_run("../a.jsonl", expect=2))
+        self.write_texts("other/a.jsonl", ["another text"])
+        self.bytes_run("a.jsonl")
+        self.assertEqual(self.tokens(), byte_tokens(["another text"]))
+
+    def test_a_tokenizer_is_not_trained_where_another_split_stays(self):
+        self.bytes_run(self.write_texts("a.jsonl", ["a"]), "--split-name", "val")
+        said = self.run_tool("--input", self.write_texts("b.jsonl", ["b"]), "--train-bpe", 300, "--out", self.out, expect=2)
+        self.assertIn("would not be that of val", said)
+        self.assertEqual(len(said.splitlines()), 1, said)
+
+    def test_files_without_a_row_are_counted_or_refused(self):
+        full, empty = self.write_texts("a.jsonl", ["a"]), self.dir / "b.jsonl"
+        empty.touch()
+        for inputs in ([full, empty], [empty, full]):
+            self.assertIn(f"1 empty (first: {empty}: has no row)", self.bytes_run(inputs, "--overwrite"))
+            self.assertEqual(self.tokens(), byte_tokens(["a"]))
+        shutil.rmtree(self.out)
+        for name in ("b.json.gz", "b.jsonl.zst", "b.txt.gz"):
+            (self.dir / name).touch()
+            self.assertRegex(self.fails([full, self.dir / name]), f"{self.dir / name}: truncated (gzip|zstd) .it is empty")
+
+    def test_a_pipe_is_read(self):
+        """Plain and compressed: what cannot be asked for its position or its size."""
+        for name in ("a.jsonl", "a.jsonl.gz"):
+            texts = sample_texts(9)
+            content = self.write_texts(f"of_{name}", texts).read_bytes()
+            os.mkfifo(self.dir / name)
+            writer = threading.Thread(target=(self.dir / name).write_bytes, args=(content,))
+            writer.start()
+            self.bytes_run(self.dir / name, "--overwrite")
+            writer.join()
+            self.assertEqual(self.tokens(), byte_tokens(texts))
+            self.assertEqual(self.meta()["splits"]["train"]["fingerprints"], [None])
 
     def test_a_split_that_stays_shares_no_file_with_the_one_that_is_written(self):
         source = self.write_texts("a.jsonl", sample_texts(100))
@@ -714,6 +763,14 @@ time.sleep(600)
         self.assertIn("Parquet", self.fails(source))
 
     @needs_pyarrow
+    def test_two_columns_of_one_name(self):
+        import pyarrow
+        import pyarrow.parquet
+        path = self.dir / "a.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"]), path)
+        self.assertIn("2 columns have the name 'text'", self.fails(path))
+
+    @needs_pyarrow
     def test_every_arrow_type_that_is_text(self):
         import pyarrow
 
@@ -820,7 +877,8 @@ time.sleep(600)
             self.assertEqual(self.meta()["splits"]["train"]["bytes"], sum(len(text.encode()) for text in texts))
         self.run_tool(*how[:3], TOKENIZERS / "mixtral", *how[4:], "--begin-token", "none")
         self.assertEqual((self.tokens()[0], self.meta()["begin_token"], self.tokens().count(1)), (2, 2, 0))
-        message = self.run_tool(*how[:3], TOKENIZERS / "mixtral", *how[4:], "--split-name", "val", expect=2)
+        other = self.write_texts("b.jsonl", ["x"])
+        message = self.run_tool("--input", other, "--tokenizer", TOKENIZERS / "mixtral", *how[4:], "--split-name", "val", expect=2)
         self.assertIn("begin_token 2", message)  # as train has it
 
     def write_program(self, answer):
@@ -983,8 +1041,9 @@ while head := sys.stdin.buffer.read(4):
         self.assertEqual([model.decode(document) for document in documents], texts)
         first = self.tokens()
 
-        self.run_tool("--input", source, "--tokenizer", self.out, "--out", self.out, "--split-name", "val", "--workers", 2)
-        self.assertEqual(self.tokens("val"), first)
+        longer = self.write_texts("b.jsonl", [*texts, "more"])
+        self.run_tool("--input", longer, "--tokenizer", self.out, "--out", self.out, "--split-name", "val", "--workers", 2)
+        self.assertEqual(self.tokens("val")[:len(first)], first)
         message = self.bytes_run(source, "--overwrite", expect=2)  # val is there, made with the BPE
         self.assertIn("use the same tokenizer", message)
 
