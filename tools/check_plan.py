@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 
+from console import UserError
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = ROOT / "tools" / "published_runs.json"
 BINARY = os.environ.get("SWITCHYARD_BIN", str(ROOT / "build" / "switchyard"))
@@ -32,6 +34,10 @@ BARS = {"flops": 0.02, "steady": 0.06, "speed_median": 0.15, "speed_worst": 0.40
 
 class CannotExpress(Exception):
     """Why a run is not in the table."""
+
+
+class Failed(Exception):
+    """The command itself has failed."""
 
 
 # --- a run as configuration and options ---------------------------------------------------------------------------
@@ -59,7 +65,16 @@ def device_of(run):
 
 def load(path):
     """The runs of a file, without what is null; steady memory and overlap are read from words where they stand there."""
-    runs = [{key: value for key, value in run.items() if value is not None} for run in json.loads(pathlib.Path(path).read_text())]
+    try:
+        runs = [{key: value for key, value in run.items() if value is not None} for run in json.loads(pathlib.Path(path).read_text())]
+        for key in ("id", "source"):
+            [run[key] for run in runs]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from None
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a list of runs in the form of tools/published_runs.json ({error})") from None
+    if not runs:
+        raise UserError(f"{path}: has no run")
     for run in runs:
         steady = re.search(r"steady state (\d+\.\d+)", run.get("mem_kind", ""))
         if steady:
@@ -217,7 +232,10 @@ def ask(path, options, flags=(), calibration=None):
         command += ["--calibration", str(calibration)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise CannotExpress(done.stderr.strip().splitlines()[-1])
+        reason = (done.stderr.strip().splitlines() or ["says nothing"])[-1]
+        if done.returncode == 2:  # a run that the command refuses; anything else is a fault of the command
+            raise CannotExpress(reason)
+        raise Failed(f"{' '.join(command)}: ended with {done.returncode}: {reason}")
     return json.loads(done.stdout)
 
 
@@ -467,7 +485,10 @@ def verdict(errors):
     met = True
     print()
     for name, bar in BARS.items():
-        good = not figures[name] > bar
+        if math.isnan(figures[name]):
+            print(f"{name:<14}  none of these runs has it")
+            continue
+        good = figures[name] <= bar
         met = met and good
         print(f"{name:<14}{100 * figures[name]:6.1f} %  (bar {100 * bar:.0f} %){'' if good else '  MISSED'}")
     everything = errors.of(errors.speeds + errors.left_out)
@@ -505,6 +526,19 @@ def main():
     parser.add_argument("--fit", metavar="FILE", help="fit constants to the runs, and write them there")
     parser.add_argument("--leave-out", action="store_true", help="fit without each study in turn; takes minutes")
     args = parser.parse_args()
+    try:
+        return check(args)
+    except UserError as error:
+        message, code = str(error), 2
+    except Failed as error:
+        message, code = str(error), 1
+    print(f"check_plan.py: {message}", file=sys.stderr)
+    return code
+
+
+def check(args):
+    if not os.access(BINARY, os.X_OK):
+        raise UserError(f"{BINARY}: no such program; build it, or name it in SWITCHYARD_BIN")
     runs = load(args.runs)
     with tempfile.TemporaryDirectory() as directory:
         found = plans(runs, directory, args.calibration)
@@ -516,6 +550,8 @@ def main():
             found = plans(runs, directory, args.fit)
     errors = Errors(runs, found)
     print_all(errors, args.markdown)
+    if len(errors.unplanned) == len(runs):
+        raise Failed("none of these runs could be planned; the reasons are above")
     return 0 if verdict(errors) else 1
 
 

@@ -58,6 +58,31 @@ class CheckPlan(unittest.TestCase):
                                       text=True)
                 self.assertEqual(done.returncode, code, done.stdout + done.stderr)
 
+    def test_what_plans_nothing_has_not_met_the_bars(self):
+        """A program that fails, one that refuses every run, a file without runs, and what is no file of runs."""
+        with tempfile.TemporaryDirectory() as directory:
+            def check(code, *words, binary=None, runs=None):
+                arguments, environment = [], dict(os.environ)
+                if binary is not None:
+                    program = pathlib.Path(directory) / "program"
+                    program.write_text(f"#!/bin/sh\n{binary}\n")
+                    program.chmod(0o755)
+                    environment["SWITCHYARD_BIN"] = str(program)
+                if runs is not None:
+                    arguments = [str(pathlib.Path(directory) / "runs.json")]
+                    pathlib.Path(arguments[0]).write_text(runs)
+                done = subprocess.run([sys.executable, str(ROOT / "tools" / "check_plan.py"), *arguments], capture_output=True,
+                                      text=True, env=environment)
+                self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+                self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+                for word in words:
+                    self.assertIn(word, done.stderr)
+            check(1, "ended with 1", "something is wrong", binary="echo 'error: something is wrong' >&2; exit 1")
+            check(1, "none of these runs could be planned", binary="echo 'error: no' >&2; exit 2")
+            check(2, "has no run", runs="[]")
+            check(2, "not a list of runs", runs="[{")
+            check(2, "not a list of runs", runs='{"a": 1}')
+
     def test_windows_that_alternate_count_as_one(self):
         """128 keys in every other layer and all in the others: as many keys as one window of all layers has."""
         length, window = 4096, check_plan.mean_window(True, 128, 4096)
