@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,14 +168,18 @@ DOMAINS = {
 }
 
 
-def run(command, **options):
+DAMAGED = "the package is damaged: remove it, and it is fetched again"
+APT_ADVICE = "run apt-get update, and look whether this machine's Debian has it"
+
+
+def run(command, advice=APT_ADVICE, **options):
     try:
         done = subprocess.run(command, capture_output=True, check=False, **options)
     except FileNotFoundError:
         raise UserError(f"{command[0]}: no such program; this needs Debian's apt and dpkg") from None
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["failed"]
-        raise UserError(f"{' '.join(command)}: {lines[-1]}; run apt-get update, and look whether this machine's Debian has it")
+        raise UserError(f"{' '.join(command)}: {lines[-1]}; {advice}")
     return done.stdout
 
 
@@ -183,7 +188,11 @@ def fetched(package, directory):
     files = sorted(directory.glob(f"{package}_*.deb"))
     if not files:
         print(f"  fetches {package}", flush=True)
-        run(["apt-get", "download", "-q", package], cwd=directory)
+        # Apt writes under the last name: what is cut off must not be taken for the whole the next time.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch_") as scratch:
+            run(["apt-get", "download", "-q", package], cwd=scratch)
+            for file in Path(scratch).glob("*.deb"):
+                os.replace(file, directory / file.name)
         files = sorted(directory.glob(f"{package}_*.deb"))
     if len(files) != 1:
         raise UserError(f"{directory}: has {len(files)} files {package}_*.deb; leave one")
@@ -193,7 +202,7 @@ def fetched(package, directory):
 def texts_of(file, paths):
     """(path, text) of what fits, by path."""
     wanted, found = re.compile(r"\./" + paths), []
-    with tarfile.open(fileobj=io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", str(file)]))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", str(file)], DAMAGED))) as archive:
         for member in archive:
             if not member.isfile() or not wanted.fullmatch(member.name):
                 continue
@@ -236,7 +245,7 @@ def make_domain(domain, sources, out, packages):
     documents = {}
     for source in sources:
         file = fetched(source.package, out / "packages")
-        version = run(["dpkg-deb", "-f", str(file), "Version"]).decode().strip()
+        version = run(["dpkg-deb", "-f", str(file), "Version"], DAMAGED).decode().strip()
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         noted = "as noted" if sha256 == source.sha256 else f"not {source.version}, which is noted: its text may differ"
         print(f"  {source.package} {version}, SHA-256 {sha256} ({noted})", flush=True)
@@ -287,6 +296,8 @@ def main(argv=None):
         message, code = f"error: {error}", 2
     except OSError as error:
         message, code = f"error: {error.filename or args.out}: {error.strerror or error}; check the path and the free space", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted; packages that are whole stay, and the same command goes on with them", 130
     print(message, file=sys.stderr)
     return code
 

@@ -6,6 +6,7 @@ what the server says; a fetch that was cut short goes on where it stopped. What 
 """
 
 import argparse
+import http.client
 import json
 import os
 import sys
@@ -40,8 +41,16 @@ class DataSet:
 
 def join_piqa(directory):
     """PIQA's questions and answers lie in two files each; joins their lines."""
+    path = os.path.join(directory, "physicaliqa-train-dev.zip")
+    try:
+        return joined_piqa(directory, path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: {error}; remove it and fetch it again") from None
+
+
+def joined_piqa(directory, path):
     made = []
-    with zipfile.ZipFile(os.path.join(directory, "physicaliqa-train-dev.zip")) as archive:
+    with zipfile.ZipFile(path) as archive:
         members = {os.path.basename(name): name for name in archive.namelist() if "__MACOSX" not in name}
         for split in ("train", "dev"):
             try:
@@ -166,11 +175,27 @@ def fetch(url, path, noted):
     record = read_record(record_path)
     begun = os.path.getsize(part) if os.path.exists(part) and record.get("url") == url and record.get("validator") else 0
     try:
-        answer, begun, total = opened(url, begun, record.get("validator"))
+        try:
+            answer, begun, total = opened(url, begun, record.get("validator"))
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not begun:
+                raise
+            if error.headers.get("Content-Range") == f"bytes */{begun}":  # all of it is there but for its name
+                os.replace(part, path)
+                os.remove(record_path)
+                return begun
+            begun = 0  # more than the server has
+            answer, begun, total = opened(url, begun, None)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: {error.code} {error.reason}; check the address, or give another with --replace") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise UserError(f"{url}: {getattr(error, 'reason', error)}; check the network") from None
+    except http.client.InvalidURL as error:
+        raise UserError(f"{url}: is no address ({error}); check --replace") from None
+    except http.client.HTTPException as error:
+        raise UserError(f"{url}: gave no answer in HTTP ({error!r}); check the address, or try again") from None
+    except ValueError as error:
+        raise UserError(f"{url}: is no address ({error}); check --replace") from None
     if noted is not None and total is not None and total != noted:
         say(f"  the server's file has {total:,} bytes, where {noted:,} are noted here: it has changed")
     # Of a weak validator a server may not say whether bytes are the same.
@@ -189,8 +214,8 @@ def fetch(url, path, noted):
                     progress.update(done, human_bytes(done))
             file.flush()
             os.fsync(file.fileno())
-    except (TimeoutError, ConnectionError) as error:
-        raise UserError(f"{url}: {error} after {done:,} bytes; the same command goes on from there") from None
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise UserError(f"{url}: {error or type(error).__name__} after {done:,} bytes; the same command goes on from there") from None
     finally:
         progress.close()
     if total is not None and done < total:
@@ -198,6 +223,10 @@ def fetch(url, path, noted):
     if total is not None and done > total:
         os.remove(part)
         raise UserError(f"{url}: gave {done:,} bytes where {total:,} were announced; nothing was kept")
+    if total is None and noted is not None and done != noted:
+        # Without an announced length an end is like a broken connection.
+        raise UserError(f"{url}: ended after {done:,} bytes, and the server announced no length; {noted:,} are noted here: "
+                        "nothing was kept but the .part file; try again, or another address with --replace")  # fmt: skip
     os.replace(part, path)
     os.remove(record_path)
     return done
@@ -245,8 +274,6 @@ def main(argv=None):
         return 0
     except UserError as error:
         message, code = f"error: {error}", 2
-    except zipfile.BadZipFile as error:
-        message, code = f"error: {args.out}: {error}; remove the archive and fetch it again", 2
     except OSError as error:
         message, code = f"error: {error.filename or args.out}: {error.strerror or error}; check the path and the free space", 2
     except KeyboardInterrupt:

@@ -5,13 +5,24 @@ Needs the Python module pyarrow. A file that is there already is replaced only w
 """
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import sys
 
 from console import UserError, missing_module
 
 ROWS = 1024
+
+
+def plain(value):
+    """What JSON has a word for: a number that is not finite becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: plain(member) for key, member in value.items()}
+    return [plain(member) for member in value] if isinstance(value, list) else value
 
 
 def convert(path, overwrite):
@@ -30,12 +41,17 @@ def convert(path, overwrite):
         with pyarrow.parquet.ParquetFile(path) as file, open(out + ".part", "w", encoding="utf-8") as lines:
             for batch in file.iter_batches(batch_size=ROWS):
                 for row in batch.to_pylist():
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
                     rows += 1
-    except (pyarrow.ArrowException, TypeError) as error:
+    except (pyarrow.ArrowException, TypeError, OSError) as error:
+        with contextlib.suppress(OSError):
+            os.remove(out + ".part")
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        os.remove(out + ".part")
-        raise UserError(f"{path}: cannot be written as JSON ({reason}); fetch the file again") from None
+        if isinstance(error, TypeError):
+            raise UserError(f"{path}: a column has no form in JSON ({reason}); write the file without it") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({reason}); fetch or make the file again") from None
     os.replace(out + ".part", out)
     print(f"{out}: {rows} rows")
 

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,24 @@ class Packages(unittest.TestCase):
         code, said = self.make()
         self.assertEqual(code, 2)
         self.assertIn("error: dpkg-deb -f", said)
+        self.assertIn("the package is damaged: remove it, and it is fetched again", said)
+
+    def test_a_fetch_that_is_cut_off_leaves_nothing_to_be_taken_for_the_whole(self):
+        package = self.dir / "out/packages/words_1_all.deb"
+        whole = package.read_bytes()
+        package.unlink()
+        program = self.dir / "bin" / "apt-get"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\nhead -c 100 /dev/zero > words_1_all.deb\nkill -INT $PPID\nsleep 5\n")
+        program.chmod(0o755)
+        with mock.patch.dict("os.environ", {"PATH": f"{program.parent}:{os.environ['PATH']}"}):
+            code, said = self.make()
+            self.assertEqual((code, said.splitlines()[-1].split(";")[0]), (130, "interrupted"), said)
+            self.assertEqual([path.name for path in (self.dir / "out/packages").iterdir()], ["source_1_all.deb"])
+            (self.dir / "whole").write_bytes(whole)
+            program.write_text(f"#!/bin/sh\ncp {self.dir}/whole words_1_all.deb\n")
+            self.assertEqual(self.make()[0], 0)
+        self.assertEqual(package.read_bytes(), whole)
 
     def test_without_apt_it_says_so(self):
         (self.dir / "out/packages/words_1_all.deb").unlink()

@@ -29,6 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.cut, self.requests, self.tag = {}, None, [], '"one"'
+        self.announces_length = True
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,6 +42,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         begin = 0
         if wanted and self.headers.get("If-Range") == server.tag:
             begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if begin >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         else:
@@ -48,7 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.tag:
             self.send_header("ETag", server.tag)
         body = content[begin:]
-        self.send_header("Content-Length", str(len(body)))
+        if server.announces_length:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body if server.cut is None else body[:server.cut])
         return None
@@ -127,6 +134,34 @@ class GetData(unittest.TestCase):
         self.assertEqual((self.out / "fineweb" / file.name).read_bytes(), self.content_of(file))
         self.assertEqual(len(list((self.out / "fineweb").iterdir())), 1)
 
+    def test_names_what_was_fetched_whole_but_not_named(self):
+        """Cut off between the last byte and the name; and the same where the server has less by now."""
+        file = get_data.DATA_SETS["fineweb"].files[0]
+        path = self.out / "fineweb" / file.name
+        for name, content in (("whole", self.content_of(file)), ("more than the server has", self.content_of(file) + b"x")):
+            with self.subTest(name):
+                self.server.cut = 100
+                path.unlink(missing_ok=True)
+                self.run_tool("fineweb", expect=2)
+                self.server.cut = None
+                Path(f"{path}.part").write_bytes(content)
+                self.run_tool("fineweb")
+                self.assertEqual(path.read_bytes(), self.content_of(file))
+                self.assertEqual(len(list(path.parent.iterdir())), 1)
+
+    def test_an_end_that_nobody_announced_is_held_to_the_noted_size(self):
+        self.server.announces_length = False
+        self.assertIn("announced no length; 749,738 are noted", self.run_tool("gsm8k", expect=2))
+        self.assertFalse((self.out / "gsm8k" / "test.jsonl").exists())
+
+    def test_what_is_no_server_or_no_address(self):
+        for mirror, word in (("mirror.local", "is no address"), ("http://a b", "is no address"), ("http://127.0.0.1:1", "check the network")):
+            with self.subTest(mirror), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+                host = "/".join(get_data.DATA_SETS["gsm8k"].files[0].url.split("/")[:3])
+                self.assertEqual(get_data.main(["gsm8k", "--out", str(self.out), "--replace", f"{host}={mirror}"]), 2)
+                self.assertIn(word, err.getvalue())
+                self.assertEqual(len(err.getvalue().splitlines()), 1)
+
     def test_begins_anew_where_the_file_has_changed_or_cannot_be_told(self):
         file = get_data.DATA_SETS["fineweb"].files[0]
         for before, after in (('"one"', '"two"'), ("", "")):
@@ -159,7 +194,7 @@ class GetData(unittest.TestCase):
         self.assertEqual(found, [{"goal": f"dev \u00e9 {i}", "sol1": "a", "sol2": "b", "label": i} for i in (0, 1)])
         self.server.content[path] = b"no archive"
         (self.out / "piqa" / "physicaliqa-train-dev.zip").unlink()
-        self.assertIn("error:", self.run_tool("piqa", expect=2))
+        self.assertIn(f"error: {self.out / 'piqa' / 'physicaliqa-train-dev.zip'}: File is not a zip file", self.run_tool("piqa", expect=2))
 
     @needs_pyarrow
     def test_parquet_becomes_lines(self):
@@ -174,6 +209,27 @@ class GetData(unittest.TestCase):
         with contextlib.redirect_stderr(io.StringIO()) as err:
             self.assertEqual(parquet_to_jsonl.main([str(path)]), 2)
         self.assertIn("is there already", err.getvalue())
+
+    @needs_pyarrow
+    def test_parquet_that_is_cut_or_has_what_json_has_not(self):
+        import datetime
+        import pyarrow
+        import pyarrow.parquet
+
+        def convert(name, rows, code, cut=None):
+            path = self.out / name
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+            path.write_bytes(path.read_bytes()[:cut])
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+                self.assertEqual(parquet_to_jsonl.main([str(path)]), code)
+            return path.with_suffix(".jsonl"), err.getvalue()
+        made, _ = convert("nan.parquet", [{"score": float("nan"), "all": [1.5, float("inf")]}], 0)
+        self.assertEqual(made.read_text(), '{"score": null, "all": [1.5, null]}\n')
+        made, said = convert("cut.parquet", [{"a": "b"}], 2, cut=50)
+        self.assertIn("cannot be read as Parquet", said)
+        made, said = convert("time.parquet", [{"a": datetime.datetime(2026, 1, 1)}], 2)
+        self.assertIn("a column has no form in JSON", said)
+        self.assertEqual(sorted(path.suffix for path in self.out.iterdir()), [".jsonl", ".parquet", ".parquet", ".parquet"])
 
 
 if __name__ == "__main__":
