@@ -1,7 +1,7 @@
 """Shows runs while they go on: the figures of report.py, drawn anew every few seconds.
 
     pip install -r tools/requirements-dashboard.txt
-    streamlit run tools/dashboard.py                       every run in runs/
+    streamlit run tools/dashboard.py                       every run in runs/, those of sweeps, too
     streamlit run tools/dashboard.py -- runs/a runs/b      these
 """
 
@@ -12,7 +12,6 @@ import streamlit as st
 
 import figures
 import svg_chart
-from console import UserError
 from run_metrics import AXES, load_runs, number
 
 INTERVALS = {"2 s": 2, "5 s": 5, "15 s": 15, "60 s": 60, "never": None}
@@ -21,7 +20,7 @@ INTERVALS = {"2 s": 2, "5 s": 5, "15 s": 15, "60 s": 60, "never": None}
 def known_runs():
     """What the command line names, or what is in runs/; the newest first."""
     named = [Path(path) for path in sys.argv[1:]]
-    found = named or [path.parent for path in Path("runs").glob("*/metrics.jsonl")]
+    found = named or [path.parent for depth in ("*", "*/*") for path in Path("runs").glob(f"{depth}/metrics.jsonl")]
 
     def age(path):
         metrics = path / "metrics.jsonl" if path.is_dir() else path
@@ -48,10 +47,11 @@ def show_progress(run):
 
 
 def show(paths, axis, view):
-    try:
-        runs = load_runs(paths, axis)
-    except UserError as error:
-        st.warning(str(error))
+    left_out = []
+    runs = load_runs(paths, axis, left_out)
+    for reason in left_out:
+        st.warning(reason)
+    if not runs:
         return
     for run in runs:
         if len(runs) > 1:
@@ -83,7 +83,7 @@ def main():
     view = figures.View(smooth or None, st.sidebar.checkbox("logarithmic losses"))
     if not chosen:
         st.info("Choose a run in the sidebar." if choices else
-                "No runs/*/metrics.jsonl here: name a run, as in  streamlit run tools/dashboard.py -- RUN")
+                "No runs/*/metrics.jsonl or runs/*/*/metrics.jsonl here: name a run, as in  streamlit run tools/dashboard.py -- RUN")
         return
     st.fragment(show, run_every=interval)(chosen, axis, view)
 

@@ -121,10 +121,15 @@ def load_plan(path):
     """What `switchyard plan --search --json` wrote."""
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError):
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: is not JSON; 'switchyard plan CONFIG --search=1000 --json=FILE' writes such a file") from None
     if not isinstance(plan, dict) or not plan.get("layouts") or "device" not in plan:
         raise UserError(f"{path}: has no layouts; 'switchyard plan CONFIG --search=1000 --json=FILE' writes them")
+    try:
+        figures.plan_figure(plan, 0)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: is not what 'switchyard plan CONFIG --search=1000 --json=FILE' writes "
+                        f"({type(error).__name__}: {error})") from None
     return plan
 
 
@@ -224,9 +229,10 @@ def write_csvs(directory, runs):
     tables = [figures.summary_values(run) for run in runs]
     write_csv(directory / "table.csv", list(tables[0]), [table.values() for table in tables])
     write_csv(directory / "configurations.csv", *config_differences(runs))
+    stems = [re.sub(r"[^\w.-]+", "_", run.name).strip("_") or "run" for run in runs]
     for number, run in enumerate(runs):
-        stem = re.sub(r"[^\w.-]+", "_", run.name).strip("_") or "run"
-        if [re.sub(r"[^\w.-]+", "_", other.name).strip("_") for other in runs].count(stem) > 1:
+        stem = stems[number]
+        if stem in ("table", "configurations") or stems.count(stem) > 1:
             stem += f"_{number}"
         seen = {id(v.line): [*flat(v.balance, "val_balance"), *flat(v.loss_by_domain, "val_loss_by_domain")]
                 for v in run.validations}
@@ -256,6 +262,8 @@ def smoothing(word):
 def write_whole(path, content):
     """All of it or nothing: a page is often written again while a browser shows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory; name a file in it")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
@@ -283,6 +291,8 @@ def main():
     arguments = parser.parse_args()
     if not arguments.runs and not arguments.plan and not arguments.sizes:
         parser.error("the following arguments are required: RUN, --plan FILE or --sizes FILE")
+    if arguments.csv and not arguments.runs:
+        parser.error("--csv writes what runs have logged, and no RUN is given")
     try:
         runs = load_runs(arguments.runs, arguments.x) if arguments.runs else []
         plans = [load_plan(path) for path in arguments.plan]
@@ -295,7 +305,7 @@ def main():
             parts.append(("Sizes", [figures.trend_figure(found, i) for i, found in enumerate(trends)]))
         write_whole(arguments.out, page(runs, parts, view, plans, trends))
         pngs = write_pngs(arguments.png, parts) if arguments.png else []
-        if arguments.csv and runs:
+        if arguments.csv:
             write_csvs(arguments.csv, runs)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)

@@ -193,7 +193,7 @@ def _parse(text):
     """A line's object, or None where it is not one of a run."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("tokens"), int)
     return line if whole else None
@@ -245,7 +245,7 @@ def _read_json(run, path):
         run.notes.append(f"{path.name} is not a JSON object and is skipped")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         run.notes.append(f"{path.name} is not whole and is skipped")
     return None
 
@@ -276,6 +276,9 @@ def load_run(path, name=None):
     _add_hours(run)
     run.config = _read_json(run, directory / "config.json") or {}
     run.evaluation = _read_json(run, directory / "eval.json")
+    if run.evaluation and not is_number(run.evaluation.get("loss")):
+        run.notes.append("eval.json has no loss (is it of a task?); it is not used")
+        run.evaluation = None
     judged = (run.evaluation or {}).get("step")
     if is_number(judged) and judged < run.steps[-1]["step"]:
         run.notes.append(f"eval.json judges step {judged}, and the run has gone on since; it is not used")
@@ -285,14 +288,22 @@ def load_run(path, name=None):
     return run
 
 
-def load_runs(paths, axis="tokens"):
-    """Several, with names that tell them apart. Throws UserError where a run has nothing for the axis."""
-    runs = [load_run(path) for path in paths]
-    for run in runs:
-        run.axis = axis
-        if all(run.at(line) is None for line in run.steps):
-            raise UserError(f"{run.path}: its metrics.jsonl says nothing of time ({', '.join(CLOCKS)}), so there is no "
-                            f"axis of {axis}; take tokens or steps")
+def load_runs(paths, axis="tokens", left_out=None):
+    """Several, with names that tell them apart. Throws UserError where a run has nothing yet or nothing for the axis; with a
+    list `left_out`, adds the reason to it instead."""
+    runs = []
+    for path in paths:
+        try:
+            run = load_run(path)
+            run.axis = axis
+            if all(run.at(line) is None for line in run.steps):
+                raise UserError(f"{run.path}: its metrics.jsonl says nothing of time ({', '.join(CLOCKS)}), so there is no "
+                                f"axis of {axis}; take tokens or steps")
+            runs.append(run)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:

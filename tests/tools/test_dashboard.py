@@ -68,6 +68,14 @@ class Dashboard(unittest.TestCase):
         app = self.app(self.run_directory, app=app)
         self.assertIn("says nothing of time", app.warning[0].value)
 
+    def test_a_run_that_has_just_begun_is_no_hindrance(self):
+        begun = self.run_directory.parent / "begun"
+        begun.mkdir()
+        (begun / "metrics.jsonl").touch()
+        app = self.app(begun, self.run_directory)
+        self.assertIn("has the run begun?", app.warning[0].value)
+        self.assertEqual(self.metrics(app)["step"], "6")
+
     def test_no_run(self):
         app = self.app(self.run_directory / "nothing")
         self.assertEqual(len(app.warning), 1)

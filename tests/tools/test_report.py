@@ -480,6 +480,30 @@ class Report(unittest.TestCase):
         self.assertEqual([row["test loss"] for row in tables["table.csv"]], ["2.0", "2.0"])
         self.assertEqual(len(tables), 6)
 
+    def test_csv_of_runs_that_are_named_like_its_tables(self):
+        runs = [self.write_run(name, [step_line(1, [[1, 3]])]) for name in ("table", "configurations")]
+        self.report(*runs, options=("--csv", "tables"))
+        self.assertEqual(sorted(path.name for path in (self.dir / "tables").iterdir()),
+                         ["configurations.csv", "configurations_1.csv", "configurations_1.layers.csv", "table.csv", "table_0.csv",
+                          "table_0.layers.csv"])
+        self.assertIn("test loss", (self.dir / "tables" / "table.csv").read_text())
+        self.assertIn("--csv", self.report(options=("--csv", "other", "--plan", self.plan()), code=2)[0].stderr)
+
+    def test_an_evaluation_of_a_task_is_not_one_of_a_loss(self):
+        finished, page = self.report(self.write_run(evaluation={"task": "piqa", "accuracy": 0.5}))
+        self.assertIn("validation at step 12", page)
+        self.assertIn("eval.json has no loss", finished.stdout)
+
+    def test_lines_of_deep_brackets_are_skipped(self):
+        finished, _ = self.report(self.write_run(tail="[" * 100_000 + "\n"))
+        self.assertIn("line 13 is not a step's JSON object and is skipped", finished.stdout)
+
+    def test_a_directory_in_place_of_the_page(self):
+        run = self.write_run()
+        finished = subprocess.run([sys.executable, TOOLS / "report.py", run, "--out", self.dir], capture_output=True, text=True)
+        self.assertEqual((finished.returncode, finished.stderr.count("\n")), (2, 1), finished.stderr)
+        self.assertFalse(Path(f"{self.dir}.tmp").exists())
+
     def test_ticks(self):
         self.assertEqual(svg_chart.Scale(0, 1).ticks(5), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
         self.assertEqual(svg_chart.Scale(1e-5, 1, log=True).ticks(), [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
@@ -557,7 +581,7 @@ class Report(unittest.TestCase):
         self.assertIn("<svg", self.figure(page, "plan-0"))
 
     def test_a_plan_without_layouts(self):
-        for text in ("{}", "nothing", '{"layouts": []}'):
+        for text in ("{}", "nothing", '{"layouts": []}', '{"layouts": [1], "device": {}}', "[" * 100_000):
             (self.dir / "bad.json").write_text(text)
             finished, _ = self.report(options=["--plan", self.dir / "bad.json"], code=2)
             self.assertIn("--search", finished.stderr)
