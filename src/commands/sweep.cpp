@@ -500,7 +500,11 @@ class Sweep {
   }
   Json recorded() const {
     if (!fs::exists(record_path())) return Json(Json::Object{});
-    return parse_stored_json(read_text_file(record_path()), record_path().string());
+    try {
+      return parse_stored_json(read_text_file(record_path()), record_path().string());
+    } catch (const InputError& error) {
+      throw_input("{}; or remove it: what is evaluated is then evaluated again", error.what());
+    }
   }
   void record(const sweep::Task& task) const {
     Json done = recorded();
@@ -520,7 +524,12 @@ class Sweep {
 
   // What is there of the runs of `spec`; `asked`: for these alone it is said why one that is there does not
   // count.
-  Json table_of(const sweep::Spec& spec, bool asked) const {
+  struct Table {
+    Json json;
+    std::size_t counted = 0, others = 0;  // runs that are there and count; that are of other settings or data
+  };
+  Table table_of(const sweep::Spec& spec, bool asked) const {
+    Table table;
     sweep::Results results;
     for (const sweep::Variant& variant : spec.variants) {
       auto& row = results.emplace_back();
@@ -533,12 +542,14 @@ class Sweep {
         if (const std::string difference = whole ? difference_to(run, wanted, true) : ""; !difference.empty()) {
           if (asked) log_warning(difference + "; it is not in the table");
           whole = false;
+          ++table.others;
         }
+        table.counted += whole ? 1 : 0;
         row.push_back(whole ? std::optional(sweep::read_result(run, spec)) : std::nullopt);
       }
     }
-    Json table = sweep::to_json(spec, results);
-    add_sizes(spec, table);
+    table.json = sweep::to_json(spec, results);
+    add_sizes(spec, table.json);
     return table;
   }
 
@@ -564,7 +575,7 @@ class Sweep {
   }
 
   int print_table() const {
-    const Json table = table_of(spec_, true);
+    const Json table = table_of(spec_, true).json;
     const std::string markdown = sweep::to_markdown(spec_, table);
     if (fs::is_directory(out_)) write_whole_table();
     std::FILE* const to = options_.json == "-" ? stderr : stdout;
@@ -580,15 +591,20 @@ class Sweep {
   // A variant that is not asked for may be one that cannot be read.
   void write_whole_table() const {
     const sweep::Spec whole = whole_spec();
-    Json table;
+    Table table;
     try {
       table = table_of(whole, false);
     } catch (const InputError& error) {
       return log_warning(fmt::format("{} stays as it is, since not all of {} can be tabulated: {}",
                                      (out_ / "sweep.json").string(), options_.spec, error.what()));
     }
-    write_text_file(out_ / "sweep.json", to_text(table));
-    write_text_file(out_ / "sweep.markdown", sweep::to_markdown(whole, table));
+    // One who only looks may look with other settings than the runs were made with.
+    const fs::path file = out_ / "sweep.json";
+    if (options_.table && (table.counted == 0 || table.others > 0))
+      return log_warning(fmt::format("{} stays as it is, since {} of the runs there count for this command",
+                                     file.string(), table.counted == 0 ? "none" : "not all"));
+    write_text_file(file, to_text(table.json));
+    write_text_file(out_ / "sweep.markdown", sweep::to_markdown(whole, table.json));
   }
 
   // Of each variant its parameters, and the tokens that its runs have read.

@@ -30,6 +30,11 @@ class Sweep(CliTest):
         finished = self.ok("sweep", "spec.json", "--out", "out", *options)
         return json.loads((self.dir / "out" / "sweep.json").read_text()), finished
 
+    def table(self, *options):
+        """What is printed, which may be another than what is kept in the file."""
+        finished = self.ok("sweep", "spec.json", "--out", "out", "--table", "--json", "-", *options)
+        return json.loads(finished.out), finished
+
     def result(self, run, name="eval"):
         return json.loads((self.dir / "out" / run / f"{name}.json").read_text())
 
@@ -137,10 +142,10 @@ class Sweep(CliTest):
         shutil.move(self.dir / "moved", self.dir / "out")
         # Other data, other settings: what is there is not what is asked for.
         self.write_spec(seeds=[1], evaluate=[{"name": "validation", "data": "data/train_*.bin"}])
-        table, _ = self.sweep("--table")
+        table, _ = self.table()
         self.assertEqual([row["seeds_without_result"] for row in table["variants"]], [[1], [1]])
         self.write_spec(seeds=[1], set={**SET, "train.lr": 0.02})
-        table, finished = self.sweep("--table")
+        table, finished = self.table()
         self.assertEqual([row["seeds_without_result"] for row in table["variants"]], [[1], [1]])
         self.assertRegex(finished.err, r"base_seed1: is a run of other settings: train\.lr is 0\.01 there and 0\.02 here; it is not in the table")
 
@@ -206,6 +211,19 @@ class Sweep(CliTest):
         finished = self.ok("sweep", "spec.json", "--out", "out", "--only", "^base$", "--table")
         self.assertIn("| base | 1 |", finished.out)
         self.assertRegex(finished.err, 'sweep.json stays as it is.*variant "other".*nowhere.json')
+
+    def test_one_who_looks_with_other_settings_leaves_the_table(self):
+        self.write_spec(seeds=[1])
+        table, _ = self.sweep()
+        for options in (("--table", "--set", "train.steps=7"), ("--table", "--set", "router.z_loss_coef=0")):
+            seen, finished = self.sweep(*options)
+            self.assertEqual(seen, table)
+            self.assertIn("sweep.json stays as it is", finished.err)
+        self.write_spec(seeds=[1], variants=[{"name": "other"}])
+        self.assertEqual(self.sweep("--table")[0], table)
+        record = self.dir / "out" / "evaluations.json"
+        record.write_text("")
+        self.fails(2, "sweep", "spec.json", "--out", "out", names=["evaluations.json", "remove it: what is evaluated is then evaluated again"])
 
     def test_a_seed_without_its_pair_is_no_part_of_the_difference(self):
         self.write_spec()
