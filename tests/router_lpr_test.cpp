@@ -370,6 +370,28 @@ TEST(LatentPrototype, EvaluationHasNoNoiseAndNoState) {
   EXPECT_EQ(run(true, 1), first);  // noise is a function of the step
 }
 
+// With every expert chosen jitter moves weights alone; what aligns keys are similarities, which it leaves
+// alone.
+TEST(LatentPrototype, JitterIsNoPartOfTheAlignment) {
+  for (const char* key_update : {"gradient", "ema"}) {
+    const OwnedTensor x = test::normal({8, 6}, DType::f64, "x"), token = ints(std::vector<double>(8, 1));
+    const OwnedTensor place = ints({1, 0}), none = test::normal({1, 5}, DType::f64, "none", 0.0);
+    const auto loss_and_statistics = [&](double jitter) {
+      config::Router options = options_with(
+          {{"latent_dim", std::int64_t{4}}, {"align_weight", 1.0}, {"key_update", word(key_update)}});
+      options.jitter = jitter;
+      Fixture f(options, small_shape(5), 1, 8, DType::f64);
+      f.router->forward(x, {.token_T = token, .seq_len = 8, .training = true, .seed = 1, .rng_offset_2 = place},
+                        f.ctx);
+      std::vector<double> found = values(*f.statistics_S);
+      found.push_back(
+          f.own_loss({.dprob_BE = none, .dlse2 = 0, .token_share = 1.0 / 8, .statistics_S = *f.statistics_S}));
+      return found;
+    };
+    EXPECT_TRUE(test::all_near(loss_and_statistics(5), loss_and_statistics(0), 1e-12, 1e-12)) << key_update;
+  }
+}
+
 // Everything on one expert, the others without a token: values stay finite and the keys go on moving.
 TEST(LatentPrototype, OneExpertMayHaveEveryToken) {
   for (const char* similarity : {"cosine", "dot", "kl", "hellinger"}) {

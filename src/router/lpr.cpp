@@ -137,8 +137,8 @@ class LatentPrototype final : public Router {
       ops::top_k(decision_.expert_TK, chosen_TK_, seen_TE, batch.token_T, ctx);
     }
     ops::slot_softmax_forward(decision_.weight_TK, chosen_TK_, decision_.expert_TK, shape_.weight_scale, ctx);
-    // What aligns keys are similarities.
-    if (!routes_) ops::gather_slots(chosen_TK_, score_TE_, decision_.expert_TK, ctx);
+    // What aligns keys are similarities, without jitter.
+    if (seen_TE.raw() != score_TE_.raw()) ops::gather_slots(chosen_TK_, score_TE_, decision_.expert_TK, ctx);
     if (has_addend_) {
       similarity_->decode(V_Td_, mixture_TE(), key, ctx);
       ops::linear_forward(decision_.expert_input_addend_TD, V_Td_, store_.value(out_weight_), ops::Write::set,
