@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -165,6 +166,26 @@ TEST(Group, RefusesWhatItCannotMove) {
   });
   EXPECT_THROW(parallel::make_mesh(world, 2), std::logic_error);
   EXPECT_THROW(Group(*world.transport, {0, 1}), std::logic_error);
+}
+
+// A transport of as many ranks as one says, which moves nothing.
+class NoTransport : public parallel::Transport {
+ public:
+  explicit NoTransport(int size) : parallel::Transport(0, size) {}
+
+ private:
+  void do_move(std::span<const parallel::Outgoing>, std::span<const parallel::Incoming>, Traffic) override {}
+};
+
+TEST(Group, RefusesMoreRanksThanASumIsWrittenFor) {
+  const auto group_of = [](int size) {
+    NoTransport transport(size);
+    std::vector<int> ranks(static_cast<std::size_t>(size));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    return Group(transport, ranks).size();
+  };
+  EXPECT_EQ(group_of(256), 256);
+  EXPECT_THROW(group_of(257), InputError);
 }
 
 TEST(SharedMemory, AMismatchOfRanksNamesBoth) {

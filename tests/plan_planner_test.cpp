@@ -273,6 +273,11 @@ TEST(Time, BubblesShrinkWithMicroBatchesAndPieces) {
   EXPECT_NEAR(bubble(), 7.0 / 64 / 5, 1e-12);
 }
 
+TEST(Layout, RunsHereOnAsManyRanksAsSumsAreWrittenFor) {
+  EXPECT_TRUE(layout_of(Scheme::switchyard, 256).runs_here());
+  EXPECT_FALSE(layout_of(Scheme::switchyard, 257).runs_here());
+}
+
 TEST(Layout, SizesThatDoNotDivideAreRefusedByName) {
   const Shape shape = shape_of(qwen3_30b(), 8, false);
   const auto refused = [&](auto change, const char* option) {

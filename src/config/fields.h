@@ -222,7 +222,7 @@ void describe(V& v, Parallel& parallel) {
   v.integer({"ranks",
              "how many ranks the run must have; 0: as many as `mpirun -n` or `--nproc` started. A guard for "
              "scripts: the same configuration runs on any number"},
-            parallel.ranks, 0, 1 << 20);
+            parallel.ranks, 0, 256);  // what a sum over ranks is written for: ops::kMostLeaves
   v.integer(
       {"expert",
        "ranks that together hold each expert once; it divides the number of ranks and the number of experts. "

@@ -55,6 +55,9 @@ Group::Group(Transport& transport, std::vector<int> ranks, std::shared_ptr<ops::
            "the ranks of a group ascend");
   SY_CHECK(!ranks_.empty() && ranks_.front() >= 0 && ranks_.back() < transport.size(),
            "a group is made of the {} ranks there are", transport.size());
+  if (size() > ops::kMostLeaves)
+    throw_input("{} ranks are more than sums over ranks are written for, {}; start fewer", size(),
+                ops::kMostLeaves);
   const auto mine = std::find(ranks_.begin(), ranks_.end(), transport.rank());
   SY_CHECK(mine != ranks_.end(), "rank {} is not in the group that it makes", transport.rank());
   place_ = static_cast<int>(mine - ranks_.begin());

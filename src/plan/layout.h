@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/elementwise.h"
 #include "plan/shape.h"
 
 namespace switchyard::plan {
@@ -66,7 +67,8 @@ struct Layout {
   std::int64_t micro_batches() const { return global_batch / (data() * micro_batch); }
   // What switchyard itself runs: ranks of data and of experts.
   bool runs_here() const {
-    return tensor == 1 && pipeline == 1 && context == 1 && expert_tensor == 1 && scheme == Scheme::switchyard;
+    return ranks <= ops::kMostLeaves && tensor == 1 && pipeline == 1 && context == 1 && expert_tensor == 1 &&
+           scheme == Scheme::switchyard;
   }
 };
 
